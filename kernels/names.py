@@ -1,0 +1,51 @@
+"""The vocabulary that all backends share: activations, losses and optimisers by name and by number.
+
+Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
+"""
+
+from typing import NamedTuple
+
+IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
+CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE = range(3)
+SGD, ADAM = range(2)
+
+
+def needs_input(code):
+    """Whether an activation's derivative is taken from its input z; otherwise its output y is enough, and z is not kept."""
+    return code == GELU or code == GELU_TANH or code == SILU
+
+
+class Activation(NamedTuple):
+    """An elementwise function (or the row-wise softmax) and its one parameter: slope, cap or alpha."""
+
+    code: int
+    parameter: float
+
+    @property
+    def needs_input(self) -> bool:
+        return needs_input(self.code)
+
+
+ACTIVATIONS = {
+    "identity": Activation(IDENTITY, 0.0),
+    "relu": Activation(RELU, 0.0),
+    "leaky_relu": Activation(LEAKY_RELU, 0.01),
+    "relu6": Activation(CLIPPED_RELU, 6.0),
+    "clipped_relu": Activation(CLIPPED_RELU, 1.0),
+    "sigmoid": Activation(SIGMOID, 0.0),
+    "tanh": Activation(TANH, 0.0),
+    "elu": Activation(ELU, 1.0),
+    "selu": Activation(SELU, 1.6732632423543772),
+    "gelu": Activation(GELU, 0.0),
+    "gelu_tanh": Activation(GELU_TANH, 0.0),
+    "silu": Activation(SILU, 0.0),
+    "softplus": Activation(SOFTPLUS, 0.0),
+    "softmax": Activation(SOFTMAX, 0.0),
+}
+LOSSES = {"cross_entropy": CROSS_ENTROPY, "binary_cross_entropy": BINARY_CROSS_ENTROPY, "mse": MSE}
+OK, BAD_LABEL, NONFINITE = range(3)
+
+
+def workspace_size(widths, batch):
+    """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses."""
+    return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
