@@ -1,0 +1,49 @@
+"""Losses, each with its gradient times `scale`: the 1 / count of a mean, or 1 for a sum.
+
+    cross_entropy         l_i = sum_c t_ic (log sum_j exp(z_ij) - z_ic)       dz_ij = softmax(z_i)_j sum_c t_ic - t_ij
+    binary_cross_entropy  l   = max(z, 0) - z t + log(1 + exp(-|z|))          dz    = sigmoid(z) - t
+    mse                   l   = (y - t)^2                                     dy    = 2 (y - t)
+
+The first two are the negative log-likelihoods of p = softmax(z) and p = sigmoid(z), taken from the logits z so that
+no p underflows (Goodfellow et al. 2016, 6.2.2). Logits (N, C); labels are int64 class numbers (N,), or t itself (N, C).
+Each function returns the sum of the losses, added in float64.
+"""
+
+import numpy as np
+
+from .activation import sigmoid
+
+
+def cross_entropy(logits, labels, losses, dlogits, scale):
+    """losses (N,) and dlogits (N, C) = scale dz are written."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        e = np.exp(shifted)
+        total = e.sum(axis=1, keepdims=True)
+        minus_log_p = np.log(total) - shifted
+        if labels.ndim == 1:
+            rows = np.arange(len(labels))
+            losses[...] = minus_log_p[rows, labels]
+            dlogits[...] = e / total
+            dlogits[rows, labels] -= 1
+        else:
+            losses[...] = (labels * minus_log_p).sum(axis=1)
+            dlogits[...] = e / total * labels.sum(axis=1, keepdims=True) - labels
+        dlogits *= scale
+    return float(losses.sum(dtype=np.float64))
+
+
+def binary_cross_entropy(logits, targets, losses, dlogits, scale):
+    """losses and dlogits = scale dz are written, of the logits' shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        losses[...] = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
+        dlogits[...] = (sigmoid(logits) - targets) * scale
+    return float(losses.sum(dtype=np.float64))
+
+
+def mse(y, target, losses, dy, scale):
+    """losses and dy = 2 scale (y - target) are written, of y's shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        losses[...] = np.square(y - target)
+        dy[...] = 2 * (y - target) * scale
+    return float(losses.sum(dtype=np.float64))
