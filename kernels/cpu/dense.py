@@ -1,0 +1,272 @@
+"""Chains of dense layers, a_{l+1} = f_l(a_l w_l + b_l), as in kernels/reference/dense.py.
+
+The rows of a batch are independent through the whole chain, forward and backward, so a thread takes its share of rows
+through all layers with no barrier; only the weights' gradients, sums over all rows, come after. A bias is where the product's sums
+start. Products and activations are kernels of their own, called by their addresses, so that each is compiled once.
+"""
+
+import numpy as np
+from numba import carray
+
+from .. import names
+from .activation import ACTIVATION, activate_part, differentiate_part
+from .gemm import GEMM, SCRATCH, describe, gemm_part
+from .jit import addresses, compiled, entry, kernel
+from .optim import squares
+from .parallel import address_of, get_num_threads, launch, run, scratch, share
+from .simd import ROWS, address, advance, call, pointer, void_pointer
+
+# addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both
+LAYER = np.dtype(
+    [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw db".split()] + [("parameter", "f8")]
+)
+# layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0
+CHAIN = np.dtype(
+    [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms panels itemsize".split()]
+    + [(name, "i8") for name in "gemm activate differentiate".split()]
+)
+needs_input = compiled(names.needs_input)
+# rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
+GRADIENT_ROWS = 480
+
+
+@compiled
+def layers_of(chain):
+    return carray(void_pointer(chain.layers), chain.depth, LAYER)
+
+
+@compiled
+def activate_rows(chain, function, layer, lo, hi, job):
+    """Rows lo..hi of a layer through its activation, forward or backward."""
+    t = job[0]
+    at = lo * layer.n_out * chain.itemsize
+    t.code, t.parameter, t.rows, t.columns = layer.code, layer.parameter, hi - lo, layer.n_out
+    t.z, t.y, t.dz = layer.z + at, layer.y + at, layer.dz + at
+    call(function, 0, 1, address(job))
+
+
+@compiled
+def forward_rows(chain, lo, hi, panels, like):
+    """Rows lo..hi through all layers."""
+    product, job = np.empty(1, GEMM), np.empty(1, ACTIVATION)
+    layers, size = layers_of(chain), chain.itemsize
+    a, a_row, a_col = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col
+    for l in range(chain.depth):
+        layer = layers[l]
+        at = lo * layer.n_out * size
+        start, start_row = layer.b, 0
+        if l == chain.depth - 1 and chain.residual:
+            add_bias(hi - lo, layer.n_out, chain.residual + at, layer.b, layer.z + at, like)
+            start, start_row = layer.z + at, layer.n_out
+        describe(
+            product, hi - lo, layer.n_out, layer.n_in, a, a_row, a_col, layer.w, layer.w_row, layer.w_col,
+            start, start_row, layer.z + at, layer.n_out, panels,
+        )  # fmt: skip
+        call(chain.gemm, 0, 1, address(product))
+        activate_rows(chain, chain.activate, layer, lo, hi, job)
+        a, a_row, a_col = layer.y + at, layer.n_out, 1
+
+
+@compiled
+def add_bias(rows, columns, residual, b, z, like):
+    """z = residual + b, where there is a b."""
+    bias = carray(pointer(b, like), columns)
+    for i in range(rows):
+        to = carray(advance(pointer(z, like), i * columns), columns)
+        of = carray(advance(pointer(residual, like), i * columns), columns)
+        for j in range(columns):
+            to[j] = of[j] + bias[j] if b else of[j]
+
+
+@compiled
+def backward_rows(chain, lo, hi, panels):
+    """Rows lo..hi back through all layers: dz of the last layer holds dy, and every dz is left for the weights' gradients."""
+    product, job = np.empty(1, GEMM), np.empty(1, ACTIVATION)
+    layers, size = layers_of(chain), chain.itemsize
+    for l in range(chain.depth - 1, -1, -1):
+        layer = layers[l]
+        activate_rows(chain, chain.differentiate, layer, lo, hi, job)
+        da = layers[l - 1].dz if l else chain.dx
+        if da:
+            describe(
+                product, hi - lo, layer.n_in, layer.n_out, layer.dz + lo * layer.n_out * size, layer.n_out, 1,
+                layer.w, layer.w_col, layer.w_row, 0, 0, da + lo * layer.n_in * size, layer.n_in, panels,
+            )  # fmt: skip
+            call(chain.gemm, 0, 1, address(product))
+
+
+@compiled
+def column_sums(rows, columns, lo, hi, values, sums):
+    """Sums over all rows of the columns lo..hi of values (rows, columns), row after row."""
+    to = carray(advance(sums, lo), hi - lo)
+    for j in range(hi - lo):
+        to[j] = 0
+    for i in range(rows):
+        of = carray(advance(values, i * columns + lo), hi - lo)
+        for j in range(hi - lo):
+            to[j] += of[j]
+
+
+@kernel(CHAIN)
+def forward_part(part, parts, job, like):
+    chain = carray(job, 1)[0]
+    lo, hi = share(part, parts, chain.rows, ROWS)
+    forward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize, like)
+
+
+@kernel(CHAIN)
+def backward_part(part, parts, job, like):
+    chain = carray(job, 1)[0]
+    lo, hi = share(part, parts, chain.rows, ROWS)
+    last = layers_of(chain)[chain.depth - 1]
+    n, at = (hi - lo) * last.n_out, lo * last.n_out
+    to, of = carray(advance(pointer(last.dz, like), at), n), carray(advance(pointer(chain.dy, like), at), n)
+    for i in range(n):
+        to[i] = of[i]
+    backward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize)
+
+
+@kernel(CHAIN)
+def gradients_part(part, parts, job, like):
+    """The part's rows of every dw = a^T dz, and its columns of every db."""
+    chain = carray(job, 1)[0]
+    product = np.empty(1, GEMM)
+    layers, size = layers_of(chain), chain.itemsize
+    norms, before = chain.norms, 0
+    a, a_row, a_col = chain.x, chain.x_row, chain.x_col
+    for l in range(chain.depth):
+        layer = layers[l]
+        lo, hi = share(part, parts, layer.n_in, ROWS)
+        for i in range(lo, hi, GRADIENT_ROWS):
+            m = min(GRADIENT_ROWS, hi - i)
+            dw = layer.dw + i * layer.n_out * size
+            describe(
+                product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
+                0, 0, dw, layer.n_out, chain.panels + part * SCRATCH * size,
+            )  # fmt: skip
+            call(chain.gemm, 0, 1, address(product))
+            if norms:
+                sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
+                for r in range(m):
+                    sums[r] = squares(carray(pointer(dw + r * layer.n_out * size, like), layer.n_out))
+        if layer.db:
+            lo, hi = share(part, parts, layer.n_out, 16)
+            column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like))
+        before += layer.n_in
+        a, a_row, a_col = layer.y, layer.n_out, 1
+
+
+def _chain(x, weights, biases, activations, zs, outputs, dzs=None, dweights=None, dbiases=None):
+    """(CHAIN job, LAYER records, arrays to keep alive): the addresses of a chain's arrays."""
+    size, dtype = x.itemsize, x.dtype
+    none = [None] * len(weights)
+    biases = [None if b is None else np.ascontiguousarray(b) for b in biases]
+    dzs, dweights, dbiases = dzs or none, dweights or none, dbiases or none
+    layers = np.empty(len(weights), LAYER)
+    for l, (w, activation) in enumerate(zip(weights, activations, strict=True)):
+        arrays = biases[l], zs[l] if activation.needs_input else outputs[l], outputs[l], dzs[l], dweights[l], dbiases[l]
+        b, *rest = (0 if a is None else address_of(a) for a in arrays)
+        strides = w.strides[0] // size, w.strides[1] // size
+        layers[l] = (*w.shape, address_of(w), *strides, b, activation.code, *rest, activation.parameter)
+    panels = scratch(dtype, SCRATCH * get_num_threads())
+    job = np.zeros(1, CHAIN)
+    c = job[0]
+    c["rows"], c["depth"], c["layers"] = len(x), len(layers), address_of(layers.view(np.int64))
+    c["x"], c["x_row"], c["x_col"] = address_of(x), x.strides[0] // size, x.strides[1] // size
+    c["panels"], c["itemsize"] = address_of(panels), size
+    c["gemm"], c["activate"] = gemm_part.address(dtype), activate_part.address(dtype)
+    c["differentiate"] = differentiate_part.address(dtype)
+    return job, (layers, biases)
+
+
+def _operations(x, weights):
+    return 2 * len(x) * sum(w.size for w in weights)
+
+
+def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
+    """outputs[l] (N, K) = a_{l+1}, zs[l] = z_l or outputs[l]; biases[l] and residual may be None."""
+    job, _alive = _chain(x, weights, biases, activations, zs, outputs)
+    if residual is not None:
+        residual = np.ascontiguousarray(residual)
+        job[0]["residual"] = address_of(residual)
+    launch(forward_part, x.dtype, job, _operations(x, weights))
+
+
+def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
+    """dzs[l] (N, K), dx (N, C), dweights[l] and dbiases[l] are overwritten; dx and dbiases[l] may be None."""
+    biases = [None] * len(weights)
+    job, _alive = _chain(x, weights, biases, activations, zs, outputs, dzs, dweights, dbiases)
+    dy = np.ascontiguousarray(dy)
+    job[0]["dy"], job[0]["dx"] = address_of(dy), 0 if dx is None else address_of(dx)
+    operations = _operations(x, weights)
+    launch(backward_part, x.dtype, job, operations)
+    launch(gradients_part, x.dtype, job, operations)
+
+
+
+# rows that a thread of infer takes through the chain at a time, so that its buffers are small whatever the batch
+INFER_ROWS = 20 * ROWS
+
+
+@compiled
+def flat_layers(layers, table, parameters, params, grads, size):
+    """Fill LAYER records from a table of offsets into params and grads (their addresses; grads 0: none)."""
+    for l in range(len(table)):
+        layer, n_out, w, b = layers[l], table[l, 1], table[l, 2], table[l, 3]
+        layer.n_in, layer.n_out, layer.code, layer.parameter = table[l, 0], n_out, table[l, 4], parameters[l]
+        layer.w, layer.w_row, layer.w_col = params + w * size, n_out, 1
+        layer.b = params + b * size if b >= 0 else 0
+        layer.dw = grads + w * size if grads else 0
+        layer.db = grads + b * size if grads and b >= 0 else 0
+
+
+@kernel(CHAIN)
+def infer_part(part, parts, job, like):
+    """The part's rows through all layers, INFER_ROWS at a time; `dz` of the first layer is scratch, `dy` the output."""
+    whole = carray(job, 1)[0]
+    lo, hi = share(part, parts, whole.rows, ROWS)
+    mine, layers = np.empty(1, CHAIN), np.empty(whole.depth, LAYER)
+    chain, size = mine[0], whole.itemsize
+    chain.depth, chain.layers, chain.itemsize, chain.residual = whole.depth, address(layers), size, 0
+    chain.x_row, chain.x_col = whole.x_row, whole.x_col
+    chain.gemm, chain.activate = whole.gemm, whole.activate
+    widest = 0
+    for l in range(whole.depth):
+        layers[l] = layers_of(whole)[l]
+        widest = max(widest, layers[l].n_out)
+    last = layers[whole.depth - 1]
+    buffers = layers[0].dz + part * 3 * INFER_ROWS * widest * size
+    for l in range(whole.depth):
+        # a layer reads one buffer and writes another; an activation that keeps z has the third for it
+        layers[l].dz = 0
+        layers[l].y = buffers + l % 2 * INFER_ROWS * widest * size
+        layers[l].z = buffers + 2 * INFER_ROWS * widest * size if needs_input(layers[l].code) else layers[l].y
+    keeps_z = last.z != last.y
+    for i in range(lo, hi, INFER_ROWS):
+        chain.x = whole.x + i * chain.x_row * size
+        last.y = whole.dy + i * last.n_out * size
+        if not keeps_z:
+            last.z = last.y
+        forward_rows(chain, 0, min(INFER_ROWS, hi - i), whole.panels + part * SCRATCH * size, like)
+
+
+@entry
+def _infer(launcher, parts, kernels, x, table, parameters, params, out, room, panels):
+    layers, job = np.empty(len(table), LAYER), np.zeros(1, CHAIN)
+    size = x.itemsize
+    flat_layers(layers, table, parameters, address(params), 0, size)
+    layers[0].dz = address(room)
+    chain = job[0]
+    chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
+    chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)
+    chain.panels, chain.gemm, chain.activate = address(panels), kernels[1], kernels[2]
+    call(launcher, kernels[0], parts, address(job))
+
+
+def dense_chain_infer(x, layers, parameters, params, out):
+    """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
+    kernels = addresses(x.dtype, infer_part, gemm_part, activate_part)
+    threads = get_num_threads()
+    panels = scratch(x.dtype, SCRATCH * threads)
+    room = scratch(x.dtype, 3 * INFER_ROWS * int(layers[:, 1].max()) * threads, "rows")
+    run(2 * len(x) * params.size, _infer, kernels, x, layers, parameters, params, out, room, panels)

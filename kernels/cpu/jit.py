@@ -1,0 +1,139 @@
+"""How kernels are compiled, and where the machine code is kept.
+
+A kernel is one C function of (part, parts, job, like): `job` is a record of addresses, strides and sizes, `like` a null pointer
+that carries the dtype. So a kernel is compiled once a dtype whatever the layout, depth or width of what it works on; calling it costs
+a fraction of a microsecond; and one launcher (parallel.py) serves all of them, on one thread or many.
+
+No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
+vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
+
+The cache folder is named after the content of the kernels' folder, the versions and the vector width, so an edit or an upgrade
+never meets stale machine code. A folder that cannot be written only costs the compilation again.
+"""
+
+import hashlib
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba import from_dtype, njit, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
+
+_OPTIONS = {"error_model": "numpy", "nogil": True}
+
+
+@lru_cache
+def cache_folder() -> Path:
+    """The folder of this version's machine code; its parent is FASTGRAD_CACHE_DIR or the user's cache folder."""
+    content = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for source in sorted(root.rglob("*.py")):
+        content.update(f"{source.relative_to(root)}\n".encode() + source.read_bytes())
+    versions = numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine()
+    content.update(repr((versions, os.environ.get("FASTGRAD_VECTOR_BITS"))).encode())
+    parent = os.environ.get("FASTGRAD_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastgrad")
+    return Path(parent).expanduser() / content.hexdigest()[:16]
+
+
+class _Locator:
+    """What numba's cache asks of a place to keep files in."""
+
+    def get_cache_path(self):
+        return str(cache_folder())
+
+    def ensure_cache_path(self):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+
+    def get_source_stamp(self):
+        return cache_folder().name
+
+
+class _Implementation(CompileResultCacheImpl):
+    def __init__(self, py_func):
+        self._locator = _Locator()
+        self._lineno = py_func.__code__.co_firstlineno
+        self._filename_base = f"{Path(py_func.__code__.co_filename).stem}.{py_func.__qualname__}"
+
+
+class _Cache(FunctionCache):
+    """numba's cache in our folder. What cannot be read, a file cut short included, is compiled again; what cannot be
+    written is left unwritten."""
+
+    def __init__(self, py_func):
+        # numba's own constructor asks for the folder, and with it for every source file's hash, at import
+        self._name, self._py_func, self._impl = repr(py_func), py_func, _Implementation(py_func)
+        self.enable()
+
+    @property
+    def _cache_file(self):
+        return IndexDataCacheFile(str(cache_folder()), self._impl.filename_base, cache_folder().name)
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            return None
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()
+
+
+def c_function(function, arguments, **options):
+    """Compile a function of these argument types, or load it from the cache; its address is `.address`."""
+    result = CFunc(function, (arguments, types.void), locals={}, options={**_OPTIONS, "nopython": True, **options})
+    result._cache = _Cache(function)
+    result.compile()
+    return result
+
+
+class Kernel:
+    """A function (part, parts, job, like), compiled at its first use with a dtype."""
+
+    def __init__(self, function, job):
+        self.function, self.job = function, job
+        self._compiled = {}
+
+    def address(self, dtype) -> int:
+        """Address of the machine code for float32 or float64."""
+        found = self._compiled.get(dtype)
+        if found is None:
+            scalar = from_dtype(np.dtype(dtype))
+            arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
+            found = self._compiled[dtype] = c_function(self.function, arguments)
+        return found.address
+
+
+@lru_cache
+def addresses(dtype, *kernels) -> np.ndarray:
+    """Addresses of kernels for a driver to call, int64."""
+    return np.array([k.address(dtype) for k in kernels], np.int64)
+
+
+def kernel(job):
+    """Decorator: a kernel whose job is a record of this dtype."""
+    return lambda function: Kernel(function, job)
+
+
+def entry(function):
+    """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
+    dispatcher = njit(**_OPTIONS)(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+def compiled(function):
+    """A function called from kernels, whose machine code holds it."""
+    return njit(**_OPTIONS)(function)
+
+
+def inlined(function):
+    """A small function that must disappear into its caller's loop for the loop to vectorise."""
+    return njit(forceinline=True, **_OPTIONS)(function)

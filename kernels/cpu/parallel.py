@@ -1,0 +1,141 @@
+"""Threads: how many, on which layer, and when it is safe to use them.
+
+TBB is the layer of choice: it survives a fork and concurrent calls, and does not stall beside a busy process. PyPI's `tbb` is not
+found by numba alone, so it is loaded by its path before numba looks for it. Where NUMBA_THREADING_LAYER or a missing TBB leaves
+`omp` or `workqueue`, calls take turns, and a forked child stays on one thread: both layers kill the process otherwise.
+
+The launcher is the library's only parallel function. It takes the address of a kernel and calls it once a part.
+"""
+
+import ctypes
+import os
+import threading
+from importlib import metadata
+
+import numba
+import numpy as np
+from numba import prange, types
+
+from .jit import c_function, compiled, entry
+from .simd import address, call
+
+# below this many floating-point operations the caller's thread is done before a second one has woken
+SMALL = 2_000_000
+
+_turn = threading.Lock()
+_local = threading.local()
+_threads = numba.config.NUMBA_NUM_THREADS
+_launchers: dict[bool, int] = {}
+_forked = False
+
+
+def get_num_threads() -> int:
+    """Threads that a large call uses."""
+    return _threads
+
+
+def set_num_threads(n: int) -> None:
+    """Use n threads for large calls, in this process; numba's and other libraries' own settings stay as they are."""
+    global _threads
+    _threads = n
+
+
+def layer() -> str | None:
+    """The threading layer in use, None before the first parallel call."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return None
+
+
+@compiled
+def share(part, parts, size, grain):
+    """lo, hi: the part's range of `size` things, cut at multiples of `grain`."""
+    grains = (size + grain - 1) // grain
+    return min(size, part * grains // parts * grain), min(size, (part + 1) * grains // parts * grain)
+
+
+def _serial(function, parts, job):
+    for part in range(parts):
+        call(function, part, parts, job)
+
+
+def _parallel(function, parts, job):
+    for part in prange(parts):
+        call(function, part, parts, job)
+
+
+def _load_tbb():
+    """Make numba find PyPI's tbb; without it numba turns to its other layers."""
+    try:
+        for file in metadata.files("tbb") or []:
+            if file.name in ("libtbb.so.12", "tbb12.dll"):
+                ctypes.CDLL(str(file.locate().resolve()), mode=ctypes.RTLD_GLOBAL)
+    except (metadata.PackageNotFoundError, OSError):
+        pass
+
+
+def _launcher(parallel: bool) -> int:
+    """Address of a launcher. Threads start when the parallel one is first asked for; where they cannot, the serial one serves."""
+    found = _launchers.get(parallel)
+    if found is None:
+        try:
+            if parallel:
+                _load_tbb()
+            found = c_function(_parallel if parallel else _serial, (types.int64,) * 3, parallel=parallel).address
+        except ValueError:  # numba: no threading layer could be loaded
+            found = _launcher(False)
+        _launchers[parallel] = found
+    return found
+
+
+def _after_fork():
+    global _turn, _forked
+    _turn, _forked = threading.Lock(), layer() not in (None, "tbb")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(operations, driver, *arguments):
+    """driver(launcher, parts, *arguments), on as many threads as so many floating-point operations are worth."""
+    if operations >= SMALL and _threads > 1 and not _forked:
+        launcher = _launcher(True)
+        if layer() == "tbb":
+            return driver(launcher, _threads, *arguments)
+        if _turn.acquire(blocking=False):
+            try:
+                return driver(launcher, _threads, *arguments)
+            finally:
+                _turn.release()
+    return driver(_launcher(False), 1, *arguments)
+
+
+@entry
+def _drive(launcher, parts, function, job):
+    call(launcher, function, parts, address(job))
+
+
+def launch(kernel, dtype, job, operations):
+    """Run one kernel over its parts. job: an array of one record."""
+    run(operations, _drive, kernel.address(dtype), job.view(np.int64))
+
+
+@entry
+def _address(array):
+    return address(array)
+
+
+def address_of(array) -> int:
+    """Address of an array's first value. Its empty slice has one layout in numba's eyes, and costs a fifth of `.ctypes.data`."""
+    return _address(array[:0])
+
+
+def scratch(dtype, size, purpose="panels"):
+    """This Python thread's own array of at least `size` values, uninitialised, kept for the next call."""
+    kept = _local.__dict__
+    found = kept.get((purpose, dtype))
+    if found is None or found.size < size:
+        found = kept[purpose, dtype] = np.empty(size, dtype)
+    return found

@@ -1,0 +1,317 @@
+"""Vector code that LLVM does not find by itself: the GEMM microkernel and a block transpose, as Numba intrinsics.
+
+The microkernel keeps a tile of C in registers while it runs over K, one broadcast of A and one fused multiply-add an
+accumulator. Every element of C is one chain of fused multiply-adds in the order of k, whatever the tile's shape or the vectors'
+width, so neither blocking, nor threads, nor the number of rows, nor the machine changes a bit of the result.
+One source serves float32 and float64 and vectors of 512, 256 and 128 bits.
+"""
+
+import os
+import platform
+from functools import lru_cache
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+@lru_cache
+def vector_bits() -> int:
+    """Width of the vectors in use: FASTGRAD_VECTOR_BITS, or what the processor has."""
+    forced = os.environ.get("FASTGRAD_VECTOR_BITS")
+    if forced:
+        if forced not in ("128", "256", "512"):
+            raise ValueError(f"FASTGRAD_VECTOR_BITS must be 128, 256 or 512, got {forced!r}")
+        return int(forced)
+    features = llvmlite.binding.get_host_cpu_features()
+    return 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
+
+
+def _many_registers() -> bool:
+    return vector_bits() == 512 or platform.machine() in ("aarch64", "arm64")
+
+
+# a tile fills the registers: 6 x 2 accumulators, 2 vectors of B and a broadcast are 15 of 16; 8 x 2 of 32 measure no slower than
+# 14 x 2, whose row offsets no longer fit the integer registers
+ROWS = 8 if _many_registers() else 6
+VECTORS = 2
+# with few rows in all, a wider tile hides the latency of the fused multiply-add: vectors by rows
+WIDE = (0, 8, 6, 4)
+
+
+def _lanes(dtype) -> int:
+    return vector_bits() // dtype.bitwidth
+
+
+def _vector(context, dtype):
+    return ir.VectorType(context.get_value_type(dtype), _lanes(dtype))
+
+
+@intrinsic
+def lanes(typingctx, pointer):
+    """Values in one vector, a constant."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(_I64, _lanes(signature.args[0].dtype))
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
+def pointer(typingctx, address, like):
+    """An address as a pointer of `like`'s kind."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
+def address(typingctx, array):
+    """Address of an array's first value."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(context.make_array(signature.args[0])(context, builder, args[0]).data, _I64)
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def advance(typingctx, pointer, count):
+    """pointer + count values."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
+def is_null(typingctx, pointer):
+    def codegen(context, builder, signature, args):
+        return builder.icmp_unsigned("==", builder.ptrtoint(args[0], _I64), ir.Constant(_I64, 0))
+
+    return types.boolean(pointer), codegen
+
+
+@intrinsic
+def real(typingctx, value, like):
+    """A number in the dtype of the scalar `like`, so that a float32 formula stays float32."""
+
+    def codegen(context, builder, signature, args):
+        return context.cast(builder, args[0], signature.args[0], signature.return_type)
+
+    return like(value, like), codegen
+
+
+@intrinsic
+def void_pointer(typingctx, address):
+    """An address as numba.carray takes it."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def call(typingctx, function, a, b, c):
+    """Call the C function at an address with three integers; a kernel takes its fourth argument, a null, for its type only."""
+
+    def codegen(context, builder, signature, args):
+        function, *rest = args
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
+        builder.call(builder.inttoptr(function, kind.as_pointer()), [*rest, ir.Constant(_I64, 0)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+class _Emitter:
+    """Short names for the instructions that the microkernel and the transpose are made of."""
+
+    def __init__(self, context, builder, dtype):
+        self.builder, self.width = builder, _lanes(dtype)
+        self.scalar, self.vector = context.get_value_type(dtype), _vector(context, dtype)
+        self.suffix = f"v{self.width}f{dtype.bitwidth}"
+        self.bytes = dtype.bitwidth // 8
+
+    def call(self, name, result, *args):
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), args)
+
+    def at(self, pointer, offset):
+        return self.builder.gep(pointer, [offset if isinstance(offset, ir.Value) else ir.Constant(_I64, offset)])
+
+    def load(self, pointer, mask=None):
+        where = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            value = self.builder.load(where)
+            value.align = self.bytes
+            return value
+        zero = ir.Constant(self.vector, [0.0] * self.width)
+        name = f"llvm.masked.load.{self.suffix}.p0"
+        return self.call(name, self.vector, where, ir.Constant(_I32, self.bytes), mask, zero)
+
+    def store(self, value, pointer, mask=None):
+        where = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, where).align = self.bytes
+        else:
+            name = f"llvm.masked.store.{self.suffix}.p0"
+            self.call(name, ir.VoidType(), value, where, ir.Constant(_I32, self.bytes), mask)
+
+    def splat(self, value):
+        one = ir.VectorType(value.type, self.width)
+        lane0 = self.builder.insert_element(ir.Constant(one, ir.Undefined), value, ir.Constant(_I32, 0))
+        zeros = ir.Constant(ir.VectorType(_I32, self.width), [0] * self.width)
+        return self.builder.shuffle_vector(lane0, ir.Constant(one, ir.Undefined), zeros)
+
+    def first(self, count):
+        """Mask of the first `count` lanes."""
+        index = ir.Constant(ir.VectorType(_I32, self.width), list(range(self.width)))
+        return self.builder.icmp_signed("<", index, self.splat(self.builder.trunc(count, _I32)))
+
+    def fma(self, a, b, c):
+        return self.call(f"llvm.fma.{self.suffix}", self.vector, a, b, c)
+
+
+def _emit_tile(emit, rows, vectors, masked, arguments):
+    """C[rows, columns] = start + A @ B in registers; branches to nowhere: ends in the block after its stores."""
+    columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row = arguments
+    builder, width = emit.builder, emit.width
+    tile = [(i, j) for i in range(rows) for j in range(vectors)]
+    mask = emit.first(builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))) if masked else None
+    masks = [None] * (vectors - 1) + [mask]
+    a_rows = [builder.mul(a_row, ir.Constant(_I64, i)) for i in range(rows)]
+
+    entry = builder.block
+    preload, begin, loop, done = (builder.append_basic_block(name) for name in ("preload", "begin", "k", "done"))
+    zero = ir.Constant(emit.vector, [0.0] * width)
+    builder.cbranch(builder.icmp_unsigned("==", builder.ptrtoint(start, _I64), ir.Constant(_I64, 0)), begin, preload)
+
+    builder.position_at_end(preload)
+    start_at = [emit.at(start, builder.mul(start_row, ir.Constant(_I64, i))) for i in range(rows)]
+    loaded = {(i, j): emit.load(emit.at(start_at[i], j * width), masks[j]) for i, j in tile}
+    builder.branch(begin)
+
+    builder.position_at_end(begin)
+    first = {}
+    for ij in tile:
+        first[ij] = builder.phi(emit.vector)
+        first[ij].add_incoming(zero, entry)
+        first[ij].add_incoming(loaded[ij], preload)
+    builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), K), loop, done)
+
+    builder.position_at_end(loop)
+    k, a_k, b_k = builder.phi(_I64), builder.phi(a.type), builder.phi(b.type)
+    acc = {ij: builder.phi(emit.vector) for ij in tile}
+    b_vectors = [emit.load(emit.at(b_k, j * width), masks[j]) for j in range(vectors)]
+    new = {}
+    for i in range(rows):
+        broadcast = emit.splat(builder.load(emit.at(a_k, a_rows[i])))
+        for j in range(vectors):
+            new[i, j] = emit.fma(broadcast, b_vectors[j], acc[i, j])
+    k_next = builder.add(k, ir.Constant(_I64, 1))
+    a_next, b_next = emit.at(a_k, a_col), emit.at(b_k, b_row)
+    builder.cbranch(builder.icmp_signed("<", k_next, K), loop, done)
+    for phi, at_first, again in ((k, ir.Constant(_I64, 0), k_next), (a_k, a, a_next), (b_k, b, b_next)):
+        phi.add_incoming(at_first, begin)
+        phi.add_incoming(again, loop)
+    for ij in tile:
+        acc[ij].add_incoming(first[ij], begin)
+        acc[ij].add_incoming(new[ij], loop)
+
+    builder.position_at_end(done)
+    result = {}
+    for ij in tile:
+        result[ij] = builder.phi(emit.vector)
+        result[ij].add_incoming(first[ij], begin)
+        result[ij].add_incoming(new[ij], loop)
+    for i in range(rows):
+        row = emit.at(c, builder.mul(c_row, ir.Constant(_I64, i)))
+        for j in range(vectors):
+            emit.store(result[i, j], emit.at(row, j * width), masks[j])
+
+
+def _tile_function(context, builder, dtype):
+    """The LLVM function of all tile shapes of one dtype, made once a module."""
+    scalar_pointer = context.get_value_type(types.CPointer(dtype))
+    kinds = [_I64, _I64, _I64, scalar_pointer, _I64, _I64, scalar_pointer, _I64, scalar_pointer, _I64, scalar_pointer, _I64]
+    name = f"fastgrad_tile_f{dtype.bitwidth}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    if function.blocks:
+        return function
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emit = _Emitter(context, builder, dtype)
+    rows, *arguments = function.args
+    columns, width = arguments[0], emit.width
+    shapes = [(r, v, masked) for r in range(1, ROWS + 1) for v, masked in ((2, False), (2, True), (1, True))]
+    shapes += [(r, v, False) for r, v in enumerate(WIDE) if v]
+    # case number: 4 * rows + (0: one masked vector, 1: two, the last masked, 2: two full, 3: wide)
+    beyond = [builder.icmp_signed(">=", columns, ir.Constant(_I64, n)) for n in (width + 1, 2 * width, 2 * width + 1)]
+    kind = ir.Constant(_I64, 0)
+    for flag in beyond:
+        kind = builder.add(kind, builder.zext(flag, _I64))
+    case = builder.add(builder.shl(rows, ir.Constant(_I64, 2)), kind)
+    end = builder.append_basic_block("end")
+    switch = builder.switch(case, end)
+    for r, v, masked in shapes:
+        block = builder.append_basic_block(f"tile{r}x{v}{'m' if masked else ''}")
+        switch.add_case(ir.Constant(_I64, 4 * r + (3 if v > 2 else v - 1 if masked else 2)), block)
+        builder.position_at_end(block)
+        _emit_tile(emit, r, v, masked, arguments)
+        builder.branch(end)
+    builder.position_at_end(end)
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def microkernel(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
+    """C[rows, columns] = start + A @ B, with A[i, k] at a[i * a_row + k * a_col], B[k, j] at b[k * b_row + j], C[i, j] at
+    c[i * c_row + j] and start likewise; a null start is zero, start_row = 0 repeats one row (a bias), start may be c.
+    rows <= ROWS; columns <= VECTORS * lanes, or exactly WIDE[rows] * lanes.
+    """
+    i8 = types.int64
+    signature = types.void(i8, i8, i8, a, i8, i8, b, i8, start, i8, c, i8)
+
+    def codegen(context, builder, signature, args):
+        builder.call(_tile_function(context, builder, signature.args[3].dtype), args)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose(typingctx, source, source_row, target, target_row):
+    """target[j * target_row + i] = source[i * source_row + j] for a lanes x lanes block, in registers."""
+    signature = types.void(source, types.int64, target, types.int64)
+
+    def codegen(context, builder, signature, args):
+        source, source_row, target, target_row = args
+        emit = _Emitter(context, builder, signature.args[0].dtype)
+        n = emit.width
+        rows = [emit.load(emit.at(source, builder.mul(source_row, ir.Constant(_I64, i)))) for i in range(n)]
+        distance = 1
+        while distance < n:
+            # swap the off-diagonal quarters of every 2 distance x 2 distance block
+            low = [lane if not lane & distance else n + lane - distance for lane in range(n)]
+            high = [lane + distance if not lane & distance else n + lane for lane in range(n)]
+            masks = [ir.Constant(ir.VectorType(_I32, n), lanes) for lanes in (low, high)]
+            for i in (i for i in range(n) if not i & distance):
+                pair = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            distance *= 2
+        for j in range(n):
+            emit.store(rows[j], emit.at(target, builder.mul(target_row, ir.Constant(_I64, j))))
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -1,0 +1,180 @@
+"""Training steps of a dense chain in one compiled call, as in kernels/reference/train.py.
+
+Three launches a step: rows forward, loss and backward; weights' gradients with their squares; the update, which clips. Two threads meet
+only between them. All arrays are flat; a batch of an epoch is gathered by the threads that use it.
+"""
+
+import math
+
+import numpy as np
+from numba import carray
+
+from .. import names
+from .activation import activate_part, differentiate_part
+from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
+from .gemm import SCRATCH, gemm_part
+from .jit import addresses, compiled, entry, kernel
+from .loss import LOSS, loss_part, total
+from .optim import UPDATE, describe_update, squares, update_part
+from .parallel import get_num_threads, run, scratch, share
+from .simd import ROWS, address, advance, call, pointer, void_pointer
+
+# the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`, 0 for rows as they are;
+# target_row: values of a target row, 0 for labels
+TRAIN = np.dtype(
+    [(name, "i8") for name in "chain loss kind labels target losses order rows_x rows_target target_row".split()]
+    + [("scale", "f8")]
+)
+
+
+@compiled
+def gather(n, order, source, target, lo, hi):
+    """target[i] = source[order[i]], rows of n values."""
+    for i in range(lo, hi):
+        of, to = carray(advance(source, order[i] * n), n), carray(advance(target, i * n), n)
+        for j in range(n):
+            to[j] = of[j]
+
+
+@kernel(TRAIN)
+def train_part(part, parts, job, like):
+    """The part's rows: forward, loss and backward."""
+    train = carray(job, 1)[0]
+    chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
+    lo, hi = share(part, parts, chain.rows, ROWS)
+    size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
+    if train.order:
+        order = carray(void_pointer(train.order), chain.rows, np.int64)
+        gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
+        if train.labels:
+            labels = carray(void_pointer(train.labels), chain.rows, np.int64)
+            every = carray(void_pointer(train.rows_target), 1, np.int64)
+            for i in range(lo, hi):
+                labels[i] = every[order[i]]
+        else:
+            gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
+    forward_rows(chain, lo, hi, panels, like)
+    last = layers_of(chain)[chain.depth - 1]
+    job = np.empty(1, LOSS)
+    t, at = job[0], lo * last.n_out * size
+    t.kind, t.rows, t.columns, t.scale = train.kind, hi - lo, last.n_out, train.scale
+    t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
+    t.y, t.dy = last.y + at, last.dz + at
+    t.losses = train.losses + (lo * size if train.kind == names.CROSS_ENTROPY else at)
+    call(train.loss, 0, 1, address(job))
+    backward_rows(chain, lo, hi, panels)
+
+
+@entry
+def _train(
+    launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
+    optimizer, state, hyper, clip_norm, step, record, panels,
+):  # fmt: skip
+    """Steps on the rows of x, in batches by `order`, or on all of them in one where there is no order. (status, batches done)."""
+    depth, size = len(table), x.itemsize
+    layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
+    rows_job, job = np.zeros(1, CHAIN), np.zeros(1, TRAIN)
+    flat_layers(layers, table, parameters, address(params), address(grads), size)
+    widths, n_in, n_out = 0, table[0, 0], table[depth - 1, 1]
+    norms = np.empty(table[:, 0].sum())
+    for l in range(depth):
+        widths += table[l, 1]
+    last = layers[depth - 1]
+    if (kind == names.CROSS_ENTROPY and last.code == names.SOFTMAX) or (
+        kind == names.BINARY_CROSS_ENTROPY and last.code == names.SIGMOID
+    ):
+        last.code = names.IDENTITY
+    by_class = target.ndim == 1
+    rows = len(order) if len(order) else len(x)
+    batch_size = min(batch_size, rows)
+    labels = np.empty(batch_size if by_class else 0, np.int64)
+    each = 1 if kind == names.CROSS_ENTROPY else n_out
+
+    chain, train = rows_job[0], job[0]
+    train.chain = address(rows_job)
+    chain.depth, chain.layers, chain.itemsize, train.kind = depth, address(layers), size, kind
+    chain.x_row, chain.x_col, train.target_row = n_in, 1, n_out
+    chain.norms, chain.panels = address(norms), address(panels)
+    chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[3], kernels[4], kernels[5], kernels[6]
+    batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
+    for batch in range(batches):
+        first = batch * batch_size
+        n = min(batch_size, rows - first)
+        if by_class:
+            for i in range(first, first + n):
+                label = target[order[i] if len(order) else i]
+                if label < 0 or label >= n_out:
+                    return names.BAD_LABEL, batch
+
+        # work: a block of n rows a layer for every y, then every z, then every dz; then the gathered x and target, and the losses
+        at, block, y = address(work), n * widths * size, 0
+        for l in range(depth):
+            layer = layers[l]
+            layer.y = at + y
+            layer.z = layer.y + block if needs_input(layer.code) else layer.y
+            layer.dz = layer.y + 2 * block
+            y += n * layer.n_out * size
+        chain.rows, chain.x, train.target = n, at + 3 * block, at + 3 * block + n * n_in * size
+        train.losses = train.target + n * n_out * size
+        train.labels = address(labels) if by_class else 0
+        if len(order):
+            train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
+        else:
+            chain.x = address(x)
+            train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
+        scale = 1 / max(n * each, 1)
+        train.scale = scale
+        call(launcher, kernels[0], parts, address(job))
+        call(launcher, kernels[1], parts, address(rows_job))
+
+        losses = (train.losses - at) // size
+        norm = total(norms)
+        for l in range(depth):
+            b = table[l, 3]
+            if b >= 0:
+                norm += squares(grads[b : b + table[l, 1]])
+        norm = math.sqrt(norm)
+        record[2 * batch], record[2 * batch + 1] = total(work[losses : losses + n * each]) * scale, norm
+        if not math.isfinite(norm):
+            return names.NONFINITE, batch
+        describe_update(
+            update, params.size, address(params), address(grads), address(state), len(state), optimizer, hyper,
+            step + batch + 1, min(1.0, clip_norm / (norm + 1e-6)),
+        )  # fmt: skip
+        call(launcher, kernels[2], parts, address(update))
+    return names.OK, batches
+
+
+_NO_ORDER = np.empty(0, np.int64)
+
+
+def _run(x, target, order, batch_size, net, step, record):
+    layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
+    dtype = x.dtype
+    kernels = addresses(
+        dtype, train_part, gradients_part, update_part, gemm_part, activate_part, differentiate_part, loss_part
+    )
+    panels = scratch(dtype, SCRATCH * get_num_threads())
+    return run(
+        6 * batch_size * params.size, _train, kernels, x, target, order, batch_size, layers, parameters, loss, params, grads, work,
+        optimizer, state, hyper, clip_norm, step, record, panels,
+    )  # fmt: skip
+
+
+def dense_chain_step(
+    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record
+):
+    """The update after `step` others; record (2,) = mean loss and norm. Returns OK, BAD_LABEL or NONFINITE."""
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
+    return _run(x, target, _NO_ORDER, len(x), net, step, record)[0]
+
+
+def dense_chain_epoch(
+    x, target, order, batch_size, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm,
+    step, record,
+):  # fmt: skip
+    """A step on each batch of rows order[i : i + batch_size]; record (n_batches, 2). Returns (status, batches done)."""
+    if len(order) == 0:
+        return names.OK, 0
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
+    return _run(x, target, order, batch_size, net, step, record.reshape(-1))
