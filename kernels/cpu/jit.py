@@ -25,6 +25,8 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.ccallback import CFunc
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
+# a function that only kernels call needs no way in from Python or C
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @lru_cache
@@ -131,9 +133,9 @@ def entry(function):
 
 def compiled(function):
     """A function called from kernels, whose machine code holds it."""
-    return njit(**_OPTIONS)(function)
+    return njit(**_INNER)(function)
 
 
 def inlined(function):
     """A small function that must disappear into its caller's loop for the loop to vectorise."""
-    return njit(forceinline=True, **_OPTIONS)(function)
+    return njit(forceinline=True, **_INNER)(function)
