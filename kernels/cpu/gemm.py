@@ -10,7 +10,7 @@ from numba import carray
 
 from .jit import inlined, compiled, entry, kernel
 from .parallel import get_num_threads, run, scratch, share
-from .simd import ROWS, VECTORS, WIDE, address, advance, call, is_null, lanes, microkernel, pointer, transpose, vector_bits
+from .simd import ROWS, VECTORS, WIDE, address, advance, call, is_null, lanes, microkernel, pointer, provide_microkernel, transpose, vector_bits
 
 VECTOR_BYTES = vector_bits() // 8
 # a K block of a panel of B stays in the first-level cache, a block of A in the second, all panels of a block of B in the third
@@ -159,7 +159,7 @@ def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, 
 GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels".split()])
 
 
-@kernel(GEMM)
+@kernel(GEMM, needs=provide_microkernel)
 def gemm_part(part, parts, job, like):
     """The part's share of the rows of C, or of its columns where there are more of them; start 0 is zero."""
     g = carray(job, 1)[0]

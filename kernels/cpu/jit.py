@@ -99,14 +99,16 @@ def c_function(function, arguments, **options):
 class Kernel:
     """A function (part, parts, job, like), compiled at its first use with a dtype."""
 
-    def __init__(self, function, job):
-        self.function, self.job = function, job
+    def __init__(self, function, job, needs):
+        self.function, self.job, self.needs = function, job, needs
         self._compiled = {}
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""
         found = self._compiled.get(dtype)
         if found is None:
+            if self.needs:
+                self.needs(dtype)
             scalar = from_dtype(np.dtype(dtype))
             arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
             found = self._compiled[dtype] = c_function(self.function, arguments)
@@ -119,9 +121,9 @@ def addresses(dtype, *kernels) -> np.ndarray:
     return np.array([k.address(dtype) for k in kernels], np.int64)
 
 
-def kernel(job):
-    """Decorator: a kernel whose job is a record of this dtype."""
-    return lambda function: Kernel(function, job)
+def kernel(job, needs=None):
+    """Decorator: a kernel whose job is a record of this dtype. needs(dtype) is called before it is compiled or loaded."""
+    return lambda function: Kernel(function, job, needs)
 
 
 def entry(function):

@@ -12,9 +12,11 @@ from functools import lru_cache
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from .jit import c_function
 
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -239,39 +241,53 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
             emit.store(result[i, j], emit.at(row, j * width), masks[j])
 
 
-def _tile_function(context, builder, dtype):
-    """The LLVM function of all tile shapes of one dtype, made once a module."""
-    scalar_pointer = context.get_value_type(types.CPointer(dtype))
-    kinds = [_I64, _I64, _I64, scalar_pointer, _I64, _I64, scalar_pointer, _I64, scalar_pointer, _I64, scalar_pointer, _I64]
-    name = f"fastgrad_tile_f{dtype.bitwidth}"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
-    if function.blocks:
-        return function
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    emit = _Emitter(context, builder, dtype)
-    rows, *arguments = function.args
-    columns, width = arguments[0], emit.width
-    shapes = [(r, v, masked) for r in range(1, ROWS + 1) for v, masked in ((2, False), (2, True), (1, True))]
-    shapes += [(r, v, False) for r, v in enumerate(WIDE) if v]
-    # case number: 4 * rows + (0: one masked vector, 1: two, the last masked, 2: two full, 3: wide)
-    beyond = [builder.icmp_signed(">=", columns, ir.Constant(_I64, n)) for n in (width + 1, 2 * width, 2 * width + 1)]
-    kind = ir.Constant(_I64, 0)
-    for flag in beyond:
-        kind = builder.add(kind, builder.zext(flag, _I64))
-    case = builder.add(builder.shl(rows, ir.Constant(_I64, 2)), kind)
-    end = builder.append_basic_block("end")
-    switch = builder.switch(case, end)
-    for r, v, masked in shapes:
-        block = builder.append_basic_block(f"tile{r}x{v}{'m' if masked else ''}")
-        switch.add_case(ir.Constant(_I64, 4 * r + (3 if v > 2 else v - 1 if masked else 2)), block)
-        builder.position_at_end(block)
-        _emit_tile(emit, r, v, masked, arguments)
-        builder.branch(end)
-    builder.position_at_end(end)
-    builder.ret_void()
-    return function
+def _tile_arguments(pointer):
+    i8 = types.int64
+    return i8, i8, i8, pointer, i8, i8, pointer, i8, pointer, i8, pointer, i8
+
+
+@intrinsic
+def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
+    """The microkernel's body: a switch over all shapes of a tile."""
+
+    def codegen(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature.args[3].dtype)
+        rows, *arguments = args
+        columns, width = arguments[0], emit.width
+        shapes = [(r, v, masked) for r in range(1, ROWS + 1) for v, masked in ((2, False), (2, True), (1, True))]
+        shapes += [(r, v, False) for r, v in enumerate(WIDE) if v]
+        # case number: 4 * rows + (0: one masked vector, 1: two, the last masked, 2: two full, 3: wide)
+        case = builder.shl(rows, ir.Constant(_I64, 2))
+        for least in (width + 1, 2 * width, 2 * width + 1):
+            beyond = builder.icmp_signed(">=", columns, ir.Constant(_I64, least))
+            case = builder.add(case, builder.zext(beyond, _I64))
+        end = builder.append_basic_block("end")
+        switch = builder.switch(case, end)
+        for r, v, masked in shapes:
+            block = builder.append_basic_block(f"tile{r}x{v}{'m' if masked else ''}")
+            switch.add_case(ir.Constant(_I64, 4 * r + (3 if v > 2 else v - 1 if masked else 2)), block)
+            builder.position_at_end(block)
+            _emit_tile(emit, r, v, masked, arguments)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(*_tile_arguments(a)), codegen
+
+
+def _tile(rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
+    _all_tiles(rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row)
+
+
+def _symbol(dtype):
+    return f"fastgrad_tile_f{dtype.bitwidth}"
+
+
+def provide_microkernel(dtype):
+    """Compile or load the microkernel of a dtype, and make it known to the linker under its name."""
+    scalar = from_dtype(dtype)
+    compiled_tile = c_function(_tile, _tile_arguments(types.CPointer(scalar)))
+    llvmlite.binding.add_symbol(_symbol(scalar), compiled_tile.address)
 
 
 @intrinsic
@@ -279,15 +295,17 @@ def microkernel(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, s
     """C[rows, columns] = start + A @ B, with A[i, k] at a[i * a_row + k * a_col], B[k, j] at b[k * b_row + j], C[i, j] at
     c[i * c_row + j] and start likewise; a null start is zero, start_row = 0 repeats one row (a bias), start may be c.
     rows <= ROWS; columns <= VECTORS * lanes, or exactly WIDE[rows] * lanes.
+
+    It is compiled by itself, once, and called by name: see provide_microkernel.
     """
-    i8 = types.int64
-    signature = types.void(i8, i8, i8, a, i8, i8, b, i8, start, i8, c, i8)
 
     def codegen(context, builder, signature, args):
-        builder.call(_tile_function(context, builder, signature.args[3].dtype), args)
+        kind = ir.FunctionType(ir.VoidType(), [a.type for a in args])
+        name = _symbol(signature.args[3].dtype)
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(*_tile_arguments(a)), codegen
 
 
 @intrinsic
