@@ -1,5 +1,11 @@
 """The Numba backend: compiled kernels for the CPU."""
 
+from functools import partial
+
+import numpy as np
+
+from .. import names
+from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .loss import binary_cross_entropy, cross_entropy, mse
@@ -20,3 +26,29 @@ __all__ = [
     "squared_norm",
     "update",
 ]
+
+
+def warmup_tasks():
+    """(label, task) pairs that together compile everything, or load it from the cache."""
+    tasks = [("launchers", parallel.start)]
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        tasks += [(f"{k.function.__name__} {dtype}", partial(k.address, dtype)) for k in jit.KERNELS]
+        tasks.append((f"drivers {dtype}", partial(_call_drivers, dtype)))
+    return tasks
+
+
+def _call_drivers(dtype):
+    """Every function that Python calls, on the smallest arrays."""
+    one, flat, none = np.ones((1, 1), dtype), np.zeros(2, dtype), np.zeros((0, 2), dtype)
+    layers, parameters = np.array([[1, 1, 0, 1, names.IDENTITY]]), np.zeros(1)
+    net = layers, parameters, names.MSE, flat, flat.copy(), np.empty(16, dtype), names.SGD, none, np.zeros(6), np.inf, 0
+    for target in (one, np.zeros(1, np.int64)):
+        dense_chain_step(one, target, *net, np.empty(2))
+    dense_chain_infer(one, layers, parameters, flat, one.copy())
+    identity = names.ACTIVATIONS["identity"]
+    y, dz = [one.copy()], [one.copy()]
+    dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)
+    dense_chain_backward(one, one, [one], [identity], y, y, dz, None, [one.copy()], [None])
+    gemm.matmul(one, one, one.copy())
+    mse(one, one, one.copy(), one.copy(), 1.0)
+    cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)

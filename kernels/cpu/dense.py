@@ -203,7 +203,6 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
     launch(gradients_part, x.dtype, job, operations)
 
 
-
 # rows that a thread of infer takes through the chain at a time, so that its buffers are small whatever the batch
 INFER_ROWS = 20 * ROWS
 

@@ -8,32 +8,42 @@ C must have unit column stride; `matmul` turns the product around when it has no
 import numpy as np
 from numba import carray
 
-from .jit import inlined, compiled, entry, kernel
+from .jit import compiled, entry, inlined, kernel
 from .parallel import get_num_threads, run, scratch, share
-from .simd import ROWS, VECTORS, WIDE, address, advance, call, is_null, lanes, microkernel, pointer, provide_microkernel, transpose, vector_bits
+from .simd import (
+    ROWS,
+    VECTORS,
+    WIDE,
+    address,
+    advance,
+    call,
+    copy,
+    is_null,
+    lanes,
+    microkernel,
+    pointer,
+    provide_microkernel,
+    transpose,
+    vector_bits,
+)
 
 VECTOR_BYTES = vector_bits() // 8
-# a K block of a panel of B stays in the first-level cache, a block of A in the second, all panels of a block of B in the third
-import os
-K_BLOCK, ROW_BLOCK, COLUMN_BLOCK = int(os.environ.get('KB',320)), int(os.environ.get('RB',20)) * ROWS, int(os.environ.get('CB',1024))
-A_ROW, A_COLUMN = K_BLOCK + 16, ROW_BLOCK + 8
-A_SCRATCH = A_ROW * A_COLUMN
+# a panel of B, K_BLOCK deep, stays in the first-level cache, a block of A in the second, a block of B in the third
+K_BLOCK, ROW_BLOCK, COLUMN_BLOCK = 256, 40 * ROWS, 1024
+# distance of copied rows of A: no power of two, so that they do not fight for the same cache sets
+A_ROW = K_BLOCK + 16
+A_SCRATCH = A_ROW * ROW_BLOCK
 SCRATCH = A_SCRATCH + K_BLOCK * COLUMN_BLOCK
-import os
-E=lambda n,d: int(os.environ.get(n,d))
-B_UNPACKED = E('BU',16*1024); A_UNPACKED=E('AU',64*1024); AT_UNPACKED=E('ATU',16*1024); N_A=E('NA',128); N_AT=E('NAT',32)
+# bytes of B that the second-level cache gives back as fast as they are used, and of spread-out lines that the first keeps
+B_BLOCK_IN_CACHE, SPREAD_IN_CACHE = 128 * 1024, 16 * 1024
 
 
 @inlined
-def copy(n, source, step, target):
-    """target[i] = source[i * step] for i < n; with constant n and step it vanishes into vector moves."""
-    to, of = carray(target, n), carray(source, n)
-    if step == 1:
-        for i in range(n):
-            to[i] = of[i]
-    else:
-        for i in range(n):
-            to[i] = of[i * step]
+def copy_strided(n, source, step, target):
+    """target[i] = source[i * step] for i < n."""
+    to = carray(target, n)
+    for i in range(n):
+        to[i] = carray(advance(source, i * step), 1)[0]
 
 
 @inlined
@@ -47,6 +57,15 @@ def pack_b(kc, nc, b, b_row, b_col, panels):
     """Panels of VECTORS vectors' columns, each (kc, width) contiguous; columns past the last are not written."""
     n = lanes(b)
     width = VECTORS * n
+    if b_col == 1:
+        # row by row, not panel by panel: each page of B is met once
+        for k in range(kc):
+            row, place = advance(b, k * b_row), advance(panels, k * width)
+            for j in range(0, nc - width + 1, width):
+                copy(VECTORS * n, advance(row, j), advance(place, j * kc))
+            j = nc - nc % width
+            copy(nc - j, advance(row, j), advance(place, j * kc))
+        return
     for j in range(0, nc, width):
         columns = min(width, nc - j)
         panel, block = advance(panels, j * kc), advance(b, j * b_col)
@@ -57,50 +76,77 @@ def pack_b(kc, nc, b, b_row, b_col, panels):
                 for v in range(0, width, n):
                     transpose(advance(block, v * b_col + k), b_col, advance(panel, k * width + v), width)
         for k in range(done, kc):
-            row, place = advance(block, k * b_row), advance(panel, k * width)
-            if b_col == 1 and columns == width:
-                copy(VECTORS * n, row, 1, place)
-            else:
-                copy(columns, row, b_col, place)
+            copy_strided(columns, advance(block, k * b_row), b_col, advance(panel, k * width))
 
 
 @compiled
-def copy_lines(lines, length, source, line, step, target, target_line):
-    """A block of A to where its lines' distance is no power of two, so that they do not fight for the same cache sets."""
-    for i in range(lines):
-        copy(length, advance(source, i * line), step, advance(target, i * target_line))
-
-
-@compiled
-def tiles(mc, nc, kc, a, a_row, a_col, b, b_row, b_panel, start, start_row, start_col, c, c_row):
-    """One block of C. Panels of B's columns lie b_panel apart."""
-    width = VECTORS * lanes(c)
-    for j in range(0, nc, width):
-        b_j = advance(b, j // width * b_panel)
-        i = 0
+def pack_a(mc, kc, a, a_row, a_col, panels):
+    """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k."""
+    for k in range(kc):
+        i, column, place = 0, advance(a, k * a_col), advance(panels, k * ROWS)
         while i < mc:
             rows = tile_rows(mc - i)
+            if a_row == 1 and rows == ROWS:
+                copy(ROWS, advance(column, i), place)
+            else:
+                copy_strided(rows, advance(column, i * a_row), a_row, place)
+            i, place = i + rows, advance(place, kc * ROWS)
+
+
+@compiled
+def copy_rows(mc, kc, a, a_row, rows):
+    """Rows of A as they are, A_ROW apart."""
+    for i in range(mc):
+        copy(kc, advance(a, i * a_row), advance(rows, i * A_ROW))
+
+
+@compiled
+def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start, start_row, start_col, c, c_row):
+    """One block of C. The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel."""
+    width = VECTORS * lanes(c)
+    if kc * nc * (VECTOR_BYTES // lanes(c)) <= B_BLOCK_IN_CACHE:
+        # a tile of A meets all of B, which is near enough, and is never read again
+        i = t = 0
+        while i < mc:
+            rows, a_t = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel)
+            for j in range(0, nc, width):
+                b_j = advance(b, j // width * b_panel)
+                start_ij, c_ij = advance(start, i * start_row + j * start_col), advance(c, i * c_row + j)
+                microkernel(
+                    rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, b_j, start_ij, start_row, c_ij, c_row
+                )
+            i, t = i + rows, t + 1
+        return
+    for j in range(0, nc, width):
+        # a panel of B stays in the first-level cache; the tiles ask for a piece each of the next one
+        b_j = advance(b, j // width * b_panel)
+        i = t = 0
+        while i < mc:
+            rows, a_t, ahead = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel), advance(b_j, b_panel + t * kc)
+            start_ij, c_ij = advance(start, i * start_row + j * start_col), advance(c, i * c_row + j)
             microkernel(
-                rows, min(width, nc - j), kc, advance(a, i * a_row), a_row, a_col, b_j, b_row,
-                advance(start, i * start_row + j * start_col), start_row, advance(c, i * c_row + j), c_row,
-            )  # fmt: skip
-            i += rows
+                rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, ahead, start_ij, start_row, c_ij, c_row
+            )
+            i, t = i + rows, t + 1
 
 
 @compiled
 def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row):
     """At most three rows: wider tiles, over B where it lies."""
-    width = lanes(c) * WIDE[M]
+    width, panel = lanes(c) * WIDE[M], VECTORS * lanes(c)
     whole = N - N % width
     for j in range(0, whole, width):
-        microkernel(
-            M, width, K, a, a_row, a_col, advance(b, j), b_row, advance(start, j * start_col), start_row, advance(c, j), c_row
-        )
-    panel = VECTORS * lanes(c)
-    tiles(
-        M, N - whole, K, a, a_row, a_col, advance(b, whole), b_row, panel,
-        advance(start, whole * start_col), start_row, start_col, advance(c, whole), c_row,
-    )  # fmt: skip
+        b_j, start_j = advance(b, j), advance(start, j * start_col)
+        microkernel(M, width, K, a, a_row, a_col, b_j, b_row, b_j, start_j, start_row, advance(c, j), c_row)
+    b, start, c = advance(b, whole), advance(start, whole * start_col), advance(c, whole)
+    tiles(M, N - whole, K, a, a_row, a_col, a_row, 0, b, b_row, panel, start, start_row, start_col, c, c_row)
+
+
+@inlined
+def reads_well(length, stride, itemsize):
+    """Whether so many values a stride apart share the first-level cache: its sets repeat every 4 KiB, and 64 bytes are one line."""
+    step = abs(stride) * itemsize
+    return length * max(64, step & -step) <= SPREAD_IN_CACHE
 
 
 @compiled
@@ -116,16 +162,15 @@ def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, 
         start_row = start_col = 0  # it stays null under the tiles' offsets
     width = VECTORS * lanes(c)
     itemsize = VECTOR_BYTES // lanes(c)
-    b_in_place = b_col == 1 and (K * b_row * itemsize <= B_UNPACKED or M < 4 * ROWS)
+    k_blocks = max(1, (K + K_BLOCK - 1) // K_BLOCK)
+    k_block = max(1, (K + k_blocks - 1) // k_blocks)
+    b_in_place = b_col == 1 and (M < 4 * ROWS or (k_blocks == 1 and reads_well(K, b_row, itemsize)))
     if b_in_place and M <= 3:
         few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row)
         return
-    if a_col == 1:
-        a_in_place = M * a_row * itemsize <= A_UNPACKED or N < N_A
-    else:
-        a_in_place = K * a_col * itemsize <= AT_UNPACKED or N < N_AT
-    k_blocks = max(1, (K + K_BLOCK - 1) // K_BLOCK)
-    k_block = max(1, (K + k_blocks - 1) // k_blocks)
+    # a block of A is worth copying where many columns of C use it, or where it would not stay in cache as it lies
+    few_columns = k_block * N * itemsize <= B_BLOCK_IN_CACHE
+    a_in_place = few_columns and (a_col == 1 or reads_well(k_block, a_col, itemsize))
     for j0 in range(0, N, COLUMN_BLOCK):
         nc = min(COLUMN_BLOCK, N - j0)
         for k0 in range(0, max(K, 1), k_block):
@@ -139,21 +184,37 @@ def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, 
             for i0 in range(0, M, ROW_BLOCK):
                 mc = min(ROW_BLOCK, M - i0)
                 a_k = advance(a, i0 * a_row + k0 * a_col)
-                a_step, a_next = a_row, a_col
+                a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
                 if not a_in_place:
                     if a_col == 1:
-                        copy_lines(mc, kc, a_k, a_row, 1, panels, A_ROW)
-                        a_step, a_next = A_ROW, 1
+                        copy_rows(mc, kc, a_k, a_row, panels)
+                        a_step, a_tile = A_ROW, A_ROW
                     else:
-                        copy_lines(kc, mc, a_k, a_col, a_row, panels, A_COLUMN)
-                        a_step, a_next = 1, A_COLUMN
+                        pack_a(mc, kc, a_k, a_row, a_col, panels)
+                        a_step, a_next, a_tile, a_panel = 1, ROWS, 0, kc * ROWS
                     a_k = panels
                 c_i = advance(c, i0 * c_row + j0)
-                if k0 == 0:
-                    first = advance(start, i0 * start_row + j0 * start_col)
-                    tiles(mc, nc, kc, a_k, a_step, a_next, b_k, b_step, b_panel, first, start_row, start_col, c_i, c_row)
-                else:
-                    tiles(mc, nc, kc, a_k, a_step, a_next, b_k, b_step, b_panel, c_i, c_row, 1, c_i, c_row)
+                start_i, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col
+                if k0 > 0:
+                    start_i, s_row, s_col = c_i, c_row, 1
+                tiles(
+                    mc,
+                    nc,
+                    kc,
+                    a_k,
+                    a_step,
+                    a_next,
+                    a_tile,
+                    a_panel,
+                    b_k,
+                    b_step,
+                    b_panel,
+                    start_i,
+                    s_row,
+                    s_col,
+                    c_i,
+                    c_row,
+                )
 
 
 GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels".split()])

@@ -96,12 +96,16 @@ def c_function(function, arguments, **options):
     return result
 
 
+KERNELS: list["Kernel"] = []
+
+
 class Kernel:
     """A function (part, parts, job, like), compiled at its first use with a dtype."""
 
     def __init__(self, function, job, needs):
         self.function, self.job, self.needs = function, job, needs
         self._compiled = {}
+        KERNELS.append(self)
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""

@@ -109,7 +109,10 @@ COST = 32
 def _launch(kind, y, target, losses, dy, scale):
     """The loss of contiguous copies; an elementwise one takes any shape, as one row."""
     shape = y.shape if kind == names.CROSS_ENTROPY else (1, y.size)
-    arrays = [np.ascontiguousarray(a) for a in (y, target)] + [np.zeros(losses.shape, y.dtype), np.empty(y.shape, y.dtype)]
+    arrays = [np.ascontiguousarray(a) for a in (y, target)] + [
+        np.zeros(losses.shape, y.dtype),
+        np.empty(y.shape, y.dtype),
+    ]
     addresses = [address_of(a.reshape(-1)) for a in arrays]
     labels = addresses[1] if target.dtype == np.int64 else 0
     job = np.array([(kind, *shape, addresses[0], labels, *addresses[1:], scale)], LOSS)

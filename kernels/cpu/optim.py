@@ -92,7 +92,14 @@ def describe_update(job, size, params, grads, state, rows, optimizer, hyper, ste
     t = job[0]
     t.size, t.params, t.grads, t.state, t.rows = size, params, grads, state, rows
     t.optimizer, t.step, t.scale = optimizer, step, scale
-    t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.nesterov = hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5]
+    t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.nesterov = (
+        hyper[0],
+        hyper[1],
+        hyper[2],
+        hyper[3],
+        hyper[4],
+        hyper[5],
+    )
 
 
 def update(params, grads, optimizer, state, hyper, step, grad_scale):

@@ -89,6 +89,12 @@ def _launcher(parallel: bool) -> int:
     return found
 
 
+def start():
+    """Load the launchers and start the threads, which the first large call would do."""
+    _launcher(False)
+    _launcher(True)
+
+
 def _after_fork():
     global _turn, _forked
     _turn, _forked = threading.Lock(), layer() not in (None, "tbb")

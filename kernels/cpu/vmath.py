@@ -1,4 +1,5 @@
 """draft"""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from .jit import inlined
 @intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c with one rounding."""
+
     def codegen(context, builder, signature, args):
         return builder.fma(*args)
 
@@ -22,6 +24,7 @@ def fma(typingctx, a, b, c):
 @intrinsic
 def polynomial(typingctx, x, coefficients):
     """coefficients[0] + coefficients[1] x + ..., by Horner's rule."""
+
     def codegen(context, builder, signature, args):
         x, coefficients = args
         *rest, y = (builder.extract_value(coefficients, i) for i in range(len(signature.args[1])))
@@ -57,7 +60,7 @@ def exponent(typingctx, y):
         integer = _integer(y)
         bits = builder.bitcast(args[0], integer)
         low = builder.lshr(bits, integer(mantissa))
-        one = builder.bitcast(args[0].type(2.0 ** mantissa), integer)
+        one = builder.bitcast(args[0].type(2.0**mantissa), integer)
         return builder.bitcast(builder.or_(low, one), args[0].type)
 
     return y(y), codegen
@@ -103,30 +106,161 @@ class Constants(NamedTuple):
 
 import mpmath as mp
 
+
 def build(real, bias, mantissa, shift, **kw):
     magic = 1.5 * 2.0**mantissa
-    d = dict(zero=0, half=.5, one=1, two=2, inf=np.inf, sqrt_half=.5**.5, sqrt_two=2**.5, ln2=np.log(2), log2_e=1/np.log(2),
-        ln2_high=float(real(np.log(2))), ln2_low=float(mp.log(2) - mp.mpf(float(real(np.log(2))))),
-        round=magic + bias, round_half=magic + bias - 1, round_low=magic+bias+shift, round_high=magic+bias-shift, scale_low=2.**-shift, scale_high=2.**shift,
-        exponent_zero=2.**mantissa+bias, tiny=2.**-(mantissa+2), log_scale=2.**32, log_unscale=2.**-32, log_shift=32, quarter=.25, **kw)
+    d = dict(
+        zero=0,
+        half=0.5,
+        one=1,
+        two=2,
+        inf=np.inf,
+        sqrt_half=0.5**0.5,
+        sqrt_two=2**0.5,
+        ln2=np.log(2),
+        log2_e=1 / np.log(2),
+        ln2_high=float(real(np.log(2))),
+        ln2_low=float(mp.log(2) - mp.mpf(float(real(np.log(2))))),
+        round=magic + bias,
+        round_half=magic + bias - 1,
+        round_low=magic + bias + shift,
+        round_high=magic + bias - shift,
+        scale_low=2.0**-shift,
+        scale_high=2.0**shift,
+        exponent_zero=2.0**mantissa + bias,
+        tiny=2.0 ** -(mantissa + 2),
+        log_scale=2.0**32,
+        log_unscale=2.0**-32,
+        log_shift=32,
+        quarter=0.25,
+        **kw,
+    )
     d = {k: tuple(map(real, v)) if isinstance(v, (list, tuple)) else real(v) for k, v in d.items()}
     return Constants(**d)
 
+
 mp.mp.dps = 40
-F4 = build(np.float32, 127, 23, 64, smallest=-104, largest=89, tanh_one=19, expm1_low=-18, tail_zero=14.5, tail_k=4, tail_2k=8, tail_slope=6.3,
-  exp=[0.4999999701976776, 0.1666654348373413, 0.04166731238365173, 0.008366514928638935, 0.0013882528292015195],
-  log=[0.6666667461395264, 0.3999894857406616, 0.286152184009552, 0.21443718671798706, 0.24246343970298767],
-  tail=[0.7552851438522339, -0.6078965663909912, 0.387136846780777, -0.18652351200580597, 0.06040383130311966, -0.007525272201746702, -0.0035125575959682465, 0.001569923129864037, 0.0001793593546608463, -0.00013196869986131787],
-  erf= [0.12837916612625122, -0.3761262595653534, 0.1128358542919159, -0.026853814721107483, 0.005188328679651022, -0.0008010199526324868, 7.85387892392464e-05])
-F8 = build(np.float64, 1023, 52, 512, smallest=-746, largest=710, tanh_one=39, expm1_low=-38, tail_zero=39, tail_k=5, tail_2k=10, tail_slope=6.3,
-  exp=[0.5, 0.16666666666666677, 0.04166666666666669, 0.008333333333321747, 0.0013888888888884093, 0.00019841269885232372, 2.480158728963825e-05, 2.755724554550043e-06, 2.7557338031461313e-07, 2.5108469402185854e-08, 2.088443531061724e-09],
-  log=[0.6666666666666667, 0.39999999999995384, 0.2857142857233358, 0.22222222137008618, 0.18181822755371135, 0.15384462901796167, 0.1333663131944399, 0.11717748598201841, 0.1096098866776876, 0.07036603833836852, 0.16400433398706082],
-  tail=[0.769193049750063, -0.6653825028900557, 0.49530561596997064, -0.313533156671404, 0.1650203661707174, -0.06911863870325259, 0.020795066792867696, -0.002993376814278998, -0.0007978693267586675, 0.000544899415919102, -5.9376129009472005e-05, -4.9764543102173605e-05, 1.6682486698050884e-05, 3.986345883560154e-06, -2.7714275146051164e-06, -3.4763809971670946e-07, 4.343878375581989e-07, 5.617385444579081e-08, -6.424986451211978e-08, -1.924781255771087e-08, 4.552043757198031e-09, 4.824432817675346e-09, 1.2747254605382167e-09],
-  erf=[0.12837916709551256, -0.37612638903183343, 0.11283791670936953, -0.026866170641960254, 0.005223977596751313, -0.00085483254860574, 0.00012055280537991301, -1.492446662326399e-05, 1.644416499283051e-06, -1.6184118689656806e-07, 1.361732202380414e-08, -7.609101802760654e-10])
+F4 = build(
+    np.float32,
+    127,
+    23,
+    64,
+    smallest=-104,
+    largest=89,
+    tanh_one=19,
+    expm1_low=-18,
+    tail_zero=14.5,
+    tail_k=4,
+    tail_2k=8,
+    tail_slope=6.3,
+    exp=[0.4999999701976776, 0.1666654348373413, 0.04166731238365173, 0.008366514928638935, 0.0013882528292015195],
+    log=[0.6666667461395264, 0.3999894857406616, 0.286152184009552, 0.21443718671798706, 0.24246343970298767],
+    tail=[
+        0.7552851438522339,
+        -0.6078965663909912,
+        0.387136846780777,
+        -0.18652351200580597,
+        0.06040383130311966,
+        -0.007525272201746702,
+        -0.0035125575959682465,
+        0.001569923129864037,
+        0.0001793593546608463,
+        -0.00013196869986131787,
+    ],
+    erf=[
+        0.12837916612625122,
+        -0.3761262595653534,
+        0.1128358542919159,
+        -0.026853814721107483,
+        0.005188328679651022,
+        -0.0008010199526324868,
+        7.85387892392464e-05,
+    ],
+)
+F8 = build(
+    np.float64,
+    1023,
+    52,
+    512,
+    smallest=-746,
+    largest=710,
+    tanh_one=39,
+    expm1_low=-38,
+    tail_zero=39,
+    tail_k=5,
+    tail_2k=10,
+    tail_slope=6.3,
+    exp=[
+        0.5,
+        0.16666666666666677,
+        0.04166666666666669,
+        0.008333333333321747,
+        0.0013888888888884093,
+        0.00019841269885232372,
+        2.480158728963825e-05,
+        2.755724554550043e-06,
+        2.7557338031461313e-07,
+        2.5108469402185854e-08,
+        2.088443531061724e-09,
+    ],
+    log=[
+        0.6666666666666667,
+        0.39999999999995384,
+        0.2857142857233358,
+        0.22222222137008618,
+        0.18181822755371135,
+        0.15384462901796167,
+        0.1333663131944399,
+        0.11717748598201841,
+        0.1096098866776876,
+        0.07036603833836852,
+        0.16400433398706082,
+    ],
+    tail=[
+        0.769193049750063,
+        -0.6653825028900557,
+        0.49530561596997064,
+        -0.313533156671404,
+        0.1650203661707174,
+        -0.06911863870325259,
+        0.020795066792867696,
+        -0.002993376814278998,
+        -0.0007978693267586675,
+        0.000544899415919102,
+        -5.9376129009472005e-05,
+        -4.9764543102173605e-05,
+        1.6682486698050884e-05,
+        3.986345883560154e-06,
+        -2.7714275146051164e-06,
+        -3.4763809971670946e-07,
+        4.343878375581989e-07,
+        5.617385444579081e-08,
+        -6.424986451211978e-08,
+        -1.924781255771087e-08,
+        4.552043757198031e-09,
+        4.824432817675346e-09,
+        1.2747254605382167e-09,
+    ],
+    erf=[
+        0.12837916709551256,
+        -0.37612638903183343,
+        0.11283791670936953,
+        -0.026866170641960254,
+        0.005223977596751313,
+        -0.00085483254860574,
+        0.00012055280537991301,
+        -1.492446662326399e-05,
+        1.644416499283051e-06,
+        -1.6184118689656806e-07,
+        1.361732202380414e-08,
+        -7.609101802760654e-10,
+    ],
+)
 
 
 def constants(x):
     """The constants of x's dtype."""
+
 
 @overload(constants, jit_options={"forceinline": True}, strict=False)
 def _constants(x):
@@ -142,12 +276,14 @@ def reduced(x, low, magic):
     r = fma(n, -c.ln2_low, fma(n, -c.ln2_high, x)) + low
     return power(t), fma(r * r, polynomial(r, c.exp), r)
 
+
 @inlined
 def exp_negative(x):
     c = constants(x)
     x = c.smallest if x < c.smallest else x
     s, q = reduced(x, c.zero, c.round_low)
     return fma(s, q, s) * c.scale_low
+
 
 @inlined
 def exp(x):
@@ -158,11 +294,13 @@ def exp(x):
     s, q = reduced(x, c.zero, c.round_low if negative else c.round_high)
     return fma(s, q, s) * (c.scale_low if negative else c.scale_high)
 
+
 @inlined
 def half_expm1(x):
     c = constants(x)
     s, q = reduced(x, c.zero, c.round_half)
     return fma(s, q, s - c.half)
+
 
 @inlined
 def expm1(x):
@@ -172,6 +310,7 @@ def expm1(x):
     y = c.two * half_expm1(y)
     return x if abs(x) < c.tiny else y
 
+
 @inlined
 def tanh(x):
     c = constants(x)
@@ -180,11 +319,13 @@ def tanh(x):
     h = half_expm1(y)
     return np.copysign(h / (h + c.one), x)
 
+
 @inlined
 def sigmoid(x):
     c = constants(x)
     e = exp_negative(-abs(x))
     return (e if x < c.zero else c.one) / (c.one + e)
+
 
 @inlined
 def log1p_series(f):
@@ -193,10 +334,12 @@ def log1p_series(f):
     w = s * s
     return fma(-s, fma(-w, polynomial(w, c.log), f), f)
 
+
 @inlined
 def softplus(x):
     c = constants(x)
     return (c.zero if x < c.zero else x) + log1p_series(exp_negative(-abs(x)))
+
 
 @inlined
 def log(x):
@@ -209,6 +352,7 @@ def log(x):
     y = y if x > c.zero else (-c.inf if x == c.zero else c.zero / c.zero)
     return x if x == c.inf else y
 
+
 @inlined
 def log1p(x):
     c = constants(x)
@@ -217,6 +361,7 @@ def log1p(x):
     y = fma(k + c.two, c.ln2, log1p_series(fma(x, s, s - c.one)))
     y = y if x > -c.one else (-c.inf if x == -c.one else c.zero / c.zero)
     return x if (x == c.inf or x == c.zero) else y
+
 
 @inlined
 def upper_tail(a):
@@ -232,11 +377,13 @@ def upper_tail(a):
     Q = t * p
     return (s * (Q + fma(Q, q, fma(t, p, -Q)))) * c.scale_low
 
+
 @inlined
 def normal_cdf(x):
     c = constants(x)
     v = upper_tail(abs(x))
     return v if x < c.zero else c.one - v
+
 
 @inlined
 def erf(x):
