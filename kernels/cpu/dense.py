@@ -14,7 +14,7 @@ from .gemm import GEMM, SCRATCH, describe, gemm_part
 from .jit import addresses, compiled, entry, kernel
 from .optim import squares
 from .parallel import address_of, get_num_threads, launch, run, scratch, share
-from .simd import ROWS, address, advance, call, pointer, void_pointer
+from .simd import ROWS, address, advance, call, keep, pointer, void_pointer
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both
 LAYER = np.dtype(
@@ -42,7 +42,7 @@ def activate_rows(chain, function, layer, lo, hi, job):
     at = lo * layer.n_out * chain.itemsize
     t.code, t.parameter, t.rows, t.columns = layer.code, layer.parameter, hi - lo, layer.n_out
     t.z, t.y, t.dz = layer.z + at, layer.y + at, layer.dz + at
-    call(function, 0, 1, address(job))
+    call(function, 0, 1, job)
 
 
 @compiled
@@ -62,7 +62,7 @@ def forward_rows(chain, lo, hi, panels, like):
             product, hi - lo, layer.n_out, layer.n_in, a, a_row, a_col, layer.w, layer.w_row, layer.w_col,
             start, start_row, layer.z + at, layer.n_out, panels,
         )  # fmt: skip
-        call(chain.gemm, 0, 1, address(product))
+        call(chain.gemm, 0, 1, product)
         activate_rows(chain, chain.activate, layer, lo, hi, job)
         a, a_row, a_col = layer.y + at, layer.n_out, 1
 
@@ -92,7 +92,7 @@ def backward_rows(chain, lo, hi, panels):
                 product, hi - lo, layer.n_in, layer.n_out, layer.dz + lo * layer.n_out * size, layer.n_out, 1,
                 layer.w, layer.w_col, layer.w_row, 0, 0, da + lo * layer.n_in * size, layer.n_in, panels,
             )  # fmt: skip
-            call(chain.gemm, 0, 1, address(product))
+            call(chain.gemm, 0, 1, product)
 
 
 @compiled
@@ -144,7 +144,7 @@ def gradients_part(part, parts, job, like):
                 product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
                 0, 0, dw, layer.n_out, chain.panels + part * SCRATCH * size,
             )  # fmt: skip
-            call(chain.gemm, 0, 1, address(product))
+            call(chain.gemm, 0, 1, product)
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
                 for r in range(m):
@@ -247,6 +247,8 @@ def infer_part(part, parts, job, like):
         if not keeps_z:
             last.z = last.y
         forward_rows(chain, 0, min(INFER_ROWS, hi - i), whole.panels + part * SCRATCH * size, like)
+    keep(mine)
+    keep(layers)
 
 
 @entry
@@ -259,7 +261,8 @@ def _infer(launcher, parts, kernels, x, table, parameters, params, out, room, pa
     chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
     chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)
     chain.panels, chain.gemm, chain.activate = address(panels), kernels[1], kernels[2]
-    call(launcher, kernels[0], parts, address(job))
+    call(launcher, kernels[0], parts, job)
+    keep(layers)
 
 
 def dense_chain_infer(x, layers, parameters, params, out):

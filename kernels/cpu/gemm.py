@@ -33,7 +33,10 @@ K_BLOCK, ROW_BLOCK, COLUMN_BLOCK = 256, 40 * ROWS, 1024
 # distance of copied rows of A: no power of two, so that they do not fight for the same cache sets
 A_ROW = K_BLOCK + 16
 A_SCRATCH = A_ROW * ROW_BLOCK
-SCRATCH = A_SCRATCH + K_BLOCK * COLUMN_BLOCK
+B_SCRATCH = K_BLOCK * COLUMN_BLOCK
+# the largest piece of C that is turned
+TURNED_ROWS, TURNED_COLUMNS = 256, 960
+SCRATCH = A_SCRATCH + B_SCRATCH + TURNED_ROWS * TURNED_COLUMNS
 # bytes of B that the second-level cache gives back as fast as they are used, and of spread-out lines that the first keeps
 B_BLOCK_IN_CACHE, SPREAD_IN_CACHE = 128 * 1024, 16 * 1024
 
@@ -82,15 +85,20 @@ def pack_b(kc, nc, b, b_row, b_col, panels):
 @compiled
 def pack_a(mc, kc, a, a_row, a_col, panels):
     """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k."""
+    whole = max(0, mc // ROWS - 1) if mc % ROWS else mc // ROWS
     for k in range(kc):
-        i, column, place = 0, advance(a, k * a_col), advance(panels, k * ROWS)
+        column, place = advance(a, k * a_col), advance(panels, k * ROWS)
+        if a_row == 1:
+            for t in range(whole):
+                copy(ROWS, advance(column, t * ROWS), advance(place, t * kc * ROWS))
+        else:
+            for t in range(whole):
+                copy_strided(ROWS, advance(column, t * ROWS * a_row), a_row, advance(place, t * kc * ROWS))
+        i, t = whole * ROWS, whole
         while i < mc:
             rows = tile_rows(mc - i)
-            if a_row == 1 and rows == ROWS:
-                copy(ROWS, advance(column, i), place)
-            else:
-                copy_strided(rows, advance(column, i * a_row), a_row, place)
-            i, place = i + rows, advance(place, kc * ROWS)
+            copy_strided(rows, advance(column, i * a_row), a_row, advance(place, t * kc * ROWS))
+            i, t = i + rows, t + 1
 
 
 @compiled
@@ -150,13 +158,8 @@ def reads_well(length, stride, itemsize):
 
 
 @compiled
-def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
-    """C[M, N] = start + A[M, K] @ B[K, N] on this thread; start null is zero, start_row 0 a bias, start = c accumulates.
-
-    panels: SCRATCH values of this thread's own.
-    """
-    if M == 0 or N == 0:
-        return
+def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
+    """See gemm."""
     start_col = 1
     if is_null(start):
         start_row = start_col = 0  # it stays null under the tiles' offsets
@@ -217,6 +220,40 @@ def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, 
                 )
 
 
+@compiled
+def turn(rows, columns, source, source_row, target, target_row):
+    """target = source^T, for source (rows, columns)."""
+    n = lanes(source)
+    whole_rows, whole_columns = rows - rows % n, columns - columns % n
+    for j in range(0, whole_columns, n):
+        for i in range(0, whole_rows, n):
+            transpose(advance(source, i * source_row + j), source_row, advance(target, j * target_row + i), target_row)
+    for j in range(columns):
+        done = whole_rows if j < whole_columns else 0
+        copy_strided(
+            rows - done, advance(source, done * source_row + j), source_row, advance(target, j * target_row + done)
+        )
+
+
+@compiled
+def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
+    """C[M, N] = start + A[M, K] @ B[K, N] on this thread; start null is zero, start_row 0 a bias, start = c accumulates.
+
+    panels: SCRATCH values of this thread's own. Where few rows meet a large B that lies transposed, as in dx = dz @ w^T, packing B would cost
+    most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
+    """
+    if M == 0 or N == 0:
+        return
+    if not (b_row == 1 and b_col != 1 and is_null(start) and 2 * M <= N and M <= TURNED_ROWS):
+        blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels)
+        return
+    turned = advance(panels, A_SCRATCH + B_SCRATCH)
+    for j in range(0, N, TURNED_COLUMNS):
+        columns = min(TURNED_COLUMNS, N - j)
+        blocked(columns, M, K, advance(b, j * b_col), b_col, 1, a, a_col, a_row, start, 0, turned, M, panels)
+        turn(columns, M, turned, M, advance(c, j), c_row)
+
+
 GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels".split()])
 
 
@@ -258,7 +295,7 @@ def _matmul(launcher, parts, function, a, b, out, accumulate, panels):
         address(a), a.strides[0] // size, a.strides[1] // size, address(b), b.strides[0] // size, b.strides[1] // size,
         address(out) if accumulate else 0, out.strides[0] // size, address(out), out.strides[0] // size, address(panels),
     )  # fmt: skip
-    call(launcher, function, parts, address(job))
+    call(launcher, function, parts, job)
 
 
 def matmul(a, b, out, accumulate=False):

@@ -120,7 +120,7 @@ def run(operations, driver, *arguments):
 
 @entry
 def _drive(launcher, parts, function, job):
-    call(launcher, function, parts, address(job))
+    call(launcher, function, parts, job)
 
 
 def launch(kernel, dtype, job, operations):

@@ -134,16 +134,31 @@ def void_pointer(typingctx, address):
 
 
 @intrinsic
-def call(typingctx, function, a, b, c):
-    """Call the C function at an address with three integers; a kernel takes its fourth argument, a null, for its type only."""
+def call(typingctx, function, a, b, job):
+    """Call the C function at an address with two integers and a job, an array of one record or its address.
+
+    A kernel takes its fourth argument, a null, for its type only. An array that a record only names must be kept: see keep.
+    """
 
     def codegen(context, builder, signature, args):
-        function, *rest = args
+        function, a, b, job = args
+        if isinstance(signature.args[3], types.Array):
+            job = builder.ptrtoint(context.make_array(signature.args[3])(context, builder, job).data, _I64)
         kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-        builder.call(builder.inttoptr(function, kind.as_pointer()), [*rest, ir.Constant(_I64, 0)])
+        builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, job, ir.Constant(_I64, 0)])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(types.int64, types.int64, types.int64, job), codegen
+
+
+@intrinsic
+def keep(typingctx, array):
+    """Nothing, but numba frees an array after its last use, and an address taken of it is no use."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
 
 
 class _Emitter:

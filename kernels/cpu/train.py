@@ -17,7 +17,7 @@ from .jit import addresses, compiled, entry, kernel
 from .loss import LOSS, loss_part, total
 from .optim import UPDATE, describe_update, squares, update_part
 from .parallel import get_num_threads, run, scratch, share
-from .simd import ROWS, address, advance, call, pointer, void_pointer
+from .simd import ROWS, address, advance, call, keep, pointer, void_pointer
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`, 0 for rows as they are;
 # target_row: values of a target row, 0 for labels
@@ -61,7 +61,7 @@ def train_part(part, parts, job, like):
     t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == names.CROSS_ENTROPY else at)
-    call(train.loss, 0, 1, address(job))
+    call(train.loss, 0, 1, job)
     backward_rows(chain, lo, hi, panels)
 
 
@@ -124,8 +124,8 @@ def _train(
             train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
         scale = 1 / max(n * each, 1)
         train.scale = scale
-        call(launcher, kernels[0], parts, address(job))
-        call(launcher, kernels[1], parts, address(rows_job))
+        call(launcher, kernels[0], parts, job)
+        call(launcher, kernels[1], parts, rows_job)
 
         losses = (train.losses - at) // size
         norm = total(norms)
@@ -141,7 +141,10 @@ def _train(
             update, params.size, address(params), address(grads), address(state), len(state), optimizer, hyper,
             step + batch + 1, min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
-        call(launcher, kernels[2], parts, address(update))
+        call(launcher, kernels[2], parts, update)
+    keep(layers)
+    keep(rows_job)
+    keep(labels)
     return names.OK, batches
 
 

@@ -1,0 +1,40 @@
+"""Fused, compiled forward and backward kernels for deep nets, called from any training code.
+
+A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
+"""
+
+from fastgrad import init, nn, optim
+from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
+from fastgrad.dense import dense, dense_chain
+from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
+from fastgrad.saving import load, save
+from fastgrad.train import Trainer
+
+__all__ = [
+    "BackendError",
+    "Trainer",
+    "__version__",
+    "backend",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "dense",
+    "dense_chain",
+    "get_num_threads",
+    "init",
+    "load",
+    "mse",
+    "nn",
+    "optim",
+    "save",
+    "set_num_threads",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        # the version lives in pyproject.toml alone; reading it takes 10 ms that an import need not spend
+        from importlib.metadata import version
+
+        return version("fastgrad")
+    raise AttributeError(f"module 'fastgrad' has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""python -m fastgrad info | warmup"""
+
+import argparse
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import fastgrad
+from fastgrad.backend import BACKENDS, BackendError, load, missing
+
+
+def info() -> None:
+    """What is installed, which backends run, and how the "cpu" backend is set up."""
+    print(f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite", "tbb")))
+    for name in BACKENDS:
+        reason = missing(name)
+        chosen = ", in force" if name == fastgrad.backend() else ""
+        print(f"backend {name}: {reason or 'runs'}{chosen}")
+    if fastgrad.backend() not in BACKENDS:
+        print(f"backend {fastgrad.backend()}: unknown, but named by FASTGRAD_BACKEND")
+    if missing("cpu"):
+        return
+    from fastgrad.kernels.cpu import jit, parallel, simd
+
+    folder = jit.cache_folder()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"threads: {parallel.get_num_threads()}, layer: {parallel.layer() or 'not started yet'}")
+    print(f"vectors: {simd.vector_bits()} bits")
+    print(f"cache: {folder}, {size / 1e6:.1f} MB")
+
+
+def warmup() -> None:
+    """Compile the kernels of the "cpu" backend into the cache."""
+    from tqdm import tqdm
+
+    tasks = load("cpu").warmup_tasks()
+    with tqdm(tasks, unit="kernel") as bar:
+        for label, compile_kernel in bar:
+            bar.set_description(label)
+            compile_kernel()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fastgrad", description=fastgrad.__doc__)
+    parser.add_argument("--version", action="version", version=f"fastgrad {fastgrad.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info | warmup")
+    for command in (info, warmup):
+        subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        subparser.set_defaults(run=command)
+    try:
+        parser.parse_args(arguments).run()
+    except (BackendError, OSError, ValueError) as error:
+        print(f"fastgrad: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

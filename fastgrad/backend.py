@@ -1,0 +1,112 @@
+"""Which backend is in force: "cpu", "cuda" or "numpy".
+
+FASTGRAD_BACKEND names the one a process starts with ("cpu" without it). A backend asked for by name never falls back.
+"""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import threading
+from contextvars import ContextVar
+from types import ModuleType
+
+from fastgrad import check
+
+BACKENDS = {"cpu": "fastgrad.kernels.cpu", "cuda": "fastgrad.kernels.cuda", "numpy": "fastgrad.kernels.reference"}
+
+_process = os.environ.get("FASTGRAD_BACKEND") or "cpu"
+_context: ContextVar[str | None] = ContextVar("fastgrad_backend", default=None)
+_loaded: dict[str, ModuleType] = {}
+
+
+class BackendError(RuntimeError):
+    """A backend cannot run here; the message says what is missing."""
+
+
+class use_backend:
+    """Choose the backend: `use_backend("numpy")` from now on, `with use_backend("numpy"):` for a block.
+
+    The plain call holds for the process when the main thread makes it, else for the calling thread; `with` holds for
+    the block in its own thread or task. Raises ValueError for an unknown name, BackendError where it cannot run.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _process
+        load(name)
+        self.name = name
+        self._before = _process, _context.get()
+        if threading.current_thread() is not threading.main_thread() or _context.get() is not None:
+            _context.set(name)
+        else:
+            _process = name
+
+    def __enter__(self) -> None:
+        global _process
+        if _context.get() is None:
+            # undo the plain call: other threads keep theirs
+            _process = self._before[0]
+        _context.set(self.name)
+
+    def __exit__(self, *error: object) -> None:
+        _context.set(self._before[1])
+
+
+def backend() -> str:
+    """The name of the backend in force."""
+    return _context.get() or _process
+
+
+def kernels() -> ModuleType:
+    """The module of kernels in force."""
+    name = _context.get() or _process
+    # what use_backend named is loaded
+    return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
+
+
+def load(name: str, asked_by: str = "use_backend") -> ModuleType:
+    """The module of kernels of that name."""
+    if name not in _loaded:
+        check.choice(asked_by, "the backend", name, BACKENDS)
+        reason = missing(name)
+        if reason:
+            raise BackendError(f'the backend "{name}" cannot run here: {reason}')
+        _loaded[name] = importlib.import_module(BACKENDS[name])
+    return _loaded[name]
+
+
+def missing(name: str) -> str:
+    """What this backend lacks here, or an empty string."""
+    if name == "cuda":
+        packages = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
+        lacks = [f"the package {package}" for found, package in packages.items() if not importlib.util.find_spec(found)]
+        if not _has_driver():
+            lacks.append("an NVIDIA driver")
+        return "missing " + ", ".join([*lacks, "CUDA kernels (this version of fastgrad has none)"])
+    try:
+        importlib.import_module(BACKENDS[name])
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads the "cpu" backend may use, 1 up to the number it was started with."""
+    from fastgrad.kernels.cpu import parallel
+
+    parallel.set_num_threads(check.count("set_num_threads", "count", count))
+
+
+def get_num_threads() -> int:
+    """How many threads the "cpu" backend may use."""
+    from fastgrad.kernels.cpu import parallel
+
+    return parallel.get_num_threads()

@@ -1,0 +1,164 @@
+"""The one place that words errors of type, shape and layout: `op: argument must be this, got that`."""
+
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad.kernels.names import ACTIVATIONS, Activation
+
+INT64 = np.dtype(np.int64)
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+# activations whose parameter a caller may choose
+PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
+
+
+def array(
+    op: str, name: str, value: Any, form: str, shape: Sequence[int | None], dtype: np.dtype | None = None
+) -> np.ndarray:
+    """value as an aligned array of this shape (None: any) and dtype; strides are kept and nothing is cast."""
+    value = floating(op, name, value, dtype)
+    found = value.shape
+    if found != shape:
+        if len(found) != len(shape):
+            raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {found}")
+        for wanted, n in zip(shape, found, strict=True):
+            if wanted is not None and wanted != n:
+                raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {found}")
+    return value
+
+
+def floating(op: str, name: str, value: Any, dtype: np.dtype | None = None) -> np.ndarray:
+    """value as an aligned array of float32 or float64, or of the one dtype asked for."""
+    if type(value) is np.ndarray and value.dtype in ((dtype,) if dtype else FLOATS) and value.flags.aligned:
+        return value
+    plain(op, name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {value.dtype}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
+    value = value.view(np.ndarray)
+    return value if value.flags.aligned else value.copy()
+
+
+def plain(op: str, name: str, value: Any) -> None:
+    """value must be a NumPy array, and not a masked one, whose mask would be lost."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        kind = type(value).__name__
+        raise TypeError(f"{op}: {name} must be a NumPy array, got {kind}; np.asarray(value, dtype) makes one")
+
+
+def contiguous(value: np.ndarray) -> np.ndarray:
+    """value itself if C-contiguous and writable, so that kernels meet one array type; else a copy."""
+    return value if value.flags.carray else np.array(value, order="C")
+
+
+def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
+    """The gradient given to backward, C-contiguous."""
+    if dy is None:
+        raise TypeError(f"{op}: backward needs dy, an array {y.shape} like the output, got None")
+    return contiguous(array(op, "dy", dy, "like the output", y.shape, y.dtype))
+
+
+def labels(op: str, name: str, value: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C) of dtype; C-contiguous."""
+    plain(op, name, value)
+    if value.ndim > 1 and value.dtype.kind == "f":
+        return contiguous(array(op, name, value, "(N,) integers or (N, C)", shape, dtype))
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{op}: {name} must be integers (N,) or {dtype} (N, C), got {value.dtype} {value.shape}")
+    rows, classes = shape
+    if value.shape != (rows,):
+        raise ValueError(f"{op}: {name} must be integers ({rows},) or {dtype} {shape}, got integers {value.shape}")
+    if value.dtype is INT64 and value.flags.carray and type(value) is np.ndarray:
+        found = value
+    else:
+        found = np.array(value, np.int64)
+    # a negative number is a huge one without its sign
+    if rows and np.maximum.reduce(found.view(np.uint64)) >= classes:
+        first = int(np.flatnonzero((value < 0) | (value >= classes))[0])
+        raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[first]} at index {first}")
+    return found
+
+
+def activation(op: str, value: Any, name: str = "activation") -> Activation:
+    """The activation of this name, or of this pair of a name and a parameter."""
+    kind, parameter = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    choice(op, name, kind, ACTIVATIONS)
+    if parameter is None:
+        return ACTIVATIONS[kind]
+    if kind not in PARAMETERS:
+        raise ValueError(f"{op}: {name} {kind!r} takes no parameter; {', '.join(PARAMETERS)} do")
+    # a negative slope or alpha would hide the sign of z, which backward reads off the output
+    zero = kind != "clipped_relu"
+    what = f"the {PARAMETERS[kind]} of {name} {kind!r}"
+    return Activation(ACTIVATIONS[kind].code, number(op, what, parameter, zero=zero))
+
+
+def activations(op: str, value: Any, layers: int) -> list[Activation]:
+    """One activation for every layer, from one for all or a list of one for each."""
+    if not isinstance(value, list):
+        return [activation(op, value, "activations")] * layers
+    each(op, "activations", value, layers)
+    return [activation(op, item, f"activations[{layer}]") for layer, item in enumerate(value)]
+
+
+def each(op: str, name: str, value: Any, count: int | None = None) -> None:
+    """value must be a list or tuple of this length (None: any from 1)."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{op}: {name} must be a list or tuple, got {type(value).__name__}")
+    if len(value) != (count or max(len(value), 1)):
+        raise ValueError(f"{op}: {name} must have length {count or 'at least 1'}, got {len(value)}")
+
+
+def choice(op: str, name: str, value: Any, known: Collection[str]) -> None:
+    """value must be one of the known names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def count(op: str, name: str, value: Any, least: int = 1) -> int:
+    """value as an integer no smaller than least."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"{op}: {name} must be an integer of at least {least}, got {value}")
+    return number
+
+
+def number(op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf) -> float:
+    """value as a finite float from 0 (or above it) and below `below`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < below or not (value or zero):
+        bounds = f"{'at least' if zero else 'above'} 0 and {'finite' if below == np.inf else f'below {below:g}'}"
+        raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
+    return float(value)
+
+
+def dtype(op: str, value: Any) -> np.dtype:
+    """float32 or float64."""
+    try:
+        # numpy takes None for float64
+        found = np.dtype(object if value is None else value)
+    except TypeError:
+        found = np.dtype(object)
+    if found not in FLOATS:
+        raise ValueError(f"{op}: dtype must be float32 or float64, got {value!r}")
+    return found
+
+
+def drawn(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What a user's init returned: finite numbers of this shape."""
+    value = np.asarray(value)
+    if value.shape != shape or value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+        raise ValueError(f"{op} must return finite numbers {shape}, got {value.dtype} {value.shape}")
+    return value
+
+
+def _sizes(form: str, shape: Sequence[int | None]) -> str:
+    known = ", ".join("_" if n is None else str(n) for n in shape)
+    return form if all(n is None for n in shape) else f"{form} = ({known}{',' if len(shape) == 1 else ''})"

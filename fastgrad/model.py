@@ -1,0 +1,132 @@
+"""The base of all layers: parameters in one flat array, their gradients in another, and named views into the two."""
+
+import zlib
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.kernels.names import ACTIVATIONS
+
+Backward = Callable[[np.ndarray], np.ndarray]
+IDENTITY = ACTIVATIONS["identity"]
+
+
+class Model:
+    """Named arrays in the flat `params` and `grads`; write into the views (`dense.w[...] = w`), not over them."""
+
+    n_in: int
+    n_out: int
+    # the activation that the output has passed, if any
+    output = IDENTITY
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
+        self.dtype = check.dtype(type(self).__name__, dtype)
+        self.seed = seed
+        self.owned = False  # by a Sequential
+        self._shapes = shapes
+        self._buffers = Buffers()
+        size = sum(prod(shape) for shape in shapes.values())
+        self._home(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
+
+    @property
+    def params(self) -> np.ndarray:
+        """All parameters, flat (P,)."""
+        return self._params
+
+    @property
+    def grads(self) -> np.ndarray:
+        """Their gradients after the last backward, flat (P,)."""
+        return self._grads
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Views of params by name."""
+        return views(self._params, self._shapes)
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Views of grads by name."""
+        return views(self._grads, self._shapes)
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        """(y, backward); backward(dy) overwrites the gradients and returns dx.
+
+        With training, y, dx and all between are the model's own memory, valid until the next such forward.
+        With logits, a last softmax or sigmoid is left out.
+        """
+        raise NotImplementedError
+
+    def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
+        """y alone, batch_size rows at a time; any number of threads may predict at once."""
+        if batch_size is None:
+            return self.forward(x, logits=logits)[0]
+        op = f"{type(self).__name__}.predict"
+        check.plain(op, "x", x)
+        batch_size = check.count(op, "batch_size", batch_size)
+        starts = range(0, max(len(x), 1), batch_size)
+        return np.concatenate([self.predict(x[start : start + batch_size], logits=logits) for start in starts])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.predict(x)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        self._params, self._grads = params, grads
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        raise NotImplementedError
+
+    def _start(self, rng: np.random.Generator) -> None:
+        self._draw(rng)
+        self._drawn = zlib.crc32(self._params.data)
+
+    def _restart(self, rng: np.random.Generator) -> None:
+        """Draw again from the owner's generator, unless a seed was given or the values were changed since."""
+        if self.seed is None and zlib.crc32(self._params.data) == self._drawn:
+            self._start(rng)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
+        return {name: value for name, value in vars(self).items() if name not in ("_weights", "_biases", "_buffers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
+        vars(self).update(state, dtype=np.dtype(state["dtype"].name), _buffers=Buffers())
+        self._home(self._params, self._grads)
+
+
+class Buffers:
+    """np.empty that gives the same memory again after restart(), in the order it is asked for."""
+
+    def __init__(self) -> None:
+        self._flat: list[np.ndarray] = []
+        self._next = 0
+
+    def restart(self) -> "Buffers":
+        self._next = 0
+        return self
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = prod(shape)
+        flat = self._flat
+        if self._next == len(flat):
+            flat.append(np.empty(size, dtype))
+        elif flat[self._next].size < size or flat[self._next].dtype != dtype:
+            flat[self._next] = np.empty(size, dtype)
+        self._next += 1
+        return flat[self._next - 1][:size].reshape(shape)
+
+
+def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of these shapes, one after the other in flat."""
+    found, offset = {}, 0
+    for name, shape in shapes.items():
+        size = prod(shape)
+        found[name] = flat[offset : offset + size].reshape(shape)
+        offset += size
+    return found
+
+
+def generator(seed: int | None) -> np.random.Generator:
+    """The generator of this seed; 0 for None."""
+    return np.random.Generator(np.random.PCG64(0 if seed is None else seed))

@@ -1,0 +1,93 @@
+"""Models and trainers in safetensors files.
+
+A model's file holds its parameters by name. A trainer's holds the optimiser's state and step count too, and as metadata
+the state of the generator that shuffles; a model loads from either. A file is written beside its place and moved there,
+and is checked before anything is loaded.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastgrad.model import Model
+from fastgrad.train import Trainer
+
+DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64"}
+OPTIMIZER = "optimizer."
+
+
+def save(path: str | os.PathLike, model: Model | Trainer) -> None:
+    """Write the model, or the trainer with its model, to path."""
+    from safetensors.numpy import save as serialized
+
+    if isinstance(model, Trainer):
+        with model.lock:
+            content = serialized(_arrays("save", model), {"rng": json.dumps(model.rng.bit_generator.state)})
+    else:
+        content = serialized(_arrays("save", model))
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike, model: Model | Trainer) -> None:
+    """Read into the model, or the trainer and its model, what `save` wrote; the same names, shapes and dtype.
+
+    Raises ValueError or TypeError, and then changes nothing.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    arrays = _arrays("load", model)
+    try:
+        with safe_open(path, "numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if isinstance(model, Model):
+                parts = {name: part for name, part in parts.items() if not name.startswith(OPTIMIZER)}
+            _check(path, arrays, parts)
+            values = {name: file.get_tensor(name) for name in arrays}
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"load: {path} is not a whole safetensors file: {error}") from error
+    if isinstance(model, Trainer):
+        with model.lock:
+            model.rng.bit_generator.state = json.loads(metadata["rng"])
+            model.step_count = int(values[OPTIMIZER + "step"][0])
+            _copy(values, arrays)
+    else:
+        _copy(values, arrays)
+
+
+def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
+    if isinstance(model, Model):
+        return model.parameters()
+    if isinstance(model, Trainer):
+        step = np.array([model.step_count], np.int64)
+        return {**model.model.parameters(), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
+    raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
+
+
+def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any]) -> None:
+    if missing := [name for name in arrays if name not in parts]:
+        raise ValueError(f"load: {path} has no {', '.join(missing)}")
+    if unknown := sorted(parts.keys() - arrays):
+        raise ValueError(f"load: {path} has {', '.join(unknown)}, which the model has not")
+    for name, array in arrays.items():
+        part = parts[name]
+        shape, dtype = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+        if shape != array.shape:
+            raise ValueError(f"load: {name} must be {array.shape}, got {shape} in {path}")
+        if dtype != array.dtype:
+            raise TypeError(f"load: {name} must be {array.dtype}, got {dtype} in {path}")
+
+
+def _copy(values: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        array[...] = values[name]

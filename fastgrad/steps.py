@@ -1,0 +1,101 @@
+"""How a training step is run: one compiled call over a dense chain, or layer by layer over any other model.
+
+Both read and write the model's flat arrays, keep their scratch between steps, and return a status of kernels/names.py;
+one that is not OK leaves parameters and state untouched.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastgrad.backend import kernels
+from fastgrad.kernels import names
+from fastgrad.model import Buffers, Model
+from fastgrad.nn import DenseChain
+
+# losses taken from the logits where the model ends in this activation
+FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
+
+
+class ChainSteps:
+    """Steps of a DenseChain: one call each, and one for an epoch."""
+
+    def __init__(self, model: DenseChain, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> None:
+        self.params = model.params
+        self._sizes, self._work, self._rows = model.sizes, np.empty(0, model.dtype), 0
+        self._net = model.table, model.activation_parameters, names.LOSSES[loss], model.params, model.grads
+        self._optimizer = optimizer.code, state, optimizer.hyper, clip_norm
+        self._arguments: tuple = ()
+
+    def reserve(self, rows: int) -> None:
+        """Scratch for batches of this many rows."""
+        if rows > self._rows:
+            self._work = np.empty(names.workspace_size(self._sizes, rows), self._work.dtype)
+            self._arguments = *self._net, self._work, *self._optimizer
+            self._rows = rows
+
+    def step(self, x: np.ndarray, target: np.ndarray, done: int, record: np.ndarray) -> int:
+        return kernels().dense_chain_step(x, target, *self._arguments, done, record)
+
+    def epoch(
+        self, x: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, done: int, record: np.ndarray
+    ) -> tuple[int, int]:
+        return kernels().dense_chain_epoch(x, target, order, batch_size, *self._arguments, done, record)
+
+
+class LayerSteps:
+    """Steps of any model: forward, loss, backward, norm, update."""
+
+    def __init__(self, model: Model, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> None:
+        self.params = model.params
+        self._model, self._loss, self._clip_norm = model, loss, clip_norm
+        self._logits = FUSED.get(loss) == model.output.code
+        self._optimizer = optimizer.code, state, optimizer.hyper
+        self._empty, self._batch = Buffers(), Buffers()
+
+    def reserve(self, rows: int) -> None:
+        """Nothing: the buffers grow as they are asked for."""
+
+    def epoch(
+        self, x: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, done: int, record: np.ndarray
+    ) -> tuple[int, int]:
+        for batch in range(len(record)):
+            rows = order[batch * batch_size : (batch + 1) * batch_size]
+            self._batch.restart()
+            # "clip" writes straight into out, "raise" by way of a copy
+            batch_x, batch_target = (
+                np.take(a, rows, axis=0, mode="clip", out=self._batch((len(rows), *a.shape[1:]), a.dtype))
+                for a in (x, target)
+            )
+            status = self.step(batch_x, batch_target, done + batch, record[batch])
+            if status != names.OK:
+                return status, batch
+        return names.OK, len(record)
+
+    def step(self, x: np.ndarray, target: np.ndarray, done: int, record: np.ndarray) -> int:
+        ops = kernels()
+        self._empty.restart()
+        y, backward = self._model.forward(x, training=True, logits=self._logits)
+        losses = self._empty((len(y),) if self._loss == "cross_entropy" else y.shape, y.dtype)
+        dy = self._empty(y.shape, y.dtype)
+        if target.ndim == 1 and not (target.min() >= 0 and target.max() < y.shape[1]):
+            return names.BAD_LABEL
+        scale = 1 / losses.size
+        total = getattr(ops, self._loss)(y, target, losses, dy, scale)
+        backward(dy)
+        norm = math.sqrt(ops.squared_norm(self._model.grads))
+        record[:] = total * scale, norm
+        if not math.isfinite(norm):
+            return names.NONFINITE
+        code, state, hyper = self._optimizer
+        clip = min(1.0, self._clip_norm / (norm + 1e-6))
+        ops.update(self._model.params, self._model.grads, code, state, hyper, done + 1, clip)
+        return names.OK
+
+
+def steps_of(model: Model, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> ChainSteps | LayerSteps:
+    """Steps of the kind that the model allows."""
+    if isinstance(model, DenseChain):
+        return ChainSteps(model, loss, optimizer, state, clip_norm)
+    return LayerSteps(model, loss, optimizer, state, clip_norm)
