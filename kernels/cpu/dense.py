@@ -148,7 +148,7 @@ def gradients_part(part, parts, job, like):
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
                 for r in range(m):
-                    sums[r] = squares(carray(pointer(dw + r * layer.n_out * size, like), layer.n_out))
+                    sums[r] = squares(pointer(dw + r * layer.n_out * size, like), layer.n_out)
         if layer.db:
             lo, hi = share(part, parts, layer.n_out, 16)
             column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like))

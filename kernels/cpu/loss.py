@@ -1,4 +1,4 @@
-"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py, a row at a time."""
+"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py."""
 
 import numpy as np
 from numba import carray
@@ -11,37 +11,48 @@ from .simd import advance, pointer, real, void_pointer
 
 
 @compiled
-def cross_entropy_row(n, z, label, t, dz, scale):
-    """The loss of n logits z against the class `label`, or against the probabilities t where label is -1."""
-    zs, dzs = carray(z, n), carray(dz, n)
-    largest = zs[0]
-    for j in range(n):
-        largest = zs[j] if zs[j] > largest else largest
-    for j in range(n):
-        dzs[j] = vmath.exp(zs[j] - largest)
-    total = real(0, scale)
-    for j in range(n):
-        total += dzs[j]
-    log_total = vmath.log(total)
-    if label >= 0:
-        factor = scale / total
+def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
+    """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
+    a row of ten leaves most of its vectors empty."""
+    zs, ts, dzs, ls = carray(z, rows * n), carray(t, rows * n), carray(dz, rows * n), carray(losses, rows)
+    totals = np.empty_like(ls)
+    for i in range(rows):
+        at, largest = i * n, zs[i * n]
         for j in range(n):
-            dzs[j] *= factor
-        dzs[label] -= scale
-        return log_total - (zs[label] - largest)
-    ts = carray(t, n)
-    loss = weight = real(0, scale)
-    for j in range(n):
-        loss += ts[j] * (log_total - (zs[j] - largest))
-        weight += ts[j]
-    factor = weight / total
-    for j in range(n):
-        dzs[j] = (dzs[j] * factor - ts[j]) * scale
-    return loss
+            largest = zs[at + j] if zs[at + j] > largest else largest
+        for j in range(n):
+            dzs[at + j] = zs[at + j] - largest
+        if by_class:
+            ls[i] = -dzs[at + labels[i]]
+        else:
+            ls[i] = real(0, scale)
+            for j in range(n):
+                ls[i] -= ts[at + j] * dzs[at + j]
+    for k in range(rows * n):
+        dzs[k] = vmath.exp(dzs[k])
+    for i in range(rows):
+        total = real(0, scale)
+        for j in range(n):
+            total += dzs[i * n + j]
+        totals[i] = total
+    for i in range(rows):
+        at, weight, factor = i * n, real(1, scale), scale / totals[i]
+        if not by_class:
+            weight = real(0, scale)
+            for j in range(n):
+                weight += ts[at + j]
+        ls[i] += weight * vmath.log(totals[i])
+        if by_class:
+            for j in range(n):
+                dzs[at + j] *= factor
+            dzs[at + labels[i]] -= scale
+        else:
+            for j in range(n):
+                dzs[at + j] = dzs[at + j] * (weight * factor) - ts[at + j] * scale
 
 
 @compiled
-def binary_cross_entropy_row(n, z, t, losses, dz, scale):
+def binary_cross_entropy_values(n, z, t, losses, dz, scale):
     zs, ts, ls, dzs = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n)
     for j in range(n):
         positive = real(0, scale) if zs[j] < real(0, scale) else zs[j]
@@ -51,7 +62,7 @@ def binary_cross_entropy_row(n, z, t, losses, dz, scale):
 
 
 @compiled
-def mse_row(n, y, t, losses, dy, scale):
+def mse_values(n, y, t, losses, dy, scale):
     ys, ts, ls, dys = carray(y, n), carray(t, n), carray(losses, n), carray(dy, n)
     for j in range(n):
         ls[j] = (ys[j] - ts[j]) * (ys[j] - ts[j])
@@ -84,17 +95,15 @@ def loss_part(part, parts, job, like):
     if n == 0:
         return
     scale = real(t.scale, carray(pointer(t.dy, like), 1)[0])
-    losses, labels = pointer(t.losses, like), carray(void_pointer(t.labels), t.rows, np.int64)
-    for i in range(lo, hi):
-        y, target = advance(pointer(t.y, like), i * n), advance(pointer(t.target, like), i * n)
-        dy = advance(pointer(t.dy, like), i * n)
-        if t.kind == names.CROSS_ENTROPY:
-            label = labels[i] if t.labels else -1
-            carray(losses, t.rows)[i] = cross_entropy_row(n, y, label, target, dy, scale)
-        elif t.kind == names.BINARY_CROSS_ENTROPY:
-            binary_cross_entropy_row(n, y, target, advance(losses, i * n), dy, scale)
-        else:
-            mse_row(n, y, target, advance(losses, i * n), dy, scale)
+    y, target = advance(pointer(t.y, like), lo * n), advance(pointer(t.target, like), lo * n)
+    dy, losses = advance(pointer(t.dy, like), lo * n), pointer(t.losses, like)
+    if t.kind == names.CROSS_ENTROPY:
+        labels = carray(void_pointer(t.labels + lo * 8), hi - lo, np.int64)
+        cross_entropy_rows(hi - lo, n, y, labels, t.labels != 0, target, advance(losses, lo), dy, scale)
+    elif t.kind == names.BINARY_CROSS_ENTROPY:
+        binary_cross_entropy_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
+    else:
+        mse_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
 
 
 @entry

@@ -12,7 +12,7 @@ from numba import carray
 from .. import names
 from .jit import compiled, inlined, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, pointer, real, void_pointer
+from .simd import advance, pointer, real, square_sum, void_pointer
 
 # rows: of state; state's rows lie size values apart
 UPDATE = np.dtype(
@@ -110,23 +110,14 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
 
 
 @compiled
-def squares(x):
-    """The sum of squares in float64, in eight chains that do not wait for each other."""
-    a = b = c = d = e = f = g = h = 0.0
-    n = x.size
-    whole = n - n % 8
-    for i in range(0, whole, 8):
-        a += np.float64(x[i]) * x[i]
-        b += np.float64(x[i + 1]) * x[i + 1]
-        c += np.float64(x[i + 2]) * x[i + 2]
-        d += np.float64(x[i + 3]) * x[i + 3]
-        e += np.float64(x[i + 4]) * x[i + 4]
-        f += np.float64(x[i + 5]) * x[i + 5]
-        g += np.float64(x[i + 6]) * x[i + 6]
-        h += np.float64(x[i + 7]) * x[i + 7]
-    for i in range(whole, n):
-        a += np.float64(x[i]) * x[i]
-    return ((a + b) + (c + d)) + ((e + f) + (g + h))
+def squares(values, n):
+    """The sum of n squares in float64."""
+    whole = n - n % 16
+    total = square_sum(values, whole)
+    rest = carray(advance(values, whole), n - whole)
+    for i in range(n - whole):
+        total += np.float64(rest[i]) * np.float64(rest[i])
+    return total
 
 
 SQUARES = np.dtype([(name, "i8") for name in "size values sums".split()])
@@ -140,7 +131,7 @@ def squares_part(part, parts, job, like):
     lo, hi = share(part, parts, blocks, 1)
     for block in range(lo, hi):
         at = block * BLOCK
-        sums[block] = squares(carray(advance(pointer(t.values, like), at), min(BLOCK, t.size - at)))
+        sums[block] = squares(advance(pointer(t.values, like), at), min(BLOCK, t.size - at))
 
 
 def squared_norm(values):

@@ -84,6 +84,16 @@ def address(typingctx, array):
 
 
 @intrinsic
+def data(typingctx, array):
+    """Pointer to an array's first value."""
+
+    def codegen(context, builder, signature, args):
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
 def advance(typingctx, pointer, count):
     """pointer + count values."""
 
@@ -366,3 +376,47 @@ def transpose(typingctx, source, source_row, target, target_row):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def square_sum(typingctx, source, count):
+    """The sum in float64 of the squares of `count` values, a multiple of 16, in 16 chains that do not wait for each other."""
+
+    def codegen(context, builder, signature, args):
+        source, count = args
+        scalar, double = context.get_value_type(signature.args[0].dtype), ir.DoubleType()
+        values, sums = ir.VectorType(scalar, 8), ir.VectorType(double, 8)
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(sums, [sums] * 3), "llvm.fma.v8f64")
+        zero = ir.Constant(sums, [0.0] * 8)
+        entry, loop, done = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
+
+        builder.position_at_end(loop)
+        at, chains = builder.phi(_I64), [builder.phi(sums), builder.phi(sums)]
+        new = []
+        for half, chain in enumerate(chains):
+            place = builder.gep(source, [builder.add(at, ir.Constant(_I64, 8 * half))])
+            value = builder.load(builder.bitcast(place, values.as_pointer()))
+            value.align = signature.args[0].dtype.bitwidth // 8
+            wide = value if scalar == double else builder.fpext(value, sums)
+            new.append(builder.call(fma, [wide, wide, chain]))
+        following = builder.add(at, ir.Constant(_I64, 16))
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+        for phi, first, again in zip([at, *chains], [ir.Constant(_I64, 0), zero, zero], [following, *new], strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(again, loop)
+
+        builder.position_at_end(done)
+        halves = []
+        for value in new:
+            half = builder.phi(sums)
+            half.add_incoming(zero, entry)
+            half.add_incoming(value, loop)
+            halves.append(half)
+        both = builder.fadd(*halves)
+        lanes = [builder.extract_element(both, ir.Constant(_I32, i)) for i in range(8)]
+        while len(lanes) > 1:
+            lanes = [builder.fadd(a, b) for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
+        return lanes[0]
+
+    return types.float64(source, types.int64), codegen

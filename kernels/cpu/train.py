@@ -17,7 +17,7 @@ from .jit import addresses, compiled, entry, kernel
 from .loss import LOSS, loss_part, total
 from .optim import UPDATE, describe_update, squares, update_part
 from .parallel import get_num_threads, run, scratch, share
-from .simd import ROWS, address, advance, call, keep, pointer, void_pointer
+from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`, 0 for rows as they are;
 # target_row: values of a target row, 0 for labels
@@ -132,7 +132,7 @@ def _train(
         for l in range(depth):
             b = table[l, 3]
             if b >= 0:
-                norm += squares(grads[b : b + table[l, 1]])
+                norm += squares(data(grads[b:]), table[l, 1])
         norm = math.sqrt(norm)
         record[2 * batch], record[2 * batch + 1] = total(work[losses : losses + n * each]) * scale, norm
         if not math.isfinite(norm):
