@@ -28,17 +28,15 @@ from .simd import (
 )
 
 VECTOR_BYTES = vector_bits() // 8
-# a panel of B, K_BLOCK deep, stays in the first-level cache, a block of A in the second, a block of B in the third
-K_BLOCK, ROW_BLOCK, COLUMN_BLOCK = 256, 40 * ROWS, 1024
-# distance of copied rows of A: no power of two, so that they do not fight for the same cache sets
-A_ROW = K_BLOCK + 16
-A_SCRATCH = A_ROW * ROW_BLOCK
-B_SCRATCH = K_BLOCK * COLUMN_BLOCK
+# a block of B stays in the second-level cache, which gives it back as fast as it is used; depths of the block, usual and largest
+B_BYTES, DEEP, K_MOST = 256 * 1024, 512, 1024
+# rows of A that are copied at a time, where they lie transposed and too far apart for the lines they share to stay in cache
+ROW_BLOCK = 10 * ROWS
+SPREAD_IN_CACHE = 16 * 1024
+A_SCRATCH, B_SCRATCH = K_MOST * ROW_BLOCK, B_BYTES // 4
 # the largest piece of C that is turned
 TURNED_ROWS, TURNED_COLUMNS = 256, 960
 SCRATCH = A_SCRATCH + B_SCRATCH + TURNED_ROWS * TURNED_COLUMNS
-# bytes of B that the second-level cache gives back as fast as they are used, and of spread-out lines that the first keeps
-B_BLOCK_IN_CACHE, SPREAD_IN_CACHE = 128 * 1024, 16 * 1024
 
 
 @inlined
@@ -102,40 +100,20 @@ def pack_a(mc, kc, a, a_row, a_col, panels):
 
 
 @compiled
-def copy_rows(mc, kc, a, a_row, rows):
-    """Rows of A as they are, A_ROW apart."""
-    for i in range(mc):
-        copy(kc, advance(a, i * a_row), advance(rows, i * A_ROW))
-
-
-@compiled
 def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start, start_row, start_col, c, c_row):
-    """One block of C. The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel."""
+    """One block of C, a row of tiles after another: a tile of A stays in the first-level cache and B streams past it.
+
+    The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel.
+    """
     width = VECTORS * lanes(c)
-    if kc * nc * (VECTOR_BYTES // lanes(c)) <= B_BLOCK_IN_CACHE:
-        # a tile of A meets all of B, which is near enough, and is never read again
-        i = t = 0
-        while i < mc:
-            rows, a_t = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel)
-            for j in range(0, nc, width):
-                b_j = advance(b, j // width * b_panel)
-                start_ij, c_ij = advance(start, i * start_row + j * start_col), advance(c, i * c_row + j)
-                microkernel(
-                    rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, b_j, start_ij, start_row, c_ij, c_row
-                )
-            i, t = i + rows, t + 1
-        return
-    for j in range(0, nc, width):
-        # a panel of B stays in the first-level cache; the tiles ask for a piece each of the next one
-        b_j = advance(b, j // width * b_panel)
-        i = t = 0
-        while i < mc:
-            rows, a_t, ahead = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel), advance(b_j, b_panel + t * kc)
-            start_ij, c_ij = advance(start, i * start_row + j * start_col), advance(c, i * c_row + j)
-            microkernel(
-                rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, ahead, start_ij, start_row, c_ij, c_row
-            )
-            i, t = i + rows, t + 1
+    i = t = 0
+    while i < mc:
+        rows, a_t = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel)
+        for j in range(0, nc, width):
+            b_j, c_ij = advance(b, j // width * b_panel), advance(c, i * c_row + j)
+            start_ij = advance(start, i * start_row + j * start_col)
+            microkernel(rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, start_ij, start_row, c_ij, c_row)
+        i, t = i + rows, t + 1
 
 
 @compiled
@@ -145,7 +123,7 @@ def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c,
     whole = N - N % width
     for j in range(0, whole, width):
         b_j, start_j = advance(b, j), advance(start, j * start_col)
-        microkernel(M, width, K, a, a_row, a_col, b_j, b_row, b_j, start_j, start_row, advance(c, j), c_row)
+        microkernel(M, width, K, a, a_row, a_col, b_j, b_row, start_j, start_row, advance(c, j), c_row)
     b, start, c = advance(b, whole), advance(start, whole * start_col), advance(c, whole)
     tiles(M, N - whole, K, a, a_row, a_col, a_row, 0, b, b_row, panel, start, start_row, start_col, c, c_row)
 
@@ -165,37 +143,32 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
         start_row = start_col = 0  # it stays null under the tiles' offsets
     width = VECTORS * lanes(c)
     itemsize = VECTOR_BYTES // lanes(c)
-    k_blocks = max(1, (K + K_BLOCK - 1) // K_BLOCK)
+    # deep blocks of B: what a tile costs before and after its sums is paid less often. A copied A would be copied again for every block of columns
+    depth = DEEP if a_col == 1 else DEEP // 2
+    depth = min(K_MOST, max(depth, B_BYTES // ((N + width - 1) // width * width * itemsize)))
+    k_blocks = max(1, (K + depth - 1) // depth)
     k_block = max(1, (K + k_blocks - 1) // k_blocks)
+    n_block = max(1, B_BYTES // (k_block * itemsize * width)) * width
     b_in_place = b_col == 1 and (M < 4 * ROWS or (k_blocks == 1 and reads_well(K, b_row, itemsize)))
     if b_in_place and M <= 3:
         few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row)
         return
-    # a block of A is worth copying where many columns of C use it, or where it would not stay in cache as it lies
-    few_columns = k_block * N * itemsize <= B_BLOCK_IN_CACHE
-    a_in_place = few_columns and (a_col == 1 or reads_well(k_block, a_col, itemsize))
-    for j0 in range(0, N, COLUMN_BLOCK):
-        nc = min(COLUMN_BLOCK, N - j0)
+    a_in_place = a_col == 1 or reads_well(k_block, a_col, itemsize)
+    for j0 in range(0, N, n_block):
+        nc = min(n_block, N - j0)
         for k0 in range(0, max(K, 1), k_block):
             kc = min(k_block, K - k0)
-            b_k = advance(b, k0 * b_row + j0 * b_col)
-            b_step, b_panel = b_row, width
+            b_k, b_step, b_panel = advance(b, k0 * b_row + j0 * b_col), b_row, width
             if not b_in_place:
-                b_block = advance(panels, A_SCRATCH)
-                pack_b(kc, nc, b_k, b_row, b_col, b_block)
-                b_k, b_step, b_panel = b_block, width, width * kc
+                pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH))
+                b_k, b_step, b_panel = advance(panels, A_SCRATCH), width, width * kc
             for i0 in range(0, M, ROW_BLOCK):
                 mc = min(ROW_BLOCK, M - i0)
                 a_k = advance(a, i0 * a_row + k0 * a_col)
                 a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
                 if not a_in_place:
-                    if a_col == 1:
-                        copy_rows(mc, kc, a_k, a_row, panels)
-                        a_step, a_tile = A_ROW, A_ROW
-                    else:
-                        pack_a(mc, kc, a_k, a_row, a_col, panels)
-                        a_step, a_next, a_tile, a_panel = 1, ROWS, 0, kc * ROWS
-                    a_k = panels
+                    pack_a(mc, kc, a_k, a_row, a_col, panels)
+                    a_k, a_step, a_next, a_tile, a_panel = panels, 1, ROWS, 0, kc * ROWS
                 c_i = advance(c, i0 * c_row + j0)
                 start_i, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col
                 if k0 > 0:
@@ -239,8 +212,8 @@ def turn(rows, columns, source, source_row, target, target_row):
 def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
     """C[M, N] = start + A[M, K] @ B[K, N] on this thread; start null is zero, start_row 0 a bias, start = c accumulates.
 
-    panels: SCRATCH values of this thread's own. Where few rows meet a large B that lies transposed, as in dx = dz @ w^T, packing B would cost
-    most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
+    panels: SCRATCH values of this thread's own. Where few rows meet a large B that lies transposed, as in dx = dz @ w^T,
+    packing B would cost most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
     """
     if M == 0 or N == 0:
         return

@@ -205,9 +205,6 @@ class _Emitter:
             name = f"llvm.masked.store.{self.suffix}.p0"
             self.call(name, ir.VoidType(), value, where, ir.Constant(_I32, self.bytes), mask)
 
-    def prefetch(self, pointer):
-        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1)))
-
     def splat(self, value):
         one = ir.VectorType(value.type, self.width)
         lane0 = self.builder.insert_element(ir.Constant(one, ir.Undefined), value, ir.Constant(_I32, 0))
@@ -225,7 +222,7 @@ class _Emitter:
 
 def _emit_tile(emit, rows, vectors, masked, arguments):
     """C[rows, columns] = start + A @ B in registers; branches to nowhere: ends in the block after its stores."""
-    columns, K, a, a_row, a_col, b, b_row, ahead, start, start_row, c, c_row = arguments
+    columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row = arguments
     builder, width = emit.builder, emit.width
     tile = [(i, j) for i in range(rows) for j in range(vectors)]
     mask = emit.first(builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))) if masked else None
@@ -254,8 +251,6 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
     k, a_k, b_k = builder.phi(_I64), builder.phi(a.type), builder.phi(b.type)
     acc = {ij: builder.phi(emit.vector) for ij in tile}
     b_vectors = [emit.load(emit.at(b_k, j * width), masks[j]) for j in range(vectors)]
-    if (rows, vectors, masked) == (ROWS, VECTORS, False):
-        emit.prefetch(emit.at(ahead, k))
     new = {}
     for i in range(rows):
         broadcast = emit.splat(builder.load(emit.at(a_k, a_rows[i])))
@@ -285,11 +280,11 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
 
 def _tile_arguments(pointer):
     i8 = types.int64
-    return i8, i8, i8, pointer, i8, i8, pointer, i8, pointer, pointer, i8, pointer, i8
+    return i8, i8, i8, pointer, i8, i8, pointer, i8, pointer, i8, pointer, i8
 
 
 @intrinsic
-def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, ahead, start, start_row, c, c_row):
+def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
     """The microkernel's body: a switch over all shapes of a tile."""
 
     def codegen(context, builder, signature, args):
@@ -317,8 +312,8 @@ def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, ahead, st
     return types.void(*_tile_arguments(a)), codegen
 
 
-def _tile(rows, columns, K, a, a_row, a_col, b, b_row, ahead, start, start_row, c, c_row):
-    _all_tiles(rows, columns, K, a, a_row, a_col, b, b_row, ahead, start, start_row, c, c_row)
+def _tile(rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
+    _all_tiles(rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row)
 
 
 def _symbol(dtype):
@@ -333,11 +328,10 @@ def provide_microkernel(dtype):
 
 
 @intrinsic
-def microkernel(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, ahead, start, start_row, c, c_row):
+def microkernel(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
     """C[rows, columns] = start + A @ B, with A[i, k] at a[i * a_row + k * a_col], B[k, j] at b[k * b_row + j], C[i, j] at
     c[i * c_row + j] and start likewise; a null start is zero, start_row = 0 repeats one row (a bias), start may be c.
-    rows <= ROWS; columns <= VECTORS * lanes, or exactly WIDE[rows] * lanes. What is used next lies at `ahead`, of which a full tile asks for
-    K values while it works.
+    rows <= ROWS; columns <= VECTORS * lanes, or exactly WIDE[rows] * lanes.
 
     It is compiled by itself, once, and called by name: see provide_microkernel.
     """
