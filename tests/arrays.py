@@ -1,0 +1,58 @@
+"""Arrays in every memory layout, outputs filled with NaN, and numerical gradients."""
+
+import numpy as np
+
+LAYOUTS = (
+    "contiguous", "fortran", "strided", "padded", "reversed", "backwards", "misaligned", "read_only",
+)  # fmt: skip
+
+
+def laid_out(array, layout):
+    """An equal array with the memory layout of that name."""
+    match layout:
+        case "contiguous":
+            return np.ascontiguousarray(array)
+        case "fortran":
+            return np.asfortranarray(array)
+        case "strided":
+            wide = np.full([2 * n for n in array.shape], np.nan, array.dtype)
+            view = wide[(slice(None, None, 2),) * array.ndim]
+        case "padded":
+            wide = np.full([n + 3 for n in array.shape], np.nan, array.dtype)
+            view = wide[tuple(slice(1, 1 + n) for n in array.shape)]
+        case "reversed":
+            view = np.empty_like(array)[(slice(None, None, -1),) * array.ndim]
+        case "backwards":
+            view = np.empty_like(array, order="F")[::-1]
+        case "misaligned":
+            view = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        case "read_only":
+            view = array.copy()
+            view.flags.writeable = False
+            return view
+    view[...] = array
+    return view
+
+
+def unwritten(shape, dtype):
+    """An output: whatever a kernel leaves unwritten is NaN."""
+    return np.full(shape, np.nan, dtype)
+
+
+def numerical_gradient(function, array, step=1e-6):
+    """Central differences of the scalar function() in every element of float64 `array`, which is restored."""
+    gradient = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        value = array[index]
+        array[index] = value + step
+        above = function()
+        array[index] = value - step
+        below = function()
+        array[index] = value
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+def bits(array):
+    """The bytes of an array's values, in row order: equal bits mean equal results, NaN included."""
+    return np.ascontiguousarray(array).tobytes()

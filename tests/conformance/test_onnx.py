@@ -1,0 +1,259 @@
+"""ONNX's node cases of the ops that fastgrad has, through the kernels of every backend.
+
+A case is left out, with the reason, where ONNX asks for what the op does not offer. The counts are printed at the end
+of the run.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import unwritten
+from conftest import ONNX_COUNTS
+from fastgrad.kernels.names import (
+    ACTIVATIONS,
+    ADAM,
+    CLIPPED_RELU,
+    ELU,
+    LEAKY_RELU,
+    SELU,
+    SGD,
+    Activation,
+)
+from tolerances import assert_close
+
+
+class LeftOut(Exception):
+    """Why a case is not run."""
+
+
+def activate(backend, x, activation, axis=-1):
+    x = np.moveaxis(x, axis, -1)
+    y = unwritten(x.shape, x.dtype)
+    backend.activation_forward(x, y, activation)
+    return [np.moveaxis(y, -1, axis)]
+
+
+def by_name(name):
+    return lambda backend, attributes, x: activate(backend, x, ACTIVATIONS[name])
+
+
+def leaky_relu(backend, attributes, x):
+    return activate(backend, x, Activation(LEAKY_RELU, attributes.get("alpha", 0.01)))
+
+
+def elu(backend, attributes, x):
+    return activate(backend, x, Activation(ELU, attributes.get("alpha", 1.0)))
+
+
+def selu(backend, attributes, x):
+    if attributes.get("gamma", 1.0507) != pytest.approx(1.0507, abs=1e-4):
+        raise LeftOut("selu has the scale of its paper, 1.0507")
+    return activate(backend, x, Activation(SELU, attributes.get("alpha", 1.6732632423543772)))
+
+
+def gelu(backend, attributes, x):
+    return activate(backend, x, ACTIVATIONS["gelu_tanh" if attributes.get("approximate") == b"tanh" else "gelu"])
+
+
+def swish(backend, attributes, x):
+    if attributes.get("alpha", 1.0) != 1.0:
+        raise LeftOut("silu is swish with alpha 1")
+    return activate(backend, x, ACTIVATIONS["silu"])
+
+
+def softmax(backend, attributes, x):
+    return activate(backend, x, ACTIVATIONS["softmax"], attributes.get("axis", -1))
+
+
+def clip(backend, attributes, x, low=None, high=None):
+    """A clipped relu, moved to the lower bound."""
+    if low is None or high is None or low.size * high.size == 0:
+        raise LeftOut("one bound only")
+    if low > high:
+        raise LeftOut("a lower bound above the upper one")
+    (y,) = activate(backend, x - low, Activation(CLIPPED_RELU, float(high - low)))
+    return [y + low]
+
+
+def identity(backend, attributes, x):
+    return activate(backend, x, ACTIVATIONS["identity"])
+
+
+def gemm(backend, attributes, a, b, c=None):
+    """A dense layer without an activation; a matrix C is its residual, alpha and beta scale the operands."""
+    a = (a.T if attributes.get("transA") else a) * a.dtype.type(attributes.get("alpha", 1.0))
+    b = b.T if attributes.get("transB") else b
+    y = unwritten((a.shape[0], b.shape[1]), a.dtype)
+    bias = residual = None
+    if c is not None:
+        c = c * c.dtype.type(attributes.get("beta", 1.0))
+        if c.ndim == 2 and c.shape[0] > 1:
+            residual = np.broadcast_to(c, y.shape)
+        else:
+            bias = np.broadcast_to(c.reshape(-1), y.shape[1])
+    backend.dense_chain_forward(a, [b], [bias], [ACTIVATIONS["identity"]], residual, [y], [y])
+    return [y]
+
+
+def softmax_cross_entropy(backend, attributes, x, y, w=None):
+    """Class numbers as they are; with class weights or an ignored class, rows of weights in their place."""
+    classes = x.shape[1]
+    logits, labels = np.moveaxis(x, 1, -1).reshape(-1, classes), y.reshape(-1).astype(np.int64)
+
+    def losses_of(target):
+        losses = unwritten(len(logits), x.dtype)
+        total = backend.cross_entropy(logits, target, losses, unwritten(logits.shape, x.dtype), 1.0)
+        return total, losses.reshape(y.shape)
+
+    ignored, count = attributes.get("ignore_index"), len(logits)
+    target = labels
+    if w is not None or ignored is not None:
+        kept = labels != ignored
+        target = np.zeros_like(logits)
+        target[kept, labels[kept]] = 1 if w is None else w[labels[kept]]
+        count = target.sum(dtype=np.float64)
+    total, losses = losses_of(target)
+    result = {b"none": losses, b"sum": x.dtype.type(total), b"mean": x.dtype.type(total / count)}
+    # the second output, where asked for: minus the loss of each class in turn
+    log_p = np.stack([-losses_of(np.full(len(logits), c))[1] for c in range(classes)], axis=1)
+    return [result[attributes.get("reduction", b"mean")], log_p]
+
+
+def together(tensors, kinds):
+    """(flat arrays, shapes): `kinds` groups of tensors, each group joined into one flat array."""
+    each = len(tensors) // kinds
+    groups = [tensors[i * each : (i + 1) * each] for i in range(kinds)]
+    return [np.concatenate([t.reshape(-1) for t in group]) for group in groups], [t.shape for t in groups[0]]
+
+
+def apart(flats, shapes):
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    return [part.reshape(shape) for flat in flats for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+
+
+def adam(backend, attributes, r, t, *tensors):
+    """ONNX adds epsilon to sqrt(v) before, PyTorch after the correction of v; at t = 0 ONNX does not correct at all."""
+    if attributes.get("norm_coefficient_post", 0.0):
+        raise LeftOut("weight decay after the update")
+    if "epsilon" not in attributes:
+        raise LeftOut("data of an onnx before 1.22, made with an epsilon that the node does not name")
+    (x, g, v, h), shapes = together(tensors, 4)
+    beta1, beta2 = attributes.get("alpha", 0.9), attributes.get("beta", 0.999)
+    lr, step, state = float(r), max(int(t), 1), np.stack([v, h])
+    corrected = np.sqrt(1 - beta2**step)
+    if t == 0:
+        lr *= (1 - beta1) / corrected
+    eps = attributes["epsilon"] / corrected
+    params = x.copy()
+    hyper = np.array([lr, beta1, beta2, eps, attributes.get("norm_coefficient", 0.0), 0])
+    backend.update(params, g, ADAM, state, hyper, step, 1.0)
+    return apart([params, *state], shapes)
+
+
+def momentum(backend, attributes, r, t, *tensors):
+    """ONNX starts from the given state, and never from the gradient alone: our steps from the second on."""
+    if t > 0 and attributes.get("beta", 1.0) != 1:
+        raise LeftOut("dampening")
+    (x, g, v), shapes = together(tensors, 3)
+    params, state = x.copy(), v[None].copy()
+    nesterov = attributes["mode"] == b"nesterov"
+    hyper = np.array([float(r), attributes["alpha"], 0, 0, attributes["norm_coefficient"], nesterov])
+    backend.update(params, g, SGD, state, hyper, 2, 1.0)
+    return apart([params, *state], shapes)
+
+
+OPS = {
+    "Adam": adam,
+    "Clip": clip,
+    "Elu": elu,
+    "Gelu": gelu,
+    "Gemm": gemm,
+    "Identity": identity,
+    "LeakyRelu": leaky_relu,
+    "Momentum": momentum,
+    "Relu": by_name("relu"),
+    "Selu": selu,
+    "Sigmoid": by_name("sigmoid"),
+    "Softmax": softmax,
+    "SoftmaxCrossEntropyLoss": softmax_cross_entropy,
+    "Softplus": by_name("softplus"),
+    "Swish": swish,
+    "Tanh": by_name("tanh"),
+}
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """ONNX's node cases by op: [(name, attributes, data sets)]; not those spelt in other ops, *_expanded."""
+    onnx = pytest.importorskip("onnx")
+    from onnx.backend.test.loader import load_model_tests
+
+    found = {op: [] for op in OPS}
+    # onnx computes the data of all its cases here, some with infinities on purpose
+    with np.errstate(all="ignore"):
+        tests = load_model_tests(kind="node")
+    for case in tests:
+        model = case.model or onnx.load(Path(case.model_dir, "model.onnx"))
+        node = model.graph.node[0]
+        if len(model.graph.node) == 1 and node.op_type in OPS and "_expanded" not in case.name:
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            data_sets = case.data_sets or read(onnx, case.model_dir)
+            found[node.op_type].append((case.name, attributes, data_sets))
+    return found
+
+
+def read(onnx, folder):
+    """Data sets from the files of an onnx before 1.23: test_data_set_*/input_0.pb ..."""
+
+    def load(data, kind):
+        paths = sorted(data.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.rpartition("_")[2]))
+        try:
+            return [onnx.numpy_helper.to_array(onnx.load_tensor(path)) for path in paths]
+        except Exception:  # a sequence or an optional
+            return [None]
+
+    return [(load(data, "input"), load(data, "output")) for data in sorted(Path(folder).glob("test_data_set_*"))]
+
+
+@pytest.fixture(scope="module")
+def counts(pytestconfig):
+    """Counters by backend, printed at the end of the run."""
+    found = {}
+    yield found
+    lines = pytestconfig.stash.setdefault(ONNX_COUNTS, [])
+    for name, counter in found.items():
+        run, passed = counter.pop("run"), counter.pop("passed")
+        lines.append(f"onnx node cases, {name}: {run} run, {passed} passed, {counter.total()} left out")
+        lines += [f"  {n} left out: {reason}" for reason, n in sorted(counter.items())]
+
+
+def check(backend, op, attributes, data_sets):
+    for inputs, expected in data_sets:
+        if not all(isinstance(a, np.ndarray | np.generic) for a in inputs):
+            raise LeftOut("a sequence or an optional, not an array")
+        if not any(a.dtype in (np.float32, np.float64) for a in inputs):
+            raise LeftOut("neither float32 nor float64")
+        actual = OPS[op](backend, attributes, *inputs)[: len(expected)]
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert_close("onnx", ours, theirs, np.abs(theirs).max(initial=0))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_node_cases(backend, op, cases, counts):
+    counter = counts.setdefault(backend.__name__.rpartition(".")[2], Counter(run=0, passed=0))
+    failures, passed = [], 0
+    for name, attributes, data_sets in cases[op]:
+        try:
+            check(backend, op, attributes, data_sets)
+            passed += 1
+        except LeftOut as reason:
+            counter[f"{op}: {reason}"] += 1
+        except AssertionError as error:
+            failures.append(f"{name}: {error}")
+    counter["run"] += passed + len(failures)
+    counter["passed"] += passed
+    assert not failures, "\n".join(failures)
+    assert passed, f"no case of {op} was run"

@@ -1,0 +1,18 @@
+"""The README's Python runs, one block after the other as a reader would run it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(in_force, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="the README's data is scikit-learn's")
+    pytest.importorskip("matplotlib", reason="the README plots a history")
+    monkeypatch.chdir(tmp_path)
+    assert len(BLOCKS) >= 3
+    names = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"README.md, python block {number}", "exec"), names)

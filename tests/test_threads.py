@@ -1,0 +1,244 @@
+"""Calls from many Python threads, forked children, every threading layer, and other libraries' thread settings.
+
+Scenarios run in a process of their own, so that a killed or hanging process is a failed test.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import bits, unwritten
+from chains import clone, random_chain, random_net, run, step
+
+LAYERS = ("default", "tbb", "omp", "workqueue")
+
+
+def large_work():
+    """The bits of a product, a chain and a step, each large enough for threads."""
+    import fastgrad.kernels.cpu as cpu
+    from fastgrad.kernels.cpu import gemm
+
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((2, 301, 301))
+    product = unwritten((301, 301), np.float64)
+    gemm.matmul(a, b, product)
+    chain = random_chain(rng, 257, (385, 129, 65, 10), ["relu", "gelu", "softmax"], np.float32)
+    outputs, gradients = run(cpu, chain)
+    net = random_net(rng, (257, 129, 10), ["tanh", "softmax"], np.float32, 256, loss="cross_entropy")
+    record = step(cpu, net, chain.x[:256, :257].copy(), rng.integers(0, 10, 256))
+    return [bits(x) for x in [product, *outputs, *gradients.arrays(), net.params, net.state]], record
+
+
+def expected_work():
+    """large_work() on one thread; the next calls use two."""
+    from fastgrad.kernels.cpu import parallel
+
+    parallel.set_num_threads(1)
+    expected = large_work()
+    parallel.set_num_threads(2)
+    return expected
+
+
+def concurrent_calls():
+    """Eight Python threads at once, each with arrays of its own."""
+    expected, wrong = expected_work(), []
+
+    def repeat():
+        for _ in range(10):
+            if large_work() != expected:
+                wrong.append(threading.get_ident())
+
+    threads = [threading.Thread(target=repeat) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def check_in_child(expected):
+    """Whether a forked child computes the expected."""
+    child = os.fork()
+    if child == 0:
+        right = False
+        try:
+            right = large_work() == expected and large_work() == expected
+        finally:
+            os._exit(0 if right else 1)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def forked_child():
+    """A child after the parent has used threads, another after that, and the parent again."""
+    expected = expected_work()
+    assert large_work() == expected
+    assert check_in_child(expected)
+    assert large_work() == expected
+    assert check_in_child(expected)
+
+
+def forked_child_before_threads():
+    """A child of a parent that has not used threads yet."""
+    expected = expected_work()
+    assert check_in_child(expected)
+    assert large_work() == expected
+
+
+def forked_child_of_a_busy_parent():
+    """A child that starts while other threads are in the middle of calls."""
+    expected, wrong, stop = expected_work(), [], threading.Event()
+
+    def repeat():
+        while not stop.is_set():
+            if large_work() != expected:
+                wrong.append(threading.get_ident())
+
+    threads = [threading.Thread(target=repeat) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            time.sleep(0.02)
+            assert check_in_child(expected)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def is_expected(expected):
+    return large_work() == expected
+
+
+def multiprocessing_fork():
+    """A pool of forked workers after the parent has used threads."""
+    expected = expected_work()
+    assert large_work() == expected
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert all(pool.map(is_expected, [expected] * 6))
+    assert large_work() == expected
+
+
+def layer_in_use():
+    from fastgrad.kernels.cpu import parallel
+
+    return parallel.layer()
+
+
+SCENARIOS = [
+    concurrent_calls, forked_child, forked_child_before_threads, forked_child_of_a_busy_parent, multiprocessing_fork,
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in SCENARIOS])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layer_survives(layer, scenario):
+    code = f"import test_threads as t; t.{scenario}(); print(t.layer_in_use())"
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_THREADING_LAYER"}
+    # on a machine of one core too
+    environment["NUMBA_NUM_THREADS"] = "2"
+    if layer != "default":
+        environment["NUMBA_THREADING_LAYER"] = layer
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        # with its children, which may be what hangs
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail(f"{scenario} hangs on {layer}")
+    assert process.returncode == 0, err
+    used = out.split()[-1]
+    assert used == layer or (layer == "default" and used in LAYERS), f"ran on {used}"
+
+
+def test_many_python_threads_at_once(backend):
+    """Steps of nets of their own on small and large work, forwards on shared arrays."""
+    rng = np.random.default_rng(4)
+    chain = random_chain(rng, 64, (65, 33, 10), ["tanh", "softmax"], np.float32)
+    net = random_net(rng, (33, 17, 4), ["relu", "softmax"], np.float64, 16, loss="cross_entropy")
+    x, labels = rng.standard_normal((16, 33)), rng.integers(0, 4, 16)
+
+    def work():
+        mine = clone(net)
+        records = [step(backend, mine, x, labels, number) for number in range(20)]
+        outputs, gradients = run(backend, chain)
+        return records, bits(mine.params), [bits(a) for a in outputs + gradients.arrays()]
+
+    expected, found = work(), []
+    threads = [threading.Thread(target=lambda: found.append([work() for _ in range(5)])) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    assert all(result == expected for results in found for result in results)
+
+
+@pytest.fixture
+def four_threads():
+    parallel = pytest.importorskip("fastgrad.kernels.cpu.parallel")
+    before = parallel.get_num_threads()
+    parallel.set_num_threads(4)
+    yield parallel
+    parallel.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_what_was_set(four_threads):
+    assert four_threads.get_num_threads() == 4
+    large_work()
+    assert four_threads.get_num_threads() == 4
+
+
+def test_numbas_threads_stay_as_they_were(four_threads):
+    import numba
+
+    before = numba.get_num_threads()
+    expected = large_work()
+    assert numba.get_num_threads() == before
+    numba.set_num_threads(1)
+    try:
+        assert large_work() == expected
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_pytorchs_threads_stay_as_they_were(four_threads):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads(), torch.get_num_interop_threads()
+    torch.ones(500, 500) @ torch.ones(500, 500)
+    large_work()
+    assert (torch.get_num_threads(), torch.get_num_interop_threads()) == before
+    torch.set_num_threads(1)
+    try:
+        large_work()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before[0])
+
+
+def test_blas_threads_stay_as_they_were(four_threads):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def settings():
+        pools = threadpoolctl.threadpool_info()
+        return {p["filepath"]: p["num_threads"] for p in pools if p["user_api"] == "blas"}
+
+    np.ones((500, 500)) @ np.ones((500, 500))
+    before = settings()
+    large_work()
+    assert settings() == before
