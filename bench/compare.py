@@ -1,0 +1,161 @@
+"""One workload, its contenders side by side: checked against the float64 reference, then timed in turns (A B C A B C).
+
+python -m bench.compare step-784 step-100 --peers PyTorch JAX --rounds 9
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from bench import report
+from bench.peers import CONTENDERS, MODULES
+from bench.workers import WorkerError, Workers, available_threads
+from bench.workloads import WORKLOADS
+
+FASTGRAD, REFERENCE = "fastgrad", "NumPy"
+TURN = 0.2  # seconds of calls in a row
+PAUSE = 0.15  # seconds before a turn: OpenBLAS spins for 0.11 after its last call
+LONGEST = 40  # seconds that a workload's rounds may take together; three are run in any case
+
+
+def clock():
+    """What fastgrad's calls took, added up turn by turn: with this timer pytest-benchmark reads a turn as one call."""
+    return clock.seconds
+
+
+clock.seconds = 0.0
+
+
+def reference(workers, workload):
+    """The answer in float64, by the NumPy backend."""
+    return workers.get(REFERENCE, workload.threads).ask("load", workload.name, dtype="float64")
+
+
+def load(worker, workload, expected):
+    """Build a workload in a worker; a WorkerError if its answer is not the reference's."""
+    answer = worker.ask("load", workload.name)
+    allowed = workload.tolerance * np.max(np.abs(expected))
+    error = np.max(np.abs(np.subtract(answer, expected)))
+    if not error <= allowed:
+        raise WorkerError(f"wrong result: {error:.1e} from the float64 reference, allowed {allowed:.1e}")
+
+
+class Comparison:
+    """The turns of one workload's contenders, and what they took."""
+
+    def __init__(self, workers, workload, contenders, rounds):
+        self.workload = workload
+        self.limits = workers.get("limits", workload.threads)
+        self.workers, self.skipped = {}, {}
+        self.counts = {}  # calls in a turn
+        self.seconds = {}  # of a call, a list with an entry a turn
+        self.fma, self.bandwidth = [], []
+        self.progress = tqdm(total=rounds, desc=workload.name, leave=False)
+        self._load(workers, contenders)
+        start = time.perf_counter()
+        self.round()
+        longest = int(LONGEST / (time.perf_counter() - start))
+        self.seconds = {contender: [] for contender in self.seconds}
+        self.progress.reset(total=min(rounds, max(3, longest)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.progress.close()
+
+    @property
+    def rounds(self):
+        return self.progress.total
+
+    def _load(self, workers, contenders):
+        """Build and check the workload in every worker; who cannot is skipped, with the reason."""
+        self.progress.set_postfix_str("the float64 reference")
+        expected = reference(workers, self.workload)
+        for contender in contenders:
+            self.progress.set_postfix_str(f"{contender}: loading")
+            worker = workers.get(contender, self.workload.threads)
+            try:
+                load(worker, self.workload, expected)
+                self.counts[contender] = worker.ask("calibrate", TURN)
+            except WorkerError as error:
+                self.skipped[contender] = str(error)
+            else:
+                self.workers[contender], self.seconds[contender] = worker, []
+
+    def turn(self, contender):
+        self.progress.set_postfix_str(contender)
+        time.sleep(PAUSE)
+        count = self.counts[contender]
+        seconds = self.workers[contender].ask("time", count) / count
+        self.seconds[contender].append(seconds)
+        if contender == FASTGRAD:
+            clock.seconds += seconds
+            self.progress.update()
+
+    def others(self):
+        """The turns of a round before fastgrad's: the machine's limits, then the peers."""
+        self.progress.set_postfix_str("limits")
+        time.sleep(PAUSE)
+        self.fma.append(self.limits.ask("limit", "fma"))
+        if self.workload.memory_bytes:
+            self.bandwidth.append(self.limits.ask("limit", "triad"))
+        for contender in self.workers:
+            if contender != FASTGRAD:
+                self.turn(contender)
+
+    def round(self):
+        self.others()
+        if FASTGRAD in self.workers:
+            self.turn(FASTGRAD)
+
+    def row(self):
+        limit = self.workload.flops / statistics.median(self.fma)
+        if self.workload.memory_bytes:
+            limit += self.workload.memory_bytes / statistics.median(self.bandwidth)
+        seconds = {contender: statistics.median(times) for contender, times in self.seconds.items()}
+        row = report.Row(self.workload.kind, self.workload.title, seconds, self.skipped, limit)
+        return row.hold_against(self.workload)
+
+
+def machine(workers):
+    """What the figures were taken on, and its limits."""
+
+    def limit(name, threads):
+        worker = workers.get("limits", threads)
+        return statistics.median(worker.ask("limit", name) for _ in range(5))
+
+    return {
+        "processor": report.processor(),
+        "threads": available_threads(),
+        "gflops_one": limit("fma", 1) / 1e9,
+        "gflops_all": limit("fma", None) / 1e9,
+        "triad_gbytes": limit("triad", None) / 1e9,
+        "versions": report.versions(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="+", metavar="WORKLOAD", help=f"part of a name: {', '.join(WORKLOADS)}")
+    parser.add_argument("--peers", nargs="+", choices=MODULES, default=list(MODULES), metavar="PEER",
+                        help=f"of {', '.join(MODULES)}; default: all")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows = []
+    with Workers() as workers:
+        for workload in WORKLOADS.values():
+            if any(part in workload.name for part in options.workloads):
+                contenders = [name for name in CONTENDERS[workload.kind] if name in (FASTGRAD, *options.peers)]
+                with Comparison(workers, workload, contenders, options.rounds) as comparison:
+                    for _ in range(comparison.rounds):
+                        comparison.round()
+                rows.append(comparison.row())
+        print(report.markdown(rows, machine(workers)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
+
+A module has `setup(threads)` and a class for each kind of workload that it can express: Step, Forward, Gemm.
+"""
+
+import importlib
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+MODULES = {
+    "fastgrad": "fastgrad",
+    "NumPy": "numpy",
+    "PyTorch": "torch",
+    "torch.compile": "torch_compile",
+    "JAX": "jax",
+    "Keras": "keras",
+    "scikit-learn": "sklearn",
+}
+CONTENDERS = {"step": list(MODULES), "forward": list(MODULES), "gemm": ["fastgrad", "NumPy", "PyTorch"]}
+
+
+class CannotExpress(Exception):
+    """The library has no such net or option."""
+
+
+def load(contender):
+    return importlib.import_module(f"bench.peers.{MODULES[contender]}")
+
+
+class Runner:
+    """A workload in one library: `call` is made with each of `inputs` in turn, over and over."""
+
+    inputs: Sequence[tuple] = ((),)
+
+    def restart(self):
+        """Put the first weights and optimiser state back."""
+
+    def call(self, *inputs):
+        raise NotImplementedError
+
+    def fetch(self, result):
+        """The result of the last call as an array of NumPy: waits until it is there."""
+        return np.asarray(result)
+
+    def reset(self):
+        self.restart()
+        self.feed = itertools.cycle(self.inputs)
+
+    def run(self, count):
+        call = self.call
+        for inputs in itertools.islice(self.feed, count):
+            result = call(*inputs)
+        return self.fetch(result)
+
+    def answer(self, calls):
+        """What is compared with the reference: the results of the first calls, thinned to at most 1,000 values."""
+        self.reset()
+        values = np.concatenate([np.ravel(self.run(1)).astype("f8") for _ in range(calls)])
+        return values[:: -(-values.size // 1000)]

@@ -1,0 +1,26 @@
+"""PyTorch with the forward, the loss and their backward compiled; the fused optimiser is a compiled kernel already."""
+
+import shutil
+
+import torch
+
+from bench.peers import CannotExpress
+from bench.peers.torch import Forward as EagerForward
+from bench.peers.torch import Step as EagerStep
+from bench.peers.torch import setup as setup_eager
+
+
+def setup(threads):
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise CannotExpress("no C++ compiler")
+    setup_eager(threads)
+
+
+class Step(EagerStep):
+    def prepare(self, loss):
+        return torch.compile(loss)
+
+
+class Forward(EagerForward):
+    def prepare(self, model):
+        return torch.compile(model)

@@ -1,0 +1,158 @@
+"""The run's result: a row a workload; tables a kind as Markdown (in the terminal too), a JSON file and a bar chart."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from bench.peers import MODULES
+
+FASTGRAD = "fastgrad"
+PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "scikit-learn")
+
+
+@dataclass
+class Row:
+    """One workload: seconds of a call by contender, and what the machine's limit would allow."""
+
+    kind: str
+    title: str
+    seconds: dict[str, float]
+    skipped: dict[str, str] = field(default_factory=dict)  # contender -> why
+    limit: float | None = None  # seconds
+    target: str = ""
+    figure: str = ""  # what is held against the target
+    reached: bool | None = None
+
+    @property
+    def best_peer(self):
+        return min(self.seconds.keys() - {FASTGRAD}, key=self.seconds.get, default=None)
+
+    @property
+    def ratio(self):
+        """The best peer's time over fastgrad's."""
+        if FASTGRAD in self.seconds and self.best_peer:
+            return self.seconds[self.best_peer] / self.seconds[FASTGRAD]
+
+    @property
+    def share(self):
+        if FASTGRAD in self.seconds and self.limit:
+            return self.limit / self.seconds[FASTGRAD]
+
+    def hold_against(self, workload):
+        """Fill in target, figure and reached from the workload's targets."""
+        if FASTGRAD not in self.seconds:
+            return self
+        if workload.target_ratio:
+            self.target, self.figure = f"{workload.target_ratio:g} x the best peer", f"{self.ratio or 0:.2f} x"
+            self.reached = bool(self.ratio and self.ratio >= workload.target_ratio)
+        elif workload.target_share:
+            self.target, self.figure = f"{workload.target_share:.0%} of the limit", f"{self.share:.0%}"
+            self.reached = self.share >= workload.target_share
+        elif workload.target_over_limit:
+            over = self.seconds[FASTGRAD] - self.limit
+            self.target, self.figure = f"{duration(workload.target_over_limit)} over the limit", duration(over)
+            self.reached = over <= workload.target_over_limit
+        return self
+
+
+def duration(seconds):
+    scale, unit = (1e6, "us") if abs(seconds) < 0.01 else (1e3, "ms") if abs(seconds) < 10 else (1, "s")
+    value = seconds * scale
+    return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f} {unit}"
+
+
+def _cells(row, contenders):
+    return [
+        row.title,
+        *(duration(row.seconds[name]) if name in row.seconds else "-" for name in contenders),
+        f"{row.ratio:.2f} ({row.best_peer})" if row.ratio else "-",
+        f"{row.share:.0%}" if row.share else "-",
+        f"{row.target}: {row.figure}, {'yes' if row.reached else 'no'}" if row.target else "",
+    ]
+
+
+def _table(lines):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *body = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(f"| {line} |" for line in (head, " | ".join("-" * width for width in widths), *body))
+
+
+def markdown(rows, machine):
+    """A table for each kind of workload, why a contender is missing from a row, and the machine."""
+    parts = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        group = [row for row in rows if row.kind == kind]
+        contenders = [name for name in MODULES if any(name in row.seconds for row in group)]
+        head = [kind, *contenders, "best peer / fastgrad", "share of the limit", "target"]
+        parts.append(_table([head, *(_cells(row, contenders) for row in group)]))
+    missing = {}
+    for row in rows:
+        for name, why in row.skipped.items():
+            missing.setdefault(f"{name}: {why}", []).append(row.title)
+    parts.append("\n".join(f"- without {who} ({'; '.join(titles)})" for who, titles in missing.items()))
+    found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    parts.append(
+        f"{machine['processor']}, {machine['threads']} threads. Limits measured in this run: float32 FMA "
+        f"{machine['gflops_one']:.0f} GFLOP/s on one thread, {machine['gflops_all']:.0f} on all; "
+        f"memory (triad) {machine['triad_gbytes']:.0f} GB/s. {found}."
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def write(rows, machine, folder):
+    """results.json, table.md and chart.png in `folder`; the table, and where it all lies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = markdown(rows, machine)
+    (folder / "table.md").write_text(table + "\n")
+    results = {"machine": machine, "rows": [asdict(row) for row in rows]}
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    try:
+        chart([row for row in rows if row.ratio], folder / "chart.png")
+    except ImportError as error:
+        return f"{table}\n\nno chart: {error}"
+    return f"{table}\n\ntable.md, results.json and chart.png are in {folder}"
+
+
+def processor():
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions():
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def chart(rows, path):
+    """Bars of time relative to fastgrad's, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    contenders = [name for name in MODULES if name != FASTGRAD and any(name in row.seconds for row in rows)]
+    height = 0.8 / len(contenders)
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.16 * sum(len(row.seconds) for row in rows)), layout="constrained")
+    for i, name in enumerate(contenders):
+        at = [k for k, row in enumerate(rows) if name in row.seconds]
+        axes.barh(
+            [k + (i - (len(contenders) - 1) / 2) * height for k in at],
+            [rows[k].seconds[name] / rows[k].seconds[FASTGRAD] for k in at],
+            height,
+            label=name,
+        )
+    axes.axvline(1, color="black")
+    axes.set(xscale="log", xlabel="time / fastgrad's", yticks=range(len(rows)), yticklabels=[row.title for row in rows])
+    axes.invert_yaxis()
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

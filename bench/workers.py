@@ -1,0 +1,178 @@
+"""A contender in a process of its own: two libraries' thread pools in one process slow each other up to three times.
+
+A worker reads requests from its standard input, a line of JSON each, and is blocked there between its turns.
+"""
+
+import contextlib
+import json
+import operator
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bench import peers
+from bench.workloads import WORKLOADS
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 300  # seconds for one answer; torch.compile takes a minute over 50 layers
+
+
+def available_threads():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class WorkerError(Exception):
+    """Why a contender cannot do what it was asked."""
+
+
+def environment(contender, threads):
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    env = os.environ | dict.fromkeys(names, str(threads))
+    env |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow"}
+    if contender in ("NumPy", "scikit-learn"):
+        # either may hold OpenBLAS to an older processor's kernels
+        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+            env.pop(name, None)
+    return env
+
+
+class Worker:
+    """The parent's end: `ask` sends a request and waits for its answer."""
+
+    def __init__(self, contender, threads):
+        self.contender = contender
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.workers", contender, str(threads)],
+            cwd=ROOT, env=environment(contender, threads), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def ask(self, request, *args, **options):
+        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            print(json.dumps([request, args, options]), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            raise WorkerError(f"its process ended (exit code {self.process.wait()})")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer["result"]
+
+    def close(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Workers:
+    """The workers of a session, started when first asked for and kept while they live: (contender, threads) -> Worker."""
+
+    def __init__(self):
+        self.workers = {}
+
+    def get(self, contender, threads=None):
+        key = contender, threads or available_threads()
+        if key in self.workers and self.workers[key].process.poll() is not None:
+            self.workers.pop(key).close()
+        if key not in self.workers:
+            self.workers[key] = Worker(*key)
+        return self.workers[key]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for worker in self.workers.values():
+            worker.close()
+
+
+class Contender:
+    """The child's end: what a worker can be asked."""
+
+    def __init__(self, name, threads):
+        self.name = name
+        self.threads = threads
+        self.peer = None
+        self.runner = None
+        self.limits = None
+
+    def load(self, workload, **changes):
+        """Build a workload; its answer, to be compared with the reference."""
+        if self.peer is None:
+            peer = peers.load(self.name)
+            peer.setup(self.threads)
+            self.peer = peer
+        workload = replace(WORKLOADS[workload], **changes)
+        self.runner = None  # the last workload's arrays go before this one's come
+        kind = getattr(self.peer, workload.kind.capitalize(), None)
+        if kind is None:
+            raise peers.CannotExpress(f"has no {workload.kind}")
+        self.runner = kind(workload)
+        return self.runner.answer(workload.checked_calls).tolist()
+
+    def calibrate(self, seconds):
+        """Warm up; the number of calls that take about `seconds`."""
+        count = 1
+        while (taken := self.time(count)) < seconds / 2:
+            count = max(count + 1, int(count * min(10, 0.75 * seconds / taken)))
+        return max(1, round(count * seconds / taken))
+
+    def time(self, count):
+        """Seconds of `count` calls in a row, near the first state: training for long ends in denormal numbers."""
+        self.runner.reset()
+        self.runner.run(1)  # the optimiser makes its state
+        start = time.perf_counter()
+        self.runner.run(count)
+        return time.perf_counter() - start
+
+    def latencies(self, seconds):
+        """The median and the 99th percentile of the calls that `seconds` hold, timed one by one."""
+        self.runner.reset()
+        self.runner.run(1)
+        marks = [time.perf_counter()]
+        while marks[-1] < marks[0] + seconds:
+            self.runner.run(1)
+            marks.append(time.perf_counter())
+        percentiles = statistics.quantiles(map(operator.sub, marks[1:], marks), n=100)
+        return {"median": percentiles[49], "99th percentile": percentiles[98]}
+
+    def limit(self, name):
+        if self.limits is None:
+            from bench.limits import Limits
+
+            self.limits = Limits(self.threads)
+        return getattr(self.limits, name)()
+
+
+def main(name, threads):
+    # libraries print to standard output too: what they say goes the way of standard error
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    contender = Contender(name, threads)
+    for line in sys.stdin:
+        request, args, options = json.loads(line)
+        try:
+            answer = {"result": getattr(contender, request)(*args, **options)}
+        except ImportError as error:
+            answer = {"error": f"not installed ({error})"}
+        except peers.CannotExpress as error:
+            answer = {"error": str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
