@@ -91,8 +91,8 @@ class Limits:
         list(self.pool.map(lambda args: function(*args), arguments))
         return time.perf_counter() - start
 
-    def fma(self, count=2_000_000):
-        """Floating-point operations a second, two to an FMA; 2 M rounds of the loop take some 10 ms."""
+    def fma(self, count=25_000_000):
+        """Floating-point operations a second, two to an FMA; 25 M rounds of the loop take 50 to 80 ms."""
         arguments = [(count, np.float32(0.5), np.float32(1))] * self.threads
         return 2 * LANES * ACCUMULATORS * count * self.threads / self._seconds(fma_chains, arguments)
 

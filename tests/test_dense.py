@@ -94,10 +94,11 @@ def test_every_activation_in_every_place(backend, name, dtype, rng):
         (70, (1, 2000, 1)),
     ],
 )
-def test_matches_the_reference_at_large_shapes(backend, dtype, n, widths, rng):
+@pytest.mark.parametrize("layout", ["contiguous", "fortran", "reversed"])
+def test_matches_the_reference_at_large_shapes(backend, dtype, n, widths, layout, rng):
     """Past the blocks of a GEMM in every dimension, and past the threading threshold."""
     chain = random_chain(rng, n, widths, ["tanh", "gelu", "elu"][: len(widths) - 1], dtype)
-    assert_matches_reference(backend, chain)
+    assert_matches_reference(backend, chain.map(lambda a: laid_out(a, layout)))
 
 
 def test_deep_chain(backend, dtype, rng):

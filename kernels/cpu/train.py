@@ -19,8 +19,8 @@ from .optim import UPDATE, describe_update, squares, update_part
 from .parallel import get_num_threads, run, scratch, share
 from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
 
-# the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`, 0 for rows as they are;
-# target_row: values of a target row, 0 for labels
+# the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
+# which is 0 for rows as they are; target_row: values of a target row
 TRAIN = np.dtype(
     [(name, "i8") for name in "chain loss kind labels target losses order rows_x rows_target target_row".split()]
     + [("scale", "f8")]
@@ -65,76 +65,95 @@ def train_part(part, parts, job, like):
     backward_rows(chain, lo, hi, panels)
 
 
+@compiled
+def fuse(kind, last):
+    """A loss that is taken from the logits takes the place of the last activation."""
+    softmax = kind == names.CROSS_ENTROPY and last.code == names.SOFTMAX
+    sigmoid = kind == names.BINARY_CROSS_ENTROPY and last.code == names.SIGMOID
+    if softmax or sigmoid:
+        last.code = names.IDENTITY
+
+
+@compiled
+def lay_out(layers, work, n, size):
+    """A block of n rows a layer for every y, then every z, then every dz; returns what is left of `work`."""
+    block = 0
+    for l in range(len(layers)):
+        block += n * layers[l].n_out * size
+    y = work
+    for l in range(len(layers)):
+        layer = layers[l]
+        layer.y, layer.dz = y, y + 2 * block
+        layer.z = y + block if needs_input(layer.code) else y
+        y += n * layer.n_out * size
+    return work + 3 * block
+
+
+@compiled
+def has_bad_label(target, order, first, n, classes):
+    """Whether one of the batch's labels is no class."""
+    for i in range(first, first + n):
+        label = target[order[i] if len(order) else i]
+        if label < 0 or label >= classes:
+            return True
+    return False
+
+
+@compiled
+def gradient_norm(norms, grads, table):
+    """The norm of all gradients, from the squares of every row of every dw."""
+    squared = total(norms)
+    for l in range(len(table)):
+        b = table[l, 3]
+        if b >= 0:
+            squared += squares(data(grads[b:]), table[l, 1])
+    return math.sqrt(squared)
+
+
 @entry
 def _train(
     launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
     optimizer, state, hyper, clip_norm, step, record, panels,
 ):  # fmt: skip
-    """Steps on the rows of x, in batches by `order`, or on all of them in one where there is no order. (status, batches done)."""
+    """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done)."""
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
     rows_job, job = np.zeros(1, CHAIN), np.zeros(1, TRAIN)
+    chain, train = rows_job[0], job[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
-    widths, n_in, n_out = 0, table[0, 0], table[depth - 1, 1]
-    norms = np.empty(table[:, 0].sum())
-    for l in range(depth):
-        widths += table[l, 1]
-    last = layers[depth - 1]
-    if (kind == names.CROSS_ENTROPY and last.code == names.SOFTMAX) or (
-        kind == names.BINARY_CROSS_ENTROPY and last.code == names.SIGMOID
-    ):
-        last.code = names.IDENTITY
-    by_class = target.ndim == 1
+    fuse(kind, layers[depth - 1])
+    n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
     rows = len(order) if len(order) else len(x)
     batch_size = min(batch_size, rows)
-    labels = np.empty(batch_size if by_class else 0, np.int64)
-    each = 1 if kind == names.CROSS_ENTROPY else n_out
+    norms, labels = np.empty(table[:, 0].sum()), np.empty(batch_size if by_class else 0, np.int64)
 
-    chain, train = rows_job[0], job[0]
-    train.chain = address(rows_job)
-    chain.depth, chain.layers, chain.itemsize, train.kind = depth, address(layers), size, kind
-    chain.x_row, chain.x_col, train.target_row = n_in, 1, n_out
-    chain.norms, chain.panels = address(norms), address(panels)
+    train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
+    chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
+    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), address(panels)
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[3], kernels[4], kernels[5], kernels[6]
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
         first = batch * batch_size
         n = min(batch_size, rows - first)
-        if by_class:
-            for i in range(first, first + n):
-                label = target[order[i] if len(order) else i]
-                if label < 0 or label >= n_out:
-                    return names.BAD_LABEL, batch
+        if by_class and has_bad_label(target, order, first, n, n_out):
+            return names.BAD_LABEL, batch
 
-        # work: a block of n rows a layer for every y, then every z, then every dz; then the gathered x and target, and the losses
-        at, block, y = address(work), n * widths * size, 0
-        for l in range(depth):
-            layer = layers[l]
-            layer.y = at + y
-            layer.z = layer.y + block if needs_input(layer.code) else layer.y
-            layer.dz = layer.y + 2 * block
-            y += n * layer.n_out * size
-        chain.rows, chain.x, train.target = n, at + 3 * block, at + 3 * block + n * n_in * size
+        chain.rows, chain.x = n, lay_out(layers, address(work), n, size)
+        train.target, train.labels = chain.x + n * n_in * size, address(labels) if by_class else 0
         train.losses = train.target + n * n_out * size
-        train.labels = address(labels) if by_class else 0
+        losses = (train.losses - address(work)) // size
         if len(order):
             train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
         else:
             chain.x = address(x)
             train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
-        scale = 1 / max(n * each, 1)
-        train.scale = scale
+        count = n if kind == names.CROSS_ENTROPY else n * n_out
+        train.scale = 1 / max(count, 1)
         call(launcher, kernels[0], parts, job)
         call(launcher, kernels[1], parts, rows_job)
 
-        losses = (train.losses - at) // size
-        norm = total(norms)
-        for l in range(depth):
-            b = table[l, 3]
-            if b >= 0:
-                norm += squares(data(grads[b:]), table[l, 1])
-        norm = math.sqrt(norm)
-        record[2 * batch], record[2 * batch + 1] = total(work[losses : losses + n * each]) * scale, norm
+        norm = gradient_norm(norms, grads, table)
+        record[2 * batch], record[2 * batch + 1] = total(work[losses : losses + count]) * train.scale, norm
         if not math.isfinite(norm):
             return names.NONFINITE, batch
         describe_update(
