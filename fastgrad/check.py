@@ -71,10 +71,8 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, int], dtype: np.dty
     rows, classes = shape
     if value.shape != (rows,):
         raise ValueError(f"{op}: {name} must be integers ({rows},) or {dtype} {shape}, got integers {value.shape}")
-    if value.dtype is INT64 and value.flags.carray and type(value) is np.ndarray:
-        found = value
-    else:
-        found = np.array(value, np.int64)
+    as_they_are = value.dtype is INT64 and value.flags.carray and type(value) is np.ndarray
+    found = value if as_they_are else np.array(value, np.int64)
     # a negative number is a huge one without its sign
     if rows and np.maximum.reduce(found.view(np.uint64)) >= classes:
         first = int(np.flatnonzero((value < 0) | (value >= classes))[0])

@@ -143,7 +143,8 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
         start_row = start_col = 0  # it stays null under the tiles' offsets
     width = VECTORS * lanes(c)
     itemsize = VECTOR_BYTES // lanes(c)
-    # deep blocks of B: what a tile costs before and after its sums is paid less often. A copied A would be copied again for every block of columns
+    # deep blocks of B: what a tile costs before and after its sums is paid less often. A copied A would be copied again for every
+    # block of columns
     depth = DEEP if a_col == 1 else DEEP // 2
     depth = min(K_MOST, max(depth, B_BYTES // ((N + width - 1) // width * width * itemsize)))
     k_blocks = max(1, (K + depth - 1) // depth)
