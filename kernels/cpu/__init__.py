@@ -41,7 +41,19 @@ def _call_drivers(dtype):
     """Every function that Python calls, on the smallest arrays."""
     one, flat, none = np.ones((1, 1), dtype), np.zeros(2, dtype), np.zeros((0, 2), dtype)
     layers, parameters = np.array([[1, 1, 0, 1, names.IDENTITY]]), np.zeros(1)
-    net = layers, parameters, names.MSE, flat, flat.copy(), np.empty(16, dtype), names.SGD, none, np.zeros(6), np.inf, 0
+    net = (
+        layers,
+        parameters,
+        names.CROSS_ENTROPY,
+        flat,
+        flat.copy(),
+        np.empty(16, dtype),
+        names.SGD,
+        none,
+        np.zeros(6),
+        np.inf,
+        0,
+    )
     for target in (one, np.zeros(1, np.int64)):
         dense_chain_step(one, target, *net, np.empty(2))
     dense_chain_infer(one, layers, parameters, flat, one.copy())

@@ -11,7 +11,7 @@ from numba import carray
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
 from .gemm import GEMM, SCRATCH, describe, gemm_part
-from .jit import addresses, compiled, entry, kernel
+from .jit import Addresses, compiled, entry, kernel
 from .optim import squares
 from .parallel import address_of, get_num_threads, launch, run, scratch, share
 from .simd import ROWS, address, advance, call, keep, pointer, void_pointer
@@ -234,12 +234,13 @@ def infer_part(part, parts, job, like):
         layers[l] = layers_of(whole)[l]
         widest = max(widest, layers[l].n_out)
     last = layers[whole.depth - 1]
-    buffers = layers[0].dz + part * 3 * INFER_ROWS * widest * size
+    most = min(whole.rows, INFER_ROWS)
+    buffers = layers[0].dz + part * 3 * most * widest * size
     for l in range(whole.depth):
         # a layer reads one buffer and writes another; an activation that keeps z has the third for it
         layers[l].dz = 0
-        layers[l].y = buffers + l % 2 * INFER_ROWS * widest * size
-        layers[l].z = buffers + 2 * INFER_ROWS * widest * size if needs_input(layers[l].code) else layers[l].y
+        layers[l].y = buffers + l % 2 * most * widest * size
+        layers[l].z = buffers + 2 * most * widest * size if needs_input(layers[l].code) else layers[l].y
     keeps_z = last.z != last.y
     for i in range(lo, hi, INFER_ROWS):
         chain.x = whole.x + i * chain.x_row * size
@@ -252,10 +253,11 @@ def infer_part(part, parts, job, like):
 
 
 @entry
-def _infer(launcher, parts, kernels, x, table, parameters, params, out, room, panels):
+def _infer(launcher, parts, kernels, x, table, parameters, params, out, panels):
     layers, job = np.empty(len(table), LAYER), np.zeros(1, CHAIN)
     size = x.itemsize
     flat_layers(layers, table, parameters, address(params), 0, size)
+    room = np.empty(3 * min(len(x), INFER_ROWS) * table[:, 1].max() * parts, x.dtype)
     layers[0].dz = address(room)
     chain = job[0]
     chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
@@ -263,12 +265,13 @@ def _infer(launcher, parts, kernels, x, table, parameters, params, out, room, pa
     chain.panels, chain.gemm, chain.activate = address(panels), kernels[1], kernels[2]
     call(launcher, kernels[0], parts, job)
     keep(layers)
+    keep(room)
+
+
+_KERNELS = Addresses(infer_part, gemm_part, activate_part)
 
 
 def dense_chain_infer(x, layers, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
-    kernels = addresses(x.dtype, infer_part, gemm_part, activate_part)
-    threads = get_num_threads()
-    panels = scratch(x.dtype, SCRATCH * threads)
-    room = scratch(x.dtype, 3 * INFER_ROWS * int(layers[:, 1].max()) * threads, "rows")
-    run(2 * len(x) * params.size, _infer, kernels, x, layers, parameters, params, out, room, panels)
+    panels = scratch(x.dtype, SCRATCH * get_num_threads())
+    run(2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out, panels)

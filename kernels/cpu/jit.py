@@ -119,10 +119,16 @@ class Kernel:
         return found.address
 
 
-@lru_cache
-def addresses(dtype, *kernels) -> np.ndarray:
-    """Addresses of kernels for a driver to call, int64."""
-    return np.array([k.address(dtype) for k in kernels], np.int64)
+class Addresses(dict):
+    """Addresses of kernels for a driver to call, an int64 array for each dtype's character."""
+
+    def __init__(self, *kernels):
+        super().__init__()
+        self.kernels = kernels
+
+    def __missing__(self, char):
+        found = self[char] = np.array([k.address(np.dtype(char)) for k in self.kernels], np.int64)
+        return found
 
 
 def kernel(job, needs=None):

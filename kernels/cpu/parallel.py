@@ -138,10 +138,10 @@ def address_of(array) -> int:
     return _address(array[:0])
 
 
-def scratch(dtype, size, purpose="panels"):
+def scratch(dtype, size):
     """This Python thread's own array of at least `size` values, uninitialised, kept for the next call."""
-    kept = _local.__dict__
-    found = kept.get((purpose, dtype))
+    found = getattr(_local, dtype.char, None)
     if found is None or found.size < size:
-        found = kept[purpose, dtype] = np.empty(size, dtype)
+        found = np.empty(size, dtype)
+        setattr(_local, dtype.char, found)
     return found

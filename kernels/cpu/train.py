@@ -13,7 +13,7 @@ from .. import names
 from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
 from .gemm import SCRATCH, gemm_part
-from .jit import addresses, compiled, entry, kernel
+from .jit import Addresses, compiled, entry, kernel
 from .loss import LOSS, loss_part, total
 from .optim import UPDATE, describe_update, squares, update_part
 from .parallel import get_num_threads, run, scratch, share
@@ -167,19 +167,16 @@ def _train(
     return names.OK, batches
 
 
+_KERNELS = Addresses(train_part, gradients_part, update_part, gemm_part, activate_part, differentiate_part, loss_part)
 _NO_ORDER = np.empty(0, np.int64)
 
 
 def _run(x, target, order, batch_size, net, step, record):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
-    dtype = x.dtype
-    kernels = addresses(
-        dtype, train_part, gradients_part, update_part, gemm_part, activate_part, differentiate_part, loss_part
-    )
-    panels = scratch(dtype, SCRATCH * get_num_threads())
+    panels = scratch(x.dtype, SCRATCH * get_num_threads())
     return run(
-        6 * batch_size * params.size, _train, kernels, x, target, order, batch_size, layers, parameters, loss, params, grads, work,
-        optimizer, state, hyper, clip_norm, step, record, panels,
+        6 * batch_size * params.size, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
+        loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record, panels,
     )  # fmt: skip
 
 
