@@ -18,7 +18,7 @@ from bench.workloads import WORKLOADS
 FASTGRAD, REFERENCE = "fastgrad", "NumPy"
 TURN = 0.2  # seconds of calls in a row
 PAUSE = 0.15  # seconds before a turn: OpenBLAS spins for 0.11 after its last call
-LONGEST = 40  # seconds that a workload's rounds may take together; three are run in any case
+LONGEST = 25  # seconds that a workload's rounds may take together; three are run in any case
 
 
 def clock():
@@ -49,17 +49,15 @@ class Comparison:
     def __init__(self, workers, workload, contenders, rounds):
         self.workload = workload
         self.limits = workers.get("limits", workload.threads)
-        self.workers, self.skipped = {}, {}
+        self.skipped = {}
         self.counts = {}  # calls in a turn
-        self.seconds = {}  # of a call, a list with an entry a turn
         self.fma, self.bandwidth = [], []
         self.progress = tqdm(total=rounds, desc=workload.name, leave=False)
         self._load(workers, contenders)
         start = time.perf_counter()
         self.round()
         longest = int(LONGEST / (time.perf_counter() - start))
-        self.seconds = {contender: [] for contender in self.seconds}
-        self.progress.reset(total=min(rounds, max(3, longest)))
+        self.progress.total = min(rounds, max(3, longest))
 
     def __enter__(self):
         return self
@@ -68,23 +66,34 @@ class Comparison:
         self.progress.close()
 
     @property
-    def rounds(self):
-        return self.progress.total
+    def rounds_left(self):
+        """The first is run when the contenders are ready, and shows how many there is time for."""
+        return self.progress.total - 1
 
     def _load(self, workers, contenders):
-        """Build and check the workload in every worker; who cannot is skipped, with the reason."""
+        """Build, check and warm up the workload in every worker."""
+        started = {contender: workers.get(contender, self.workload.threads) for contender in contenders}
         self.progress.set_postfix_str("the float64 reference")
         expected = reference(workers, self.workload)
-        for contender in contenders:
-            self.progress.set_postfix_str(f"{contender}: loading")
-            worker = workers.get(contender, self.workload.threads)
+        loaded = self._able(started, "loading", lambda worker: load(worker, self.workload, expected))
+        self.workers = self._able(loaded, "warming up", self._calibrate)
+        self.seconds = {contender: [] for contender in self.workers}  # of a call, an entry a turn
+
+    def _calibrate(self, worker):
+        self.counts[worker.contender] = worker.ask("calibrate", TURN)
+
+    def _able(self, workers, doing, action):
+        """The workers whose action succeeds; the others are skipped, with the reason."""
+        able = {}
+        for contender, worker in workers.items():
+            self.progress.set_postfix_str(f"{contender}: {doing}")
             try:
-                load(worker, self.workload, expected)
-                self.counts[contender] = worker.ask("calibrate", TURN)
+                action(worker)
             except WorkerError as error:
                 self.skipped[contender] = str(error)
             else:
-                self.workers[contender], self.seconds[contender] = worker, []
+                able[contender] = worker
+        return able
 
     def turn(self, contender):
         self.progress.set_postfix_str(contender)
@@ -151,7 +160,7 @@ def main():
             if any(part in workload.name for part in options.workloads):
                 contenders = [name for name in CONTENDERS[workload.kind] if name in (FASTGRAD, *options.peers)]
                 with Comparison(workers, workload, contenders, options.rounds) as comparison:
-                    for _ in range(comparison.rounds):
+                    for _ in range(comparison.rounds_left):
                         comparison.round()
                 rows.append(comparison.row())
         print(report.markdown(rows, machine(workers)))

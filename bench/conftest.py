@@ -56,7 +56,9 @@ def compare(benchmark, workers, pytestconfig, add_row, progress):
         with Comparison(workers, workload, CONTENDERS[workload.kind], rounds) as comparison:
             if FASTGRAD in comparison.skipped:
                 pytest.fail(f"{workload.name}: {comparison.skipped[FASTGRAD]}")
-            benchmark.pedantic(comparison.turn, (FASTGRAD,), setup=comparison.others, rounds=comparison.rounds)
+            benchmark.pedantic(
+                comparison.turn, (FASTGRAD,), setup=comparison.others, rounds=max(1, comparison.rounds_left)
+            )
         row = comparison.row()
         benchmark.extra_info.update(seconds=row.seconds, skipped=row.skipped, limit=row.limit)
         add_row(row)

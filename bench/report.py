@@ -152,6 +152,7 @@ def chart(rows, path):
         )
     axes.axvline(1, color="black")
     axes.set(xscale="log", xlabel="time / fastgrad's", yticks=range(len(rows)), yticklabels=[row.title for row in rows])
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.legend()
     figure.savefig(path, dpi=120)

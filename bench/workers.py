@@ -107,6 +107,9 @@ class Contender:
         self.peer = None
         self.runner = None
         self.limits = None
+        # the workers of a workload import their libraries at once; a failure is told when the first workload is loaded
+        with contextlib.suppress(Exception):
+            peers.load(name)
 
     def load(self, workload, **changes):
         """Build a workload; its answer, to be compared with the reference."""

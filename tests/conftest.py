@@ -33,6 +33,16 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def torch():
+    """PyTorch as an oracle. On one thread: with small arrays a second one only waits, for long beside a busy process."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for line in config.stash.get(ONNX_COUNTS, ()):
         terminalreporter.write_line(line)

@@ -54,8 +54,7 @@ def test_reference_gradients_are_central_differences(name, rng):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_matches_pytorch(backend, name, dtype, rng):
-    torch = pytest.importorskip("torch")
+def test_matches_pytorch(backend, name, dtype, rng, torch):
     chain = random_chain(rng, 17, [33, 31, 16, 7], ["tanh", name, name], dtype)
     leaves = [torch.tensor(a, requires_grad=True) for a in chain.arrays()[:-1]]
     x, weights, biases, residual = leaves[0], leaves[1:4], leaves[4:7], leaves[7]

@@ -41,8 +41,7 @@ def torch_optimizer(torch, optimizer, params):
 
 
 @pytest.mark.parametrize("grad_scale", [1.0, 0.3])
-def test_matches_pytorch_for_100_updates(backend, optimizer, dtype, grad_scale, rng):
-    torch = pytest.importorskip("torch")
+def test_matches_pytorch_for_100_updates(backend, optimizer, dtype, grad_scale, rng, torch):
     params = rng.standard_normal(33).astype(dtype)
     theirs = torch.tensor(params)
     torch_step = torch_optimizer(torch, optimizer, [theirs])

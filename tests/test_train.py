@@ -67,10 +67,9 @@ def test_reference_gradient_is_the_central_difference_of_the_loss(target_kind, l
     assert_close("numerical", analytic, numerical, size=1)
 
 
-def torch_train(net, batches):
+def torch_train(torch, net, batches):
     """Parameters, losses and norms of PyTorch after a step on each batch, from the same flat parameters."""
-    import torch
-    from torch.nn import functional as F
+    F = torch.nn.functional
 
     def views(flat):
         return [
@@ -105,15 +104,14 @@ def torch_train(net, batches):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 0.1])
-def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng):
-    pytest.importorskip("torch")
+def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng, torch):
     code, hyper = OPTIMIZERS[optimizer]
     net = random_net(
         rng, [20, 33, 17, 10], ["tanh", "silu", "softmax"], dtype, 32,
         loss="cross_entropy", optimizer=code, hyper=hyper, clip_norm=clip_norm,
     )  # fmt: skip
     batches = [(rng.standard_normal((32, 20)).astype(dtype), rng.integers(0, 10, 32)) for _ in range(100)]
-    expected, losses, norms = torch_train(net, batches)
+    expected, losses, norms = torch_train(torch, net, batches)
     records = [step(backend, net, x, labels, number) for number, (x, labels) in enumerate(batches)]
     assert all(status == OK for status, _, _ in records)
     rel = relative("100_steps", dtype)
@@ -125,12 +123,11 @@ def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng):
 
 @pytest.mark.parametrize("target_kind", TARGETS)
 @pytest.mark.parametrize("last", ACTIVATIONS)
-def test_every_loss_after_every_activation_matches_pytorch(backend, dtype, target_kind, last, rng):
-    pytest.importorskip("torch")
+def test_every_loss_after_every_activation_matches_pytorch(backend, dtype, target_kind, last, rng, torch):
     net, x, target = problem(rng, 17, [9, 16, 7], ["relu", last], dtype, target_kind, clip_norm=1.0)
     net.hyper[3] = 1e-3
     batches = [(x, target), (x[::-1].copy(), target[::-1].copy())]
-    expected, losses, norms = torch_train(net, batches)
+    expected, losses, norms = torch_train(torch, net, batches)
     records = [step(backend, net, *batch, number) for number, batch in enumerate(batches)]
     rel = 16 * relative("train_gradient", dtype)
     np.testing.assert_allclose(records, [(OK, *pair) for pair in zip(losses, norms, strict=True)], rtol=rel)
@@ -312,12 +309,11 @@ def test_an_epoch_is_its_steps(backend, dtype, target_kind, batch_size, order, r
     assert bits(net.state) == bits(by_step.state)
 
 
-def test_an_epoch_matches_pytorch(backend, dtype, rng):
-    pytest.importorskip("torch")
+def test_an_epoch_matches_pytorch(backend, dtype, rng, torch):
     net, x, labels = problem(rng, 200, [33, 17, 10], ["tanh", "softmax"], dtype, "cross_entropy")
     order = rng.permutation(200)
     rows = [order[i : i + 64] for i in range(0, 200, 64)]
-    expected, losses, norms = torch_train(net, [(x[r], labels[r]) for r in rows])
+    expected, losses, norms = torch_train(torch, net, [(x[r], labels[r]) for r in rows])
     status, done, record = epoch(backend, net, x, labels, order, 64)
     assert (status, done) == (OK, 4)
     rel = relative("100_steps", dtype)
