@@ -10,7 +10,7 @@ from numba import carray
 
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
-from .gemm import GEMM, SCRATCH, describe, gemm_part
+from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part
 from .jit import Addresses, compiled, entry, kernel
 from .optim import squares
 from .parallel import address_of, get_num_threads, launch, run, scratch, share
@@ -221,7 +221,7 @@ def flat_layers(layers, table, parameters, params, grads, size):
 
 @kernel(CHAIN)
 def infer_part(part, parts, job, like):
-    """The part's rows through all layers, INFER_ROWS at a time; `dz` of the first layer is scratch, `dy` the output."""
+    """The part's rows through all layers, INFER_ROWS at a time; `dz` of the first layer is room for wide layers or 0, `dy` the output."""
     whole = carray(job, 1)[0]
     lo, hi = share(part, parts, whole.rows, ROWS)
     mine, layers = np.empty(1, CHAIN), np.empty(whole.depth, LAYER)
@@ -234,8 +234,11 @@ def infer_part(part, parts, job, like):
         layers[l] = layers_of(whole)[l]
         widest = max(widest, layers[l].n_out)
     last = layers[whole.depth - 1]
-    most = min(whole.rows, INFER_ROWS)
-    buffers = layers[0].dz + part * 3 * most * widest * size
+    most, panels = min(whole.rows, INFER_ROWS), whole.panels + part * SCRATCH * size
+    # in a forward over flat weights no product is turned: its piece of scratch is free
+    buffers = panels + TURNED_AT * size
+    if layers[0].dz:
+        buffers = layers[0].dz + part * 3 * most * widest * size
     for l in range(whole.depth):
         # a layer reads one buffer and writes another; an activation that keeps z has the third for it
         layers[l].dz = 0
@@ -247,7 +250,7 @@ def infer_part(part, parts, job, like):
         last.y = whole.dy + i * last.n_out * size
         if not keeps_z:
             last.z = last.y
-        forward_rows(chain, 0, min(INFER_ROWS, hi - i), whole.panels + part * SCRATCH * size, like)
+        forward_rows(chain, 0, min(INFER_ROWS, hi - i), panels, like)
     keep(mine)
     keep(layers)
 
@@ -257,8 +260,9 @@ def _infer(launcher, parts, kernels, x, table, parameters, params, out, panels):
     layers, job = np.empty(len(table), LAYER), np.zeros(1, CHAIN)
     size = x.itemsize
     flat_layers(layers, table, parameters, address(params), 0, size)
-    room = np.empty(3 * min(len(x), INFER_ROWS) * table[:, 1].max() * parts, x.dtype)
-    layers[0].dz = address(room)
+    needed = 3 * min(len(x), INFER_ROWS) * table[:, 1].max()
+    room = np.empty(needed * parts if needed > TURNED_SIZE else 0, x.dtype)
+    layers[0].dz = address(room) if needed > TURNED_SIZE else 0
     chain = job[0]
     chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
     chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)

@@ -36,7 +36,8 @@ SPREAD_IN_CACHE = 16 * 1024
 A_SCRATCH, B_SCRATCH = K_MOST * ROW_BLOCK, B_BYTES // 4
 # the largest piece of C that is turned
 TURNED_ROWS, TURNED_COLUMNS = 256, 960
-SCRATCH = A_SCRATCH + B_SCRATCH + TURNED_ROWS * TURNED_COLUMNS
+TURNED_AT, TURNED_SIZE = A_SCRATCH + B_SCRATCH, TURNED_ROWS * TURNED_COLUMNS
+SCRATCH = TURNED_AT + TURNED_SIZE
 
 
 @inlined
@@ -221,7 +222,7 @@ def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, 
     if not (b_row == 1 and b_col != 1 and is_null(start) and 2 * M <= N and M <= TURNED_ROWS):
         blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels)
         return
-    turned = advance(panels, A_SCRATCH + B_SCRATCH)
+    turned = advance(panels, TURNED_AT)
     for j in range(0, N, TURNED_COLUMNS):
         columns = min(TURNED_COLUMNS, N - j)
         blocked(columns, M, K, advance(b, j * b_col), b_col, 1, a, a_col, a_row, start, 0, turned, M, panels)
