@@ -1,7 +1,7 @@
 """Activations y = f(z) and their derivatives, as in kernels/reference/activation.py, over contiguous values.
 
-Each is a line of arithmetic on one value; `each` and `each_derivative` make it a loop that LLVM vectorises. They run in place, on y and
-on dz: a loop over two arrays that might be one would stay scalar. An activation whose derivative needs z gets z and y apart.
+Each is a line of arithmetic on one value; simd's `each` and `each_times` make it a loop that LLVM vectorises. They run in place, on y
+and on dz: a loop over two arrays that might be one would stay scalar. An activation whose derivative needs z gets z and y apart.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from .. import names
 from . import vmath
 from .jit import compiled, inlined, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, pointer, real
+from .simd import advance, each, each_times, pointer, real
 
 SELU_SCALE = 1.0507009873554805
 INV_SQRT_2PI = 0.3989422804014327
@@ -145,30 +145,6 @@ def silu_slope(z, p):
     return g + gated(z, g * vmath.sigmoid(-z))
 
 
-@inlined
-def each(f, n, y, p):
-    """y = f(y)."""
-    values = carray(y, n)
-    for i in range(n):
-        values[i] = f(values[i], p)
-
-
-@inlined
-def each_from(f, n, z, y, p):
-    """y = f(z)."""
-    of, to = carray(z, n), carray(y, n)
-    for i in range(n):
-        to[i] = f(of[i], p)
-
-
-@inlined
-def each_slope(slope, n, saved, dz, p):
-    """dz *= slope(saved)."""
-    of, to = carray(saved, n), carray(dz, n)
-    for i in range(n):
-        to[i] *= slope(of[i], p)
-
-
 @compiled
 def softmax(rows, columns, y):
     """Rows of y (rows, columns), in place."""
@@ -178,8 +154,12 @@ def softmax(rows, columns, y):
         for j in range(columns):
             largest = row[j] if row[j] > largest else largest
         for j in range(columns):
-            row[j] = vmath.exp(row[j] - largest)
-        total = real(0, largest)
+            row[j] -= largest
+    # over all rows at once, since a row of ten leaves most of its vectors empty
+    each(vmath.exp, rows * columns, y, y, ())
+    for i in range(rows):
+        row = carray(advance(y, i * columns), columns)
+        total = real(0, row[0])
         for j in range(columns):
             total += row[j]
         for j in range(columns):
@@ -206,27 +186,27 @@ def activate(code, parameter, rows, columns, z, y):
         return
     p = real(parameter, carray(y, 1)[0])
     if code == names.RELU:
-        each(relu, n, y, p)
+        each(relu, n, y, y, (p,))
     elif code == names.LEAKY_RELU:
-        each(leaky_relu, n, y, p)
+        each(leaky_relu, n, y, y, (p,))
     elif code == names.CLIPPED_RELU:
-        each(clipped_relu, n, y, p)
+        each(clipped_relu, n, y, y, (p,))
     elif code == names.SIGMOID:
-        each(sigmoid, n, y, p)
+        each(sigmoid, n, y, y, (p,))
     elif code == names.TANH:
-        each(tanh, n, y, p)
+        each(tanh, n, y, y, (p,))
     elif code == names.ELU:
-        each(elu, n, y, p)
+        each(elu, n, y, y, (p,))
     elif code == names.SELU:
-        each(selu, n, y, p)
+        each(selu, n, y, y, (p,))
     elif code == names.SOFTPLUS:
-        each(softplus, n, y, p)
+        each(softplus, n, y, y, (p,))
     elif code == names.GELU:
-        each_from(gelu, n, z, y, p)
+        each(gelu, n, z, y, (p,))
     elif code == names.GELU_TANH:
-        each_from(gelu_tanh, n, z, y, p)
+        each(gelu_tanh, n, z, y, (p,))
     elif code == names.SILU:
-        each_from(silu, n, z, y, p)
+        each(silu, n, z, y, (p,))
     elif code == names.SOFTMAX:
         softmax(rows, columns, y)
 
@@ -239,27 +219,27 @@ def differentiate(code, parameter, rows, columns, z, y, dz):
         return
     p = real(parameter, carray(dz, 1)[0])
     if code == names.RELU:
-        each_slope(relu_slope, n, y, dz, p)
+        each_times(relu_slope, n, y, dz, (p,))
     elif code == names.LEAKY_RELU:
-        each_slope(leaky_relu_slope, n, y, dz, p)
+        each_times(leaky_relu_slope, n, y, dz, (p,))
     elif code == names.CLIPPED_RELU:
-        each_slope(clipped_relu_slope, n, y, dz, p)
+        each_times(clipped_relu_slope, n, y, dz, (p,))
     elif code == names.SIGMOID:
-        each_slope(sigmoid_slope, n, y, dz, p)
+        each_times(sigmoid_slope, n, y, dz, (p,))
     elif code == names.TANH:
-        each_slope(tanh_slope, n, y, dz, p)
+        each_times(tanh_slope, n, y, dz, (p,))
     elif code == names.ELU:
-        each_slope(elu_slope, n, y, dz, p)
+        each_times(elu_slope, n, y, dz, (p,))
     elif code == names.SELU:
-        each_slope(selu_slope, n, y, dz, p)
+        each_times(selu_slope, n, y, dz, (p,))
     elif code == names.SOFTPLUS:
-        each_slope(softplus_slope, n, y, dz, p)
+        each_times(softplus_slope, n, y, dz, (p,))
     elif code == names.GELU:
-        each_slope(gelu_slope, n, z, dz, p)
+        each_times(gelu_slope, n, z, dz, (p,))
     elif code == names.GELU_TANH:
-        each_slope(gelu_tanh_slope, n, z, dz, p)
+        each_times(gelu_tanh_slope, n, z, dz, (p,))
     elif code == names.SILU:
-        each_slope(silu_slope, n, z, dz, p)
+        each_times(silu_slope, n, z, dz, (p,))
     elif code == names.SOFTMAX:
         softmax_slope(rows, columns, y, dz)
 

@@ -7,7 +7,7 @@ from .. import names
 from . import vmath
 from .jit import compiled, entry, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, pointer, real, void_pointer
+from .simd import advance, each, pointer, real, void_pointer
 
 
 @compiled
@@ -28,8 +28,7 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
             ls[i] = real(0, scale)
             for j in range(n):
                 ls[i] -= ts[at + j] * dzs[at + j]
-    for k in range(rows * n):
-        dzs[k] = vmath.exp(dzs[k])
+    each(vmath.exp, rows * n, dz, dz, ())
     for i in range(rows):
         total = real(0, scale)
         for j in range(n):

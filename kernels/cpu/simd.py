@@ -372,6 +372,54 @@ def transpose(typingctx, source, source_row, target, target_row):
     return signature, codegen
 
 
+def _interleave(branch, module, count):
+    """Have LLVM interleave so many vectors of the loop that this branch closes; the loop's name is a node that starts with itself."""
+    hint = module.add_metadata([ir.MetaDataString(module, "llvm.loop.interleave.count"), _I32(count)])
+    name = ir.MDValue(module, (), str(len(module.metadata)))
+    name.operands = name, hint
+    branch.set_metadata("llvm.loop", name)
+
+
+def _each(typingctx, f, source, parameters, times):
+    inner = typingctx.resolve_function_type(f, (source.dtype, *parameters), {})
+
+    def codegen(context, builder, signature, args):
+        _, count, source, target, parameters = args
+        function = context.get_function(f, inner)
+        for library in getattr(function, "libs", ()):
+            context.active_code_library.add_linking_library(library)
+        entry, loop, done = builder.block, builder.append_basic_block("each"), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
+        builder.position_at_end(loop)
+        i = builder.phi(_I64)
+        values = [builder.load(builder.gep(source, [i])), *cgutils.unpack_tuple(builder, parameters)]
+        result, place = function(builder, values), builder.gep(target, [i])
+        builder.store(builder.fmul(builder.load(place), result) if times else result, place)
+        following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
+        i.add_incoming(ir.Constant(_I64, 0), entry)
+        i.add_incoming(following, builder.block)
+        _interleave(builder.cbranch(builder.icmp_signed("<", following, count), loop, done), builder.module, 4)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(f, types.int64, source, source, parameters), codegen
+
+
+@intrinsic
+def each(typingctx, f, count, source, target, parameters):
+    """target[i] = f(source[i], *parameters) for i < count; the two are the same, or apart.
+
+    Four vectors go side by side: f is one long chain of operations, and two or three of them fill a scheduler.
+    """
+    return _each(typingctx, f, source, parameters, times=False)
+
+
+@intrinsic
+def each_times(typingctx, f, count, source, target, parameters):
+    """target[i] *= f(source[i], *parameters) for i < count; the two are apart."""
+    return _each(typingctx, f, source, parameters, times=True)
+
+
 @intrinsic
 def square_sum(typingctx, source, count):
     """The sum in float64 of the squares of `count` values, a multiple of 16, in 16 chains that do not wait for each other."""
