@@ -4,17 +4,23 @@ TBB is the layer of choice: it survives a fork and concurrent calls, and does no
 found by numba alone, so it is loaded by its path before numba looks for it. Where NUMBA_THREADING_LAYER or a missing TBB leaves
 `omp` or `workqueue`, calls take turns, and a forked child stays on one thread: both layers kill the process otherwise.
 
+Numba shuts TBB down before a fork and starts it again after it, if the thread that forks is the one that started it. So a fork waits
+for the parallel calls and the compilation under way, and calls that come meanwhile stay on their own thread, as do all calls in a
+child that another thread has forked.
+
 The launcher is the library's only parallel function. It takes the address of a kernel and calls it once a part.
 """
 
 import ctypes
 import os
 import threading
+import time
 from importlib import metadata
 
 import numba
 import numpy as np
 from numba import prange, types
+from numba.core.compiler_lock import global_compiler_lock
 
 from .jit import c_function, compiled, entry
 from .simd import address, call
@@ -26,6 +32,11 @@ _turn = threading.Lock()
 _local = threading.local()
 _threads = numba.config.NUMBA_NUM_THREADS
 _launchers: dict[bool, int] = {}
+# an item for every call under way on TBB's threads, and for every fork: appending and popping are atomic
+_calls: list[None] = []
+_forks: list[None] = []
+# the thread that started TBB, if it was here
+_starter: int | None = None
 _forked = False
 
 
@@ -77,10 +88,12 @@ def _load_tbb():
 
 def _launcher(parallel: bool) -> int:
     """Address of a launcher. Threads start when the parallel one is first asked for; where they cannot, the serial one serves."""
+    global _starter
     found = _launchers.get(parallel)
     if found is None:
         try:
             if parallel:
+                _starter = threading.get_ident() if layer() is None else None
                 _load_tbb()
             found = c_function(_parallel if parallel else _serial, (types.int64,) * 3, parallel=parallel).address
         except ValueError:  # numba: no threading layer could be loaded
@@ -95,13 +108,30 @@ def start():
     _launcher(True)
 
 
-def _after_fork():
+def _before_fork():
+    _forks.append(None)
+    while _calls:
+        time.sleep(1e-4)
+    # a child could never compile if another thread were at it
+    global_compiler_lock.acquire()
+
+
+def _after_in_parent():
+    global_compiler_lock.release()
+    _forks.pop()
+
+
+def _after_in_child():
     global _turn, _forked
-    _turn, _forked = threading.Lock(), layer() not in (None, "tbb")
+    global_compiler_lock.release()
+    _turn = threading.Lock()
+    _calls.clear()
+    _forks.clear()
+    _forked = layer() is not None and not (layer() == "tbb" and _starter == threading.get_ident())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 
 def run(operations, driver, *arguments):
@@ -109,8 +139,13 @@ def run(operations, driver, *arguments):
     if operations >= SMALL and _threads > 1 and not _forked:
         launcher = _launcher(True)
         if layer() == "tbb":
-            return driver(launcher, _threads, *arguments)
-        if _turn.acquire(blocking=False):
+            _calls.append(None)
+            try:
+                if not _forks:
+                    return driver(launcher, _threads, *arguments)
+            finally:
+                _calls.pop()
+        elif _turn.acquire(blocking=False):
             try:
                 return driver(launcher, _threads, *arguments)
             finally:
