@@ -22,18 +22,23 @@ from .simd import (
     lanes,
     microkernel,
     pointer,
+    prefetch,
     provide_microkernel,
     transpose,
     vector_bits,
 )
 
 VECTOR_BYTES = vector_bits() // 8
-# a block of B stays in the second-level cache, which gives it back as fast as it is used; depths of the block, usual and largest
-B_BYTES, DEEP, K_MOST = 256 * 1024, 512, 1024
-# rows of A that are copied at a time, where they lie transposed and too far apart for the lines they share to stay in cache
-ROW_BLOCK = 10 * ROWS
+# a block of B stays in the second-level cache, which gives it back as fast as it is used, and leaves room there for what else the
+# core's neighbour uses; depths of the block, usual and largest. What a tile costs before and after its sums is paid once a block
+B_BYTES, DEEP, K_MOST = 208 * 1024, 384, 1024
+# values that one copy moves of a row of A^T: a whole number of vectors, of which ROWS count
+ROWS_COPIED = 8
 SPREAD_IN_CACHE = 16 * 1024
-A_SCRATCH, B_SCRATCH = K_MOST * ROW_BLOCK, B_BYTES // 4
+# A is copied where its rows lie transposed, and too far apart for the lines they share to stay in cache, or where they lie multiples
+# of 2 KiB apart, which the first-level cache keeps in few places, and so many columns make up for it
+COLUMNS = 512
+A_SCRATCH, B_SCRATCH = 80 * ROWS * DEEP, B_BYTES // 4
 # the largest piece of C that is turned
 TURNED_ROWS, TURNED_COLUMNS = 256, 960
 TURNED_AT, TURNED_SIZE = A_SCRATCH + B_SCRATCH, TURNED_ROWS * TURNED_COLUMNS
@@ -83,21 +88,39 @@ def pack_b(kc, nc, b, b_row, b_col, panels):
 
 @compiled
 def pack_a(mc, kc, a, a_row, a_col, panels):
-    """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k."""
+    """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k.
+
+    Whole vectors are written in the order of k, and what of one exceeds ROWS lies under the next.
+    """
+    n = lanes(a)
     whole = max(0, mc // ROWS - 1) if mc % ROWS else mc // ROWS
-    for k in range(kc):
-        column, place = advance(a, k * a_col), advance(panels, k * ROWS)
-        if a_row == 1:
-            for t in range(whole):
+    done = 0
+    if a_row == 1:
+        for k in range(kc):
+            column, place = advance(a, k * a_col), advance(panels, k * ROWS)
+            wide = min(whole, max(0, mc - ROWS_COPIED) // ROWS + 1) if k < kc - 1 and mc >= ROWS_COPIED else 0
+            for t in range(wide):
+                copy(ROWS_COPIED, advance(column, t * ROWS), advance(place, t * kc * ROWS))
+            for t in range(wide, whole):
                 copy(ROWS, advance(column, t * ROWS), advance(place, t * kc * ROWS))
-        else:
-            for t in range(whole):
-                copy_strided(ROWS, advance(column, t * ROWS * a_row), a_row, advance(place, t * kc * ROWS))
-        i, t = whole * ROWS, whole
-        while i < mc:
-            rows = tile_rows(mc - i)
-            copy_strided(rows, advance(column, i * a_row), a_row, advance(place, t * kc * ROWS))
-            i, t = i + rows, t + 1
+        done = whole
+    elif a_col == 1:
+        read = max(n, ROWS)
+        while done < whole and done * ROWS + read <= mc:
+            rows, panel = advance(a, done * ROWS * a_row), advance(panels, done * kc * ROWS)
+            for k in range(0, kc - n + 1, n):
+                for r in range(0, ROWS, n):
+                    first = max(0, min(r, ROWS - n))
+                    transpose(advance(rows, first * a_row + k), a_row, advance(panel, k * ROWS + first), ROWS)
+            for k in range(kc - kc % n, kc):
+                copy_strided(ROWS, advance(rows, k), a_row, advance(panel, k * ROWS))
+            done += 1
+    i, t = done * ROWS, done
+    while i < mc:
+        rows = tile_rows(mc - i)
+        for k in range(kc):
+            copy_strided(rows, advance(a, i * a_row + k * a_col), a_row, advance(panels, (t * kc + k) * ROWS))
+        i, t = i + rows, t + 1
 
 
 @compiled
@@ -113,6 +136,9 @@ def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start
         for j in range(0, nc, width):
             b_j, c_ij = advance(b, j // width * b_panel), advance(c, i * c_row + j)
             start_ij = advance(start, i * start_row + j * start_col)
+            if start_col and start_row:
+                for r in range(rows):
+                    prefetch(advance(start_ij, r * start_row + width))
             microkernel(rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, start_ij, start_row, c_ij, c_row)
         i, t = i + rows, t + 1
 
@@ -144,10 +170,7 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
         start_row = start_col = 0  # it stays null under the tiles' offsets
     width = VECTORS * lanes(c)
     itemsize = VECTOR_BYTES // lanes(c)
-    # deep blocks of B: what a tile costs before and after its sums is paid less often. A copied A would be copied again for every
-    # block of columns
-    depth = DEEP if a_col == 1 else DEEP // 2
-    depth = min(K_MOST, max(depth, B_BYTES // ((N + width - 1) // width * width * itemsize)))
+    depth = min(K_MOST, max(DEEP, B_BYTES // ((N + width - 1) // width * width * itemsize)))
     k_blocks = max(1, (K + depth - 1) // depth)
     k_block = max(1, (K + k_blocks - 1) // k_blocks)
     n_block = max(1, B_BYTES // (k_block * itemsize * width)) * width
@@ -155,44 +178,34 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
     if b_in_place and M <= 3:
         few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row)
         return
-    a_in_place = a_col == 1 or reads_well(k_block, a_col, itemsize)
-    for j0 in range(0, N, n_block):
-        nc = min(n_block, N - j0)
+    if a_col == 1:
+        a_in_place = N < COLUMNS or a_row * itemsize % 2048 != 0
+    else:
+        a_in_place = reads_well(k_block, a_col, itemsize)
+    row_block = M if a_in_place else A_SCRATCH // k_block // ROWS * ROWS
+    for i0 in range(0, M, row_block):
+        mc = min(row_block, M - i0)
         for k0 in range(0, max(K, 1), k_block):
             kc = min(k_block, K - k0)
-            b_k, b_step, b_panel = advance(b, k0 * b_row + j0 * b_col), b_row, width
-            if not b_in_place:
-                pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH))
-                b_k, b_step, b_panel = advance(panels, A_SCRATCH), width, width * kc
-            for i0 in range(0, M, ROW_BLOCK):
-                mc = min(ROW_BLOCK, M - i0)
-                a_k = advance(a, i0 * a_row + k0 * a_col)
-                a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
-                if not a_in_place:
-                    pack_a(mc, kc, a_k, a_row, a_col, panels)
-                    a_k, a_step, a_next, a_tile, a_panel = panels, 1, ROWS, 0, kc * ROWS
-                c_i = advance(c, i0 * c_row + j0)
-                start_i, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col
+            a_k = advance(a, i0 * a_row + k0 * a_col)
+            a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
+            if not a_in_place:
+                pack_a(mc, kc, a_k, a_row, a_col, panels)
+                a_k, a_step, a_next, a_tile, a_panel = panels, 1, ROWS, 0, kc * ROWS
+            for j0 in range(0, N, n_block):
+                nc = min(n_block, N - j0)
+                b_k, b_step, b_panel = advance(b, k0 * b_row + j0 * b_col), b_row, width
+                if not b_in_place:
+                    pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH))
+                    b_k, b_step, b_panel = advance(panels, A_SCRATCH), width, width * kc
+                c_k = advance(c, i0 * c_row + j0)
+                start_k, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col
                 if k0 > 0:
-                    start_i, s_row, s_col = c_i, c_row, 1
+                    start_k, s_row, s_col = c_k, c_row, 1
                 tiles(
-                    mc,
-                    nc,
-                    kc,
-                    a_k,
-                    a_step,
-                    a_next,
-                    a_tile,
-                    a_panel,
-                    b_k,
-                    b_step,
-                    b_panel,
-                    start_i,
-                    s_row,
-                    s_col,
-                    c_i,
-                    c_row,
-                )
+                    mc, nc, kc, a_k, a_step, a_next, a_tile, a_panel, b_k, b_step, b_panel,
+                    start_k, s_row, s_col, c_k, c_row,
+                )  # fmt: skip
 
 
 @compiled
@@ -234,11 +247,15 @@ GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col sta
 
 @kernel(GEMM, needs=provide_microkernel)
 def gemm_part(part, parts, job, like):
-    """The part's share of the rows of C, or of its columns where there are more of them; start 0 is zero."""
+    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them; start 0 is zero.
+
+    Where A is read as it lies, only B is copied, and each part copies what it needs.
+    """
     g = carray(job, 1)[0]
-    rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
-    if g.N > g.M:
-        rows, columns = (0, g.M), share(part, parts, g.N, VECTORS * lanes(like))
+    width = VECTORS * lanes(like)
+    rows, columns = (0, g.M), share(part, parts, g.N, width)
+    if g.N < parts * width or (g.a_col != 1 and g.M > g.N):
+        rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
     start = pointer(g.start, like)
     if g.start:
         start = advance(start, rows[0] * g.start_row + columns[0])
