@@ -10,10 +10,10 @@ from numba import carray
 
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
-from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part
+from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
 from .jit import Addresses, compiled, entry, kernel
 from .optim import squares
-from .parallel import address_of, get_num_threads, launch, run, scratch, share
+from .parallel import address_of, launch, run, share
 from .simd import ROWS, address, advance, call, keep, pointer, void_pointer
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both
@@ -168,12 +168,11 @@ def _chain(x, weights, biases, activations, zs, outputs, dzs=None, dweights=None
         b, *rest = (0 if a is None else address_of(a) for a in arrays)
         strides = w.strides[0] // size, w.strides[1] // size
         layers[l] = (*w.shape, address_of(w), *strides, b, activation.code, *rest, activation.parameter)
-    panels = scratch(dtype, SCRATCH * get_num_threads())
     job = np.zeros(1, CHAIN)
     c = job[0]
     c["rows"], c["depth"], c["layers"] = len(x), len(layers), address_of(layers.view(np.int64))
     c["x"], c["x_row"], c["x_col"] = address_of(x), x.strides[0] // size, x.strides[1] // size
-    c["panels"], c["itemsize"] = address_of(panels), size
+    c["panels"], c["itemsize"] = panels(dtype), size
     c["gemm"], c["activate"] = gemm_part.address(dtype), activate_part.address(dtype)
     c["differentiate"] = differentiate_part.address(dtype)
     return job, (layers, biases)
@@ -266,7 +265,7 @@ def _infer(launcher, parts, kernels, x, table, parameters, params, out, panels):
     chain = job[0]
     chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
     chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)
-    chain.panels, chain.gemm, chain.activate = address(panels), kernels[1], kernels[2]
+    chain.panels, chain.gemm, chain.activate = panels, kernels[1], kernels[2]
     call(launcher, kernels[0], parts, job)
     keep(layers)
     keep(room)
@@ -277,5 +276,4 @@ _KERNELS = Addresses(infer_part, gemm_part, activate_part)
 
 def dense_chain_infer(x, layers, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
-    panels = scratch(x.dtype, SCRATCH * get_num_threads())
-    run(2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out, panels)
+    run(2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out, panels(x.dtype))

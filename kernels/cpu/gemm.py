@@ -2,14 +2,16 @@
 
 Operands are read where they lie as long as the cache holds them; larger ones are copied into panels first. K is cut into
 blocks, and every block after the first starts from C, so an element's sum has one order whatever is packed or blocked.
-C must have unit column stride; `matmul` turns the product around when it has not.
+C must have unit column stride; where it has not, `matmul` turns the product around.
 """
+
+import threading
 
 import numpy as np
 from numba import carray
 
 from .jit import compiled, entry, inlined, kernel
-from .parallel import get_num_threads, run, scratch, share
+from .parallel import address_of, get_num_threads, run, share
 from .simd import (
     ROWS,
     VECTORS,
@@ -35,8 +37,6 @@ B_BYTES, DEEP, K_MOST = 208 * 1024, 384, 1024
 # values that one copy moves of a row of A^T: a whole number of vectors, of which ROWS count
 ROWS_COPIED = 8
 SPREAD_IN_CACHE = 16 * 1024
-# A is copied where its rows lie transposed, and too far apart for the lines they share to stay in cache, or where they lie multiples
-# of 2 KiB apart, which the first-level cache keeps in few places, and so many columns make up for it
 COLUMNS = 512
 A_SCRATCH, B_SCRATCH = 80 * ROWS * DEEP, B_BYTES // 4
 # the largest piece of C that is turned
@@ -162,6 +162,16 @@ def reads_well(length, stride, itemsize):
     return length * max(64, step & -step) <= SPREAD_IN_CACHE
 
 
+@inlined
+def copies_a(N, k_block, a_row, a_col, itemsize):
+    """Whether A goes into panels: where its rows lie transposed, and too far apart for the lines they share to stay in cache, or where
+    they lie multiples of 2 KiB apart, which the first-level cache keeps in few places, and enough columns make up for it.
+    """
+    if a_col == 1:
+        return N >= COLUMNS and a_row * itemsize % 2048 == 0
+    return not reads_well(k_block, a_col, itemsize)
+
+
 @compiled
 def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
     """See gemm."""
@@ -178,18 +188,15 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
     if b_in_place and M <= 3:
         few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row)
         return
-    if a_col == 1:
-        a_in_place = N < COLUMNS or a_row * itemsize % 2048 != 0
-    else:
-        a_in_place = reads_well(k_block, a_col, itemsize)
-    row_block = M if a_in_place else A_SCRATCH // k_block // ROWS * ROWS
+    a_copied = copies_a(N, k_block, a_row, a_col, itemsize)
+    row_block = A_SCRATCH // k_block // ROWS * ROWS if a_copied else M
     for i0 in range(0, M, row_block):
         mc = min(row_block, M - i0)
         for k0 in range(0, max(K, 1), k_block):
             kc = min(k_block, K - k0)
             a_k = advance(a, i0 * a_row + k0 * a_col)
             a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
-            if not a_in_place:
+            if a_copied:
                 pack_a(mc, kc, a_k, a_row, a_col, panels)
                 a_k, a_step, a_next, a_tile, a_panel = panels, 1, ROWS, 0, kc * ROWS
             for j0 in range(0, N, n_block):
@@ -253,9 +260,9 @@ def gemm_part(part, parts, job, like):
     """
     g = carray(job, 1)[0]
     width = VECTORS * lanes(like)
-    rows, columns = (0, g.M), share(part, parts, g.N, width)
-    if g.N < parts * width or (g.a_col != 1 and g.M > g.N):
-        rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
+    rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
+    if parts * width <= g.N and (g.a_col == 1 or g.N >= g.M):
+        rows, columns = (0, g.M), share(part, parts, g.N, width)
     start = pointer(g.start, like)
     if g.start:
         start = advance(start, rows[0] * g.start_row + columns[0])
@@ -279,20 +286,41 @@ def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c
     g.c, g.c_row, g.panels = c, c_row, panels
 
 
+_local = threading.local()
+
+
+def panels(dtype) -> int:
+    """Address of SCRATCH values for each thread of a call: this Python thread's own room, uninitialised and kept for its next call."""
+    found = getattr(_local, dtype.char, None)
+    threads = get_num_threads()
+    if found is None or found[0] < threads:
+        room = np.empty(SCRATCH * threads, dtype)
+        found = threads, address_of(room), room
+        setattr(_local, dtype.char, found)
+    return found[1]
+
+
 @entry
 def _matmul(launcher, parts, function, a, b, out, accumulate, panels):
     job, size = np.empty(1, GEMM), out.itemsize
-    describe(
-        job, out.shape[0], out.shape[1], a.shape[1],
-        address(a), a.strides[0] // size, a.strides[1] // size, address(b), b.strides[0] // size, b.strides[1] // size,
-        address(out) if accumulate else 0, out.strides[0] // size, address(out), out.strides[0] // size, address(panels),
-    )  # fmt: skip
+    a_row, a_col, b_row, b_col = a.strides[0] // size, a.strides[1] // size, b.strides[0] // size, b.strides[1] // size
+    c_row, start = out.strides[0] // size, address(out) if accumulate else 0
+    if out.strides[1] == size or out.shape[1] == 1:
+        describe(
+            job, out.shape[0], out.shape[1], a.shape[1], address(a), a_row, a_col, address(b), b_row, b_col,
+            start, c_row, address(out), c_row, panels,
+        )  # fmt: skip
+    else:
+        # C^T = B^T @ A^T
+        c_row = out.strides[1] // size
+        describe(
+            job, out.shape[1], out.shape[0], a.shape[1], address(b), b_col, b_row, address(a), a_col, a_row,
+            start, c_row, address(out), c_row, panels,
+        )  # fmt: skip
     call(launcher, function, parts, job)
 
 
 def matmul(a, b, out, accumulate=False):
     """out (M, N) = a (M, K) @ b (K, N), added to what out holds if `accumulate`. Any strides, but out must have a unit one."""
-    if out.strides[1] != out.itemsize and out.shape[1] > 1:
-        a, b, out = b.T, a.T, out.T
-    panels = scratch(out.dtype, SCRATCH * get_num_threads())
-    run(2 * out.size * a.shape[1], _matmul, gemm_part.address(out.dtype), a, b, out, accumulate, panels)
+    dtype = out.dtype
+    run(2 * out.size * a.shape[1], _matmul, gemm_part.address(dtype), a, b, out, accumulate, panels(dtype))

@@ -109,14 +109,15 @@ class Kernel:
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""
-        found = self._compiled.get(dtype)
+        found = self._compiled.get(dtype.char)
         if found is None:
             if self.needs:
                 self.needs(dtype)
-            scalar = from_dtype(np.dtype(dtype))
+            scalar = from_dtype(dtype)
             arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
-            found = self._compiled[dtype] = c_function(self.function, arguments)
-        return found.address
+            code = c_function(self.function, arguments)
+            found = self._compiled[dtype.char] = code.address, code
+        return found[0]
 
 
 class Addresses(dict):

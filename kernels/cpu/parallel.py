@@ -29,7 +29,6 @@ from .simd import address, call
 SMALL = 2_000_000
 
 _turn = threading.Lock()
-_local = threading.local()
 _threads = numba.config.NUMBA_NUM_THREADS
 _launchers: dict[bool, int] = {}
 # an item for every call under way on TBB's threads, and for every fork: appending and popping are atomic
@@ -136,20 +135,21 @@ if hasattr(os, "register_at_fork"):
 
 def run(operations, driver, *arguments):
     """driver(launcher, parts, *arguments), on as many threads as so many floating-point operations are worth."""
-    if operations >= SMALL and _threads > 1 and not _forked:
-        launcher = _launcher(True)
-        if layer() == "tbb":
-            _calls.append(None)
-            try:
-                if not _forks:
-                    return driver(launcher, _threads, *arguments)
-            finally:
-                _calls.pop()
-        elif _turn.acquire(blocking=False):
-            try:
+    if operations < SMALL or _threads == 1 or _forked:
+        return driver(_launchers.get(False) or _launcher(False), 1, *arguments)
+    launcher = _launcher(True)
+    if layer() == "tbb":
+        _calls.append(None)
+        try:
+            if not _forks:
                 return driver(launcher, _threads, *arguments)
-            finally:
-                _turn.release()
+        finally:
+            _calls.pop()
+    elif _turn.acquire(blocking=False):
+        try:
+            return driver(launcher, _threads, *arguments)
+        finally:
+            _turn.release()
     return driver(_launcher(False), 1, *arguments)
 
 
@@ -171,12 +171,3 @@ def _address(array):
 def address_of(array) -> int:
     """Address of an array's first value. Its empty slice has one layout in numba's eyes, and costs a fifth of `.ctypes.data`."""
     return _address(array[:0])
-
-
-def scratch(dtype, size):
-    """This Python thread's own array of at least `size` values, uninitialised, kept for the next call."""
-    found = getattr(_local, dtype.char, None)
-    if found is None or found.size < size:
-        found = np.empty(size, dtype)
-        setattr(_local, dtype.char, found)
-    return found

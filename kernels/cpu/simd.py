@@ -252,7 +252,7 @@ def _emit_products(emit, tile, masks, unroll, count, a, a_rows, a_step, b, b_ste
     phis = [builder.phi(value.type) for value in first]
     k, b_k, *rest = phis
     a_k, sums = [emit.opaque(at) for at in rest[: len(a)]], dict(zip(acc, rest[len(a) :], strict=True))
-    for u in range(unroll):
+    for _ in range(unroll):
         b_vectors = [emit.load(emit.at(b_k, j * emit.width), mask) for j, mask in enumerate(masks)]
         for i in range(1 + max(i for i, _ in tile)):
             broadcast = emit.splat(builder.load(emit.at(a_k[i // 3], a_rows[i % 3])))
@@ -309,7 +309,9 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
         panel = vectors * width
         b_packed, a_packed = equal(b_row, panel), builder.and_(equal(a_row, 1), equal(a_col, ROWS))
         for usual, strides, step in ((equal(a_col, 1), a_rows, 1), (a_packed, range(3), ROWS)):
-            blocks = builder.select(builder.and_(usual, b_packed), builder.ashr(K, ir.Constant(_I64, 2)), ir.Constant(_I64, 0))
+            blocks = builder.select(
+                builder.and_(usual, b_packed), builder.ashr(K, ir.Constant(_I64, 2)), ir.Constant(_I64, 0)
+            )
             a_k, b_k, acc = _emit_products(emit, tile, masks, 4, blocks, a_k, strides, step, b_k, panel, acc)
             K = builder.sub(K, builder.shl(blocks, ir.Constant(_I64, 2)))
     _, _, acc = _emit_products(emit, tile, masks, 1, K, a_k, a_rows, a_col, b_k, b_row, acc)

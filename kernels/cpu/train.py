@@ -12,11 +12,11 @@ from numba import carray
 from .. import names
 from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
-from .gemm import SCRATCH, gemm_part
+from .gemm import SCRATCH, gemm_part, panels
 from .jit import Addresses, compiled, entry, kernel
 from .loss import LOSS, loss_part, total
 from .optim import UPDATE, describe_update, squares, update_part
-from .parallel import get_num_threads, run, scratch, share
+from .parallel import run, share
 from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
@@ -129,7 +129,7 @@ def _train(
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
-    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), address(panels)
+    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), panels
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[3], kernels[4], kernels[5], kernels[6]
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
@@ -173,10 +173,9 @@ _NO_ORDER = np.empty(0, np.int64)
 
 def _run(x, target, order, batch_size, net, step, record):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
-    panels = scratch(x.dtype, SCRATCH * get_num_threads())
     return run(
         6 * batch_size * params.size, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
-        loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record, panels,
+        loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record, panels(x.dtype),
     )  # fmt: skip
 
 
