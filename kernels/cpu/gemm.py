@@ -146,13 +146,13 @@ def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start
 @compiled
 def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row):
     """At most three rows: wider tiles, over B where it lies."""
-    width, panel = lanes(c) * WIDE[M], VECTORS * lanes(c)
-    whole = N - N % width
-    for j in range(0, whole, width):
+    wide, width = lanes(c) * WIDE[M], VECTORS * lanes(c)
+    j = 0
+    while j < N:
+        columns = wide if N - j >= wide else min(width, N - j)
         b_j, start_j = advance(b, j), advance(start, j * start_col)
-        microkernel(M, width, K, a, a_row, a_col, b_j, b_row, start_j, start_row, advance(c, j), c_row)
-    b, start, c = advance(b, whole), advance(start, whole * start_col), advance(c, whole)
-    tiles(M, N - whole, K, a, a_row, a_col, a_row, 0, b, b_row, panel, start, start_row, start_col, c, c_row)
+        microkernel(M, columns, K, a, a_row, a_col, b_j, b_row, start_j, start_row, advance(c, j), c_row)
+        j += columns
 
 
 @inlined
@@ -174,7 +174,7 @@ def copies_a(N, k_block, a_row, a_col, itemsize):
 
 @compiled
 def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
-    """See gemm."""
+    """C[M, N] = start + A[M, K] @ B[K, N]; start null is zero, start_row 0 a bias, start = c accumulates; panels: SCRATCH values."""
     start_col = 1
     if is_null(start):
         start_row = start_col = 0  # it stays null under the tiles' offsets
@@ -230,49 +230,42 @@ def turn(rows, columns, source, source_row, target, target_row):
         )
 
 
-@compiled
-def gemm(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
-    """C[M, N] = start + A[M, K] @ B[K, N] on this thread; start null is zero, start_row 0 a bias, start = c accumulates.
-
-    panels: SCRATCH values of this thread's own. Where few rows meet a large B that lies transposed, as in dx = dz @ w^T,
-    packing B would cost most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
-    """
-    if M == 0 or N == 0:
-        return
-    if not (b_row == 1 and b_col != 1 and is_null(start) and 2 * M <= N and M <= TURNED_ROWS):
-        blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels)
-        return
-    turned = advance(panels, TURNED_AT)
-    for j in range(0, N, TURNED_COLUMNS):
-        columns = min(TURNED_COLUMNS, N - j)
-        blocked(columns, M, K, advance(b, j * b_col), b_col, 1, a, a_col, a_row, start, 0, turned, M, panels)
-        turn(columns, M, turned, M, advance(c, j), c_row)
-
-
+# start: 0 is zero, and with start_row 0 a bias; start = c accumulates
 GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels".split()])
 
 
 @kernel(GEMM, needs=provide_microkernel)
 def gemm_part(part, parts, job, like):
-    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them; start 0 is zero.
+    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them.
 
-    Where A is read as it lies, only B is copied, and each part copies what it needs.
+    Where A is read as it lies, only B is copied, and each part copies what it needs. Where few rows meet a large B that lies transposed,
+    as in dx = dz @ w^T, copying B would cost most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
     """
     g = carray(job, 1)[0]
     width = VECTORS * lanes(like)
     rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
     if parts * width <= g.N and (g.a_col == 1 or g.N >= g.M):
         rows, columns = (0, g.M), share(part, parts, g.N, width)
-    start = pointer(g.start, like)
+    M, N = rows[1] - rows[0], columns[1] - columns[0]
+    if M == 0 or N == 0:
+        return
+    a, a_row, a_col = advance(pointer(g.a, like), rows[0] * g.a_row), g.a_row, g.a_col
+    b, b_row, b_col = advance(pointer(g.b, like), columns[0] * g.b_col), g.b_row, g.b_col
+    c, c_row, panels = advance(pointer(g.c, like), rows[0] * g.c_row + columns[0]), g.c_row, pointer(g.panels, like)
+    start, panels = pointer(g.start, like), advance(panels, part * SCRATCH)
     if g.start:
         start = advance(start, rows[0] * g.start_row + columns[0])
-    gemm(
-        rows[1] - rows[0], columns[1] - columns[0], g.K,
-        advance(pointer(g.a, like), rows[0] * g.a_row), g.a_row, g.a_col,
-        advance(pointer(g.b, like), columns[0] * g.b_col), g.b_row, g.b_col,
-        start, g.start_row, advance(pointer(g.c, like), rows[0] * g.c_row + columns[0]), g.c_row,
-        advance(pointer(g.panels, like), part * SCRATCH),
-    )  # fmt: skip
+    turns = b_row == 1 and b_col != 1 and g.start == 0 and 2 * M <= N and M <= TURNED_ROWS
+    target, target_row, piece = c, c_row, M
+    if turns:
+        M, N, a, a_row, a_col, b, b_row, b_col = N, M, b, b_col, b_row, a, a_col, a_row
+        target, target_row, piece = advance(panels, TURNED_AT), N, TURNED_COLUMNS
+    for i in range(0, M, piece):
+        m = min(piece, M - i)
+        a_i = advance(a, i * a_row)
+        blocked(m, N, g.K, a_i, a_row, a_col, b, b_row, b_col, start, g.start_row, target, target_row, panels)
+        if turns:
+            turn(m, N, target, target_row, advance(c, i), c_row)
 
 
 @compiled

@@ -7,7 +7,7 @@ from .. import names
 from . import vmath
 from .jit import compiled, entry, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, each, pointer, real, void_pointer
+from .simd import advance, data, each, pointer, real, void_pointer
 
 
 @compiled
@@ -70,14 +70,14 @@ def mse_values(n, y, t, losses, dy, scale):
 
 
 @compiled
-def total(values):
-    """The sum in float64, in eight chains that do not wait for each other."""
-    sums = np.zeros(8)
-    whole = values.size - values.size % 8
+def total(source, n):
+    """The sum of n values in float64, in eight chains that do not wait for each other."""
+    sums, values = np.zeros(8), carray(source, n)
+    whole = n - n % 8
     for i in range(0, whole, 8):
         for lane in range(8):
             sums[lane] += values[i + lane]
-    for i in range(whole, values.size):
+    for i in range(whole, n):
         sums[0] += values[i]
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
@@ -107,7 +107,7 @@ def loss_part(part, parts, job, like):
 
 @entry
 def _total(values):
-    return total(values)
+    return total(data(values), values.size)
 
 
 # a loss costs about as much a value as this many multiplications and additions

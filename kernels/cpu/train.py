@@ -102,7 +102,7 @@ def has_bad_label(target, order, first, n, classes):
 @compiled
 def gradient_norm(norms, grads, table):
     """The norm of all gradients, from the squares of every row of every dw."""
-    squared = total(norms)
+    squared = total(data(norms), norms.size)
     for l in range(len(table)):
         b = table[l, 3]
         if b >= 0:
@@ -125,7 +125,10 @@ def _train(
     n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
     rows = len(order) if len(order) else len(x)
     batch_size = min(batch_size, rows)
-    norms, labels = np.empty(table[:, 0].sum()), np.empty(batch_size if by_class else 0, np.int64)
+    inputs = 0
+    for l in range(depth):
+        inputs += table[l, 0]
+    norms, labels = np.empty(inputs), np.empty(batch_size if by_class else 0, np.int64)
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
@@ -153,7 +156,7 @@ def _train(
         call(launcher, kernels[1], parts, rows_job)
 
         norm = gradient_norm(norms, grads, table)
-        record[2 * batch], record[2 * batch + 1] = total(work[losses : losses + count]) * train.scale, norm
+        record[2 * batch], record[2 * batch + 1] = total(advance(data(work), losses), count) * train.scale, norm
         if not math.isfinite(norm):
             return names.NONFINITE, batch
         describe_update(
@@ -173,8 +176,10 @@ _NO_ORDER = np.empty(0, np.int64)
 
 def _run(x, target, order, batch_size, net, step, record):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
+    # those of each launch, on average: what a thread has to be worth waking for
+    operations = 2 * batch_size * params.size
     return run(
-        6 * batch_size * params.size, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
+        operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record, panels(x.dtype),
     )  # fmt: skip
 
