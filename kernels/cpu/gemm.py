@@ -236,15 +236,18 @@ GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col sta
 
 @kernel(GEMM, needs=provide_microkernel)
 def gemm_part(part, parts, job, like):
-    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them.
+    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them, or where whole panels
+    of columns do not come out even. Where A is read as it lies, only B is copied, and each part copies what it needs.
 
-    Where A is read as it lies, only B is copied, and each part copies what it needs. Where few rows meet a large B that lies transposed,
+    Where few rows meet a large B that lies transposed,
     as in dx = dz @ w^T, copying B would cost most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
     """
     g = carray(job, 1)[0]
     width = VECTORS * lanes(like)
     rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
-    if parts * width <= g.N and (g.a_col == 1 or g.N >= g.M):
+    n_panels = (g.N + width - 1) // width
+    idle = (parts - n_panels % parts) % parts
+    if 8 * idle <= n_panels and (g.a_col == 1 or g.N >= g.M):
         rows, columns = (0, g.M), share(part, parts, g.N, width)
     M, N = rows[1] - rows[0], columns[1] - columns[0]
     if M == 0 or N == 0:
