@@ -301,19 +301,12 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
         acc[ij].add_incoming(zero, entry)
         acc[ij].add_incoming(loaded[ij], preload)
     a_k, b_k = [emit.at(a, builder.mul(a_row, ir.Constant(_I64, i))) for i in range(0, rows, 3)], b
-    if rows == ROWS and not masked:
-        # constant strides, where B lies in panels and A in rows or panels, as in all large products: a sixth fewer instructions
-        def equal(value, number):
-            return builder.icmp_signed("==", value, ir.Constant(_I64, number))
-
-        panel = vectors * width
-        b_packed, a_packed = equal(b_row, panel), builder.and_(equal(a_row, 1), equal(a_col, ROWS))
-        for usual, strides, step in ((equal(a_col, 1), a_rows, 1), (a_packed, range(3), ROWS)):
-            blocks = builder.select(
-                builder.and_(usual, b_packed), builder.ashr(K, ir.Constant(_I64, 2)), ir.Constant(_I64, 0)
-            )
-            a_k, b_k, acc = _emit_products(emit, tile, masks, 4, blocks, a_k, strides, step, b_k, panel, acc)
-            K = builder.sub(K, builder.shl(blocks, ir.Constant(_I64, 2)))
+    # four k at a time where A lies in rows or in columns, with constants for its strides there: a sixth fewer instructions
+    for unit, strides, step in ((a_col, a_rows, 1), (a_row, range(3), a_col)) if not masked else ():
+        usual = builder.icmp_signed("==", unit, ir.Constant(_I64, 1))
+        blocks = builder.select(usual, builder.ashr(K, ir.Constant(_I64, 2)), ir.Constant(_I64, 0))
+        a_k, b_k, acc = _emit_products(emit, tile, masks, 4, blocks, a_k, strides, step, b_k, b_row, acc)
+        K = builder.sub(K, builder.shl(blocks, ir.Constant(_I64, 2)))
     _, _, acc = _emit_products(emit, tile, masks, 1, K, a_k, a_rows, a_col, b_k, b_row, acc)
     for i in range(rows):
         row = emit.at(c, builder.mul(c_row, ir.Constant(_I64, i)))
