@@ -20,7 +20,7 @@ PRIMES = (41, 97, 151, 293)
 LARGE = (
     (700, 33, 1100), (33, 1500, 600), (301, 1100, 530), (1, 1500, 1100), (2, 700, 1100), (3, 1030, 260),
     (1100, 1, 1100), (2, 3, 5000), (1500, 700, 2), (1030, 1040, 17), (128, 64, 784), (784, 64, 128), (127, 65, 785),
-    (521, 521, 521),
+    (521, 521, 521), (77, 1600, 1024),
 )  # fmt: skip
 
 
@@ -95,6 +95,14 @@ def test_prime_products_are_exact(transposes, dtype, rng):
 @pytest.mark.parametrize("shape", LARGE, ids=shape_id)
 def test_large_products_are_exact(transposes, dtype, accumulate, shape, rng):
     check(transposes, *shape, dtype, accumulate, rng)
+
+
+@pytest.mark.parametrize("K", [1, 7, 15, 301, 500])
+def test_rows_a_multiple_of_2_kib_apart_are_copied_right(dtype, K, rng):
+    b = integers(rng, K, 1600, dtype=dtype)
+    for M in (*range(1, 21), 77):
+        a = integers(rng, M, 512, dtype=dtype)[:, :K]
+        np.testing.assert_array_equal(matmul(a, b), a.astype(np.float64) @ b.astype(np.float64), err_msg=f"{M} rows")
 
 
 @pytest.mark.parametrize("transposes", TRANSPOSES)

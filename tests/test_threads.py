@@ -92,6 +92,16 @@ def forked_child_before_threads():
     assert large_work() == expected
 
 
+def forked_child_of_another_thread():
+    """A child of a thread that did not start the threads."""
+    expected = expected_work()
+    starter = threading.Thread(target=large_work)
+    starter.start()
+    starter.join()
+    assert check_in_child(expected)
+    assert large_work() == expected
+
+
 def forked_child_of_a_busy_parent():
     """A child that starts while other threads are in the middle of calls."""
     expected, wrong, stop = expected_work(), [], threading.Event()
@@ -135,7 +145,8 @@ def layer_in_use():
 
 
 SCENARIOS = [
-    concurrent_calls, forked_child, forked_child_before_threads, forked_child_of_a_busy_parent, multiprocessing_fork,
+    concurrent_calls, forked_child, forked_child_before_threads, forked_child_of_another_thread,
+    forked_child_of_a_busy_parent, multiprocessing_fork,
 ]  # fmt: skip
 
 
