@@ -211,13 +211,40 @@ class _Emitter:
         name = f"llvm.masked.load.{self.suffix}.p0"
         return self.call(name, self.vector, where, ir.Constant(_I32, self.bytes), mask, zero)
 
-    def store(self, value, pointer, mask=None):
-        where = self.builder.bitcast(pointer, self.vector.as_pointer())
-        if mask is None:
-            self.builder.store(value, where).align = self.bytes
-        else:
-            name = f"llvm.masked.store.{self.suffix}.p0"
-            self.call(name, ir.VoidType(), value, where, ir.Constant(_I32, self.bytes), mask)
+    def store(self, value, pointer):
+        where = self.builder.bitcast(pointer, value.type.as_pointer())
+        self.builder.store(value, where).align = self.bytes
+
+    def store_first(self, count, values, pointers):
+        """The first `count` lanes of each vector, a half, a quarter and so on at a time: a masked store takes AMD's cores 14 cycles."""
+        builder, undefined = self.builder, ir.Constant(self.vector, ir.Undefined)
+        piece = self.width
+        while piece:
+            before, store, after = (
+                builder.block,
+                builder.append_basic_block("store"),
+                builder.append_basic_block("stored"),
+            )
+            builder.cbranch(builder.trunc(builder.lshr(count, _I64(piece.bit_length() - 1)), _I1), store, after)
+            builder.position_at_end(store)
+            low, rest = (ir.Constant(ir.VectorType(_I32, len(lanes)), lanes) for lanes in self.split(piece))
+            moved = []
+            for value, pointer in zip(values, pointers, strict=True):
+                self.store(builder.shuffle_vector(value, undefined, low), pointer)
+                moved.append((builder.shuffle_vector(value, undefined, rest), self.at(pointer, piece)))
+            builder.branch(after)
+            builder.position_at_end(after)
+            merged = []
+            for old, new in zip([*values, *pointers], [*(v for v, _ in moved), *(p for _, p in moved)], strict=True):
+                merged.append(builder.phi(old.type))
+                merged[-1].add_incoming(old, before)
+                merged[-1].add_incoming(new, store)
+            values, pointers = merged[: len(values)], merged[len(values) :]
+            piece //= 2
+
+    def split(self, piece):
+        """The lanes that a piece takes, and those that move into their place."""
+        return list(range(piece)), [min(lane + piece, self.width - 1) for lane in range(self.width)]
 
     def opaque(self, value):
         """The value itself, of which LLVM knows nothing: it would make one chain of additions of all addresses in a loop."""
@@ -280,7 +307,8 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
     columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row = arguments
     builder, width = emit.builder, emit.width
     tile = [(i, j) for i in range(rows) for j in range(vectors)]
-    mask = emit.first(builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))) if masked else None
+    beyond = builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))
+    mask = emit.first(beyond) if masked else None
     masks = [None] * (vectors - 1) + [mask]
     a_rows = [builder.mul(a_row, ir.Constant(_I64, i)) for i in range(3)]
 
@@ -308,10 +336,16 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
         a_k, b_k, acc = _emit_products(emit, tile, masks, 4, blocks, a_k, strides, step, b_k, b_row, acc)
         K = builder.sub(K, builder.shl(blocks, ir.Constant(_I64, 2)))
     _, _, acc = _emit_products(emit, tile, masks, 1, K, a_k, a_rows, a_col, b_k, b_row, acc)
-    for i in range(rows):
-        row = emit.at(c, builder.mul(c_row, ir.Constant(_I64, i)))
-        for j in range(vectors):
-            emit.store(acc[i, j], emit.at(row, j * width), masks[j])
+    at = {
+        (i, j): emit.at(c, builder.add(builder.mul(c_row, ir.Constant(_I64, i)), ir.Constant(_I64, j * width)))
+        for i, j in tile
+    }
+    partial = [ij for ij in tile if masks[ij[1]]]
+    for ij in tile:
+        if ij not in partial:
+            emit.store(acc[ij], at[ij])
+    if partial:
+        emit.store_first(beyond, [acc[ij] for ij in partial], [at[ij] for ij in partial])
 
 
 def _tile_arguments(pointer):
@@ -321,11 +355,15 @@ def _tile_arguments(pointer):
 
 @intrinsic
 def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, start_row, c, c_row):
-    """The microkernel's body: a switch over all shapes of a tile."""
+    """The microkernel, a switch over all shapes of a tile, as a function under its symbol; and a call of it."""
 
     def codegen(context, builder, signature, args):
-        emit = _Emitter(context, builder, signature.args[3].dtype)
-        rows, *arguments = args
+        dtype = signature.args[3].dtype
+        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [a.type for a in args]), _symbol(dtype))
+        builder.call(function, args)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        emit = _Emitter(context, builder, dtype)
+        rows, *arguments = function.args
         columns, width = arguments[0], emit.width
         shapes = [(r, v, masked) for r in range(1, ROWS + 1) for v, masked in ((2, False), (2, True), (1, True))]
         shapes += [(r, v, False) for r, v in enumerate(WIDE) if v]
@@ -343,6 +381,7 @@ def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, st
             _emit_tile(emit, r, v, masked, arguments)
             builder.branch(end)
         builder.position_at_end(end)
+        builder.ret_void()
         return context.get_dummy_value()
 
     return types.void(*_tile_arguments(a)), codegen
@@ -356,11 +395,16 @@ def _symbol(dtype):
     return f"fastgrad_tile_f{dtype.bitwidth}"
 
 
+@lru_cache
 def provide_microkernel(dtype):
-    """Compile or load the microkernel of a dtype, and make it known to the linker under its name."""
+    """Compile or load the microkernel of a dtype, and make it known to the linker: the function itself, not numba's way into it.
+
+    Returns what must be kept as long as it may be called, which the cache of this function does.
+    """
     scalar = from_dtype(dtype)
-    compiled_tile = c_function(_tile, _tile_arguments(types.CPointer(scalar)))
-    llvmlite.binding.add_symbol(_symbol(scalar), compiled_tile.address)
+    tile = c_function(_tile, _tile_arguments(types.CPointer(scalar)))
+    llvmlite.binding.add_symbol(_symbol(scalar), tile._library.get_pointer_to_function(_symbol(scalar)))
+    return tile
 
 
 @intrinsic
