@@ -34,10 +34,10 @@ VECTOR_BYTES = vector_bits() // 8
 # a block of B stays in the second-level cache, which gives it back as fast as it is used, and leaves room there for what else the
 # core's neighbour uses; depths of the block, usual and largest. What a tile costs before and after its sums is paid once a block
 B_BYTES, DEEP, K_MOST = 208 * 1024, 384, 1024
-# values that one copy moves of a row of A^T: a whole number of vectors, of which ROWS count
+# values that one copy moves of a row of A^T, a whole number of vectors: ROWS of them count
 ROWS_COPIED = 8
-SPREAD_IN_CACHE = 16 * 1024
-COLUMNS = 512
+# bytes that values apart from each other may spread over; columns that make up for copying A: see reads_well and copies_a
+SPREAD_IN_CACHE, COLUMNS = 16 * 1024, 512
 A_SCRATCH, B_SCRATCH = 80 * ROWS * DEEP, B_BYTES // 4
 # the largest piece of C that is turned
 TURNED_ROWS, TURNED_COLUMNS = 256, 960

@@ -227,7 +227,9 @@ class _Emitter:
             )
             builder.cbranch(builder.trunc(builder.lshr(count, _I64(piece.bit_length() - 1)), _I1), store, after)
             builder.position_at_end(store)
-            low, rest = (ir.Constant(ir.VectorType(_I32, len(lanes)), lanes) for lanes in self.split(piece))
+            # the piece's own lanes, and those that move into their place
+            lanes = list(range(piece)), [min(lane + piece, self.width - 1) for lane in range(self.width)]
+            low, rest = (ir.Constant(ir.VectorType(_I32, len(of)), of) for of in lanes)
             moved = []
             for value, pointer in zip(values, pointers, strict=True):
                 self.store(builder.shuffle_vector(value, undefined, low), pointer)
@@ -241,10 +243,6 @@ class _Emitter:
                 merged[-1].add_incoming(new, store)
             values, pointers = merged[: len(values)], merged[len(values) :]
             piece //= 2
-
-    def split(self, piece):
-        """The lanes that a piece takes, and those that move into their place."""
-        return list(range(piece)), [min(lane + piece, self.width - 1) for lane in range(self.width)]
 
     def opaque(self, value):
         """The value itself, of which LLVM knows nothing: it would make one chain of additions of all addresses in a loop."""
@@ -265,7 +263,7 @@ class _Emitter:
         return self.call(f"llvm.fma.{self.suffix}", self.vector, a, b, c)
 
 
-def _emit_products(emit, tile, masks, unroll, count, a, a_rows, a_step, b, b_step, acc):
+def _emit_products(emit, masks, unroll, count, a, a_rows, a_step, b, b_step, acc):
     """acc += A @ B over `count` blocks of `unroll` k. a: a pointer for every three rows, so that the address of each row is a pointer and
     at most two strides; steps may be constants. Returns a, b and acc behind the last block; ends in the block after the loop.
     """
@@ -281,7 +279,7 @@ def _emit_products(emit, tile, masks, unroll, count, a, a_rows, a_step, b, b_ste
     a_k, sums = [emit.opaque(at) for at in rest[: len(a)]], dict(zip(acc, rest[len(a) :], strict=True))
     for _ in range(unroll):
         b_vectors = [emit.load(emit.at(b_k, j * emit.width), mask) for j, mask in enumerate(masks)]
-        for i in range(1 + max(i for i, _ in tile)):
+        for i in range(len(acc) // len(masks)):
             broadcast = emit.splat(builder.load(emit.at(a_k[i // 3], a_rows[i % 3])))
             for j in range(len(masks)):
                 sums[i, j] = emit.fma(broadcast, b_vectors[j], sums[i, j])
@@ -333,9 +331,9 @@ def _emit_tile(emit, rows, vectors, masked, arguments):
     for unit, strides, step in ((a_col, a_rows, 1), (a_row, range(3), a_col)) if not masked else ():
         usual = builder.icmp_signed("==", unit, ir.Constant(_I64, 1))
         blocks = builder.select(usual, builder.ashr(K, ir.Constant(_I64, 2)), ir.Constant(_I64, 0))
-        a_k, b_k, acc = _emit_products(emit, tile, masks, 4, blocks, a_k, strides, step, b_k, b_row, acc)
+        a_k, b_k, acc = _emit_products(emit, masks, 4, blocks, a_k, strides, step, b_k, b_row, acc)
         K = builder.sub(K, builder.shl(blocks, ir.Constant(_I64, 2)))
-    _, _, acc = _emit_products(emit, tile, masks, 1, K, a_k, a_rows, a_col, b_k, b_row, acc)
+    _, _, acc = _emit_products(emit, masks, 1, K, a_k, a_rows, a_col, b_k, b_row, acc)
     at = {
         (i, j): emit.at(c, builder.add(builder.mul(c_row, ir.Constant(_I64, i)), ir.Constant(_I64, j * width)))
         for i, j in tile
