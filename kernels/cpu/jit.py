@@ -23,6 +23,7 @@ import numpy as np
 from numba import from_dtype, njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 # a function that only kernels call needs no way in from Python or C
@@ -76,8 +77,11 @@ class _Cache(FunctionCache):
         return IndexDataCacheFile(str(cache_folder()), self._impl.filename_base, cache_folder().name)
 
     def load_overload(self, sig, target_context):
+        # numba's own method first loads all that it could compile with, which takes longer than everything else here; machine code
+        # needs its allocator only
         try:
-            return super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)
+            return self._load_overload(sig, target_context)
         except Exception:
             return None
 
