@@ -7,6 +7,7 @@ from fastgrad import init, nn, optim
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.dense import dense, dense_chain
 from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
+from fastgrad.lstm import lstm, lstm_cell
 from fastgrad.saving import load, save
 from fastgrad.train import Trainer
 
@@ -22,6 +23,8 @@ __all__ = [
     "get_num_threads",
     "init",
     "load",
+    "lstm",
+    "lstm_cell",
     "mse",
     "nn",
     "optim",

@@ -80,6 +80,19 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, int], dtype: np.dty
     return found
 
 
+def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
+    """Sequences' lengths as int64 (N,), each from 0 to steps."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "iu" and found.size:
+        raise TypeError(f"{op}: {name} must be integers (N,), got {found.dtype}")
+    if found.shape != (n,):
+        raise ValueError(f"{op}: {name} must be integers (N,) = ({n},), got {found.shape}")
+    wrong = np.flatnonzero((found < 0) | (found > steps))
+    if len(wrong):
+        raise ValueError(f"{op}: {name} must be in 0..{steps}, got {found[wrong[0]]} at index {wrong[0]}")
+    return found.astype(np.int64)
+
+
 def activation(op: str, value: Any, name: str = "activation") -> Activation:
     """The activation of this name, or of this pair of a name and a parameter."""
     kind, parameter = value if isinstance(value, tuple) and len(value) == 2 else (value, None)

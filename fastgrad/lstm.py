@@ -1,0 +1,246 @@
+"""The LSTM: whole sequences of any lengths, and one step of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.backend import kernels
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class Weights(NamedTuple):
+    """w_ih (C, 4H), w_hh (P, 4H), b (4H,) or None, peephole (3, H) or None, w_proj (H, P) or None; or their gradients."""
+
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    b: np.ndarray | None = None
+    peephole: np.ndarray | None = None
+    w_proj: np.ndarray | None = None
+
+
+class Batch(NamedTuple):
+    """Which step of which sequence a row is: see kernels/reference/lstm.py."""
+
+    order: np.ndarray
+    offsets: np.ndarray
+    shape: tuple[int, int]  # N, T
+    full: bool  # every sequence has T steps
+
+
+def lstm(
+    x: np.ndarray,
+    w_ih: np.ndarray,
+    w_hh: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    h_0: np.ndarray | None = None,
+    c_0: np.ndarray | None = None,
+    lengths: np.ndarray | list[int] | None = None,
+    reverse: bool = False,
+    peephole: np.ndarray | None = None,
+    w_proj: np.ndarray | None = None,
+    cells: bool = False,
+) -> tuple[Arrays, Callable[..., Arrays]]:
+    """An LSTM over sequences x (N, T, C): h_t = o tanh(c_t), c_t = f c_{t-1} + i g (Hochreiter & Schmidhuber 1997).
+
+    w_ih (C, 4H) and w_hh (P, 4H) hold the gates in the order i, f, g, o; b (4H,); states h_0 (N, P) and c_0 (N, H), zero if
+    not given. P = H, or what w_proj (H, P) makes of h. peephole (3, H) weighs c in the gates i, f and o. lengths (N,), each
+    0..T: outputs past a sequence's end are 0, and its final states are those of its last step (those it began with if it is
+    empty). reverse runs every sequence from its last step to its first.
+
+    Returns ((y, h_n, c_n), backward), with y (N, T, P), h_n (N, P) and c_n (N, H); with cells also c of every step (N, T, H).
+    backward(dy, dh_n, dc_n), any of which may be left out, returns the gradients of the given inputs, in the order x, w_ih, w_hh,
+    b, h_0, c_0, peephole, w_proj. Its step_norms, float64 (T,), is filled with the norms of the whole dL/dh_t.
+    Backward reads the inputs and y, so none of them may be written before it.
+    Raises TypeError and ValueError, naming the argument.
+    """
+    op = "lstm"
+    x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
+    weights = checked_weights(op, x, Weights(w_ih, w_hh, b, peephole, w_proj))
+    given_h, given_c = h_0 is not None, c_0 is not None
+    h_0, c_0 = states(op, len(x), weights, h_0, c_0)
+    batch = sequences(op, x.shape[:2], lengths)
+    result, run_backward = run(op, x, weights, h_0, c_0, batch, reverse, cells=cells)
+
+    def backward(
+        dy: np.ndarray | None = None,
+        dh_n: np.ndarray | None = None,
+        dc_n: np.ndarray | None = None,
+        *,
+        step_norms: np.ndarray | None = None,
+    ) -> Arrays:
+        gradients = Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in weights))
+        dx, dh_0, dc_0 = run_backward(gradients, dy, dh_n, dc_n, step_norms)
+        dw_ih, dw_hh, db, dpeephole, dw_proj = gradients
+        optional = db, dh_0 if given_h else None, dc_0 if given_c else None, dpeephole, dw_proj
+        return dx, dw_ih, dw_hh, *(gradient for gradient in optional if gradient is not None)
+
+    return result, backward
+
+
+def lstm_cell(
+    x: np.ndarray,
+    h: np.ndarray,
+    c: np.ndarray,
+    w_ih: np.ndarray,
+    w_hh: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    peephole: np.ndarray | None = None,
+    w_proj: np.ndarray | None = None,
+) -> tuple[tuple[np.ndarray, np.ndarray], Callable[..., Arrays]]:
+    """One step of an LSTM: x (N, C) and the states h (N, P) and c (N, H); the weights are those of lstm.
+
+    Returns ((h, c), backward) with the new states; backward(dh, dc), either of which may be left out, returns the gradients of the
+    given inputs, in the order x, h, c, w_ih, w_hh, b, peephole, w_proj.
+    Raises TypeError and ValueError, naming the argument.
+    """
+    op = "lstm_cell"
+    x = check.array(op, "x", x, "(N, C)", (None, None))
+    weights = checked_weights(op, x, Weights(w_ih, w_hh, b, peephole, w_proj))
+    h, c = states(op, len(x), weights, h, c, ("h", "c"))
+    (_, h_n, c_n), run_backward = run(op, x[:, None], weights, h, c, sequences(op, (len(x), 1), None))
+
+    def backward(dh: np.ndarray | None = None, dc: np.ndarray | None = None) -> Arrays:
+        gradients = Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in weights))
+        dx, dh_before, dc_before = run_backward(gradients, None, dh, dc, names=("dh", "dc"))
+        return dx[:, 0], dh_before, dc_before, *(gradient for gradient in gradients if gradient is not None)
+
+    return (h_n, c_n), backward
+
+
+def run(
+    op: str,
+    x: np.ndarray,
+    weights: Weights,
+    h_0: np.ndarray,
+    c_0: np.ndarray,
+    batch: Batch,
+    reverse: bool = False,
+    *,
+    cells: bool = False,
+    keep: bool = True,
+    empty: Callable[..., Any] = np.empty,
+) -> tuple[Arrays, Callable[..., Arrays]]:
+    """The LSTM over checked arrays, its buffers from `empty`; without keep there is no way back.
+
+    backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it and returns (dx, dh_0, dc_0).
+    """
+    ops, dtype = kernels(), x.dtype
+    order, offsets, shape, _ = batch
+    n_rows, (hidden, projected) = int(offsets[-1]), sizes(weights)
+    xs = rows_of(x, batch, empty)  # (R, C)
+    gates = empty((n_rows, 4 * hidden), dtype)
+    c, tanh_c = (empty((n_rows, hidden), dtype) if keep or cells else None for _ in range(2))
+    h = empty((n_rows, projected), dtype)
+    h_n, c_n = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+    ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
+    y = sequences_of(h, batch, empty)
+    result = (y, h_n, c_n, sequences_of(c, batch, empty)) if cells else (y, h_n, c_n)
+
+    def backward(
+        gradients: Weights,
+        dy: np.ndarray | None = None,
+        dh_n: np.ndarray | None = None,
+        dc_n: np.ndarray | None = None,
+        step_norms: np.ndarray | None = None,
+        names: tuple[str, str] = ("dh_n", "dc_n"),
+    ) -> Arrays:
+        if dy is None and dh_n is None and dc_n is None:
+            raise TypeError(
+                f"{op}: backward needs at least one of {'dy, ' if op == 'lstm' else ''}{names[0]}, {names[1]}"
+            )
+        if dy is not None:
+            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch, empty)
+        if dh_n is not None:
+            dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
+        if dc_n is not None:
+            dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
+        dz, dxs = empty(gates.shape, dtype), empty(xs.shape, dtype)
+        dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+        squares = None if step_norms is None else np.empty(n_rows)
+        ops.lstm_backward(
+            dy, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
+            bool(reverse), gates, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
+        )  # fmt: skip
+        if step_norms is not None:
+            step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in zip(offsets, offsets[1:], strict=False)]
+        return sequences_of(dxs, batch, empty), dh_0, dc_0
+
+    return result, backward
+
+
+def sizes(weights: Weights) -> tuple[int, int]:
+    """H and P."""
+    hidden = weights.w_ih.shape[1] // 4
+    return hidden, hidden if weights.w_proj is None else weights.w_proj.shape[1]
+
+
+def checked_weights(op: str, x: np.ndarray, weights: Weights) -> Weights:
+    """Weights for inputs of x's last width and dtype."""
+    dtype = x.dtype
+    w_ih = check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), dtype)
+    columns = w_ih.shape[1]
+    if columns % 4:
+        raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
+    hidden = columns // 4
+    b, peephole, w_proj = weights.b, weights.peephole, weights.w_proj
+    if w_proj is not None:
+        w_proj = check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), dtype)
+    projected = hidden if w_proj is None else w_proj.shape[1]
+    form = "(H, 4H)" if w_proj is None else "(P, 4H)"
+    w_hh = check.array(op, "w_hh", weights.w_hh, form, (projected, columns), dtype)
+    if b is not None:
+        b = check.array(op, "b", b, "(4H,)", (columns,), dtype)
+    if peephole is not None:
+        peephole = check.array(op, "peephole", peephole, "(3, H)", (3, hidden), dtype)
+    return Weights(w_ih, w_hh, b, peephole, w_proj)
+
+
+def states(
+    op: str, n: int, weights: Weights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two states, zero where they are None."""
+    hidden, projected = sizes(weights)
+    dtype = weights.w_ih.dtype
+    given = [
+        np.zeros((n, size), dtype) if value is None else check.array(op, name, value, form, (n, size), dtype)
+        for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
+    ]
+    return given[0], given[1]
+
+
+def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
+    """The rows of a batch (N, T) with these lengths, longest first."""
+    n, steps = shape
+    if lengths is None:
+        return Batch(np.arange(n), n * np.arange(steps + 1), (n, steps), True)
+    found = check.lengths(op, "lengths", lengths, n, steps)
+    order = np.argsort(-found, kind="stable")
+    # of each step, how many sequences reach it
+    under_way = n - np.searchsorted(np.sort(found), np.arange(steps), side="right")
+    offsets = np.concatenate([[0], np.cumsum(under_way)])
+    return Batch(order, offsets, (n, steps), bool(offsets[-1] == n * steps))
+
+
+def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
+    """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
+    by_step = x.transpose(1, 0, 2)
+    if batch.full and by_step.flags.c_contiguous:
+        return by_step.reshape(-1, x.shape[2])
+    rows = empty((int(batch.offsets[-1]), x.shape[2]), x.dtype)
+    kernels().gather_rows(x, batch.order, batch.offsets, rows)
+    return rows
+
+
+def sequences_of(rows: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
+    """x (N, T, C) of rows (R, C): a view where all sequences are full."""
+    n, steps = batch.shape
+    if batch.full:
+        return rows.reshape(steps, n, rows.shape[1]).transpose(1, 0, 2)
+    x = empty((n, steps, rows.shape[1]), rows.dtype)
+    kernels().scatter_rows(rows, batch.order, batch.offsets, x)
+    return x

@@ -1,0 +1,135 @@
+"""LSTM over whole sequences (Hochreiter & Schmidhuber 1997; forget gate and peepholes: Gers et al. 2002; projection: Sak et al. 2014).
+
+    z = x_t w_ih + h_{t-1} w_hh + b, in four parts of H columns
+    i = sigmoid(z_i + p_i c_{t-1})      f = sigmoid(z_f + p_f c_{t-1})      g = tanh(z_g)
+    c_t = f c_{t-1} + i g               o = sigmoid(z_o + p_o c_t)          h_t = (o tanh c_t) w_proj
+
+Backwards, with dh and dc from above and from the step after:
+
+    dr = dh w_proj^T                    dz_o = dr tanh c_t o (1 - o)
+    dc += dr o (1 - tanh^2 c_t) + p_o dz_o
+    dz_i = dc g i (1 - i)               dz_f = dc c_{t-1} f (1 - f)         dz_g = dc i (1 - g^2)
+    dh_{t-1} = dz w_hh^T                dc_{t-1} = dc f + p_i dz_i + p_f dz_f
+
+Sequences are kept without their padding, a step after another: `order` (N,) has the sequences from the longest to the shortest, and
+step t of sequence order[p] is row offsets[t] + p of every array (R, .), with offsets (T + 1,) and R all steps. So the sequences that
+are under way at a step are its first rows, and a product over all steps has no padding in it. With `reverse` the steps run from
+each sequence's last to its first, and "before" means the step after.
+
+w_ih (C, 4H) and w_hh (P, 4H), in any strides, in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None;
+w_proj (H, P) or None, where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order.
+"""
+
+import numpy as np
+
+from .activation import sigmoid
+
+
+def gather_rows(x, order, offsets, rows):
+    """rows (R, C) = the steps of the sequences x (N, T, C)."""
+    for t in range(len(offsets) - 1):
+        n = offsets[t + 1] - offsets[t]
+        rows[offsets[t] : offsets[t + 1]] = x[order[:n], t]
+
+
+def scatter_rows(rows, order, offsets, x):
+    """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
+    for t in range(len(offsets) - 1):
+        n = offsets[t + 1] - offsets[t]
+        x[order[:n], t] = rows[offsets[t] : offsets[t + 1]]
+        x[order[n:], t] = 0
+
+
+def lstm_forward(
+    xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
+):  # fmt: skip
+    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
+    hidden = c_0.shape[1]
+    state_h, state_c = h_0[order], c_0[order]
+    with np.errstate(over="ignore", invalid="ignore"):
+        gates[...] = xs @ w_ih
+        if b is not None:
+            gates += b
+        for t in steps(offsets, reverse):
+            rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
+            z, c_before = gates[rows] + state_h[:n] @ w_hh, state_c[:n]
+            i, f, g, o = (z[:, k * hidden : (k + 1) * hidden] for k in range(4))
+            if peephole is not None:
+                i += peephole[0] * c_before
+                f += peephole[1] * c_before
+            i[...], f[...], g[...] = sigmoid(i), sigmoid(f), np.tanh(g)
+            c_now = f * c_before + i * g
+            if peephole is not None:
+                o += peephole[2] * c_now
+            o[...] = sigmoid(o)
+            squashed = np.tanh(c_now)
+            h[rows] = o * squashed if w_proj is None else (o * squashed) @ w_proj
+            gates[rows], state_h[:n], state_c[:n] = z, h[rows], c_now
+            if c is not None:
+                c[rows], tanh_c[rows] = c_now, squashed
+    h_n[order], c_n[order] = state_h, state_c
+
+
+def lstm_backward(
+    dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
+    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares,
+):  # fmt: skip
+    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients, which are overwritten.
+
+    dz (R, 4H) is room; dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t, may be None; db, dpeephole and
+    dw_proj are None where the forward had none.
+    """
+    hidden = c_0.shape[1]
+    state_dh = np.zeros_like(h_0) if dh_n is None else dh_n[order]
+    state_dc = np.zeros_like(c_0) if dc_n is None else dc_n[order]
+    h_before, c_before = before(h, h_0, order, offsets, reverse), before(c, c_0, order, offsets, reverse)
+    i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
+    dz_i, dz_f, dz_g, dz_o = (dz[:, k * hidden : (k + 1) * hidden] for k in range(4))
+    dr_all = np.empty((len(h), h_0.shape[1]), h.dtype)  # every step's whole dL/dh_t
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in reversed(steps(offsets, reverse)):
+            rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
+            dh_t = state_dh[:n] if dh is None else state_dh[:n] + dh[rows]
+            dr_all[rows] = dh_t
+            dr = dh_t if w_proj is None else dh_t @ w_proj.T
+            dz_o[rows] = dr * tanh_c[rows] * o[rows] * (1 - o[rows])
+            dc = state_dc[:n] + dr * o[rows] * (1 - tanh_c[rows] ** 2)
+            if peephole is not None:
+                dc += peephole[2] * dz_o[rows]
+            dz_i[rows] = dc * g[rows] * i[rows] * (1 - i[rows])
+            dz_f[rows] = dc * c_before[rows] * f[rows] * (1 - f[rows])
+            dz_g[rows] = dc * i[rows] * (1 - g[rows] ** 2)
+            state_dc[:n] = dc * f[rows]
+            if peephole is not None:
+                state_dc[:n] += peephole[0] * dz_i[rows] + peephole[1] * dz_f[rows]
+            state_dh[:n] = dz[rows] @ w_hh.T
+        if dxs is not None:
+            dxs[...] = dz @ w_ih.T
+        dw_ih[...], dw_hh[...] = xs.T @ dz, h_before.T @ dz
+        if db is not None:
+            db[...] = dz.sum(axis=0)
+        if dpeephole is not None:
+            dpeephole[...] = (dz_i * c_before).sum(axis=0), (dz_f * c_before).sum(axis=0), (dz_o * c).sum(axis=0)
+        if dw_proj is not None:
+            dw_proj[...] = (o * tanh_c).T @ dr_all
+        if squares is not None:
+            squares[...] = (dr_all.astype(np.float64) ** 2).sum(axis=1)
+    dh_0[order], dc_0[order] = state_dh, state_dc
+
+
+def steps(offsets, reverse):
+    """The steps in the order in which they run."""
+    last = len(offsets) - 1
+    return range(last - 1, -1, -1) if reverse else range(last)
+
+
+def before(rows, start, order, offsets, reverse):
+    """Of each step the row of the step before it, or of the start."""
+    found = np.empty_like(rows)
+    for t in range(len(offsets) - 1):
+        n, other = offsets[t + 1] - offsets[t], t + 1 if reverse else t - 1
+        has = offsets[other + 1] - offsets[other] if 0 <= other < len(offsets) - 1 else 0
+        has = min(has, n)
+        found[offsets[t] : offsets[t] + has] = rows[offsets[other] : offsets[other] + has]
+        found[offsets[t] + has : offsets[t + 1]] = start[order[has:n]]
+    return found
