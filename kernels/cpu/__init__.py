@@ -9,6 +9,7 @@ from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .loss import binary_cross_entropy, cross_entropy, mse
+from .lstm import gather_rows, lstm_backward, lstm_forward, scatter_rows
 from .optim import squared_norm, update
 from .train import dense_chain_epoch, dense_chain_step
 
@@ -22,7 +23,11 @@ __all__ = [
     "dense_chain_forward",
     "dense_chain_infer",
     "dense_chain_step",
+    "gather_rows",
+    "lstm_backward",
+    "lstm_forward",
     "mse",
+    "scatter_rows",
     "squared_norm",
     "update",
 ]

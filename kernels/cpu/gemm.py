@@ -155,6 +155,22 @@ def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c,
         j += columns
 
 
+@compiled
+def panel_tiles(mc, nc, kc, a, a_row, panels, start, c, c_row):
+    """A few rows of C = start + A @ B, for B in panels, a panel after another: each is read once. start is c, or null for zero."""
+    width, start_row, start_col = VECTORS * lanes(c), c_row, 1
+    if is_null(start):
+        start_row = start_col = 0
+    for j in range(0, nc, width):
+        b_j, columns = advance(panels, j * kc), min(width, nc - j)
+        i = 0
+        while i < mc:
+            rows, start_ij = tile_rows(mc - i), advance(start, i * start_row + j * start_col)
+            a_i, c_ij = advance(a, i * a_row), advance(c, i * c_row + j)
+            microkernel(rows, columns, kc, a_i, a_row, 1, b_j, width, start_ij, start_row, c_ij, c_row)
+            i += rows
+
+
 @inlined
 def reads_well(length, stride, itemsize):
     """Whether so many values a stride apart share the first-level cache: its sets repeat every 4 KiB, and 64 bytes are one line."""

@@ -450,12 +450,20 @@ def transpose(typingctx, source, source_row, target, target_row):
     return signature, codegen
 
 
+class _Distinct(ir.MDValue):
+    """A node of metadata that starts with itself, and so equals no other."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def __init__(self, module, *operands):
+        super().__init__(module, (), str(len(module.metadata)))
+        self.operands = self, *operands
+
+
 def _interleave(branch, module, count):
-    """Have LLVM interleave so many vectors of the loop that this branch closes; the loop's name is a node that starts with itself."""
+    """Have LLVM interleave so many vectors of the loop that this branch closes."""
     hint = module.add_metadata([ir.MetaDataString(module, "llvm.loop.interleave.count"), _I32(count)])
-    name = ir.MDValue(module, (), str(len(module.metadata)))
-    name.operands = name, hint
-    branch.set_metadata("llvm.loop", name)
+    branch.set_metadata("llvm.loop", _Distinct(module, hint))
 
 
 def _each(typingctx, f, source, parameters, times):
@@ -496,6 +504,47 @@ def each(typingctx, f, count, source, target, parameters):
 def each_times(typingctx, f, count, source, target, parameters):
     """target[i] *= f(source[i], *parameters) for i < count; the two are apart."""
     return _each(typingctx, f, source, parameters, times=True)
+
+
+@intrinsic
+def zipped(typingctx, f, count, sources, targets):
+    """targets[k][i] = f(sources[0][i], sources[1][i], ...)[k] for i < count.
+
+    A target may be a source, or apart from all of them. LLVM is told so: it would not look through so many pointers itself.
+    """
+    inner = typingctx.resolve_function_type(f, tuple(source.dtype for source in sources), {})
+
+    def codegen(context, builder, signature, args):
+        _, count, sources, targets = args
+        sources, targets = (cgutils.unpack_tuple(builder, pointers) for pointers in (sources, targets))
+        function, module = context.get_function(f, inner), builder.module
+        for library in getattr(function, "libs", ()):
+            context.active_code_library.add_linking_library(library)
+        domain = _Distinct(module)
+        read, *written = [_Distinct(module, domain) for _ in range(1 + len(targets))]
+
+        def marked(instruction, own, others):
+            instruction.set_metadata("alias.scope", module.add_metadata([own]))
+            instruction.set_metadata("noalias", module.add_metadata(others))
+            return instruction
+
+        entry, loop, done = builder.block, builder.append_basic_block("zip"), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
+        builder.position_at_end(loop)
+        i = builder.phi(_I64)
+        loads = [marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
+        results = function(builder, loads)
+        for k, (value, target) in enumerate(zip(cgutils.unpack_tuple(builder, results), targets, strict=True)):
+            others = [read, *(scope for j, scope in enumerate(written) if j != k)]
+            marked(builder.store(value, builder.gep(target, [i])), written[k], others)
+        following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
+        i.add_incoming(ir.Constant(_I64, 0), entry)
+        i.add_incoming(following, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(f, types.int64, sources, targets), codegen
 
 
 @intrinsic
