@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench import report
-from bench.peers import CONTENDERS, MODULES
+from bench.peers import MODULES, contenders
 from bench.workers import WorkerError, Workers, available_threads
 from bench.workloads import WORKLOADS
 
@@ -122,7 +122,8 @@ class Comparison:
             self.turn(FASTGRAD)
 
     def row(self):
-        limit = self.workload.flops / statistics.median(self.fma)
+        # a vector holds half as many in float64
+        limit = self.workload.flops * np.dtype(self.workload.dtype).itemsize / 4 / statistics.median(self.fma)
         if self.workload.memory_bytes:
             limit += self.workload.memory_bytes / statistics.median(self.bandwidth)
         seconds = {contender: statistics.median(times) for contender, times in self.seconds.items()}
@@ -158,8 +159,8 @@ def main():
     with Workers() as workers:
         for workload in WORKLOADS.values():
             if any(part in workload.name for part in options.workloads):
-                contenders = [name for name in CONTENDERS[workload.kind] if name in (FASTGRAD, *options.peers)]
-                with Comparison(workers, workload, contenders, options.rounds) as comparison:
+                chosen = [name for name in contenders(workload) if name in (FASTGRAD, report.PADDED, *options.peers)]
+                with Comparison(workers, workload, chosen, options.rounds) as comparison:
                     for _ in range(comparison.rounds_left):
                         comparison.round()
                 rows.append(comparison.row())

@@ -6,7 +6,7 @@ import pytest
 
 from bench import report
 from bench.compare import FASTGRAD, Comparison, machine
-from bench.peers import CONTENDERS
+from bench.peers import contenders
 from bench.workers import Workers
 
 ROWS = pytest.StashKey[list[report.Row]]()
@@ -53,7 +53,7 @@ def compare(benchmark, workers, pytestconfig, add_row, progress):
 
     def run(workload):
         rounds = pytestconfig.getoption("bench_rounds")
-        with Comparison(workers, workload, CONTENDERS[workload.kind], rounds) as comparison:
+        with Comparison(workers, workload, contenders(workload), rounds) as comparison:
             if FASTGRAD in comparison.skipped:
                 pytest.fail(f"{workload.name}: {comparison.skipped[FASTGRAD]}")
             benchmark.pedantic(

@@ -119,10 +119,10 @@ class Contender:
             self.peer = peer
         workload = replace(WORKLOADS[workload], **changes)
         self.runner = None  # the last workload's arrays go before this one's come
-        kind = getattr(self.peer, workload.kind.capitalize(), None)
-        if kind is None:
+        runner = getattr(self.peer, workload.runner, None)
+        if runner is None:
             raise peers.CannotExpress(f"has no {workload.kind}")
-        self.runner = kind(workload)
+        self.runner = runner(workload)
         return self.runner.answer(workload.checked_calls).tolist()
 
     def calibrate(self, seconds):

@@ -1,11 +1,14 @@
-"""The benchmarks' own foundations: the measured limit is real, and workers end with the session."""
+"""The benchmarks' own foundations: the measured limit is real, workers end with the session, peers do the same work."""
 
 import re
 
+import numpy as np
 import pytest
 
 from bench.limits import ACCUMULATORS, Limits, fma_chains
+from bench.report import FASTGRAD, PADDED, Row
 from bench.workers import Worker, WorkerError
+from bench.workloads import LSTMS, Targets
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -35,3 +38,32 @@ def test_a_contender_that_cannot_says_why():
     with pytest.raises(WorkerError, match="no gemm"):
         worker.ask("load", "gemm-33x100x10-NN-all")
     worker.close()
+
+
+@pytest.mark.parametrize(("contender", "package"), [("PyTorch", "torch"), ("JAX", "jax")])
+def test_a_peer_finds_the_lstms_gradients(contender, package):
+    pytest.importorskip(package)
+    answers = []
+    for name in ("NumPy", contender):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", lstm.name, **small(lstm)) for lstm in LSTMS])
+        worker.close()
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def small(lstm):
+    """Sizes at which every row of the LSTM's benchmarks takes no time."""
+    sizes = {"batch": min(lstm.batch, 3), "steps": 7, "n_in": 5, "hidden": 6, "dtype": "float64"}
+    return sizes | {"shortest": lstm.shortest and 2, "proj_size": lstm.proj_size and 4}
+
+
+@pytest.mark.parametrize(
+    ("padded", "ratio", "reached"), [(1.6, 3, True), (1.6, 5, False), (1.2, 3, False), (None, 3, False)]
+)
+def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
+    seconds = {FASTGRAD: 1, "PyTorch": 4, "JAX": 2} | ({PADDED: padded} if padded else {})
+    row = Row("lstm", "", seconds)
+    row.hold_against(Targets(target_ratio=ratio, target_peer="PyTorch", target_padded=0.7))
+    assert row.reached == reached
+    assert row.best_peer == "JAX"  # fastgrad itself, padded, is none

@@ -1,6 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
-A module has `setup(threads)` and a class for each kind of workload that it can express: Step, Forward, Gemm.
+A module has `setup(threads)` and a class for each runner that it can express: Step, Forward, Gemm, Lstm, LstmForward,
+LstmCell.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import numpy as np
 
 MODULES = {
     "fastgrad": "fastgrad",
+    "fastgrad, padded": "fastgrad_padded",
     "NumPy": "numpy",
     "PyTorch": "torch",
     "torch.compile": "torch_compile",
@@ -18,7 +20,18 @@ MODULES = {
     "Keras": "keras",
     "scikit-learn": "sklearn",
 }
-CONTENDERS = {"step": list(MODULES), "forward": list(MODULES), "gemm": ["fastgrad", "NumPy", "PyTorch"]}
+NETS = [name for name in MODULES if name != "fastgrad, padded"]
+CONTENDERS = {
+    "step": NETS,
+    "forward": NETS,
+    "gemm": ["fastgrad", "NumPy", "PyTorch"],
+    "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
+}
+
+
+def contenders(workload):
+    padded = ["fastgrad, padded"] if workload.target_padded else []
+    return padded + CONTENDERS[workload.kind]
 
 
 class CannotExpress(Exception):

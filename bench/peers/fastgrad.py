@@ -52,3 +52,60 @@ class Gemm(Runner):
 
     def fetch(self, _):
         return self.inputs[0][2]
+
+
+class Lstm(Runner):
+    def __init__(self, lstm):
+        x, self.dy = lstm.sequences()
+        self.inputs = [(x,)]
+        self.lengths = lstm.lengths()
+        self.model = fg.nn.LSTM(lstm.n_in, lstm.hidden, lstm.layers, lstm.bidirectional, proj_size=lstm.proj_size,
+                                dtype=lstm.dtype, seed=0)  # fmt: skip
+        arrays = [array for layer in lstm.parameters() for direction in layer for array in direction]
+        for parameter, array in zip(self.model.parameters().values(), arrays, strict=True):
+            parameter[...] = array
+        self.outcome = lstm.outcome
+
+    def call(self, x):
+        y, backward = self.model.forward(x, training=True, lengths=self.lengths)
+        return y, backward(self.dy)
+
+    def fetch(self, result):
+        return self.outcome(*result, self.model.gradients().values())
+
+
+class LstmForward(Lstm):
+    def call(self, x):
+        return self.model.predict(x, lengths=self.lengths)
+
+    def fetch(self, y):
+        return self.outcome(y)
+
+
+class LstmCell(Runner):
+    def __init__(self, lstm):
+        x, dy = (np.ascontiguousarray(array.transpose(1, 0, 2)) for array in lstm.sequences())
+        self.dy = dy
+        self.inputs = [(x,)]
+        ((self.weights,),) = lstm.parameters()
+        self.state = np.zeros((lstm.batch, lstm.hidden), lstm.dtype)
+        self.outcome = lstm.outcome
+
+    def call(self, x):
+        h = c = self.state
+        ys, backwards = [], []
+        for x_t in x:
+            (h, c), backward = fg.lstm_cell(x_t, h, c, *self.weights)
+            ys.append(h)
+            backwards.append(backward)
+        dxs, gradients = [], [np.zeros_like(w) for w in self.weights]
+        dh = dc = self.state
+        for dy_t, backward in zip(self.dy[::-1], reversed(backwards), strict=True):
+            dx, dh, dc, *step = backward(dh + dy_t, dc)
+            dxs.append(dx)
+            for total, part in zip(gradients, step, strict=True):
+                total += part
+        return np.stack(ys, axis=1), np.stack(dxs[::-1], axis=1), gradients
+
+    def fetch(self, result):
+        return self.outcome(*result)

@@ -4,9 +4,9 @@ import numpy as np
 
 import fastgrad as fg
 from bench.peers import Runner
-from bench.peers.fastgrad import Forward, Step
+from bench.peers.fastgrad import Forward, Lstm, LstmCell, LstmForward, Step
 
-__all__ = ["Forward", "Gemm", "Step", "setup"]
+__all__ = ["Forward", "Gemm", "Lstm", "LstmCell", "LstmForward", "Step", "setup"]
 
 
 def setup(threads):

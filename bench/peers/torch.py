@@ -1,7 +1,9 @@
 """PyTorch, eager: fused Adam, foreach clipping."""
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bench.peers import Runner
 
@@ -79,3 +81,75 @@ class Gemm(Runner):
 
     def call(self, a, b):
         return torch.mm(a, b, out=self.out)
+
+
+def write(parameters, arrays):
+    """(weight_ih, weight_hh, bias_ih, bias_hh[, weight_hr]) = (w_ih, w_hh, b[, w_proj])."""
+    w_ih, w_hh, b, *w_proj = arrays
+    with torch.no_grad():
+        for parameter, array in zip(parameters, (w_ih, w_hh, b, np.zeros_like(b), *w_proj), strict=True):
+            parameter.copy_(torch.from_numpy(array.T))
+
+
+class Lstm(Runner):
+    def __init__(self, lstm):
+        x, dy = map(torch.from_numpy, lstm.sequences())
+        self.inputs, self.dy = [(x.requires_grad_(),)], dy
+        self.model = nn.LSTM(lstm.n_in, lstm.hidden, lstm.layers, batch_first=True, bidirectional=lstm.bidirectional,
+                             proj_size=lstm.proj_size, dtype=dy.dtype)  # fmt: skip
+        directions = [arrays for layer in lstm.parameters() for arrays in layer]
+        for parameters, arrays in zip(self.model.all_weights, directions, strict=True):
+            write(parameters, arrays)
+        self.parameters = [parameter for group in self.model.all_weights for parameter in group]
+        lengths = lstm.lengths()
+        self.lengths = None if lengths is None else torch.from_numpy(lengths)
+        self.lstm = lstm
+
+    def forward(self, x):
+        if self.lengths is None:
+            return self.model(x)[0]
+        packed = pack_padded_sequence(x, self.lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.model(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+
+    def call(self, x):
+        y = self.forward(x)
+        return y, *torch.autograd.grad(y, (x, *self.parameters), self.dy)
+
+    def fetch(self, result):
+        y, dx, *gradients = (array.detach().numpy() for array in result)
+        # the second bias has the first one's gradient
+        del gradients[3 :: 5 if self.lstm.proj_size else 4]
+        return self.lstm.outcome(y, dx, [gradient.T for gradient in gradients])
+
+
+class LstmForward(Lstm):
+    def run(self, count):
+        with torch.inference_mode():
+            return super().run(count)
+
+    def call(self, x):
+        return self.forward(x)
+
+    def fetch(self, y):
+        return self.lstm.outcome(y.numpy())
+
+
+class LstmCell(Lstm):
+    def __init__(self, lstm):
+        x, dy = (torch.from_numpy(array) for array in lstm.sequences())
+        self.inputs, self.dy = [(x.transpose(0, 1).contiguous().requires_grad_(),)], dy
+        self.cell = nn.LSTMCell(lstm.n_in, lstm.hidden, dtype=dy.dtype)
+        self.parameters = list(self.cell.parameters())
+        write(self.parameters, lstm.parameters()[0][0])
+        self.lstm = lstm
+
+    def forward(self, x):
+        state, ys = None, []
+        for x_t in x.unbind():
+            state = self.cell(x_t, state)
+            ys.append(state[0])
+        return torch.stack(ys, 1)
+
+    def call(self, x):
+        y, dx, *gradients = super().call(x)
+        return y, dx.transpose(0, 1), *gradients

@@ -1,0 +1,14 @@
+"""LSTMs: forward, backward and the gradients of all parameters; any lengths, cell by cell, and the forward alone."""
+
+from operator import attrgetter
+
+import pytest
+
+from bench.compare import clock
+from bench.workloads import LSTMS
+
+
+@pytest.mark.benchmark(timer=clock, group="lstm")
+@pytest.mark.parametrize("lstm", LSTMS, ids=attrgetter("name"))
+def test_lstm(lstm, compare):
+    compare(lstm)
