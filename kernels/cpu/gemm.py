@@ -167,6 +167,9 @@ def panel_tiles(mc, nc, kc, a, a_row, panels, start, c, c_row):
         while i < mc:
             rows, start_ij = tile_rows(mc - i), advance(start, i * start_row + j * start_col)
             a_i, c_ij = advance(a, i * a_row), advance(c, i * c_row + j)
+            if start_col:
+                for r in range(rows):
+                    prefetch(advance(start_ij, r * start_row + width))
             microkernel(rows, columns, kc, a_i, a_row, 1, b_j, width, start_ij, start_row, c_ij, c_row)
             i += rows
 

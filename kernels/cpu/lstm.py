@@ -10,18 +10,20 @@ Thread `part` of `parts` has the positions part, part + parts, ... in the order 
 
 import numpy as np
 from numba import carray
+from numpy.lib.stride_tricks import as_strided
 
 from . import vmath
 from .dense import column_sums
-from .gemm import GEMM, few_rows, gemm_part, pack_b, panel_tiles, panels
+from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels
 from .jit import compiled, inlined, kernel
 from .optim import squares
-from .parallel import address_of, get_num_threads, launch, share
+from .parallel import get_num_threads, launch, share
 from .simd import (
     VECTORS,
+    address_at,
     advance,
+    call,
     each,
-    is_null,
     lanes,
     pointer,
     provide_microkernel,
@@ -30,15 +32,18 @@ from .simd import (
     zipped,
 )
 
-ROWS_COPY = np.dtype([(name, "i8") for name in "n steps columns order offsets x x_n x_t x_c rows".split()])
-# w (K, N) in panels; at most FEW rows read it as it lies, wide tiles at a time
-PACK = np.dtype([(name, "i8") for name in "K N w w_row w_col panels plain".split()])
+ROWS_COPY = np.dtype([(name, "i8") for name in "n steps columns order offsets x x_n x_t x_c rows row".split()])
+PACK = np.dtype([(name, "i8") for name in "K N w w_row w_col panels".split()])
 LSTM = np.dtype(
-    [(name, "i8") for name in "n steps H P order offsets reverse plain peephole w_hh w_proj h_0 c_0".split()]
-    + [(name, "i8") for name in "gates c tanh_c h h_n c_n work".split()]
-    + [(name, "i8") for name in "dh dh_n dc_n dz h_before r total dpeephole dh_0 dc_0 squares".split()]
+    [(name, "i8") for name in "n steps H P order offsets reverse peephole h_0 c_0 gemm scratch itemsize".split()]
+    + [(name, "i8") for name in "w_hh w_hh_row w_hh_col w_proj w_proj_row w_proj_col".split()]
+    + [(name, "i8") for name in "gates c tanh_c h h_row h_n c_n work".split()]
+    + [(name, "i8") for name in "C xs xs_row dh dh_row dh_n dc_n dz inputs r total dh_0 dc_0 squares".split()]
 )
-FEW = 3
+# sequences a thread, and steps, for which w is read as it lies: copying it into panels would not pay
+FEW_ROWS, FEW_STEPS = 3, 4
+# a copied value costs about as much as this many multiplications and additions
+COPY = 16
 
 
 @compiled
@@ -55,7 +60,7 @@ def gather_part(part, parts, job, like):
     for t in range(lo, hi):
         for p in range(offsets[t + 1] - offsets[t]):
             of = advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t)
-            to = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.columns), g.columns)
+            to = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.row), g.columns)
             if g.x_c == 1:
                 values = carray(of, g.columns)
                 for j in range(g.columns):
@@ -76,7 +81,7 @@ def scatter_part(part, parts, job, like):
         for p in range(g.n):
             to = carray(advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t), g.columns)
             if p < n:
-                of = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.columns), g.columns)
+                of = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.row), g.columns)
                 for j in range(g.columns):
                     to[j] = of[j]
             else:
@@ -96,41 +101,35 @@ def scatter_rows(rows, order, offsets, x):
 
 def _copy_rows(part, x, order, offsets, rows):
     n, steps, columns = x.shape
-    strides = [stride // x.itemsize for stride in x.strides]
-    addresses = address_of(order), address_of(offsets), address_of(x.reshape(-1)[:0]) if x.size == 0 else x.ctypes.data
-    job = np.array([(n, steps, columns, *addresses, *strides, address_of(rows.reshape(-1)))], ROWS_COPY)
-    # a copied value costs about as much as this many multiplications and additions
-    launch(part, x.dtype, job, 16 * rows.size)
+    addresses = _address(order), _address(offsets), _address(x)
+    job = np.array([(n, steps, columns, *addresses, *_strides(x), _address(rows), _row(rows))], ROWS_COPY)
+    launch(part, x.dtype, job, COPY * rows.size)
 
 
 @kernel(PACK, needs=provide_microkernel)
 def pack_part(part, parts, job, like):
-    """The part's columns of w as panels, or as rows where few rows meet it."""
+    """The part's columns of w as panels."""
     g = carray(job, 1)[0]
-    w, to, width = pointer(g.w, like), pointer(g.panels, like), VECTORS * lanes(like)
-    lo, hi = share(part, parts, g.N, width)
-    if not g.plain:
-        pack_b(g.K, hi - lo, advance(w, lo * g.w_col), g.w_row, g.w_col, advance(to, lo * g.K))
-        return
-    for k in range(g.K):
-        row = carray(advance(to, k * g.N + lo), hi - lo)
-        for j in range(hi - lo):
-            row[j] = carray(advance(w, k * g.w_row + (lo + j) * g.w_col), 1)[0]
+    lo, hi = share(part, parts, g.N, VECTORS * lanes(like))
+    w, to = advance(pointer(g.w, like), lo * g.w_col), advance(pointer(g.panels, like), lo * g.K)
+    pack_b(g.K, hi - lo, w, g.w_row, g.w_col, to)
 
 
 @compiled
-def product(rows, N, K, a, a_row, w, plain, start, c, c_row):
-    """c (rows, N) = start + a (rows, K) @ w (K, N), which lies in panels or rows; start is c, or null for zero."""
-    if not plain:
-        panel_tiles(rows, N, K, a, a_row, w, start, c, c_row)
+def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, c, c_row):
+    """c (rows, N) = start + a (rows, K) @ w (K, N), which lies in panels where it has no strides; start is c, or null for zero."""
+    if rows == 0:
         return
-    unit, start_row = min(rows, 1), c_row
-    start_col = unit
-    if is_null(start):
-        start_row = start_col = 0
-    for i in range(0, rows, FEW):
-        m, a_i, start_i = min(rows - i, FEW), advance(a, i * a_row), advance(start, i * start_row)
-        few_rows(m, N, K, a_i, a_row, unit, w, N, start_i, start_row, start_col, advance(c, i * c_row), c_row)
+    if not w_row:
+        panel_tiles(rows, N, K, a, a_row, pointer(w, a), start, c, c_row)
+        return
+    job = np.empty(1, GEMM)
+    scratch = g.scratch + part * SCRATCH * g.itemsize
+    describe(
+        job, rows, N, K, address_at(a), a_row, min(rows, 1), w, w_row, w_col, address_at(start), c_row, address_at(c), c_row,
+        scratch,
+    )  # fmt: skip
+    call(g.gemm, 0, 1, job)
 
 
 @inlined
@@ -193,7 +192,7 @@ def forward_part(part, parts, job, like):
     """The part's sequences through all steps; gates hold the input's part of z."""
     g = carray(job, 1)[0]
     H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
-    mine = under_way(part, parts, g.n)
+    mine, none = under_way(part, parts, g.n), pointer(g.n * 0, like)
     # (mine, P), (mine, H) and (mine, H), and a row each of c and tanh c where they are not kept
     state_h = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n) + 2 * H * part)
     state_c = advance(state_h, mine * P)
@@ -205,9 +204,9 @@ def forward_part(part, parts, job, like):
     for s in range(g.steps):
         t = g.steps - 1 - s if g.reverse else s
         rows, first = under_way(part, parts, offsets[t + 1] - offsets[t]), offsets[t] + part
-        z, h = advance(pointer(g.gates, like), first * 4 * H), advance(pointer(g.h, like), first * P)
-        z_row, h_row = parts * 4 * H, parts * P
-        product(rows, 4 * H, P, state_h, P, pointer(g.w_hh, like), g.plain, z, z, z_row)
+        z, h = advance(pointer(g.gates, like), first * 4 * H), advance(pointer(g.h, like), first * g.h_row)
+        z_row, h_row = parts * 4 * H, parts * g.h_row
+        product(g, part, rows, 4 * H, P, state_h, P, g.w_hh, g.w_hh_row, g.w_hh_col, z, z, z_row)
         for i in range(rows):
             z_i, before = advance(z, i * z_row), advance(state_c, i * H)
             c, tanh_c = spare, advance(spare, H)
@@ -217,8 +216,7 @@ def forward_part(part, parts, job, like):
             out = advance(r, i * H) if g.w_proj else advance(h, i * h_row)
             gates_forward(H, z_i, pointer(g.peephole, like), g.peephole != 0, before, c, tanh_c, out)
         if g.w_proj:
-            none = pointer(g.w_proj * 0, like)
-            product(rows, P, H, r, H, pointer(g.w_proj, like), g.plain, none, h, h_row)
+            product(g, part, rows, P, H, r, H, g.w_proj, g.w_proj_row, g.w_proj_col, none, h, h_row)
         for i in range(rows):
             copy_row(P, advance(h, i * h_row), advance(state_h, i * P))
     for i in range(mine):
@@ -258,11 +256,10 @@ def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, h):
 
 @kernel(LSTM, needs=provide_microkernel)
 def backward_part(part, parts, job, like):
-    """The part's sequences back through all steps, to dz; w_hh and w_proj are the panels of their transposes."""
+    """The part's sequences back through all steps, to dz; w_hh and w_proj are their transposes."""
     g = carray(job, 1)[0]
     H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
-    mine = under_way(part, parts, g.n)
-    none = pointer(g.n * 0, like)
+    mine, none = under_way(part, parts, g.n), pointer(g.n * 0, like)
     # (mine, P), (mine, H), (mine, H)
     state_dh = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n))
     state_dc = advance(state_dh, mine * P)
@@ -279,20 +276,22 @@ def backward_part(part, parts, job, like):
         for i in range(rows):
             row, dh = first + i * parts, advance(state_dh, i * P)
             if g.dh:
-                zipped(add, P, (dh, advance(pointer(g.dh, like), row * P)), (dh,))
+                zipped(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,))
             if g.squares:
                 carray(void_pointer(g.squares), row + 1, np.float64)[row] = squares(dh, P)
             if g.w_proj:
                 copy_row(P, dh, advance(pointer(g.total, like), row * P))
         if g.w_proj:
-            product(rows, H, P, state_dh, P, pointer(g.w_proj, like), g.plain, none, dr, H)
+            product(g, part, rows, H, P, state_dh, P, g.w_proj, g.w_proj_row, g.w_proj_col, none, dr, H)
         for i in range(rows):
             row, n = first + i * parts, order[part + i * parts]
             h_before, c_before = advance(pointer(g.h_0, like), n * P), advance(pointer(g.c_0, like), n * H)
             if i < earlier:
                 at = offsets[other] + part + i * parts
-                h_before, c_before = advance(pointer(g.h, like), at * P), advance(pointer(g.c, like), at * H)
-            copy_row(P, h_before, advance(pointer(g.h_before, like), row * P))
+                h_before, c_before = advance(pointer(g.h, like), at * g.h_row), advance(pointer(g.c, like), at * H)
+            inputs = advance(pointer(g.inputs, like), row * (g.C + P))
+            copy_row(g.C, advance(pointer(g.xs, like), row * g.xs_row), inputs)
+            copy_row(P, h_before, advance(inputs, g.C))
             gates, tanh_c = advance(pointer(g.gates, like), row * 4 * H), advance(pointer(g.tanh_c, like), row * H)
             dz, dc = advance(pointer(g.dz, like), row * 4 * H), advance(state_dc, i * H)
             dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * P)
@@ -301,7 +300,7 @@ def backward_part(part, parts, job, like):
                 r = advance(pointer(g.r, like), row * H)
                 zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,))
         dz = advance(pointer(g.dz, like), first * 4 * H)
-        product(rows, P, 4 * H, dz, parts * 4 * H, pointer(g.w_hh, like), g.plain, none, state_dh, P)
+        product(g, part, rows, P, 4 * H, dz, parts * 4 * H, g.w_hh, g.w_hh_row, g.w_hh_col, none, state_dh, P)
     for i in range(mine):
         n = order[part + i * parts]
         copy_row(P, advance(state_dh, i * P), advance(pointer(g.dh_0, like), n * P))
@@ -370,7 +369,7 @@ def sums_part(part, parts, job, like):
 
 
 def _address(array):
-    return 0 if array is None else address_of(array.reshape(-1))
+    return 0 if array is None else array.ctypes.data
 
 
 def _strides(array):
@@ -380,48 +379,57 @@ def _strides(array):
 def _multiply(a, b, start, out):
     """out (M, N) = start (N,) or 0 + a (M, K) @ b (K, N)."""
     shape = *out.shape, a.shape[1]
-    addresses = a.ctypes.data, *_strides(a), b.ctypes.data, *_strides(b), _address(start), 0, out.ctypes.data
-    job = np.array([(*shape, *addresses, _strides(out)[0], panels(out.dtype))], GEMM)
+    addresses = _address(a), *_strides(a), _address(b), *_strides(b), _address(start), 0, _address(out)
+    job = np.array([(*shape, *addresses, _row(out), panels(out.dtype))], GEMM)
     launch(gemm_part, out.dtype, job, 2 * out.size * a.shape[1])
 
 
-def _packed(w, plain):
-    """w (K, N) as the products in time read it."""
-    if plain and w.flags.c_contiguous:
-        return w
+def _row(array):
+    return 0 if array is None else _strides(array)[0]
+
+
+def _readable(w, n, steps):
+    """w (K, N) for the products in time, and its strides, which are 0 where it is in panels."""
+    if steps <= FEW_STEPS:
+        return w, *_strides(w)
+    if n <= FEW_ROWS * get_num_threads():
+        w = np.ascontiguousarray(w)
+        return w, *_strides(w)
     K, N = w.shape
-    # past the last panel's columns it is not read
+    # the last panel may have room for columns that w has not
     to = np.empty(K * (N + 64), w.dtype)
-    job = np.array([(K, N, w.ctypes.data, *_strides(w), _address(to), plain)], PACK)
-    launch(pack_part, w.dtype, job, 16 * w.size)
-    return to
+    job = np.array([(K, N, _address(w), *_strides(w), _address(to))], PACK)
+    launch(pack_part, w.dtype, job, COPY * w.size)
+    return to, 0, 0
 
 
-def _in_time(part, dtype, fields, operations):
+def _in_time(part, w_hh, w_proj, operations, h_0, c_0, offsets, **fields):
+    """Run forward_part or backward_part; a field is an array or a number."""
+    dtype, (n, P), H, steps = h_0.dtype, h_0.shape, c_0.shape[1], len(offsets) - 1
+    # states of every sequence, a row of o tanh c, and two more where c and tanh c are not kept
+    work = np.empty(n * (2 * H + P) + 2 * H * get_num_threads(), dtype)
+    fields |= {"n": n, "steps": steps, "H": H, "P": P, "offsets": offsets, "h_0": h_0, "c_0": c_0, "work": work}
+    fields |= {"gemm": gemm_part.address(dtype), "scratch": panels(dtype), "itemsize": dtype.itemsize}
+    fields["w_hh"], fields["w_hh_row"], fields["w_hh_col"] = _readable(w_hh, n, steps)
+    if w_proj is not None:
+        fields["w_proj"], fields["w_proj_row"], fields["w_proj_col"] = _readable(w_proj, n, steps)
     job = np.zeros(1, LSTM)
     for name, value in fields.items():
-        job[0][name] = value
+        job[0][name] = value if isinstance(value, int) else _address(value)
     # a single sequence has nothing to share
-    launch(part, dtype, job, operations if fields["n"] > 1 else 0)
+    launch(part, dtype, job, operations if n > 1 else 0)
 
 
 def lstm_forward(
     xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
 ):  # fmt: skip
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
-    (n, P), H, dtype = h_0.shape, c_0.shape[1], xs.dtype
-    plain = n <= FEW * get_num_threads()
     b, peephole, h_0, c_0 = (None if a is None else np.ascontiguousarray(a) for a in (b, peephole, h_0, c_0))
     _multiply(xs, w_ih, b, gates)
-    hh, proj = _packed(w_hh, plain), None if w_proj is None else _packed(w_proj, plain)
-    work = np.empty(n * (2 * H + P) + 2 * H * get_num_threads(), dtype)
-    fields = {
-        "n": n, "steps": len(offsets) - 1, "H": H, "P": P, "order": _address(order), "offsets": _address(offsets),
-        "reverse": reverse, "plain": plain, "peephole": _address(peephole), "w_hh": _address(hh), "w_proj": _address(proj),
-        "h_0": _address(h_0), "c_0": _address(c_0), "gates": _address(gates), "c": _address(c), "tanh_c": _address(tanh_c),
-        "h": _address(h), "h_n": _address(h_n), "c_n": _address(c_n), "work": _address(work),
-    }  # fmt: skip
-    _in_time(forward_part, dtype, fields, 2 * len(xs) * P * 4 * H)
+    _in_time(
+        forward_part, w_hh, w_proj, 2 * w_hh.size * len(xs), h_0, c_0, offsets, order=order, reverse=reverse,
+        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), h_n=h_n, c_n=c_n,
+    )  # fmt: skip
 
 
 def lstm_backward(
@@ -432,28 +440,26 @@ def lstm_backward(
 
     dz (R, 4H) is room; dxs (R, C) and squares (R,) may be None; db, dpeephole and dw_proj are None where the forward had none.
     """
-    (n, P), H, dtype, rows = h_0.shape, c_0.shape[1], xs.dtype, len(xs)
-    plain = n <= FEW * get_num_threads()
+    (n, P), H, dtype, (rows, C) = h_0.shape, c_0.shape[1], xs.dtype, xs.shape
     peephole, h_0, c_0, dh_n, dc_n = (
         None if a is None else np.ascontiguousarray(a) for a in (peephole, h_0, c_0, dh_n, dc_n)
     )
-    hh, proj = _packed(w_hh.T, plain), None if w_proj is None else _packed(w_proj.T, plain)
-    work = np.empty(n * (2 * H + P), dtype)
-    h_before = np.empty((rows, P), dtype)
+    # every step's x and h before it, side by side: one product then makes the gradients of both weights
+    inputs = np.empty((rows, C + P), dtype)
     r, total = (None, None) if w_proj is None else (np.empty((rows, H), dtype), np.empty((rows, P), dtype))
-    fields = {
-        "n": n, "steps": len(offsets) - 1, "H": H, "P": P, "order": _address(order), "offsets": _address(offsets),
-        "reverse": reverse, "plain": plain, "peephole": _address(peephole), "w_hh": _address(hh), "w_proj": _address(proj),
-        "h_0": _address(h_0), "c_0": _address(c_0), "gates": _address(gates), "c": _address(c), "tanh_c": _address(tanh_c),
-        "h": _address(h), "work": _address(work), "dh": _address(dh), "dh_n": _address(dh_n), "dc_n": _address(dc_n),
-        "dz": _address(dz), "h_before": _address(h_before), "r": _address(r), "total": _address(total),
-        "dh_0": _address(dh_0), "dc_0": _address(dc_0), "squares": _address(squares),
-    }  # fmt: skip
-    _in_time(backward_part, dtype, fields, 2 * rows * P * 4 * H)
+    _in_time(
+        backward_part, w_hh.T, None if w_proj is None else w_proj.T, 2 * w_hh.size * rows, h_0, c_0, offsets, order=order,
+        reverse=reverse, peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, xs=xs, xs_row=_row(xs),
+        inputs=inputs, dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0,
+        squares=squares,
+    )  # fmt: skip
     if dxs is not None:
         _multiply(dz, w_ih.T, None, dxs)
-    _multiply(xs.T, dz, None, dw_ih)
-    _multiply(h_before.T, dz, None, dw_hh)
+    if dw_ih.flags.c_contiguous and _address(dw_ih) + dw_ih.nbytes == _address(dw_hh):
+        _multiply(inputs.T, dz, None, as_strided(dw_ih, (C + P, 4 * H)))
+    else:
+        _multiply(inputs[:, :C].T, dz, None, dw_ih)
+        _multiply(inputs[:, C:].T, dz, None, dw_hh)
     if dw_proj is not None:
         _multiply(r.T, total, None, dw_proj)
     sums = rows, H, n, len(offsets) - 1, _address(order), _address(offsets), reverse

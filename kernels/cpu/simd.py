@@ -84,6 +84,16 @@ def address(typingctx, array):
 
 
 @intrinsic
+def address_at(typingctx, pointer):
+    """A pointer as an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(args[0], _I64)
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
 def data(typingctx, array):
     """Pointer to an array's first value."""
 
