@@ -3,7 +3,7 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
-from fastgrad import init, nn, optim
+from fastgrad import convert, init, nn, optim
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.dense import dense, dense_chain
 from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "backend",
     "binary_cross_entropy",
+    "convert",
     "cross_entropy",
     "dense",
     "dense_chain",

@@ -61,22 +61,26 @@ def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
     return contiguous(array(op, "dy", dy, "like the output", y.shape, y.dtype))
 
 
-def labels(op: str, name: str, value: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C) of dtype; C-contiguous."""
+def labels(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C) of dtype, or with N, T for N; C-contiguous."""
     plain(op, name, value)
+    integers, floats = ("(N,)", "(N, C)") if len(shape) == 2 else ("(N, T)", "(N, T, C)")
     if value.ndim > 1 and value.dtype.kind == "f":
-        return contiguous(array(op, name, value, "(N,) integers or (N, C)", shape, dtype))
+        return contiguous(array(op, name, value, f"{integers} integers or {floats}", shape, dtype))
     if value.dtype.kind not in "iu":
-        raise TypeError(f"{op}: {name} must be integers (N,) or {dtype} (N, C), got {value.dtype} {value.shape}")
-    rows, classes = shape
-    if value.shape != (rows,):
-        raise ValueError(f"{op}: {name} must be integers ({rows},) or {dtype} {shape}, got integers {value.shape}")
+        raise TypeError(
+            f"{op}: {name} must be integers {integers} or {dtype} {floats}, got {value.dtype} {value.shape}"
+        )
+    rows, classes = shape[:-1], shape[-1]
+    if value.shape != rows:
+        raise ValueError(f"{op}: {name} must be integers {rows} or {dtype} {shape}, got integers {value.shape}")
     as_they_are = value.dtype is INT64 and value.flags.carray and type(value) is np.ndarray
     found = value if as_they_are else np.array(value, np.int64)
     # a negative number is a huge one without its sign
-    if rows and np.maximum.reduce(found.view(np.uint64)) >= classes:
-        first = int(np.flatnonzero((value < 0) | (value >= classes))[0])
-        raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[first]} at index {first}")
+    if found.size and np.maximum.reduce(found.view(np.uint64), axis=None) >= classes:
+        index = tuple(int(i) for i in np.argwhere((value < 0) | (value >= classes))[0])
+        where = index[0] if len(index) == 1 else index
+        raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[index]} at index {where}")
     return found
 
 

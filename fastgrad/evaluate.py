@@ -3,23 +3,30 @@
 import numpy as np
 
 from fastgrad.backend import kernels
+from fastgrad.data import Data, target_rows
+from fastgrad.lstm import rows_of, sequences
 from fastgrad.model import Model
 from fastgrad.steps import FUSED
 
-# rows looked at in one go, so that memory does not grow with the data
-ROWS = 1024
+# rows, or steps of sequences, looked at in one go, so that memory does not grow with the data
+ROWS, STEPS = 1024, 16384
 
 
-def evaluate(model: Model, loss: str, x: np.ndarray, y: np.ndarray) -> tuple[float, float | None]:
-    """(mean loss, accuracy) of checked arrays; the accuracy is None for mse.
+def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
+    """(mean loss, accuracy) of checked data; the accuracy is None for mse.
 
-    The share of rows whose largest output is the class, or of elements on the right side of probability 1/2.
+    The share of rows, of sequences' own steps, whose largest output is the class, or of elements on the right side of probability 1/2.
     """
     logits = FUSED.get(loss) == model.output.code
     total, right, count = 0.0, 0, 0
-    for start in range(0, len(x), ROWS):
-        target = y[start : start + ROWS]
-        output = model.predict(x[start : start + ROWS], logits=logits)
+    rows = max(1, min(ROWS, STEPS // max(data.x.shape[1], 1))) if model.recurrent else ROWS
+    for start in range(0, len(data.x), rows):
+        part = slice(start, start + rows)
+        target, lengths = data.y[part], None if data.lengths is None else data.lengths[part]
+        output, _ = model._infer(data.x[part], logits, lengths, None)
+        if output.ndim == 3:
+            batch = sequences("evaluate", output.shape[:2], lengths)
+            output, target = rows_of(output, batch, np.empty), target_rows(target, batch)
         losses = np.empty(len(output) if loss == "cross_entropy" else output.shape, output.dtype)
         total += getattr(kernels(), loss)(output, target, losses, np.empty_like(output), 1.0)
         count += losses.size

@@ -1,6 +1,7 @@
 """The LSTM: whole sequences of any lengths, and one step of it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def lstm(
         *,
         step_norms: np.ndarray | None = None,
     ) -> Arrays:
-        gradients = Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in weights))
+        gradients = Weights._make(None if w is None else np.empty(w.shape, w.dtype) for w in weights)
         dx, dh_0, dc_0 = run_backward(gradients, dy, dh_n, dc_n, step_norms)
         dw_ih, dw_hh, db, dpeephole, dw_proj = gradients
         optional = db, dh_0 if given_h else None, dc_0 if given_c else None, dpeephole, dw_proj
@@ -105,7 +106,7 @@ def lstm_cell(
     (_, h_n, c_n), run_backward = run(op, x[:, None], weights, h, c, sequences(op, (len(x), 1), None))
 
     def backward(dh: np.ndarray | None = None, dc: np.ndarray | None = None) -> Arrays:
-        gradients = Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in weights))
+        gradients = Weights._make(None if w is None else np.empty(w.shape, w.dtype) for w in weights)
         dx, dh_before, dc_before = run_backward(gradients, None, dh, dc, names=("dh", "dc"))
         return dx[:, 0], dh_before, dc_before, *(gradient for gradient in gradients if gradient is not None)
 
@@ -129,15 +130,11 @@ def run(
 
     backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it and returns (dx, dh_0, dc_0).
     """
-    ops, dtype = kernels(), x.dtype
-    order, offsets, shape, _ = batch
-    n_rows, (hidden, projected) = int(offsets[-1]), sizes(weights)
+    dtype = x.dtype
     xs = rows_of(x, batch, empty)  # (R, C)
-    gates = empty((n_rows, 4 * hidden), dtype)
-    c, tanh_c = (empty((n_rows, hidden), dtype) if keep or cells else None for _ in range(2))
-    h = empty((n_rows, projected), dtype)
+    h = empty((len(xs), sizes(weights)[1]), dtype)
     h_n, c_n = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
-    ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
+    c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep, empty=empty)
     y = sequences_of(h, batch, empty)
     result = (y, h_n, c_n, sequences_of(c, batch, empty)) if cells else (y, h_n, c_n)
 
@@ -159,18 +156,58 @@ def run(
             dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
         if dc_n is not None:
             dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
-        dz, dxs = empty(gates.shape, dtype), empty(xs.shape, dtype)
-        dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
-        squares = None if step_norms is None else np.empty(n_rows)
-        ops.lstm_backward(
-            dy, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
-            bool(reverse), gates, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
-        )  # fmt: skip
-        if step_norms is not None:
-            step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in zip(offsets, offsets[1:], strict=False)]
+        dxs = empty(xs.shape, dtype)
+        squares = None if step_norms is None else np.empty(len(xs))
+        dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares)
+        if step_norms is not None and squares is not None:
+            step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in pairwise(batch.offsets)]
         return sequences_of(dxs, batch, empty), dh_0, dc_0
 
     return result, backward
+
+
+def run_rows(
+    xs: np.ndarray,
+    weights: Weights,
+    h_0: np.ndarray,
+    c_0: np.ndarray,
+    batch: Batch,
+    reverse: bool,
+    h: np.ndarray,
+    h_n: np.ndarray,
+    c_n: np.ndarray,
+    *,
+    cells: bool = False,
+    keep: bool = True,
+    empty: Callable[..., Any] = np.empty,
+) -> tuple[Any, Callable[..., Arrays]]:
+    """The LSTM over rows xs (R, C) into h (R, P), h_n and c_n: (c (R, H) or None, backward).
+
+    backward(gradients, dh, dh_n, dc_n, dxs, squares) overwrites gradients, and dxs and squares if given, and returns (dh_0, dc_0).
+    """
+    ops, dtype, hidden = kernels(), xs.dtype, sizes(weights)[0]
+    order, offsets = batch.order, batch.offsets
+    gates = empty((len(xs), 4 * hidden), dtype)
+    c, tanh_c = (empty((len(xs), hidden), dtype) if keep or cells else None for _ in range(2))
+    ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
+
+    def backward(
+        gradients: Weights,
+        dh: np.ndarray | None,
+        dh_n: np.ndarray | None,
+        dc_n: np.ndarray | None,
+        dxs: np.ndarray | None,
+        squares: np.ndarray | None = None,
+    ) -> Arrays:
+        dz = empty(gates.shape, dtype)
+        dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+        ops.lstm_backward(
+            dh, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
+            bool(reverse), gates, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
+        )  # fmt: skip
+        return dh_0, dc_0
+
+    return c, backward
 
 
 def sizes(weights: Weights) -> tuple[int, int]:
@@ -230,7 +267,7 @@ def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarra
     """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
     by_step = x.transpose(1, 0, 2)
     if batch.full and by_step.flags.c_contiguous:
-        return by_step.reshape(-1, x.shape[2])
+        return by_step.reshape(int(batch.offsets[-1]), x.shape[2])
     rows = empty((int(batch.offsets[-1]), x.shape[2]), x.dtype)
     kernels().gather_rows(x, batch.order, batch.offsets, rows)
     return rows

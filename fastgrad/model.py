@@ -21,6 +21,12 @@ class Model:
     n_out: int
     # the activation that the output has passed, if any
     output = IDENTITY
+    # takes sequences (N, T, C), with their lengths and with states
+    recurrent = False
+    # makes one row of each sequence
+    pools = False
+    # reads sequences from their ends too, so that they cannot come window by window
+    bidirectional = False
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
         self.dtype = check.dtype(type(self).__name__, dtype)
@@ -61,14 +67,31 @@ class Model:
         """y alone, batch_size rows at a time; any number of threads may predict at once."""
         if batch_size is None:
             return self.forward(x, logits=logits)[0]
-        op = f"{type(self).__name__}.predict"
-        check.plain(op, "x", x)
-        batch_size = check.count(op, "batch_size", batch_size)
-        starts = range(0, max(len(x), 1), batch_size)
-        return np.concatenate([self.predict(x[start : start + batch_size], logits=logits) for start in starts])
+        return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.predict(x)
+
+    def _batches(self, x: np.ndarray, batch_size: int) -> list[slice]:
+        op = f"{type(self).__name__}.predict"
+        check.plain(op, "x", x)
+        batch_size = check.count(op, "batch_size", batch_size)
+        return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
+
+    def _forward(
+        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
+    ) -> tuple[np.ndarray, Any, Backward]:
+        """(y, state, backward); without dx, which a first layer's need not be taken, backward may return anything."""
+        y, backward = self.forward(x, training, logits=logits)
+        return y, None, backward
+
+    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, Any]:
+        """(y, state), with nothing kept for backward."""
+        return self.predict(x, logits=logits), None
+
+    def _generators(self) -> list[np.random.Generator]:
+        """What training draws from."""
+        return []
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         self._params, self._grads = params, grads

@@ -12,13 +12,15 @@ from fastgrad.dense import run
 from fastgrad.init import INITS
 from fastgrad.kernels.names import SIGMOID, SOFTMAX, Activation
 from fastgrad.model import IDENTITY, Backward, Model, generator, views
+from fastgrad.recurrent import LSTM
+from fastgrad.sequences import Steps
 from fastgrad.sequential import Sequential
 
-__all__ = ["Dense", "DenseChain", "Model", "Sequential"]
+__all__ = ["LSTM", "Dense", "DenseChain", "Model", "Sequential"]
 
 
 class DenseChain(Model):
-    """Dense layers in a row: sizes[0] columns in, sizes[-1] out.
+    """Dense layers in a row: sizes[0] columns in, sizes[-1] out; of sequences (N, T, C) over every step.
 
     activation is the hidden layers', with output for the last ("identity" if None); or a list of one for each layer.
     init names one of fastgrad.init or is a function of (shape, rng); biases start at 0.
@@ -78,6 +80,10 @@ class DenseChain(Model):
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         op = type(self).__name__
+        if getattr(x, "ndim", 2) == 3:
+            steps = Steps(op, x, self.n_in, self.dtype)
+            y, rows_backward = self.forward(steps.rows(x), training, logits=logits)
+            return steps.sequences(y), steps.backward(rows_backward, y)
         x = check.array(op, "x", x, "(N, C)", (None, self.n_in), self.dtype)
         activations = self._activations
         if logits and self.output.code in (SOFTMAX, SIGMOID):
@@ -102,6 +108,9 @@ class DenseChain(Model):
             and x.flags.carray
         ):
             name = f"{type(self).__name__}.predict"
+            if getattr(x, "ndim", 2) == 3:
+                steps = Steps(name, x, self.n_in, self.dtype)
+                return steps.sequences(self.predict(steps.rows(x), logits=logits))
             x = check.contiguous(check.array(name, "x", x, "(N, C)", (None, self.n_in), self.dtype))
         out = np.empty((x.shape[0], self.n_out), self.dtype)
         table = self._logit_table if logits else self.table

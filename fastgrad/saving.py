@@ -1,7 +1,7 @@
 """Models and trainers in safetensors files.
 
 A model's file holds its parameters by name. A trainer's holds the optimiser's state and step count too, and as metadata
-the state of the generator that shuffles; a model loads from either. A file is written beside its place and moved there,
+the states of the generators that shuffle and drop out; a model loads from either. A file is written beside its place and moved there,
 and is checked before anything is loaded.
 """
 
@@ -26,7 +26,9 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
 
     if isinstance(model, Trainer):
         with model.lock:
-            content = serialized(_arrays("save", model), {"rng": json.dumps(model.rng.bit_generator.state)})
+            content = serialized(
+                _arrays("save", model), {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
+            )
     else:
         content = serialized(_arrays("save", model))
     path = Path(path)
@@ -58,7 +60,9 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
         raise ValueError(f"load: {path} is not a whole safetensors file: {error}") from error
     if isinstance(model, Trainer):
         with model.lock:
-            model.rng.bit_generator.state = json.loads(metadata["rng"])
+            for name, generator in _generators(model):
+                if name in metadata:
+                    generator.bit_generator.state = json.loads(metadata[name])
             model.step_count = int(values[OPTIMIZER + "step"][0])
             _copy(values, arrays)
     else:
@@ -72,6 +76,11 @@ def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
         step = np.array([model.step_count], np.int64)
         return {**model.model.parameters(), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
     raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
+
+
+def _generators(trainer: Trainer) -> list[tuple[str, np.random.Generator]]:
+    layers = trainer.model._generators()
+    return [("rng", trainer.rng), *((f"rng.{i}", generator) for i, generator in enumerate(layers))]
 
 
 def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any]) -> None:

@@ -1,16 +1,20 @@
 """Layers one after the other."""
 
+from typing import Any
+
 import numpy as np
 
 from fastgrad import check
 from fastgrad.model import Backward, Model, generator
+from fastgrad.sequences import SequenceModel
 
 
-class Sequential(Model):
+class Sequential(SequenceModel):
     """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
 
     Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
-    initial weights in order from this one's, unless their weights were written since.
+    initial weights in order from this one's, unless their weights were written since. Dense layers beside an LSTM that
+    does not pool are applied to every step, those past a sequence's end too. A state is a list of the layers' states.
     """
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:
@@ -18,6 +22,9 @@ class Sequential(Model):
         self.layers = layers
         self.n_in, self.n_out = layers[0].n_in, layers[-1].n_out
         self.output = layers[-1].output
+        self.recurrent, self.pools, self.bidirectional = (
+            any(getattr(layer, name) for layer in layers) for name in ("recurrent", "pools", "bidirectional")
+        )
         shapes = {f"{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer._shapes.items()}
         values = np.concatenate([layer.params for layer in layers])
         super().__init__(shapes, layers[0].dtype, seed)
@@ -27,10 +34,15 @@ class Sequential(Model):
             layer.owned = True
             layer._restart(rng)
 
-    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        backwards = []
-        for layer in self.layers:
-            x, layer_backward = layer.forward(x, training, logits=logits and layer is self.layers[-1])
+    def _forward(
+        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
+    ) -> tuple[np.ndarray, Any, Backward]:
+        states, backwards = [], []
+        for i, (layer, start) in enumerate(self._starts(lengths, state)):
+            ends = lengths if layer.recurrent else None
+            last = layer is self.layers[-1]
+            x, end, layer_backward = layer._forward(x, training, logits and last, ends, start, dx or i > 0)
+            states.append(end)
             backwards.append(layer_backward)
 
         def backward(dy: np.ndarray) -> np.ndarray:
@@ -38,14 +50,27 @@ class Sequential(Model):
                 dy = layer_backward(dy)
             return dy
 
-        return x, backward
+        return x, states, backward
 
-    def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
-        if batch_size is not None:
-            return super().predict(x, batch_size, logits=logits)
-        for layer in self.layers:
-            x = layer.predict(x, logits=logits and layer is self.layers[-1])
-        return x
+    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, Any]:
+        states = []
+        for layer, start in self._starts(lengths, state):
+            x, end = layer._infer(x, logits and layer is self.layers[-1], lengths if layer.recurrent else None, start)
+            states.append(end)
+        return x, states
+
+    def _starts(self, lengths: Any, state: Any) -> list[tuple[Model, Any]]:
+        """Every layer with the state it begins from."""
+        op = type(self).__name__
+        if not self.recurrent and (lengths is not None or state is not None):
+            raise ValueError(f"{op}: lengths and state are for models with an LSTM")
+        if state is None:
+            return [(layer, None) for layer in self.layers]
+        check.each(op, "state", state, len(self.layers))
+        return list(zip(self.layers, state, strict=True))
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [generator for layer in self.layers for generator in layer._generators()]
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
@@ -72,3 +97,5 @@ def _check_layers(layers: tuple[Model, ...]) -> None:
             raise TypeError(f"Sequential: layers[{i}] must be {layers[0].dtype}, got {layer.dtype}")
         if i and layer.n_in != layers[i - 1].n_out:
             raise ValueError(f"Sequential: layers[{i}] must take {layers[i - 1].n_out} columns, got {layer.n_in}")
+        if layer.recurrent and any(before.pools for before in layers[:i]):
+            raise ValueError(f"Sequential: layers[{i}] must take rows (N, C), for a layer before it pools sequences")

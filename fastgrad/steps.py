@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastgrad.backend import kernels
+from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
+from fastgrad.lstm import rows_of, sequences, sequences_of
 from fastgrad.model import Buffers, Model
 from fastgrad.nn import DenseChain
 
@@ -35,13 +37,21 @@ class ChainSteps:
             self._arguments = *self._net, self._work, *self._optimizer
             self._rows = rows
 
-    def step(self, x: np.ndarray, target: np.ndarray, done: int, record: np.ndarray) -> int:
+    def step(self, x: np.ndarray, target: np.ndarray, lengths: None, done: int, record: np.ndarray) -> int:
         return kernels().dense_chain_step(x, target, *self._arguments, done, record)
 
     def epoch(
-        self, x: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, done: int, record: np.ndarray
+        self,
+        data: Data,
+        order: np.ndarray,
+        batch_size: int,
+        window: int | None,
+        done: int,
+        record: np.ndarray,
+        sizes: np.ndarray,
     ) -> tuple[int, int]:
-        return kernels().dense_chain_epoch(x, target, order, batch_size, *self._arguments, done, record)
+        sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
+        return kernels().dense_chain_epoch(data.x, data.y, order, batch_size, *self._arguments, done, record)
 
 
 class LayerSteps:
@@ -58,39 +68,75 @@ class LayerSteps:
         """Nothing: the buffers grow as they are asked for."""
 
     def epoch(
-        self, x: np.ndarray, target: np.ndarray, order: np.ndarray, batch_size: int, done: int, record: np.ndarray
+        self,
+        data: Data,
+        order: np.ndarray,
+        batch_size: int,
+        window: int | None,
+        done: int,
+        record: np.ndarray,
+        sizes: np.ndarray,
     ) -> tuple[int, int]:
-        for batch in range(len(record)):
-            rows = order[batch * batch_size : (batch + 1) * batch_size]
-            self._batch.restart()
-            # "clip" writes straight into out, "raise" by way of a copy
-            batch_x, batch_target = (
-                np.take(a, rows, axis=0, mode="clip", out=self._batch((len(rows), *a.shape[1:]), a.dtype))
-                for a in (x, target)
-            )
-            status = self.step(batch_x, batch_target, done + batch, record[batch])
-            if status != names.OK:
-                return status, batch
-        return names.OK, len(record)
+        updates = 0
+        for start in range(0, len(order), batch_size):
+            state = None
+            for part in windows(self._taken(data, order[start : start + batch_size]), window):
+                status = self.step(*part, done + updates, record[updates], state)
+                if status != names.OK:
+                    return status, updates
+                sizes[updates], state = self._rows, self._state
+                updates += 1
+        return names.OK, updates
 
-    def step(self, x: np.ndarray, target: np.ndarray, done: int, record: np.ndarray) -> int:
+    def _taken(self, data: Data, rows: np.ndarray) -> Data:
+        self._batch.restart()
+
+        def taken(a: np.ndarray) -> np.ndarray:
+            # "clip" writes straight into out, "raise" by way of a copy
+            return np.take(a, rows, axis=0, mode="clip", out=self._batch((len(rows), *a.shape[1:]), a.dtype))
+
+        return Data(taken(data.x), taken(data.y), None if data.lengths is None else taken(data.lengths))
+
+    def step(
+        self,
+        x: np.ndarray,
+        target: np.ndarray,
+        lengths: np.ndarray | None,
+        done: int,
+        record: np.ndarray,
+        state: Any = None,
+    ) -> int:
+        drawn = [(generator, generator.bit_generator.state) for generator in self._model._generators()]
+        status = self._step(x, target, lengths, done, record, state)
+        if status != names.OK:
+            for generator, before in drawn:
+                generator.bit_generator.state = before
+        return status
+
+    def _step(
+        self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
+    ) -> int:
         ops = kernels()
-        self._empty.restart()
-        y, backward = self._model.forward(x, training=True, logits=self._logits)
-        losses = self._empty((len(y),) if self._loss == "cross_entropy" else y.shape, y.dtype)
-        dy = self._empty(y.shape, y.dtype)
-        if target.ndim == 1 and not (target.min() >= 0 and target.max() < y.shape[1]):
+        empty = self._empty.restart()
+        y, self._state, backward = self._model._forward(x, True, self._logits, lengths, state, False)
+        batch = sequences("Trainer", y.shape[:2], lengths) if y.ndim == 3 else None
+        if batch:
+            y, target = rows_of(y, batch, empty), target_rows(target, batch, empty)
+        self._rows = len(y)
+        losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y.dtype)
+        dy = empty(y.shape, y.dtype)
+        if target.ndim == 1 and target.size and not (target.min() >= 0 and target.max() < y.shape[1]):
             return names.BAD_LABEL
-        scale = 1 / losses.size
+        scale = 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
-        backward(dy)
+        backward(sequences_of(dy, batch, empty) if batch else dy)
         norm = math.sqrt(ops.squared_norm(self._model.grads))
         record[:] = total * scale, norm
         if not math.isfinite(norm):
             return names.NONFINITE
-        code, state, hyper = self._optimizer
+        code, optimizer_state, hyper = self._optimizer
         clip = min(1.0, self._clip_norm / (norm + 1e-6))
-        ops.update(self._model.params, self._model.grads, code, state, hyper, done + 1, clip)
+        ops.update(self._model.params, self._model.grads, code, optimizer_state, hyper, done + 1, clip)
         return names.OK
 
 

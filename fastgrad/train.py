@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.data import Data, checked, window_size
 from fastgrad.evaluate import evaluate
 from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.model import Model, generator
 from fastgrad.optim import SGD, Adam
+from fastgrad.sequences import SequenceModel
 from fastgrad.steps import ChainSteps, LayerSteps, steps_of
 
 
@@ -21,7 +23,8 @@ class Trainer:
     """Trains a model in place; over a DenseChain a step, and an epoch, is one compiled call.
 
     loss is the mean of "cross_entropy" (y: class numbers (N,), or one-hot rows or probabilities (N, K)),
-    "binary_cross_entropy" or "mse" (y like the output). cross_entropy over a softmax output and binary_cross_entropy
+    "binary_cross_entropy" or "mse" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are
+    then (N, T). cross_entropy over a softmax output and binary_cross_entropy
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
     the gradient's norm over all parameters. seed starts the shuffling.
     """
@@ -50,12 +53,12 @@ class Trainer:
         self.lock = threading.Lock()
         self.rng = generator(seed)
         self._record = np.zeros(2)  # loss, norm
-        self._dtype, self._n_in = model.dtype, model.n_in
+        self._dtype = model.dtype
         self._target_dtype = np.dtype(np.int64) if loss == "cross_entropy" else model.dtype
         self._bind()
 
-    def step(self, x: np.ndarray, y: np.ndarray) -> float:
-        """One update; the mean loss before it.
+    def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float:
+        """One update; the mean loss before it, of sequences over their own steps.
 
         Raises FloatingPointError where the gradient is not finite. After an error trainer and model are as before.
         """
@@ -71,11 +74,12 @@ class Trainer:
                 and x.flags.carray
                 and y.flags.carray
                 and self._steps.params is self.model.params
+                and lengths is None
             ):
-                x, y = self._checked("Trainer.step", x, y)
+                x, y, lengths = self._checked("Trainer.step", x, y, lengths)
                 self._reserve(len(x))
                 self._shapes = x.shape, y.shape
-            status = self._steps.step(x, y, self.step_count, self._record)
+            status = self._steps.step(x, y, lengths, self.step_count, self._record)
             if status != names.OK:
                 self._fail("Trainer.step", status, y)
             self.step_count += 1
@@ -87,28 +91,35 @@ class Trainer:
         y: np.ndarray,
         epochs: int = 1,
         batch_size: int = 32,
-        validation: tuple[np.ndarray, np.ndarray] | None = None,
+        validation: tuple[Any, ...] | None = None,
         shuffle: bool = True,
         progress: bool | None = None,
+        *,
+        lengths: Any = None,
+        window: int | None = None,
     ) -> History:
         """Epochs of steps over batches of rows, the last batch perhaps short, in a new order each epoch.
 
-        validation is a pair (x, y) looked at after each epoch. progress shows a bar: None where stderr is a terminal.
+        validation is (x, y), or (x, y, lengths), looked at after each epoch. progress shows a bar: None where stderr is a
+        terminal. lengths (N,) are those of sequences x. With window, a batch's sequences are run that many steps at a time, an
+        update each, and states go on from window to window, gradients do not (truncated backpropagation through time).
         Raises FloatingPointError at a gradient that is not finite: the updates before it stay, and it is not made.
         """
         from tqdm import tqdm
 
         op = "Trainer.fit"
-        x, y = self._checked(op, x, y)
+        data = self._checked(op, x, y, lengths)
+        # numpy takes rows of nothing else without copying it whole
+        data = data._replace(x=check.contiguous(data.x))
+        steps = window_size(op, self.model, window)
         epochs, batch_size = check.count(op, "epochs", epochs), min(check.count(op, "batch_size", batch_size), len(x))
         if validation is not None:
-            check.each(op, "validation", validation, 2)
-            validation = self._checked(f"{op}: validation", *validation)
+            check.each(op, "validation", validation, 3 if self.model.recurrent and len(validation) == 3 else 2)
+            seen = self._checked(f"{op}: validation", *validation)
         identity = np.arange(len(x))
         order = identity.copy()
-        record = np.zeros((-(-len(x) // batch_size), 2))
-        sizes = np.full(len(record), float(batch_size))
-        sizes[-1] = len(x) - batch_size * (len(record) - 1)
+        batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1
+        record, sizes = np.zeros((batches * windows, 2)), np.zeros(batches * windows)
         history = History()
         shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
         with tqdm(total=epochs, unit="epoch", disable=not shown) as bar:
@@ -119,15 +130,16 @@ class Trainer:
                         np.copyto(order, identity)
                         self.rng.shuffle(order)
                     self._reserve(batch_size)
-                    status, done = self._steps.epoch(x, y, order, batch_size, self.step_count, record)
+                    status, done = self._steps.epoch(data, order, batch_size, steps, self.step_count, record, sizes)
                     self.step_count += int(done)
                     if status != names.OK:
-                        self._fail(f"Trainer.fit: epoch {epoch + 1}, batch {done + 1}", status, y)
+                        part = "window" if steps else "batch"
+                        self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
                 history.seconds.append(time.perf_counter() - started)
-                history.loss.append(float(record[:, 0] @ sizes) / len(x))
-                history.grad_norm.append(float(record[:, 1].mean()))
+                history.loss.append(float(record[:done, 0] @ sizes[:done] / sizes[:done].sum()))
+                history.grad_norm.append(float(record[:done, 1].mean()))
                 if validation is not None:
-                    loss, accuracy = evaluate(self.model, self.loss, *validation)
+                    loss, accuracy = evaluate(self.model, self.loss, seen)
                     history.val_loss.append(loss)
                     if accuracy is not None:
                         history.val_accuracy.append(accuracy)
@@ -136,13 +148,17 @@ class Trainer:
                     bar.update()
         return history
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray) -> tuple[float, float | None]:
+    def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
         """(mean loss, accuracy); the accuracy is None for mse."""
-        return evaluate(self.model, self.loss, *self._checked("Trainer.evaluate", x, y))
+        return evaluate(self.model, self.loss, self._checked("Trainer.evaluate", x, y, lengths))
 
-    def predict(self, x: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+    def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:
         """The model's output: probabilities where it ends in softmax or sigmoid."""
-        return self.model.predict(x, batch_size)
+        if lengths is None:
+            return self.model.predict(x, batch_size)
+        if not isinstance(self.model, SequenceModel):
+            raise ValueError("Trainer.predict: lengths are for models with an LSTM")
+        return self.model.predict(x, batch_size, lengths=lengths)
 
     def _bind(self) -> None:
         self._shapes = None, None
@@ -154,18 +170,12 @@ class Trainer:
             self._bind()
         self._steps.reserve(rows)
 
-    def _checked(self, op: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        x = check.contiguous(check.array(op, "x", x, "(N, C)", (None, self._n_in), self._dtype))
-        if not len(x):
-            raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
-        shape = len(x), self.model.n_out
-        if self.loss == "cross_entropy":
-            return x, check.labels(op, "y", y, shape, self._dtype)
-        return x, check.contiguous(check.array(op, "y", y, "(N, K)", shape, self._dtype))
+    def _checked(self, op: str, x: Any, y: Any, lengths: Any = None) -> Data:
+        return checked(op, self.model, self.loss, x, y, lengths)
 
     def _fail(self, op: str, status: int, y: np.ndarray) -> None:
         if status == names.BAD_LABEL:
-            check.labels(op, "y", y, (len(y), self.model.n_out), self._dtype)
+            check.labels(op, "y", y, (*y.shape, self.model.n_out), self._dtype)
         bad = [name for name, grad in self.model.gradients().items() if not np.isfinite(grad).all()]
         where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
         raise FloatingPointError(f"{op}: {where}; no update was made")

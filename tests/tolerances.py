@@ -11,6 +11,7 @@ RELATIVE = {
     "activation":      (1e-6, 2e-15),
     "gemm":            (1e-6, 2e-15),
     "dense_chain":     (2e-6, 4e-15),
+    "lstm":            (4e-6, 1e-14),
     "loss":            (2e-6, 4e-15),
     "optimizer":       (1e-6, 2e-15),
     "train_gradient":  (4e-6, 1e-14),

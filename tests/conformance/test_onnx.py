@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import unwritten
-from conftest import ONNX_COUNTS
+from conftest import BACKENDS, ONNX_COUNTS
 from fastgrad.kernels.names import (
     ACTIVATIONS,
     ADAM,
@@ -22,6 +22,8 @@ from fastgrad.kernels.names import (
     Activation,
 )
 from tolerances import assert_close
+
+import fastgrad as fg
 
 
 class LeftOut(Exception):
@@ -121,6 +123,39 @@ def softmax_cross_entropy(backend, attributes, x, y, w=None):
     return [result[attributes.get("reduction", b"mean")], log_p]
 
 
+def lstm(backend, attributes, x, w, r, b=None, lengths=None, h_0=None, c_0=None, p=None):
+    """fg.lstm a direction. ONNX has the gates in the order i, o, f, g (its c), two biases, time first unless layout is 1."""
+    known = {"direction", "hidden_size", "layout"}
+    if set(attributes) - known:
+        raise LeftOut(", ".join(sorted(set(attributes) - known)))
+    batch_first = attributes.get("layout", 0)
+    direction = attributes.get("direction", b"forward")
+    hidden = attributes["hidden_size"]
+
+    def in_order(gates):
+        """(directions, 4H, ...) in the order i, f, g, o, one part a direction."""
+        i, o, f, g = np.split(gates, 4, axis=1)
+        return np.concatenate([i, f, g, o], axis=1)
+
+    if not batch_first:
+        x, h_0, c_0 = (a if a is None or not a.size else a.swapaxes(0, 1) for a in (x, h_0, c_0))
+    w_ih, w_hh = (in_order(a).swapaxes(1, 2) for a in (w, r))
+    results = []
+    for d, reverse in enumerate({b"forward": [False], b"reverse": [True]}.get(direction, [False, True])):
+        with fg.use_backend(next(name for name, module in BACKENDS.items() if module == backend.__name__)):
+            result, _ = fg.lstm(
+                x, w_ih[d], w_hh[d],
+                None if b is None else sum(in_order(part)[d] for part in np.split(b, 2, axis=1)),
+                h_0=None if h_0 is None else h_0[:, d], c_0=None if c_0 is None else c_0[:, d], lengths=lengths,
+                # i, o, f to i, f, o
+                peephole=None if p is None else p[d].reshape(3, hidden)[[0, 2, 1]], reverse=reverse,
+            )  # fmt: skip
+        results.append(result)
+    # with a direction: y (N, T, D, H), states (N, D, H)
+    y, h_n, c_n = (np.stack(each, axis=-2) for each in zip(*results, strict=True))
+    return [y, h_n, c_n] if batch_first else [y.transpose(1, 2, 0, 3), h_n.swapaxes(0, 1), c_n.swapaxes(0, 1)]
+
+
 def together(tensors, kinds):
     """(flat arrays, shapes): `kinds` groups of tensors, each group joined into one flat array."""
     each = len(tensors) // kinds
@@ -171,6 +206,7 @@ OPS = {
     "Gelu": gelu,
     "Gemm": gemm,
     "Identity": identity,
+    "LSTM": lstm,
     "LeakyRelu": leaky_relu,
     "Momentum": momentum,
     "Relu": by_name("relu"),
@@ -186,7 +222,10 @@ OPS = {
 
 @pytest.fixture(scope="module")
 def cases():
-    """ONNX's node cases by op: [(name, attributes, data sets)]; not those spelt in other ops, *_expanded."""
+    """ONNX's node cases by op: [(name, attributes, asked, data sets)]; not those spelt in other ops, *_expanded.
+
+    asked are the numbers of the outputs that the node names.
+    """
     onnx = pytest.importorskip("onnx")
     from onnx.backend.test.loader import load_model_tests
 
@@ -200,7 +239,8 @@ def cases():
         if len(model.graph.node) == 1 and node.op_type in OPS and "_expanded" not in case.name:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             data_sets = case.data_sets or read(onnx, case.model_dir)
-            found[node.op_type].append((case.name, attributes, data_sets))
+            asked = [i for i, name in enumerate(node.output) if name]
+            found[node.op_type].append((case.name, attributes, asked, data_sets))
     return found
 
 
@@ -229,14 +269,14 @@ def counts(pytestconfig):
         lines += [f"  {n} left out: {reason}" for reason, n in sorted(counter.items())]
 
 
-def check(backend, op, attributes, data_sets):
+def check(backend, op, attributes, asked, data_sets):
     for inputs, expected in data_sets:
         if not all(isinstance(a, np.ndarray | np.generic) for a in inputs):
             raise LeftOut("a sequence or an optional, not an array")
         if not any(a.dtype in (np.float32, np.float64) for a in inputs):
             raise LeftOut("neither float32 nor float64")
-        actual = OPS[op](backend, attributes, *inputs)[: len(expected)]
-        for ours, theirs in zip(actual, expected, strict=True):
+        actual = OPS[op](backend, attributes, *inputs)
+        for ours, theirs in zip([actual[i] for i in asked], expected, strict=True):
             assert ours.dtype == theirs.dtype
             assert_close("onnx", ours, theirs, np.abs(theirs).max(initial=0))
 
@@ -245,9 +285,9 @@ def check(backend, op, attributes, data_sets):
 def test_node_cases(backend, op, cases, counts):
     counter = counts.setdefault(backend.__name__.rpartition(".")[2], Counter(run=0, passed=0))
     failures, passed = [], 0
-    for name, attributes, data_sets in cases[op]:
+    for name, *case in cases[op]:
         try:
-            check(backend, op, attributes, data_sets)
+            check(backend, op, *case)
             passed += 1
         except LeftOut as reason:
             counter[f"{op}: {reason}"] += 1
@@ -257,3 +297,23 @@ def test_node_cases(backend, op, cases, counts):
     counter["passed"] += passed
     assert not failures, "\n".join(failures)
     assert passed, f"no case of {op} was run"
+
+
+@pytest.mark.parametrize("peepholes", [False, True])
+def test_lstm_of_random_weights_matches_the_reference_evaluator(backend, peepholes, rng):
+    """The node cases have one value in all weights and no states: gates in a wrong order would pass."""
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    steps, n, c, hidden = 5, 3, 4, 6
+    shapes = {"X": (steps, n, c), "W": (1, 4 * hidden, c), "R": (1, 4 * hidden, hidden), "B": (1, 8 * hidden)}
+    shapes |= {"initial_h": (1, n, hidden), "initial_c": (1, n, hidden)}
+    if peepholes:
+        shapes["P"] = (1, 3 * hidden)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    names = [name if name in arrays else "" for name in ("X", "W", "R", "B", "", "initial_h", "initial_c", "P")]
+    node = onnx.helper.make_node("LSTM", names, ["Y", "Y_h"], hidden_size=hidden)
+    expected = ReferenceEvaluator(node).run(None, arrays)
+    actual = lstm(backend, {"hidden_size": hidden}, *(arrays.get(name) for name in names))
+    for ours, theirs in zip(actual[:2], expected, strict=True):
+        assert_close("onnx", ours, theirs, np.abs(theirs).max())

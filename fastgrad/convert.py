@@ -1,0 +1,172 @@
+"""Weights of LSTM layers from and to other libraries' layouts; none of them is imported.
+
+    fastgrad    w_ih (C, 4H), w_hh (P, 4H)                     gates i, f, g, o    one bias
+    PyTorch     weight_ih (4H, C), weight_hh (4H, P)           gates i, f, g, o    two biases, added
+    Keras       kernel (C, 4H), recurrent_kernel (H, 4H)       gates i, f, c, o    one bias
+    ONNX        W (D, 4H, C), R (D, 4H, H)                     gates i, o, f, c    two biases, added; peepholes i, o, f
+
+Values are NumPy arrays, or PyTorch's tensors, of the layer's dtype; what is returned are new arrays. Without biases b is 0.
+Errors are TypeError and ValueError, naming the value, and then nothing is changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.lstm import Weights
+from fastgrad.recurrent import LSTM
+
+# of our gates i, f, g, o the places in ONNX's i, o, f, c, and the other way; the peepholes i, f, o are the same either way
+FROM_ONNX, TO_ONNX, PEEPHOLES = [0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1]
+
+
+def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
+    """Read the state_dict of a torch.nn.LSTM."""
+    op = "from_torch"
+    _refuse(op, layer, "PyTorch", "peephole")
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    suffixes = _torch_suffixes(layer)
+    has_bias = any(name.startswith("bias") for name in state_dict)
+    for suffix, w in zip(suffixes, layer._weights, strict=True):
+        columns = w.w_ih.shape[1]
+        shapes["weight_ih" + suffix] = "(4H, C)", w.w_ih.shape[::-1]
+        shapes["weight_hh" + suffix] = "(4H, P)", w.w_hh.shape[::-1]
+        if w.w_proj is not None:
+            shapes["weight_hr" + suffix] = "(P, H)", w.w_proj.shape[::-1]
+        if has_bias:
+            shapes |= {name + suffix: ("(4H,)", (columns,)) for name in ("bias_ih", "bias_hh")}
+    if missing := [name for name in shapes if name not in state_dict]:
+        raise ValueError(f"{op}: state_dict has no {', '.join(missing)}")
+    if unknown := [name for name in state_dict if name not in shapes]:
+        raise ValueError(f"{op}: state_dict has {', '.join(unknown)}, which the layer has not")
+    values = {name: _array(op, name, state_dict[name], *form, layer.dtype) for name, form in shapes.items()}
+    found = []
+    for suffix in suffixes:
+        projection = values.get("weight_hr" + suffix)
+        found.append(
+            Weights(
+                values["weight_ih" + suffix].T,
+                values["weight_hh" + suffix].T,
+                values["bias_ih" + suffix] + values["bias_hh" + suffix] if has_bias else None,
+                w_proj=None if projection is None else projection.T,
+            )
+        )
+    _write(layer, found)
+
+
+def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
+    """The state_dict of the same torch.nn.LSTM, in NumPy arrays; b is bias_ih, and bias_hh is 0."""
+    _refuse("to_torch", layer, "PyTorch", "peephole")
+    found = {}
+    for suffix, w in zip(_torch_suffixes(layer), layer._weights, strict=True):
+        found["weight_ih" + suffix], found["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
+        found["bias_ih" + suffix], found["bias_hh" + suffix] = np.array(w.b), np.zeros_like(w.b)
+        if w.w_proj is not None:
+            found["weight_hr" + suffix] = w.w_proj.T.copy()
+    return found
+
+
+def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
+    """Read get_weights() of a keras.layers.LSTM, or of Bidirectional over one; of layers on top of each other one after the other."""
+    op = "from_keras"
+    _refuse(op, layer, "Keras", "peephole", "proj_size")
+    check.each(op, "weights", weights)
+    parts = len(layer._weights)
+    each = len(weights) // parts
+    if len(weights) not in (2 * parts, 3 * parts):
+        raise ValueError(
+            f"{op}: weights must have length {3 * parts}, or {2 * parts} without biases, got {len(weights)}"
+        )
+    forms = "(C, 4H)", "(H, 4H)", "(4H,)"
+    found = []
+    for part, ours in enumerate(layer._weights):
+        values = range(part * each, (part + 1) * each)
+        arrays = [
+            _array(op, f"weights[{i}]", weights[i], form, like.shape, layer.dtype)
+            for i, form, like in zip(values, forms, ours, strict=False)
+            if like is not None
+        ]
+        found.append(Weights(*arrays))
+    _write(layer, found)
+
+
+def to_keras(layer: LSTM) -> list[np.ndarray]:
+    """What set_weights of the same Keras layer takes: kernel, recurrent_kernel, bias, of each direction and layer."""
+    _refuse("to_keras", layer, "Keras", "peephole", "proj_size")
+    return [np.array(a) for w in layer._weights for a in (w.w_ih, w.w_hh, w.b)]
+
+
+def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None:
+    """Read the inputs W, R, B and P of an ONNX LSTM node; D is 2 where it is bidirectional. Without P peepholes are 0."""
+    op = "from_onnx"
+    _refuse(op, layer, "ONNX", "proj_size")
+    w, directions, dtype = layer._weights[0], layer.directions, layer.dtype
+    columns, hidden = w.w_ih.shape[1], layer.hidden_size
+    W = _array(op, "W", W, "(D, 4H, C)", (directions, columns, layer.input_size), dtype)
+    R = _array(op, "R", R, "(D, 4H, H)", (directions, columns, hidden), dtype)
+    if B is not None:
+        B = _array(op, "B", B, "(D, 8H)", (directions, 2 * columns), dtype)
+    if P is not None:
+        P = _array(op, "P", P, "(D, 3H)", (directions, 3 * hidden), dtype)
+        if not layer.peephole:
+            raise ValueError(f"{op}: P must be None, for the layer has no peephole")
+    found = [
+        Weights(
+            _permuted(W[d], FROM_ONNX).T,
+            _permuted(R[d], FROM_ONNX).T,
+            None if B is None else _permuted(B[d, :columns] + B[d, columns:], FROM_ONNX),
+            None if P is None else P[d].reshape(3, hidden)[PEEPHOLES],
+        )
+        for d in range(directions)
+    ]
+    _write(layer, found)
+
+
+def to_onnx(layer: LSTM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """W, R, B and P, or None, of the same ONNX LSTM node; b is B's first half, the second is 0."""
+    _refuse("to_onnx", layer, "ONNX", "proj_size")
+    weights = layer._weights
+    b = [_permuted(np.array(w.b), TO_ONNX) for w in weights]
+    peepholes = [w.peephole[PEEPHOLES].reshape(-1) for w in weights if w.peephole is not None]
+    return (
+        np.stack([_permuted(w.w_ih.T, TO_ONNX) for w in weights]),
+        np.stack([_permuted(w.w_hh.T, TO_ONNX) for w in weights]),
+        np.stack([np.concatenate([half, np.zeros_like(half)]) for half in b]),
+        np.stack(peepholes) if peepholes else None,
+    )
+
+
+def _refuse(op: str, layer: Any, library: str, *lacks: str) -> None:
+    """layer must be an LSTM without what the library's has not."""
+    if not isinstance(layer, LSTM):
+        raise TypeError(f"{op}: layer must be an fg.nn.LSTM, got {type(layer).__name__}")
+    for name in lacks:
+        if getattr(layer, name):
+            raise ValueError(f"{op}: the layer has {name}, which {library}'s LSTM has not")
+    if library == "ONNX" and layer.num_layers > 1:
+        raise ValueError(f"{op}: the layer must have num_layers 1, got {layer.num_layers}; ONNX has a node for each")
+
+
+def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    # tensors become arrays without their library
+    value = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    return check.array(op, name, value, form, shape, dtype)
+
+
+def _torch_suffixes(layer: LSTM) -> list[str]:
+    ways = ("", "_reverse")[: layer.directions]
+    return [f"_l{i}{way}" for i in range(layer.num_layers) for way in ways]
+
+
+def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
+    """Gates (4H, ...) in another order."""
+    return gates.reshape(4, -1, *gates.shape[1:])[order].reshape(gates.shape)
+
+
+def _write(layer: LSTM, found: list[Weights]) -> None:
+    for ours, theirs in zip(layer._weights, found, strict=True):
+        for to, value in zip(ours, theirs, strict=True):
+            if to is not None:
+                to[...] = 0 if value is None else value

@@ -1,0 +1,74 @@
+"""What a trainer is given, checked: inputs, targets, and the lengths of sequences."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.lstm import Batch, rows_of
+from fastgrad.model import Model
+
+
+class Data(NamedTuple):
+    """x (N, C) or (N, T, C), y like the output or class numbers, and lengths (N,) or None."""
+
+    x: np.ndarray
+    y: np.ndarray
+    lengths: np.ndarray | None
+
+
+def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None) -> Data:
+    """Data for this model and loss; whatever lies past the sequences' ends may be anything."""
+    if model.recurrent:
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, model.n_in), model.dtype)
+    else:
+        x = check.contiguous(check.array(op, "x", x, "(N, C)", (None, model.n_in), model.dtype))
+        if lengths is not None:
+            raise ValueError(f"{op}: lengths are for models with an LSTM")
+    if not len(x):
+        raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
+    shape = *(x.shape[:1] if model.pools else x.shape[:-1]), model.n_out
+    if lengths is not None:
+        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+    if len(shape) == 3:
+        if not (shape[1] if lengths is None else lengths.any()):
+            raise ValueError(
+                f"{op}: x must have at least one step, got {x.shape}{'' if lengths is None else ' and lengths 0'}"
+            )
+        if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
+            y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
+    if loss == "cross_entropy":
+        return Data(x, check.labels(op, "y", y, shape, model.dtype), lengths)
+    form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
+    return Data(x, check.contiguous(check.array(op, "y", y, form, shape, model.dtype)), lengths)
+
+
+def window_size(op: str, model: Model, window: Any) -> int | None:
+    """The steps of a window; None for whole sequences."""
+    if window is None:
+        return None
+    if not model.recurrent or model.pools or model.bidirectional:
+        raise ValueError(f"{op}: window is for models with an LSTM that runs forwards only and pools nothing")
+    return check.count(op, "window", window)
+
+
+def windows(data: Data, steps: int | None) -> Iterator[Data]:
+    """The data, or windows of that many steps of it, until no sequence has one left."""
+    x, y, lengths = data
+    if steps is None:
+        yield data
+        return
+    for first in range(0, x.shape[1], steps):
+        left = None if lengths is None else np.clip(lengths - first, 0, steps)
+        if left is not None and not left.any():
+            return
+        yield Data(x[:, first : first + steps], y[:, first : first + steps], left)
+
+
+def target_rows(target: np.ndarray, batch: Batch, empty: Callable[..., Any] = np.empty) -> np.ndarray:
+    """The sequences' own steps of targets (N, T, K) or class numbers (N, T), in the order of rows."""
+    if target.ndim == 3:
+        return rows_of(target, batch, empty)
+    # kernels copy rows of floats; the bits are the same
+    return rows_of(target.view(np.float64)[..., None], batch, empty).view(np.int64).reshape(-1)

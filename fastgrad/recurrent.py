@@ -1,0 +1,176 @@
+"""The LSTM layer: directions, layers on top of each other, dropout between them, and states."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.lstm import Batch, Weights, rows_of, run_rows, sequences, sequences_of
+from fastgrad.model import Backward, generator, views
+from fastgrad.pooling import POOLS, Unpool
+from fastgrad.sequences import SequenceModel
+
+State = tuple[np.ndarray, np.ndarray]
+STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
+
+
+class LSTM(SequenceModel):
+    """num_layers LSTMs on top of each other over x (N, T, input_size), or twice as many with a second direction; see fg.lstm.
+
+    y is (N, T, D P), with D directions and P = proj_size, or hidden_size where that is 0: 0 past a sequence's end. With pool
+    it is (N, D P): "last", the last layer's h after each sequence's last step, or "mean", the mean of its own steps (0 if it
+    has none). dropout is the share of values between layers that training sets to 0, the others divided by what is left.
+    A state is a pair h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's directions side by side.
+
+    Weights and biases are drawn from +-1 / sqrt(hidden_size), and forget_bias is added to b of the gates f. Parameters are
+    named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction "0.reverse.w_ih", ...
+    """
+
+    recurrent = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        peephole: bool = False,
+        forget_bias: float = 0.0,
+        *,
+        pool: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        self.n_in = self.input_size = check.count(op, "input_size", input_size)
+        self.hidden_size = check.count(op, "hidden_size", hidden_size)
+        self.num_layers = check.count(op, "num_layers", num_layers)
+        self.bidirectional = bool(bidirectional)
+        self.dropout = check.number(op, "dropout", dropout, below=1)
+        if self.dropout and self.num_layers == 1:
+            raise ValueError(f"{op}: dropout is between layers and needs num_layers of at least 2")
+        self.proj_size = check.count(op, "proj_size", proj_size, least=0)
+        self.peephole = bool(peephole)
+        self.forget_bias = check.number(op, "forget_bias", forget_bias)
+        if pool is not None:
+            check.choice(op, "pool", pool, [name for name in POOLS if name])
+        self.pool, self.pools = pool, pool is not None
+        self.directions = 2 if self.bidirectional else 1
+        hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
+        self.n_out = self.directions * projected
+        self._widths = projected, hidden
+        # of every layer's directions
+        self._prefixes = [
+            f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
+        ]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, prefix in enumerate(self._prefixes):
+            width = self.n_in if i < self.directions else self.n_out
+            shapes |= {prefix + "w_ih": (width, 4 * hidden), prefix + "w_hh": (projected, 4 * hidden)}
+            shapes[prefix + "b"] = (4 * hidden,)
+            if peephole:
+                shapes[prefix + "peephole"] = 3, hidden
+            if proj_size:
+                shapes[prefix + "w_proj"] = hidden, projected
+        super().__init__(shapes, dtype, seed)
+        self._start(generator(seed))
+
+    def _forward(
+        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
+    ) -> tuple[np.ndarray, State, Backward]:
+        x, batch, state = self._checked(x, lengths, state)
+        empty = self._buffers.restart() if training else np.empty
+        y, ends, layers, unpool = self._run(x, batch, state, training, empty, True)
+
+        def backward(dy: np.ndarray) -> np.ndarray:
+            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, self.dtype)
+            weights = self._weights_of(self._grads)
+            dh, dh_n = unpool(dy)
+            for layer, (shape, ways_back, mask) in reversed(list(enumerate(layers))):
+                dxs: list[Any] = [empty(shape, self.dtype) if layer or dx else None for _ in ways_back]
+                for way, way_back in enumerate(ways_back):
+                    part = self._columns(way)
+                    upstream = (None if a is None else a[:, part] for a in (dh, dh_n))
+                    way_back(weights[layer * self.directions + way], *upstream, None, dxs[way])
+                if len(dxs) == 2 and dxs[0] is not None:
+                    dxs[0] += dxs[1]
+                if mask is not None:
+                    dxs[0] *= mask
+                dh, dh_n = dxs[0], None
+            return sequences_of(dxs[0], batch, empty) if dx else dy
+
+        return y, ends, backward
+
+    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, State]:
+        x, batch, state = self._checked(x, lengths, state)
+        return self._run(x, batch, state, False, np.empty, False)[:2]
+
+    def _run(
+        self, x: np.ndarray, batch: Batch, state: Any, training: bool, empty: Callable[..., Any], keep: bool
+    ) -> tuple[np.ndarray, State, list, Unpool]:
+        """(y, state, of each layer what the way back needs, the way back through the pool)."""
+        (h_0, c_0), (h_n, c_n) = (
+            [empty((len(self._weights), len(x), width), self.dtype) for width in self._widths] for _ in range(2)
+        )
+        for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
+            start[...] = given
+        h, layers = rows_of(x, batch, empty), []
+        for layer in range(self.num_layers):
+            xs, mask = h, None
+            if layer and training and self.dropout:
+                xs, mask = self._dropped(h, empty)
+            h, ways_back = empty((len(xs), self.n_out), self.dtype), []
+            for way in range(self.directions):
+                i = layer * self.directions + way
+                arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
+                ways_back.append(run_rows(*arrays, keep=keep, empty=empty)[1])
+            if keep:
+                layers.append((xs.shape, ways_back, mask))
+        y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch, empty)
+        return y, (h_n, c_n), layers, unpool
+
+    def _columns(self, way: int) -> slice:
+        """A direction's part of the rows."""
+        width = self._widths[0]
+        return slice(way * width, (way + 1) * width)
+
+    def _dropped(self, rows: np.ndarray, empty: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows mask, mask), the mask 0 or 1 / (1 - dropout)."""
+        dropped, mask = (empty(rows.shape, self.dtype) for _ in range(2))
+        self._rng.random(out=mask, dtype=self.dtype)
+        np.greater_equal(mask, self.dropout, out=mask)
+        mask *= 1 / (1 - self.dropout)
+        return np.multiply(rows, mask, out=dropped), mask
+
+    def _checked(self, x: Any, lengths: Any, state: Any) -> tuple[np.ndarray, Batch, Any]:
+        op = type(self).__name__
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self.dtype)
+        if state is not None:
+            check.each(op, "state", state, 2)
+            for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
+                check.array(op, f"state[{i}]", given, form, (len(self._weights), len(x), width), self.dtype)
+        return x, sequences(op, x.shape[:2], lengths), state
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [self._rng] if self.dropout else []
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights = self._weights_of(params)
+
+    def _weights_of(self, flat: np.ndarray) -> list[Weights]:
+        found = views(flat, self._shapes)
+        return [Weights._make(found.get(prefix + name) for name in Weights._fields) for prefix in self._prefixes]
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        limit = 1 / math.sqrt(self.hidden_size)
+        for w in views(self._params, self._shapes).values():
+            w[...] = rng.uniform(-limit, limit, w.shape)
+        for prefix in self._prefixes:
+            self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
+        # of the masks
+        self._rng = generator(int(rng.integers(2**63)))
