@@ -5,13 +5,11 @@ blocks, and every block after the first starts from C, so an element's sum has o
 C must have unit column stride; where it has not, `matmul` turns the product around.
 """
 
-import threading
-
 import numpy as np
 from numba import carray
 
 from .jit import compiled, entry, inlined, kernel
-from .parallel import address_of, get_num_threads, run, share
+from .parallel import Scratch, get_num_threads, run, share
 from .simd import (
     ROWS,
     VECTORS,
@@ -301,18 +299,12 @@ def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c
     g.c, g.c_row, g.panels = c, c_row, panels
 
 
-_local = threading.local()
+_scratch = Scratch()
 
 
 def panels(dtype) -> int:
-    """Address of SCRATCH values for each thread of a call: this Python thread's own room, uninitialised and kept for its next call."""
-    found = getattr(_local, dtype.char, None)
-    threads = get_num_threads()
-    if found is None or found[0] < threads:
-        room = np.empty(SCRATCH * threads, dtype)
-        found = threads, address_of(room), room
-        setattr(_local, dtype.char, found)
-    return found[1]
+    """Address of SCRATCH values for each thread of a call."""
+    return _scratch(dtype, SCRATCH * get_num_threads())[1]
 
 
 @entry

@@ -17,7 +17,7 @@ from .dense import column_sums
 from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels
 from .jit import compiled, inlined, kernel
 from .optim import squares
-from .parallel import get_num_threads, launch, share
+from .parallel import Scratch, get_num_threads, launch, share
 from .simd import (
     VECTORS,
     address_at,
@@ -188,7 +188,7 @@ def under_way(part, parts, n):
 
 
 @kernel(LSTM, needs=provide_microkernel)
-def forward_part(part, parts, job, like):
+def lstm_forward_part(part, parts, job, like):
     """The part's sequences through all steps; gates hold the input's part of z."""
     g = carray(job, 1)[0]
     H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
@@ -255,7 +255,7 @@ def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, h):
 
 
 @kernel(LSTM, needs=provide_microkernel)
-def backward_part(part, parts, job, like):
+def lstm_backward_part(part, parts, job, like):
     """The part's sequences back through all steps, to dz; w_hh and w_proj are their transposes."""
     g = carray(job, 1)[0]
     H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
@@ -388,31 +388,45 @@ def _row(array):
     return 0 if array is None else _strides(array)[0]
 
 
-def _readable(w, n, steps):
-    """w (K, N) for the products in time, and its strides, which are 0 where it is in panels."""
-    if steps <= FEW_STEPS:
-        return w, *_strides(w)
-    if n <= FEW_ROWS * get_num_threads():
-        w = np.ascontiguousarray(w)
-        return w, *_strides(w)
-    K, N = w.shape
+_scratch = Scratch()
+
+
+def _rooms(dtype, *sizes):
+    """Flat arrays of these sizes, one after another in this Python thread's scratch."""
+    ends = np.cumsum(sizes)
+    room = _scratch(dtype, ends[-1])[0]
+    return [room[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _sizes_in_time(w_hh, w_proj, n, H, steps):
+    """What _in_time has use for: states, and panels of both weights, where copying them there pays."""
+    P, threads = len(w_hh), get_num_threads()
+    copies = steps > FEW_STEPS and n > FEW_ROWS * threads
     # the last panel may have room for columns that w has not
-    to = np.empty(K * (N + 64), w.dtype)
-    job = np.array([(K, N, _address(w), *_strides(w), _address(to))], PACK)
+    panels = [0 if w is None or not copies else w.size + 64 * max(w.shape) for w in (w_hh, w_proj)]
+    # of each sequence its states and a row of o tanh c, of each thread a row of c and one of tanh c
+    return n * (2 * H + P) + 2 * H * threads, *panels
+
+
+def _readable(w, room, steps):
+    """w (K, N) for the products in time, and its strides, which are 0 where it is in panels."""
+    if not room.size:
+        w = w if steps <= FEW_STEPS else np.ascontiguousarray(w)
+        return w, *_strides(w)
+    job = np.array([(*w.shape, _address(w), *_strides(w), _address(room))], PACK)
     launch(pack_part, w.dtype, job, COPY * w.size)
-    return to, 0, 0
+    return room, 0, 0
 
 
-def _in_time(part, w_hh, w_proj, operations, h_0, c_0, offsets, **fields):
-    """Run forward_part or backward_part; a field is an array or a number."""
+def _in_time(part, w_hh, w_proj, rooms, operations, h_0, c_0, offsets, **fields):
+    """Run a part of the above; a field is an array or a number."""
     dtype, (n, P), H, steps = h_0.dtype, h_0.shape, c_0.shape[1], len(offsets) - 1
-    # states of every sequence, a row of o tanh c, and two more where c and tanh c are not kept
-    work = np.empty(n * (2 * H + P) + 2 * H * get_num_threads(), dtype)
+    work, hh_room, proj_room = rooms
     fields |= {"n": n, "steps": steps, "H": H, "P": P, "offsets": offsets, "h_0": h_0, "c_0": c_0, "work": work}
     fields |= {"gemm": gemm_part.address(dtype), "scratch": panels(dtype), "itemsize": dtype.itemsize}
-    fields["w_hh"], fields["w_hh_row"], fields["w_hh_col"] = _readable(w_hh, n, steps)
+    fields["w_hh"], fields["w_hh_row"], fields["w_hh_col"] = _readable(w_hh, hh_room, steps)
     if w_proj is not None:
-        fields["w_proj"], fields["w_proj_row"], fields["w_proj_col"] = _readable(w_proj, n, steps)
+        fields["w_proj"], fields["w_proj_row"], fields["w_proj_col"] = _readable(w_proj, proj_room, steps)
     job = np.zeros(1, LSTM)
     for name, value in fields.items():
         job[0][name] = value if isinstance(value, int) else _address(value)
@@ -426,8 +440,9 @@ def lstm_forward(
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
     b, peephole, h_0, c_0 = (None if a is None else np.ascontiguousarray(a) for a in (b, peephole, h_0, c_0))
     _multiply(xs, w_ih, b, gates)
+    rooms = _rooms(xs.dtype, *_sizes_in_time(w_hh, w_proj, *c_0.shape, len(offsets) - 1))
     _in_time(
-        forward_part, w_hh, w_proj, 2 * w_hh.size * len(xs), h_0, c_0, offsets, order=order, reverse=reverse,
+        lstm_forward_part, w_hh, w_proj, rooms, 2 * w_hh.size * len(xs), h_0, c_0, offsets, order=order, reverse=reverse,
         peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), h_n=h_n, c_n=c_n,
     )  # fmt: skip
 
@@ -444,14 +459,15 @@ def lstm_backward(
     peephole, h_0, c_0, dh_n, dc_n = (
         None if a is None else np.ascontiguousarray(a) for a in (peephole, h_0, c_0, dh_n, dc_n)
     )
+    w_hh_t, w_proj_t, projected = w_hh.T, None if w_proj is None else w_proj.T, 0 if w_proj is None else rows
+    sizes = _sizes_in_time(w_hh, w_proj, n, H, len(offsets) - 1)
+    *rooms, inputs, r, total = _rooms(dtype, *sizes, rows * (C + P), projected * H, projected * P)
     # every step's x and h before it, side by side: one product then makes the gradients of both weights
-    inputs = np.empty((rows, C + P), dtype)
-    r, total = (None, None) if w_proj is None else (np.empty((rows, H), dtype), np.empty((rows, P), dtype))
+    inputs = inputs.reshape(rows, C + P)
     _in_time(
-        backward_part, w_hh.T, None if w_proj is None else w_proj.T, 2 * w_hh.size * rows, h_0, c_0, offsets, order=order,
-        reverse=reverse, peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, xs=xs, xs_row=_row(xs),
-        inputs=inputs, dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0,
-        squares=squares,
+        lstm_backward_part, w_hh_t, w_proj_t, rooms, 2 * w_hh.size * rows, h_0, c_0, offsets, order=order, reverse=reverse,
+        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, xs=xs, xs_row=_row(xs), inputs=inputs,
+        dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0, squares=squares,
     )  # fmt: skip
     if dxs is not None:
         _multiply(dz, w_ih.T, None, dxs)
@@ -460,8 +476,8 @@ def lstm_backward(
     else:
         _multiply(inputs[:, :C].T, dz, None, dw_ih)
         _multiply(inputs[:, C:].T, dz, None, dw_hh)
-    if dw_proj is not None:
-        _multiply(r.T, total, None, dw_proj)
+    if w_proj is not None:
+        _multiply(r.reshape(rows, H).T, total.reshape(rows, P), None, dw_proj)
     sums = rows, H, n, len(offsets) - 1, _address(order), _address(offsets), reverse
     job = np.array([(*sums, *map(_address, (dz, c, c_0, db, dpeephole)))], SUMS)
     launch(sums_part, dtype, job, 8 * dz.size)

@@ -163,6 +163,18 @@ def launch(kernel, dtype, job, operations):
     run(operations, _drive, kernel.address(dtype), job.view(np.int64))
 
 
+class Scratch(threading.local):
+    """Room that each Python thread has for itself, uninitialised and kept for its next call."""
+
+    def __call__(self, dtype, size):
+        """At least so many values, and their address."""
+        found = self.__dict__.get(dtype.char)
+        if found is None or found[0].size < size:
+            room = np.empty(size, dtype)
+            found = self.__dict__[dtype.char] = room, address_of(room)
+        return found
+
+
 @entry
 def _address(array):
     return address(array)
