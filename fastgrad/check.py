@@ -86,7 +86,10 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dty
 
 def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
     """Sequences' lengths as int64 (N,), each from 0 to steps."""
-    found = np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        raise TypeError(f"{op}: {name} must be integers (N,), got a nested {type(value).__name__}") from None
     if found.dtype.kind not in "iu" and found.size:
         raise TypeError(f"{op}: {name} must be integers (N,), got {found.dtype}")
     if found.shape != (n,):

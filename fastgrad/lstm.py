@@ -73,7 +73,7 @@ def lstm(
         *,
         step_norms: np.ndarray | None = None,
     ) -> Arrays:
-        gradients = Weights._make(None if w is None else np.empty(w.shape, w.dtype) for w in weights)
+        gradients = like(weights)
         dx, dh_0, dc_0 = run_backward(gradients, dy, dh_n, dc_n, step_norms)
         dw_ih, dw_hh, db, dpeephole, dw_proj = gradients
         optional = db, dh_0 if given_h else None, dc_0 if given_c else None, dpeephole, dw_proj
@@ -106,7 +106,7 @@ def lstm_cell(
     (_, h_n, c_n), run_backward = run(op, x[:, None], weights, h, c, sequences(op, (len(x), 1), None))
 
     def backward(dh: np.ndarray | None = None, dc: np.ndarray | None = None) -> Arrays:
-        gradients = Weights._make(None if w is None else np.empty(w.shape, w.dtype) for w in weights)
+        gradients = like(weights)
         dx, dh_before, dc_before = run_backward(gradients, None, dh, dc, names=("dh", "dc"))
         return dx[:, 0], dh_before, dc_before, *(gradient for gradient in gradients if gradient is not None)
 
@@ -156,6 +156,8 @@ def run(
             dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
         if dc_n is not None:
             dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
+        if step_norms is not None:
+            check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
         dxs = empty(xs.shape, dtype)
         squares = None if step_norms is None else np.empty(len(xs))
         dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares)
@@ -208,6 +210,14 @@ def run_rows(
         return dh_0, dc_0
 
     return c, backward
+
+
+def like(weights: Weights) -> Weights:
+    """Uninitialised arrays of the weights' shapes, one after another in memory, so that kernels can make several at once."""
+    given = [w for w in weights if w is not None]
+    flat, ends = np.empty(sum(w.size for w in given), weights.w_ih.dtype), np.cumsum([w.size for w in given])
+    found = (flat[end - w.size : end].reshape(w.shape) for w, end in zip(given, ends, strict=True))
+    return Weights._make(None if w is None else next(found) for w in weights)
 
 
 def sizes(weights: Weights) -> tuple[int, int]:

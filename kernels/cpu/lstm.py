@@ -23,7 +23,9 @@ from .simd import (
     address_at,
     advance,
     call,
+    data,
     each,
+    keep,
     lanes,
     pointer,
     provide_microkernel,
@@ -38,7 +40,7 @@ LSTM = np.dtype(
     [(name, "i8") for name in "n steps H P order offsets reverse peephole h_0 c_0 gemm scratch itemsize".split()]
     + [(name, "i8") for name in "w_hh w_hh_row w_hh_col w_proj w_proj_row w_proj_col".split()]
     + [(name, "i8") for name in "gates c tanh_c h h_row h_n c_n work".split()]
-    + [(name, "i8") for name in "C xs xs_row dh dh_row dh_n dc_n dz inputs r total dh_0 dc_0 squares".split()]
+    + [(name, "i8") for name in "C ones xs xs_row dh dh_row dh_n dc_n dz inputs r total dh_0 dc_0 squares".split()]
 )
 # sequences a thread, and steps, for which w is read as it lies: copying it into panels would not pay
 FEW_ROWS, FEW_STEPS = 3, 4
@@ -193,11 +195,13 @@ def lstm_forward_part(part, parts, job, like):
     g = carray(job, 1)[0]
     H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     mine, none = under_way(part, parts, g.n), pointer(g.n * 0, like)
-    # (mine, P), (mine, H) and (mine, H), and a row each of c and tanh c where they are not kept
-    state_h = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n) + 2 * H * part)
+    # (mine, P), (mine, H) and (mine, H)
+    state_h = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n))
     state_c = advance(state_h, mine * P)
     r = advance(state_c, mine * H)
-    spare = advance(r, mine * H)
+    # a row each of c and tanh c where they are not kept
+    rows_of_c = np.empty_like(carray(r, 2 * H))
+    spare = data(rows_of_c)
     for i in range(mine):
         copy_row(P, advance(pointer(g.h_0, like), order[part + i * parts] * P), advance(state_h, i * P))
         copy_row(H, advance(pointer(g.c_0, like), order[part + i * parts] * H), advance(state_c, i * H))
@@ -222,6 +226,7 @@ def lstm_forward_part(part, parts, job, like):
     for i in range(mine):
         copy_row(P, advance(state_h, i * P), advance(pointer(g.h_n, like), order[part + i * parts] * P))
         copy_row(H, advance(state_c, i * H), advance(pointer(g.c_n, like), order[part + i * parts] * H))
+    keep(rows_of_c)
 
 
 @compiled
@@ -289,9 +294,11 @@ def lstm_backward_part(part, parts, job, like):
             if i < earlier:
                 at = offsets[other] + part + i * parts
                 h_before, c_before = advance(pointer(g.h, like), at * g.h_row), advance(pointer(g.c, like), at * H)
-            inputs = advance(pointer(g.inputs, like), row * (g.C + P))
+            inputs = advance(pointer(g.inputs, like), row * (g.C + P + g.ones))
             copy_row(g.C, advance(pointer(g.xs, like), row * g.xs_row), inputs)
             copy_row(P, h_before, advance(inputs, g.C))
+            if g.ones:
+                carray(advance(inputs, g.C + P), 1)[0] = 1
             gates, tanh_c = advance(pointer(g.gates, like), row * 4 * H), advance(pointer(g.tanh_c, like), row * H)
             dz, dc = advance(pointer(g.dz, like), row * 4 * H), advance(state_dc, i * H)
             dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * P)
@@ -400,12 +407,11 @@ def _rooms(dtype, *sizes):
 
 def _sizes_in_time(w_hh, w_proj, n, H, steps):
     """What _in_time has use for: states, and panels of both weights, where copying them there pays."""
-    P, threads = len(w_hh), get_num_threads()
-    copies = steps > FEW_STEPS and n > FEW_ROWS * threads
+    P, copies = len(w_hh), steps > FEW_STEPS and n > FEW_ROWS * get_num_threads()
     # the last panel may have room for columns that w has not
     panels = [0 if w is None or not copies else w.size + 64 * max(w.shape) for w in (w_hh, w_proj)]
-    # of each sequence its states and a row of o tanh c, of each thread a row of c and one of tanh c
-    return n * (2 * H + P) + 2 * H * threads, *panels
+    # of each sequence its states and a row of o tanh c
+    return n * (2 * H + P), *panels
 
 
 def _readable(w, room, steps):
@@ -460,24 +466,34 @@ def lstm_backward(
         None if a is None else np.ascontiguousarray(a) for a in (peephole, h_0, c_0, dh_n, dc_n)
     )
     w_hh_t, w_proj_t, projected = w_hh.T, None if w_proj is None else w_proj.T, 0 if w_proj is None else rows
+    # every step's x, h before it and 1, side by side: one product makes the gradients of w_ih, w_hh and b, where these lie so too
+    ones = int(_follows(dw_ih, dw_hh) and db is not None and _follows(dw_hh, db))
+    columns = C + P + ones
     sizes = _sizes_in_time(w_hh, w_proj, n, H, len(offsets) - 1)
-    *rooms, inputs, r, total = _rooms(dtype, *sizes, rows * (C + P), projected * H, projected * P)
-    # every step's x and h before it, side by side: one product then makes the gradients of both weights
-    inputs = inputs.reshape(rows, C + P)
+    *rooms, inputs, r, total = _rooms(dtype, *sizes, rows * columns, projected * H, projected * P)
+    inputs = inputs.reshape(rows, columns)
     _in_time(
         lstm_backward_part, w_hh_t, w_proj_t, rooms, 2 * w_hh.size * rows, h_0, c_0, offsets, order=order, reverse=reverse,
-        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, xs=xs, xs_row=_row(xs), inputs=inputs,
-        dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0, squares=squares,
+        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, ones=ones, xs=xs, xs_row=_row(xs),
+        inputs=inputs, dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0,
+        squares=squares,
     )  # fmt: skip
     if dxs is not None:
         _multiply(dz, w_ih.T, None, dxs)
-    if dw_ih.flags.c_contiguous and _address(dw_ih) + dw_ih.nbytes == _address(dw_hh):
-        _multiply(inputs.T, dz, None, as_strided(dw_ih, (C + P, 4 * H)))
+    if _follows(dw_ih, dw_hh):
+        _multiply(inputs.T, dz, None, as_strided(dw_ih, (columns, 4 * H)))
     else:
         _multiply(inputs[:, :C].T, dz, None, dw_ih)
         _multiply(inputs[:, C:].T, dz, None, dw_hh)
     if w_proj is not None:
         _multiply(r.reshape(rows, H).T, total.reshape(rows, P), None, dw_proj)
-    sums = rows, H, n, len(offsets) - 1, _address(order), _address(offsets), reverse
-    job = np.array([(*sums, *map(_address, (dz, c, c_0, db, dpeephole)))], SUMS)
-    launch(sums_part, dtype, job, 8 * dz.size)
+    if dpeephole is not None or (db is not None and not ones):
+        sums = rows, H, n, len(offsets) - 1, _address(order), _address(offsets), reverse
+        arrays = dz, c, c_0, None if ones else db, dpeephole
+        job = np.array([(*sums, *map(_address, arrays))], SUMS)
+        launch(sums_part, dtype, job, 8 * dz.size)
+
+
+def _follows(first, second):
+    """Whether one array begins where another ends."""
+    return first.flags.c_contiguous and second.flags.c_contiguous and _address(first) + first.nbytes == _address(second)
