@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.model import views
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -214,10 +216,10 @@ def run_rows(
 
 def like(weights: Weights) -> Weights:
     """Uninitialised arrays of the weights' shapes, one after another in memory, so that kernels can make several at once."""
-    given = [w for w in weights if w is not None]
-    flat, ends = np.empty(sum(w.size for w in given), weights.w_ih.dtype), np.cumsum([w.size for w in given])
-    found = (flat[end - w.size : end].reshape(w.shape) for w, end in zip(given, ends, strict=True))
-    return Weights._make(None if w is None else next(found) for w in weights)
+    shapes = {name: w.shape for name, w in zip(Weights._fields, weights, strict=True) if w is not None}
+    flat = np.empty(sum(prod(shape) for shape in shapes.values()), weights.w_ih.dtype)
+    found = views(flat, shapes)
+    return Weights._make(found.get(name) for name in Weights._fields)
 
 
 def sizes(weights: Weights) -> tuple[int, int]:

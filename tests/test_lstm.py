@@ -728,6 +728,7 @@ def test_lists_integers_and_other_dtypes_are_refused(inputs, name):
         (TypeError, [True] * 5, "integers (N,), got bool"),
         (TypeError, ["4"] * 5, "integers (N,), got <U1"),
         (TypeError, [4, 4, 4, 4, None], "integers (N,), got object"),
+        (TypeError, [[4], [4, 4]], "integers (N,), got a nested list"),
     ],
 )
 def test_bad_lengths_are_refused(inputs, kind, lengths, message):
@@ -753,6 +754,11 @@ def test_bad_upstream_gradients_are_refused(inputs, lengths):
     refuses(ValueError, "lstm: dc_n must be (N, H) = (5, 3), got (3, 5)", backward, None, None, c_n.T)
     float64 = y.astype(np.float64)
     refuses(TypeError, "lstm: dy must be float32, got float64 (one call has one dtype)", backward, float64)
+    for wrong in (np.empty(3), np.empty((5, 4))):
+        message = f"lstm: step_norms must be (T,) = (4,), got {wrong.shape}"
+        refuses(ValueError, message, backward, y, step_norms=wrong)
+    message = "lstm: step_norms must be float64, got float32 (one call has one dtype)"
+    refuses(TypeError, message, backward, y, step_norms=np.empty(4, np.float32))
     message = "lstm: dh_n must be a NumPy array, got float; np.asarray(value, dtype) makes one"
     refuses(TypeError, message, backward, None, 1.0)
 

@@ -8,6 +8,8 @@ the gates, row by row while they are in cache.
 Thread `part` of `parts` has the positions part, part + parts, ... in the order by length, so that each has long and short ones.
 """
 
+from itertools import accumulate
+
 import numpy as np
 from numba import carray
 from numpy.lib.stride_tricks import as_strided
@@ -17,7 +19,7 @@ from .dense import column_sums
 from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels
 from .jit import compiled, inlined, kernel
 from .optim import squares
-from .parallel import Scratch, get_num_threads, launch, share
+from .parallel import Scratch, address_of, get_num_threads, launch, share
 from .simd import (
     VECTORS,
     address_at,
@@ -376,7 +378,7 @@ def sums_part(part, parts, job, like):
 
 
 def _address(array):
-    return 0 if array is None else array.ctypes.data
+    return 0 if array is None else address_of(array)
 
 
 def _strides(array):
@@ -400,7 +402,7 @@ _scratch = Scratch()
 
 def _rooms(dtype, *sizes):
     """Flat arrays of these sizes, one after another in this Python thread's scratch."""
-    ends = np.cumsum(sizes)
+    ends = list(accumulate(sizes))
     room = _scratch(dtype, ends[-1])[0]
     return [room[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
@@ -433,9 +435,8 @@ def _in_time(part, w_hh, w_proj, rooms, operations, h_0, c_0, offsets, **fields)
     fields["w_hh"], fields["w_hh_row"], fields["w_hh_col"] = _readable(w_hh, hh_room, steps)
     if w_proj is not None:
         fields["w_proj"], fields["w_proj_row"], fields["w_proj_col"] = _readable(w_proj, proj_room, steps)
-    job = np.zeros(1, LSTM)
-    for name, value in fields.items():
-        job[0][name] = value if isinstance(value, int) else _address(value)
+    values = [fields.get(name, 0) for name in LSTM.names]
+    job = np.array([value if isinstance(value, int) else _address(value) for value in values])
     # a single sequence has nothing to share
     launch(part, dtype, job, operations if n > 1 else 0)
 
