@@ -183,11 +183,13 @@ def run_rows(
     *,
     cells: bool = False,
     keep: bool = True,
+    once: bool = False,
     empty: Callable[..., Any] = np.empty,
 ) -> tuple[Any, Callable[..., Arrays]]:
     """The LSTM over rows xs (R, C) into h (R, P), h_n and c_n: (c (R, H) or None, backward).
 
     backward(gradients, dh, dh_n, dc_n, dxs, squares) overwrites gradients, and dxs and squares if given, and returns (dh_0, dc_0).
+    Where it is called once only it takes the gates' memory for its own, the largest of all.
     """
     ops, dtype, hidden = kernels(), xs.dtype, sizes(weights)[0]
     order, offsets = batch.order, batch.offsets
@@ -203,11 +205,15 @@ def run_rows(
         dxs: np.ndarray | None,
         squares: np.ndarray | None = None,
     ) -> Arrays:
-        dz = empty(gates.shape, dtype)
+        nonlocal gates
+        if gates is None:
+            raise RuntimeError("LSTM: backward has run; it runs once for each forward in training")
+        saved, gates = gates, None if once else gates
+        dz = saved if once else empty(saved.shape, dtype)
         dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
         ops.lstm_backward(
             dh, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
-            bool(reverse), gates, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
+            bool(reverse), saved, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
         )  # fmt: skip
         return dh_0, dc_0
 

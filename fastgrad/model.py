@@ -58,7 +58,8 @@ class Model:
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         """(y, backward); backward(dy) overwrites the gradients and returns dx.
 
-        With training, y, dx and all between are the model's own memory, valid until the next such forward.
+        With training, y, dx and all between are the model's own memory, valid until the next such forward, and an LSTM goes back
+        once only: it takes the memory of what it has read.
         With logits, a last softmax or sigmoid is left out.
         """
         raise NotImplementedError

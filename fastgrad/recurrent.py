@@ -127,7 +127,7 @@ class LSTM(SequenceModel):
             for way in range(self.directions):
                 i = layer * self.directions + way
                 arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
-                ways_back.append(run_rows(*arrays, keep=keep, empty=empty)[1])
+                ways_back.append(run_rows(*arrays, keep=keep, once=training, empty=empty)[1])
             if keep:
                 layers.append((xs.shape, ways_back, mask))
         y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch, empty)

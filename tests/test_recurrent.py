@@ -501,3 +501,19 @@ def test_bad_input_changes_nothing(in_force):
     refuses(ValueError, message, rows.run, x[:, 0].astype(np.float32), [None])
     model = Sequential(LSTM(3, 2), Dense(2, 2))
     refuses(ValueError, "Sequential: state must have length 2, got 1", model.run, x.astype(np.float32), [None])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"peephole": True}, {"proj_size": 3}, {"peephole": True, "bidirectional": True}]
+)
+def test_training_takes_the_gates_memory_and_makes_the_same_gradients(in_force, dtype, rng, options):
+    model = fg.nn.LSTM(4, 9, num_layers=2, dtype=dtype.name, **options)
+    x = rng.standard_normal((5, 7, 4)).astype(dtype)
+    found = []
+    for training in (False, True):
+        y, backward = model.forward(x, training, lengths=[7, 2, 0, 5, 7])
+        dx = backward(np.cos(y))
+        found.append([bits(a) for a in (y, dx, model.grads)])
+    assert found[0] == found[1]
+    with pytest.raises(RuntimeError, match="backward has run"):
+        backward(np.cos(y))

@@ -159,14 +159,7 @@ def add(a, b):
 
 
 @inlined
-def gates_slopes(i, f, g, o, tanh_c, before, dr, dz_o_peephole, dc):
-    one = real(1, i)
-    dc = dc + dr * o * (one - tanh_c * tanh_c) + dz_o_peephole
-    return dc * g * i * (one - i), dc * before * f * (one - f), dc * i * (one - g * g), dc * f
-
-
-@inlined
-def gates_slopes_plain(i, f, g, o, tanh_c, before, dr, dc):
+def gates_slopes(i, f, g, o, tanh_c, before, dr, dc):
     """dz of all four gates, and dc of the step before."""
     one = real(1, i)
     dc = dc + dr * o * (one - tanh_c * tanh_c)
@@ -176,13 +169,12 @@ def gates_slopes_plain(i, f, g, o, tanh_c, before, dr, dc):
 
 
 @inlined
-def output_slope(o, tanh_c, dr):
-    return (dr * tanh_c * o * (real(1, o) - o),)
-
-
-@inlined
-def add_two(dc, p_i, dz_i, p_f, dz_f):
-    return (dc + (p_i * dz_i + p_f * dz_f),)
+def gates_slopes_peeping(i, f, g, o, tanh_c, before, dr, dc, p_i, p_f, p_o):
+    one = real(1, i)
+    dz_o = dr * tanh_c * o * (one - o)
+    dc = dc + dr * o * (one - tanh_c * tanh_c) + p_o * dz_o
+    dz_i, dz_f, dz_g = dc * g * i * (one - i), dc * before * f * (one - f), dc * i * (one - g * g)
+    return dz_i, dz_f, dz_g, dz_o, dc * f + (p_i * dz_i + p_f * dz_f)
 
 
 @compiled
@@ -304,10 +296,10 @@ def lstm_backward_part(part, parts, job, like):
             gates, tanh_c = advance(pointer(g.gates, like), row * 4 * H), advance(pointer(g.tanh_c, like), row * H)
             dz, dc = advance(pointer(g.dz, like), row * 4 * H), advance(state_dc, i * H)
             dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * P)
-            gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
             if g.w_proj:
                 r = advance(pointer(g.r, like), row * H)
                 zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,))
+            gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
         dz = advance(pointer(g.dz, like), first * 4 * H)
         product(g, part, rows, P, 4 * H, dz, parts * 4 * H, g.w_hh, g.w_hh_row, g.w_hh_col, none, state_dh, P)
     for i in range(mine):
@@ -332,15 +324,12 @@ def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
     """One row's dr and dc to its dz, and dc of the step before, in place."""
     i, f, g, o = gates, advance(gates, H), advance(gates, 2 * H), advance(gates, 3 * H)
     dz_i, dz_f, dz_g, dz_o = dz, advance(dz, H), advance(dz, 2 * H), advance(dz, 3 * H)
-    if not peeps:
-        sources = i, f, g, o, tanh_c, c_before, dr, dc
-        zipped(gates_slopes_plain, H, sources, (dz_i, dz_f, dz_g, dz_o, dc))
-        return
-    zipped(output_slope, H, (o, tanh_c, dr), (dz_o,))
-    # dz_g is room for p_o dz_o
-    zipped(times, H, (advance(peephole, 2 * H), dz_o), (dz_g,))
-    zipped(gates_slopes, H, (i, f, g, o, tanh_c, c_before, dr, dz_g, dc), (dz_i, dz_f, dz_g, dc))
-    zipped(add_two, H, (dc, peephole, dz_i, advance(peephole, H), dz_f), (dc,))
+    sources, targets = (i, f, g, o, tanh_c, c_before, dr, dc), (dz_i, dz_f, dz_g, dz_o, dc)
+    if peeps:
+        peepholes = peephole, advance(peephole, H), advance(peephole, 2 * H)
+        zipped(gates_slopes_peeping, H, sources + peepholes, targets)
+    else:
+        zipped(gates_slopes, H, sources, targets)
 
 
 SUMS = np.dtype([(name, "i8") for name in "rows H n steps order offsets reverse dz c c_0 db dpeephole".split()])
@@ -460,7 +449,8 @@ def lstm_backward(
 ):  # fmt: skip
     """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients, which are overwritten.
 
-    dz (R, 4H) is room; dxs (R, C) and squares (R,) may be None; db, dpeephole and dw_proj are None where the forward had none.
+    dz (R, 4H) is room, and may be gates; dxs (R, C) and squares (R,) may be None; db, dpeephole and dw_proj are None where the
+    forward had none.
     """
     (n, P), H, dtype, (rows, C) = h_0.shape, c_0.shape[1], xs.dtype, xs.shape
     peephole, h_0, c_0, dh_n, dc_n = (

@@ -76,14 +76,14 @@ def lstm_backward(
 ):  # fmt: skip
     """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients, which are overwritten.
 
-    dz (R, 4H) is room; dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t, may be None; db, dpeephole and
-    dw_proj are None where the forward had none.
+    dz (R, 4H) is room, and may be gates; dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t, may be None;
+    db, dpeephole and dw_proj are None where the forward had none.
     """
     hidden = c_0.shape[1]
     state_dh = np.zeros_like(h_0) if dh_n is None else dh_n[order]
     state_dc = np.zeros_like(c_0) if dc_n is None else dc_n[order]
     h_before, c_before = before(h, h_0, order, offsets, reverse), before(c, c_0, order, offsets, reverse)
-    i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
+    i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(4))
     dz_i, dz_f, dz_g, dz_o = (dz[:, k * hidden : (k + 1) * hidden] for k in range(4))
     dr_all = np.empty((len(h), h_0.shape[1]), h.dtype)  # every step's whole dL/dh_t
     with np.errstate(over="ignore", invalid="ignore"):
