@@ -196,9 +196,8 @@ def lstm_forward_part(part, parts, job, like):
     # a row each of c and tanh c where they are not kept
     rows_of_c = np.empty_like(carray(r, 2 * H))
     spare = data(rows_of_c)
-    for i in range(mine):
-        copy_row(P, advance(pointer(g.h_0, like), order[part + i * parts] * P), advance(state_h, i * P))
-        copy_row(H, advance(pointer(g.c_0, like), order[part + i * parts] * H), advance(state_c, i * H))
+    read_states(part, parts, order, P, g.h_0, state_h)
+    read_states(part, parts, order, H, g.c_0, state_c)
     for s in range(g.steps):
         t = g.steps - 1 - s if g.reverse else s
         rows, first = under_way(part, parts, offsets[t + 1] - offsets[t]), offsets[t] + part
@@ -217,9 +216,8 @@ def lstm_forward_part(part, parts, job, like):
             product(g, part, rows, P, H, r, H, g.w_proj, g.w_proj_row, g.w_proj_col, none, h, h_row)
         for i in range(rows):
             copy_row(P, advance(h, i * h_row), advance(state_h, i * P))
-    for i in range(mine):
-        copy_row(P, advance(state_h, i * P), advance(pointer(g.h_n, like), order[part + i * parts] * P))
-        copy_row(H, advance(state_c, i * H), advance(pointer(g.c_n, like), order[part + i * parts] * H))
+    write_states(part, parts, order, P, state_h, g.h_n)
+    write_states(part, parts, order, H, state_c, g.c_n)
     keep(rows_of_c)
 
 
@@ -234,6 +232,26 @@ def copy_row(n, source, target):
     of, to = carray(source, n), carray(target, n)
     for j in range(n):
         to[j] = of[j]
+
+
+@compiled
+def read_states(part, parts, order, columns, source, states):
+    """The rows of the part's sequences, in its order; zeros where there is no source."""
+    for i in range(under_way(part, parts, len(order))):
+        row = advance(states, i * columns)
+        if source:
+            copy_row(columns, advance(pointer(source, states), order[part + i * parts] * columns), row)
+        else:
+            values = carray(row, columns)
+            for j in range(columns):
+                values[j] = 0
+
+
+@compiled
+def write_states(part, parts, order, columns, states, target):
+    for i in range(under_way(part, parts, len(order))):
+        row = advance(pointer(target, states), order[part + i * parts] * columns)
+        copy_row(columns, advance(states, i * columns), row)
 
 
 @compiled
@@ -263,10 +281,8 @@ def lstm_backward_part(part, parts, job, like):
     state_dh = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n))
     state_dc = advance(state_dh, mine * P)
     dr = advance(state_dc, mine * H)
-    for i in range(mine):
-        n = order[part + i * parts]
-        start_row(P, g.dh_n, n, advance(state_dh, i * P), like)
-        start_row(H, g.dc_n, n, advance(state_dc, i * H), like)
+    read_states(part, parts, order, P, g.dh_n, state_dh)
+    read_states(part, parts, order, H, g.dc_n, state_dc)
     for s in range(g.steps):
         t = s if g.reverse else g.steps - 1 - s
         other = t + 1 if g.reverse else t - 1
@@ -302,21 +318,8 @@ def lstm_backward_part(part, parts, job, like):
             gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
         dz = advance(pointer(g.dz, like), first * 4 * H)
         product(g, part, rows, P, 4 * H, dz, parts * 4 * H, g.w_hh, g.w_hh_row, g.w_hh_col, none, state_dh, P)
-    for i in range(mine):
-        n = order[part + i * parts]
-        copy_row(P, advance(state_dh, i * P), advance(pointer(g.dh_0, like), n * P))
-        copy_row(H, advance(state_dc, i * H), advance(pointer(g.dc_0, like), n * H))
-
-
-@compiled
-def start_row(count, source, n, target, like):
-    """Row n of an upstream gradient, or zeros."""
-    if source:
-        copy_row(count, advance(pointer(source, like), n * count), target)
-        return
-    to = carray(target, count)
-    for j in range(count):
-        to[j] = 0
+    write_states(part, parts, order, P, state_dh, g.dh_0)
+    write_states(part, parts, order, H, state_dc, g.dc_0)
 
 
 @compiled
