@@ -517,3 +517,12 @@ def test_training_takes_the_gates_memory_and_makes_the_same_gradients(in_force, 
     assert found[0] == found[1]
     with pytest.raises(RuntimeError, match="backward has run"):
         backward(np.cos(y))
+
+
+def test_no_more_is_held_for_backward_than_gates_cells_and_the_input(in_force, rng):
+    rows, columns, hidden = 8 * 50, 16, 32
+    model = fg.nn.LSTM(columns, hidden)
+    y, _ = model.forward(rng.standard_normal((8, 50, columns), np.float32), training=True)
+    states = 4 * 8 * hidden
+    held = sum(array.size for array in model._buffers._flat) - y.size - states
+    assert held == rows * (4 * hidden + hidden + hidden + columns)
