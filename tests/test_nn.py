@@ -213,15 +213,22 @@ def test_inputs_outputs_and_results_outside_training_are_independent(in_force):
     assert not np.shares_memory(chain(x), chain(x))
 
 
-def test_any_number_of_threads_may_predict_at_once(in_force):
-    chain = DenseChain([64, 64, 64, 10], output="softmax", seed=0)
-    xs = np.random.default_rng(0).standard_normal((8, 100, 64)).astype(np.float32)
-    expected = [bits(chain(x)) for x in xs]
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (DenseChain([64, 64, 64, 10], output="softmax", seed=0), (8, 100, 64)),
+        (fg.nn.LSTM(3, 20, 2, True, seed=0), (6, 5, 7, 3)),
+    ],
+    ids=["chain", "lstm"],
+)
+def test_any_number_of_threads_may_predict_at_once(in_force, model, shape):
+    xs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = [bits(model(x)) for x in xs]
     wrong = []
 
     def predict(x, result):
         with fg.use_backend(in_force):
-            wrong.extend(1 for _ in range(20) if bits(chain.predict(x)) != result)
+            wrong.extend(1 for _ in range(20) if bits(model.predict(x)) != result)
 
     threads = [threading.Thread(target=predict, args=pair) for pair in zip(xs, expected, strict=True)]
     for thread in threads:

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -400,24 +399,6 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(in_force):
         for n, end in enumerate(lengths):
             alone = layer.predict(x[n : n + 1, :end])[0]
             assert bits(alone) == bits(together[n] if pool else together[n, :end])
-
-
-def test_any_number_of_threads_may_predict_at_once(in_force):
-    layer = LSTM(3, 20, 2, True, seed=0)
-    xs = [batch("float32") + i for i in range(6)]
-    expected = [bits(layer(x)) for x in xs]
-    wrong = []
-
-    def predict(x, result):
-        with fg.use_backend(in_force):
-            wrong.extend(1 for _ in range(20) if bits(layer.predict(x)) != result)
-
-    threads = [threading.Thread(target=predict, args=pair) for pair in zip(xs, expected, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

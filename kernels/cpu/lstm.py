@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import vmath
 from .dense import column_sums
-from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels
+from .gemm import GEMM, SCRATCH, copy_strided, describe, gemm_part, pack_b, panel_tiles, panels
 from .jit import compiled, inlined, kernel
 from .optim import squares
 from .parallel import Scratch, address_of, get_num_threads, launch, share
@@ -25,6 +25,7 @@ from .simd import (
     address_at,
     advance,
     call,
+    copy,
     data,
     each,
     keep,
@@ -55,6 +56,13 @@ def offsets_of(job):
     return carray(void_pointer(job.offsets), job.steps + 1, np.int64)
 
 
+@inlined
+def clear(n, target):
+    to = carray(target, n)
+    for j in range(n):
+        to[j] = 0
+
+
 @kernel(ROWS_COPY)
 def gather_part(part, parts, job, like):
     """The part's steps of x, which has any strides, to rows."""
@@ -64,14 +72,7 @@ def gather_part(part, parts, job, like):
     for t in range(lo, hi):
         for p in range(offsets[t + 1] - offsets[t]):
             of = advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t)
-            to = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.row), g.columns)
-            if g.x_c == 1:
-                values = carray(of, g.columns)
-                for j in range(g.columns):
-                    to[j] = values[j]
-            else:
-                for j in range(g.columns):
-                    to[j] = carray(advance(of, j * g.x_c), 1)[0]
+            copy_strided(g.columns, of, g.x_c, advance(pointer(g.rows, like), (offsets[t] + p) * g.row))
 
 
 @kernel(ROWS_COPY)
@@ -83,14 +84,11 @@ def scatter_part(part, parts, job, like):
     for t in range(lo, hi):
         n = offsets[t + 1] - offsets[t]
         for p in range(g.n):
-            to = carray(advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t), g.columns)
+            to = advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t)
             if p < n:
-                of = carray(advance(pointer(g.rows, like), (offsets[t] + p) * g.row), g.columns)
-                for j in range(g.columns):
-                    to[j] = of[j]
+                copy(g.columns, advance(pointer(g.rows, like), (offsets[t] + p) * g.row), to)
             else:
-                for j in range(g.columns):
-                    to[j] = 0
+                clear(g.columns, to)
 
 
 def gather_rows(x, order, offsets, rows):
@@ -215,7 +213,7 @@ def lstm_forward_part(part, parts, job, like):
         if g.w_proj:
             product(g, part, rows, P, H, r, H, g.w_proj, g.w_proj_row, g.w_proj_col, none, h, h_row)
         for i in range(rows):
-            copy_row(P, advance(h, i * h_row), advance(state_h, i * P))
+            copy(P, advance(h, i * h_row), advance(state_h, i * P))
     write_states(part, parts, order, P, state_h, g.h_n)
     write_states(part, parts, order, H, state_c, g.c_n)
     keep(rows_of_c)
@@ -228,30 +226,21 @@ def sum_before(part, parts, n):
 
 
 @compiled
-def copy_row(n, source, target):
-    of, to = carray(source, n), carray(target, n)
-    for j in range(n):
-        to[j] = of[j]
-
-
-@compiled
 def read_states(part, parts, order, columns, source, states):
     """The rows of the part's sequences, in its order; zeros where there is no source."""
     for i in range(under_way(part, parts, len(order))):
         row = advance(states, i * columns)
         if source:
-            copy_row(columns, advance(pointer(source, states), order[part + i * parts] * columns), row)
+            copy(columns, advance(pointer(source, states), order[part + i * parts] * columns), row)
         else:
-            values = carray(row, columns)
-            for j in range(columns):
-                values[j] = 0
+            clear(columns, row)
 
 
 @compiled
 def write_states(part, parts, order, columns, states, target):
     for i in range(under_way(part, parts, len(order))):
         row = advance(pointer(target, states), order[part + i * parts] * columns)
-        copy_row(columns, advance(states, i * columns), row)
+        copy(columns, advance(states, i * columns), row)
 
 
 @compiled
@@ -295,7 +284,7 @@ def lstm_backward_part(part, parts, job, like):
             if g.squares:
                 carray(void_pointer(g.squares), row + 1, np.float64)[row] = squares(dh, P)
             if g.w_proj:
-                copy_row(P, dh, advance(pointer(g.total, like), row * P))
+                copy(P, dh, advance(pointer(g.total, like), row * P))
         if g.w_proj:
             product(g, part, rows, H, P, state_dh, P, g.w_proj, g.w_proj_row, g.w_proj_col, none, dr, H)
         for i in range(rows):
@@ -305,8 +294,8 @@ def lstm_backward_part(part, parts, job, like):
                 at = offsets[other] + part + i * parts
                 h_before, c_before = advance(pointer(g.h, like), at * g.h_row), advance(pointer(g.c, like), at * H)
             inputs = advance(pointer(g.inputs, like), row * (g.C + P + g.ones))
-            copy_row(g.C, advance(pointer(g.xs, like), row * g.xs_row), inputs)
-            copy_row(P, h_before, advance(inputs, g.C))
+            copy(g.C, advance(pointer(g.xs, like), row * g.xs_row), inputs)
+            copy(P, h_before, advance(inputs, g.C))
             if g.ones:
                 carray(advance(inputs, g.C + P), 1)[0] = 1
             gates, tanh_c = advance(pointer(g.gates, like), row * 4 * H), advance(pointer(g.tanh_c, like), row * H)
@@ -352,9 +341,7 @@ def sums_part(part, parts, job, like):
     n, offsets, order = hi - lo, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     sums = advance(pointer(g.dpeephole, like), lo)
     for k in range(3):
-        to = carray(advance(sums, k * H), n)
-        for j in range(n):
-            to[j] = 0
+        clear(n, advance(sums, k * H))
     for t in range(g.steps):
         other = t + 1 if g.reverse else t - 1
         earlier = offsets[other + 1] - offsets[other] if 0 <= other < g.steps else 0
