@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad import check
-from fastgrad.lstm import Batch, rows_of
 from fastgrad.model import Model
+from fastgrad.rows import Batch, rows_of
 
 
 class Data(NamedTuple):

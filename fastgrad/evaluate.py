@@ -4,8 +4,8 @@ import numpy as np
 
 from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows
-from fastgrad.lstm import rows_of, sequences
 from fastgrad.model import Model
+from fastgrad.rows import rows_of, sequences
 from fastgrad.steps import FUSED
 
 # rows, or steps of sequences, looked at in one go, so that memory does not grow with the data

@@ -10,6 +10,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.model import views
+from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -22,15 +23,6 @@ class Weights(NamedTuple):
     b: np.ndarray | None = None
     peephole: np.ndarray | None = None
     w_proj: np.ndarray | None = None
-
-
-class Batch(NamedTuple):
-    """Which step of which sequence a row is: see kernels/reference/lstm.py."""
-
-    order: np.ndarray
-    offsets: np.ndarray
-    shape: tuple[int, int]  # N, T
-    full: bool  # every sequence has T steps
 
 
 def lstm(
@@ -126,19 +118,18 @@ def run(
     *,
     cells: bool = False,
     keep: bool = True,
-    empty: Callable[..., Any] = np.empty,
 ) -> tuple[Arrays, Callable[..., Arrays]]:
-    """The LSTM over checked arrays, its buffers from `empty`; without keep there is no way back.
+    """The LSTM over checked arrays; without keep there is no way back.
 
     backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it and returns (dx, dh_0, dc_0).
     """
     dtype = x.dtype
-    xs = rows_of(x, batch, empty)  # (R, C)
-    h = empty((len(xs), sizes(weights)[1]), dtype)
-    h_n, c_n = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
-    c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep, empty=empty)
-    y = sequences_of(h, batch, empty)
-    result = (y, h_n, c_n, sequences_of(c, batch, empty)) if cells else (y, h_n, c_n)
+    xs = rows_of(x, batch, np.empty)  # (R, C)
+    h = np.empty((len(xs), sizes(weights)[1]), dtype)
+    h_n, c_n = np.empty(h_0.shape, dtype), np.empty(c_0.shape, dtype)
+    c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep)
+    y = sequences_of(h, batch, np.empty)
+    result = (y, h_n, c_n, sequences_of(c, batch, np.empty)) if cells else (y, h_n, c_n)
 
     def backward(
         gradients: Weights,
@@ -153,19 +144,19 @@ def run(
                 f"{op}: backward needs at least one of {'dy, ' if op == 'lstm' else ''}{names[0]}, {names[1]}"
             )
         if dy is not None:
-            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch, empty)
+            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch, np.empty)
         if dh_n is not None:
             dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
         if dc_n is not None:
             dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
         if step_norms is not None:
             check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
-        dxs = empty(xs.shape, dtype)
+        dxs = np.empty(xs.shape, dtype)
         squares = None if step_norms is None else np.empty(len(xs))
         dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares)
         if step_norms is not None and squares is not None:
             step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in pairwise(batch.offsets)]
-        return sequences_of(dxs, batch, empty), dh_0, dc_0
+        return sequences_of(dxs, batch, np.empty), dh_0, dc_0
 
     return result, backward
 
@@ -266,36 +257,3 @@ def states(
         for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
     ]
     return given[0], given[1]
-
-
-def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
-    """The rows of a batch (N, T) with these lengths, longest first."""
-    n, steps = shape
-    if lengths is None:
-        return Batch(np.arange(n), n * np.arange(steps + 1), (n, steps), True)
-    found = check.lengths(op, "lengths", lengths, n, steps)
-    order = np.argsort(-found, kind="stable")
-    # of each step, how many sequences reach it
-    under_way = n - np.searchsorted(np.sort(found), np.arange(steps), side="right")
-    offsets = np.concatenate([[0], np.cumsum(under_way)])
-    return Batch(order, offsets, (n, steps), bool(offsets[-1] == n * steps))
-
-
-def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
-    """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
-    by_step = x.transpose(1, 0, 2)
-    if batch.full and by_step.flags.c_contiguous:
-        return by_step.reshape(int(batch.offsets[-1]), x.shape[2])
-    rows = empty((int(batch.offsets[-1]), x.shape[2]), x.dtype)
-    kernels().gather_rows(x, batch.order, batch.offsets, rows)
-    return rows
-
-
-def sequences_of(rows: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
-    """x (N, T, C) of rows (R, C): a view where all sequences are full."""
-    n, steps = batch.shape
-    if batch.full:
-        return rows.reshape(steps, n, rows.shape[1]).transpose(1, 0, 2)
-    x = empty((n, steps, rows.shape[1]), rows.dtype)
-    kernels().scatter_rows(rows, batch.order, batch.offsets, x)
-    return x

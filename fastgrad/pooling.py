@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.lstm import Batch, rows_of, sequences_of
+from fastgrad.rows import Batch, rows_of, sequences_of
 
 Empty = Callable[..., Any]
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]

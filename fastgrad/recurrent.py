@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.lstm import Batch, Weights, rows_of, run_rows, sequences, sequences_of
+from fastgrad.lstm import Weights, run_rows
 from fastgrad.model import Backward, generator, views
 from fastgrad.pooling import POOLS, Unpool
+from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 from fastgrad.sequences import SequenceModel
 
 State = tuple[np.ndarray, np.ndarray]

@@ -12,9 +12,9 @@ import numpy as np
 from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
-from fastgrad.lstm import rows_of, sequences, sequences_of
 from fastgrad.model import Buffers, Model
 from fastgrad.nn import DenseChain
+from fastgrad.rows import rows_of, sequences, sequences_of
 
 # losses taken from the logits where the model ends in this activation
 FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
