@@ -1,15 +1,13 @@
 """The LSTM: whole sequences of any lengths, and one step of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
-from fastgrad.model import views
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 
 Arrays = tuple[np.ndarray, ...]
@@ -90,7 +88,8 @@ def lstm_cell(
     """One step of an LSTM: x (N, C) and the states h (N, P) and c (N, H); the weights are those of lstm.
 
     Returns ((h, c), backward) with the new states; backward(dh, dc), either of which may be left out, returns the gradients of the
-    given inputs, in the order x, h, c, w_ih, w_hh, b, peephole, w_proj.
+    given inputs, in the order x, h, c, w_ih, w_hh, b, peephole, w_proj. Given `gradients`, C-contiguous arrays like the weights, it
+    adds those of the weights to them, in place, as a loop over steps needs it, and returns the others only.
     Raises TypeError and ValueError, naming the argument.
     """
     op = "lstm_cell"
@@ -99,10 +98,14 @@ def lstm_cell(
     h, c = states(op, len(x), weights, h, c, ("h", "c"))
     (_, h_n, c_n), run_backward = run(op, x[:, None], weights, h, c, sequences(op, (len(x), 1), None))
 
-    def backward(dh: np.ndarray | None = None, dc: np.ndarray | None = None) -> Arrays:
-        gradients = like(weights)
-        dx, dh_before, dc_before = run_backward(gradients, None, dh, dc, names=("dh", "dc"))
-        return dx[:, 0], dh_before, dc_before, *(gradient for gradient in gradients if gradient is not None)
+    def backward(
+        dh: np.ndarray | None = None, dc: np.ndarray | None = None, *, gradients: Sequence[np.ndarray] | None = None
+    ) -> Arrays:
+        made = like(weights) if gradients is None else checked_gradients(op, gradients, weights)
+        names = "dh", "dc"
+        dx, dh_before, dc_before = run_backward(made, None, dh, dc, names=names, accumulate=gradients is not None)
+        states = dx[:, 0], dh_before, dc_before
+        return states if gradients is not None else (*states, *(a for a in made if a is not None))
 
     return (h_n, c_n), backward
 
@@ -121,7 +124,8 @@ def run(
 ) -> tuple[Arrays, Callable[..., Arrays]]:
     """The LSTM over checked arrays; without keep there is no way back.
 
-    backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it and returns (dx, dh_0, dc_0).
+    backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it, or adds to them if they accumulate, and
+    returns (dx, dh_0, dc_0).
     """
     dtype = x.dtype
     xs = rows_of(x, batch, np.empty)  # (R, C)
@@ -138,6 +142,7 @@ def run(
         dc_n: np.ndarray | None = None,
         step_norms: np.ndarray | None = None,
         names: tuple[str, str] = ("dh_n", "dc_n"),
+        accumulate: bool = False,
     ) -> Arrays:
         if dy is None and dh_n is None and dc_n is None:
             raise TypeError(
@@ -153,7 +158,7 @@ def run(
             check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
         dxs = np.empty(xs.shape, dtype)
         squares = None if step_norms is None else np.empty(len(xs))
-        dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares)
+        dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares, accumulate)
         if step_norms is not None and squares is not None:
             step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in pairwise(batch.offsets)]
         return sequences_of(dxs, batch, np.empty), dh_0, dc_0
@@ -179,7 +184,8 @@ def run_rows(
 ) -> tuple[Any, Callable[..., Arrays]]:
     """The LSTM over rows xs (R, C) into h (R, P), h_n and c_n: (c (R, H) or None, backward).
 
-    backward(gradients, dh, dh_n, dc_n, dxs, squares) overwrites gradients, and dxs and squares if given, and returns (dh_0, dc_0).
+    backward(gradients, dh, dh_n, dc_n, dxs, squares) overwrites gradients, or adds to them if they accumulate, overwrites dxs and
+    squares if given, and returns (dh_0, dc_0).
     Where it is called once only it takes the gates' memory for its own, the largest of all.
     """
     ops, dtype, hidden = kernels(), xs.dtype, sizes(weights)[0]
@@ -195,6 +201,7 @@ def run_rows(
         dc_n: np.ndarray | None,
         dxs: np.ndarray | None,
         squares: np.ndarray | None = None,
+        accumulate: bool = False,
     ) -> Arrays:
         nonlocal gates
         if gates is None:
@@ -202,9 +209,10 @@ def run_rows(
         saved, gates = gates, None if once else gates
         dz = saved if once else empty(saved.shape, dtype)
         dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+        dh_n, dc_n = (None if a is None else check.contiguous(a) for a in (dh_n, dc_n))
         ops.lstm_backward(
             dh, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
-            bool(reverse), saved, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares,
+            bool(reverse), saved, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares, accumulate,
         )  # fmt: skip
         return dh_0, dc_0
 
@@ -212,11 +220,24 @@ def run_rows(
 
 
 def like(weights: Weights) -> Weights:
-    """Uninitialised arrays of the weights' shapes, one after another in memory, so that kernels can make several at once."""
-    shapes = {name: w.shape for name, w in zip(Weights._fields, weights, strict=True) if w is not None}
-    flat = np.empty(sum(prod(shape) for shape in shapes.values()), weights.w_ih.dtype)
-    found = views(flat, shapes)
-    return Weights._make(found.get(name) for name in Weights._fields)
+    """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
+    w_ih, w_hh, b, peephole, w_proj = weights
+    C, P = len(w_ih), len(w_hh)
+    w = np.empty((C + P + (b is not None), w_ih.shape[1]), w_ih.dtype)
+    others = (None if a is None else np.empty(a.shape, a.dtype) for a in (peephole, w_proj))
+    return Weights(w[:C], w[C : C + P], None if b is None else w[-1], *others)
+
+
+def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: Weights) -> Weights:
+    """The caller's arrays for the gradients of the weights that there are."""
+    names = [name for name, w in zip(Weights._fields, weights, strict=True) if w is not None]
+    check.each(op, "gradients", gradients, len(names))
+    for name, gradient in zip(names, gradients, strict=True):
+        w = getattr(weights, name)
+        check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w.dtype)
+        if not gradient.flags.carray:
+            raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
+    return Weights(**dict(zip(names, gradients, strict=True)))
 
 
 def sizes(weights: Weights) -> tuple[int, int]:
@@ -228,21 +249,21 @@ def sizes(weights: Weights) -> tuple[int, int]:
 def checked_weights(op: str, x: np.ndarray, weights: Weights) -> Weights:
     """Weights for inputs of x's last width and dtype."""
     dtype = x.dtype
-    w_ih = check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), dtype)
+    w_ih = check.contiguous(check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), dtype))
     columns = w_ih.shape[1]
     if columns % 4:
         raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
     hidden = columns // 4
     b, peephole, w_proj = weights.b, weights.peephole, weights.w_proj
     if w_proj is not None:
-        w_proj = check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), dtype)
+        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), dtype))
     projected = hidden if w_proj is None else w_proj.shape[1]
     form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = check.array(op, "w_hh", weights.w_hh, form, (projected, columns), dtype)
+    w_hh = check.contiguous(check.array(op, "w_hh", weights.w_hh, form, (projected, columns), dtype))
     if b is not None:
-        b = check.array(op, "b", b, "(4H,)", (columns,), dtype)
+        b = check.contiguous(check.array(op, "b", b, "(4H,)", (columns,), dtype))
     if peephole is not None:
-        peephole = check.array(op, "peephole", peephole, "(3, H)", (3, hidden), dtype)
+        peephole = check.contiguous(check.array(op, "peephole", peephole, "(3, H)", (3, hidden), dtype))
     return Weights(w_ih, w_hh, b, peephole, w_proj)
 
 
@@ -253,7 +274,9 @@ def states(
     hidden, projected = sizes(weights)
     dtype = weights.w_ih.dtype
     given = [
-        np.zeros((n, size), dtype) if value is None else check.array(op, name, value, form, (n, size), dtype)
+        np.zeros((n, size), dtype)
+        if value is None
+        else check.contiguous(check.array(op, name, value, form, (n, size), dtype))
         for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
     ]
     return given[0], given[1]

@@ -111,7 +111,8 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
-        return {name: value for name, value in vars(self).items() if name not in ("_weights", "_biases", "_buffers")}
+        rebuilt = "_weights", "_biases", "_gradients", "_buffers"
+        return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign

@@ -89,14 +89,13 @@ class LSTM(SequenceModel):
 
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, self.dtype)
-            weights = self._weights_of(self._grads)
             dh, dh_n = unpool(dy)
             for layer, (shape, ways_back, mask) in reversed(list(enumerate(layers))):
                 dxs: list[Any] = [empty(shape, self.dtype) if layer or dx else None for _ in ways_back]
                 for way, way_back in enumerate(ways_back):
                     part = self._columns(way)
                     upstream = (None if a is None else a[:, part] for a in (dh, dh_n))
-                    way_back(weights[layer * self.directions + way], *upstream, None, dxs[way])
+                    way_back(self._gradients[layer * self.directions + way], *upstream, None, dxs[way])
                 if len(dxs) == 2 and dxs[0] is not None:
                     dxs[0] += dxs[1]
                 if mask is not None:
@@ -161,7 +160,7 @@ class LSTM(SequenceModel):
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
-        self._weights = self._weights_of(params)
+        self._weights, self._gradients = self._weights_of(params), self._weights_of(grads)
 
     def _weights_of(self, flat: np.ndarray) -> list[Weights]:
         found = views(flat, self._shapes)

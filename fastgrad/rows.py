@@ -34,7 +34,7 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
 def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
     """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
     by_step = x.transpose(1, 0, 2)
-    if batch.full and by_step.flags.c_contiguous:
+    if batch.full and by_step.flags.carray:
         return by_step.reshape(int(batch.offsets[-1]), x.shape[2])
     rows = empty((int(batch.offsets[-1]), x.shape[2]), x.dtype)
     kernels().gather_rows(x, batch.order, batch.offsets, rows)

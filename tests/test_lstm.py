@@ -572,6 +572,32 @@ def test_cell_gradients_are_central_differences(in_force, options, rng):
         assert_close("numerical", gradient, numerical_gradient(value, array), size=10)
 
 
+@pytest.mark.parametrize("options", ["plain", "no_bias", "peephole", "projection", "wide_projection"])
+@pytest.mark.parametrize(("n", "hidden"), [(1, 5), (7, 9), (33, 64)], ids=str)
+def test_a_cell_stepped_back_adds_up_the_gradients_of_the_sequence(in_force, dtype, options, n, hidden, rng):
+    p = random_lstm(rng, n, 5, 3, hidden, dtype, **OPTIONS[options])
+    weights = p.named(("w_ih", "w_hh", "b", "peephole", "w_proj"))
+    h, c, ways_back = p.h_0, p.c_0, []
+    for t in range(5):
+        (h, c), backward = fg.lstm_cell(p.x[:, t], h, c, **weights)
+        ways_back.append(backward)
+    # apart from each other, and not zero at first
+    gradients = [rng.standard_normal(w.shape).astype(dtype) for w in weights.values()]
+    before = [gradient.copy() for gradient in gradients]
+    dh, dc, dxs = p.dh_n, p.dc_n, []
+    for t in reversed(range(5)):
+        dx, dh, dc = ways_back[t](dh + p.dy[:, t], dc, gradients=gradients)
+        dxs.insert(0, dx)
+    added = [gradient - start for gradient, start in zip(gradients, before, strict=True)]
+    found = dict(
+        zip(["dx", "dh_0", "dc_0", *(f"d{name}" for name in weights)], [np.stack(dxs, 1), dh, dc, *added], strict=True)
+    )
+    expected = run(p)
+    for name, value in found.items():
+        # a gradient of around 1 was added to
+        assert_close("lstm", value, expected[name], 4 + np.abs(expected[name]).max(initial=0), terms=5 * n)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 @pytest.mark.parametrize("options", ["plain", "peephole_projection_no_bias"])
@@ -776,6 +802,14 @@ def test_bad_input_of_a_cell_is_refused(inputs):
     refuses(TypeError, "lstm_cell: backward needs at least one of dh, dc", backward)
     refuses(ValueError, "lstm_cell: dh must be (N, P) = (5, 3), got (3, 5)", backward, h.T)
     refuses(ValueError, "lstm_cell: dc must be (N, H) = (5, 3), got (3,)", backward, h, c[0])
+    gradients = [np.zeros_like(w) for w in weights.values()]
+    message = "lstm_cell: gradients must have length 4, got 3"
+    refuses(ValueError, message, backward, h, c, gradients=gradients[:3])
+    message = "lstm_cell: gradients of w_hh must be like w_hh = (3, 12), got (12, 3)"
+    refuses(ValueError, message, backward, h, c, gradients=[gradients[0], gradients[1].T, *gradients[2:]])
+    gradients[1].flags.writeable = False
+    message = "lstm_cell: gradients of w_hh must be C-contiguous and writable, to be added to in place"
+    refuses(ValueError, message, backward, h, c, gradients=gradients)
 
 
 def test_a_refused_backward_leaves_the_next_one_as_it_was(inputs):

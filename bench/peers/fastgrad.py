@@ -101,10 +101,8 @@ class LstmCell(Runner):
         dxs, gradients = [], [np.zeros_like(w) for w in self.weights]
         dh = dc = self.state
         for dy_t, backward in zip(self.dy[::-1], reversed(backwards), strict=True):
-            dx, dh, dc, *step = backward(dh + dy_t, dc)
+            dx, dh, dc = backward(dh + dy_t, dc, gradients=gradients)
             dxs.append(dx)
-            for total, part in zip(gradients, step, strict=True):
-                total += part
         return np.stack(ys, axis=1), np.stack(dxs[::-1], axis=1), gradients
 
     def fetch(self, result):

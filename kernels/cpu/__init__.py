@@ -9,8 +9,9 @@ from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .loss import binary_cross_entropy, cross_entropy, mse
-from .lstm import gather_rows, lstm_backward, lstm_forward, scatter_rows
+from .lstm import lstm_backward, lstm_forward
 from .optim import squared_norm, update
+from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
@@ -69,3 +70,10 @@ def _call_drivers(dtype):
     gemm.matmul(one, one, one.copy())
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
+    order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
+    gates, states = w.copy(), [one.copy() for _ in range(7)]
+    lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])
+    c, tanh_c, h, *_, dh_0, dc_0 = states
+    gradients = w.copy(), w.copy(), w[0].copy()
+    arrays = one, w, w, None, None, one, one, order, offsets, False, gates, c, tanh_c, h, gates, one.copy()
+    lstm_backward(one, None, None, *arrays, *gradients, None, None, dh_0, dc_0, None, False)

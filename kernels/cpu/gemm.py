@@ -154,9 +154,11 @@ def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c,
 
 
 @compiled
-def panel_tiles(mc, nc, kc, a, a_row, panels, start, c, c_row):
-    """A few rows of C = start + A @ B, for B in panels, a panel after another: each is read once. start is c, or null for zero."""
-    width, start_row, start_col = VECTORS * lanes(c), c_row, 1
+def panel_tiles(mc, nc, kc, a, a_row, panels, start, start_row, c, c_row):
+    """A few rows of C = start + A @ B, for B in panels, a panel after another: each is read once. A null start is zero, start_row 0
+    a bias.
+    """
+    width, start_col = VECTORS * lanes(c), 1
     if is_null(start):
         start_row = start_col = 0
     for j in range(0, nc, width):
@@ -165,7 +167,7 @@ def panel_tiles(mc, nc, kc, a, a_row, panels, start, c, c_row):
         while i < mc:
             rows, start_ij = tile_rows(mc - i), advance(start, i * start_row + j * start_col)
             a_i, c_ij = advance(a, i * a_row), advance(c, i * c_row + j)
-            if start_col:
+            if start_row:
                 for r in range(rows):
                     prefetch(advance(start_ij, r * start_row + width))
             microkernel(rows, columns, kc, a_i, a_row, 1, b_j, width, start_ij, start_row, c_ij, c_row)

@@ -8,20 +8,21 @@ the gates, row by row while they are in cache.
 Thread `part` of `parts` has the positions part, part + parts, ... in the order by length, so that each has long and short ones.
 """
 
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
 from numba import carray
-from numpy.lib.stride_tricks import as_strided
 
 from . import vmath
-from .dense import column_sums
-from .gemm import GEMM, SCRATCH, copy_strided, describe, gemm_part, pack_b, panel_tiles, panels
-from .jit import compiled, inlined, kernel
+from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels, turn
+from .jit import Addresses, compiled, entry, inlined, kernel
 from .optim import squares
-from .parallel import Scratch, address_of, get_num_threads, launch, share
+from .parallel import Scratch, get_num_threads, run, share
+from .rows import clear, offsets_of
 from .simd import (
     VECTORS,
+    address,
     address_at,
     advance,
     call,
@@ -37,75 +38,22 @@ from .simd import (
     zipped,
 )
 
-ROWS_COPY = np.dtype([(name, "i8") for name in "n steps columns order offsets x x_n x_t x_c rows row".split()])
 PACK = np.dtype([(name, "i8") for name in "K N w w_row w_col panels".split()])
 LSTM = np.dtype(
-    [(name, "i8") for name in "n steps H P order offsets reverse peephole h_0 c_0 gemm scratch itemsize".split()]
-    + [(name, "i8") for name in "w_hh w_hh_row w_hh_col w_proj w_proj_row w_proj_col".split()]
-    + [(name, "i8") for name in "gates c tanh_c h h_row h_n c_n work".split()]
-    + [(name, "i8") for name in "C ones xs xs_row dh dh_row dh_n dc_n dz inputs r total dh_0 dc_0 squares".split()]
+    [
+        (name, "i8")
+        for name in "n steps C H P order offsets reverse xs xs_row peephole h_0 c_0 gemm scratch itemsize".split()
+    ]
+    + [(name, "i8") for name in "w_ih w_ih_row w_ih_col w_hh w_hh_row w_hh_col w_proj w_proj_row w_proj_col".split()]
+    + [(name, "i8") for name in "X b gates c tanh_c h h_row h_n c_n work".split()]
+    + [(name, "i8") for name in "ones dh dh_row dh_n dc_n dz dxs inputs r total dh_0 dc_0 squares".split()]
 )
 # sequences a thread, and steps, for which w is read as it lies: copying it into panels would not pay
 FEW_ROWS, FEW_STEPS = 3, 4
-# a copied value costs about as much as this many multiplications and additions
-COPY = 16
-
-
-@compiled
-def offsets_of(job):
-    return carray(void_pointer(job.offsets), job.steps + 1, np.int64)
-
-
-@inlined
-def clear(n, target):
-    to = carray(target, n)
-    for j in range(n):
-        to[j] = 0
-
-
-@kernel(ROWS_COPY)
-def gather_part(part, parts, job, like):
-    """The part's steps of x, which has any strides, to rows."""
-    g = carray(job, 1)[0]
-    offsets, order = offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
-    lo, hi = share(part, parts, g.steps, 1)
-    for t in range(lo, hi):
-        for p in range(offsets[t + 1] - offsets[t]):
-            of = advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t)
-            copy_strided(g.columns, of, g.x_c, advance(pointer(g.rows, like), (offsets[t] + p) * g.row))
-
-
-@kernel(ROWS_COPY)
-def scatter_part(part, parts, job, like):
-    """The part's steps from rows to x, which is contiguous, and 0 past the sequences' ends."""
-    g = carray(job, 1)[0]
-    offsets, order = offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
-    lo, hi = share(part, parts, g.steps, 1)
-    for t in range(lo, hi):
-        n = offsets[t + 1] - offsets[t]
-        for p in range(g.n):
-            to = advance(pointer(g.x, like), order[p] * g.x_n + t * g.x_t)
-            if p < n:
-                copy(g.columns, advance(pointer(g.rows, like), (offsets[t] + p) * g.row), to)
-            else:
-                clear(g.columns, to)
-
-
-def gather_rows(x, order, offsets, rows):
-    """rows (R, C) = the steps of the sequences x (N, T, C)."""
-    _copy_rows(gather_part, x, order, offsets, rows)
-
-
-def scatter_rows(rows, order, offsets, x):
-    """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
-    _copy_rows(scatter_part, x, order, offsets, rows)
-
-
-def _copy_rows(part, x, order, offsets, rows):
-    n, steps, columns = x.shape
-    addresses = _address(order), _address(offsets), _address(x)
-    job = np.array([(n, steps, columns, *addresses, *_strides(x), _address(rows), _row(rows))], ROWS_COPY)
-    launch(part, x.dtype, job, COPY * rows.size)
+# how products in time read their weights: copied into panels; as they lie, for few steps; or, for few sequences a thread, as they lie or
+# turned, with x's part as one product for all steps. And the places of kernels among _KERNELS
+IN_PANELS, IN_PLACE, IN_ROWS = range(3)
+GEMM_PART, PACK_PART, FORWARD_PART, BACKWARD_PART, WEIGHTS_PART = range(5)
 
 
 @kernel(PACK, needs=provide_microkernel)
@@ -118,17 +66,19 @@ def pack_part(part, parts, job, like):
 
 
 @compiled
-def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, c, c_row):
-    """c (rows, N) = start + a (rows, K) @ w (K, N), which lies in panels where it has no strides; start is c, or null for zero."""
+def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, start_row, c, c_row):
+    """c (rows, N) = start + a (rows, K) @ w (K, N), which lies in panels where it has no strides; a null start is zero, start_row 0
+    a bias.
+    """
     if rows == 0:
         return
     if not w_row:
-        panel_tiles(rows, N, K, a, a_row, pointer(w, a), start, c, c_row)
+        panel_tiles(rows, N, K, a, a_row, pointer(w, a), start, start_row, c, c_row)
         return
     job = np.empty(1, GEMM)
     scratch = g.scratch + part * SCRATCH * g.itemsize
     describe(
-        job, rows, N, K, address_at(a), a_row, min(rows, 1), w, w_row, w_col, address_at(start), c_row, address_at(c), c_row,
+        job, rows, N, K, address_at(a), a_row, min(rows, 1), w, w_row, w_col, address_at(start), start_row, address_at(c), c_row,
         scratch,
     )  # fmt: skip
     call(g.gemm, 0, 1, job)
@@ -183,25 +133,36 @@ def under_way(part, parts, n):
 
 @kernel(LSTM, needs=provide_microkernel)
 def lstm_forward_part(part, parts, job, like):
-    """The part's sequences through all steps; gates hold the input's part of z."""
+    """The part's sequences through all steps."""
     g = carray(job, 1)[0]
-    H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
+    H, P, X, offsets, order = g.H, g.P, g.X, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     mine, none = under_way(part, parts, g.n), pointer(g.n * 0, like)
-    # (mine, P), (mine, H) and (mine, H)
-    state_h = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n))
-    state_c = advance(state_h, mine * P)
+    # x and h side by side (mine, X + P), (mine, H) and (mine, H)
+    state_x = advance(pointer(g.work, like), (X + P + 2 * H) * sum_before(part, parts, g.n))
+    state_h, state_row = advance(state_x, X), X + P
+    state_c = advance(state_x, mine * state_row)
     r = advance(state_c, mine * H)
     # a row each of c and tanh c where they are not kept
     rows_of_c = np.empty_like(carray(r, 2 * H))
     spare = data(rows_of_c)
-    read_states(part, parts, order, P, g.h_0, state_h)
-    read_states(part, parts, order, H, g.c_0, state_c)
+    read_states(part, parts, order, P, g.h_0, state_h, state_row)
+    read_states(part, parts, order, H, g.c_0, state_c, H)
     for s in range(g.steps):
         t = g.steps - 1 - s if g.reverse else s
         rows, first = under_way(part, parts, offsets[t + 1] - offsets[t]), offsets[t] + part
         z, h = advance(pointer(g.gates, like), first * 4 * H), advance(pointer(g.h, like), first * g.h_row)
-        z_row, h_row = parts * 4 * H, parts * g.h_row
-        product(g, part, rows, 4 * H, P, state_h, P, g.w_hh, g.w_hh_row, g.w_hh_col, z, z, z_row)
+        z_row, h_row, xs_row = parts * 4 * H, parts * g.h_row, parts * g.xs_row
+        start, start_row, xs = z, z_row, advance(pointer(g.xs, like), first * g.xs_row)
+        if X:
+            start, start_row = pointer(g.b, like), 0
+            for i in range(rows):
+                copy(X, advance(xs, i * xs_row), advance(state_x, i * state_row))
+        elif g.w_ih:
+            b = pointer(g.b, like)
+            product(g, part, rows, 4 * H, g.C, xs, xs_row, g.w_ih, g.w_ih_row, g.w_ih_col, b, 0, z, z_row)
+        product(
+            g, part, rows, 4 * H, X + P, state_x, state_row, g.w_hh, g.w_hh_row, g.w_hh_col, start, start_row, z, z_row
+        )
         for i in range(rows):
             z_i, before = advance(z, i * z_row), advance(state_c, i * H)
             c, tanh_c = spare, advance(spare, H)
@@ -211,11 +172,11 @@ def lstm_forward_part(part, parts, job, like):
             out = advance(r, i * H) if g.w_proj else advance(h, i * h_row)
             gates_forward(H, z_i, pointer(g.peephole, like), g.peephole != 0, before, c, tanh_c, out)
         if g.w_proj:
-            product(g, part, rows, P, H, r, H, g.w_proj, g.w_proj_row, g.w_proj_col, none, h, h_row)
+            product(g, part, rows, P, H, r, H, g.w_proj, g.w_proj_row, g.w_proj_col, none, 0, h, h_row)
         for i in range(rows):
-            copy(P, advance(h, i * h_row), advance(state_h, i * P))
-    write_states(part, parts, order, P, state_h, g.h_n)
-    write_states(part, parts, order, H, state_c, g.c_n)
+            copy(P, advance(h, i * h_row), advance(state_h, i * state_row))
+    write_states(part, parts, order, P, state_h, state_row, g.h_n)
+    write_states(part, parts, order, H, state_c, H, g.c_n)
     keep(rows_of_c)
 
 
@@ -226,10 +187,10 @@ def sum_before(part, parts, n):
 
 
 @compiled
-def read_states(part, parts, order, columns, source, states):
+def read_states(part, parts, order, columns, source, states, states_row):
     """The rows of the part's sequences, in its order; zeros where there is no source."""
     for i in range(under_way(part, parts, len(order))):
-        row = advance(states, i * columns)
+        row = advance(states, i * states_row)
         if source:
             copy(columns, advance(pointer(source, states), order[part + i * parts] * columns), row)
         else:
@@ -237,10 +198,10 @@ def read_states(part, parts, order, columns, source, states):
 
 
 @compiled
-def write_states(part, parts, order, columns, states, target):
+def write_states(part, parts, order, columns, states, states_row, target):
     for i in range(under_way(part, parts, len(order))):
         row = advance(pointer(target, states), order[part + i * parts] * columns)
-        copy(columns, advance(states, i * columns), row)
+        copy(columns, advance(states, i * states_row), row)
 
 
 @compiled
@@ -264,21 +225,22 @@ def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, h):
 def lstm_backward_part(part, parts, job, like):
     """The part's sequences back through all steps, to dz; w_hh and w_proj are their transposes."""
     g = carray(job, 1)[0]
-    H, P, offsets, order = g.H, g.P, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
+    H, P, X, offsets, order = g.H, g.P, g.X, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     mine, none = under_way(part, parts, g.n), pointer(g.n * 0, like)
-    # (mine, P), (mine, H), (mine, H)
-    state_dh = advance(pointer(g.work, like), (2 * H + P) * sum_before(part, parts, g.n))
-    state_dc = advance(state_dh, mine * P)
+    # dx and dh side by side (mine, X + P), (mine, H), (mine, H)
+    state_dx = advance(pointer(g.work, like), (X + P + 2 * H) * sum_before(part, parts, g.n))
+    state_dh, state_row = advance(state_dx, X), X + P
+    state_dc = advance(state_dx, mine * state_row)
     dr = advance(state_dc, mine * H)
-    read_states(part, parts, order, P, g.dh_n, state_dh)
-    read_states(part, parts, order, H, g.dc_n, state_dc)
+    read_states(part, parts, order, P, g.dh_n, state_dh, state_row)
+    read_states(part, parts, order, H, g.dc_n, state_dc, H)
     for s in range(g.steps):
         t = s if g.reverse else g.steps - 1 - s
         other = t + 1 if g.reverse else t - 1
         rows, first = under_way(part, parts, offsets[t + 1] - offsets[t]), offsets[t] + part
         earlier = under_way(part, parts, offsets[other + 1] - offsets[other]) if 0 <= other < g.steps else 0
         for i in range(rows):
-            row, dh = first + i * parts, advance(state_dh, i * P)
+            row, dh = first + i * parts, advance(state_dh, i * state_row)
             if g.dh:
                 zipped(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,))
             if g.squares:
@@ -286,7 +248,7 @@ def lstm_backward_part(part, parts, job, like):
             if g.w_proj:
                 copy(P, dh, advance(pointer(g.total, like), row * P))
         if g.w_proj:
-            product(g, part, rows, H, P, state_dh, P, g.w_proj, g.w_proj_row, g.w_proj_col, none, dr, H)
+            product(g, part, rows, H, P, state_dh, state_row, g.w_proj, g.w_proj_row, g.w_proj_col, none, 0, dr, H)
         for i in range(rows):
             row, n = first + i * parts, order[part + i * parts]
             h_before, c_before = advance(pointer(g.h_0, like), n * P), advance(pointer(g.c_0, like), n * H)
@@ -300,15 +262,21 @@ def lstm_backward_part(part, parts, job, like):
                 carray(advance(inputs, g.C + P), 1)[0] = 1
             gates, tanh_c = advance(pointer(g.gates, like), row * 4 * H), advance(pointer(g.tanh_c, like), row * H)
             dz, dc = advance(pointer(g.dz, like), row * 4 * H), advance(state_dc, i * H)
-            dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * P)
+            dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * state_row)
             if g.w_proj:
                 r = advance(pointer(g.r, like), row * H)
                 zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,))
             gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
-        dz = advance(pointer(g.dz, like), first * 4 * H)
-        product(g, part, rows, P, 4 * H, dz, parts * 4 * H, g.w_hh, g.w_hh_row, g.w_hh_col, none, state_dh, P)
-    write_states(part, parts, order, P, state_dh, g.dh_0)
-    write_states(part, parts, order, H, state_dc, g.dc_0)
+        dz, dz_row = advance(pointer(g.dz, like), first * 4 * H), parts * 4 * H
+        dxs, dxs_row = advance(pointer(g.dxs, like), first * g.C), parts * g.C
+        product(g, part, rows, X + P, 4 * H, dz, dz_row, g.w_hh, g.w_hh_row, g.w_hh_col, none, 0, state_dx, state_row)
+        if X:
+            for i in range(rows):
+                copy(X, advance(state_dx, i * state_row), advance(dxs, i * dxs_row))
+        elif g.w_ih:
+            product(g, part, rows, g.C, 4 * H, dz, dz_row, g.w_ih, g.w_ih_row, g.w_ih_col, none, 0, dxs, dxs_row)
+    write_states(part, parts, order, P, state_dh, state_row, g.dh_0)
+    write_states(part, parts, order, H, state_dc, H, g.dc_0)
 
 
 @compiled
@@ -324,23 +292,33 @@ def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
         zipped(gates_slopes, H, sources, targets)
 
 
-SUMS = np.dtype([(name, "i8") for name in "rows H n steps order offsets reverse dz c c_0 db dpeephole".split()])
+GRADIENTS = np.dtype(
+    [(name, "i8") for name in "rows C H P ones n steps order offsets reverse inputs dz dw_ih dw_hh db".split()]
+    + [(name, "i8") for name in "c c_0 dpeephole r total dw_proj accumulate gemm scratch itemsize".split()]
+)
 
 
-@kernel(SUMS)
-def sums_part(part, parts, job, like):
-    """The part's columns of db, and of the peepholes' gradients, row after row."""
+@kernel(GRADIENTS)
+def weights_part(part, parts, job, like):
+    """The part's columns of the gradients of all weights."""
     g = carray(job, 1)[0]
-    H = g.H
-    if g.db:
-        lo, hi = share(part, parts, 4 * H, 16)
-        column_sums(g.rows, 4 * H, lo, hi, pointer(g.dz, like), pointer(g.db, like))
+    C, H, P = g.C, g.H, g.P
+    columns, row = C + P + g.ones, 4 * H * g.itemsize
+    inputs, dz = pointer(g.inputs, like), pointer(g.dz, like)
+    if g.dw_hh == g.dw_ih + C * row and (not g.ones or g.db == g.dw_hh + P * row):
+        summed(g, part, parts, columns, 4 * H, inputs, columns, dz, pointer(g.dw_ih, like))
+    else:
+        summed(g, part, parts, C, 4 * H, inputs, columns, dz, pointer(g.dw_ih, like))
+        summed(g, part, parts, P, 4 * H, advance(inputs, C), columns, dz, pointer(g.dw_hh, like))
+        summed(g, part, parts, g.ones, 4 * H, advance(inputs, C + P), columns, dz, pointer(g.db, like))
+    if g.dw_proj:
+        summed(g, part, parts, H, P, pointer(g.r, like), H, pointer(g.total, like), pointer(g.dw_proj, like))
     if not g.dpeephole:
         return
     lo, hi = share(part, parts, H, 16)
     n, offsets, order = hi - lo, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     sums = advance(pointer(g.dpeephole, like), lo)
-    for k in range(3):
+    for k in range(0 if g.accumulate else 3):
         clear(n, advance(sums, k * H))
     for t in range(g.steps):
         other = t + 1 if g.reverse else t - 1
@@ -356,125 +334,234 @@ def sums_part(part, parts, job, like):
             zipped(add_times, n, (advance(sums, 2 * H), advance(dz, 3 * H), c), (advance(sums, 2 * H),))
 
 
-def _address(array):
-    return 0 if array is None else address_of(array)
+@compiled
+def summed(g, part, parts, M, N, a, a_row, b, dw):
+    """The part's columns of dw (M, N) = a (rows, M)^T @ b (rows, N), added to what dw holds if the gradients accumulate."""
+    lo, hi = share(part, parts, N, VECTORS * lanes(a))
+    if hi == lo or M == 0:
+        return
+    job, c = np.empty(1, GEMM), address_at(advance(dw, lo))
+    start, scratch = c if g.accumulate else 0, g.scratch + part * SCRATCH * g.itemsize
+    describe(
+        job, M, hi - lo, g.rows, address_at(a), 1, a_row, address_at(advance(b, lo)), N, 1, start, N, c, N, scratch
+    )
+    call(g.gemm, 0, 1, job)
 
 
-def _strides(array):
-    return [stride // array.itemsize for stride in array.strides]
+@compiled
+def address_or_null(array):
+    """Address of an array, null for an empty one, as which None comes here."""
+    return address(array) if array.size else 0
 
 
-def _multiply(a, b, start, out):
-    """out (M, N) = start (N,) or 0 + a (M, K) @ b (K, N)."""
-    shape = *out.shape, a.shape[1]
-    addresses = _address(a), *_strides(a), _address(b), *_strides(b), _address(start), 0, _address(out)
-    job = np.array([(*shape, *addresses, _row(out), panels(out.dtype))], GEMM)
-    launch(gemm_part, out.dtype, job, 2 * out.size * a.shape[1])
+@compiled
+def row_stride(array):
+    return array.strides[0] // array.itemsize
 
 
-def _row(array):
-    return 0 if array is None else _strides(array)[0]
+@compiled
+def describe_steps(g, launcher, parts, kernels, panels, mode, turned, w, w_ih, P, projects, w_proj, rooms):
+    """What both ways through time have in common: sizes, room, and the weights, or their transposes if turned, as they will be read.
+
+    In panels, w is w_ih over w_hh and X the columns of x, or w is w_hh alone and x has no part in it; else w is w_hh.
+    """
+    g.C, g.H = w_ih.shape[0], w_ih.shape[1] // 4
+    g.P, g.X = P, w.shape[0] - P
+    g.gemm, g.scratch, g.itemsize, g.work = kernels[GEMM_PART], panels, w.itemsize, address(rooms[0])
+    g.w_hh, g.w_hh_row, g.w_hh_col = readable(launcher, parts, kernels, mode, turned, w, rooms[1])
+    if projects:
+        g.w_proj, g.w_proj_row, g.w_proj_col = readable(launcher, parts, kernels, mode, turned, w_proj, rooms[2])
 
 
+@compiled
+def readable(launcher, parts, kernels, mode, turned, w, room):
+    """w, or its transpose if turned, for the products in time: address and strides, which are 0 where it is copied into panels."""
+    rows, columns = w.shape
+    if mode == IN_PANELS:
+        job = np.empty(1, PACK)
+        g = job[0]
+        g.w, g.panels = address(w), address(room)
+        g.K, g.N, g.w_row, g.w_col = (columns, rows, 1, columns) if turned else (rows, columns, columns, 1)
+        call(launcher, kernels[PACK_PART], parts, job)
+        return address(room), 0, 0
+    if not turned:
+        return address(w), columns, 1
+    if mode == IN_PLACE:
+        return address(w), 1, columns
+    turn(rows, columns, data(w), columns, data(room), rows)
+    return address(room), rows, 1
+
+
+@compiled
+def multiply(launcher, function, parts, panels, M, N, K, a, a_row, b, b_row, b_col, start, c):
+    """c (M, N) = start (N,) + a (M, K) @ b (K, N), by addresses."""
+    job = np.empty(1, GEMM)
+    describe(job, M, N, K, a, a_row, 1, b, b_row, b_col, start, 0, c, N, panels)
+    call(launcher, function, parts, job)
+
+
+@entry
+def _forward(
+    launcher, parts, kernels, panels, mode, projects, w, xs, w_ih, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
+    gates, c, tanh_c, h, h_n, c_n, rooms,
+):  # fmt: skip
+    job = np.zeros(1, LSTM)
+    g = job[0]
+    describe_steps(g, launcher, parts, kernels, panels, mode, False, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
+    g.n, g.steps, g.order, g.offsets, g.reverse = (
+        len(order),
+        len(offsets) - 1,
+        address(order),
+        address(offsets),
+        reverse,
+    )
+    g.xs, g.xs_row, g.b, g.peephole = address(xs), row_stride(xs), address_or_null(b), address_or_null(peephole)
+    g.h_0, g.c_0, g.h_n, g.c_n = address(h_0), address(c_0), address(h_n), address(c_n)
+    g.gates, g.c, g.tanh_c = address(gates), address_or_null(c), address_or_null(tanh_c)
+    g.h, g.h_row = address(h), row_stride(h)
+    if mode == IN_PLACE:
+        g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, False, w_ih, rooms[0])
+    if mode == IN_ROWS:
+        multiply(
+            launcher, kernels[GEMM_PART], parts, panels, offsets[-1], 4 * g.H, g.C, g.xs, g.xs_row, address(w_ih), 4 * g.H, 1,
+            g.b, g.gates,
+        )  # fmt: skip
+    in_time(launcher, kernels[FORWARD_PART], parts, g.n, job)
+
+
+@compiled
+def in_time(launcher, function, parts, n, job):
+    """Run a part of the above. A single sequence has nothing to share."""
+    if n == 1:
+        call(function, 0, 1, job)
+    else:
+        call(launcher, function, parts, job)
+
+
+@entry
+def _backward(
+    launcher, parts, kernels, panels, mode, projects, w, has_dh, dh, dh_n, dc_n, xs, w_ih, peephole, w_proj, h_0, c_0, order, offsets,
+    reverse, gates, c, tanh_c, h, dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate, rooms, inputs, r, total,
+):  # fmt: skip
+    job = np.zeros(1, LSTM)
+    g, rows = job[0], offsets[-1]
+    describe_steps(g, launcher, parts, kernels, panels, mode, True, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
+    g.n, g.steps, g.order, g.offsets, g.reverse = (
+        len(order),
+        len(offsets) - 1,
+        address(order),
+        address(offsets),
+        reverse,
+    )
+    g.xs, g.xs_row, g.peephole = address(xs), row_stride(xs), address_or_null(peephole)
+    g.dh, g.dh_row = address(dh) if has_dh else 0, row_stride(dh)
+    g.h_0, g.c_0, g.dh_n, g.dc_n = address(h_0), address(c_0), address_or_null(dh_n), address_or_null(dc_n)
+    g.gates, g.c, g.tanh_c, g.h, g.h_row = address(gates), address(c), address(tanh_c), address(h), row_stride(h)
+    g.dz, g.dxs, g.squares, g.dh_0, g.dc_0 = (
+        address(dz),
+        address(dxs),
+        address_or_null(squares),
+        address(dh_0),
+        address(dc_0),
+    )
+    g.inputs, g.r, g.total, g.ones = address(inputs), address(r), address(total), min(1, db.size)
+    if mode == IN_PLACE and dxs.size:
+        g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, True, w_ih, rooms[0])
+    in_time(launcher, kernels[BACKWARD_PART], parts, g.n, job)
+    if mode == IN_ROWS and dxs.size:
+        multiply(
+            launcher,
+            kernels[GEMM_PART],
+            parts,
+            panels,
+            rows,
+            g.C,
+            4 * g.H,
+            g.dz,
+            4 * g.H,
+            address(w_ih),
+            1,
+            4 * g.H,
+            0,
+            g.dxs,
+        )
+    sums_job = np.zeros(1, GRADIENTS)
+    s = sums_job[0]
+    s.rows, s.C, s.H, s.P, s.ones, s.inputs, s.dz = rows, g.C, g.H, g.P, g.ones, g.inputs, g.dz
+    s.dw_ih, s.dw_hh, s.db = address(dw_ih), address(dw_hh), address_or_null(db)
+    s.n, s.steps, s.order, s.offsets, s.reverse = g.n, g.steps, g.order, g.offsets, reverse
+    s.c, s.c_0, s.dpeephole = g.c, g.c_0, address_or_null(dpeephole)
+    s.r, s.total, s.dw_proj, s.accumulate = g.r, g.total, address_or_null(dw_proj), accumulate
+    s.gemm, s.scratch, s.itemsize = g.gemm, g.scratch, g.itemsize
+    call(launcher, kernels[WEIGHTS_PART], parts, sums_job)
+
+
+_KERNELS = Addresses(gemm_part, pack_part, lstm_forward_part, lstm_backward_part, weights_part)
 _scratch = Scratch()
 
 
-def _rooms(dtype, *sizes):
+@lru_cache
+def _none(dtype, ndim):
+    return np.empty((0,) * ndim, dtype)
+
+
+def _given(dtype, ndim, *arrays):
+    """The arrays as compiled functions take them, which know arrays of one type only: an empty one for None."""
+    return (_none(dtype, ndim) if a is None else a for a in arrays)
+
+
+def _plan(w_ih, w_hh, w_proj, x_in_time, n, H, steps):
+    """How the products in time read their weights: mode, w and the sizes of the rooms, as describe_steps takes them."""
+    w = w_hh
+    if steps <= FEW_STEPS:
+        mode = IN_PLACE
+    elif n <= FEW_ROWS * get_num_threads():
+        mode = IN_ROWS
+    else:
+        mode, w = IN_PANELS, np.concatenate([w_ih, w_hh]) if x_in_time else w_hh
+    # the last panel may have room for columns that w has not
+    copies = [0 if a is None or mode == IN_PLACE else a.size + 64 * max(a.shape) for a in (w, w_proj)]
+    return mode, w, [n * (len(w) + 2 * H), *copies]
+
+
+def _rooms(dtype, sizes):
     """Flat arrays of these sizes, one after another in this Python thread's scratch."""
     ends = list(accumulate(sizes))
     room = _scratch(dtype, ends[-1])[0]
-    return [room[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-
-
-def _sizes_in_time(w_hh, w_proj, n, H, steps):
-    """What _in_time has use for: states, and panels of both weights, where copying them there pays."""
-    P, copies = len(w_hh), steps > FEW_STEPS and n > FEW_ROWS * get_num_threads()
-    # the last panel may have room for columns that w has not
-    panels = [0 if w is None or not copies else w.size + 64 * max(w.shape) for w in (w_hh, w_proj)]
-    # of each sequence its states and a row of o tanh c
-    return n * (2 * H + P), *panels
-
-
-def _readable(w, room, steps):
-    """w (K, N) for the products in time, and its strides, which are 0 where it is in panels."""
-    if not room.size:
-        w = w if steps <= FEW_STEPS else np.ascontiguousarray(w)
-        return w, *_strides(w)
-    job = np.array([(*w.shape, _address(w), *_strides(w), _address(room))], PACK)
-    launch(pack_part, w.dtype, job, COPY * w.size)
-    return room, 0, 0
-
-
-def _in_time(part, w_hh, w_proj, rooms, operations, h_0, c_0, offsets, **fields):
-    """Run a part of the above; a field is an array or a number."""
-    dtype, (n, P), H, steps = h_0.dtype, h_0.shape, c_0.shape[1], len(offsets) - 1
-    work, hh_room, proj_room = rooms
-    fields |= {"n": n, "steps": steps, "H": H, "P": P, "offsets": offsets, "h_0": h_0, "c_0": c_0, "work": work}
-    fields |= {"gemm": gemm_part.address(dtype), "scratch": panels(dtype), "itemsize": dtype.itemsize}
-    fields["w_hh"], fields["w_hh_row"], fields["w_hh_col"] = _readable(w_hh, hh_room, steps)
-    if w_proj is not None:
-        fields["w_proj"], fields["w_proj_row"], fields["w_proj_col"] = _readable(w_proj, proj_room, steps)
-    values = [fields.get(name, 0) for name in LSTM.names]
-    job = np.array([value if isinstance(value, int) else _address(value) for value in values])
-    # a single sequence has nothing to share
-    launch(part, dtype, job, operations if n > 1 else 0)
+    return tuple(room[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 def lstm_forward(
     xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
 ):  # fmt: skip
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
-    b, peephole, h_0, c_0 = (None if a is None else np.ascontiguousarray(a) for a in (b, peephole, h_0, c_0))
-    _multiply(xs, w_ih, b, gates)
-    rooms = _rooms(xs.dtype, *_sizes_in_time(w_hh, w_proj, *c_0.shape, len(offsets) - 1))
-    _in_time(
-        lstm_forward_part, w_hh, w_proj, rooms, 2 * w_hh.size * len(xs), h_0, c_0, offsets, order=order, reverse=reverse,
-        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), h_n=h_n, c_n=c_n,
+    dtype, (n, H), (C, columns) = xs.dtype, c_0.shape, w_ih.shape
+    mode, w, sizes = _plan(w_ih, w_hh, w_proj, True, n, H, len(offsets) - 1)
+    run(
+        2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w,
+        xs[:0], w_ih, *_given(dtype, 1, b), *_given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
+        *_given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, _rooms(dtype, sizes),
     )  # fmt: skip
 
 
 def lstm_backward(
     dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
-    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares,
+    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate,
 ):  # fmt: skip
-    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients, which are overwritten.
+    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients.
 
-    dz (R, 4H) is room, and may be gates; dxs (R, C) and squares (R,) may be None; db, dpeephole and dw_proj are None where the
-    forward had none.
+    dz (R, 4H) is room, and may be gates. The gradients of the weights, dw_ih to dw_proj, None where the forward had none, are added to
+    what they hold if `accumulate`, and overwritten if not. dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t,
+    may be None.
     """
-    (n, P), H, dtype, (rows, C) = h_0.shape, c_0.shape[1], xs.dtype, xs.shape
-    peephole, h_0, c_0, dh_n, dc_n = (
-        None if a is None else np.ascontiguousarray(a) for a in (peephole, h_0, c_0, dh_n, dc_n)
-    )
-    w_hh_t, w_proj_t, projected = w_hh.T, None if w_proj is None else w_proj.T, 0 if w_proj is None else rows
-    # every step's x, h before it and 1, side by side: one product makes the gradients of w_ih, w_hh and b, where these lie so too
-    ones = int(_follows(dw_ih, dw_hh) and db is not None and _follows(dw_hh, db))
-    columns = C + P + ones
-    sizes = _sizes_in_time(w_hh, w_proj, n, H, len(offsets) - 1)
-    *rooms, inputs, r, total = _rooms(dtype, *sizes, rows * columns, projected * H, projected * P)
-    inputs = inputs.reshape(rows, columns)
-    _in_time(
-        lstm_backward_part, w_hh_t, w_proj_t, rooms, 2 * w_hh.size * rows, h_0, c_0, offsets, order=order, reverse=reverse,
-        peephole=peephole, gates=gates, c=c, tanh_c=tanh_c, h=h, h_row=_row(h), C=C, ones=ones, xs=xs, xs_row=_row(xs),
-        inputs=inputs, dh=dh, dh_row=_row(dh), dh_n=dh_n, dc_n=dc_n, dz=dz, r=r, total=total, dh_0=dh_0, dc_0=dc_0,
-        squares=squares,
+    dtype, (n, P), H, (rows, C) = xs.dtype, h_0.shape, c_0.shape[1], xs.shape
+    mode, w, sizes = _plan(w_ih, w_hh, w_proj, dxs is not None, n, H, len(offsets) - 1)
+    projected = 0 if w_proj is None else rows
+    *rooms, inputs, r, total = _rooms(dtype, [*sizes, rows * (C + P + 1), projected * H, projected * P])
+    run(
+        4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w, dh is not None,
+        *_given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih, *_given(dtype, 2, peephole, w_proj), h_0, c_0,
+        order, offsets, reverse, gates, c, tanh_c, h[:0], dz, *_given(dtype, 2, dxs), dw_ih, dw_hh, *_given(dtype, 1, db),
+        *_given(dtype, 2, dpeephole, dw_proj), dh_0, dc_0, *_given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms),
+        inputs, r, total,
     )  # fmt: skip
-    if dxs is not None:
-        _multiply(dz, w_ih.T, None, dxs)
-    if _follows(dw_ih, dw_hh):
-        _multiply(inputs.T, dz, None, as_strided(dw_ih, (columns, 4 * H)))
-    else:
-        _multiply(inputs[:, :C].T, dz, None, dw_ih)
-        _multiply(inputs[:, C:].T, dz, None, dw_hh)
-    if w_proj is not None:
-        _multiply(r.reshape(rows, H).T, total.reshape(rows, P), None, dw_proj)
-    if dpeephole is not None or (db is not None and not ones):
-        sums = rows, H, n, len(offsets) - 1, _address(order), _address(offsets), reverse
-        arrays = dz, c, c_0, None if ones else db, dpeephole
-        job = np.array([(*sums, *map(_address, arrays))], SUMS)
-        launch(sums_part, dtype, job, 8 * dz.size)
-
-
-def _follows(first, second):
-    """Whether one array begins where another ends."""
-    return first.flags.c_contiguous and second.flags.c_contiguous and _address(first) + first.nbytes == _address(second)

@@ -16,8 +16,9 @@ step t of sequence order[p] is row offsets[t] + p of every array (R, .), with of
 are under way at a step are its first rows, and a product over all steps has no padding in it. With `reverse` the steps run from
 each sequence's last to its first, and "before" means the step after.
 
-w_ih (C, 4H) and w_hh (P, 4H), in any strides, in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None;
-w_proj (H, P) or None, where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order.
+w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,
+where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order. All arrays are contiguous, but the rows of xs, h and
+dh may lie apart.
 """
 
 import numpy as np
@@ -72,12 +73,13 @@ def lstm_forward(
 
 def lstm_backward(
     dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
-    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares,
+    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate,
 ):  # fmt: skip
-    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients, which are overwritten.
+    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients.
 
-    dz (R, 4H) is room, and may be gates; dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t, may be None;
-    db, dpeephole and dw_proj are None where the forward had none.
+    dz (R, 4H) is room, and may be gates. The gradients of the weights, dw_ih to dw_proj, None where the forward had none, are added to
+    what they hold if `accumulate`, and overwritten if not. dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t,
+    may be None.
     """
     hidden = c_0.shape[1]
     state_dh = np.zeros_like(h_0) if dh_n is None else dh_n[order]
@@ -105,13 +107,17 @@ def lstm_backward(
             state_dh[:n] = dz[rows] @ w_hh.T
         if dxs is not None:
             dxs[...] = dz @ w_ih.T
-        dw_ih[...], dw_hh[...] = xs.T @ dz, h_before.T @ dz
+        for gradient in (dw_ih, dw_hh, db, dpeephole, dw_proj):
+            if gradient is not None and not accumulate:
+                gradient[...] = 0
+        dw_ih += xs.T @ dz
+        dw_hh += h_before.T @ dz
         if db is not None:
-            db[...] = dz.sum(axis=0)
+            db += dz.sum(axis=0)
         if dpeephole is not None:
-            dpeephole[...] = (dz_i * c_before).sum(axis=0), (dz_f * c_before).sum(axis=0), (dz_o * c).sum(axis=0)
+            dpeephole += (dz_i * c_before).sum(axis=0), (dz_f * c_before).sum(axis=0), (dz_o * c).sum(axis=0)
         if dw_proj is not None:
-            dw_proj[...] = (o * tanh_c).T @ dr_all
+            dw_proj += (o * tanh_c).T @ dr_all
         if squares is not None:
             squares[...] = (dr_all.astype(np.float64) ** 2).sum(axis=1)
     dh_0[order], dc_0[order] = state_dh, state_dc
