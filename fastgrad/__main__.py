@@ -12,7 +12,7 @@ from fastgrad.backend import BACKENDS, BackendError, load, missing
 def info() -> None:
     """What is installed, which backends run, and how the "cpu" backend is set up."""
     print(f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, {platform.machine()}")
-    print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite", "tbb")))
+    print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite")))
     for name in BACKENDS:
         reason = missing(name)
         chosen = ", in force" if name == fastgrad.backend() else ""
@@ -25,7 +25,7 @@ def info() -> None:
 
     folder = jit.cache_folder()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"threads: {parallel.get_num_threads()}, layer: {parallel.layer() or 'not started yet'}")
+    print(f"threads: {parallel.get_num_threads()}")
     print(f"vectors: {simd.vector_bits()} bits")
     print(f"cache: {folder}, {size / 1e6:.1f} MB")
 

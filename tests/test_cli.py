@@ -27,12 +27,12 @@ def test_info_tells_versions_backends_threads_vectors_and_cache(tmp_path):
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith(f"fastgrad {fg.__version__}, Python 3")
-    assert re.fullmatch(r"numpy \S+, numba \S+, llvmlite \S+, tbb .+", lines[1])
+    assert re.fullmatch(r"numpy \S+, numba \S+, llvmlite \S+", lines[1])
     assert "backend cpu: runs, in force" in lines
     assert "backend numpy: runs" in lines
     (cuda,) = [line for line in lines if line.startswith("backend cuda: missing ")]
     assert "CUDA kernels" in cuda
-    assert re.search(r"^threads: \d+, layer: not started yet$", out, re.MULTILINE)
+    assert re.search(r"^threads: \d+$", out, re.MULTILINE)
     assert "vectors: 128 bits" in lines
     assert re.search(rf"^cache: {re.escape(str(folder))}\S*, 0.0 MB$", out, re.MULTILINE)
 

@@ -1,42 +1,43 @@
-"""Threads: how many, on which layer, and when it is safe to use them.
+"""Threads: how many, and a pool of our own for them.
 
-TBB is the layer of choice: it survives a fork and concurrent calls, and does not stall beside a busy process. PyPI's `tbb` is not
-found by numba alone, so it is loaded by its path before numba looks for it. Where NUMBA_THREADING_LAYER or a missing TBB leaves
-`omp` or `workqueue`, calls take turns, and a forked child stays on one thread: both layers kill the process otherwise.
+A launch publishes a kernel, its job and its number of parts, and then takes part after part, as every worker does that is awake: one that
+comes late finds nothing left, and delays nobody. A worker waits for launches in a loop, since a thread that sleeps takes some 50 us
+to come back, more than most launches last. When nothing has come for a while it goes to sleep; the next large call wakes it.
 
-Numba shuts TBB down before a fork and starts it again after it, if the thread that forks is the one that started it. So a fork waits
-for the parallel calls and the compilation under way, and calls that come meanwhile stay on their own thread, as do all calls in a
-child that another thread has forked.
+The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. A forked child has no workers
+and hires its own.
 
-The launcher is the library's only parallel function. It takes the address of a kernel and calls it once a part.
+These are not Numba's threads: of its layers TBB alone survives forks and concurrent calls, and its workers sleep after every launch.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
-import time
-from importlib import metadata
+from functools import lru_cache
 
 import numba
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
+from . import atomic
 from .jit import c_function, compiled, entry
 from .simd import address, call
 
-# below this many floating-point operations the caller's thread is done before a second one has woken
-SMALL = 2_000_000
+# below so many floating-point operations the caller's thread is done before others have begun: workers that are awake, or asleep
+SMALL, SMALL_TO_SLEEPERS = 800_000, 2_000_000
+# a thread that waits lets others have its core after so many pauses, a microsecond or two; a worker sleeps after so many times that
+PAUSES, PATIENCE = 100, 800
+
+# places in the pool's memory, each on a cache line of its own: NEXT holds the launch's number, its parts and the next part in one value,
+# so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION
+NEXT, DONE, FUNCTION, JOB, POOL_BYTES = 0, 64, 128, 136, 192
 
 _turn = threading.Lock()
 _threads = numba.config.NUMBA_NUM_THREADS
-_launchers: dict[bool, int] = {}
-# an item for every call under way on TBB's threads, and for every fork: appending and popping are atomic
-_calls: list[None] = []
-_forks: list[None] = []
-# the thread that started TBB, if it was here
-_starter: int | None = None
-_forked = False
+# of each worker a flag that it sleeps, and the lock it sleeps on
+_workers: list[tuple[np.ndarray, threading.Lock]] = []
 
 
 def get_num_threads() -> int:
@@ -45,17 +46,9 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Use n threads for large calls, in this process; numba's and other libraries' own settings stay as they are."""
+    """Use n threads for large calls, in this process; other libraries' settings stay as they are."""
     global _threads
     _threads = n
-
-
-def layer() -> str | None:
-    """The threading layer in use, None before the first parallel call."""
-    try:
-        return numba.threading_layer()
-    except ValueError:
-        return None
 
 
 @compiled
@@ -65,92 +58,138 @@ def share(part, parts, size, grain):
     return min(size, part * grains // parts * grain), min(size, (part + 1) * grains // parts * grain)
 
 
+@compiled
+def take_parts(pool):
+    """Do parts of what is launched until all are taken."""
+    while True:
+        seen = atomic.load(pool + NEXT)
+        part, parts = seen & 0xFFFF, (seen >> 16) & 0xFFFF
+        if part >= parts:
+            return
+        function, job = atomic.load(pool + FUNCTION), atomic.load(pool + JOB)
+        if atomic.replace(pool + NEXT, seen, seen + 1):
+            call(function, part, parts, job)
+            atomic.add(pool + DONE, 1)
+
+
+@compiled
+def launch_parts(pool, function, parts, job):
+    atomic.store(pool + FUNCTION, function)
+    atomic.store(pool + JOB, job)
+    atomic.store(pool + DONE, 0)
+    number = (atomic.load(pool + NEXT) >> 32) + 1
+    atomic.store(pool + NEXT, ((number & 0x7FFFFFFF) << 32) + (parts << 16))
+    take_parts(pool)
+    pauses = 0
+    while atomic.load(pool + DONE) < parts:
+        pauses = wait(pauses)
+
+
+@compiled
+def attend(pool, asleep):
+    """Be a worker until nothing has come for a while."""
+    pauses, last = 0, atomic.load(pool + NEXT)
+    while pauses < PATIENCE * PAUSES:
+        take_parts(pool)
+        now = atomic.load(pool + NEXT)
+        pauses = wait(pauses if now == last else 0)
+        last = now
+    atomic.store(asleep, 1)
+
+
+@compiled
+def wait(pauses):
+    """Pause once more after so many pauses."""
+    atomic.pause()
+    if pauses % PAUSES == PAUSES - 1:
+        atomic.give_way()
+    return pauses + 1
+
+
+def _pool(function, parts, job):
+    """The launcher. It holds the pool's memory, and so it is the worker too, where there is no function, and what clears the memory."""
+    pool = atomic.memory(POOL_BYTES)
+    if function:
+        launch_parts(pool, function, parts, job)
+    elif job:
+        attend(pool, job)
+    else:
+        atomic.store(pool + NEXT, 0)
+
+
 def _serial(function, parts, job):
     for part in range(parts):
         call(function, part, parts, job)
 
 
-def _parallel(function, parts, job):
-    for part in prange(parts):
-        call(function, part, parts, job)
+@lru_cache
+def _launcher(function):
+    """The compiled launcher; its address is `.address`."""
+    return c_function(function, (types.int64,) * 3)
 
 
-def _load_tbb():
-    """Make numba find PyPI's tbb; without it numba turns to its other layers."""
-    try:
-        for file in metadata.files("tbb") or []:
-            if file.name in ("libtbb.so.12", "tbb12.dll"):
-                ctypes.CDLL(str(file.locate().resolve()), mode=ctypes.RTLD_GLOBAL)
-    except (metadata.PackageNotFoundError, OSError):
-        pass
+def _call_pool(function, parts, job):
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(_pool).address)(function, parts, job)
 
 
-def _launcher(parallel: bool) -> int:
-    """Address of a launcher. Threads start when the parallel one is first asked for; where they cannot, the serial one serves."""
-    global _starter
-    found = _launchers.get(parallel)
-    if found is None:
-        try:
-            if parallel:
-                _starter = threading.get_ident() if layer() is None else None
-                _load_tbb()
-            found = c_function(_parallel if parallel else _serial, (types.int64,) * 3, parallel=parallel).address
-        except ValueError:  # numba: no threading layer could be loaded
-            found = _launcher(False)
-        _launchers[parallel] = found
-    return found
+def _worker(asleep, sleep):
+    while True:
+        _call_pool(0, 0, asleep.ctypes.data)
+        sleep.acquire()
+
+
+def _wake(n):
+    """Have n workers awake soon."""
+    if not _workers:
+        # a forked child has a copy of its parent's pool, perhaps in the middle of a launch
+        _call_pool(0, 0, 0)
+    for _ in range(len(_workers), n):
+        asleep, sleep = np.zeros(1, np.int64), threading.Lock()
+        sleep.acquire()
+        # where no thread can be had, the caller's does the work
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=_worker, args=(asleep, sleep), name="fastgrad", daemon=True).start()
+            _workers.append((asleep, sleep))
+    for asleep, sleep in _workers:
+        if asleep[0]:
+            asleep[0] = 0
+            sleep.release()
 
 
 def start():
-    """Load the launchers and start the threads, which the first large call would do."""
-    _launcher(False)
-    _launcher(True)
-
-
-def _before_fork():
-    _forks.append(None)
-    while _calls:
-        time.sleep(1e-4)
-    # a child could never compile if another thread were at it
-    global_compiler_lock.acquire()
-
-
-def _after_in_parent():
-    global_compiler_lock.release()
-    _forks.pop()
+    """Load the launchers, and hire workers, which the first large call would do."""
+    _launcher(_serial)
+    with _turn:
+        _wake(_threads - 1)
 
 
 def _after_in_child():
-    global _turn, _forked
+    global _turn
     global_compiler_lock.release()
     _turn = threading.Lock()
-    _calls.clear()
-    _forks.clear()
-    _forked = layer() is not None and not (layer() == "tbb" and _starter == threading.get_ident())
+    _workers.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    # a child could never compile if another thread were at it
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_after_in_child,
+    )
 
 
 def run(operations, driver, *arguments):
     """driver(launcher, parts, *arguments), on as many threads as so many floating-point operations are worth."""
-    if operations < SMALL or _threads == 1 or _forked:
-        return driver(_launchers.get(False) or _launcher(False), 1, *arguments)
-    launcher = _launcher(True)
-    if layer() == "tbb":
-        _calls.append(None)
-        try:
-            if not _forks:
-                return driver(launcher, _threads, *arguments)
-        finally:
-            _calls.pop()
-    elif _turn.acquire(blocking=False):
-        try:
-            return driver(launcher, _threads, *arguments)
-        finally:
-            _turn.release()
-    return driver(_launcher(False), 1, *arguments)
+    if operations < SMALL or _threads == 1 or not _turn.acquire(blocking=False):
+        return driver(_launcher(_serial).address, 1, *arguments)
+    try:
+        launcher = _launcher(_pool).address
+        if operations >= SMALL_TO_SLEEPERS:
+            _wake(_threads - 1)
+        return driver(launcher, _threads, *arguments)
+    finally:
+        _turn.release()
 
 
 @entry
