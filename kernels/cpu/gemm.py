@@ -154,24 +154,24 @@ def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c,
 
 
 @compiled
-def panel_tiles(mc, nc, kc, a, a_row, panels, start, start_row, c, c_row):
-    """A few rows of C = start + A @ B, for B in panels, a panel after another: each is read once. A null start is zero, start_row 0
-    a bias.
-    """
-    width, start_col = VECTORS * lanes(c), 1
+def panel_tiles(mc, nc, K, a, a_row, panels, start, start_row, c, c_row):
+    """C = start + A @ B for B in panels over all of K, block by block as above. A null start is zero, start_row 0 a bias."""
+    width, start_col, itemsize = VECTORS * lanes(c), 1, VECTOR_BYTES // lanes(c)
     if is_null(start):
         start_row = start_col = 0
-    for j in range(0, nc, width):
-        b_j, columns = advance(panels, j * kc), min(width, nc - j)
-        i = 0
-        while i < mc:
-            rows, start_ij = tile_rows(mc - i), advance(start, i * start_row + j * start_col)
-            a_i, c_ij = advance(a, i * a_row), advance(c, i * c_row + j)
-            if start_row:
-                for r in range(rows):
-                    prefetch(advance(start_ij, r * start_row + width))
-            microkernel(rows, columns, kc, a_i, a_row, 1, b_j, width, start_ij, start_row, c_ij, c_row)
-            i += rows
+    k_blocks = max(1, (K + DEEP - 1) // DEEP)
+    k_block = max(1, (K + k_blocks - 1) // k_blocks)
+    n_block = max(1, B_BYTES // (k_block * itemsize * width)) * width
+    for k0 in range(0, max(K, 1), k_block):
+        kc = min(k_block, K - k0)
+        if k0 > 0:
+            start, start_row, start_col = c, c_row, 1
+        for j in range(0, nc, n_block):
+            b_j, start_j = advance(panels, j * K + k0 * width), advance(start, j * start_col)
+            tiles(
+                mc, min(n_block, nc - j), kc, advance(a, k0), a_row, 1, a_row, 0, b_j, width, width * K, start_j, start_row, start_col,
+                advance(c, j), c_row,
+            )  # fmt: skip
 
 
 @inlined
