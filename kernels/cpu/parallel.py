@@ -25,8 +25,8 @@ from . import atomic
 from .jit import c_function, compiled, entry
 from .simd import address, call
 
-# below so many floating-point operations the caller's thread is done before others have begun: workers that are awake, or asleep
-SMALL, SMALL_TO_SLEEPERS = 800_000, 2_000_000
+# below so many floating-point operations the caller's thread is done before others have begun
+SMALL = 1_000_000
 # a thread that waits lets others have its core after so many pauses, a microsecond or two; a worker sleeps after so many times that
 PAUSES, PATIENCE = 100, 800
 
@@ -185,8 +185,7 @@ def run(operations, driver, *arguments):
         return driver(_launcher(_serial).address, 1, *arguments)
     try:
         launcher = _launcher(_pool).address
-        if operations >= SMALL_TO_SLEEPERS:
-            _wake(_threads - 1)
+        _wake(_threads - 1)
         return driver(launcher, _threads, *arguments)
     finally:
         _turn.release()
