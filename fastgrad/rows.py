@@ -1,4 +1,4 @@
-"""Sequences as rows without their padding, a step after another, which is how kernels take them: see kernels/reference/lstm.py."""
+"""Sequences as rows without their padding, a step after another, which is how kernels take them: see kernels/reference/rows.py."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from fastgrad.backend import kernels
 
 
 class Batch(NamedTuple):
-    """Which step of which sequence a row is: see kernels/reference/lstm.py."""
+    """Which step of which sequence a row is: see kernels/reference/rows.py."""
 
     order: np.ndarray
     offsets: np.ndarray

@@ -11,7 +11,7 @@ from .. import names
 from . import vmath
 from .jit import compiled, inlined, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, each, each_times, pointer, real
+from .simd import advance, copy, each, each_times, pointer, real
 
 SELU_SCALE = 1.0507009873554805
 INV_SQRT_2PI = 0.3989422804014327
@@ -245,7 +245,16 @@ def differentiate(code, parameter, rows, columns, z, y, dz):
 
 
 ACTIVATION = np.dtype(
-    [("code", "i8"), ("parameter", "f8"), ("rows", "i8"), ("columns", "i8"), ("z", "i8"), ("y", "i8"), ("dz", "i8")]
+    [
+        ("code", "i8"),
+        ("parameter", "f8"),
+        ("rows", "i8"),
+        ("columns", "i8"),
+        ("z", "i8"),
+        ("y", "i8"),
+        ("dy", "i8"),
+        ("dz", "i8"),
+    ]
 )
 
 
@@ -260,13 +269,20 @@ def activate_part(part, parts, job, like):
 
 @kernel(ACTIVATION)
 def differentiate_part(part, parts, job, like):
+    """dz = dy f', a few rows at a time, while they are in cache."""
     t = carray(job, 1)[0]
     lo, hi = share(part, parts, t.rows, 1)
-    at = lo * t.columns
-    z, y, dz = advance(pointer(t.z, like), at), advance(pointer(t.y, like), at), advance(pointer(t.dz, like), at)
-    differentiate(t.code, t.parameter, hi - lo, t.columns, z, y, dz)
+    step = max(1, CHUNK // max(1, t.columns))
+    for row in range(lo, hi, step):
+        rows, at = min(step, hi - row), row * t.columns
+        z, y, dz = advance(pointer(t.z, like), at), advance(pointer(t.y, like), at), advance(pointer(t.dz, like), at)
+        if t.dy != t.dz:
+            copy(rows * t.columns, advance(pointer(t.dy, like), at), dz)
+        differentiate(t.code, t.parameter, rows, t.columns, z, y, dz)
 
 
+# values that the first-level cache keeps beside those of two other arrays
+CHUNK = 2048
 # an activation costs about as much as this many multiplications and additions
 COST = 16
 
@@ -285,14 +301,15 @@ def activation_forward(z, y, activation):
     source = np.ascontiguousarray(z) if activation.needs_input else result
     if not activation.needs_input:
         result[...] = z
-    _launch(activate_part, activation, y.shape, (source, result, None), y.dtype)
+    _launch(activate_part, activation, y.shape, (source, result, None, None), y.dtype)
     y[...] = result
 
 
 def activation_backward(dy, z, y, dz, activation):
     """dz = dy f'(z), from z where activation.needs_input, else from y; the other may be None. dz may be dy."""
-    result = np.array(dy, order="C")
+    result = dz if dz.flags.c_contiguous else np.empty(dz.shape, dz.dtype)
     saved = np.ascontiguousarray(z if activation.needs_input else y)
     z, y = (saved, None) if activation.needs_input else (None, saved)
-    _launch(differentiate_part, activation, dz.shape, (z, y, result), dz.dtype)
-    dz[...] = result
+    _launch(differentiate_part, activation, dz.shape, (z, y, np.ascontiguousarray(dy), result), dz.dtype)
+    if result is not dz:
+        dz[...] = result

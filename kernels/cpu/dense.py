@@ -41,7 +41,7 @@ def activate_rows(chain, function, layer, lo, hi, job):
     t = job[0]
     at = lo * layer.n_out * chain.itemsize
     t.code, t.parameter, t.rows, t.columns = layer.code, layer.parameter, hi - lo, layer.n_out
-    t.z, t.y, t.dz = layer.z + at, layer.y + at, layer.dz + at
+    t.z, t.y, t.dy, t.dz = layer.z + at, layer.y + at, layer.dz + at, layer.dz + at
     call(function, 0, 1, job)
 
 

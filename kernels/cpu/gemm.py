@@ -52,14 +52,22 @@ def copy_strided(n, source, step, target):
 
 
 @inlined
+def clear(n, target):
+    """target[i] = 0 for i < n."""
+    to = carray(target, n)
+    for i in range(n):
+        to[i] = 0
+
+
+@inlined
 def tile_rows(left):
     """Rows of the next tile. The last two share theirs evenly: a tile of a row or two would wait for its own additions."""
     return (left + 1) // 2 if ROWS < left < 2 * ROWS else min(ROWS, left)
 
 
 @compiled
-def pack_b(kc, nc, b, b_row, b_col, panels):
-    """Panels of VECTORS vectors' columns, each (kc, width) contiguous; columns past the last are not written."""
+def pack_b(kc, nc, b, b_row, b_col, panels, depth):
+    """Panels of VECTORS vectors' columns, each (depth, width) contiguous, of which kc rows are written, and no columns past the last."""
     n = lanes(b)
     width = VECTORS * n
     if b_col == 1:
@@ -67,13 +75,13 @@ def pack_b(kc, nc, b, b_row, b_col, panels):
         for k in range(kc):
             row, place = advance(b, k * b_row), advance(panels, k * width)
             for j in range(0, nc - width + 1, width):
-                copy(VECTORS * n, advance(row, j), advance(place, j * kc))
+                copy(VECTORS * n, advance(row, j), advance(place, j * depth))
             j = nc - nc % width
-            copy(nc - j, advance(row, j), advance(place, j * kc))
+            copy(nc - j, advance(row, j), advance(place, j * depth))
         return
     for j in range(0, nc, width):
         columns = min(width, nc - j)
-        panel, block = advance(panels, j * kc), advance(b, j * b_col)
+        panel, block = advance(panels, j * depth), advance(b, j * b_col)
         done = 0
         if b_row == 1 and columns == width:
             done = kc - kc % n
@@ -222,7 +230,7 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
                 nc = min(n_block, N - j0)
                 b_k, b_step, b_panel = advance(b, k0 * b_row + j0 * b_col), b_row, width
                 if not b_in_place:
-                    pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH))
+                    pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH), kc)
                     b_k, b_step, b_panel = advance(panels, A_SCRATCH), width, width * kc
                 c_k = advance(c, i0 * c_row + j0)
                 start_k, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col

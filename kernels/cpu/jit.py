@@ -136,6 +136,12 @@ class Addresses(dict):
         return found
 
 
+@lru_cache
+def none(dtype, ndim):
+    """An empty array, which stands for None where a driver takes arrays of one type."""
+    return np.empty((0,) * ndim, dtype)
+
+
 def kernel(job, needs=None):
     """Decorator: a kernel whose job is a record of this dtype. needs(dtype) is called before it is compiled or loaded."""
     return lambda function: Kernel(function, job, needs)

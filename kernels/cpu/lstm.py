@@ -8,18 +8,17 @@ the gates, row by row while they are in cache.
 Thread `part` of `parts` has the positions part, part + parts, ... in the order by length, so that each has long and short ones.
 """
 
-from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
 from numba import carray
 
 from . import vmath
-from .gemm import GEMM, SCRATCH, describe, gemm_part, pack_b, panel_tiles, panels, turn
-from .jit import Addresses, compiled, entry, inlined, kernel
+from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, panels, turn
+from .jit import Addresses, compiled, entry, inlined, kernel, none
 from .optim import squares
 from .parallel import Scratch, get_num_threads, run, share
-from .rows import clear, offsets_of
+from .rows import offsets_of
 from .simd import (
     VECTORS,
     address,
@@ -62,7 +61,7 @@ def pack_part(part, parts, job, like):
     g = carray(job, 1)[0]
     lo, hi = share(part, parts, g.N, VECTORS * lanes(like))
     w, to = advance(pointer(g.w, like), lo * g.w_col), advance(pointer(g.panels, like), lo * g.K)
-    pack_b(g.K, hi - lo, w, g.w_row, g.w_col, to)
+    pack_b(g.K, hi - lo, w, g.w_row, g.w_col, to, g.K)
 
 
 @compiled
@@ -209,16 +208,16 @@ def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, h):
     """One row's z to its gates, in place, and its c, tanh c and o tanh c."""
     i, f, g, o = z, advance(z, H), advance(z, 2 * H), advance(z, 3 * H)
     if peeps:
-        zipped(add_times, H, (i, peephole, state_c), (i,))
-        zipped(add_times, H, (f, advance(peephole, H), state_c), (f,))
+        zipped(add_times, H, (i, peephole, state_c), (i,), ())
+        zipped(add_times, H, (f, advance(peephole, H), state_c), (f,), ())
     each(vmath.sigmoid, 2 * H, i, i, ())
     each(vmath.tanh, H, g, g, ())
-    zipped(cell, H, (i, f, g, state_c), (c, state_c))
+    zipped(cell, H, (i, f, g, state_c), (c, state_c), ())
     if peeps:
-        zipped(add_times, H, (o, advance(peephole, 2 * H), c), (o,))
+        zipped(add_times, H, (o, advance(peephole, 2 * H), c), (o,), ())
     each(vmath.sigmoid, H, o, o, ())
     each(vmath.tanh, H, c, tanh_c, ())
-    zipped(times, H, (o, tanh_c), (h,))
+    zipped(times, H, (o, tanh_c), (h,), ())
 
 
 @kernel(LSTM, needs=provide_microkernel)
@@ -242,7 +241,7 @@ def lstm_backward_part(part, parts, job, like):
         for i in range(rows):
             row, dh = first + i * parts, advance(state_dh, i * state_row)
             if g.dh:
-                zipped(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,))
+                zipped(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,), ())
             if g.squares:
                 carray(void_pointer(g.squares), row + 1, np.float64)[row] = squares(dh, P)
             if g.w_proj:
@@ -265,7 +264,7 @@ def lstm_backward_part(part, parts, job, like):
             dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * state_row)
             if g.w_proj:
                 r = advance(pointer(g.r, like), row * H)
-                zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,))
+                zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,), ())
             gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
         dz, dz_row = advance(pointer(g.dz, like), first * 4 * H), parts * 4 * H
         dxs, dxs_row = advance(pointer(g.dxs, like), first * g.C), parts * g.C
@@ -287,9 +286,9 @@ def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
     sources, targets = (i, f, g, o, tanh_c, c_before, dr, dc), (dz_i, dz_f, dz_g, dz_o, dc)
     if peeps:
         peepholes = peephole, advance(peephole, H), advance(peephole, 2 * H)
-        zipped(gates_slopes_peeping, H, sources + peepholes, targets)
+        zipped(gates_slopes_peeping, H, sources + peepholes, targets, ())
     else:
-        zipped(gates_slopes, H, sources, targets)
+        zipped(gates_slopes, H, sources, targets, ())
 
 
 GRADIENTS = np.dtype(
@@ -329,9 +328,9 @@ def weights_part(part, parts, job, like):
             if p >= earlier:
                 before = advance(pointer(g.c_0, like), order[p] * H + lo)
             dz, c = advance(pointer(g.dz, like), row * 4 * H + lo), advance(pointer(g.c, like), row * H + lo)
-            zipped(add_times, n, (sums, dz, before), (sums,))
-            zipped(add_times, n, (advance(sums, H), advance(dz, H), before), (advance(sums, H),))
-            zipped(add_times, n, (advance(sums, 2 * H), advance(dz, 3 * H), c), (advance(sums, 2 * H),))
+            zipped(add_times, n, (sums, dz, before), (sums,), ())
+            zipped(add_times, n, (advance(sums, H), advance(dz, H), before), (advance(sums, H),), ())
+            zipped(add_times, n, (advance(sums, 2 * H), advance(dz, 3 * H), c), (advance(sums, 2 * H),), ())
 
 
 @compiled
@@ -500,14 +499,9 @@ _KERNELS = Addresses(gemm_part, pack_part, lstm_forward_part, lstm_backward_part
 _scratch = Scratch()
 
 
-@lru_cache
-def _none(dtype, ndim):
-    return np.empty((0,) * ndim, dtype)
-
-
 def _given(dtype, ndim, *arrays):
     """The arrays as compiled functions take them, which know arrays of one type only: an empty one for None."""
-    return (_none(dtype, ndim) if a is None else a for a in arrays)
+    return (none(dtype, ndim) if a is None else a for a in arrays)
 
 
 def _plan(w_ih, w_hh, w_proj, x_in_time, n, H, steps):

@@ -1,10 +1,10 @@
-"""Sequences as rows, a step after another without padding, and back: the layout of kernels/reference/lstm.py."""
+"""Sequences as rows, a step after another without padding, and back: the layout of kernels/reference/rows.py."""
 
 import numpy as np
 from numba import carray
 
-from .gemm import copy_strided
-from .jit import compiled, inlined, kernel
+from .gemm import clear, copy_strided
+from .jit import compiled, kernel
 from .parallel import address_of, launch, share
 from .simd import advance, copy, pointer, void_pointer
 
@@ -16,13 +16,6 @@ COPY = 16
 @compiled
 def offsets_of(job):
     return carray(void_pointer(job.offsets), job.steps + 1, np.int64)
-
-
-@inlined
-def clear(n, target):
-    to = carray(target, n)
-    for j in range(n):
-        to[j] = 0
 
 
 @kernel(ROWS_COPY)

@@ -254,10 +254,6 @@ class _Emitter:
             values, pointers = merged[: len(values)], merged[len(values) :]
             piece //= 2
 
-    def opaque(self, value):
-        """The value itself, of which LLVM knows nothing: it would make one chain of additions of all addresses in a loop."""
-        return self.builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], side_effect=False)
-
     def splat(self, value):
         one = ir.VectorType(value.type, self.width)
         lane0 = self.builder.insert_element(ir.Constant(one, ir.Undefined), value, ir.Constant(_I32, 0))
@@ -286,7 +282,8 @@ def _emit_products(emit, masks, unroll, count, a, a_rows, a_step, b, b_step, acc
     first = [zero, b, *a, *acc.values()]
     phis = [builder.phi(value.type) for value in first]
     k, b_k, *rest = phis
-    a_k, sums = [emit.opaque(at) for at in rest[: len(a)]], dict(zip(acc, rest[len(a) :], strict=True))
+    # LLVM would make one chain of additions of all addresses in a loop
+    a_k, sums = [_opaque(builder, at) for at in rest[: len(a)]], dict(zip(acc, rest[len(a) :], strict=True))
     for _ in range(unroll):
         b_vectors = [emit.load(emit.at(b_k, j * emit.width), mask) for j, mask in enumerate(masks)]
         for i in range(len(acc) // len(masks)):
@@ -470,6 +467,24 @@ class _Distinct(ir.MDValue):
         self.operands = self, *operands
 
 
+def _scopes(module, count):
+    """Names for groups of arrays that are apart from each other."""
+    domain = _Distinct(module)
+    return [_Distinct(module, domain) for _ in range(count)]
+
+
+def _marked(instruction, own, others):
+    """A load or store of an array of its own group, apart from the others."""
+    instruction.set_metadata("alias.scope", instruction.parent.module.add_metadata([own]))
+    instruction.set_metadata("noalias", instruction.parent.module.add_metadata(others))
+    return instruction
+
+
+def _opaque(builder, value):
+    """The value itself, of which LLVM knows nothing."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], side_effect=False)
+
+
 def _interleave(branch, module, count):
     """Have LLVM interleave so many vectors of the loop that this branch closes."""
     hint = module.add_metadata([ir.MetaDataString(module, "llvm.loop.interleave.count"), _I32(count)])
@@ -484,13 +499,19 @@ def _each(typingctx, f, source, parameters, times):
         function = context.get_function(f, inner)
         for library in getattr(function, "libs", ()):
             context.active_code_library.add_linking_library(library)
+        # in place, LLVM would make masked stores of a choice between a value and what is there, which AMD's cores take 14 cycles for: it
+        # must not see that the two are the same, and be told that it need not mind
+        source = _opaque(builder, source)
+        read, written = _scopes(builder.module, 2)
         entry, loop, done = builder.block, builder.append_basic_block("each"), builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
         builder.position_at_end(loop)
         i = builder.phi(_I64)
-        values = [builder.load(builder.gep(source, [i])), *cgutils.unpack_tuple(builder, parameters)]
-        result, place = function(builder, values), builder.gep(target, [i])
-        builder.store(builder.fmul(builder.load(place), result) if times else result, place)
+        value = _marked(builder.load(builder.gep(source, [i])), read, [written])
+        result, place = function(builder, [value, *cgutils.unpack_tuple(builder, parameters)]), builder.gep(target, [i])
+        if times:
+            result = builder.fmul(_marked(builder.load(place), written, [read]), result)
+        _marked(builder.store(result, place), written, [read])
         following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
         i.add_incoming(ir.Constant(_I64, 0), entry)
         i.add_incoming(following, builder.block)
@@ -517,36 +538,30 @@ def each_times(typingctx, f, count, source, target, parameters):
 
 
 @intrinsic
-def zipped(typingctx, f, count, sources, targets):
-    """targets[k][i] = f(sources[0][i], sources[1][i], ...)[k] for i < count.
+def zipped(typingctx, f, count, sources, targets, parameters):
+    """targets[k][i] = f(sources[0][i], sources[1][i], ..., *parameters)[k] for i < count.
 
     A target may be a source, or apart from all of them. LLVM is told so: it would not look through so many pointers itself.
     """
-    inner = typingctx.resolve_function_type(f, tuple(source.dtype for source in sources), {})
+    inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
     def codegen(context, builder, signature, args):
-        _, count, sources, targets = args
+        _, count, sources, targets, parameters = args
+        parameters = cgutils.unpack_tuple(builder, parameters)
         sources, targets = (cgutils.unpack_tuple(builder, pointers) for pointers in (sources, targets))
         function, module = context.get_function(f, inner), builder.module
         for library in getattr(function, "libs", ()):
             context.active_code_library.add_linking_library(library)
-        domain = _Distinct(module)
-        read, *written = [_Distinct(module, domain) for _ in range(1 + len(targets))]
-
-        def marked(instruction, own, others):
-            instruction.set_metadata("alias.scope", module.add_metadata([own]))
-            instruction.set_metadata("noalias", module.add_metadata(others))
-            return instruction
-
+        read, *written = _scopes(module, 1 + len(targets))
         entry, loop, done = builder.block, builder.append_basic_block("zip"), builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
         builder.position_at_end(loop)
         i = builder.phi(_I64)
-        loads = [marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
-        results = function(builder, loads)
+        loads = [_marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
+        results = function(builder, [*loads, *parameters])
         for k, (value, target) in enumerate(zip(cgutils.unpack_tuple(builder, results), targets, strict=True)):
             others = [read, *(scope for j, scope in enumerate(written) if j != k)]
-            marked(builder.store(value, builder.gep(target, [i])), written[k], others)
+            _marked(builder.store(value, builder.gep(target, [i])), written[k], others)
         following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
         i.add_incoming(ir.Constant(_I64, 0), entry)
         i.add_incoming(following, builder.block)
@@ -554,7 +569,7 @@ def zipped(typingctx, f, count, sources, targets):
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(f, types.int64, sources, targets), codegen
+    return types.void(f, types.int64, sources, targets, parameters), codegen
 
 
 @intrinsic

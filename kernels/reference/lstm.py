@@ -11,10 +11,8 @@ Backwards, with dh and dc from above and from the step after:
     dz_i = dc g i (1 - i)               dz_f = dc c_{t-1} f (1 - f)         dz_g = dc i (1 - g^2)
     dh_{t-1} = dz w_hh^T                dc_{t-1} = dc f + p_i dz_i + p_f dz_f
 
-Sequences are kept without their padding, a step after another: `order` (N,) has the sequences from the longest to the shortest, and
-step t of sequence order[p] is row offsets[t] + p of every array (R, .), with offsets (T + 1,) and R all steps. So the sequences that
-are under way at a step are its first rows, and a product over all steps has no padding in it. With `reverse` the steps run from
-each sequence's last to its first, and "before" means the step after.
+Sequences are rows as rows.py lays them out; with `reverse` the steps run from each sequence's last to its first, and "before" means the
+step after.
 
 w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,
 where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order. All arrays are contiguous, but the rows of xs, h and
@@ -24,21 +22,6 @@ dh may lie apart.
 import numpy as np
 
 from .activation import sigmoid
-
-
-def gather_rows(x, order, offsets, rows):
-    """rows (R, C) = the steps of the sequences x (N, T, C)."""
-    for t in range(len(offsets) - 1):
-        n = offsets[t + 1] - offsets[t]
-        rows[offsets[t] : offsets[t + 1]] = x[order[:n], t]
-
-
-def scatter_rows(rows, order, offsets, x):
-    """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
-    for t in range(len(offsets) - 1):
-        n = offsets[t + 1] - offsets[t]
-        x[order[:n], t] = rows[offsets[t] : offsets[t + 1]]
-        x[order[n:], t] = 0
 
 
 def lstm_forward(
