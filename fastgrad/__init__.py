@@ -5,9 +5,12 @@ A functional forward returns (result, backward); backward(upstream) returns grad
 
 from fastgrad import convert, init, nn, optim
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
+from fastgrad.batchnorm import batch_norm
+from fastgrad.conv import conv2d
 from fastgrad.dense import dense, dense_chain
 from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
 from fastgrad.lstm import lstm, lstm_cell
+from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.saving import load, save
 from fastgrad.train import Trainer
 
@@ -15,17 +18,22 @@ __all__ = [
     "BackendError",
     "Trainer",
     "__version__",
+    "avg_pool2d",
     "backend",
+    "batch_norm",
     "binary_cross_entropy",
+    "conv2d",
     "convert",
     "cross_entropy",
     "dense",
     "dense_chain",
     "get_num_threads",
+    "global_avg_pool2d",
     "init",
     "load",
     "lstm",
     "lstm_cell",
+    "max_pool2d",
     "mse",
     "nn",
     "optim",

@@ -8,6 +8,8 @@ import numpy as np
 
 from fastgrad.kernels.names import ACTIVATIONS, Activation
 
+Pair = tuple[int, int]
+
 INT64 = np.dtype(np.int64)
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 # activations whose parameter a caller may choose
@@ -40,6 +42,14 @@ def floating(op: str, name: str, value: Any, dtype: np.dtype | None = None) -> n
         raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
     value = value.view(np.ndarray)
     return value if value.flags.aligned else value.copy()
+
+
+def channels_last(op: str, name: str, value: Any) -> np.ndarray:
+    """value as an aligned array (..., C) of at least one channel."""
+    value = floating(op, name, value)
+    if not value.ndim or not value.shape[-1]:
+        raise ValueError(f"{op}: {name} must be (..., C) with at least one channel, got {value.shape}")
+    return value
 
 
 def plain(op: str, name: str, value: Any) -> None:
@@ -82,6 +92,48 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dty
         where = index[0] if len(index) == 1 else index
         raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[index]} at index {where}")
     return found
+
+
+def images(op: str, x: Any) -> np.ndarray:
+    """x as an array (N, H, W, C) with pixels, C-contiguous."""
+    x = array(op, "x", x, "(N, H, W, C)", (None, None, None, None))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: x must have at least one row, column and channel, got {x.shape}")
+    return contiguous(x)
+
+
+def pair(op: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """Two integers, vertical and horizontal, from the two or from one for both."""
+    both = value if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2:
+        raise ValueError(f"{op}: {name} must be an integer or a pair (vertical, horizontal), got {value!r}")
+    return count(op, name, both[0], least), count(op, name, both[1], least)
+
+
+def windows(
+    op: str, name: str, size: Pair, image: Pair, stride: Pair, padding: Any, *, half: bool
+) -> tuple[tuple[int, int, int, int], Pair]:
+    """(top, left, bottom, right) of the padding, and how many windows of this size there are, down and across.
+
+    padding is an integer, a pair, or "same" for ceil(image / stride) windows; its limit is half of size, or less than size.
+    """
+    if isinstance(padding, str):
+        if padding != "same":
+            raise ValueError(f"{op}: padding must be an integer, a pair or 'same', got {padding!r}")
+        totals = (max(-(-n // s) * s - s + k - n, 0) for n, k, s in zip(image, size, stride, strict=True))
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+    else:
+        top, left = bottom, right = pair(op, "padding", padding, least=0)
+        limits = [k // 2 if half else k - 1 for k in size]
+        if top > limits[0] or left > limits[1]:
+            raise ValueError(
+                f"{op}: padding must be {'at most half of' if half else 'smaller than'} {name} {size}, got {(top, left)}"
+            )
+    padded = image[0] + top + bottom, image[1] + left + right
+    if size[0] > padded[0] or size[1] > padded[1]:
+        raise ValueError(f"{op}: {name} must be at most the padded image {padded}, got {size}")
+    down, across = ((n - k) // s + 1 for n, k, s in zip(padded, size, stride, strict=True))
+    return (top, left, bottom, right), (down, across)
 
 
 def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
@@ -147,12 +199,15 @@ def count(op: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def number(op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf) -> float:
-    """value as a finite float from 0 (or above it) and below `below`."""
+def number(
+    op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf, most: float | None = None
+) -> float:
+    """value as a finite float from 0 (or above it), below `below`, and no larger than `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < below or not (value or zero):
-        bounds = f"{'at least' if zero else 'above'} 0 and {'finite' if below == np.inf else f'below {below:g}'}"
+    if not 0 <= value < below or not (value or zero) or (most is not None and value > most):
+        above = f"at most {most:g}" if most is not None else "finite" if below == np.inf else f"below {below:g}"
+        bounds = f"{'at least' if zero else 'above'} 0 and {above}"
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
     return float(value)
 

@@ -7,17 +7,27 @@ import numpy as np
 from .. import names
 from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
+from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import squared_norm, update
+from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_statistics",
     "binary_cross_entropy",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "dense_chain_backward",
     "dense_chain_epoch",
@@ -27,6 +37,8 @@ __all__ = [
     "gather_rows",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "mse",
     "scatter_rows",
     "squared_norm",
@@ -70,6 +82,15 @@ def _call_drivers(dtype):
     gemm.matmul(one, one, one.copy())
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
+    mean, var = np.zeros(1), np.ones(1)
+    batch_norm_statistics(one, mean, var)
+    batch_norm_forward(one, mean, var, flat[:1], flat[:1], None, identity, one.copy(), one.copy())
+    gradients = [flat[:1].copy(), flat[:1].copy()]
+    batch_norm_backward(one, one, mean, var, *gradients, identity, True, one, one, None, one.copy(), *gradients)
+    image, pair, pads = np.ones((1, 1, 1, 1), dtype), (1, 1), (0, 0, 0, 0)
+    outputs = image.copy(), image.copy()
+    conv2d_forward(image, image, None, pair, pads, pair, None, identity, *outputs)
+    conv2d_backward(image, image, image, pair, pads, pair, identity, *outputs, *outputs, image.copy(), None)
     order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
     gates, states = w.copy(), [one.copy() for _ in range(7)]
     lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])

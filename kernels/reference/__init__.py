@@ -1,16 +1,27 @@
 """The definition of every op in plain NumPy, in float32 or float64 as the arrays come: the "numpy" backend."""
 
 from .activation import activation_backward, activation_forward
+from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .loss import binary_cross_entropy, cross_entropy, mse
-from .lstm import gather_rows, lstm_backward, lstm_forward, scatter_rows
+from .lstm import lstm_backward, lstm_forward
 from .optim import squared_norm, update
+from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
+from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_statistics",
     "binary_cross_entropy",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "dense_chain_backward",
     "dense_chain_epoch",
@@ -20,6 +31,8 @@ __all__ = [
     "gather_rows",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "mse",
     "scatter_rows",
     "squared_norm",

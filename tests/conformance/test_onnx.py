@@ -5,12 +5,14 @@ of the run.
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import unwritten
 from conftest import BACKENDS, ONNX_COUNTS
+from convs import geometry
 from fastgrad.kernels.names import (
     ACTIVATIONS,
     ADAM,
@@ -156,6 +158,101 @@ def lstm(backend, attributes, x, w, r, b=None, lengths=None, h_0=None, c_0=None,
     return [y, h_n, c_n] if batch_first else [y.transpose(1, 2, 0, 3), h_n.swapaxes(0, 1), c_n.swapaxes(0, 1)]
 
 
+def batch_normalization(backend, attributes, x, gamma, beta, mean, var):
+    """fg.batch_norm, channels last. ONNX's momentum is the share of the old statistics, and its running variance is biased."""
+    training = bool(attributes.get("training_mode", 0))
+    mean, var = mean.copy(), var.copy()
+    with fg.use_backend(next(name for name, module in BACKENDS.items() if module == backend.__name__)):
+        y, _ = fg.batch_norm(
+            np.moveaxis(x, 1, -1), gamma, beta, mean, var, training=training, unbiased=False,
+            momentum=1 - attributes.get("momentum", 0.9), eps=attributes.get("epsilon", 1e-5),
+        )  # fmt: skip
+    return [np.moveaxis(y, -1, 1), mean, var]
+
+
+def windows(attributes, image, size):
+    """(size, stride, pads, dilation, (H', W')) of a node over an image of two axes, or of one, which is then one row."""
+    if len(size) > 2:
+        raise LeftOut("three axes in space")
+    if attributes.get("ceil_mode", 0):
+        raise LeftOut("a last window that ends past the padding")
+    row = [1] * (2 - len(size))
+    size, strides, dilations = (
+        (*row, *attributes.get(name, default))
+        for name, default in (
+            ("kernel_shape", size),
+            ("strides", [1, 1][len(row) :]),
+            ("dilations", [1, 1][len(row) :]),
+        )
+    )
+    pads = attributes.get("pads", [0] * (2 * len(size)))
+    top, left, bottom, right = (0, pads[0], 0, pads[1]) if row else pads
+    word = attributes.get("auto_pad", b"NOTSET")
+    if word.startswith(b"SAME"):
+        (top, left, bottom, right), _ = geometry(image, size, strides, "same", dilations)
+        if word == b"SAME_LOWER":
+            top, left, bottom, right = bottom, right, top, left
+    elif word != b"NOTSET":
+        raise LeftOut(f"auto_pad {word.decode()}")
+    padded = image[0] + top + bottom, image[1] + left + right
+    reaches = (d * (k - 1) + 1 for d, k in zip(dilations, size, strict=True))
+    outputs = ((n - reach) // s + 1 for n, reach, s in zip(padded, reaches, strides, strict=True))
+    return size, strides, (top, left, bottom, right), dilations, tuple(outputs)
+
+
+def channels_last(x):
+    """(N, H, W, C) of (N, C, H, W), or (N, 1, L, C) of (N, C, L); C-contiguous."""
+    return np.ascontiguousarray(np.moveaxis(x[:, :, None] if x.ndim == 3 else x, 1, -1))
+
+
+def channels_first(y, axes):
+    """channels_last undone, to so many axes."""
+    y = np.moveaxis(y, -1, 1)
+    return [y[:, :, 0] if axes == 3 else y]
+
+
+def conv(backend, attributes, x, w, b=None):
+    size, stride, pads, dilation, outputs = windows(attributes, channels_last(x).shape[1:3], w.shape[2:])
+    kernel = np.ascontiguousarray((w[:, :, None] if w.ndim == 3 else w).transpose(2, 3, 1, 0))
+    assert kernel.shape[:2] == size
+    assert x.shape[1] == attributes.get("group", 1) * w.shape[1]
+    y = unwritten((len(x), *outputs, len(w)), x.dtype)
+    identity = ACTIVATIONS["identity"]
+    backend.conv2d_forward(channels_last(x), kernel, b, stride, pads, dilation, None, identity, y, y)
+    return channels_first(y, x.ndim)
+
+
+def max_pool(backend, attributes, x):
+    size, stride, pads, dilation, outputs = windows(attributes, (1, 1, *x.shape[2:])[-2:], attributes["kernel_shape"])
+    if dilation != (1, 1):
+        raise LeftOut("dilation")
+    y = unwritten((len(x), *outputs, x.shape[1]), x.dtype)
+    backend.max_pool2d_forward(channels_last(x), size, stride, pads, y)
+    return channels_first(y, x.ndim)
+
+
+def avg_pool(backend, attributes, x):
+    size, stride, pads, dilation, outputs = windows(attributes, (1, 1, *x.shape[2:])[-2:], attributes["kernel_shape"])
+    if dilation != (1, 1):
+        raise LeftOut("dilation")
+    y = unwritten((len(x), *outputs, x.shape[1]), x.dtype)
+    include_pad = bool(attributes.get("count_include_pad", 0))
+    backend.avg_pool2d_forward(channels_last(x), size, stride, pads, include_pad, y)
+    return channels_first(y, x.ndim)
+
+
+def global_avg_pool(backend, attributes, x):
+    with fg.use_backend(next(name for name, module in BACKENDS.items() if module == backend.__name__)):
+        y, _ = fg.global_avg_pool2d(channels_last(x))
+    return [y[:, :, None, None]]
+
+
+def matmul(backend, attributes, a, b):
+    if a.ndim != 2 or b.ndim != 2:
+        raise LeftOut("not two matrices")
+    return gemm(backend, {}, a, b)
+
+
 def together(tensors, kinds):
     """(flat arrays, shapes): `kinds` groups of tensors, each group joined into one flat array."""
     each = len(tensors) // kinds
@@ -201,13 +298,19 @@ def momentum(backend, attributes, r, t, *tensors):
 
 OPS = {
     "Adam": adam,
+    "AveragePool": avg_pool,
+    "BatchNormalization": batch_normalization,
     "Clip": clip,
+    "Conv": conv,
     "Elu": elu,
     "Gelu": gelu,
     "Gemm": gemm,
+    "GlobalAveragePool": global_avg_pool,
     "Identity": identity,
     "LSTM": lstm,
     "LeakyRelu": leaky_relu,
+    "MatMul": matmul,
+    "MaxPool": max_pool,
     "Momentum": momentum,
     "Relu": by_name("relu"),
     "Selu": selu,
@@ -265,7 +368,7 @@ def counts(pytestconfig):
     lines = pytestconfig.stash.setdefault(ONNX_COUNTS, [])
     for name, counter in found.items():
         run, passed = counter.pop("run"), counter.pop("passed")
-        lines.append(f"onnx node cases, {name}: {run} run, {passed} passed, {counter.total()} left out")
+        lines.append(f"onnx {name}: {run} run, {passed} passed, {counter.total()} left out")
         lines += [f"  {n} left out: {reason}" for reason, n in sorted(counter.items())]
 
 
@@ -276,6 +379,8 @@ def check(backend, op, attributes, asked, data_sets):
         if not any(a.dtype in (np.float32, np.float64) for a in inputs):
             raise LeftOut("neither float32 nor float64")
         actual = OPS[op](backend, attributes, *inputs)
+        if max(asked) >= len(actual):
+            raise LeftOut("an output that the op does not have")
         for ours, theirs in zip([actual[i] for i in asked], expected, strict=True):
             assert ours.dtype == theirs.dtype
             assert_close("onnx", ours, theirs, np.abs(theirs).max(initial=0))
@@ -283,20 +388,52 @@ def check(backend, op, attributes, asked, data_sets):
 
 @pytest.mark.parametrize("op", OPS)
 def test_node_cases(backend, op, cases, counts):
-    counter = counts.setdefault(backend.__name__.rpartition(".")[2], Counter(run=0, passed=0))
-    failures, passed = [], 0
-    for name, *case in cases[op]:
+    counter = counts.setdefault(f"node cases, {backend.__name__.rpartition('.')[2]}", Counter(run=0, passed=0))
+    passed = run_all(counter, {(op, name): partial(check, backend, op, *case) for name, *case in cases[op]})
+    assert passed, f"no case of {op} was run"
+
+
+def run_all(counter, tests):
+    """The names of the tests that passed, of those by (op, name); fails with the messages of those that failed."""
+    failures, passed = [], []
+    for (op, name), test in tests.items():
         try:
-            check(backend, op, *case)
-            passed += 1
+            test()
+            passed.append(name)
         except LeftOut as reason:
             counter[f"{op}: {reason}"] += 1
         except AssertionError as error:
             failures.append(f"{name}: {error}")
-    counter["run"] += passed + len(failures)
-    counter["passed"] += passed
+    counter["run"] += len(passed) + len(failures)
+    counter["passed"] += len(passed)
     assert not failures, "\n".join(failures)
-    assert passed, f"no case of {op} was run"
+    return passed
+
+
+def test_models_converted_from_pytorch(backend, counts):
+    """ONNX's conversions of torch.nn's layers: a node with its weights, for Linear without a bias a transpose before it."""
+    onnx = pytest.importorskip("onnx")
+    from onnx.backend.test.loader import load_model_tests
+
+    tests = {}
+    for case in load_model_tests(kind="pytorch-converted"):
+        graph = onnx.load(Path(case.model_dir, "model.onnx")).graph
+        weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        *before, node = graph.node
+        if node.op_type not in OPS or any(other.op_type != "Transpose" for other in before):
+            continue
+        for other in before:
+            weights[other.output[0]] = weights[other.input[0]].transpose(other.attribute[0].ints)
+        given = [weights.get(name) for name in node.input]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        data_sets = [
+            ([inputs[0] if a is None else a for a in given], outputs) for inputs, outputs in read(onnx, case.model_dir)
+        ]
+        asked = [i for i, name in enumerate(node.output) if name]
+        tests[node.op_type, case.name] = partial(check, backend, node.op_type, attributes, asked, data_sets)
+    name = f"models converted from pytorch, {backend.__name__.rpartition('.')[2]}"
+    passed = run_all(counts.setdefault(name, Counter(run=0, passed=0)), tests)
+    assert {"test_Linear", "test_Linear_no_bias", "test_Conv2d_groups", "test_BatchNorm2d_eval"} <= set(passed)
 
 
 @pytest.mark.parametrize("peepholes", [False, True])

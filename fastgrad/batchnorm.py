@@ -1,0 +1,145 @@
+"""Batch normalisation with what often follows it: a residual and an activation."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.backend import kernels
+from fastgrad.kernels.names import Activation
+
+FLOAT64 = np.dtype(np.float64)
+
+
+def batch_norm(
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    unbiased: bool = True,
+    activation: str | tuple[str, float] = "identity",
+    residual: np.ndarray | None = None,
+) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
+    """y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual), with x and residual (..., C) (Ioffe & Szegedy 2015).
+
+    gamma, beta, running_mean and running_var are (C,). In training mean and var are those of the batch, over all axes but the last, the
+    var biased, and the running ones, if given, are updated in place: r = (1 - momentum) r + momentum batch. Else they are the running ones.
+
+                  update of r                         to get it here            running var    eps
+        PyTorch   (1 - momentum) r + momentum batch   momentum=momentum         unbiased       1e-5
+        Keras     momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-3
+        ONNX      momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-5
+
+    PyTorch's momentum is 0.1, Keras's 0.99 (here 0.01) and ONNX's 0.9 (here 0.1). With unbiased the var that goes into running_var has
+    the squares divided by M - 1, with M values a channel, in place of M.
+
+    Returns (y, backward); backward(dy) returns the gradients of the given ones of x, gamma, beta, residual, in this order.
+    Backward reads x, gamma, beta and y, so none of them may be written before it.
+    Raises TypeError and ValueError, naming the argument; then the running statistics are as before.
+    """
+    op = "batch_norm"
+    f = check.activation(op, activation)
+    x = check.channels_last(op, "x", x)
+    width, dtype = x.shape[-1:], x.dtype
+    gamma, beta = (
+        check.array(op, name, value, "(C,)", width, dtype) for name, value in (("gamma", gamma), ("beta", beta))
+    )
+    momentum = check.number(op, "momentum", momentum, most=1)
+    eps = check.number(op, "eps", eps)
+    running = check_running(op, running_mean, running_var, width, dtype, bool(training))
+    if residual is not None:
+        residual = check.array(op, "residual", residual, "like x", x.shape, dtype)
+    y, rows_backward = run(op, x, gamma, beta, running, bool(training), momentum, eps, bool(unbiased), f, residual)
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
+        dgamma, dbeta = np.empty(width, dtype), np.empty(width, dtype)
+        dx, dresidual = rows_backward(dy, dgamma, dbeta)
+        return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
+
+    return y, backward
+
+
+def run(
+    op: str,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    running: tuple[np.ndarray, np.ndarray] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: Activation,
+    residual: np.ndarray | None = None,
+    empty: Callable[..., Any] = np.empty,
+) -> tuple[np.ndarray, Callable[..., tuple[Any, Any]]]:
+    """Batch norm over checked arrays, its buffers from `empty`: (y, backward).
+
+    backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
+    """
+    ops, shape, dtype = kernels(), x.shape, x.dtype
+    count, channels = prod(shape[:-1]), shape[-1]
+    if training and count == 1:
+        raise ValueError(f"{op}: x must have more than one value a channel in training, got {shape}")
+
+    def rows(a: np.ndarray) -> np.ndarray:
+        return check.contiguous(a).reshape(count, channels)
+
+    mean, var = np.zeros(channels), np.ones(channels)
+    xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
+    if not training:
+        assert running is not None
+        mean[...], var[...] = running
+    elif count:
+        ops.batch_norm_statistics(xs, mean, var)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rstd = 1 / np.sqrt(var + eps)
+    y = empty(shape, dtype)
+    z = empty(shape, dtype) if activation.needs_input else y
+    zs, ys = (a.reshape(count, channels) for a in (z, y))
+    added = None if residual is None else rows(residual)
+    ops.batch_norm_forward(xs, mean, rstd, gamma, beta, added, activation, zs, ys)
+    if training and running is not None and count:
+        update(running, mean, var * count / (count - 1) if unbiased else var, momentum)
+
+    def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
+        dys = check.upstream(op, dy, y).reshape(count, channels)
+        dz = None if residual is None else empty(shape, dtype)
+        dx = empty(shape, dtype) if want_dx else None
+        dzs, dxs = (None if a is None else a.reshape(count, channels) for a in (dz, dx))
+        ops.batch_norm_backward(dys, xs, mean, rstd, gamma, beta, activation, training, zs, ys, dzs, dxs, dgamma, dbeta)
+        return dx, dz
+
+    return y, backward
+
+
+def update(running: tuple[np.ndarray, np.ndarray], mean: np.ndarray, var: np.ndarray, momentum: float) -> None:
+    """Running statistics moved towards the batch's, in place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        for r, batch in zip(running, (mean, var), strict=True):
+            r[...] = (1 - momentum) * r.astype(FLOAT64) + momentum * batch
+
+
+def check_running(
+    op: str, mean: Any, var: Any, shape: tuple[int, ...], dtype: np.dtype, training: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The running statistics, which evaluation needs and training writes; None without."""
+    named = {"running_mean": mean, "running_var": var}
+    missing = [name for name, value in named.items() if value is None]
+    if missing and (not training or len(missing) == 1):
+        why = "together with the other" if training else "in evaluation (training=False)"
+        raise ValueError(f"{op}: {' and '.join(missing)} must be given {why}, got None")
+    if missing:
+        return None
+    for name, value in named.items():
+        check.array(op, name, value, "(C,)", shape, dtype)
+        if training and not value.flags.writeable:
+            raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
+    return mean, var

@@ -1,0 +1,337 @@
+"""Batch normalisation, as in kernels/reference/batchnorm.py, which has the formulas.
+
+x (M, C) is worked on in rows of W >= 256 columns where C is smaller: several of its rows side by side, and the vectors of mean, scale
+and shift repeated as often. The last row may be a part of one.
+
+The statistics are made chunk by chunk while one is in the first-level cache: its mean, from its first row, then the squares of what is
+left, and in float64 the mean's own rounding; chunks are merged as Chan, Golub & LeVeque (1979) do. So x comes from memory once.
+Everything is subtracted from x before it is multiplied, and the mean in two parts, since it may have more digits than the dtype.
+
+Backward passes twice over dy and x, for the sums and for dx. The activation's slope is made again for the second pass, and after relu
+and its like from x alone: its sign costs less than reading y. Chunks and blocks of them have sizes of their own, whatever the threads.
+"""
+
+import numpy as np
+from numba import carray
+
+from .. import names
+from .activation import activate, differentiate
+from .gemm import clear
+from .jit import Addresses, compiled, entry, inlined, kernel, none
+from .parallel import Scratch, run, share
+from .simd import address, advance, call, copy, data, keep, pointer, real, void_pointer, zipped
+
+# columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
+COLUMNS, CHUNK, BLOCK = 256, 8192, 4
+STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
+NORM = np.dtype(
+    [(name, "i8") for name in "M C W n_blocks code rebuilds has_dz of_batch".split()]
+    + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
+    + [("parameter", "f8")]
+)
+STATISTICS_PART, FORWARD_PART, SUMS_PART, BACKWARD_PART = range(4)
+
+
+@inlined
+def add_distance(total, x, start):
+    return (total + (x - start),)
+
+
+@inlined
+def moved(start, total, share_of_one):
+    return (start + total * share_of_one,)
+
+
+@inlined
+def add_squares(total, squares, x, mean):
+    left = x - mean
+    return total + left, squares + left * left
+
+
+@inlined
+def merged(mean, squares, n_before, other_mean, other_squares, n):
+    """Mean and sum of squared distances from it of two sets of values."""
+    distance, part = other_mean - mean, n / (n_before + n)
+    return mean + distance * part, squares + other_squares + distance * distance * (n_before * part)
+
+
+@inlined
+def merge(mean, squares, chunk_mean, left, left_squares, n_before, n):
+    """Mean and sum of squares of n_before values and of n more, of which left is the sum of what chunk_mean leaves."""
+    left = np.float64(left)
+    return merged(mean, squares, n_before, chunk_mean + left / n, left_squares - left * left / n, n)
+
+
+@inlined
+def normalise(x, high, scale, shift):
+    return ((x - high) * scale + shift,)
+
+
+@inlined
+def normalise_add(x, residual, high, scale, shift):
+    return ((x - high) * scale + shift + residual,)
+
+
+@inlined
+def add_products(total, products, dz, x, high):
+    return total + dz, products + dz * (x - high)
+
+
+@inlined
+def add_wide(wide, narrow):
+    return (wide + narrow,)
+
+
+@inlined
+def below_mean(dz, x, high, scale, slope, offset):
+    return (scale * dz + ((x - high) * slope + offset),)
+
+
+@inlined
+def times(a, b):
+    return (a * b,)
+
+
+@compiled
+def doubles(address):
+    return data(carray(void_pointer(address), 1, np.float64))
+
+
+@kernel(STATISTICS)
+def statistics_part(part, parts, job, like):
+    """means and squares (n_blocks, W), float64, of the whole rows of each block: the part's share of blocks and groups of columns."""
+    g = carray(job, 1)[0]
+    W, groups, depth = g.W, (g.W + COLUMNS - 1) // COLUMNS, CHUNK // COLUMNS
+    room = np.empty_like(carray(pointer(g.x, like), 4 * COLUMNS))
+    start, total, mean = data(room), data(room[COLUMNS:]), data(room[2 * COLUMNS :])
+    squares = data(room[3 * COLUMNS :])
+    lo, hi = share(part, parts, g.n_blocks * groups, 1)
+    for item in range(lo, hi):
+        block, first_column = item // groups, item % groups * COLUMNS
+        n, at = min(COLUMNS, W - first_column), block * W + first_column
+        means, sums = doubles(g.means + 8 * at), doubles(g.squares + 8 * at)
+        clear(n, means)
+        clear(n, sums)
+        first, last = block * BLOCK * depth, min(g.rows, (block + 1) * BLOCK * depth)
+        for r0 in range(first, last, depth):
+            rows, x = min(depth, last - r0), advance(pointer(g.x, like), r0 * W + first_column)
+            copy(n, x, start)
+            clear(3 * COLUMNS, total)
+            for r in range(rows):
+                zipped(add_distance, n, (total, advance(x, r * W), start), (total,), ())
+            zipped(moved, n, (start, total), (mean,), (real(1 / rows, room[0]),))
+            clear(n, total)
+            for r in range(rows):
+                zipped(add_squares, n, (total, squares, advance(x, r * W), mean), (total, squares), ())
+            zipped(merge, n, (means, sums, mean, total, squares), (means, sums), (float(r0 - first), float(rows)))
+    keep(room)
+
+
+@compiled
+def slopes(g, at, n, room, like):
+    """dz of n values from `at` on, whole rows of x: in dz, in room, or in dy itself where it is the same."""
+    dy = advance(pointer(g.dy, like), at)
+    if g.code == names.IDENTITY and not g.has_dz:
+        return dy
+    dz = advance(pointer(g.dz, like), at) if g.has_dz else room
+    z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
+    if g.rebuilds:
+        z = y = advance(room, g.W + CHUNK)
+        normalise_rows(g, at, n, y, like)
+        activate(g.code, g.parameter, n // g.C, g.C, y, y)
+    copy(n, dy, dz)
+    differentiate(g.code, g.parameter, n // g.C, g.C, z, y, dz)
+    return dz
+
+
+@compiled
+def normalise_rows(g, at, n, z, like):
+    """z of n values from `at` on, without what follows."""
+    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
+    for j in range(0, n, g.W):
+        x = advance(pointer(g.x, like), at + j)
+        if g.residual:
+            sources = x, advance(pointer(g.residual, like), at + j), high, scale, shift
+            zipped(normalise_add, min(g.W, n - j), sources, (advance(z, j),), ())
+        else:
+            zipped(normalise, min(g.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
+
+
+@kernel(NORM)
+def batch_norm_forward_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    lo, hi = share(part, parts, g.M * g.C, g.W)
+    step = max(1, CHUNK // g.W) * g.W
+    for at in range(lo, hi, step):
+        n, z, y = min(step, hi - at), advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
+        normalise_rows(g, at, n, z, like)
+        activate(g.code, g.parameter, n // g.C, g.C, z, y)
+
+
+@kernel(NORM)
+def batch_norm_sums_part(part, parts, job, like):
+    """sums (n_blocks, 2, W), float64: of dz and of dz (x - high), over the rows of each block; and dz, where it is wanted."""
+    g = carray(job, 1)[0]
+    W, step = g.W, max(1, CHUNK // g.W) * g.W
+    room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK) + 2 * W))
+    total, products = data(room[2 * (W + CHUNK) :]), data(room[2 * (W + CHUNK) + W :])
+    lo, hi = share(part, parts, g.n_blocks, 1)
+    for block in range(lo, hi):
+        sums = doubles(g.sums + 16 * W * block)
+        clear(2 * W, sums)
+        end = min(g.M * g.C, (block + 1) * BLOCK * step)
+        for at in range(block * BLOCK * step, end, step):
+            n = min(step, end - at)
+            dz = slopes(g, at, n, data(room), like)
+            clear(2 * W, total)
+            for j in range(0, n, W):
+                sources = total, products, advance(dz, j), advance(pointer(g.x, like), at + j), pointer(g.high, like)
+                zipped(add_products, min(W, n - j), sources, (total, products), ())
+            zipped(add_wide, 2 * W, (sums, total), (sums,), ())
+    keep(room)
+
+
+@kernel(NORM)
+def batch_norm_backward_part(part, parts, job, like):
+    """dx, from dz where it is kept, or from dy once more."""
+    g = carray(job, 1)[0]
+    W, step = g.W, max(1, CHUNK // g.W) * g.W
+    room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK)))
+    lo, hi = share(part, parts, g.M * g.C, W)
+    for at in range(lo, hi, step):
+        n, dx = min(step, hi - at), advance(pointer(g.dx, like), at)
+        dz = advance(pointer(g.dz, like), at) if g.has_dz else slopes(g, at, n, data(room), like)
+        for j in range(0, n, W):
+            columns, dz_j, dx_j = min(W, n - j), advance(dz, j), advance(dx, j)
+            if g.of_batch:
+                x, high = advance(pointer(g.x, like), at + j), pointer(g.high, like)
+                factors = pointer(g.scale, like), pointer(g.slope, like), pointer(g.offset, like)
+                zipped(below_mean, columns, (dz_j, x, high, *factors), (dx_j,), ())
+            else:
+                zipped(times, columns, (dz_j, pointer(g.scale, like)), (dx_j,), ())
+    keep(room)
+
+
+@compiled
+def wide(M, C):
+    """How many rows of x go side by side."""
+    return max(1, min(M, COLUMNS // max(C, 1)))
+
+
+@entry
+def _statistics(launcher, parts, kernels, x, mean, var, room):
+    (M, C), depth = x.shape, BLOCK * (CHUNK // COLUMNS)
+    repeat = wide(M, C)
+    W, rows = repeat * C, M // repeat
+    n_blocks = (rows + depth - 1) // depth
+    means, squares = room[: n_blocks * W], room[n_blocks * W : 2 * n_blocks * W]
+    job = np.empty(1, STATISTICS)
+    g = job[0]
+    g.x, g.rows, g.W, g.n_blocks, g.means, g.squares = address(x), rows, W, n_blocks, address(means), address(squares)
+    call(launcher, kernels[STATISTICS_PART], parts, job)
+    for block in range(1, n_blocks):
+        before, n = float(block * depth), float(min(depth, rows - block * depth))
+        for j in range(W):
+            at = block * W + j
+            means[j], squares[j] = merged(means[j], squares[j], before, means[at], squares[at], n)
+    for c in range(C):
+        m, s = means[c], squares[c]
+        for k in range(1, repeat):
+            m, s = merged(m, s, float(k * rows), means[k * C + c], squares[k * C + c], float(rows))
+        for r in range(rows * repeat, M):
+            m, s = merged(m, s, float(r), np.float64(x[r, c]), 0.0, 1.0)
+        mean[c], var[c] = m, s / M
+
+
+@compiled
+def describe(g, x, code, parameter, mean, rstd, gamma, beta, room):
+    """What both directions need: sizes, and the factors of wide rows."""
+    g.M, g.C = x.shape
+    repeat = wide(g.M, g.C)
+    g.W, g.code, g.parameter, g.x = repeat * g.C, code, parameter, address(x)
+    high, scale, shift = room[: g.W], room[g.W : 2 * g.W], room[2 * g.W : 3 * g.W]
+    g.high, g.scale, g.shift = address(high), address(scale), address(shift)
+    for j in range(g.W):
+        c = j % g.C
+        high[j], scale[j] = mean[c], gamma[c] * rstd[c]
+        shift[j] = beta[c] - (mean[c] - high[j]) * (gamma[c] * rstd[c])
+
+
+@entry
+def _forward(launcher, parts, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, room):
+    job = np.zeros(1, NORM)
+    g = job[0]
+    describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
+    g.z, g.y, g.residual = address(z), address(y), address(residual) if residual.size else 0
+    call(launcher, kernels[FORWARD_PART], parts, job)
+
+
+@entry
+def _backward(
+    launcher, parts, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, room, sums
+):  # fmt: skip
+    job = np.zeros(1, NORM)
+    g = job[0]
+    describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
+    W, depth = g.W, BLOCK * max(1, CHUNK // g.W) * g.W
+    g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
+    g.rebuilds = not g.has_dz and (code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU)
+    g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
+    call(launcher, kernels[SUMS_PART], parts, job)
+    slope, offset = room[3 * W : 4 * W], room[4 * W : 5 * W]
+    g.slope, g.offset = address(slope), address(offset)
+    for c in range(g.C):
+        total = products = 0.0
+        for block in range(g.n_blocks):
+            for j in range(c, W, g.C):
+                total += sums[2 * W * block + j]
+                products += sums[2 * W * block + W + j]
+        low = mean[c] - room[c]
+        products = (products - low * total) * rstd[c]
+        dbeta[c], dgamma[c] = total, products
+        scale = gamma[c] * rstd[c] / g.M
+        for j in range(c, W, g.C):
+            slope[j] = -scale * rstd[c] * products
+            offset[j] = scale * rstd[c] * products * low - scale * total
+    if dx.size:
+        call(launcher, kernels[BACKWARD_PART], parts, job)
+
+
+_KERNELS = Addresses(statistics_part, batch_norm_forward_part, batch_norm_sums_part, batch_norm_backward_part)
+_scratch, _sums = Scratch(), Scratch()
+# a value costs about as much as this many multiplications and additions
+COST = 16
+
+
+DOUBLE = np.dtype(np.float64)
+
+
+def batch_norm_statistics(x, mean, var):
+    """mean and var (C,), float64, of x (M, C), M from 1."""
+    columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
+    room = _sums(DOUBLE, 2 * (x.size // rows + columns))[0]
+    run(COST * x.size, _statistics, _KERNELS[x.dtype.char], x, mean, var, room)
+
+
+def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
+    """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
+    room = _scratch(dtype, 3 * columns)[0]
+    if residual is None:
+        residual = none(dtype, 2)
+    run(COST * x.size, _forward, _KERNELS[dtype.char], x, mean, rstd, gamma, beta, residual, *activation, z, y, room)
+
+
+def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
+    """dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma and dbeta (C,).
+
+    of_batch: whether mean and rstd are the batch's.
+    """
+    dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
+    room = _scratch(dtype, 5 * columns)[0]
+    sums = _sums(DOUBLE, 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1))[0]
+    dz, dx = (none(dtype, 2) if a is None else a for a in (dz, dx))
+    run(
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y, dz, dx,
+        dgamma, dbeta, room, sums,
+    )  # fmt: skip

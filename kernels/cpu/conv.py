@@ -1,0 +1,312 @@
+"""Convolution of images (N, H, W, C), as in kernels/reference/conv.py, as products of matrices.
+
+The pixels under the kernel at one place of the output are a row of a matrix of which w (kh kw C, K) is the other factor. Rows of that
+matrix are made for a few pixels at a time, in the second-level cache, from panels of w that stay there; a kernel of 1 x 1 reads
+the image itself.
+
+The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
+phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. A weight's gradient is
+one chain over all pixels in their order, whatever the thread that has it.
+"""
+
+import numpy as np
+from numba import carray
+
+from .activation import activate, activation_backward
+from .dense import column_sums
+from .gemm import clear, pack_b, panel_tiles, tiles
+from .jit import Addresses, compiled, entry, inlined, kernel, none
+from .parallel import Scratch, get_num_threads, run, share
+from .simd import (
+    ROWS,
+    VECTORS,
+    address,
+    advance,
+    call,
+    copy,
+    data,
+    lanes,
+    pointer,
+    provide_microkernel,
+    void_pointer,
+    zipped,
+)
+
+# values of lowered pixels that leave room for panels in the second-level cache; pixels that a weight's gradient takes at a time
+LOWERED, DEPTH = 27_648, 192
+# rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
+# the first-level cache has few places
+TAPS, TAPS_ROW = 384, 400
+# runs (n_runs, 3): taps that lie side by side in the image: the place of the first, seen from the pixel, and how many; x_step: pixels of
+# x from one output to the next; out_*: values from one image, row and pixel of the output to the next
+CONV = np.dtype(
+    [
+        (name, "i8")
+        for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
+    ]
+    + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place".split()]
+    + [(name, "i8") for name in "dz dw db itemsize".split()]
+    + [("parameter", "f8")]
+)
+FORWARD_PART, WEIGHTS_PART = range(2)
+
+
+@inlined
+def add(a, b):
+    return (a + b,)
+
+
+@compiled
+def taps_of(g):
+    """Columns of the lowered matrix."""
+    runs, n = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), 0
+    for r in range(g.n_runs):
+        n += runs[r, 2]
+    return n * (g.C // g.groups)
+
+
+@compiled
+def lower(g, group, first, n, lo, hi, rows, row, like):
+    """rows (n, row): the columns lo..hi of the lowered matrix for n pixels of the output, from the first on."""
+    runs, channels = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), g.C // g.groups
+    done = 0
+    while done < n:
+        # pixels of one row of the output
+        p = first + done
+        j0 = p % g.columns
+        pixels, line = min(n - done, g.columns - j0), p // g.columns
+        image, i = line // g.rows, line % g.rows
+        at = 0
+        for r in range(g.n_runs):
+            h, length = i * g.step_h + runs[r, 0], runs[r, 2] * channels
+            begin, end = max(lo, at), min(hi, at + length)
+            if begin < end:
+                inside = 0 <= h < g.H
+                source = advance(pointer(g.x, like), (image * g.H + h) * g.W * g.C + group * channels)
+                for j in range(pixels):
+                    # the run's part of this row of the image, in values from its left
+                    left = ((j0 + j) * g.step_w + runs[r, 1]) * channels
+                    a, b = begin - at, end - at
+                    to = advance(rows, (done + j) * row + begin - lo)
+                    from_a = min(b, max(a, -left)) if inside else b
+                    to_b = max(from_a, min(b, g.W * channels - left))
+                    clear(from_a - a, to)
+                    if g.groups == 1:
+                        copy(to_b - from_a, advance(source, left + from_a), advance(to, from_a - a))
+                    elif to_b > from_a:
+                        # a run of one tap: the next pixel's channels of this group lie C further
+                        copy(to_b - from_a, advance(source, left * g.groups + from_a), advance(to, from_a - a))
+                    clear(b - to_b, advance(to, to_b - a))
+            at += length
+        done += pixels
+
+
+@kernel(CONV, needs=provide_microkernel)
+def conv_part(part, parts, job, like):
+    """The part's pixels of the output, a few at a time."""
+    g = carray(job, 1)[0]
+    taps, outputs = taps_of(g), g.K // g.groups
+    in_line = g.out_row == g.columns * g.out_pixel and g.out_image == g.rows * g.out_row
+    pixels = g.N * g.rows * g.columns
+    lo, hi = share(part, parts, pixels, ROWS) if in_line else share(part, parts, pixels, g.columns)
+    most = max(ROWS, LOWERED // max(taps, 1) // ROWS * ROWS)
+    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
+    p = lo
+    while p < hi:
+        n = min(most, hi - p)
+        if not in_line:
+            n = min(n, g.columns - p % g.columns)
+        line = p // g.columns
+        at = line // g.rows * g.out_image + line % g.rows * g.out_row + p % g.columns * g.out_pixel
+        for group in range(g.groups):
+            a, a_row = lowered, taps
+            if g.in_place:
+                a, a_row = advance(pointer(g.x, like), p * g.C), g.C
+            else:
+                lower(g, group, p, n, 0, taps, lowered, taps, like)
+            panels, b = advance(pointer(g.panels, like), group * g.panel_size), pointer(g.b, like)
+            if g.b:
+                b = advance(b, group * outputs)
+            z = advance(pointer(g.z, like), at + group * outputs)
+            panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
+        if g.y:
+            z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
+            if g.residual:
+                zipped(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
+            activate(g.code, g.parameter, n, g.K, z, y)
+        p += n
+
+
+@kernel(CONV, needs=provide_microkernel)
+def conv_weights_part(part, parts, job, like):
+    """The part's rows of dw (kh kw C, K), over all pixels, and its columns of db."""
+    g = carray(job, 1)[0]
+    taps, outputs, pixels, width = taps_of(g), g.K // g.groups, g.N * g.rows * g.columns, VECTORS * lanes(like)
+    if g.db:
+        lo, hi = share(part, parts, g.K, 16)
+        column_sums(pixels, g.K, lo, hi, pointer(g.dz, like), pointer(g.db, like))
+    lo, hi = share(part, parts, taps, ROWS)
+    if lo == hi or not g.dw:
+        return
+    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
+    panels, none = advance(lowered, DEPTH * TAPS_ROW), pointer(g.N * 0, like)
+    for first in range(lo, hi, TAPS):
+        m = min(TAPS, hi - first)
+        for group in range(g.groups):
+            dw = advance(pointer(g.dw, like), first * g.K + group * outputs)
+            for i in range(0 if pixels else m):
+                clear(outputs, advance(dw, i * g.K))
+            for p in range(0, pixels, DEPTH):
+                n = min(DEPTH, pixels - p)
+                a, a_row = lowered, TAPS_ROW
+                if g.in_place:
+                    a, a_row = advance(pointer(g.x, like), p * g.C + first), g.C
+                else:
+                    lower(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
+                pack_b(n, outputs, advance(pointer(g.dz, like), p * g.K + group * outputs), g.K, 1, panels, n)
+                start, start_row, start_col = (none, 0, 0) if p == 0 else (dw, g.K, 1)
+                tiles(m, outputs, n, a, 1, a_row, 1, 0, panels, width, n * width, start, start_row, start_col, dw, g.K)
+
+
+@compiled
+def describe(g, x, groups, K, rows, columns, lowered, parts):
+    g.N, g.H, g.W, g.C = x.shape
+    g.groups, g.K, g.rows, g.columns, g.x = groups, K, rows, columns, address(x)
+    g.lowered, g.lowered_size = address(lowered), lowered.size // parts
+
+
+@compiled
+def describe_taps(g, kh, kw, stride, pads, dilation, runs):
+    """The taps of every pixel of the output, a row of the kernel in one run where its pixels lie side by side."""
+    joined = g.groups == 1 and dilation[1] == 1
+    g.step_h, g.step_w, g.runs, g.n_runs = stride[0], stride[1], address(runs), kh if joined else kh * kw
+    for i in range(kh):
+        for j in range(1 if joined else kw):
+            run = runs[i if joined else i * kw + j]
+            run[0], run[1], run[2] = i * dilation[0] - pads[0], j * dilation[1] - pads[1], kw if joined else 1
+    g.in_place = kh * kw * g.groups == 1 and max(stride) == 1 and max(pads) == 0
+
+
+@entry
+def _forward(
+    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, runs, panels, lowered
+):  # fmt: skip
+    kh, kw, channels, K = w.shape
+    groups = x.shape[3] // channels
+    outputs, taps = K // groups, kh * kw * channels
+    job = np.zeros(1, CONV)
+    g = job[0]
+    describe(g, x, groups, K, z.shape[1], z.shape[2], lowered, parts)
+    describe_taps(g, kh, kw, stride, pads, dilation, runs)
+    g.panels, g.panel_size = address(panels), panels.size // groups
+    for group in range(groups):
+        of, to = advance(data(w), group * outputs), advance(data(panels), group * g.panel_size)
+        pack_b(taps, outputs, of, K, 1, to, taps)
+    g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * K, g.columns * K, K
+    g.b, g.residual = address(b) if b.size else 0, address(residual) if residual.size else 0
+    g.z, g.y, g.code, g.parameter = address(z), address(y), code, parameter
+    call(launcher, kernels[FORWARD_PART], parts, job)
+
+
+@entry
+def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, runs, lowered):
+    kh, kw, channels, K = dw.shape
+    job = np.zeros(1, CONV)
+    g = job[0]
+    describe(g, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], lowered, parts)
+    describe_taps(g, kh, kw, stride, pads, dilation, runs)
+    g.dz, g.dw, g.db = address(dz), address(dw) if wants_dw else 0, address(db) if db.size else 0
+    call(launcher, kernels[WEIGHTS_PART], parts, job)
+
+
+@compiled
+def met(phase, pad, size, step, dilation, taps):
+    """The taps, last first, that pixels phase, phase + step, ... of the image have met, and where the first output is that met them."""
+    n = 0
+    for tap in range(size - 1, -1, -1):
+        if (phase + pad - tap * dilation) % step == 0:
+            taps[n, 0], taps[n, 1] = tap, (phase + pad - tap * dilation) // step
+            n += 1
+    return n
+
+
+@entry
+def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, runs, panels, lowered):
+    kh, kw, channels, K = w.shape
+    C = dx.shape[3]
+    groups = C // channels
+    outputs, width = K // groups, VECTORS * lanes(data(w))
+    rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
+    job = np.zeros(1, CONV)
+    g = job[0]
+    for i in range(min(stride[0], dx.shape[1])):
+        for j in range(min(stride[1], dx.shape[2])):
+            m, n = (
+                met(i, pads[0], kh, stride[0], dilation[0], rows_met),
+                met(j, pads[1], kw, stride[1], dilation[1], columns_met),
+            )
+            rows, columns = (
+                (dx.shape[1] - i + stride[0] - 1) // stride[0],
+                (dx.shape[2] - j + stride[1] - 1) // stride[1],
+            )
+            describe(g, dz, groups, C, rows, columns, lowered, parts)
+            joined = groups == 1 and n > 0 and columns_met[n - 1, 1] - columns_met[0, 1] == n - 1
+            g.step_h = g.step_w = 1
+            g.runs, g.n_runs = address(runs), m if joined else m * n
+            g.panels, g.panel_size = address(panels), panels.size // groups
+            for a in range(m):
+                for b in range(n):
+                    if not joined or b == 0:
+                        run = runs[a if joined else a * n + b]
+                        run[0], run[1], run[2] = rows_met[a, 1], columns_met[b, 1], n if joined else 1
+                    tap = rows_met[a, 0] * kw + columns_met[b, 0]
+                    for group in range(groups):
+                        of = advance(data(w), tap * channels * K + group * outputs)
+                        to = advance(data(panels), group * g.panel_size + (a * n + b) * outputs * width)
+                        pack_b(outputs, channels, of, 1, K, to, m * n * outputs)
+            g.in_place = kh * kw * groups == 1 and max(stride) == 1 and max(pads) == 0
+            g.out_image, g.out_row, g.out_pixel = dx.size // max(g.N, 1), stride[0] * dx.shape[2] * C, stride[1] * C
+            g.z = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize
+            call(launcher, kernels[FORWARD_PART], parts, job)
+
+
+_KERNELS = Addresses(conv_part, conv_weights_part)
+_panels, _lowered, _runs = Scratch(), Scratch(), Scratch()
+
+
+def _rooms(x, w):
+    """Room for runs, for panels of w either way round, and for lowered pixels, by threads."""
+    kh, kw, channels, K = w.shape
+    groups, outputs = x.shape[3] // channels, K // (x.shape[3] // channels)
+    runs = _runs(np.dtype(np.int64), 3 * kh * kw)[0][: 3 * kh * kw].reshape(-1, 3)
+    # the last panel may have room for columns that w has not
+    size = kh * kw * (channels * (outputs + 64) + outputs * (channels + 64))
+    panels = _panels(x.dtype, groups * size)[0][: groups * size]
+    taps = kh * kw * max(channels, outputs)
+    size = get_num_threads() * max(LOWERED + ROWS * taps, DEPTH * (TAPS_ROW + outputs + 64))
+    return runs, panels, _lowered(x.dtype, size)[0][:size]
+
+
+def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
+    """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    b = none(x.dtype, 1) if b is None else b
+    residual = none(x.dtype, 4) if residual is None else residual
+    runs, panels, lowered = _rooms(x, w)
+    operations = 2 * z.size * w[..., 0].size
+    run(
+        operations, _forward, _KERNELS[x.dtype.char], x, w, b, stride, pads, dilation, residual, *activation, z, y, runs, panels,
+        lowered,
+    )  # fmt: skip
+
+
+def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
+    """dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
+    activation_backward(dy, z, y, dz, activation)
+    runs, panels, lowered = _rooms(x, w)
+    operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
+    if dw is not None or db is not None:
+        db = none(x.dtype, 1) if db is None else db
+        arrays = w if dw is None else dw, dw is not None, db
+        run(operations, _weights, kernels, x, dz, stride, pads, dilation, *arrays, runs, lowered)
+    if dx is not None:
+        run(operations, _inputs, kernels, dz, w, stride, pads, dilation, dx, runs, panels, lowered)

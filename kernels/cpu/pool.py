@@ -1,0 +1,131 @@
+"""Pooling of images (N, H, W, C), as in kernels/reference/pool.py: a window's pixels one after another, all channels of one at a time.
+
+A thread has images of its own, since windows that overlap meet in dx.
+"""
+
+import numpy as np
+from numba import carray
+
+from .gemm import clear
+from .jit import inlined, kernel
+from .parallel import address_of, launch, share
+from .simd import advance, copy, data, pointer, real, zipped
+
+POOL = np.dtype(
+    [
+        (name, "i8")
+        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx".split()
+    ]
+)
+# a value costs about as much as this many multiplications and additions, for every pixel of its window
+COST = 4
+
+
+@inlined
+def larger(y, x):
+    """NaN stays, and comes."""
+    return (y if y > x or y != y else x,)
+
+
+@inlined
+def add(a, b):
+    return (a + b,)
+
+
+@inlined
+def times(a, factor):
+    return (a * factor,)
+
+
+@inlined
+def add_times(a, b, factor):
+    return (a + b * factor,)
+
+
+@inlined
+def to_first(dx, taken, x, y, dy):
+    """dy goes to the first pixel that is the largest; taken is 1 where it has gone."""
+    hit = taken == real(0, x) and (x == y or x != x)
+    return dx + (dy if hit else real(0, x)), real(1, x) if hit else taken
+
+
+@kernel(POOL)
+def pool_forward_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    C = g.C
+    lo, hi = share(part, parts, g.N * g.rows, 1)
+    for line in range(lo, hi):
+        image, i = line // g.rows, line % g.rows
+        h0, h1 = max(0, i * g.step_h - g.top), min(g.H, i * g.step_h - g.top + g.size_h)
+        for j in range(g.columns):
+            w0, w1 = max(0, j * g.step_w - g.left), min(g.W, j * g.step_w - g.left + g.size_w)
+            y, first = advance(pointer(g.y, like), (line * g.columns + j) * C), True
+            for h in range(h0, h1):
+                for w in range(w0, w1):
+                    x = advance(pointer(g.x, like), ((image * g.H + h) * g.W + w) * C)
+                    if first:
+                        copy(C, x, y)
+                        first = False
+                    elif g.mean:
+                        zipped(add, C, (y, x), (y,), ())
+                    else:
+                        zipped(larger, C, (y, x), (y,), ())
+            if g.mean:
+                count = g.size_h * g.size_w if g.include_pad else (h1 - h0) * (w1 - w0)
+                zipped(times, C, (y,), (y,), (real(1 / count, carray(y, 1)[0]),))
+
+
+@kernel(POOL)
+def pool_backward_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    C = g.C
+    room = np.empty_like(carray(pointer(g.dx, like), C))
+    taken = data(room)
+    lo, hi = share(part, parts, g.N, 1)
+    clear((hi - lo) * g.H * g.W * C, advance(pointer(g.dx, like), lo * g.H * g.W * C))
+    for line in range(lo * g.rows, hi * g.rows):
+        image, i = line // g.rows, line % g.rows
+        h0, h1 = max(0, i * g.step_h - g.top), min(g.H, i * g.step_h - g.top + g.size_h)
+        for j in range(g.columns):
+            w0, w1 = max(0, j * g.step_w - g.left), min(g.W, j * g.step_w - g.left + g.size_w)
+            at = (line * g.columns + j) * C
+            dy, count = advance(pointer(g.dy, like), at), g.size_h * g.size_w
+            if not g.include_pad:
+                count = (h1 - h0) * (w1 - w0)
+            clear(C, taken)
+            for h in range(h0, h1):
+                for w in range(w0, w1):
+                    pixel = ((image * g.H + h) * g.W + w) * C
+                    dx = advance(pointer(g.dx, like), pixel)
+                    if g.mean:
+                        zipped(add_times, C, (dx, dy), (dx,), (real(1 / count, room[0]),))
+                    else:
+                        x, y = advance(pointer(g.x, like), pixel), advance(pointer(g.y, like), at)
+                        zipped(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
+
+
+def _pool(part, images, outputs, size, stride, pads, mean, include_pad, **arrays):
+    (N, H, W, C), (_, rows, columns, _) = images.shape, outputs.shape
+    addresses = [address_of(arrays[name]) if name in arrays else 0 for name in ("x", "y", "dy", "dx")]
+    job = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses])
+    launch(part, images.dtype, job, COST * outputs.size * size[0] * size[1])
+
+
+def max_pool2d_forward(x, size, stride, pads, y):
+    """y (N, H', W', C): the largest of each window, NaN if there is one."""
+    _pool(pool_forward_part, x, y, size, stride, pads, False, False, x=x, y=y)
+
+
+def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
+    """dx (N, H, W, C): of each window to the first of its largest values, in row order."""
+    _pool(pool_backward_part, dx, dy, size, stride, pads, False, False, dy=dy, x=x, y=y, dx=dx)
+
+
+def avg_pool2d_forward(x, size, stride, pads, include_pad, y):
+    """y (N, H', W', C): the mean of each window, with the padding's zeros if include_pad."""
+    _pool(pool_forward_part, x, y, size, stride, pads, True, include_pad, x=x, y=y)
+
+
+def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
+    """dx (N, H, W, C)."""
+    _pool(pool_backward_part, dx, dy, size, stride, pads, True, include_pad, dy=dy, dx=dx)

@@ -1,0 +1,51 @@
+"""Batch normalisation over rows x (M, C), channels last (Ioffe & Szegedy 2015), with what often follows it.
+
+    mean = sum x / M        var = sum (x - mean)^2 / M        rstd = 1 / sqrt(var + eps), of the batch or given
+    xhat = (x - mean) rstd        z = xhat gamma + beta + residual        y = f(z)
+
+Backwards, with dz = dy f'(z), which is dresidual too:
+
+    dbeta = sum dz        dgamma = sum dz xhat
+    dx = gamma rstd (dz - (dbeta + xhat dgamma) / M)        where mean and var are the batch's, else gamma rstd dz
+
+mean, var and rstd (C,) are float64 whatever x is: a mean of 1e6 rounded to float32 would be off by 0.03. The other arrays are of one
+dtype and contiguous. Saved for backward: x, mean, rstd, and y, or z where f' is taken from it.
+"""
+
+import numpy as np
+
+from .activation import activation_backward, activation_forward
+
+
+def batch_norm_statistics(x, mean, var):
+    """mean and var (C,) of x (M, C), M from 1: two passes in float64, from the first row, so that a constant channel has exactly 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        from_first = x.astype(np.float64) - x[0]
+        mean[...] = x[0] + from_first.mean(axis=0)
+        var[...] = ((x - mean) ** 2).mean(axis=0)
+
+
+def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
+    """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        z[...] = (x - mean) * rstd * gamma + beta
+        if residual is not None:
+            z += residual
+    activation_forward(z, y, activation)
+
+
+def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
+    """dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma and dbeta (C,).
+
+    of_batch: whether mean and rstd are the batch's.
+    """
+    if dz is None:
+        dz = np.empty_like(dy)
+    activation_backward(dy, z, y, dz, activation)
+    with np.errstate(over="ignore", invalid="ignore"):
+        xhat = (x - mean) * rstd
+        sum_dz, sum_dz_xhat = dz.sum(axis=0, dtype=np.float64), (dz * xhat).sum(axis=0)
+        dbeta[...], dgamma[...] = sum_dz, sum_dz_xhat
+        if dx is not None:
+            below = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
+            dx[...] = gamma * rstd * (dz - below)
