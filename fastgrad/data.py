@@ -11,7 +11,7 @@ from fastgrad.rows import Batch, rows_of
 
 
 class Data(NamedTuple):
-    """x (N, C) or (N, T, C), y like the output or class numbers, and lengths (N,) or None."""
+    """x (N, C), (N, T, C) or (N, H, W, C), y like the output or class numbers, and lengths (N,) or None."""
 
     x: np.ndarray
     y: np.ndarray
@@ -23,7 +23,13 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
     if model.recurrent:
         x = check.array(op, "x", x, "(N, T, C)", (None, None, model.n_in), model.dtype)
     else:
-        x = check.contiguous(check.array(op, "x", x, "(N, C)", (None, model.n_in), model.dtype))
+        form, axes = ("(N, H, W, C)", 4) if model.images else ("(N, C)", 2)
+        x = check.array(op, "x", x, form, (*[None] * (axes - 1), model.n_in), model.dtype)
+        x = check.contiguous(x)
+        if model.images and not (model.pools and model.n_out):
+            raise ValueError(
+                f"{op}: model must make a row of known length of each image; GlobalAvgPool2d() and Flatten(n_out) do"
+            )
         if lengths is not None:
             raise ValueError(f"{op}: lengths are for models with an LSTM")
     if not len(x):

@@ -1,5 +1,7 @@
 """Loss and accuracy on data that is not trained on."""
 
+from math import prod
+
 import numpy as np
 
 from fastgrad.backend import kernels
@@ -8,8 +10,8 @@ from fastgrad.model import Model
 from fastgrad.rows import rows_of, sequences
 from fastgrad.steps import FUSED
 
-# rows, or steps of sequences, looked at in one go, so that memory does not grow with the data
-ROWS, STEPS = 1024, 16384
+# rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data
+ROWS, STEPS, PIXELS = 1024, 16384, 2**18
 
 
 def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
@@ -19,7 +21,8 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
     """
     logits = FUSED.get(loss) == model.output.code
     total, right, count = 0.0, 0, 0
-    rows = max(1, min(ROWS, STEPS // max(data.x.shape[1], 1))) if model.recurrent else ROWS
+    together = STEPS if model.recurrent else PIXELS
+    rows = max(1, min(ROWS, together // max(prod(data.x.shape[1:-1]), 1)))
     for start in range(0, len(data.x), rows):
         part = slice(start, start + rows)
         target, lengths = data.y[part], None if data.lengths is None else data.lengths[part]

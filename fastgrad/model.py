@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.kernels.names import ACTIVATIONS
+from fastgrad.kernels.names import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
 
 Backward = Callable[[np.ndarray], np.ndarray]
 IDENTITY = ACTIVATIONS["identity"]
@@ -17,13 +17,18 @@ IDENTITY = ACTIVATIONS["identity"]
 class Model:
     """Named arrays in the flat `params` and `grads`; write into the views (`dense.w[...] = w`), not over them."""
 
-    n_in: int
-    n_out: int
+    # channels in and out; None where any number will do, or where it depends on the images
+    n_in: int | None
+    n_out: int | None
+    # as many channels come out as go in
+    keeps = False
     # the activation that the output has passed, if any
     output = IDENTITY
     # takes sequences (N, T, C), with their lengths and with states
     recurrent = False
-    # makes one row of each sequence
+    # takes images (N, H, W, C)
+    images = False
+    # makes one row of each sequence or image
     pools = False
     # reads sequences from their ends too, so that they cannot come window by window
     bidirectional = False
@@ -31,7 +36,7 @@ class Model:
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
         self.dtype = check.dtype(type(self).__name__, dtype)
         self.seed = seed
-        self.owned = False  # by a Sequential
+        self.owned = ""  # by what kind of model
         self._shapes = shapes
         self._buffers = Buffers()
         size = sum(prod(shape) for shape in shapes.values())
@@ -54,6 +59,10 @@ class Model:
     def gradients(self) -> dict[str, np.ndarray]:
         """Views of grads by name."""
         return views(self._grads, self._shapes)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """What training keeps beside the parameters, by name: the running means and variances of batch norms."""
+        return {}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         """(y, backward); backward(dy) overwrites the gradients and returns dx.
@@ -120,6 +129,20 @@ class Model:
         self._home(self._params, self._grads)
 
 
+class Kept:
+    """What a forward in training changes beside its memory, to be put back where it fails."""
+
+    def __init__(self, model: Model) -> None:
+        self._statistics = [(a, a.copy()) for a in model.statistics().values()]
+        self._generators = [(g, g.bit_generator.state) for g in model._generators()]
+
+    def restore(self) -> None:
+        for a, before in self._statistics:
+            a[...] = before
+        for g, state in self._generators:
+            g.bit_generator.state = state
+
+
 class Buffers:
     """np.empty that gives the same memory again after restart(), in the order it is asked for."""
 
@@ -150,6 +173,11 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         found[name] = flat[offset : offset + size].reshape(shape)
         offset += size
     return found
+
+
+def before_loss(activation: Activation, logits: bool) -> Activation:
+    """The activation, or none of it where it is a softmax or sigmoid and logits are asked for."""
+    return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
 
 
 def generator(seed: int | None) -> np.random.Generator:

@@ -9,17 +9,36 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.dense import run
+from fastgrad.fused import Fused, FusedBackward
+from fastgrad.images import AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from fastgrad.init import INITS
 from fastgrad.kernels.names import SIGMOID, SOFTMAX, Activation
-from fastgrad.model import IDENTITY, Backward, Model, generator, views
+from fastgrad.model import IDENTITY, Model, generator, views
+from fastgrad.norm import BatchNorm
 from fastgrad.recurrent import LSTM
+from fastgrad.residual import Residual
+from fastgrad.resnet import ResNet
 from fastgrad.sequences import Steps
 from fastgrad.sequential import Sequential
 
-__all__ = ["LSTM", "Dense", "DenseChain", "Model", "Sequential"]
+__all__ = [
+    "LSTM",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv2d",
+    "Dense",
+    "DenseChain",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "MaxPool2d",
+    "Model",
+    "ResNet",
+    "Residual",
+    "Sequential",
+]
 
 
-class DenseChain(Model):
+class DenseChain(Fused):
     """Dense layers in a row: sizes[0] columns in, sizes[-1] out; of sequences (N, T, C) over every step.
 
     activation is the hidden layers', with output for the last ("identity" if None); or a list of one for each layer.
@@ -27,6 +46,8 @@ class DenseChain(Model):
     Parameters are named "0.w", "0.b", "1.w", ...; weights and biases hold the same views, a list entry a layer.
     """
 
+    n_in: int
+    n_out: int
     _name = "{layer}.{array}"
 
     def __init__(
@@ -78,23 +99,22 @@ class DenseChain(Model):
     def biases(self) -> tuple[np.ndarray | None, ...]:
         return self._biases
 
-    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
         if getattr(x, "ndim", 2) == 3:
             steps = Steps(op, x, self.n_in, self.dtype)
-            y, rows_backward = self.forward(steps.rows(x), training, logits=logits)
+            added = None if residual is None else steps.rows(residual)
+            y, rows_backward = self._fused(steps.rows(x), training, activation, added, dx)
             return steps.sequences(y), steps.backward(rows_backward, y)
         x = check.array(op, "x", x, "(N, C)", (None, self.n_in), self.dtype)
-        activations = self._activations
-        if logits and self.output.code in (SOFTMAX, SIGMOID):
-            activations = [*activations[:-1], IDENTITY]
+        if residual is not None:
+            residual = check.array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out), self.dtype)
+        activations = [*self._activations[:-1], activation]
         empty = self._buffers.restart() if training else np.empty
-        y, chain_backward = run(op, x, self._weights, self._biases, activations, empty=empty)
-
-        def backward(dy: np.ndarray) -> np.ndarray:
-            return chain_backward(dy, *self._layers_of(self._grads))[0]
-
-        return y, backward
+        y, backward = run(op, x, self._weights, self._biases, activations, residual, empty)
+        return y, lambda dy: backward(dy, *self._layers_of(self._grads))
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         if batch_size is not None:

@@ -1,8 +1,8 @@
 """Models and trainers in safetensors files.
 
-A model's file holds its parameters by name. A trainer's holds the optimiser's state and step count too, and as metadata
-the states of the generators that shuffle and drop out; a model loads from either. A file is written beside its place and moved there,
-and is checked before anything is loaded.
+A model's file holds its parameters and running statistics by name. A trainer's holds the optimiser's state and step count
+too, and as metadata the states of the generators that shuffle and drop out; a model loads from either. A file is written
+beside its place and moved there, and is checked before anything is loaded.
 """
 
 import json
@@ -71,10 +71,10 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
 
 def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
     if isinstance(model, Model):
-        return model.parameters()
+        return {**model.parameters(), **model.statistics()}
     if isinstance(model, Trainer):
         step = np.array([model.step_count], np.int64)
-        return {**model.model.parameters(), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
+        return {**_arrays(op, model.model), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
     raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.model import Backward, Model
+from fastgrad.fused import FusedBackward
+from fastgrad.model import Backward, Kept, Model
 
 
 class SequenceModel(Model):
@@ -15,7 +16,15 @@ class SequenceModel(Model):
         self, x: np.ndarray, training: bool = False, *, logits: bool = False, lengths: Any = None, state: Any = None
     ) -> tuple[np.ndarray, Backward]:
         """(y, backward) as of Model.forward; lengths (N,), each 0..T, and the state to begin from are those of run."""
-        y, _, backward = self._forward(x, training, logits, lengths, state, True)
+        if not training:
+            y, _, backward = self._forward(x, training, logits, lengths, state, True)
+            return y, backward
+        before = Kept(self)
+        try:
+            y, _, backward = self._forward(x, training, logits, lengths, state, True)
+        except BaseException:
+            before.restore()
+            raise
         return y, backward
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
@@ -54,11 +63,12 @@ class Steps:
             return rows.reshape(steps, n, rows.shape[1]).transpose(1, 0, 2)
         return rows.reshape(n, steps, rows.shape[1])
 
-    def backward(self, rows_backward: Backward, y: np.ndarray) -> Backward:
+    def backward(self, rows_backward: FusedBackward, y: np.ndarray) -> FusedBackward:
         """The way back through the sequences, from that through rows with the output y (N T, K)."""
 
-        def backward(dy: np.ndarray) -> np.ndarray:
+        def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             dy = check.array(self.op, "dy", dy, "like the output", (*self.shape, y.shape[1]), y.dtype)
-            return self.sequences(rows_backward(self.rows(dy)))
+            dx, dresidual = rows_backward(self.rows(dy))
+            return self.sequences(dx), self.sequences(dresidual)
 
         return backward

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.model import Backward, Model, generator
-from fastgrad.sequences import SequenceModel
+from fastgrad.model import Backward, Model
+from fastgrad.owner import Owner, check_parts
 
 
-class Sequential(SequenceModel):
+class Sequential(Owner):
     """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
 
     Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
@@ -18,21 +18,18 @@ class Sequential(SequenceModel):
     """
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:
-        _check_layers(layers)
+        op = type(self).__name__
+        check.each(op, "layers", layers)
+        check_parts(op, {f"layers[{i}]": layer for i, layer in enumerate(layers)})
+        _check_order(op, layers)
+        super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
         self.layers = layers
-        self.n_in, self.n_out = layers[0].n_in, layers[-1].n_out
         self.output = layers[-1].output
-        self.recurrent, self.pools, self.bidirectional = (
-            any(getattr(layer, name) for layer in layers) for name in ("recurrent", "pools", "bidirectional")
-        )
-        shapes = {f"{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer._shapes.items()}
-        values = np.concatenate([layer.params for layer in layers])
-        super().__init__(shapes, layers[0].dtype, seed)
-        self._params[...] = values
-        rng = generator(seed)
+        self.pools, self.keeps = any(layer.pools for layer in layers), all(layer.keeps for layer in layers)
+        first = next((layer for layer in layers if not layer.keeps), layers[0])
+        self.n_in, self.n_out = first.n_in, first.n_out
         for layer in layers:
-            layer.owned = True
-            layer._restart(rng)
+            self.n_out = self.n_out if layer.keeps else layer.n_out
 
     def _forward(
         self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
@@ -69,33 +66,14 @@ class Sequential(SequenceModel):
         check.each(op, "state", state, len(self.layers))
         return list(zip(self.layers, state, strict=True))
 
-    def _generators(self) -> list[np.random.Generator]:
-        return [generator for layer in self.layers for generator in layer._generators()]
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
-        offset = 0
-        for layer in self.layers:
-            end = offset + layer.params.size
-            layer._home(params[offset:end], grads[offset:end])
-            offset = end
-
-    def _restart(self, rng: np.random.Generator) -> None:
-        if self.seed is None:
-            for layer in self.layers:
-                layer._restart(rng)
-
-
-def _check_layers(layers: tuple[Model, ...]) -> None:
-    check.each("Sequential", "layers", layers)
+def _check_order(op: str, layers: tuple[Model, ...]) -> None:
+    width, pooled = None, False
     for i, layer in enumerate(layers):
-        if not isinstance(layer, Model):
-            raise TypeError(f"Sequential: layers[{i}] must be a layer of fastgrad.nn, got {type(layer).__name__}")
-        if layer.owned or any(layer is other for other in layers[:i]):
-            raise ValueError(f"Sequential: layers[{i}] is part of a Sequential already; a layer belongs to one")
-        if layer.dtype != layers[0].dtype:
-            raise TypeError(f"Sequential: layers[{i}] must be {layers[0].dtype}, got {layer.dtype}")
-        if i and layer.n_in != layers[i - 1].n_out:
-            raise ValueError(f"Sequential: layers[{i}] must take {layers[i - 1].n_out} columns, got {layer.n_in}")
-        if layer.recurrent and any(before.pools for before in layers[:i]):
-            raise ValueError(f"Sequential: layers[{i}] must take rows (N, C), for a layer before it pools sequences")
+        if width is not None and layer.n_in is not None and layer.n_in != width:
+            raise ValueError(f"{op}: layers[{i}] must take {width} columns, got {layer.n_in}")
+        if pooled and (layer.recurrent or layer.images):
+            kind = "sequences" if layer.recurrent else "images"
+            raise ValueError(f"{op}: layers[{i}] must take rows (N, C), for a layer before it pools {kind}")
+        width = width if layer.keeps else layer.n_out
+        pooled = pooled or layer.pools

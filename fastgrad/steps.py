@@ -12,7 +12,7 @@ import numpy as np
 from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
-from fastgrad.model import Buffers, Model
+from fastgrad.model import Buffers, Kept, Model
 from fastgrad.nn import DenseChain
 from fastgrad.rows import rows_of, sequences, sequences_of
 
@@ -106,11 +106,12 @@ class LayerSteps:
         record: np.ndarray,
         state: Any = None,
     ) -> int:
-        drawn = [(generator, generator.bit_generator.state) for generator in self._model._generators()]
-        status = self._step(x, target, lengths, done, record, state)
-        if status != names.OK:
-            for generator, before in drawn:
-                generator.bit_generator.state = before
+        before, status = Kept(self._model), None
+        try:
+            status = self._step(x, target, lengths, done, record, state)
+        finally:
+            if status != names.OK:
+                before.restore()
         return status
 
     def _step(

@@ -1,0 +1,180 @@
+"""Layers of images (N, H, W, C)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.check import Pair
+from fastgrad.conv import run
+from fastgrad.fused import Fused, FusedBackward
+from fastgrad.init import INITS
+from fastgrad.kernels.names import Activation
+from fastgrad.model import Backward, Model, generator, views
+from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
+
+
+class Conv2d(Fused):
+    """A convolution of n_in channels to n_out; see fg.conv2d. Its parameters are w (kh, kw, n_in / groups, n_out) and b (n_out,).
+
+    init names one of fastgrad.init or is a function of (shape, rng); b starts at 0.
+    """
+
+    images = True
+    n_in: int
+    n_out: int
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        size: int | Pair,
+        *,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        activation: str | tuple[str, float] = "identity",
+        bias: bool = True,
+        init: str | Callable[..., np.ndarray] = "he_uniform",
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        self.n_in, self.n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
+        size, self.groups = check.pair(op, "size", size), check.count(op, "groups", groups)
+        for name, n in (("n_in", self.n_in), ("n_out", self.n_out)):
+            if n % self.groups:
+                raise ValueError(f"{op}: groups must divide {name}, {n}, got {self.groups}")
+        self.stride, self.dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+        self.padding = padding
+        self._reach = self.dilation[0] * (size[0] - 1) + 1, self.dilation[1] * (size[1] - 1) + 1
+        # an image of the kernel's reach has a window whatever the padding
+        check.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
+        self.output = check.activation(op, activation)
+        if not callable(init):
+            check.choice(op, "init", init, INITS)
+        self._init = init if callable(init) else INITS[init]
+        shapes: dict[str, tuple[int, ...]] = {"w": (*size, self.n_in // self.groups, self.n_out)}
+        if bias:
+            shapes["b"] = (self.n_out,)
+        super().__init__(shapes, dtype, seed)
+        self._start(generator(seed))
+
+    @property
+    def w(self) -> np.ndarray:
+        return self._weights[0]
+
+    @property
+    def b(self) -> np.ndarray | None:
+        return self._weights[1]
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, FusedBackward]:
+        op = type(self).__name__
+        x = check.array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in), self.dtype)
+        x = check.images(op, x)
+        n, height, width, _ = x.shape
+        pads, made = check.windows(
+            op, "the kernel's reach", self._reach, (height, width), self.stride, self.padding, half=False
+        )
+        shape = n, *made, self.n_out
+        if residual is not None:
+            residual = check.contiguous(
+                check.array(op, "residual", residual, "(N, H', W', K)", shape, self.dtype)
+            )  # fmt: skip
+        empty = self._buffers.restart() if training else np.empty
+        w, b = self._weights
+        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape, empty)
+        return y, lambda dy: backward(dy, *self._gradients, dx)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._gradients = self._arrays_of(params), self._arrays_of(grads)
+
+    def _arrays_of(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        found = views(flat, self._shapes)
+        return found["w"], found.get("b")
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w.shape)
+
+
+class Plain(Model):
+    """A layer of images without parameters, of any dtype."""
+
+    images = True
+    n_in = None
+    n_out: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__({}, "float32", None)
+        self._start(generator(None))
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        """There is nothing to draw."""
+
+
+class MaxPool2d(Plain):
+    """The largest value of every window; see fg.max_pool2d."""
+
+    keeps = True
+
+    def __init__(self, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0) -> None:
+        super().__init__()
+        op = type(self).__name__
+        self.size = check.pair(op, "size", size)
+        self.stride = self.size if stride is None else check.pair(op, "stride", stride)
+        self.padding = padding
+        check.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
+
+
+class AvgPool2d(MaxPool2d):
+    """The mean of every window; see fg.avg_pool2d."""
+
+    def __init__(
+        self,
+        size: int | Pair,
+        *,
+        stride: int | Pair | None = None,
+        padding: int | Pair | str = 0,
+        include_pad: bool = True,
+    ) -> None:
+        super().__init__(size, stride=stride, padding=padding)
+        self.include_pad = bool(include_pad)
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        return avg_pool2d(x, self.size, stride=self.stride, padding=self.padding, include_pad=self.include_pad)
+
+
+class GlobalAvgPool2d(Plain):
+    """Rows (N, C), the mean of every channel over each image; see fg.global_avg_pool2d."""
+
+    keeps, pools = True, True
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        return global_avg_pool2d(x)
+
+
+class Flatten(Plain):
+    """Rows (N, H W C) of images; n_out is their length where it is to be checked, or to be known as the end of a model."""
+
+    pools = True
+
+    def __init__(self, n_out: int | None = None) -> None:
+        super().__init__()
+        self.n_out = None if n_out is None else check.count(type(self).__name__, "n_out", n_out)
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        op = type(self).__name__
+        x = check.images(op, x)
+        n, height, width, channels = x.shape
+        y = x.reshape(n, height * width * channels)
+        if self.n_out not in (None, y.shape[1]):
+            raise ValueError(f"{op}: n_out must be H W C = {y.shape[1]} of images {x.shape}, got {self.n_out}")
+        return y, lambda dy: check.upstream(op, dy, y).reshape(x.shape)

@@ -1,0 +1,79 @@
+"""The batch norm layer."""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.batchnorm import run
+from fastgrad.fused import Fused, FusedBackward
+from fastgrad.kernels.names import Activation
+from fastgrad.model import generator, views
+
+
+class BatchNorm(Fused):
+    """Batch normalisation of n channels, those of rows, of every step of sequences or of images; see fg.batch_norm.
+
+    A forward in training takes the statistics of its batch and moves running_mean and running_var (n,) towards them; others
+    take the running ones, which are saved, loaded and copied with the parameters "gamma", 1 at first, and "beta", 0.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        activation: str | tuple[str, float] = "identity",
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        unbiased: bool = True,
+        *,
+        dtype: Any = "float32",
+    ) -> None:
+        op = type(self).__name__
+        self.n_in = self.n_out = n = check.count(op, "n", n)
+        self.output = check.activation(op, activation)
+        self.momentum = check.number(op, "momentum", momentum, most=1)
+        self.eps = check.number(op, "eps", eps)
+        self.unbiased = bool(unbiased)
+        super().__init__({"gamma": (n,), "beta": (n,)}, dtype, None)
+        self._running = np.zeros(n, self.dtype), np.ones(n, self.dtype)
+        self._start(generator(None))
+
+    @property
+    def gamma(self) -> np.ndarray:
+        return self._weights[0]
+
+    @property
+    def beta(self) -> np.ndarray:
+        return self._weights[1]
+
+    @property
+    def running_mean(self) -> np.ndarray:
+        return self._running[0]
+
+    @property
+    def running_var(self) -> np.ndarray:
+        return self._running[1]
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        return {"running_mean": self.running_mean, "running_var": self.running_var}
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, FusedBackward]:
+        op = type(self).__name__
+        x = check.channels_last(op, "x", x)
+        x = check.array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in), self.dtype)
+        if residual is not None:
+            residual = check.array(op, "residual", residual, "like x", x.shape, self.dtype)
+        empty = self._buffers.restart() if training else np.empty
+        settings = training, self.momentum, self.eps, self.unbiased
+        y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual, empty)
+        return y, lambda dy: backward(dy, *self._gradients, dx)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._gradients = (list(views(flat, self._shapes).values()) for flat in (params, grads))
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        self.gamma[...] = 1
+        self.beta[...] = 0
