@@ -8,7 +8,7 @@ import pytest
 from bench.limits import ACCUMULATORS, Limits, fma_chains
 from bench.report import FASTGRAD, PADDED, Row
 from bench.workers import Worker, WorkerError
-from bench.workloads import LSTMS, Targets
+from bench.workloads import CONVS, LSTMS, NORMS, BatchNorm, Targets
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -50,6 +50,25 @@ def test_a_peer_finds_the_lstms_gradients(contender, package):
         worker.close()
     for expected, found in zip(*answers, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def small_image(workload):
+    """Sizes at which the benchmarks of convolution and normalisation take no time."""
+    if isinstance(workload, BatchNorm):
+        return {"shape": (2,) * (len(workload.shape) - 1) + (5,), "dtype": "float64"}
+    return {"batch": 2, "side": 9, "n_in": min(workload.n_in, 4), "n_out": 6, "dtype": "float64"}
+
+
+@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
+def test_a_peer_finds_the_gradients_of_images(contender, package):
+    pytest.importorskip(package)
+    answers = []
+    for name in ("NumPy", contender):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", work.name, **small_image(work)) for work in (*CONVS, *NORMS)])
+        worker.close()
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
 
 def small(lstm):

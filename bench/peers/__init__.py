@@ -1,7 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Forward, Gemm, Lstm, LstmForward,
-LstmCell.
+LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm.
 """
 
 import importlib
@@ -26,6 +26,8 @@ CONTENDERS = {
     "forward": NETS,
     "gemm": ["fastgrad", "NumPy", "PyTorch"],
     "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
+    "conv": ["fastgrad", "PyTorch", "JAX"],
+    "batch_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
 }
 
 

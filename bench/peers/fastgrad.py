@@ -1,9 +1,11 @@
 """fastgrad on its CPU kernels."""
 
 import numpy as np
+from fastgrad.kernels.names import ACTIVATIONS
 
 import fastgrad as fg
 from bench.peers import Runner
+from fastgrad.backend import kernels
 
 
 def setup(threads):
@@ -107,3 +109,62 @@ class LstmCell(Runner):
 
     def fetch(self, result):
         return self.outcome(*result)
+
+
+class Conv(Runner):
+    def __init__(self, conv):
+        x, self.w, self.dy = conv.arrays()
+        self.inputs = [(x,)]
+        self.conv = conv
+
+    def call(self, x):
+        y, backward = fg.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)
+        return y, *backward(self.dy)
+
+    def fetch(self, result):
+        return self.conv.outcome(*result)
+
+
+class ConvForward(Conv):
+    def call(self, x):
+        return fg.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)[:1]
+
+
+class ConvInputs(Conv):
+    """The kernel itself: the public backward makes all gradients."""
+
+    needs = "dx"
+
+    def __init__(self, conv):
+        super().__init__(conv)
+        (x,) = self.inputs[0]
+        self.gradients = {"dx": np.empty_like(x), "dw": np.empty_like(self.w)}
+        self.dz = np.empty_like(self.dy)
+
+    def call(self, x):
+        dx, dw = (self.gradients[name] if name == self.needs else None for name in ("dx", "dw"))
+        stride, pads = (self.conv.stride,) * 2, (self.conv.padding,) * 4
+        identity = ACTIVATIONS["identity"]
+        kernels().conv2d_backward(
+            self.dy, x, self.w, stride, pads, (1, 1), identity, None, self.dy, self.dz, dx, dw, None
+        )
+        return (self.gradients[self.needs],)
+
+
+class ConvWeights(ConvInputs):
+    needs = "dw"
+
+
+class BatchNorm(Runner):
+    def __init__(self, norm):
+        (x, residual, self.dy), self.factors = norm.arrays()
+        self.residual = residual if norm.adds else None
+        self.inputs = [(x,)]
+        self.norm = norm
+
+    def call(self, x):
+        y, backward = fg.batch_norm(x, *self.factors, activation="relu", residual=self.residual)
+        return y, *backward(self.dy)[:3]
+
+    def fetch(self, result):
+        return self.norm.outcome(*result)

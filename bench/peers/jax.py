@@ -180,3 +180,68 @@ class LstmCell(Runner):
     def fetch(self, result):
         y, dx, (dw, db) = jax.tree.map(np.asarray, result)
         return self.lstm.outcome(y, dx, [*np.split(dw, [self.lstm.n_in]), db])
+
+
+class Conv(Runner):
+    def __init__(self, conv):
+        choose_precision(conv)
+        self.conv = conv
+        x, self.w, self.dy = map(jnp.asarray, conv.arrays())
+        self.inputs = [(x,)]
+        self.compiled = jax.jit(self.compute)
+
+    def forward(self, x, w):
+        stride, padding = (self.conv.stride,) * 2, [(self.conv.padding,) * 2] * 2
+        layouts = "NHWC", "HWIO", "NHWC"
+        return jax.lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=layouts)
+
+    def compute(self, x, w, dy):
+        y, backward = jax.vjp(self.forward, x, w)
+        return y, *backward(dy)
+
+    def call(self, x):
+        return self.compiled(x, self.w, self.dy)
+
+    def fetch(self, result):
+        return self.conv.outcome(*map(np.asarray, result))
+
+
+class ConvForward(Conv):
+    def compute(self, x, w, dy):
+        return super().compute(x, w, dy)[:1]
+
+
+class ConvInputs(Conv):
+    def compute(self, x, w, dy):
+        return super().compute(x, w, dy)[1:2]
+
+
+class ConvWeights(Conv):
+    def compute(self, x, w, dy):
+        return super().compute(x, w, dy)[2:]
+
+
+class BatchNorm(Runner):
+    def __init__(self, norm):
+        choose_precision(norm)
+        self.norm = norm
+        (x, self.residual, self.dy), self.factors = jax.tree.map(jnp.asarray, norm.arrays())
+        self.inputs = [(x,)]
+        self.compiled = jax.jit(self.compute)
+
+    def forward(self, x, residual, gamma, beta):
+        axes = tuple(range(x.ndim - 1))
+        mean, var = x.mean(axes), x.var(axes)
+        z = (x - mean) * jax.lax.rsqrt(var + 1e-5) * gamma + beta
+        return jax.nn.relu(z + residual if self.norm.adds else z)
+
+    def compute(self, x, residual, gamma, beta, dy):
+        y, backward = jax.vjp(self.forward, x, residual, gamma, beta)
+        dx, dresidual, dgamma, dbeta = backward(dy)
+        return y, dx, dgamma, dbeta, dresidual if self.norm.adds else None
+
+    def call(self, x):
+        return self.compiled(x, self.residual, *self.factors, self.dy)
+
+    def fetch(self, result):
+        return self.norm.outcome(*map(np.asarray, result[:4]))

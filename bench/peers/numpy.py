@@ -4,9 +4,33 @@ import numpy as np
 
 import fastgrad as fg
 from bench.peers import Runner
-from bench.peers.fastgrad import Forward, Lstm, LstmCell, LstmForward, Step
+from bench.peers.fastgrad import (
+    BatchNorm,
+    Conv,
+    ConvForward,
+    ConvInputs,
+    ConvWeights,
+    Forward,
+    Lstm,
+    LstmCell,
+    LstmForward,
+    Step,
+)
 
-__all__ = ["Forward", "Gemm", "Lstm", "LstmCell", "LstmForward", "Step", "setup"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "ConvForward",
+    "ConvInputs",
+    "ConvWeights",
+    "Forward",
+    "Gemm",
+    "Lstm",
+    "LstmCell",
+    "LstmForward",
+    "Step",
+    "setup",
+]
 
 
 def setup(threads):

@@ -153,3 +153,81 @@ class LstmCell(Lstm):
     def call(self, x):
         y, dx, *gradients = super().call(x)
         return y, dx.transpose(0, 1), *gradients
+
+
+def channels_last(array):
+    """Images (N, H, W, C), or a kernel (kh, kw, C, K), as PyTorch takes them, without a copy."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+class Conv(Runner):
+    wanted = True, True
+
+    def __init__(self, conv):
+        x, w, dy = conv.arrays()
+        self.inputs = [(channels_last(x),)]
+        w = torch.from_numpy(w).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        self.w, self.dy, self.conv = w, channels_last(dy), conv
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)
+
+    def backward(self, x):
+        stride, padding = [self.conv.stride] * 2, [self.conv.padding] * 2
+        options = stride, padding, [1, 1], False, [0, 0], 1
+        return torch.ops.aten.convolution_backward(self.dy, x, self.w, [0], *options, [*self.wanted, False])[:2]
+
+    def call(self, x):
+        return self.forward(x), *self.backward(x)
+
+    def fetch(self, result):
+        # every array as (N, H, W, C), and dw as (kh, kw, C, K)
+        arrays = [a.permute(0, 2, 3, 1) for a in result[:2]] + [a.permute(2, 3, 1, 0) for a in result[2:]]
+        return self.conv.outcome(*(np.ascontiguousarray(a.numpy()) for a in arrays))
+
+
+class ConvForward(Conv):
+    def call(self, x):
+        return (self.forward(x),)
+
+
+class ConvInputs(Conv):
+    wanted = True, False
+
+    def call(self, x):
+        return self.backward(x)[:1]
+
+
+class ConvWeights(Conv):
+    wanted = False, True
+
+    def call(self, x):
+        return self.backward(x)[1:]
+
+    def fetch(self, result):
+        return self.conv.outcome(np.ascontiguousarray(result[0].permute(2, 3, 1, 0).numpy()))
+
+
+class BatchNorm(Runner):
+    def __init__(self, norm):
+        arrays, factors = norm.arrays()
+        as_torch = channels_last if len(norm.shape) == 4 else torch.from_numpy
+        x, residual, self.dy = map(as_torch, arrays)
+        self.residual = residual.requires_grad_() if norm.adds else None
+        self.gamma, self.beta = (torch.from_numpy(array).requires_grad_() for array in factors)
+        self.inputs = [(x.requires_grad_(),)]
+        self.norm = norm
+
+    def call(self, x):
+        z = nn.functional.batch_norm(x, None, None, self.gamma, self.beta, training=True)
+        if self.residual is not None:
+            z = z + self.residual
+        y = nn.functional.relu(z, inplace=True)
+        extra = () if self.residual is None else (self.residual,)
+        return y, *torch.autograd.grad(y, (x, self.gamma, self.beta, *extra), self.dy)[:3]
+
+    def fetch(self, result):
+        arrays = [a.detach() for a in result]
+        if arrays[0].ndim == 4:
+            arrays[:2] = [a.permute(0, 2, 3, 1) for a in arrays[:2]]
+        return self.norm.outcome(*(np.ascontiguousarray(a.numpy()) for a in arrays))

@@ -1,0 +1,14 @@
+"""Convolutions: forward, backward and all gradients, and each of the three alone."""
+
+from operator import attrgetter
+
+import pytest
+
+from bench.compare import clock
+from bench.workloads import CONVS
+
+
+@pytest.mark.benchmark(timer=clock, group="conv")
+@pytest.mark.parametrize("conv", CONVS, ids=attrgetter("name"))
+def test_conv(conv, compare):
+    compare(conv)
