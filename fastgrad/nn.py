@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.dense import run
+from fastgrad.dropout import Dropout
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.images import AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, MaxPool2d
 from fastgrad.init import INITS
@@ -28,6 +29,7 @@ __all__ = [
     "Conv2d",
     "Dense",
     "DenseChain",
+    "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
     "MaxPool2d",

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.backend import kernels
+from fastgrad.dropout import draw_key
 from fastgrad.lstm import Weights, run_rows
 from fastgrad.model import Backward, generator, views
 from fastgrad.pooling import POOLS, Unpool
@@ -90,7 +92,7 @@ class LSTM(SequenceModel):
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, self.dtype)
             dh, dh_n = unpool(dy)
-            for layer, (shape, ways_back, mask) in reversed(list(enumerate(layers))):
+            for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
                 dxs: list[Any] = [empty(shape, self.dtype) if layer or dx else None for _ in ways_back]
                 for way, way_back in enumerate(ways_back):
                     part = self._columns(way)
@@ -98,8 +100,8 @@ class LSTM(SequenceModel):
                     way_back(self._gradients[layer * self.directions + way], *upstream, None, dxs[way])
                 if len(dxs) == 2 and dxs[0] is not None:
                     dxs[0] += dxs[1]
-                if mask is not None:
-                    dxs[0] *= mask
+                if key is not None:
+                    kernels().dropout(dxs[0], self.dropout, key, dxs[0])
                 dh, dh_n = dxs[0], None
             return sequences_of(dxs[0], batch, empty) if dx else dy
 
@@ -120,16 +122,17 @@ class LSTM(SequenceModel):
             start[...] = given
         h, layers = rows_of(x, batch, empty), []
         for layer in range(self.num_layers):
-            xs, mask = h, None
+            xs, key = h, None
             if layer and training and self.dropout:
-                xs, mask = self._dropped(h, empty)
+                xs, key = empty(h.shape, self.dtype), draw_key(self._rng)
+                kernels().dropout(h, self.dropout, key, xs)
             h, ways_back = empty((len(xs), self.n_out), self.dtype), []
             for way in range(self.directions):
                 i = layer * self.directions + way
                 arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
                 ways_back.append(run_rows(*arrays, keep=keep, once=training, empty=empty)[1])
             if keep:
-                layers.append((xs.shape, ways_back, mask))
+                layers.append((xs.shape, ways_back, key))
         y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch, empty)
         return y, (h_n, c_n), layers, unpool
 
@@ -137,14 +140,6 @@ class LSTM(SequenceModel):
         """A direction's part of the rows."""
         width = self._widths[0]
         return slice(way * width, (way + 1) * width)
-
-    def _dropped(self, rows: np.ndarray, empty: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
-        """(rows mask, mask), the mask 0 or 1 / (1 - dropout)."""
-        dropped, mask = (empty(rows.shape, self.dtype) for _ in range(2))
-        self._rng.random(out=mask, dtype=self.dtype)
-        np.greater_equal(mask, self.dropout, out=mask)
-        mask *= 1 / (1 - self.dropout)
-        return np.multiply(rows, mask, out=dropped), mask
 
     def _checked(self, x: Any, lengths: Any, state: Any) -> tuple[np.ndarray, Batch, Any]:
         op = type(self).__name__
@@ -172,5 +167,5 @@ class LSTM(SequenceModel):
             w[...] = rng.uniform(-limit, limit, w.shape)
         for prefix in self._prefixes:
             self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
-        # of the masks
+        # of the keys
         self._rng = generator(int(rng.integers(2**63)))

@@ -306,38 +306,6 @@ def test_backward_may_be_called_again_and_results_outside_training_are_independe
     assert not np.shares_memory(first, second)
 
 
-def dropped(seed=1, p=0.25, n=40, sizes=(3, 64), **options):
-    """A layer with dropout, which shows in the second layer's output, and the rows that its mask has kept."""
-    layer = LSTM(*sizes, 2, dropout=p, seed=seed, **options)
-    masks = []
-    inner = layer._dropped
-
-    def seen(rows, empty):
-        xs, mask = inner(rows, empty)
-        masks.append(mask.copy())
-        assert bits(xs) == bits(rows * mask)
-        return xs, mask
-
-    layer._dropped = seen
-    return layer, masks
-
-
-def test_dropout_keeps_its_share_and_the_mean(in_force):
-    layer, masks = dropped()
-    x = batch("float32", 40, 20)
-    layer.forward(x, True)
-    layer.forward(x, True, lengths=[5] * 40)
-    first, second = masks
-    assert first.shape == (800, 64)
-    assert second.shape == (200, 64)
-    assert sorted(set(first.ravel().tolist())) == [0, np.float32(1 / 0.75)]
-    share = np.count_nonzero(first) / first.size
-    assert share == pytest.approx(0.75, abs=5 * np.sqrt(0.75 * 0.25 / first.size))
-    # rows and columns alike: no part of the mask is drawn twice
-    assert np.abs(np.corrcoef(first[:, :8].T) - np.eye(8)).max() < 0.2
-    assert not (first[:200] == second).all()
-
-
 def test_dropout_is_for_training_alone_and_from_the_seed(in_force):
     x = batch("float32")
     layer, same, other = (LSTM(3, 5, 2, dropout=0.5, seed=seed) for seed in (1, 1, 2))

@@ -360,7 +360,7 @@ def row_stride(array):
 
 @compiled
 def describe_steps(g, launcher, parts, kernels, panels, mode, turned, w, w_ih, P, projects, w_proj, rooms):
-    """What both ways through time have in common: sizes, room, and the weights, or their transposes if turned, as they will be read.
+    """What both ways through time have in common but arrays: sizes, room, and the weights, transposed if turned, as they will be read.
 
     In panels, w is w_ih over w_hh and X the columns of x, or w is w_hh alone and x has no part in it; else w is w_hh.
     """
@@ -370,6 +370,21 @@ def describe_steps(g, launcher, parts, kernels, panels, mode, turned, w, w_ih, P
     g.w_hh, g.w_hh_row, g.w_hh_col = readable(launcher, parts, kernels, mode, turned, w, rooms[1])
     if projects:
         g.w_proj, g.w_proj_row, g.w_proj_col = readable(launcher, parts, kernels, mode, turned, w_proj, rooms[2])
+
+
+@compiled
+def describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
+    """The arrays that both ways through time have in common."""
+    g.n, g.order, g.steps, g.offsets, g.reverse = (
+        len(order),
+        address(order),
+        len(offsets) - 1,
+        address(offsets),
+        reverse,
+    )
+    g.xs, g.xs_row, g.peephole = address(xs), row_stride(xs), address_or_null(peephole)
+    g.h_0, g.c_0, g.h, g.h_row = address(h_0), address(c_0), address(h), row_stride(h)
+    g.gates, g.c, g.tanh_c = address(gates), address_or_null(c), address_or_null(tanh_c)
 
 
 @compiled
@@ -407,17 +422,8 @@ def _forward(
     job = np.zeros(1, LSTM)
     g = job[0]
     describe_steps(g, launcher, parts, kernels, panels, mode, False, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
-    g.n, g.steps, g.order, g.offsets, g.reverse = (
-        len(order),
-        len(offsets) - 1,
-        address(order),
-        address(offsets),
-        reverse,
-    )
-    g.xs, g.xs_row, g.b, g.peephole = address(xs), row_stride(xs), address_or_null(b), address_or_null(peephole)
-    g.h_0, g.c_0, g.h_n, g.c_n = address(h_0), address(c_0), address(h_n), address(c_n)
-    g.gates, g.c, g.tanh_c = address(gates), address_or_null(c), address_or_null(tanh_c)
-    g.h, g.h_row = address(h), row_stride(h)
+    describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
+    g.b, g.h_n, g.c_n = address_or_null(b), address(h_n), address(c_n)
     if mode == IN_PLACE:
         g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, False, w_ih, rooms[0])
     if mode == IN_ROWS:
@@ -445,23 +451,19 @@ def _backward(
     job = np.zeros(1, LSTM)
     g, rows = job[0], offsets[-1]
     describe_steps(g, launcher, parts, kernels, panels, mode, True, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
-    g.n, g.steps, g.order, g.offsets, g.reverse = (
-        len(order),
-        len(offsets) - 1,
-        address(order),
-        address(offsets),
-        reverse,
+    describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
+    g.dh, g.dh_row, g.dh_n, g.dc_n = (
+        address(dh) if has_dh else 0,
+        row_stride(dh),
+        address_or_null(dh_n),
+        address_or_null(dc_n),
     )
-    g.xs, g.xs_row, g.peephole = address(xs), row_stride(xs), address_or_null(peephole)
-    g.dh, g.dh_row = address(dh) if has_dh else 0, row_stride(dh)
-    g.h_0, g.c_0, g.dh_n, g.dc_n = address(h_0), address(c_0), address_or_null(dh_n), address_or_null(dc_n)
-    g.gates, g.c, g.tanh_c, g.h, g.h_row = address(gates), address(c), address(tanh_c), address(h), row_stride(h)
-    g.dz, g.dxs, g.squares, g.dh_0, g.dc_0 = (
+    g.dz, g.dxs, g.dh_0, g.dc_0, g.squares = (
         address(dz),
         address(dxs),
-        address_or_null(squares),
         address(dh_0),
         address(dc_0),
+        address_or_null(squares),
     )
     g.inputs, g.r, g.total, g.ones = address(inputs), address(r), address(total), min(1, db.size)
     if mode == IN_PLACE and dxs.size:
@@ -469,21 +471,8 @@ def _backward(
     in_time(launcher, kernels[BACKWARD_PART], parts, g.n, job)
     if mode == IN_ROWS and dxs.size:
         multiply(
-            launcher,
-            kernels[GEMM_PART],
-            parts,
-            panels,
-            rows,
-            g.C,
-            4 * g.H,
-            g.dz,
-            4 * g.H,
-            address(w_ih),
-            1,
-            4 * g.H,
-            0,
-            g.dxs,
-        )
+            launcher, kernels[GEMM_PART], parts, panels, rows, g.C, 4 * g.H, g.dz, 4 * g.H, address(w_ih), 1, 4 * g.H, 0, g.dxs,
+        )  # fmt: skip
     sums_job = np.zeros(1, GRADIENTS)
     s = sums_job[0]
     s.rows, s.C, s.H, s.P, s.ones, s.inputs, s.dz = rows, g.C, g.H, g.P, g.ones, g.inputs, g.dz

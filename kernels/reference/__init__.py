@@ -4,6 +4,7 @@ from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
+from .dropout import dropout
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import squared_norm, update
@@ -28,6 +29,7 @@ __all__ = [
     "dense_chain_forward",
     "dense_chain_infer",
     "dense_chain_step",
+    "dropout",
     "gather_rows",
     "lstm_backward",
     "lstm_forward",

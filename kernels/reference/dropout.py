@@ -1,0 +1,29 @@
+"""Dropout (Srivastava et al. 2014): y_i = x_i / (1 - rate) where a random number is at least rate, else x_i 0.
+
+The number of value i, in row order, is the i-th of SplitMix64 (Steele, Lea & Flood 2014) from `key`, an integer below 2^64: a function of
+the two alone, so that backward is the same function of dy, with no mask kept, and threads need not agree on an order.
+"""
+
+import numpy as np
+
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def dropout(x, rate, key, y):
+    """y like x, and maybe x; 0 <= rate < 1. Backward is dropout(dy, rate, key, dx)."""
+    factor = x.dtype.type(1 / (1 - rate))
+    y[...] = x * np.where(random(x.size, key).reshape(x.shape) >= limit(rate), factor, 0).astype(x.dtype)
+
+
+def random(count, key):
+    """The first numbers from a key, uint64 (count,)."""
+    with np.errstate(over="ignore"):
+        bits = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key)
+        bits = (bits ^ bits >> np.uint64(30)) * np.uint64(FIRST)
+        bits = (bits ^ bits >> np.uint64(27)) * np.uint64(SECOND)
+    return bits ^ bits >> np.uint64(31)
+
+
+def limit(rate):
+    """The least number that keeps a value."""
+    return np.uint64(int(rate * 2**64))
