@@ -9,6 +9,15 @@ import fastgrad as fg
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS, HIDDEN, ROWS = 200, 64, 16
+DEPTH = 50
+BLOCKS = {
+    "dense, xavier": lambda: fg.nn.Dense(64, 64, "relu", init="xavier_uniform"),
+    "dense, he": lambda: fg.nn.Dense(64, 64, "relu", init="he_uniform"),
+    "residual": lambda: fg.nn.Residual(fg.nn.Dense(64, 64, "relu", init="xavier_uniform")),
+    "batch norm and residual": lambda: fg.nn.Residual(
+        fg.nn.Sequential(fg.nn.BatchNorm(64, "relu"), fg.nn.Dense(64, 64, init="xavier_uniform"))
+    ),
+}
 
 
 def tanh_recurrence_norms(rng):
@@ -52,6 +61,30 @@ def gradient_flow():
     return figure
 
 
+def depth_norms(block):
+    """|dL/dw| of 50 dense layers 64 to 64 between two others, at the start of training on scikit-learn's digits; block makes each."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    layers = [block() for _ in range(DEPTH)]
+    model = fg.nn.Sequential(fg.nn.Dense(64, 64), *layers, fg.nn.Dense(64, 10, "softmax"), seed=0)
+    logits, backward = model.forward((x / 16).astype(np.float32), True, logits=True)
+    backward(fg.cross_entropy(logits, y)[1])
+    weights = [gradient for name, gradient in model.gradients().items() if name.endswith("w")]
+    return [float(np.linalg.norm(gradient)) for gradient in weights[1:-1]]
+
+
+def gradient_depth():
+    """How much of a gradient arrives at each of 50 layers, with and without residuals and batch norm."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for label, block in BLOCKS.items():
+        axes.semilogy(range(1, DEPTH + 1), depth_norms(block), label=label)
+    axes.set(xlabel="layer", ylabel="|dL/dw| at the first step")
+    axes.legend(loc=(0.6, 0.15))
+    return figure
+
+
 def co2_forecasts():
     """The README's forecast of CO2: years that the net has not seen, each from the two years before it."""
     from statsmodels.datasets import co2
@@ -78,5 +111,5 @@ def co2_forecasts():
 
 
 if __name__ == "__main__":
-    for picture in (gradient_flow, co2_forecasts):
+    for picture in (gradient_flow, gradient_depth, co2_forecasts):
         picture().savefig(DOCS / f"{picture.__name__}.png", dpi=120)

