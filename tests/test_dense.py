@@ -321,13 +321,13 @@ def test_any_shapes_strides_values_and_activations(backend, chain):
 
 @pytest.mark.parametrize("width", [128, 256, 512])
 def test_every_vector_width(width):
-    """Activations, chains, steps and LSTMs compiled for each other width of vectors, in a process of its own."""
+    """Activations, chains, steps, LSTMs, convolutions and batch norm compiled for each other width of vectors, in a process of its own."""
     if width == pytest.importorskip("fastgrad.kernels.cpu.simd").vector_bits():
         pytest.skip("the width of every other test")
     cases = "widths_of_rows or awkward_shapes or every_place or hidden_activation or last_activation"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", f"cpu and float32 and ({cases})",
-         "test_activation.py", "test_dense.py", "test_train.py", "test_lstm.py"],
+         "test_activation.py", "test_dense.py", "test_train.py", "test_lstm.py", "test_conv.py", "test_batchnorm.py"],
         cwd=Path(__file__).parent, env={**os.environ, "FASTGRAD_VECTOR_BITS": str(width)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
