@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastgrad import check
+from fastgrad.chains import Dense
 from fastgrad.images import Conv2d, GlobalAvgPool2d, MaxPool2d
 from fastgrad.model import Model
 from fastgrad.norm import BatchNorm
@@ -36,9 +37,6 @@ class ResNet(Sequential):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        # nn.py, where Dense is, imports this file
-        from fastgrad.nn import Dense
-
         op = type(self).__name__
         n_in, n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
         check.each(op, "blocks", blocks)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastgrad.backend import kernels
+from fastgrad.chains import DenseChain
 from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
 from fastgrad.model import Buffers, Kept, Model
-from fastgrad.nn import DenseChain
 from fastgrad.rows import rows_of, sequences, sequences_of
 
 # losses taken from the logits where the model ends in this activation
