@@ -8,6 +8,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.check import Pair
+from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 
 
@@ -93,7 +94,9 @@ def run(
 
     def backward(dy: Any, dw: np.ndarray, db: np.ndarray | None, want_dx: bool = True) -> tuple[Any, np.ndarray]:
         dy = check.upstream(op, dy, y)
-        dz, dx = empty(y.shape, y.dtype), empty(x.shape, x.dtype) if want_dx else None
+        # without an activation dz is dy, which stays as it is
+        dz = dy if f.code == names.IDENTITY and residual is None else empty(y.shape, y.dtype)
+        dx = empty(x.shape, x.dtype) if want_dx else None
         ops.conv2d_backward(dy, x, w, stride, pads, dilation, f, z, y, dz, dx, dw, db)
         return dx, dz
 
