@@ -1,6 +1,8 @@
-"""Arrays in every memory layout, outputs filled with NaN, and numerical gradients."""
+"""Arrays in every memory layout, outputs filled with NaN, numerical gradients, and the same bits on any number of threads."""
 
 import numpy as np
+
+import fastgrad as fg
 
 LAYOUTS = (
     "contiguous", "fortran", "strided", "padded", "reversed", "backwards", "misaligned", "read_only",
@@ -56,3 +58,20 @@ def numerical_gradient(function, array, step=1e-6):
 def bits(array):
     """The bytes of an array's values, in row order: equal bits mean equal results, NaN included."""
     return np.ascontiguousarray(array).tobytes()
+
+
+def all_bits(found):
+    """The bits of arrays by name."""
+    return {name: bits(a) for name, a in found.items()}
+
+
+def with_threads(function):
+    """What function() gives on 1, 2, 3 and 7 threads."""
+    before, results = fg.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 7):
+            fg.set_num_threads(n)
+            results.append(function())
+    finally:
+        fg.set_num_threads(before)
+    return results

@@ -23,6 +23,23 @@ def in_force(request):
         yield request.param
 
 
+@pytest.fixture
+def cpu():
+    """The compiled kernels, in force."""
+    import fastgrad
+
+    with fastgrad.use_backend("cpu"):
+        yield importlib.import_module(BACKENDS["cpu"])
+
+
+@pytest.fixture
+def numpy_backend():
+    import fastgrad
+
+    with fastgrad.use_backend("numpy"):
+        yield
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return np.dtype(request.param)

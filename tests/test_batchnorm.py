@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
+from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from chains import torch_activation
 from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS
@@ -371,24 +371,13 @@ def test_a_negative_running_variance_and_an_eps_of_0(in_force, dtype, rng):
     np.testing.assert_array_equal(np.isnan(y).all(axis=0), np.arange(4) == 2)
 
 
-@pytest.fixture
-def cpu():
-    before = fg.get_num_threads()
-    with fg.use_backend("cpu"):
-        yield
-    fg.set_num_threads(before)
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (3000, 3), (257, 1024), (4, 9000), (2, 31, 33, 64), (100_001, 1)])
 @pytest.mark.parametrize(("name", "residual"), [("identity", False), ("relu", True), ("relu", False), ("gelu", True)])
 def test_the_same_bits_on_any_number_of_threads(cpu, dtype, shape, name, residual, training, rng):
     p = problem(rng, shape, dtype, residual)
-    results = []
-    for n in (1, 2, 3, 7):
-        fg.set_num_threads(n)
-        results.append({n: bits(a) for n, a in run(p, activation=name, training=training).items()})
-    assert all(other == results[0] for other in results[1:])
+    first, *others = with_threads(lambda: all_bits(run(p, activation=name, training=training)))
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("channels", [3, 17, 64, 300])

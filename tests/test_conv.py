@@ -5,7 +5,7 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
+from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from convs import INPUTS, conv_forward, conv_loss, conv_run, conv_terms, geometry, pair, random_conv, torch_conv_run
 from fastgrad.kernels.names import ACTIVATIONS
 from tolerances import assert_close
@@ -53,21 +53,6 @@ LARGE = {
 }
 
 
-@pytest.fixture
-def cpu():
-    """The compiled backend, and its number of threads put back."""
-    before = fg.get_num_threads()
-    with fg.use_backend("cpu"):
-        yield
-    fg.set_num_threads(before)
-
-
-@pytest.fixture
-def numpy_backend():
-    with fg.use_backend("numpy"):
-        yield
-
-
 def option(rng, name, dtype=np.float64, n=2, image=(6, 5), **more):
     channels, outputs, size, options = OPTIONS[name]
     return random_conv(rng, n, image, channels, outputs, size, dtype, **options, **more)
@@ -76,10 +61,6 @@ def option(rng, name, dtype=np.float64, n=2, image=(6, 5), **more):
 def large(rng, name, dtype):
     n, image, channels, outputs, size, options = LARGE[name]
     return random_conv(rng, n, image, channels, outputs, size, dtype, **options)
-
-
-def all_bits(found):
-    return {name: bits(a) for name, a in found.items()}
 
 
 def assert_all_close(problem, found, expected):
@@ -407,11 +388,8 @@ def test_backward_runs_again_and_its_gradients_are_the_callers_own(in_force, dty
 @pytest.mark.parametrize("name", [*OPTIONS, *LARGE])
 def test_the_same_bits_on_any_number_of_threads(cpu, dtype, name, rng):
     problem = large(rng, name, dtype) if name in LARGE else option(rng, name, dtype, n=3, image=(13, 12), residual=True)
-    results = []
-    for n in (1, 2, 3, 7):
-        fg.set_num_threads(n)
-        results.append(all_bits(conv_run(problem)))
-    assert all(other == results[0] for other in results[1:])
+    first, *others = with_threads(lambda: all_bits(conv_run(problem)))
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("name", [*OPTIONS, *LARGE])

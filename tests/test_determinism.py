@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from arrays import bits
+from arrays import bits, with_threads
 from chains import Gradients, clone, forward, random_chain, random_net, random_target, run, step
 from fastgrad.kernels.names import ACTIVATIONS, OK
 
@@ -21,27 +21,6 @@ SHAPES = {
 @pytest.fixture(params=SHAPES)
 def shape(request):
     return SHAPES[request.param]
-
-
-@pytest.fixture
-def cpu():
-    import fastgrad.kernels.cpu as cpu
-    from fastgrad.kernels.cpu import parallel
-
-    before = parallel.get_num_threads()
-    yield cpu
-    parallel.set_num_threads(before)
-
-
-def with_threads(function):
-    """What function() gives on 1, 2, 3 and 7 threads."""
-    from fastgrad.kernels.cpu import parallel
-
-    results = []
-    for n in (1, 2, 3, 7):
-        parallel.set_num_threads(n)
-        results.append(function())
-    return results
 
 
 def activations_for(widths):

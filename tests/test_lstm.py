@@ -5,7 +5,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, with_threads
 from conftest import BACKENDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,34 +28,6 @@ OPTIONS = {
 SUBSETS = [names for count in (1, 2, 3) for names in combinations(UPSTREAMS, count)]
 ALONE_AND_TOGETHER = [(name,) for name in UPSTREAMS] + [UPSTREAMS]
 TIME_MAJOR = ("time_major", "time_major_read_only")
-
-
-@pytest.fixture
-def cpu():
-    """The compiled backend, and its number of threads put back."""
-    before = fg.get_num_threads()
-    with fg.use_backend("cpu"):
-        yield
-    fg.set_num_threads(before)
-
-
-@pytest.fixture
-def numpy_backend():
-    with fg.use_backend("numpy"):
-        yield
-
-
-def with_threads(function):
-    """What function() gives on 1, 2, 3 and 7 threads."""
-    results = []
-    for n in (1, 2, 3, 7):
-        fg.set_num_threads(n)
-        results.append(function())
-    return results
-
-
-def all_bits(found):
-    return {name: bits(a) for name, a in found.items()}
 
 
 def assert_all_close(found, expected, least=0, scale=1):

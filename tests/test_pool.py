@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
+from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from convs import POOLS, geometry, pool_forward, pool_run, random_pool, torch_pool_run
 from tolerances import assert_close
 
@@ -38,21 +38,6 @@ LARGE = {
 }
 
 
-@pytest.fixture
-def cpu():
-    """The compiled backend, and its number of threads put back."""
-    before = fg.get_num_threads()
-    with fg.use_backend("cpu"):
-        yield
-    fg.set_num_threads(before)
-
-
-@pytest.fixture
-def numpy_backend():
-    with fg.use_backend("numpy"):
-        yield
-
-
 @pytest.fixture(params=POOLS)
 def kind(request):
     return request.param
@@ -61,10 +46,6 @@ def kind(request):
 def window(rng, kind, name, dtype=np.float64, n=2, image=(8, 7), channels=3):
     size, options = WINDOWS[name]
     return random_pool(rng, kind, n, image, channels, size, dtype, **options)
-
-
-def all_bits(found):
-    return {name: bits(a) for name, a in found.items()}
 
 
 def assert_all_close(problem, found, expected):
@@ -337,11 +318,8 @@ def large_or_window(rng, kind, name, dtype, n):
 @pytest.mark.parametrize("name", [*WINDOWS, *LARGE])
 def test_the_same_bits_on_any_number_of_threads(cpu, dtype, kind, name, rng):
     problem = large_or_window(rng, kind, name, dtype, n=3)
-    results = []
-    for n in (1, 2, 3, 7):
-        fg.set_num_threads(n)
-        results.append(all_bits(pool_run(problem)))
-    assert all(other == results[0] for other in results[1:])
+    first, *others = with_threads(lambda: all_bits(pool_run(problem)))
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("name", [*WINDOWS, *LARGE])

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from arrays import LAYOUTS, bits, laid_out, numerical_gradient, with_threads
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -325,20 +325,16 @@ def test_dropout_is_for_training_alone_and_from_the_seed(in_force):
     assert first.random() != second.random()
 
 
-def test_dropout_is_the_same_on_any_number_of_threads():
+def test_dropout_is_the_same_on_any_number_of_threads(cpu):
     x = batch("float32", 64, 50)
-    before = fg.get_num_threads()
-    found = []
-    try:
-        with fg.use_backend("cpu"):
-            for threads in (1, 2, 3):
-                fg.set_num_threads(threads)
-                layer = LSTM(3, 40, 2, True, dropout=0.5, seed=1)
-                y, backward = layer.forward(x, True)
-                found.append((bits(y), bits(backward(y)), bits(layer.grads)))
-    finally:
-        fg.set_num_threads(before)
-    assert found[0] == found[1] == found[2]
+
+    def found():
+        layer = LSTM(3, 40, 2, True, dropout=0.5, seed=1)
+        y, backward = layer.forward(x, True)
+        return bits(y), bits(backward(y)), bits(layer.grads)
+
+    first, *others = with_threads(found)
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("pool", POOLS)
