@@ -10,8 +10,9 @@ from numba import carray
 from .. import names
 from . import vmath
 from .jit import compiled, inlined, kernel
+from .loops import each, each_times
 from .parallel import address_of, launch, share
-from .simd import advance, copy, each, each_times, pointer, real
+from .simd import advance, copy, pointer, real
 
 SELU_SCALE = 1.0507009873554805
 INV_SQRT_2PI = 0.3989422804014327

@@ -17,9 +17,10 @@ from numba import carray
 from .. import names
 from .activation import activate, differentiate
 from .gemm import clear
-from .jit import Addresses, compiled, entry, inlined, kernel, none
+from .jit import Addresses, compiled, entry, given, inlined, kernel
+from .loops import add, times, zipped
 from .parallel import Scratch, run, share
-from .simd import address, advance, call, copy, data, keep, pointer, real, void_pointer, zipped
+from .simd import address, address_or_null, advance, call, copy, data, keep, pointer, real, void_pointer
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
 COLUMNS, CHUNK, BLOCK = 256, 8192, 4
@@ -78,18 +79,14 @@ def add_products(total, products, dz, x, high):
 
 
 @inlined
-def add_wide(wide, narrow):
-    return (wide + narrow,)
-
-
-@inlined
 def below_mean(dz, x, high, scale, slope, offset):
     return (scale * dz + ((x - high) * slope + offset),)
 
 
-@inlined
-def times(a, b):
-    return (a * b,)
+@compiled
+def chunk(W):
+    """Values of a chunk: whole rows."""
+    return max(1, CHUNK // W) * W
 
 
 @compiled
@@ -161,7 +158,7 @@ def normalise_rows(g, at, n, z, like):
 def batch_norm_forward_part(part, parts, job, like):
     g = carray(job, 1)[0]
     lo, hi = share(part, parts, g.M * g.C, g.W)
-    step = max(1, CHUNK // g.W) * g.W
+    step = chunk(g.W)
     for at in range(lo, hi, step):
         n, z, y = min(step, hi - at), advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
         normalise_rows(g, at, n, z, like)
@@ -172,7 +169,7 @@ def batch_norm_forward_part(part, parts, job, like):
 def batch_norm_sums_part(part, parts, job, like):
     """sums (n_blocks, 2, W), float64: of dz and of dz (x - high), over the rows of each block; and dz, where it is wanted."""
     g = carray(job, 1)[0]
-    W, step = g.W, max(1, CHUNK // g.W) * g.W
+    W, step = g.W, chunk(g.W)
     room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK) + 2 * W))
     total, products = data(room[2 * (W + CHUNK) :]), data(room[2 * (W + CHUNK) + W :])
     lo, hi = share(part, parts, g.n_blocks, 1)
@@ -187,7 +184,7 @@ def batch_norm_sums_part(part, parts, job, like):
             for j in range(0, n, W):
                 sources = total, products, advance(dz, j), advance(pointer(g.x, like), at + j), pointer(g.high, like)
                 zipped(add_products, min(W, n - j), sources, (total, products), ())
-            zipped(add_wide, 2 * W, (sums, total), (sums,), ())
+            zipped(add, 2 * W, (sums, total), (sums,), ())
     keep(room)
 
 
@@ -195,7 +192,7 @@ def batch_norm_sums_part(part, parts, job, like):
 def batch_norm_backward_part(part, parts, job, like):
     """dx, from dz where it is kept, or from dy once more."""
     g = carray(job, 1)[0]
-    W, step = g.W, max(1, CHUNK // g.W) * g.W
+    W, step = g.W, chunk(g.W)
     room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK)))
     lo, hi = share(part, parts, g.M * g.C, W)
     for at in range(lo, hi, step):
@@ -262,7 +259,7 @@ def _forward(launcher, parts, kernels, x, mean, rstd, gamma, beta, residual, cod
     job = np.zeros(1, NORM)
     g = job[0]
     describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
-    g.z, g.y, g.residual = address(z), address(y), address(residual) if residual.size else 0
+    g.z, g.y, g.residual = address(z), address(y), address_or_null(residual)
     call(launcher, kernels[FORWARD_PART], parts, job)
 
 
@@ -273,7 +270,7 @@ def _backward(
     job = np.zeros(1, NORM)
     g = job[0]
     describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
-    W, depth = g.W, BLOCK * max(1, CHUNK // g.W) * g.W
+    W, depth = g.W, BLOCK * chunk(g.W)
     g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
     g.rebuilds = not g.has_dz and (code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU)
     g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
@@ -301,8 +298,6 @@ _KERNELS = Addresses(statistics_part, batch_norm_forward_part, batch_norm_sums_p
 _scratch, _sums = Scratch(), Scratch()
 # a value costs about as much as this many multiplications and additions
 COST = 16
-
-
 DOUBLE = np.dtype(np.float64)
 
 
@@ -317,9 +312,8 @@ def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     room = _scratch(dtype, 3 * columns)[0]
-    if residual is None:
-        residual = none(dtype, 2)
-    run(COST * x.size, _forward, _KERNELS[dtype.char], x, mean, rstd, gamma, beta, residual, *activation, z, y, room)
+    arrays = x, mean, rstd, gamma, beta, *given(dtype, 2, residual)
+    run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, room)
 
 
 def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
@@ -330,8 +324,7 @@ def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z,
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     room = _scratch(dtype, 5 * columns)[0]
     sums = _sums(DOUBLE, 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1))[0]
-    dz, dx = (none(dtype, 2) if a is None else a for a in (dz, dx))
     run(
-        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y, dz, dx,
-        dgamma, dbeta, room, sums,
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y,
+        *given(dtype, 2, dz, dx), dgamma, dbeta, room, sums,
     )  # fmt: skip

@@ -15,12 +15,14 @@ from numba import carray
 from .activation import activate, activation_backward
 from .dense import column_sums
 from .gemm import clear, pack_b, panel_tiles, tiles
-from .jit import Addresses, compiled, entry, inlined, kernel, none
+from .jit import Addresses, compiled, entry, given, kernel
+from .loops import add, zipped
 from .parallel import Scratch, get_num_threads, run, share
 from .simd import (
     ROWS,
     VECTORS,
     address,
+    address_or_null,
     advance,
     call,
     copy,
@@ -29,7 +31,6 @@ from .simd import (
     pointer,
     provide_microkernel,
     void_pointer,
-    zipped,
 )
 
 # values of lowered pixels that leave room for panels in the second-level cache; pixels that a weight's gradient takes at a time
@@ -37,23 +38,18 @@ LOWERED, DEPTH = 27_648, 192
 # rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
 # the first-level cache has few places
 TAPS, TAPS_ROW = 384, 400
-# runs (n_runs, 3): taps that lie side by side in the image: the place of the first, seen from the pixel, and how many; x_step: pixels of
-# x from one output to the next; out_*: values from one image, row and pixel of the output to the next
+# runs (n_runs, 3): taps that lie side by side in the image: the place of the first, seen from the pixel, and how many; out_*:
+# values from one image, row and pixel of the output to the next
 CONV = np.dtype(
     [
         (name, "i8")
         for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
     ]
     + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place".split()]
-    + [(name, "i8") for name in "dz dw db itemsize".split()]
+    + [(name, "i8") for name in "dz dw db".split()]
     + [("parameter", "f8")]
 )
 FORWARD_PART, WEIGHTS_PART = range(2)
-
-
-@inlined
-def add(a, b):
-    return (a + b,)
 
 
 @compiled
@@ -91,11 +87,8 @@ def lower(g, group, first, n, lo, hi, rows, row, like):
                     from_a = min(b, max(a, -left)) if inside else b
                     to_b = max(from_a, min(b, g.W * channels - left))
                     clear(from_a - a, to)
-                    if g.groups == 1:
-                        copy(to_b - from_a, advance(source, left + from_a), advance(to, from_a - a))
-                    elif to_b > from_a:
-                        # a run of one tap: the next pixel's channels of this group lie C further
-                        copy(to_b - from_a, advance(source, left * g.groups + from_a), advance(to, from_a - a))
+                    # with groups a run is of one tap, since the next pixel's channels of this group lie C further
+                    copy(to_b - from_a, advance(source, left * g.groups + from_a), advance(to, from_a - a))
                     clear(b - to_b, advance(to, to_b - a))
             at += length
         done += pixels
@@ -184,7 +177,13 @@ def describe_taps(g, kh, kw, stride, pads, dilation, runs):
         for j in range(1 if joined else kw):
             run = runs[i if joined else i * kw + j]
             run[0], run[1], run[2] = i * dilation[0] - pads[0], j * dilation[1] - pads[1], kw if joined else 1
-    g.in_place = kh * kw * g.groups == 1 and max(stride) == 1 and max(pads) == 0
+    g.in_place = is_product(kh, kw, g.groups, stride, pads)
+
+
+@compiled
+def is_product(kh, kw, groups, stride, pads):
+    """Whether the convolution is the product of the pixels, as they lie, and w."""
+    return kh * kw * groups == 1 and max(stride) == 1 and max(pads) == 0
 
 
 @entry
@@ -203,7 +202,7 @@ def _forward(
         of, to = advance(data(w), group * outputs), advance(data(panels), group * g.panel_size)
         pack_b(taps, outputs, of, K, 1, to, taps)
     g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * K, g.columns * K, K
-    g.b, g.residual = address(b) if b.size else 0, address(residual) if residual.size else 0
+    g.b, g.residual = address_or_null(b), address_or_null(residual)
     g.z, g.y, g.code, g.parameter = address(z), address(y), code, parameter
     call(launcher, kernels[FORWARD_PART], parts, job)
 
@@ -215,7 +214,7 @@ def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_
     g = job[0]
     describe(g, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], lowered, parts)
     describe_taps(g, kh, kw, stride, pads, dilation, runs)
-    g.dz, g.dw, g.db = address(dz), address(dw) if wants_dw else 0, address(db) if db.size else 0
+    g.dz, g.dw, g.db = address(dz), address(dw) if wants_dw else 0, address_or_null(db)
     call(launcher, kernels[WEIGHTS_PART], parts, job)
 
 
@@ -241,14 +240,10 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, runs, p
     g = job[0]
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
-            m, n = (
-                met(i, pads[0], kh, stride[0], dilation[0], rows_met),
-                met(j, pads[1], kw, stride[1], dilation[1], columns_met),
-            )
-            rows, columns = (
-                (dx.shape[1] - i + stride[0] - 1) // stride[0],
-                (dx.shape[2] - j + stride[1] - 1) // stride[1],
-            )
+            m = met(i, pads[0], kh, stride[0], dilation[0], rows_met)
+            n = met(j, pads[1], kw, stride[1], dilation[1], columns_met)
+            rows = (dx.shape[1] - i + stride[0] - 1) // stride[0]
+            columns = (dx.shape[2] - j + stride[1] - 1) // stride[1]
             describe(g, dz, groups, C, rows, columns, lowered, parts)
             joined = groups == 1 and n > 0 and columns_met[n - 1, 1] - columns_met[0, 1] == n - 1
             g.step_h = g.step_w = 1
@@ -264,7 +259,7 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, runs, p
                         of = advance(data(w), tap * channels * K + group * outputs)
                         to = advance(data(panels), group * g.panel_size + (a * n + b) * outputs * width)
                         pack_b(outputs, channels, of, 1, K, to, m * n * outputs)
-            g.in_place = kh * kw * groups == 1 and max(stride) == 1 and max(pads) == 0
+            g.in_place = is_product(kh, kw, groups, stride, pads)
             g.out_image, g.out_row, g.out_pixel = dx.size // max(g.N, 1), stride[0] * dx.shape[2] * C, stride[1] * C
             g.z = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize
             call(launcher, kernels[FORWARD_PART], parts, job)
@@ -289,13 +284,11 @@ def _rooms(x, w):
 
 def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
-    b = none(x.dtype, 1) if b is None else b
-    residual = none(x.dtype, 4) if residual is None else residual
     runs, panels, lowered = _rooms(x, w)
     operations = 2 * z.size * w[..., 0].size
     run(
-        operations, _forward, _KERNELS[x.dtype.char], x, w, b, stride, pads, dilation, residual, *activation, z, y, runs, panels,
-        lowered,
+        operations, _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride, pads, dilation, *given(x.dtype, 4, residual),
+        *activation, z, y, runs, panels, lowered,
     )  # fmt: skip
 
 
@@ -305,8 +298,7 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
     runs, panels, lowered = _rooms(x, w)
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
     if dw is not None or db is not None:
-        db = none(x.dtype, 1) if db is None else db
-        arrays = w if dw is None else dw, dw is not None, db
+        arrays = w if dw is None else dw, dw is not None, *given(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, stride, pads, dilation, *arrays, runs, lowered)
     if dx is not None:
         run(operations, _inputs, kernels, dz, w, stride, pads, dilation, dx, runs, panels, lowered)

@@ -137,9 +137,13 @@ class Addresses(dict):
 
 
 @lru_cache
-def none(dtype, ndim):
-    """An empty array, which stands for None where a driver takes arrays of one type."""
+def _none(dtype, ndim):
     return np.empty((0,) * ndim, dtype)
+
+
+def given(dtype, ndim, *arrays):
+    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See simd's address_or_null."""
+    return (_none(dtype, ndim) if a is None else a for a in arrays)
 
 
 def kernel(job, needs=None):

@@ -6,8 +6,9 @@ from numba import carray
 from .. import names
 from . import vmath
 from .jit import compiled, entry, kernel
+from .loops import each
 from .parallel import address_of, launch, share
-from .simd import advance, data, each, pointer, real, void_pointer
+from .simd import advance, data, pointer, real, void_pointer
 
 
 @compiled

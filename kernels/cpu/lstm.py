@@ -15,7 +15,8 @@ from numba import carray
 
 from . import vmath
 from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, panels, turn
-from .jit import Addresses, compiled, entry, inlined, kernel, none
+from .jit import Addresses, compiled, entry, given, inlined, kernel
+from .loops import add, add_times, each, times, zipped
 from .optim import squares
 from .parallel import Scratch, get_num_threads, run, share
 from .rows import offsets_of
@@ -23,18 +24,17 @@ from .simd import (
     VECTORS,
     address,
     address_at,
+    address_or_null,
     advance,
     call,
     copy,
     data,
-    each,
     keep,
     lanes,
     pointer,
     provide_microkernel,
     real,
     void_pointer,
-    zipped,
 )
 
 PACK = np.dtype([(name, "i8") for name in "K N w w_row w_col panels".split()])
@@ -88,21 +88,6 @@ def cell(i, f, g, before):
     """c_t, twice: it is kept, and the state."""
     c = f * before + i * g
     return c, c
-
-
-@inlined
-def times(a, b):
-    return (a * b,)
-
-
-@inlined
-def add_times(a, p, b):
-    return (a + p * b,)
-
-
-@inlined
-def add(a, b):
-    return (a + b,)
 
 
 @inlined
@@ -348,12 +333,6 @@ def summed(g, part, parts, M, N, a, a_row, b, dw):
 
 
 @compiled
-def address_or_null(array):
-    """Address of an array, null for an empty one, as which None comes here."""
-    return address(array) if array.size else 0
-
-
-@compiled
 def row_stride(array):
     return array.strides[0] // array.itemsize
 
@@ -375,13 +354,8 @@ def describe_steps(g, launcher, parts, kernels, panels, mode, turned, w, w_ih, P
 @compiled
 def describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
     """The arrays that both ways through time have in common."""
-    g.n, g.order, g.steps, g.offsets, g.reverse = (
-        len(order),
-        address(order),
-        len(offsets) - 1,
-        address(offsets),
-        reverse,
-    )
+    g.n, g.order = len(order), address(order)
+    g.steps, g.offsets, g.reverse = len(offsets) - 1, address(offsets), reverse
     g.xs, g.xs_row, g.peephole = address(xs), row_stride(xs), address_or_null(peephole)
     g.h_0, g.c_0, g.h, g.h_row = address(h_0), address(c_0), address(h), row_stride(h)
     g.gates, g.c, g.tanh_c = address(gates), address_or_null(c), address_or_null(tanh_c)
@@ -452,19 +426,10 @@ def _backward(
     g, rows = job[0], offsets[-1]
     describe_steps(g, launcher, parts, kernels, panels, mode, True, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
     describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
-    g.dh, g.dh_row, g.dh_n, g.dc_n = (
-        address(dh) if has_dh else 0,
-        row_stride(dh),
-        address_or_null(dh_n),
-        address_or_null(dc_n),
-    )
-    g.dz, g.dxs, g.dh_0, g.dc_0, g.squares = (
-        address(dz),
-        address(dxs),
-        address(dh_0),
-        address(dc_0),
-        address_or_null(squares),
-    )
+    g.dh, g.dh_row = address(dh) if has_dh else 0, row_stride(dh)
+    g.dh_n, g.dc_n = address_or_null(dh_n), address_or_null(dc_n)
+    g.dz, g.dxs = address(dz), address(dxs)
+    g.dh_0, g.dc_0, g.squares = address(dh_0), address(dc_0), address_or_null(squares)
     g.inputs, g.r, g.total, g.ones = address(inputs), address(r), address(total), min(1, db.size)
     if mode == IN_PLACE and dxs.size:
         g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, True, w_ih, rooms[0])
@@ -486,11 +451,6 @@ def _backward(
 
 _KERNELS = Addresses(gemm_part, pack_part, lstm_forward_part, lstm_backward_part, weights_part)
 _scratch = Scratch()
-
-
-def _given(dtype, ndim, *arrays):
-    """The arrays as compiled functions take them, which know arrays of one type only: an empty one for None."""
-    return (none(dtype, ndim) if a is None else a for a in arrays)
 
 
 def _plan(w_ih, w_hh, w_proj, x_in_time, n, H, steps):
@@ -522,8 +482,8 @@ def lstm_forward(
     mode, w, sizes = _plan(w_ih, w_hh, w_proj, True, n, H, len(offsets) - 1)
     run(
         2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w,
-        xs[:0], w_ih, *_given(dtype, 1, b), *_given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
-        *_given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, _rooms(dtype, sizes),
+        xs[:0], w_ih, *given(dtype, 1, b), *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
+        *given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, _rooms(dtype, sizes),
     )  # fmt: skip
 
 
@@ -543,8 +503,8 @@ def lstm_backward(
     *rooms, inputs, r, total = _rooms(dtype, [*sizes, rows * (C + P + 1), projected * H, projected * P])
     run(
         4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w, dh is not None,
-        *_given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih, *_given(dtype, 2, peephole, w_proj), h_0, c_0,
-        order, offsets, reverse, gates, c, tanh_c, h[:0], dz, *_given(dtype, 2, dxs), dw_ih, dw_hh, *_given(dtype, 1, db),
-        *_given(dtype, 2, dpeephole, dw_proj), dh_0, dc_0, *_given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms),
+        *given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih, *given(dtype, 2, peephole, w_proj), h_0, c_0,
+        order, offsets, reverse, gates, c, tanh_c, h[:0], dz, *given(dtype, 2, dxs), dw_ih, dw_hh, *given(dtype, 1, db),
+        *given(dtype, 2, dpeephole, dw_proj), dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms),
         inputs, r, total,
     )  # fmt: skip

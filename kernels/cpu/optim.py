@@ -11,8 +11,9 @@ from numba import carray
 
 from .. import names
 from .jit import compiled, inlined, kernel
+from .loops import square_sum
 from .parallel import address_of, launch, share
-from .simd import advance, pointer, real, square_sum, void_pointer
+from .simd import advance, pointer, real, void_pointer
 
 # rows: of state; state's rows lie size values apart
 UPDATE = np.dtype(

@@ -7,9 +7,10 @@ import numpy as np
 from numba import carray
 
 from .gemm import clear
-from .jit import inlined, kernel
+from .jit import compiled, inlined, kernel
+from .loops import add, add_times, times, zipped
 from .parallel import address_of, launch, share
-from .simd import advance, copy, data, pointer, real, zipped
+from .simd import advance, copy, data, pointer, real
 
 POOL = np.dtype(
     [
@@ -28,25 +29,22 @@ def larger(y, x):
 
 
 @inlined
-def add(a, b):
-    return (a + b,)
-
-
-@inlined
-def times(a, factor):
-    return (a * factor,)
-
-
-@inlined
-def add_times(a, b, factor):
-    return (a + b * factor,)
-
-
-@inlined
 def to_first(dx, taken, x, y, dy):
     """dy goes to the first pixel that is the largest; taken is 1 where it has gone."""
     hit = taken == real(0, x) and (x == y or x != x)
     return dx + (dy if hit else real(0, x)), real(1, x) if hit else taken
+
+
+@compiled
+def bounds(i, step, before, size, limit):
+    """First pixel of the i-th window and the one past its last, of those that the image has."""
+    return max(0, i * step - before), min(limit, i * step - before + size)
+
+
+@compiled
+def weight(g, pixels, like):
+    """Of each of a window's pixels in its mean."""
+    return real(1 / (g.size_h * g.size_w if g.include_pad else pixels), carray(like, 1)[0])
 
 
 @kernel(POOL)
@@ -56,9 +54,9 @@ def pool_forward_part(part, parts, job, like):
     lo, hi = share(part, parts, g.N * g.rows, 1)
     for line in range(lo, hi):
         image, i = line // g.rows, line % g.rows
-        h0, h1 = max(0, i * g.step_h - g.top), min(g.H, i * g.step_h - g.top + g.size_h)
+        h0, h1 = bounds(i, g.step_h, g.top, g.size_h, g.H)
         for j in range(g.columns):
-            w0, w1 = max(0, j * g.step_w - g.left), min(g.W, j * g.step_w - g.left + g.size_w)
+            w0, w1 = bounds(j, g.step_w, g.left, g.size_w, g.W)
             y, first = advance(pointer(g.y, like), (line * g.columns + j) * C), True
             for h in range(h0, h1):
                 for w in range(w0, w1):
@@ -71,8 +69,7 @@ def pool_forward_part(part, parts, job, like):
                     else:
                         zipped(larger, C, (y, x), (y,), ())
             if g.mean:
-                count = g.size_h * g.size_w if g.include_pad else (h1 - h0) * (w1 - w0)
-                zipped(times, C, (y,), (y,), (real(1 / count, carray(y, 1)[0]),))
+                zipped(times, C, (y,), (y,), (weight(g, (h1 - h0) * (w1 - w0), y),))
 
 
 @kernel(POOL)
@@ -85,20 +82,18 @@ def pool_backward_part(part, parts, job, like):
     clear((hi - lo) * g.H * g.W * C, advance(pointer(g.dx, like), lo * g.H * g.W * C))
     for line in range(lo * g.rows, hi * g.rows):
         image, i = line // g.rows, line % g.rows
-        h0, h1 = max(0, i * g.step_h - g.top), min(g.H, i * g.step_h - g.top + g.size_h)
+        h0, h1 = bounds(i, g.step_h, g.top, g.size_h, g.H)
         for j in range(g.columns):
-            w0, w1 = max(0, j * g.step_w - g.left), min(g.W, j * g.step_w - g.left + g.size_w)
+            w0, w1 = bounds(j, g.step_w, g.left, g.size_w, g.W)
             at = (line * g.columns + j) * C
-            dy, count = advance(pointer(g.dy, like), at), g.size_h * g.size_w
-            if not g.include_pad:
-                count = (h1 - h0) * (w1 - w0)
+            dy, part_of_dy = advance(pointer(g.dy, like), at), weight(g, (h1 - h0) * (w1 - w0), taken)
             clear(C, taken)
             for h in range(h0, h1):
                 for w in range(w0, w1):
                     pixel = ((image * g.H + h) * g.W + w) * C
                     dx = advance(pointer(g.dx, like), pixel)
                     if g.mean:
-                        zipped(add_times, C, (dx, dy), (dx,), (real(1 / count, room[0]),))
+                        zipped(add_times, C, (dx, dy), (dx,), (part_of_dy,))
                     else:
                         x, y = advance(pointer(g.x, like), pixel), advance(pointer(g.y, like), at)
                         zipped(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
