@@ -10,7 +10,7 @@ from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.dense import run
 from fastgrad.fused import Fused, FusedBackward
-from fastgrad.init import INITS
+from fastgrad.init import chosen
 from fastgrad.kernels.names import SIGMOID, SOFTMAX, Activation
 from fastgrad.model import IDENTITY, generator, views
 from fastgrad.sequences import Steps
@@ -48,9 +48,7 @@ class DenseChain(Fused):
         self._activations = _activations(op, activation, output, len(sizes) - 1)
         self.output = self._activations[-1]
         self._bias = bool(bias)
-        if not callable(init):
-            check.choice(op, "init", init, INITS)
-        self._init = init if callable(init) else INITS[init]
+        self._init = chosen(op, init)
         shapes: dict[str, tuple[int, ...]] = {}
         rows, offset = [], 0
         for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):

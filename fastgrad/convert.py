@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.lstm import Weights
+from fastgrad.gates import Weights
 from fastgrad.recurrent import LSTM
 
 # of our gates i, f, g, o the places in ONNX's i, o, f, c, and the other way; the peepholes i, f, o are the same either way

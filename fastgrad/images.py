@@ -9,7 +9,7 @@ from fastgrad import check
 from fastgrad.check import Pair
 from fastgrad.conv import run
 from fastgrad.fused import Fused, FusedBackward
-from fastgrad.init import INITS
+from fastgrad.init import chosen
 from fastgrad.kernels.names import Activation
 from fastgrad.model import Backward, Model, generator, views
 from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -53,9 +53,7 @@ class Conv2d(Fused):
         # an image of the kernel's reach has a window whatever the padding
         check.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
         self.output = check.activation(op, activation)
-        if not callable(init):
-            check.choice(op, "init", init, INITS)
-        self._init = init if callable(init) else INITS[init]
+        self._init = chosen(op, init)
         shapes: dict[str, tuple[int, ...]] = {"w": (*size, self.n_in // self.groups, self.n_out)}
         if bias:
             shapes["b"] = (self.n_out,)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastgrad import check
+
 Shape = tuple[int, ...]
 
 
@@ -55,3 +57,11 @@ def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.floa
 INITS: dict[str, Callable[..., np.ndarray]] = {
     f.__name__: f for f in (zeros, normal, xavier_uniform, xavier_normal, he_uniform, he_normal)
 }
+
+
+def chosen(op: str, init: str | Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The function of this name, or the caller's own."""
+    if callable(init):
+        return init
+    check.choice(op, "init", init, INITS)
+    return INITS[init]

@@ -2,25 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.gates import Weights, checked_gradients, checked_weights, like, sizes, states
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 
 Arrays = tuple[np.ndarray, ...]
-
-
-class Weights(NamedTuple):
-    """w_ih (C, 4H), w_hh (P, 4H), b (4H,) or None, peephole (3, H) or None, w_proj (H, P) or None; or their gradients."""
-
-    w_ih: np.ndarray
-    w_hh: np.ndarray
-    b: np.ndarray | None = None
-    peephole: np.ndarray | None = None
-    w_proj: np.ndarray | None = None
 
 
 def lstm(
@@ -217,66 +208,3 @@ def run_rows(
         return dh_0, dc_0
 
     return c, backward
-
-
-def like(weights: Weights) -> Weights:
-    """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
-    w_ih, w_hh, b, peephole, w_proj = weights
-    C, P = len(w_ih), len(w_hh)
-    w = np.empty((C + P + (b is not None), w_ih.shape[1]), w_ih.dtype)
-    others = (None if a is None else np.empty(a.shape, a.dtype) for a in (peephole, w_proj))
-    return Weights(w[:C], w[C : C + P], None if b is None else w[-1], *others)
-
-
-def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: Weights) -> Weights:
-    """The caller's arrays for the gradients of the weights that there are."""
-    names = [name for name, w in zip(Weights._fields, weights, strict=True) if w is not None]
-    check.each(op, "gradients", gradients, len(names))
-    for name, gradient in zip(names, gradients, strict=True):
-        w = getattr(weights, name)
-        check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w.dtype)
-        if not gradient.flags.carray:
-            raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
-    return Weights(**dict(zip(names, gradients, strict=True)))
-
-
-def sizes(weights: Weights) -> tuple[int, int]:
-    """H and P."""
-    hidden = weights.w_ih.shape[1] // 4
-    return hidden, hidden if weights.w_proj is None else weights.w_proj.shape[1]
-
-
-def checked_weights(op: str, x: np.ndarray, weights: Weights) -> Weights:
-    """Weights for inputs of x's last width and dtype."""
-    dtype = x.dtype
-    w_ih = check.contiguous(check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), dtype))
-    columns = w_ih.shape[1]
-    if columns % 4:
-        raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
-    hidden = columns // 4
-    b, peephole, w_proj = weights.b, weights.peephole, weights.w_proj
-    if w_proj is not None:
-        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), dtype))
-    projected = hidden if w_proj is None else w_proj.shape[1]
-    form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = check.contiguous(check.array(op, "w_hh", weights.w_hh, form, (projected, columns), dtype))
-    if b is not None:
-        b = check.contiguous(check.array(op, "b", b, "(4H,)", (columns,), dtype))
-    if peephole is not None:
-        peephole = check.contiguous(check.array(op, "peephole", peephole, "(3, H)", (3, hidden), dtype))
-    return Weights(w_ih, w_hh, b, peephole, w_proj)
-
-
-def states(
-    op: str, n: int, weights: Weights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")
-) -> tuple[np.ndarray, np.ndarray]:
-    """The two states, zero where they are None."""
-    hidden, projected = sizes(weights)
-    dtype = weights.w_ih.dtype
-    given = [
-        np.zeros((n, size), dtype)
-        if value is None
-        else check.contiguous(check.array(op, name, value, form, (n, size), dtype))
-        for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
-    ]
-    return given[0], given[1]

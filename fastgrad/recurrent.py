@@ -9,7 +9,8 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.dropout import draw_key
-from fastgrad.lstm import Weights, run_rows
+from fastgrad.gates import Weights
+from fastgrad.lstm import run_rows
 from fastgrad.model import Backward, generator, views
 from fastgrad.pooling import POOLS, Unpool
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
