@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
+from fastgrad.memory import empty
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -78,9 +79,8 @@ def run(
     unbiased: bool,
     activation: Activation,
     residual: np.ndarray | None = None,
-    empty: Callable[..., Any] = np.empty,
 ) -> tuple[np.ndarray, Callable[..., tuple[Any, Any]]]:
-    """Batch norm over checked arrays, its buffers from `empty`: (y, backward).
+    """Batch norm over checked arrays: (y, backward).
 
     backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
     """

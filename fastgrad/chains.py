@@ -12,6 +12,7 @@ from fastgrad.dense import run
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.init import chosen
 from fastgrad.kernels.names import SIGMOID, SOFTMAX, Activation
+from fastgrad.memory import empty
 from fastgrad.model import IDENTITY, generator, views
 from fastgrad.sequences import Steps
 
@@ -88,8 +89,7 @@ class DenseChain(Fused):
         if residual is not None:
             residual = check.array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out), self.dtype)
         activations = [*self._activations[:-1], activation]
-        empty = self._buffers.restart() if training else np.empty
-        y, backward = run(op, x, self._weights, self._biases, activations, residual, empty)
+        y, backward = run(op, x, self._weights, self._biases, activations, residual)
         return y, lambda dy: backward(dy, *self._layers_of(self._grads))
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
@@ -108,7 +108,7 @@ class DenseChain(Fused):
                 steps = Steps(name, x, self.n_in, self.dtype)
                 return steps.sequences(self.predict(steps.rows(x), logits=logits))
             x = check.contiguous(check.array(name, "x", x, "(N, C)", (None, self.n_in), self.dtype))
-        out = np.empty((x.shape[0], self.n_out), self.dtype)
+        out = empty((x.shape[0], self.n_out), self.dtype)
         table = self._logit_table if logits else self.table
         kernels().dense_chain_infer(x, table, self.activation_parameters, self._params, out)
         return out

@@ -10,6 +10,7 @@ from fastgrad.backend import kernels
 from fastgrad.check import Pair
 from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
+from fastgrad.memory import empty
 
 
 def conv2d(
@@ -62,8 +63,8 @@ def conv2d(
     y, run_backward = run(op, x, w, b, stride, pads, dilation, f, residual, (n, *made, outputs))
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dw = np.empty(w.shape, w.dtype)
-        db = None if b is None else np.empty(b.shape, b.dtype)
+        dw = empty(w.shape, w.dtype)
+        db = None if b is None else empty(b.shape, b.dtype)
         dx, dresidual = run_backward(dy, dw, db)
         return (dx, dw, *(() if db is None else (db,)), *(() if residual is None else (dresidual,)))
 
@@ -81,9 +82,8 @@ def run(
     f: Activation,
     residual: np.ndarray | None,
     shape: tuple[int, ...],
-    empty: Callable[..., Any] = np.empty,
 ) -> tuple[np.ndarray, Callable[..., tuple[Any, np.ndarray]]]:
-    """The convolution of checked arrays, y of this shape, its buffers from `empty`: (y, backward).
+    """The convolution of checked arrays, y of this shape: (y, backward).
 
     backward(dy, dw, db) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
     """

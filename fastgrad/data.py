@@ -1,6 +1,6 @@
 """What a trainer is given, checked: inputs, targets, and the lengths of sequences."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,9 +72,9 @@ def windows(data: Data, steps: int | None) -> Iterator[Data]:
         yield Data(x[:, first : first + steps], y[:, first : first + steps], left)
 
 
-def target_rows(target: np.ndarray, batch: Batch, empty: Callable[..., Any] = np.empty) -> np.ndarray:
+def target_rows(target: np.ndarray, batch: Batch) -> np.ndarray:
     """The sequences' own steps of targets (N, T, K) or class numbers (N, T), in the order of rows."""
     if target.ndim == 3:
-        return rows_of(target, batch, empty)
+        return rows_of(target, batch)
     # kernels copy rows of floats; the bits are the same
-    return rows_of(target.view(np.float64)[..., None], batch, empty).view(np.int64).reshape(-1)
+    return rows_of(target.view(np.float64)[..., None], batch).view(np.int64).reshape(-1)

@@ -8,6 +8,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
+from fastgrad.memory import empty
 
 
 def dense(
@@ -35,8 +36,8 @@ def dense(
     y, chain_backward = run("dense", x, [w], [b], [f], residual)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dw = np.empty(w.shape, w.dtype)  # (C, K)
-        db = None if b is None else np.empty(b.shape, b.dtype)  # (K,)
+        dw = empty(w.shape, w.dtype)  # (C, K)
+        db = None if b is None else empty(b.shape, b.dtype)  # (K,)
         dx, dresidual = chain_backward(dy, [dw], [db])
         return (dx, dw, *(() if db is None else (db,)), *(() if residual is None else (dresidual,)))
 
@@ -73,8 +74,8 @@ def dense_chain(
     y, chain_backward = run(op, x, ws, bs, fs)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray | None]]:
-        dweights = [np.empty(w.shape, w.dtype) for w in ws]
-        dbiases = [None if b is None else np.empty(b.shape, b.dtype) for b in bs]
+        dweights = [empty(w.shape, w.dtype) for w in ws]
+        dbiases = [None if b is None else empty(b.shape, b.dtype) for b in bs]
         dx, _ = chain_backward(dy, dweights, dbiases)
         return dx, dweights, dbiases
 
@@ -88,9 +89,8 @@ def run(
     biases: Sequence[np.ndarray | None],
     activations: Sequence[Activation],
     residual: np.ndarray | None = None,
-    empty: Callable[..., Any] = np.empty,
 ) -> tuple[np.ndarray, Callable[..., tuple[np.ndarray, np.ndarray]]]:
-    """The chain over checked arrays, its buffers from `empty`: (y, backward).
+    """The chain over checked arrays: (y, backward).
 
     backward(dy, dweights, dbiases) overwrites the gradients given to it and returns (dx, dresidual).
     """

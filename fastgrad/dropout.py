@@ -5,6 +5,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.images import Plain
+from fastgrad.memory import empty
 from fastgrad.model import Backward, generator
 
 
@@ -27,7 +28,7 @@ class Dropout(Plain):
         x = check.contiguous(check.floating(op, "x", x))
         if not training or not self.rate:
             return x, lambda dy: check.upstream(op, dy, x)
-        dropout, rate, key, empty = kernels().dropout, self.rate, draw_key(self._rng), self._buffers.restart()
+        dropout, rate, key = kernels().dropout, self.rate, draw_key(self._rng)
         y = empty(x.shape, x.dtype)
         dropout(x, rate, key, y)
 

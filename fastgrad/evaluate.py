@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows
+from fastgrad.memory import empty
 from fastgrad.model import Model
 from fastgrad.rows import rows_of, sequences
 from fastgrad.steps import FUSED
@@ -29,9 +30,9 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
         output, _ = model._infer(data.x[part], logits, lengths, None)
         if output.ndim == 3:
             batch = sequences("evaluate", output.shape[:2], lengths)
-            output, target = rows_of(output, batch, np.empty), target_rows(target, batch)
-        losses = np.empty(len(output) if loss == "cross_entropy" else output.shape, output.dtype)
-        total += getattr(kernels(), loss)(output, target, losses, np.empty_like(output), 1.0)
+            output, target = rows_of(output, batch), target_rows(target, batch)
+        losses = empty((len(output),) if loss == "cross_entropy" else output.shape, output.dtype)
+        total += getattr(kernels(), loss)(output, target, losses, empty(output.shape, output.dtype), 1.0)
         count += losses.size
         if loss == "cross_entropy":
             classes = target if target.ndim == 1 else target.argmax(axis=1)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad import check
+from fastgrad.memory import empty
 
 
 class Weights(NamedTuple):
@@ -22,8 +23,8 @@ def like(weights: Weights) -> Weights:
     """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
     w_ih, w_hh, b, peephole, w_proj = weights
     C, P = len(w_ih), len(w_hh)
-    w = np.empty((C + P + (b is not None), w_ih.shape[1]), w_ih.dtype)
-    others = (None if a is None else np.empty(a.shape, a.dtype) for a in (peephole, w_proj))
+    w = empty((C + P + (b is not None), w_ih.shape[1]), w_ih.dtype)
+    others = (None if a is None else empty(a.shape, a.dtype) for a in (peephole, w_proj))
     return Weights(w[:C], w[C : C + P], None if b is None else w[-1], *others)
 
 

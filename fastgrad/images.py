@@ -83,9 +83,8 @@ class Conv2d(Fused):
             residual = check.contiguous(
                 check.array(op, "residual", residual, "(N, H', W', K)", shape, self.dtype)
             )  # fmt: skip
-        empty = self._buffers.restart() if training else np.empty
         w, b = self._weights
-        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape, empty)
+        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
         return y, lambda dy: backward(dy, *self._gradients, dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.memory import empty
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -61,8 +62,8 @@ def _run(
     op: str, y: np.ndarray, target: np.ndarray, shape: tuple[int, ...] | None, reduction: str
 ) -> tuple[float | np.ndarray, np.ndarray]:
     check.choice(op, "reduction", reduction, REDUCTIONS)
-    losses = np.empty(shape or y.shape, y.dtype)
-    dy = np.empty(y.shape, y.dtype)
+    losses = empty(shape or y.shape, y.dtype)
+    dy = empty(y.shape, y.dtype)
     scale = 1 / max(losses.size, 1) if reduction == "mean" else 1.0
     total = getattr(kernels(), op)(y, target, losses, dy, scale)
     return losses if reduction == "none" else total * scale, dy

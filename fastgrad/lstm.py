@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights, checked_gradients, checked_weights, like, sizes, states
+from fastgrad.memory import empty
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 
 Arrays = tuple[np.ndarray, ...]
@@ -119,12 +120,12 @@ def run(
     returns (dx, dh_0, dc_0).
     """
     dtype = x.dtype
-    xs = rows_of(x, batch, np.empty)  # (R, C)
-    h = np.empty((len(xs), sizes(weights)[1]), dtype)
-    h_n, c_n = np.empty(h_0.shape, dtype), np.empty(c_0.shape, dtype)
+    xs = rows_of(x, batch)  # (R, C)
+    h = empty((len(xs), sizes(weights)[1]), dtype)
+    h_n, c_n = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
     c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep)
-    y = sequences_of(h, batch, np.empty)
-    result = (y, h_n, c_n, sequences_of(c, batch, np.empty)) if cells else (y, h_n, c_n)
+    y = sequences_of(h, batch)
+    result = (y, h_n, c_n, sequences_of(c, batch)) if cells else (y, h_n, c_n)
 
     def backward(
         gradients: Weights,
@@ -140,19 +141,19 @@ def run(
                 f"{op}: backward needs at least one of {'dy, ' if op == 'lstm' else ''}{names[0]}, {names[1]}"
             )
         if dy is not None:
-            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch, np.empty)
+            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch)
         if dh_n is not None:
             dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
         if dc_n is not None:
             dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
         if step_norms is not None:
             check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
-        dxs = np.empty(xs.shape, dtype)
+        dxs = empty(xs.shape, dtype)
         squares = None if step_norms is None else np.empty(len(xs))
         dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares, accumulate)
         if step_norms is not None and squares is not None:
             step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in pairwise(batch.offsets)]
-        return sequences_of(dxs, batch, np.empty), dh_0, dc_0
+        return sequences_of(dxs, batch), dh_0, dc_0
 
     return result, backward
 
@@ -171,7 +172,6 @@ def run_rows(
     cells: bool = False,
     keep: bool = True,
     once: bool = False,
-    empty: Callable[..., Any] = np.empty,
 ) -> tuple[Any, Callable[..., Arrays]]:
     """The LSTM over rows xs (R, C) into h (R, P), h_n and c_n: (c (R, H) or None, backward).
 
@@ -181,7 +181,7 @@ def run_rows(
     """
     ops, dtype, hidden = kernels(), xs.dtype, sizes(weights)[0]
     order, offsets = batch.order, batch.offsets
-    gates = empty((len(xs), 4 * hidden), dtype)
+    gates: Any = empty((len(xs), 4 * hidden), dtype)
     c, tanh_c = (empty((len(xs), hidden), dtype) if keep or cells else None for _ in range(2))
     ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
 

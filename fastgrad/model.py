@@ -38,7 +38,6 @@ class Model:
         self.seed = seed
         self.owned = ""  # by what kind of model
         self._shapes = shapes
-        self._buffers = Buffers()
         size = sum(prod(shape) for shape in shapes.values())
         self._home(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
 
@@ -67,8 +66,7 @@ class Model:
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         """(y, backward); backward(dy) overwrites the gradients and returns dx.
 
-        With training, y, dx and all between are the model's own memory, valid until the next such forward, and an LSTM goes back
-        once only: it takes the memory of what it has read.
+        With training an LSTM goes back once only: it takes the memory of what it has read.
         With logits, a last softmax or sigmoid is left out.
         """
         raise NotImplementedError
@@ -120,12 +118,12 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
-        rebuilt = "_weights", "_biases", "_gradients", "_buffers"
+        rebuilt = "_weights", "_biases", "_gradients"
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
-        vars(self).update(state, dtype=np.dtype(state["dtype"].name), _buffers=Buffers())
+        vars(self).update(state, dtype=np.dtype(state["dtype"].name))
         self._home(self._params, self._grads)
 
 
@@ -141,28 +139,6 @@ class Kept:
             a[...] = before
         for g, state in self._generators:
             g.bit_generator.state = state
-
-
-class Buffers:
-    """np.empty that gives the same memory again after restart(), in the order it is asked for."""
-
-    def __init__(self) -> None:
-        self._flat: list[np.ndarray] = []
-        self._next = 0
-
-    def restart(self) -> "Buffers":
-        self._next = 0
-        return self
-
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        size = prod(shape)
-        flat = self._flat
-        if self._next == len(flat):
-            flat.append(np.empty(size, dtype))
-        elif flat[self._next].size < size or flat[self._next].dtype != dtype:
-            flat[self._next] = np.empty(size, dtype)
-        self._next += 1
-        return flat[self._next - 1][:size].reshape(shape)
 
 
 def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -65,9 +65,8 @@ class BatchNorm(Fused):
         x = check.array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in), self.dtype)
         if residual is not None:
             residual = check.array(op, "residual", residual, "like x", x.shape, self.dtype)
-        empty = self._buffers.restart() if training else np.empty
         settings = training, self.momentum, self.eps, self.unbiased
-        y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual, empty)
+        y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
         return y, lambda dy: backward(dy, *self._gradients, dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:

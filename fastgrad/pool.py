@@ -7,6 +7,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.check import Pair
+from fastgrad.memory import empty
 
 Pads = tuple[int, int, int, int]
 Result = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
@@ -30,7 +31,7 @@ def max_pool2d(
     ops.max_pool2d_forward(x, size, stride, pads, y)
 
     def backward(dy: np.ndarray) -> np.ndarray:
-        dy, dx = check.upstream(op, dy, y), np.empty(x.shape, x.dtype)
+        dy, dx = check.upstream(op, dy, y), empty(x.shape, x.dtype)
         ops.max_pool2d_backward(dy, x, y, size, stride, pads, dx)
         return dx
 
@@ -66,7 +67,7 @@ def global_avg_pool2d(x: np.ndarray) -> Result:
     x = check.images(op, x)
     n, *image, channels = x.shape
     size = image[0], image[1]
-    y = np.empty((n, channels), x.dtype)
+    y = empty((n, channels), x.dtype)
     return y, mean(op, x, size, size, (0, 0, 0, 0), True, y[:, None, None], y)
 
 
@@ -86,7 +87,7 @@ def mean(
     shape, dtype = x.shape, x.dtype
 
     def backward(dy: np.ndarray) -> np.ndarray:
-        dy, dx = check.upstream(op, dy, result).reshape(y.shape), np.empty(shape, dtype)
+        dy, dx = check.upstream(op, dy, result).reshape(y.shape), empty(shape, dtype)
         ops.avg_pool2d_backward(dy, size, stride, pads, bool(include_pad), dx)
         return dx
 
@@ -102,4 +103,4 @@ def checked(
     size = check.pair(op, "size", size)
     stride = size if stride is None else check.pair(op, "stride", stride)
     pads, made = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
-    return x, size, stride, pads, np.empty((n, *made, channels), x.dtype)
+    return x, size, stride, pads, empty((n, *made, channels), x.dtype)

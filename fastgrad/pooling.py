@@ -1,31 +1,30 @@
 """What an LSTM layer makes of its rows: every step, each sequence's last one, or their mean.
 
-A function (h, h_n, batch, empty) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P),
+A function (h, h_n, batch) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P),
 returns (y, backward); backward(dy) returns the gradients of h, and of h_n as (N, D P), or None where there is none.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from fastgrad.memory import empty
 from fastgrad.rows import Batch, rows_of, sequences_of
 
-Empty = Callable[..., Any]
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
-def every(h: np.ndarray, h_n: np.ndarray, batch: Batch, empty: Empty) -> tuple[np.ndarray, Unpool]:
+def every(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, T, D P), 0 past a sequence's end."""
-    return sequences_of(h, batch, empty), lambda dy: (rows_of(dy, batch, empty), None)
+    return sequences_of(h, batch), lambda dy: (rows_of(dy, batch), None)
 
 
-def last(h: np.ndarray, h_n: np.ndarray, batch: Batch, empty: Empty) -> tuple[np.ndarray, Unpool]:
+def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, D P) = h_n."""
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h.dtype)), lambda dy: (None, dy)
 
 
-def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch, empty: Empty) -> tuple[np.ndarray, Unpool]:
+def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
     order, offsets = batch.order, batch.offsets
     n, under_way = len(order), np.diff(offsets)

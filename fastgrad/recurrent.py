@@ -1,7 +1,6 @@
 """The LSTM layer: directions, layers on top of each other, dropout between them, and states."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from fastgrad.backend import kernels
 from fastgrad.dropout import draw_key
 from fastgrad.gates import Weights
 from fastgrad.lstm import run_rows
+from fastgrad.memory import empty
 from fastgrad.model import Backward, generator, views
 from fastgrad.pooling import POOLS, Unpool
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
@@ -33,6 +33,8 @@ class LSTM(SequenceModel):
     """
 
     recurrent = True
+    n_in: int
+    n_out: int
 
     def __init__(
         self,
@@ -87,8 +89,7 @@ class LSTM(SequenceModel):
         self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
     ) -> tuple[np.ndarray, State, Backward]:
         x, batch, state = self._checked(x, lengths, state)
-        empty = self._buffers.restart() if training else np.empty
-        y, ends, layers, unpool = self._run(x, batch, state, training, empty, True)
+        y, ends, layers, unpool = self._run(x, batch, state, training, True)
 
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, self.dtype)
@@ -104,16 +105,16 @@ class LSTM(SequenceModel):
                 if key is not None:
                     kernels().dropout(dxs[0], self.dropout, key, dxs[0])
                 dh, dh_n = dxs[0], None
-            return sequences_of(dxs[0], batch, empty) if dx else dy
+            return sequences_of(dxs[0], batch) if dx else dy
 
         return y, ends, backward
 
     def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, State]:
         x, batch, state = self._checked(x, lengths, state)
-        return self._run(x, batch, state, False, np.empty, False)[:2]
+        return self._run(x, batch, state, False, False)[:2]
 
     def _run(
-        self, x: np.ndarray, batch: Batch, state: Any, training: bool, empty: Callable[..., Any], keep: bool
+        self, x: np.ndarray, batch: Batch, state: Any, training: bool, keep: bool
     ) -> tuple[np.ndarray, State, list, Unpool]:
         """(y, state, of each layer what the way back needs, the way back through the pool)."""
         (h_0, c_0), (h_n, c_n) = (
@@ -121,7 +122,7 @@ class LSTM(SequenceModel):
         )
         for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
             start[...] = given
-        h, layers = rows_of(x, batch, empty), []
+        h, layers = rows_of(x, batch), []
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
@@ -131,10 +132,10 @@ class LSTM(SequenceModel):
             for way in range(self.directions):
                 i = layer * self.directions + way
                 arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
-                ways_back.append(run_rows(*arrays, keep=keep, once=training, empty=empty)[1])
+                ways_back.append(run_rows(*arrays, keep=keep, once=training)[1])
             if keep:
                 layers.append((xs.shape, ways_back, key))
-        y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch, empty)
+        y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch)
         return y, (h_n, c_n), layers, unpool
 
     def _columns(self, way: int) -> slice:

@@ -8,6 +8,7 @@ from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.kernels.names import Activation
+from fastgrad.memory import empty
 from fastgrad.model import IDENTITY, Backward, Model, before_loss
 from fastgrad.owner import Owner, check_parts
 from fastgrad.sequential import Sequential
@@ -102,7 +103,6 @@ class Residual(Owner):
         """act(h + added), after a body whose last layer cannot add."""
         op, ops = type(self).__name__, kernels()
         added = check.array(op, "shortcut", added, "like the body's output", h.shape, h.dtype)
-        empty = self._buffers.restart() if training else np.empty
         z = np.add(h, added, out=empty(h.shape, h.dtype))
         y = empty(h.shape, h.dtype) if activation.needs_input else z
         rows = -1, h.shape[-1]

@@ -1,12 +1,12 @@
 """Sequences as rows without their padding, a step after another, which is how kernels take them: see kernels/reference/rows.py."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.memory import empty
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
     return Batch(order, offsets, (n, steps), bool(offsets[-1] == n * steps))
 
 
-def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
+def rows_of(x: np.ndarray, batch: Batch) -> np.ndarray:
     """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
     by_step = x.transpose(1, 0, 2)
     if batch.full and by_step.flags.carray:
@@ -41,7 +41,7 @@ def rows_of(x: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarra
     return rows
 
 
-def sequences_of(rows: np.ndarray, batch: Batch, empty: Callable[..., Any]) -> np.ndarray:
+def sequences_of(rows: np.ndarray, batch: Batch) -> np.ndarray:
     """x (N, T, C) of rows (R, C): a view where all sequences are full."""
     n, steps = batch.shape
     if batch.full:

@@ -13,7 +13,8 @@ from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
 from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
-from fastgrad.model import Buffers, Kept, Model
+from fastgrad.memory import empty
+from fastgrad.model import Kept, Model
 from fastgrad.rows import rows_of, sequences, sequences_of
 
 # losses taken from the logits where the model ends in this activation
@@ -33,7 +34,7 @@ class ChainSteps:
     def reserve(self, rows: int) -> None:
         """Scratch for batches of this many rows."""
         if rows > self._rows:
-            self._work = np.empty(names.workspace_size(self._sizes, rows), self._work.dtype)
+            self._work = empty((names.workspace_size(self._sizes, rows),), self._work.dtype)
             self._arguments = *self._net, self._work, *self._optimizer
             self._rows = rows
 
@@ -62,10 +63,9 @@ class LayerSteps:
         self._model, self._loss, self._clip_norm = model, loss, clip_norm
         self._logits = FUSED.get(loss) == model.output.code
         self._optimizer = optimizer.code, state, optimizer.hyper
-        self._empty, self._batch = Buffers(), Buffers()
 
     def reserve(self, rows: int) -> None:
-        """Nothing: the buffers grow as they are asked for."""
+        """Nothing: layers ask for their memory themselves."""
 
     def epoch(
         self,
@@ -89,11 +89,9 @@ class LayerSteps:
         return names.OK, updates
 
     def _taken(self, data: Data, rows: np.ndarray) -> Data:
-        self._batch.restart()
-
         def taken(a: np.ndarray) -> np.ndarray:
             # "clip" writes straight into out, "raise" by way of a copy
-            return np.take(a, rows, axis=0, mode="clip", out=self._batch((len(rows), *a.shape[1:]), a.dtype))
+            return np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a.dtype))
 
         return Data(taken(data.x), taken(data.y), None if data.lengths is None else taken(data.lengths))
 
@@ -118,11 +116,10 @@ class LayerSteps:
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
     ) -> int:
         ops = kernels()
-        empty = self._empty.restart()
         y, self._state, backward = self._model._forward(x, True, self._logits, lengths, state, False)
         batch = sequences("Trainer", y.shape[:2], lengths) if y.ndim == 3 else None
         if batch:
-            y, target = rows_of(y, batch, empty), target_rows(target, batch, empty)
+            y, target = rows_of(y, batch), target_rows(target, batch)
         self._rows = len(y)
         losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y.dtype)
         dy = empty(y.shape, y.dtype)
@@ -130,7 +127,7 @@ class LayerSteps:
             return names.BAD_LABEL
         scale = 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
-        backward(sequences_of(dy, batch, empty) if batch else dy)
+        backward(sequences_of(dy, batch) if batch else dy)
         norm = math.sqrt(ops.squared_norm(self._model.grads))
         record[:] = total * scale, norm
         if not math.isfinite(norm):

@@ -1,16 +1,19 @@
-"""After the first step a training loop allocates nothing large, and predict no more than its result."""
+"""After the first step a training loop allocates nothing large, predict no more than its result; what is let go is used again."""
 
+import gc
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import fastgrad as fg
+from fastgrad import memory
 
 SIZES = [784, 64, 64, 10]
 BATCH = 128
-# a batch's layer of 64 is 32 kB, the parameters 218 kB: no array of the net's size passes
-LARGE = 16_000
+# a batch's layer of 64 is 32 kB, the parameters 218 kB: no array of the net's size passes, but a few of the output's, 5 kB
+LARGE = 30_000
 
 
 @pytest.fixture
@@ -59,14 +62,14 @@ def test_a_smaller_batch_allocates_nothing_large(trainer):
 
     def steps():
         trainer.step(x, y)
-        trainer.step(x[:50], y[:50])
+        trainer.step(x[:100], y[:100])
 
     assert peak(steps) < LARGE
 
 
 @pytest.mark.parametrize("trainer", ["chain", "sequential"], indirect=True)
 def test_epochs_of_a_fit_allocate_nothing_large(trainer):
-    x, y = data(5 * BATCH + 50)
+    x, y = data(5 * BATCH + 100)
     # what a fit holds for itself: two orders of the rows, and a record and a size for each batch
     own = 2 * 8 * len(x) + 3 * 8 * 6
     assert peak(lambda: trainer.fit(x, y, epochs=3, batch_size=BATCH)) < own + LARGE
@@ -80,3 +83,89 @@ def test_predict_allocates_its_result(trainer):
 
 def test_the_measure_sees_an_array():
     assert peak(lambda: np.empty(LARGE, np.uint8)) >= LARGE
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Memory of its own, of which nothing is free yet."""
+    monkeypatch.setattr(memory, "_memory", memory.Memory())
+    memory.returned.clear()
+    return memory._memory
+
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def place(a):
+    return a.ctypes.data
+
+
+def test_what_is_let_go_is_the_next_result_of_its_size(pool):
+    first = memory.empty((100, 100), FLOAT32)
+    where = place(first)
+    assert where % 64 == 0
+    assert first.flags.carray
+    del first
+    assert place(memory.empty((50, 200), FLOAT32)) == where
+    assert place(memory.empty((200, 25), np.dtype(np.float64))) == where
+    assert place(memory.empty((9_999,), FLOAT32)) == where
+    assert place(memory.empty((20_000,), FLOAT32)) != where
+
+
+def test_a_view_holds_on_to_its_memory(pool):
+    first = memory.empty((100, 100), FLOAT32)
+    first[...] = 1
+    view = first[10:20].T.reshape(5, -1)[1:].copy(), first[3, 4:9]
+    del first
+    memory.empty((100, 100), FLOAT32)[...] = 2
+    assert all((a == 1).all() for a in view)
+
+
+def test_no_more_is_kept_than_said(pool, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 1 << 20)
+    large, small = ([memory.empty((n,), FLOAT32) for _ in range(16)] for n in (1 << 16, 1 << 14))
+    of_small = {place(a) for a in small}
+    del large
+    del small
+    again = [memory.empty((1 << 14,), FLOAT32) for _ in range(16)]
+    # the larger ones came back first and so were let go first
+    assert {place(a) for a in again} == of_small
+    assert pool._kept == 0
+
+
+def test_threads_do_not_get_the_same_memory(pool):
+    def use(value):
+        for _ in range(300):
+            a = memory.empty((5_000,), FLOAT32)
+            a[...] = value
+            b = memory.empty((5_000,), FLOAT32)
+            b[...] = -value
+            assert (a == value).all()
+            assert (b == -value).all()
+            value += 1
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(use, 1000 * i) for i in range(4)]:
+            done.result()
+
+
+def test_results_in_a_cycle_come_back_too(pool):
+    for _ in range(20):
+        a = memory.empty((10_000,), FLOAT32)
+        cycle = [a]
+        cycle.append(cycle)
+    del a, cycle
+    gc.collect()
+    memory.empty((10_000,), FLOAT32)
+    assert pool._kept >= 10 * 40_000
+
+
+def test_an_op_gets_the_memory_of_its_last_result_again(in_force, pool):
+    x, w = np.ones((256, 64), np.float32), np.ones((64, 64), np.float32)
+    seen = set()
+    for _ in range(10):
+        y, backward = fg.dense(x, w, activation="relu")
+        dx, dw = backward(y)
+        seen |= {place(a) for a in (y, dx, dw)}
+        del y, backward, dx, dw
+    assert len(seen) <= 4

@@ -1,0 +1,81 @@
+"""Memory for results: what is let go is kept for the next, since pages that the system hands out anew cost more than many a kernel.
+
+A result holds on to a block, as do all views of it; when the last of them is gone, the next result of that size gets the memory. So the
+gradient that one layer of a model has read is where the next layer writes its own, and a training loop allocates nothing after its
+first step. Blocks begin at cache lines.
+"""
+
+import ctypes
+import threading
+from collections import deque
+from math import prod
+from typing import Any
+
+import numpy as np
+
+# bytes from which on a result gets a block; bytes of free blocks that are kept at most, those let go of a size least lately used
+LARGE, KEPT = 16 << 10, 1 << 29
+LINE = 64
+
+
+class Block(np.ndarray):
+    """Bytes that results share. Its own base is no array, so that theirs is the block."""
+
+    def __del__(self) -> None:
+        # at any time and in any thread, that of a call of empty included: what needs a lock is done there
+        returned.append(self.base)
+
+
+returned: deque[Any] = deque()
+
+
+class Memory:
+    """Free blocks' bytes by their number, in the order in which numbers were used last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: dict[int, list[Any]] = {}
+        self._kept = 0
+
+    def take(self, size: int) -> Any:
+        with self._lock:
+            while returned:
+                self._keep(returned.popleft())
+            found = self._free.pop(size, None)
+            if not found:
+                return self._new(size)
+            memory = found.pop()
+            if found:
+                self._free[size] = found
+            self._kept -= size
+            return memory
+
+    def _keep(self, memory: Any) -> None:
+        same = self._free.pop(len(memory), [])
+        same.append(memory)
+        self._free[len(memory)] = same
+        self._kept += len(memory)
+        while self._kept > KEPT:
+            oldest = next(iter(self._free))
+            self._free[oldest].pop()
+            self._kept -= oldest
+            if not self._free[oldest]:
+                del self._free[oldest]
+
+    def _new(self, size: int) -> Any:
+        memory = np.empty(size + LINE, np.uint8)
+        return (ctypes.c_char * size).from_buffer(memory.data, -memory.ctypes.data % LINE)
+
+
+_memory = Memory()
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """numpy.empty."""
+    n = prod(shape) * dtype.itemsize
+    if n < LARGE:
+        return np.empty(shape, dtype)
+    # sizes that differ little share their memory: there are eight from a power of two to the next
+    step = 1 << n.bit_length() - 4
+    size = (n + step - 1) // step * step
+    return np.ndarray(shape, dtype, Block(size, np.uint8, _memory.take(size)))
