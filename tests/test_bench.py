@@ -5,10 +5,15 @@ import re
 import numpy as np
 import pytest
 
+import fastgrad as fg
+from bench.blocks import BLOCKS
+from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
-from bench.report import FASTGRAD, PADDED, Row
-from bench.workers import Worker, WorkerError
-from bench.workloads import CONVS, LSTMS, NORMS, BatchNorm, Targets
+from bench.peers.fastgrad import Blocks
+from bench.report import FASTGRAD, PADDED, Row, markdown
+from bench.targets import Targets
+from bench.workers import PROCESS, Worker, WorkerError
+from bench.workloads import LSTMS, WORKLOADS
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -69,6 +74,44 @@ def test_a_peer_finds_the_gradients_of_images(contender, package):
         worker.close()
     for expected, found in zip(*answers, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
+def test_a_peer_trains_residual_nets_as_the_reference(contender, package):
+    """Losses and running statistics of three steps."""
+    pytest.importorskip(package)
+    answers = []
+    for name in ("NumPy", contender):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", net.name, batch=4, dtype="float64") for net in BLOCKS])
+        worker.close()
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_residual_net_of_the_benchmarks_is_the_resnet_20():
+    model = fg.nn.ResNet(3, 10, [3, 3, 3], 16, stem="3x3")
+    made = Blocks.build(WORKLOADS["resnet-20"])
+    x = WORKLOADS["resnet-20"].batches()[0][0][:2]
+    model.params[...] = made.params
+    np.testing.assert_array_equal(made.forward(x, training=True)[0], model.forward(x, training=True)[0])
+
+
+@pytest.mark.skipif(not PROCESS.exists(), reason="peaks are read from /proc")
+def test_a_peak_holds_the_parameters_their_gradients_and_the_data():
+    worker = Worker("NumPy", 1)
+    net = WORKLOADS["block-conv"]
+    least = 2 * sum(array.nbytes for array in net.parameters()) + sum(x.nbytes for x, _ in net.batches())
+    assert least < worker.ask("peak", net.name, 1) < 100 * least
+    worker.close()
+
+
+def test_memory_is_shown_in_mebibytes():
+    row = Row("memory", "", {FASTGRAD: 3 << 20, "PyTorch": 6 << 20}, unit="bytes")
+    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
+    table = markdown([row], machine | {"processor": "", "threads": 1, "versions": {}})
+    assert "3 MiB" in table
+    assert "2.00 (PyTorch)" in table
 
 
 def small(lstm):

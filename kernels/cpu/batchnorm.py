@@ -15,18 +15,31 @@ import numpy as np
 from numba import carray
 
 from .. import names
-from .activation import activate, differentiate
+from .activation import (
+    activate,
+    clipped_relu,
+    clipped_relu_slope,
+    differentiate,
+    leaky_relu,
+    leaky_relu_slope,
+    relu,
+    relu_slope,
+)
 from .gemm import clear
 from .jit import Addresses, compiled, entry, given, inlined, kernel
-from .loops import add, times, zipped
+from .loops import LINE, add, fence, stream, times, zipped
 from .parallel import Scratch, run, share
 from .simd import address, address_or_null, advance, call, copy, data, keep, pointer, real, void_pointer
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
 COLUMNS, CHUNK, BLOCK = 256, 8192, 4
+# values between vectors of W: at a power of two from each other they would share places of the first-level cache
+APART = 48
+# values that are made at a time where each is met once; bytes of an array from which on its reader will not find it in cache
+STEP, STREAMED = 2048, 1 << 24
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
 NORM = np.dtype(
-    [(name, "i8") for name in "M C W n_blocks code rebuilds has_dz of_batch".split()]
+    [(name, "i8") for name in "M C W n_blocks code relus has_dz of_batch streams".split()]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
     + [("parameter", "f8")]
 )
@@ -83,6 +96,32 @@ def below_mean(dz, x, high, scale, slope, offset):
     return (scale * dz + ((x - high) * slope + offset),)
 
 
+def fused(f, derivative):
+    """The same two with dz made on the way, of dy and z, and add_products with dz of dy and y, which it returns too."""
+
+    @inlined
+    def add_fused(total, products, dy, x, high, scale, shift, p):
+        dz = dy * derivative(f((x - high) * scale + shift, p), p)
+        return total + dz, products + dz * (x - high)
+
+    @inlined
+    def add_kept(total, products, dy, x, high, y, p):
+        dz = dy * derivative(y, p)
+        return total + dz, products + dz * (x - high), dz
+
+    @inlined
+    def below_fused(dy, x, high, scale, shift, slope, offset, p):
+        dz = dy * derivative(f((x - high) * scale + shift, p), p)
+        return (scale * dz + ((x - high) * slope + offset),)
+
+    return add_fused, add_kept, below_fused
+
+
+add_relu, add_kept_relu, below_relu = fused(relu, relu_slope)
+add_leaky, add_kept_leaky, below_leaky = fused(leaky_relu, leaky_relu_slope)
+add_clipped, add_kept_clipped, below_clipped = fused(clipped_relu, clipped_relu_slope)
+
+
 @compiled
 def chunk(W):
     """Values of a chunk: whole rows."""
@@ -131,12 +170,8 @@ def slopes(g, at, n, room, like):
     if g.code == names.IDENTITY and not g.has_dz:
         return dy
     dz = advance(pointer(g.dz, like), at) if g.has_dz else room
-    z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
-    if g.rebuilds:
-        z = y = advance(room, g.W + CHUNK)
-        normalise_rows(g, at, n, y, like)
-        activate(g.code, g.parameter, n // g.C, g.C, y, y)
     copy(n, dy, dz)
+    z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
     differentiate(g.code, g.parameter, n // g.C, g.C, z, y, dz)
     return dz
 
@@ -156,13 +191,21 @@ def normalise_rows(g, at, n, z, like):
 
 @kernel(NORM)
 def batch_norm_forward_part(part, parts, job, like):
+    """Backwards, since the statistics' last rows may still be in cache."""
     g = carray(job, 1)[0]
     lo, hi = share(part, parts, g.M * g.C, g.W)
-    step = chunk(g.W)
-    for at in range(lo, hi, step):
-        n, z, y = min(step, hi - at), advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
+    step = max(1, STEP // g.W) * g.W
+    room = np.empty_like(carray(pointer(g.x, like), g.W + STEP))
+    for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
+        n, y = min(step, hi - at), advance(pointer(g.y, like), at)
+        made = data(room) if g.streams else y
+        z = advance(pointer(g.z, like), at) if g.z != g.y else made
         normalise_rows(g, at, n, z, like)
-        activate(g.code, g.parameter, n // g.C, g.C, z, y)
+        activate(g.code, g.parameter, n // g.C, g.C, z, made)
+        if g.streams:
+            stream(n, made, y)
+    keep(room)
+    fence()
 
 
 @kernel(NORM)
@@ -170,43 +213,91 @@ def batch_norm_sums_part(part, parts, job, like):
     """sums (n_blocks, 2, W), float64: of dz and of dz (x - high), over the rows of each block; and dz, where it is wanted."""
     g = carray(job, 1)[0]
     W, step = g.W, chunk(g.W)
-    room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK) + 2 * W))
-    total, products = data(room[2 * (W + CHUNK) :]), data(room[2 * (W + CHUNK) + W :])
+    room = np.empty_like(carray(pointer(g.x, like), W + CHUNK + 2 * (W + APART)))
+    total, products = data(room[W + CHUNK :]), data(room[W + CHUNK + W + APART :])
     lo, hi = share(part, parts, g.n_blocks, 1)
     for block in range(lo, hi):
         sums = doubles(g.sums + 16 * W * block)
         clear(2 * W, sums)
         end = min(g.M * g.C, (block + 1) * BLOCK * step)
         for at in range(block * BLOCK * step, end, step):
-            n = min(step, end - at)
-            dz = slopes(g, at, n, data(room), like)
-            clear(2 * W, total)
-            for j in range(0, n, W):
-                sources = total, products, advance(dz, j), advance(pointer(g.x, like), at + j), pointer(g.high, like)
-                zipped(add_products, min(W, n - j), sources, (total, products), ())
-            zipped(add, 2 * W, (sums, total), (sums,), ())
+            clear(W, total)
+            clear(W, products)
+            add_rows(g, at, min(step, end - at), total, products, data(room), like)
+            zipped(add, W, (sums, total), (sums,), ())
+            zipped(add, W, (advance(sums, W), products), (advance(sums, W),), ())
     keep(room)
+
+
+@compiled
+def add_rows(g, at, n, total, products, room, like):
+    """Add dz and dz (x - high) of n values from `at` on to total and products (W,)."""
+    W, p = g.W, real(g.parameter, carray(total, 1)[0])
+    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
+    dz = room if g.relus else slopes(g, at, n, room, like)
+    for j in range(0, n, W):
+        columns, x = min(W, n - j), advance(pointer(g.x, like), at + j)
+        if not g.relus:
+            zipped(add_products, columns, (total, products, advance(dz, j), x, high), (total, products), ())
+            continue
+        dy = advance(pointer(g.dy, like), at + j)
+        if g.has_dz:
+            kept = total, products, dy, x, high, advance(pointer(g.y, like), at + j)
+            targets = total, products, advance(pointer(g.dz, like), at + j)
+            if g.code == names.RELU:
+                zipped(add_kept_relu, columns, kept, targets, (p,))
+            elif g.code == names.LEAKY_RELU:
+                zipped(add_kept_leaky, columns, kept, targets, (p,))
+            else:
+                zipped(add_kept_clipped, columns, kept, targets, (p,))
+        else:
+            sources = total, products, dy, x, high, scale, shift
+            if g.code == names.RELU:
+                zipped(add_relu, columns, sources, (total, products), (p,))
+            elif g.code == names.LEAKY_RELU:
+                zipped(add_leaky, columns, sources, (total, products), (p,))
+            else:
+                zipped(add_clipped, columns, sources, (total, products), (p,))
 
 
 @kernel(NORM)
 def batch_norm_backward_part(part, parts, job, like):
-    """dx, from dz where it is kept, or from dy once more."""
+    """dx, from dz where it is kept, or from dy once more; backwards, as above."""
     g = carray(job, 1)[0]
     W, step = g.W, chunk(g.W)
-    room = np.empty_like(carray(pointer(g.x, like), 2 * (W + CHUNK)))
+    room = np.empty_like(carray(pointer(g.x, like), W + CHUNK + W))
     lo, hi = share(part, parts, g.M * g.C, W)
-    for at in range(lo, hi, step):
-        n, dx = min(step, hi - at), advance(pointer(g.dx, like), at)
-        dz = advance(pointer(g.dz, like), at) if g.has_dz else slopes(g, at, n, data(room), like)
-        for j in range(0, n, W):
-            columns, dz_j, dx_j = min(W, n - j), advance(dz, j), advance(dx, j)
-            if g.of_batch:
-                x, high = advance(pointer(g.x, like), at + j), pointer(g.high, like)
-                factors = pointer(g.scale, like), pointer(g.slope, like), pointer(g.offset, like)
-                zipped(below_mean, columns, (dz_j, x, high, *factors), (dx_j,), ())
-            else:
-                zipped(times, columns, (dz_j, pointer(g.scale, like)), (dx_j,), ())
+    for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
+        inputs_of(g, at, min(step, hi - at), data(room), data(room[W + CHUNK :]), like)
     keep(room)
+    fence()
+
+
+@compiled
+def inputs_of(g, at, n, room, row, like):
+    """dx of n values from `at` on."""
+    fuses, p = g.relus and g.of_batch and not g.has_dz, real(g.parameter, carray(room, 1)[0])
+    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
+    slope, offset = pointer(g.slope, like), pointer(g.offset, like)
+    dz = advance(pointer(g.dz, like), at) if g.has_dz else room if fuses else slopes(g, at, n, room, like)
+    for j in range(0, n, g.W):
+        columns, dz_j, to = min(g.W, n - j), advance(dz, j), advance(pointer(g.dx, like), at + j)
+        dx = row if g.streams else to
+        x = advance(pointer(g.x, like), at + j)
+        if fuses:
+            sources = advance(pointer(g.dy, like), at + j), x, high, scale, shift, slope, offset
+            if g.code == names.RELU:
+                zipped(below_relu, columns, sources, (dx,), (p,))
+            elif g.code == names.LEAKY_RELU:
+                zipped(below_leaky, columns, sources, (dx,), (p,))
+            else:
+                zipped(below_clipped, columns, sources, (dx,), (p,))
+        elif g.of_batch:
+            zipped(below_mean, columns, (dz_j, x, high, scale, slope, offset), (dx,), ())
+        else:
+            zipped(times, columns, (dz_j, scale), (dx,), ())
+        if g.streams:
+            stream(columns, dx, to)
 
 
 @compiled
@@ -246,12 +337,19 @@ def describe(g, x, code, parameter, mean, rstd, gamma, beta, room):
     g.M, g.C = x.shape
     repeat = wide(g.M, g.C)
     g.W, g.code, g.parameter, g.x = repeat * g.C, code, parameter, address(x)
-    high, scale, shift = room[: g.W], room[g.W : 2 * g.W], room[2 * g.W : 3 * g.W]
+    high, scale, shift = room[0], room[1], room[2]
     g.high, g.scale, g.shift = address(high), address(scale), address(shift)
     for j in range(g.W):
         c = j % g.C
         high[j], scale[j] = mean[c], gamma[c] * rstd[c]
         shift[j] = beta[c] - (mean[c] - high[j]) * (gamma[c] * rstd[c])
+
+
+@compiled
+def streams(g, array):
+    """Whether an output goes past the caches: a large one whose wide rows are whole cache lines."""
+    size = array.itemsize
+    return array.size * size >= STREAMED and g.W * size % LINE == 0 and address(array) % LINE == 0
 
 
 @entry
@@ -260,6 +358,7 @@ def _forward(launcher, parts, kernels, x, mean, rstd, gamma, beta, residual, cod
     g = job[0]
     describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
     g.z, g.y, g.residual = address(z), address(y), address_or_null(residual)
+    g.streams = streams(g, y)
     call(launcher, kernels[FORWARD_PART], parts, job)
 
 
@@ -272,18 +371,18 @@ def _backward(
     describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
     W, depth = g.W, BLOCK * chunk(g.W)
     g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
-    g.rebuilds = not g.has_dz and (code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU)
+    g.relus = code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU
     g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
     call(launcher, kernels[SUMS_PART], parts, job)
-    slope, offset = room[3 * W : 4 * W], room[4 * W : 5 * W]
-    g.slope, g.offset = address(slope), address(offset)
+    slope, offset = room[3], room[4]
+    g.slope, g.offset, g.streams = address(slope), address(offset), streams(g, dx)
     for c in range(g.C):
         total = products = 0.0
         for block in range(g.n_blocks):
             for j in range(c, W, g.C):
                 total += sums[2 * W * block + j]
                 products += sums[2 * W * block + W + j]
-        low = mean[c] - room[c]
+        low = mean[c] - room[0, c]
         products = (products - low * total) * rstd[c]
         dbeta[c], dgamma[c] = total, products
         scale = gamma[c] * rstd[c] / g.M
@@ -301,6 +400,11 @@ COST = 16
 DOUBLE = np.dtype(np.float64)
 
 
+def _vectors(dtype, n, columns):
+    size = n * (columns + APART)
+    return _scratch(dtype, size)[0][:size].reshape(n, columns + APART)
+
+
 def batch_norm_statistics(x, mean, var):
     """mean and var (C,), float64, of x (M, C), M from 1."""
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
@@ -311,7 +415,7 @@ def batch_norm_statistics(x, mean, var):
 def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    room = _scratch(dtype, 3 * columns)[0]
+    room = _vectors(dtype, 3, columns)
     arrays = x, mean, rstd, gamma, beta, *given(dtype, 2, residual)
     run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, room)
 
@@ -322,7 +426,7 @@ def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z,
     of_batch: whether mean and rstd are the batch's.
     """
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    room = _scratch(dtype, 5 * columns)[0]
+    room = _vectors(dtype, 5, columns)
     sums = _sums(DOUBLE, 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1))[0]
     run(
         2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y,

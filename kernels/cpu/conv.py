@@ -12,6 +12,8 @@ one chain over all pixels in their order, whatever the thread that has it.
 import numpy as np
 from numba import carray
 
+from .. import names
+from . import winograd
 from .activation import activate, activation_backward
 from .dense import column_sums
 from .gemm import clear, pack_b, panel_tiles, tiles
@@ -32,7 +34,9 @@ from .simd import (
     provide_microkernel,
     void_pointer,
 )
+from .winograd import TILE
 
+IDENTITY = names.ACTIVATIONS["identity"]
 # values of lowered pixels that leave room for panels in the second-level cache; pixels that a weight's gradient takes at a time
 LOWERED, DEPTH = 27_648, 192
 # rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
@@ -45,11 +49,11 @@ CONV = np.dtype(
         (name, "i8")
         for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
     ]
-    + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place".split()]
+    + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place flags".split()]
     + [(name, "i8") for name in "dz dw db".split()]
     + [("parameter", "f8")]
 )
-FORWARD_PART, WEIGHTS_PART = range(2)
+FORWARD_PART, FLAGGED_PART, WEIGHTS_PART = range(3)
 
 
 @compiled
@@ -94,13 +98,35 @@ def lower(g, group, first, n, lo, hi, rows, row, like):
         done += pixels
 
 
+@compiled
+def convolve(g, p, n, taps, lowered, like):
+    """n pixels of the output, p the first; of one row of it where rows are apart."""
+    outputs, line = g.K // g.groups, p // g.columns
+    at = line // g.rows * g.out_image + line % g.rows * g.out_row + p % g.columns * g.out_pixel
+    for group in range(g.groups):
+        a, a_row = lowered, taps
+        if g.in_place:
+            a, a_row = advance(pointer(g.x, like), p * g.C), g.C
+        else:
+            lower(g, group, p, n, 0, taps, lowered, taps, like)
+        panels, b = advance(pointer(g.panels, like), group * g.panel_size), pointer(g.b, like)
+        if g.b:
+            b = advance(b, group * outputs)
+        z = advance(pointer(g.z, like), at + group * outputs)
+        panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
+    if g.y:
+        z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
+        if g.residual:
+            zipped(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
+        activate(g.code, g.parameter, n, g.K, z, y)
+
+
 @kernel(CONV, needs=provide_microkernel)
 def conv_part(part, parts, job, like):
     """The part's pixels of the output, a few at a time."""
     g = carray(job, 1)[0]
-    taps, outputs = taps_of(g), g.K // g.groups
+    taps, pixels = taps_of(g), g.N * g.rows * g.columns
     in_line = g.out_row == g.columns * g.out_pixel and g.out_image == g.rows * g.out_row
-    pixels = g.N * g.rows * g.columns
     lo, hi = share(part, parts, pixels, ROWS) if in_line else share(part, parts, pixels, g.columns)
     most = max(ROWS, LOWERED // max(taps, 1) // ROWS * ROWS)
     lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
@@ -109,25 +135,25 @@ def conv_part(part, parts, job, like):
         n = min(most, hi - p)
         if not in_line:
             n = min(n, g.columns - p % g.columns)
-        line = p // g.columns
-        at = line // g.rows * g.out_image + line % g.rows * g.out_row + p % g.columns * g.out_pixel
-        for group in range(g.groups):
-            a, a_row = lowered, taps
-            if g.in_place:
-                a, a_row = advance(pointer(g.x, like), p * g.C), g.C
-            else:
-                lower(g, group, p, n, 0, taps, lowered, taps, like)
-            panels, b = advance(pointer(g.panels, like), group * g.panel_size), pointer(g.b, like)
-            if g.b:
-                b = advance(b, group * outputs)
-            z = advance(pointer(g.z, like), at + group * outputs)
-            panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
-        if g.y:
-            z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
-            if g.residual:
-                zipped(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
-            activate(g.code, g.parameter, n, g.K, z, y)
+        convolve(g, p, n, taps, lowered, like)
         p += n
+
+
+@kernel(CONV, needs=provide_microkernel)
+def conv_flagged_part(part, parts, job, like):
+    """Of the part's tiles those that are flagged: see winograd.py."""
+    g = carray(job, 1)[0]
+    high, wide = (g.rows + TILE - 1) // TILE, (g.columns + TILE - 1) // TILE
+    flags = carray(void_pointer(g.flags), g.N * high * wide, np.uint8)
+    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
+    lo, hi = share(part, parts, len(flags), 1)
+    for tile in range(lo, hi):
+        if flags[tile]:
+            line, j = tile // wide, tile % wide * TILE
+            image, i = line // high, line % high * TILE
+            for row in range(i, min(i + TILE, g.rows)):
+                p = (image * g.rows + row) * g.columns + j
+                convolve(g, p, min(TILE, g.columns - j), taps_of(g), lowered, like)
 
 
 @kernel(CONV, needs=provide_microkernel)
@@ -188,7 +214,8 @@ def is_product(kh, kw, groups, stride, pads):
 
 @entry
 def _forward(
-    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, runs, panels, lowered
+    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, runs, panels,
+    lowered,
 ):  # fmt: skip
     kh, kw, channels, K = w.shape
     groups = x.shape[3] // channels
@@ -203,8 +230,8 @@ def _forward(
         pack_b(taps, outputs, of, K, 1, to, taps)
     g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * K, g.columns * K, K
     g.b, g.residual = address_or_null(b), address_or_null(residual)
-    g.z, g.y, g.code, g.parameter = address(z), address(y), code, parameter
-    call(launcher, kernels[FORWARD_PART], parts, job)
+    g.z, g.y, g.code, g.parameter, g.flags = address(z), address(y), code, parameter, address_or_null(flags)
+    call(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job)
 
 
 @entry
@@ -230,7 +257,7 @@ def met(phase, pad, size, step, dilation, taps):
 
 
 @entry
-def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, runs, panels, lowered):
+def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, runs, panels, lowered):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
     groups = C // channels
@@ -261,11 +288,13 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, runs, p
                         pack_b(outputs, channels, of, 1, K, to, m * n * outputs)
             g.in_place = is_product(kh, kw, groups, stride, pads)
             g.out_image, g.out_row, g.out_pixel = dx.size // max(g.N, 1), stride[0] * dx.shape[2] * C, stride[1] * C
-            g.z = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize
-            call(launcher, kernels[FORWARD_PART], parts, job)
+            g.z, g.flags = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize, address_or_null(flags)
+            call(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job)
 
 
-_KERNELS = Addresses(conv_part, conv_weights_part)
+_KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
+# of an output all of which is to be made
+NO_FLAGS = np.empty((0, 0), np.uint8)
 _panels, _lowered, _runs = Scratch(), Scratch(), Scratch()
 
 
@@ -284,21 +313,35 @@ def _rooms(x, w):
 
 def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    flags = NO_FLAGS
+    if winograd.suits(w, stride, pads, dilation, x.shape[3] // w.shape[2], *z.shape[1:3]):
+        flags = winograd.convolve(x, w, b, *pads[:2], False, residual, activation, z, y)
+        if not flags.any():
+            return
     runs, panels, lowered = _rooms(x, w)
-    operations = 2 * z.size * w[..., 0].size
     run(
-        operations, _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride, pads, dilation, *given(x.dtype, 4, residual),
-        *activation, z, y, runs, panels, lowered,
+        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride, pads, dilation,
+        *given(x.dtype, 4, residual), *activation, z, y, flags, runs, panels, lowered,
     )  # fmt: skip
 
 
 def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
     """dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
     activation_backward(dy, z, y, dz, activation)
+    geometry, groups = (stride, pads, dilation), x.shape[3] // w.shape[2]
     runs, panels, lowered = _rooms(x, w)
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
-    if dw is not None or db is not None:
-        arrays = w if dw is None else dw, dw is not None, *given(x.dtype, 1, db)
-        run(operations, _weights, kernels, x, dz, stride, pads, dilation, *arrays, runs, lowered)
+    wants_dw = dw is not None
+    if wants_dw and x.size and winograd.suits(w, *geometry, groups, *dz.shape[1:3]):
+        winograd.weights(x, dz, *pads[:2], dw)
+        wants_dw = not np.isfinite(dw).all()
+    if wants_dw or db is not None:
+        arrays = w if dw is None else dw, wants_dw, *given(x.dtype, 1, db)
+        run(operations, _weights, kernels, x, dz, *geometry, *arrays, runs, lowered)
     if dx is not None:
-        run(operations, _inputs, kernels, dz, w, stride, pads, dilation, dx, runs, panels, lowered)
+        flags, turned = NO_FLAGS, tuple(2 - pad for pad in pads)
+        if winograd.suits(w, stride, turned, dilation, groups, *dx.shape[1:3]):
+            flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
+            if not flags.any():
+                return
+        run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, runs, panels, lowered)

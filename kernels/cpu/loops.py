@@ -9,6 +9,8 @@ from .jit import inlined
 from .simd import opaque
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+# bytes of a cache line
+LINE = 64
 
 
 class _Distinct(ir.MDValue):
@@ -163,6 +165,56 @@ def square_sum(typingctx, source, count):
         return lanes[0]
 
     return types.float64(source, types.int64), codegen
+
+
+@intrinsic
+def stream(typingctx, count, source, target):
+    """Copy `count` values, whole cache lines of them past the caches: a line that is only written need not come from memory first.
+
+    target is at a line's beginning. Before others read it: fence.
+    """
+
+    def codegen(context, builder, signature, args):
+        count, source, target = args
+        scalar = signature.args[1].dtype
+        whole = ir.VectorType(context.get_value_type(scalar), 8 * LINE // scalar.bitwidth)
+        entry, loop, done = builder.block, builder.append_basic_block("stream"), builder.append_basic_block("done")
+        n = ir.Constant(_I64, whole.count)
+        lines = builder.sub(count, builder.and_(count, builder.sub(n, ir.Constant(_I64, 1))))
+        builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), lines), loop, done)
+        builder.position_at_end(loop)
+        i = builder.phi(_I64)
+        value = builder.load(builder.bitcast(builder.gep(source, [i]), whole.as_pointer()))
+        value.align = scalar.bitwidth // 8
+        store = builder.store(value, builder.bitcast(builder.gep(target, [i]), whole.as_pointer()))
+        store.align = LINE
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        following = builder.add(i, n)
+        i.add_incoming(ir.Constant(_I64, 0), entry)
+        i.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, lines), loop, done)
+        builder.position_at_end(done)
+        cgutils.raw_memcpy(
+            builder,
+            builder.gep(target, [lines]),
+            builder.gep(source, [lines]),
+            builder.sub(count, lines),
+            scalar.bitwidth // 8,
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, source, source), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """Have what was streamed arrive before what is stored next."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @inlined
