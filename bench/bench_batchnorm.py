@@ -5,7 +5,7 @@ from operator import attrgetter
 import pytest
 
 from bench.compare import clock
-from bench.workloads import NORMS
+from bench.images import NORMS
 
 
 @pytest.mark.benchmark(timer=clock, group="batch norm")

@@ -5,7 +5,7 @@ from operator import attrgetter
 import pytest
 
 from bench.compare import clock
-from bench.workloads import CONVS
+from bench.images import CONVS
 
 
 @pytest.mark.benchmark(timer=clock, group="conv")

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.compare import clock
-from bench.workloads import FORWARD
+from bench.nets import FORWARD
 
 
 @pytest.mark.benchmark(timer=clock, group="forward")

@@ -5,7 +5,7 @@ from operator import attrgetter
 import pytest
 
 from bench.compare import clock
-from bench.workloads import STEPS
+from bench.nets import STEPS
 
 
 @pytest.mark.benchmark(timer=clock, group="step")

@@ -60,7 +60,7 @@ def compare(benchmark, workers, pytestconfig, add_row, progress):
                 comparison.turn, (FASTGRAD,), setup=comparison.others, rounds=max(1, comparison.rounds_left)
             )
         row = comparison.row()
-        benchmark.extra_info.update(seconds=row.seconds, skipped=row.skipped, limit=row.limit)
+        benchmark.extra_info.update(seconds=row.costs, skipped=row.skipped, limit=row.limit)
         add_row(row)
 
     return run

@@ -15,39 +15,40 @@ PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorf
 
 @dataclass
 class Row:
-    """One workload: seconds of a call by contender, and what the machine's limit would allow."""
+    """One workload: what a call costs by contender, and what the machine's limit would allow."""
 
     kind: str
     title: str
-    seconds: dict[str, float]
+    costs: dict[str, float]  # contender -> seconds, or bytes
     skipped: dict[str, str] = field(default_factory=dict)  # contender -> why
     limit: float | None = None  # seconds
     target: str = ""
     figure: str = ""  # what is held against the target
     reached: bool | None = None
+    unit: str = "seconds"  # or "bytes"
 
     @property
     def best_peer(self):
-        return min(self.seconds.keys() - {FASTGRAD, PADDED}, key=self.seconds.get, default=None)
+        return min(self.costs.keys() - {FASTGRAD, PADDED}, key=self.costs.get, default=None)
 
     @property
     def ratio(self):
-        """The best peer's time over fastgrad's."""
+        """The best peer's cost over fastgrad's."""
         return self.ratio_to(self.best_peer)
 
     def ratio_to(self, contender):
-        """Its time over fastgrad's, None if either is missing."""
-        if FASTGRAD in self.seconds and contender in self.seconds:
-            return self.seconds[contender] / self.seconds[FASTGRAD]
+        """Its cost over fastgrad's, None if either is missing."""
+        if FASTGRAD in self.costs and contender in self.costs:
+            return self.costs[contender] / self.costs[FASTGRAD]
 
     @property
     def share(self):
-        if FASTGRAD in self.seconds and self.limit:
-            return self.limit / self.seconds[FASTGRAD]
+        if FASTGRAD in self.costs and self.limit:
+            return self.limit / self.costs[FASTGRAD]
 
     def hold_against(self, workload):
         """Fill in target, figure and reached from the workload's targets: all of them are to be met."""
-        if FASTGRAD not in self.seconds:
+        if FASTGRAD not in self.costs:
             return self
         held = []  # (target, figure, reached)
         if workload.target_ratio:
@@ -58,7 +59,7 @@ class Row:
             target = f"{workload.target_share:.0%} of the limit"
             held.append((target, f"{self.share:.0%}", self.share >= workload.target_share))
         if workload.target_over_limit:
-            over = self.seconds[FASTGRAD] - self.limit
+            over = self.costs[FASTGRAD] - self.limit
             target = f"{duration(workload.target_over_limit)} over the limit"
             held.append((target, duration(over), over <= workload.target_over_limit))
         if workload.target_padded:
@@ -77,10 +78,15 @@ def duration(seconds):
     return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f} {unit}"
 
 
+def memory(count):
+    return f"{count / 2**20:.0f} MiB"
+
+
 def _cells(row, contenders):
+    shown = duration if row.unit == "seconds" else memory
     return [
         row.title,
-        *(duration(row.seconds[name]) if name in row.seconds else "-" for name in contenders),
+        *(shown(row.costs[name]) if name in row.costs else "-" for name in contenders),
         f"{row.ratio:.2f} ({row.best_peer})" if row.ratio else "-",
         f"{row.share:.0%}" if row.share else "-",
         f"{row.target}: {row.figure}, {'yes' if row.reached else 'no'}" if row.target else "",
@@ -98,7 +104,7 @@ def markdown(rows, machine):
     parts = []
     for kind in dict.fromkeys(row.kind for row in rows):
         group = [row for row in rows if row.kind == kind]
-        contenders = [name for name in MODULES if any(name in row.seconds for row in group)]
+        contenders = [name for name in MODULES if any(name in row.costs for row in group)]
         head = [kind, *contenders, "best peer / fastgrad", "share of the limit", "target"]
         parts.append(_table([head, *(_cells(row, contenders) for row in group)]))
     missing = {}
@@ -116,14 +122,17 @@ def markdown(rows, machine):
 
 
 def write(rows, machine, folder):
-    """results.json, table.md and chart.png in `folder`; the table, and where it all lies."""
+    """results.json, table.md and, of times beside a peer's, chart.png in `folder`; the table, and where it all lies."""
     folder.mkdir(parents=True, exist_ok=True)
     table = markdown(rows, machine)
     (folder / "table.md").write_text(table + "\n")
     results = {"machine": machine, "rows": [asdict(row) for row in rows]}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
+    compared = [row for row in rows if row.ratio and row.unit == "seconds"]
+    if not compared:
+        return f"{table}\n\ntable.md and results.json are in {folder}"
     try:
-        chart([row for row in rows if row.ratio], folder / "chart.png")
+        chart(compared, folder / "chart.png")
     except ImportError as error:
         return f"{table}\n\nno chart: {error}"
     return f"{table}\n\ntable.md, results.json and chart.png are in {folder}"
@@ -153,14 +162,14 @@ def chart(rows, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    contenders = [name for name in MODULES if name != FASTGRAD and any(name in row.seconds for row in rows)]
+    contenders = [name for name in MODULES if name != FASTGRAD and any(name in row.costs for row in rows)]
     height = 0.8 / len(contenders)
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.16 * sum(len(row.seconds) for row in rows)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.16 * sum(len(row.costs) for row in rows)), layout="constrained")
     for i, name in enumerate(contenders):
-        at = [k for k, row in enumerate(rows) if name in row.seconds]
+        at = [k for k, row in enumerate(rows) if name in row.costs]
         axes.barh(
             [k + (i - (len(contenders) - 1) / 2) * height for k in at],
-            [rows[k].seconds[name] / rows[k].seconds[FASTGRAD] for k in at],
+            [rows[k].costs[name] / rows[k].costs[FASTGRAD] for k in at],
             height,
             label=name,
         )

@@ -19,11 +19,18 @@ from bench import peers
 from bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).parent.parent
+PROCESS = Path("/proc/self")  # of Linux
 PATIENCE = 300  # seconds for one answer; torch.compile takes a minute over 50 layers
 
 
 def available_threads():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def highest_resident():
+    """Bytes of this process that were in memory at once at most."""
+    lines = PROCESS.joinpath("status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 class WorkerError(Exception):
@@ -113,17 +120,33 @@ class Contender:
 
     def load(self, workload, **changes):
         """Build a workload; its answer, to be compared with the reference."""
+        workload = replace(WORKLOADS[workload], **changes)
+        self._set_up()
+        self._build(workload)
+        return self.runner.answer(workload.checked_calls).tolist()
+
+    def _set_up(self):
         if self.peer is None:
             peer = peers.load(self.name)
             peer.setup(self.threads)
             self.peer = peer
-        workload = replace(WORKLOADS[workload], **changes)
+
+    def _build(self, workload):
         self.runner = None  # the last workload's arrays go before this one's come
         runner = getattr(self.peer, workload.runner, None)
         if runner is None:
             raise peers.CannotExpress(f"has no {workload.kind}")
         self.runner = runner(workload)
-        return self.runner.answer(workload.checked_calls).tolist()
+
+    def peak(self, workload, calls):
+        """Bytes that building a workload and the first calls add at most to the process, which is to be a new one."""
+        self._set_up()
+        PROCESS.joinpath("clear_refs").write_text("5")  # the highest so far becomes what is resident now
+        before = highest_resident()
+        self._build(WORKLOADS[workload])
+        self.runner.reset()
+        self.runner.run(calls)
+        return highest_resident() - before
 
     def calibrate(self, seconds):
         """Warm up; the number of calls that take about `seconds`."""

@@ -1,6 +1,6 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
-A module has `setup(threads)` and a class for each runner that it can express: Step, Forward, Gemm, Lstm, LstmForward,
+A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
 LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm.
 """
 
@@ -23,6 +23,7 @@ MODULES = {
 NETS = [name for name in MODULES if name != "fastgrad, padded"]
 CONTENDERS = {
     "step": NETS,
+    "block": ["fastgrad", "PyTorch", "torch.compile", "JAX", "Keras"],
     "forward": NETS,
     "gemm": ["fastgrad", "NumPy", "PyTorch"],
     "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],

@@ -4,6 +4,7 @@ import numpy as np
 from fastgrad.kernels.names import ACTIVATIONS
 
 import fastgrad as fg
+from bench import blocks
 from bench.peers import Runner
 from fastgrad.backend import kernels
 
@@ -16,27 +17,60 @@ def setup(threads):
 def build(net):
     output = "softmax" if net.loss == "cross_entropy" else "sigmoid"
     model = fg.nn.DenseChain(net.sizes, activation=net.activation, output=output, dtype=net.dtype, seed=0)
-    write(model, net)
+    for w, b, (first_w, first_b) in zip(model.weights, model.biases, net.parameters(), strict=True):
+        w[...], b[...] = first_w, first_b
     return model
 
 
-def write(model, net):
-    for w, b, (first_w, first_b) in zip(model.weights, model.biases, net.parameters(), strict=True):
-        w[...], b[...] = first_w, first_b
-
-
 class Step(Runner):
+    build = staticmethod(build)
+
     def __init__(self, net):
         self.net = net
         self.inputs = net.batches()
-        self.model = build(net)
+        self.model = self.build(net)
+        self.changed = [self.model.params, *self.model.statistics().values()]
+        self.first = [array.copy() for array in self.changed]
 
     def restart(self):
         net = self.net
-        write(self.model, net)
-        optimizer = fg.optim.Adam(net.lr) if net.optimizer == "adam" else fg.optim.SGD(net.lr)
+        for array, first in zip(self.changed, self.first, strict=True):
+            array[...] = first
+        optimizer = fg.optim.Adam(net.lr) if net.optimizer == "adam" else fg.optim.SGD(net.lr, net.momentum)
         self.trainer = fg.Trainer(self.model, loss=net.loss, optimizer=optimizer, clip_norm=net.clip_norm)
         self.call = self.trainer.step
+
+
+def sequential(layers, dtype):
+    return fg.nn.Sequential(*(layer_of(layer, dtype) for layer in layers))
+
+
+def layer_of(layer, dtype):
+    match layer:
+        case blocks.Dense():
+            return fg.nn.Dense(layer.n_in, layer.n_out, dtype=dtype)
+        case blocks.Conv():
+            settings = {"stride": layer.stride, "padding": layer.padding, "bias": False, "dtype": dtype}
+            return fg.nn.Conv2d(layer.n_in, layer.n_out, layer.size, **settings)
+        case blocks.BatchNorm():
+            return fg.nn.BatchNorm(layer.n, "relu" if layer.relu else "identity", dtype=dtype)
+        case blocks.Mean():
+            return fg.nn.GlobalAvgPool2d()
+        case blocks.Residual():
+            shortcut = sequential(layer.shortcut, dtype) if layer.shortcut else None
+            return fg.nn.Residual(sequential(layer.body, dtype), shortcut, "relu" if layer.relu else "identity")
+
+
+class Blocks(Step):
+    @staticmethod
+    def build(net):
+        model = sequential(net.layers, net.dtype)
+        for parameter, array in zip(model.parameters().values(), net.parameters(), strict=True):
+            parameter[...] = array
+        return model
+
+    def fetch(self, loss):
+        return self.net.outcome(loss, self.model.statistics().values())
 
 
 class Forward(Runner):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench import blocks
 from bench.peers import Runner
 
 
@@ -21,8 +22,7 @@ def forward(net, layers, x):
     return x @ w + b
 
 
-def mean_loss(net, layers, x, y):
-    logits = forward(net, layers, x)
+def mean_loss(net, logits, y):
     if net.loss == "binary_cross_entropy":
         return jnp.mean(jax.nn.softplus(logits) - logits * y)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
@@ -31,37 +31,99 @@ def mean_loss(net, layers, x, y):
 
 class Step(Runner):
     def __init__(self, net):
+        choose_precision(net)
         self.net = net
         self.inputs = [(jnp.asarray(x), jnp.asarray(y)) for x, y in net.batches()]
         tree = jax.tree.map
 
+        def loss_of(params, running, x, y):
+            logits, running = self.forward(params, running, x)
+            return mean_loss(net, logits, y), running
+
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state, x, y):
-            params, m, v, t = state
-            loss, grads = jax.value_and_grad(functools.partial(mean_loss, net))(params, x, y)
+            params, running, m, v, t = state
+            (loss, running), grads = jax.value_and_grad(loss_of, has_aux=True)(params, running, x, y)
             if net.clip_norm is not None:
                 norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
                 scale = jnp.minimum(1, net.clip_norm / (norm + 1e-6))
                 grads = tree(lambda g: g * scale, grads)
             if net.optimizer == "sgd":
-                return loss, (tree(lambda p, g: p - net.lr * g, params, grads), m, v, t)
+                if net.momentum:
+                    grads = m = tree(lambda m, g: net.momentum * m + g, m, grads)
+                return loss, (tree(lambda p, g: p - net.lr * g, params, grads), running, m, v, t)
             t = t + 1
             m = tree(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
             v = tree(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
             rate, root = net.lr / (1 - 0.9**t), jnp.sqrt(1 - 0.999**t)
             params = tree(lambda p, m, v: p - rate * m / (jnp.sqrt(v) / root + 1e-8), params, m, v)
-            return loss, (params, m, v, t)
+            return loss, (params, running, m, v, t)
 
         self.step = step
+
+    def forward(self, params, running, x):
+        """Logits, and the running statistics after this batch: a dense chain has none."""
+        return forward(self.net, params, x), running
 
     def restart(self):
         params = jax.tree.map(jnp.array, self.net.parameters())
         zeros = functools.partial(jax.tree.map, jnp.zeros_like, params)
-        self.state = jax.block_until_ready((params, zeros(), zeros(), jnp.float32(0)))
+        state = params, self.running(), zeros(), zeros(), jnp.zeros((), self.net.dtype)
+        self.state = jax.block_until_ready(state)
+
+    def running(self):
+        return []
 
     def call(self, x, y):
         loss, self.state = self.step(self.state, x, y)
         return loss
+
+
+def convolve(x, w, stride, padding):
+    layouts = "NHWC", "HWIO", "NHWC"
+    return jax.lax.conv_general_dilated(x, w, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=layouts)
+
+
+def normalise(x, gamma, beta):
+    """The normalised, and the batch's mean and variance."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axes), x.var(axes)
+    return (x - mean) * jax.lax.rsqrt(var + 1e-5) * gamma + beta, mean, var
+
+
+def through(layers, params, statistics, x):
+    """x after the layers, which take theirs of params, an iterator; the batch's mean and variance are appended to statistics."""
+    for layer in layers:
+        match layer:
+            case blocks.Dense():
+                x = x @ next(params) + next(params)
+            case blocks.Conv():
+                x = convolve(x, next(params), layer.stride, layer.padding)
+            case blocks.BatchNorm():
+                rows = x.size // layer.n
+                x, mean, var = normalise(x, next(params), next(params))
+                statistics += [mean, var * rows / (rows - 1)]
+            case blocks.Mean():
+                x = x.mean((1, 2))
+            case blocks.Residual():
+                body = through(layer.body, params, statistics, x)
+                x = body + through(layer.shortcut, params, statistics, x)
+        if layer.relu:
+            x = jax.nn.relu(x)
+    return x
+
+
+class Blocks(Step):
+    def forward(self, params, running, x):
+        statistics = []
+        logits = through(self.net.layers, iter(params), statistics, x)
+        return logits, [0.9 * before + 0.1 * now for before, now in zip(running, statistics, strict=True)]
+
+    def running(self):
+        return [jnp.asarray(array) for array in self.net.statistics()]
+
+    def fetch(self, loss):
+        return self.net.outcome(*jax.tree.map(np.asarray, (loss, self.state[1])))
 
 
 class Forward(Runner):
@@ -191,9 +253,7 @@ class Conv(Runner):
         self.compiled = jax.jit(self.compute)
 
     def forward(self, x, w):
-        stride, padding = (self.conv.stride,) * 2, [(self.conv.padding,) * 2] * 2
-        layouts = "NHWC", "HWIO", "NHWC"
-        return jax.lax.conv_general_dilated(x, w, stride, padding, dimension_numbers=layouts)
+        return convolve(x, w, self.conv.stride, self.conv.padding)
 
     def compute(self, x, w, dy):
         y, backward = jax.vjp(self.forward, x, w)
@@ -230,9 +290,7 @@ class BatchNorm(Runner):
         self.compiled = jax.jit(self.compute)
 
     def forward(self, x, residual, gamma, beta):
-        axes = tuple(range(x.ndim - 1))
-        mean, var = x.mean(axes), x.var(axes)
-        z = (x - mean) * jax.lax.rsqrt(var + 1e-5) * gamma + beta
+        z, _, _ = normalise(x, gamma, beta)
         return jax.nn.relu(z + residual if self.norm.adds else z)
 
     def compute(self, x, residual, gamma, beta, dy):

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from bench import blocks
 from bench.peers import Runner
 
 
@@ -19,9 +20,12 @@ def build(net):
 
 
 class Step(Runner):
+    build = staticmethod(build)
+
     def __init__(self, net):
+        self.net = net
         self.inputs = [(tf.constant(x), tf.constant(y)) for x, y in net.batches()]
-        model = build(net)
+        self.model = model = self.build(net)
         if net.loss == "cross_entropy":
             mean_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         else:
@@ -29,9 +33,9 @@ class Step(Runner):
         if net.optimizer == "adam":
             optimizer = keras.optimizers.Adam(net.lr, epsilon=1e-8, global_clipnorm=net.clip_norm)
         else:
-            optimizer = keras.optimizers.SGD(net.lr, global_clipnorm=net.clip_norm)
+            optimizer = keras.optimizers.SGD(net.lr, net.momentum, global_clipnorm=net.clip_norm)
         optimizer.build(model.trainable_variables)
-        self.variables = [*model.trainable_variables, *optimizer.variables]
+        self.variables = [*model.variables, *optimizer.variables]
         self.first = [variable.numpy() for variable in self.variables]
 
         @tf.function(jit_compile=True)
@@ -46,6 +50,47 @@ class Step(Runner):
     def restart(self):
         for variable, value in zip(self.variables, self.first, strict=True):
             variable.assign(value)
+
+
+class Blocks(Step):
+    """Its running variances move towards the batch's own, not the unbiased one: 0.2 % in 3 steps of 128 rows."""
+
+    def build(self, net):
+        self.arrays, self.norms = iter(net.parameters()), []
+        x = keras.Input(net.batches()[0][0].shape[1:])
+        return keras.Model(x, self.through(net.layers, x))
+
+    def through(self, layers, x):
+        """x after the layers."""
+        for layer in layers:
+            match layer:
+                case blocks.Dense():
+                    x = self.apply(keras.layers.Dense(layer.n_out), x)
+                case blocks.Conv():
+                    # its own "same" pads one side alone where the stride is 2
+                    x = keras.layers.ZeroPadding2D(layer.padding)(x)
+                    x = self.apply(keras.layers.Conv2D(layer.n_out, layer.size, layer.stride, use_bias=False), x)
+                case blocks.BatchNorm():
+                    self.norms.append(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5))
+                    x = self.apply(self.norms[-1], x)
+                case blocks.Mean():
+                    x = keras.layers.GlobalAveragePooling2D()(x)
+                case blocks.Residual():
+                    x = keras.layers.add([self.through(layer.body, x), self.through(layer.shortcut, x)])
+            if layer.relu:
+                x = keras.layers.ReLU()(x)
+        return x
+
+    def apply(self, layer, x):
+        """layer(x), with the layer's first weights."""
+        y = layer(x)
+        for variable in layer.trainable_variables:
+            variable.assign(next(self.arrays))
+        return y
+
+    def fetch(self, loss):
+        statistics = [array for norm in self.norms for array in (norm.moving_mean, norm.moving_variance)]
+        return self.net.outcome(loss, [array.numpy() for array in statistics])
 
 
 class Forward(Runner):

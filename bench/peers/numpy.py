@@ -6,6 +6,7 @@ import fastgrad as fg
 from bench.peers import Runner
 from bench.peers.fastgrad import (
     BatchNorm,
+    Blocks,
     Conv,
     ConvForward,
     ConvInputs,
@@ -19,6 +20,7 @@ from bench.peers.fastgrad import (
 
 __all__ = [
     "BatchNorm",
+    "Blocks",
     "Conv",
     "ConvForward",
     "ConvInputs",

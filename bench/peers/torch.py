@@ -1,15 +1,23 @@
 """PyTorch, eager: fused Adam, foreach clipping."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from bench import blocks
 from bench.peers import Runner
 
 
 def setup(threads):
     torch.set_num_threads(threads)
+
+
+def as_torch(array):
+    """Rows as they are; images (N, H, W, C) as PyTorch takes them, channels last; without a copy."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2) if array.ndim == 4 else torch.from_numpy(array)
 
 
 def build(net):
@@ -24,15 +32,22 @@ def build(net):
     return nn.Sequential(*layers[:-1])
 
 
+def optimizer(net, parameters):
+    if net.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=net.lr, fused=True)
+    return torch.optim.SGD(parameters, lr=net.lr, momentum=net.momentum, fused=True)
+
+
 class Step(Runner):
+    build = staticmethod(build)
+
     def __init__(self, net):
-        self.inputs = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in net.batches()]
-        model = build(net)
+        self.net = net
+        self.inputs = [(as_torch(x), torch.from_numpy(y)) for x, y in net.batches()]
+        self.model = model = self.build(net)
         criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
         self.parameters = list(model.parameters())
-        self.first = [p.detach().clone() for p in self.parameters]
-        kind = torch.optim.Adam if net.optimizer == "adam" else torch.optim.SGD
-        self.make_optimizer = lambda: kind(self.parameters, lr=net.lr, fused=True)
+        self.first = copy.deepcopy(model.state_dict())
         self.loss = self.prepare(lambda x, y: criterion(model(x), y))
         self.clip_norm = net.clip_norm
 
@@ -40,9 +55,8 @@ class Step(Runner):
         return loss
 
     def restart(self):
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.first)
-        self.optimizer = self.make_optimizer()
+        self.model.load_state_dict(self.first)
+        self.optimizer = optimizer(self.net, self.parameters)
 
     def call(self, x, y):
         self.optimizer.zero_grad(set_to_none=True)
@@ -55,6 +69,51 @@ class Step(Runner):
 
     def fetch(self, loss):
         return loss.detach().numpy()
+
+
+class Residual(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.body, self.shortcut, self.relu = sequential(layer.body), sequential(layer.shortcut), layer.relu
+
+    def forward(self, x):
+        y = self.body(x)
+        y += self.shortcut(x)
+        return nn.functional.relu(y, inplace=True) if self.relu else y
+
+
+def sequential(layers):
+    return nn.Sequential(*(module for layer in layers for module in modules_of(layer)))
+
+
+def modules_of(layer):
+    match layer:
+        case blocks.Dense():
+            return [nn.Linear(layer.n_in, layer.n_out)]
+        case blocks.Conv():
+            return [nn.Conv2d(layer.n_in, layer.n_out, layer.size, layer.stride, layer.padding, bias=False)]
+        case blocks.BatchNorm():
+            norm = nn.BatchNorm2d(layer.n) if layer.images else nn.BatchNorm1d(layer.n)
+            return [norm, nn.ReLU(inplace=True)] if layer.relu else [norm]
+        case blocks.Mean():
+            return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        case blocks.Residual():
+            return [Residual(layer)]
+
+
+class Blocks(Step):
+    @staticmethod
+    def build(net):
+        dtype = getattr(torch, net.dtype)
+        model = sequential(net.layers).to(dtype=dtype, memory_format=torch.channels_last)
+        with torch.no_grad():
+            for parameter, array in zip(model.parameters(), net.parameters(), strict=True):
+                parameter.copy_(torch.from_numpy(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T))
+        return model
+
+    def fetch(self, loss):
+        statistics = [a.numpy() for a in self.model.buffers() if a.ndim]  # without the counts of batches
+        return self.net.outcome(super().fetch(loss), statistics)
 
 
 class Forward(Runner):
@@ -155,19 +214,14 @@ class LstmCell(Lstm):
         return y, dx.transpose(0, 1), *gradients
 
 
-def channels_last(array):
-    """Images (N, H, W, C), or a kernel (kh, kw, C, K), as PyTorch takes them, without a copy."""
-    return torch.from_numpy(array).permute(0, 3, 1, 2)
-
-
 class Conv(Runner):
     wanted = True, True
 
     def __init__(self, conv):
         x, w, dy = conv.arrays()
-        self.inputs = [(channels_last(x),)]
+        self.inputs = [(as_torch(x),)]
         w = torch.from_numpy(w).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-        self.w, self.dy, self.conv = w, channels_last(dy), conv
+        self.w, self.dy, self.conv = w, as_torch(dy), conv
 
     def forward(self, x):
         return nn.functional.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)
@@ -211,7 +265,6 @@ class ConvWeights(Conv):
 class BatchNorm(Runner):
     def __init__(self, norm):
         arrays, factors = norm.arrays()
-        as_torch = channels_last if len(norm.shape) == 4 else torch.from_numpy
         x, residual, self.dy = map(as_torch, arrays)
         self.residual = residual.requires_grad_() if norm.adds else None
         self.gamma, self.beta = (torch.from_numpy(array).requires_grad_() for array in factors)

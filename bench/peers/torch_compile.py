@@ -5,6 +5,7 @@ import shutil
 import torch
 
 from bench.peers import CannotExpress
+from bench.peers.torch import Blocks as EagerBlocks
 from bench.peers.torch import Forward as EagerForward
 from bench.peers.torch import Step as EagerStep
 from bench.peers.torch import setup as setup_eager
@@ -19,6 +20,10 @@ def setup(threads):
 class Step(EagerStep):
     def prepare(self, loss):
         return torch.compile(loss)
+
+
+class Blocks(Step, EagerBlocks):
+    """The compiled loss of the eager blocks."""
 
 
 class Forward(EagerForward):

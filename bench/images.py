@@ -1,0 +1,124 @@
+"""Convolutions and normalisations of random arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.targets import Targets
+
+
+def thinned(arrays, scale):
+    """Some values of each array, to be compared; those after the second, which are sums over all rows, are scaled to the others' size."""
+    scaled = [(array, 1 if i < 2 else scale) for i, array in enumerate(arrays)]
+    # an odd stride does not stay in one column
+    return np.concatenate([array.flat[:: array.size // 100 | 1] * factor for array, factor in scaled])
+
+
+@dataclass(frozen=True)
+class Conv(Targets):
+    """A convolution of random images, channels last: forward, backward and all gradients, or one of the three."""
+
+    name: str
+    batch: int
+    side: int
+    n_in: int
+    n_out: int
+    size: int
+    stride: int = 1
+    runner: str = "Conv"  # or "ConvForward", "ConvInputs", "ConvWeights": y, dx or dw alone
+    dtype: str = "float32"
+    threads: int | None = None  # all
+
+    kind = "conv"
+    checked_calls = 1
+    memory_bytes = 0
+    tolerance = 1e-5
+
+    @property
+    def title(self):
+        part = {"Conv": "", "ConvForward": ", y", "ConvInputs": ", dx", "ConvWeights": ", dw"}[self.runner]
+        size = f"{self.size}x{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+        return f"conv {size} {self.n_in} to {self.n_out}, {self.side}x{self.side}, N={self.batch}{part}"
+
+    @property
+    def padding(self):
+        return self.size // 2
+
+    @property
+    def side_out(self):
+        return (self.side + 2 * self.padding - self.size) // self.stride + 1
+
+    @property
+    def flops(self):
+        each = 2 * self.batch * self.side_out**2 * self.size**2 * self.n_in * self.n_out
+        return each * (3 if self.runner == "Conv" else 1)
+
+    def arrays(self):
+        """x (N, H, W, C), w (kh, kw, C, K) and dy (N, H', W', K)."""
+        rng = np.random.default_rng(0)
+        shapes = (
+            (self.batch, self.side, self.side, self.n_in),
+            (self.size, self.size, self.n_in, self.n_out),
+            (self.batch, self.side_out, self.side_out, self.n_out),
+        )
+        x, w, dy = (rng.standard_normal(shape, "f4").astype(self.dtype) for shape in shapes)
+        return x, w / np.sqrt(self.size**2 * self.n_in).astype(self.dtype), dy
+
+    def outcome(self, *arrays):
+        """Of (y, dx, dw), or of one of them, which comes alone."""
+        return thinned(arrays, (self.batch * self.side_out**2) ** -0.5)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Targets):
+    """Batch normalisation in training, an addition where said, and relu: forward and backward."""
+
+    name: str
+    shape: tuple[int, ...]
+    adds: bool = False
+    dtype: str = "float32"
+    threads: int | None = None  # all
+
+    kind = "batch_norm"
+    runner = "BatchNorm"
+    checked_calls = 1
+    # rounding turns relu the other way at a value near 0, which moves a sum over all rows by one of its terms
+    tolerance = 5e-3
+    flops = 0
+
+    @property
+    def title(self):
+        return f"batch norm{' + add' if self.adds else ''} + relu, {'x'.join(map(str, self.shape))}"
+
+    @property
+    def memory_bytes(self):
+        """Eight passes: x twice and y; dy and x twice and dx. With an addition three more: it, y and dz. None where a cache holds them."""
+        size = 4 * int(np.prod(self.shape))
+        return (11 if self.adds else 8) * size if size > 8 << 20 else 0
+
+    def arrays(self):
+        """x, residual and dy, and gamma and beta."""
+        rng = np.random.default_rng(0)
+        draw = [rng.standard_normal(self.shape, "f4").astype(self.dtype) for _ in range(3)]
+        return draw, [rng.uniform(0.5, 1.5, self.shape[-1]).astype(self.dtype) for _ in range(2)]
+
+    def outcome(self, *arrays):
+        """Of (y, dx, dgamma, dbeta)."""
+        return thinned(arrays, (np.prod(self.shape) / self.shape[-1]) ** -0.5)
+
+
+USUAL = 32, 32, 64, 64, 3
+CONVS = [
+    Conv("conv-3x3-y", *USUAL, runner="ConvForward", target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-3x3-dx", *USUAL, runner="ConvInputs", target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-3x3-dw", *USUAL, runner="ConvWeights", target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-1x1", 32, 32, 64, 64, 1, target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-5x5", 32, 32, 64, 64, 5, target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-7x7-2", 32, 64, 3, 64, 7, 2, target_ratio=1, target_peer="PyTorch"),
+    Conv("conv-3x3-2", *USUAL, 2, target_ratio=1, target_peer="PyTorch"),
+]
+NORMS = [
+    BatchNorm("norm-rows", (256, 1024), target_ratio=2),
+    BatchNorm("norm-images", (32, 56, 56, 64), target_ratio=2, target_share=0.85),
+    BatchNorm("norm-images-add", (32, 56, 56, 64), adds=True, target_ratio=2, target_peer="PyTorch"),
+]
