@@ -63,7 +63,7 @@ def add_squares(total, squares, x, mean):
 
 
 @inlined
-def merged(mean, squares, n_before, other_mean, other_squares, n):
+def merged(mean, squares, other_mean, other_squares, n_before, n):
     """Mean and sum of squared distances from it of two sets of values."""
     distance, part = other_mean - mean, n / (n_before + n)
     return mean + distance * part, squares + other_squares + distance * distance * (n_before * part)
@@ -73,7 +73,7 @@ def merged(mean, squares, n_before, other_mean, other_squares, n):
 def merge(mean, squares, chunk_mean, left, left_squares, n_before, n):
     """Mean and sum of squares of n_before values and of n more, of which left is the sum of what chunk_mean leaves."""
     left = np.float64(left)
-    return merged(mean, squares, n_before, chunk_mean + left / n, left_squares - left * left / n, n)
+    return merged(mean, squares, chunk_mean + left / n, left_squares - left * left / n, n_before, n)
 
 
 @inlined
@@ -319,16 +319,23 @@ def _statistics(launcher, parts, kernels, x, mean, var, room):
     call(launcher, kernels[STATISTICS_PART], parts, job)
     for block in range(1, n_blocks):
         before, n = float(block * depth), float(min(depth, rows - block * depth))
-        for j in range(W):
-            at = block * W + j
-            means[j], squares[j] = merged(means[j], squares[j], before, means[at], squares[at], n)
+        mean_of, squares_of = data(means), data(squares)
+        others = advance(mean_of, block * W), advance(squares_of, block * W)
+        zipped(merged, W, (mean_of, squares_of, *others), (mean_of, squares_of), (before, n))
     for c in range(C):
         m, s = means[c], squares[c]
         for k in range(1, repeat):
-            m, s = merged(m, s, float(k * rows), means[k * C + c], squares[k * C + c], float(rows))
+            m, s = merged(m, s, means[k * C + c], squares[k * C + c], float(k * rows), float(rows))
         for r in range(rows * repeat, M):
-            m, s = merged(m, s, float(r), np.float64(x[r, c]), 0.0, 1.0)
+            m, s = merged(m, s, np.float64(x[r, c]), 0.0, float(r), 1.0)
         mean[c], var[c] = m, s / M
+
+
+@compiled
+def repeat_columns(g, vector):
+    """The first C values of a vector again, up to W."""
+    for at in range(g.C, g.W, g.C):
+        copy(g.C, data(vector), data(vector[at:]))
 
 
 @compiled
@@ -339,10 +346,12 @@ def describe(g, x, code, parameter, mean, rstd, gamma, beta, room):
     g.W, g.code, g.parameter, g.x = repeat * g.C, code, parameter, address(x)
     high, scale, shift = room[0], room[1], room[2]
     g.high, g.scale, g.shift = address(high), address(scale), address(shift)
-    for j in range(g.W):
-        c = j % g.C
-        high[j], scale[j] = mean[c], gamma[c] * rstd[c]
-        shift[j] = beta[c] - (mean[c] - high[j]) * (gamma[c] * rstd[c])
+    for c in range(g.C):
+        high[c], scale[c] = mean[c], gamma[c] * rstd[c]
+        shift[c] = beta[c] - (mean[c] - high[c]) * (gamma[c] * rstd[c])
+    repeat_columns(g, high)
+    repeat_columns(g, scale)
+    repeat_columns(g, shift)
 
 
 @compiled
@@ -376,19 +385,22 @@ def _backward(
     call(launcher, kernels[SUMS_PART], parts, job)
     slope, offset = room[3], room[4]
     g.slope, g.offset, g.streams = address(slope), address(offset), streams(g, dx)
+    first = data(sums)
+    for block in range(1, g.n_blocks):
+        zipped(add, 2 * W, (first, advance(first, 2 * W * block)), (first,), ())
     for c in range(g.C):
         total = products = 0.0
-        for block in range(g.n_blocks):
-            for j in range(c, W, g.C):
-                total += sums[2 * W * block + j]
-                products += sums[2 * W * block + W + j]
+        for j in range(c, W if g.n_blocks else c, g.C):
+            total += sums[j]
+            products += sums[W + j]
         low = mean[c] - room[0, c]
         products = (products - low * total) * rstd[c]
         dbeta[c], dgamma[c] = total, products
         scale = gamma[c] * rstd[c] / g.M
-        for j in range(c, W, g.C):
-            slope[j] = -scale * rstd[c] * products
-            offset[j] = scale * rstd[c] * products * low - scale * total
+        slope[c] = -scale * rstd[c] * products
+        offset[c] = scale * rstd[c] * products * low - scale * total
+    repeat_columns(g, slope)
+    repeat_columns(g, offset)
     if dx.size:
         call(launcher, kernels[BACKWARD_PART], parts, job)
 
