@@ -11,8 +11,6 @@ from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
 
-FLOAT64 = np.dtype(np.float64)
-
 
 def batch_norm(
     x: np.ndarray,
@@ -92,22 +90,19 @@ def run(
     def rows(a: np.ndarray) -> np.ndarray:
         return check.contiguous(a).reshape(count, channels)
 
-    mean, var = np.zeros(channels), np.ones(channels)
-    xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
-    if not training:
-        assert running is not None
-        mean[...], var[...] = running
-    elif count:
-        ops.batch_norm_statistics(xs, mean, var)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rstd = 1 / np.sqrt(var + eps)
+    # all that may fail for want of memory comes before the running statistics are moved
     y = empty(shape, dtype)
     z = empty(shape, dtype) if activation.needs_input else y
     zs, ys = (a.reshape(count, channels) for a in (z, y))
     added = None if residual is None else rows(residual)
+    mean, rstd = np.empty(channels), np.empty(channels)
+    xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
+    moved = [None, None] if running is None else [check.contiguous(r) for r in running]
+    ops.batch_norm_statistics(xs, *moved, training, momentum, eps, unbiased, mean, rstd)
+    for r, new in zip(running or (), moved, strict=False):
+        if training and new is not r:
+            r[...] = new
     ops.batch_norm_forward(xs, mean, rstd, gamma, beta, added, activation, zs, ys)
-    if training and running is not None and count:
-        update(running, mean, var * count / (count - 1) if unbiased else var, momentum)
 
     def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
         dys = check.upstream(op, dy, y).reshape(count, channels)
@@ -118,13 +113,6 @@ def run(
         return dx, dz
 
     return y, backward
-
-
-def update(running: tuple[np.ndarray, np.ndarray], mean: np.ndarray, var: np.ndarray, momentum: float) -> None:
-    """Running statistics moved towards the batch's, in place."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        for r, batch in zip(running, (mean, var), strict=True):
-            r[...] = (1 - momentum) * r.astype(FLOAT64) + momentum * batch
 
 
 def check_running(

@@ -80,17 +80,17 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     """
     dtype, (count, channels) = p.x.dtype, p.x.shape
     exact = p.map(in_float64)
-    mean, var = in_float64(p.running_mean), in_float64(p.running_var)
-    if of_batch and count:
-        mean, var, exact_mean, exact_var = (unwritten(channels, FLOAT64) for _ in range(4))
-        backend.batch_norm_statistics(p.x, mean, var)
-        reference.batch_norm_statistics(exact.x, exact_mean, exact_var)
-        spread = np.sqrt(exact_var) + np.abs(exact_mean) * np.finfo(dtype).eps
-        # float32 values are added up in more digits
-        terms = count if dtype == FLOAT64 else 2
-        assert_close("batch_norm", mean.astype(dtype), exact_mean, spread, terms)
-        assert_close("batch_norm", var.astype(dtype), exact_var, terms=terms)
-    rstd = 1 / np.sqrt(var + 1e-5)
+    mean, rstd, exact_mean, exact_rstd = (unwritten(channels, FLOAT64) for _ in range(4))
+    settings = of_batch, 0.3, 1e-5, count > 1
+    for kernels, q, *found in ((backend, p, mean, rstd), (reference, exact, exact_mean, exact_rstd)):
+        kernels.batch_norm_statistics(q.x, q.running_mean, q.running_var, *settings, *found)
+    # float32 values are added up in more digits
+    terms = max(count, 2) if dtype == FLOAT64 else 2
+    spread = 1 / exact_rstd + np.abs(exact_mean) * np.finfo(dtype).eps
+    assert_close("batch_norm", mean.astype(dtype), exact_mean, spread, terms)
+    assert_close("batch_norm", rstd.astype(dtype), exact_rstd, terms=terms)
+    assert_close("batch_norm", p.running_mean, exact.running_mean, spread, terms)
+    assert_close("batch_norm", p.running_var, exact.running_var, 1 / exact_rstd**2, terms=terms)
     y = unwritten(p.x.shape, dtype)
     z = unwritten(p.x.shape, dtype) if activation.needs_input else y
     backend.batch_norm_forward(p.x, mean, rstd, p.gamma, p.beta, p.residual, activation, z, y)

@@ -85,7 +85,7 @@ def _call_drivers(dtype):
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
     mean, var = np.zeros(1), np.ones(1)
-    batch_norm_statistics(one, mean, var)
+    batch_norm_statistics(one, None, None, True, 0.1, 1e-5, True, mean, var)
     batch_norm_forward(one, mean, var, flat[:1], flat[:1], None, identity, one.copy(), one.copy())
     gradients = [flat[:1].copy(), flat[:1].copy()]
     batch_norm_backward(one, one, mean, var, *gradients, identity, True, one, one, None, one.copy(), *gradients)

@@ -306,8 +306,9 @@ def wide(M, C):
     return max(1, min(M, COLUMNS // max(C, 1)))
 
 
-@entry
-def _statistics(launcher, parts, kernels, x, mean, var, room):
+@compiled
+def of_batch(launcher, parts, kernels, x, mean, var, room):
+    """mean and var (C,) of x, M from 1."""
     (M, C), depth = x.shape, BLOCK * (CHUNK // COLUMNS)
     repeat = wide(M, C)
     W, rows = repeat * C, M // repeat
@@ -329,6 +330,26 @@ def _statistics(launcher, parts, kernels, x, mean, var, room):
         for r in range(rows * repeat, M):
             m, s = merged(m, s, np.float64(x[r, c]), 0.0, float(r), 1.0)
         mean[c], var[c] = m, s / M
+
+
+@entry
+def _statistics(
+    launcher, parts, kernels, x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd, room
+):  # fmt: skip
+    M, C = x.shape
+    if not training:
+        for c in range(C):
+            mean[c], rstd[c] = running_mean[c], running_var[c]
+    elif M == 0:
+        mean[:], rstd[:] = 0, 1
+    else:
+        of_batch(launcher, parts, kernels, x, mean, rstd, room)
+        for c in range(len(running_mean)):
+            var = rstd[c] * M / (M - 1) if unbiased else rstd[c]
+            running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c]
+            running_var[c] = (1 - momentum) * running_var[c] + momentum * var
+    for c in range(C):
+        rstd[c] = 1 / np.sqrt(rstd[c] + eps)
 
 
 @compiled
@@ -417,11 +438,15 @@ def _vectors(dtype, n, columns):
     return _scratch(dtype, size)[0][:size].reshape(n, columns + APART)
 
 
-def batch_norm_statistics(x, mean, var):
-    """mean and var (C,), float64, of x (M, C), M from 1."""
+def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
+    """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
+    momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+    """
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
     room = _sums(DOUBLE, 2 * (x.size // rows + columns))[0]
-    run(COST * x.size, _statistics, _KERNELS[x.dtype.char], x, mean, var, room)
+    operations, running = COST * x.size if training else 0, given(x.dtype, 1, running_mean, running_var)
+    settings = training, momentum, eps, unbiased, mean, rstd
+    run(operations, _statistics, _KERNELS[x.dtype.char], x, *running, *settings, room)
 
 
 def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):

@@ -17,12 +17,26 @@ import numpy as np
 from .activation import activation_backward, activation_forward
 
 
-def batch_norm_statistics(x, mean, var):
-    """mean and var (C,) of x (M, C), M from 1: two passes in float64, from the first row, so that a constant channel has exactly 0."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        from_first = x.astype(np.float64) - x[0]
-        mean[...] = x[0] + from_first.mean(axis=0)
-        var[...] = ((x - mean) ** 2).mean(axis=0)
+def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
+    """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
+    momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+
+    Two passes in float64, from the first row, so that a constant channel has exactly 0 for its var.
+    """
+    count, var = len(x), 1.0
+    mean[...] = 0
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if not training:
+            mean[...], var = running_mean, running_var.astype(np.float64)
+        elif count:
+            from_first = x.astype(np.float64) - x[0]
+            mean[...] = x[0] + from_first.mean(axis=0)
+            var = ((x - mean) ** 2).mean(axis=0)
+            if running_mean is not None:
+                moved = var * count / (count - 1) if unbiased else var
+                for running, batch in ((running_mean, mean), (running_var, moved)):
+                    running[...] = (1 - momentum) * running.astype(np.float64) + momentum * batch
+        rstd[...] = 1 / np.sqrt(var + eps)
 
 
 def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
