@@ -3,6 +3,7 @@
 import numpy as np
 
 import fastgrad as fg
+from fastgrad import memory
 
 LAYOUTS = (
     "contiguous", "fortran", "strided", "padded", "reversed", "backwards", "misaligned", "read_only",
@@ -37,8 +38,10 @@ def laid_out(array, layout):
 
 
 def unwritten(shape, dtype):
-    """An output: whatever a kernel leaves unwritten is NaN."""
-    return np.full(shape, np.nan, dtype)
+    """An output, where the library has its own: whatever a kernel leaves unwritten is NaN."""
+    array = memory.empty(shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype))
+    array[...] = np.nan
+    return array
 
 
 def numerical_gradient(function, array, step=1e-6):

@@ -231,6 +231,15 @@ def test_every_activation(backend, dtype, name, residual, of_batch, rng):
         assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.parametrize("columns", [10, 64, 1040])
+@pytest.mark.parametrize("residual", [False, True])
+def test_matches_the_reference_past_the_caches(backend, dtype, columns, residual, rng):
+    """Outputs so large that they are streamed, in rows of whole cache lines and others."""
+    p = problem(rng, ((17 << 20) // dtype.itemsize // columns + 3, columns), dtype, residual)
+    for name in ("relu", "silu"):
+        assert_matches_reference(backend, p, ACTIVATIONS[name])
+
+
 @st.composite
 def problems(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -227,6 +227,7 @@ def batch_norm_sums_part(part, parts, job, like):
             zipped(add, W, (sums, total), (sums,), ())
             zipped(add, W, (advance(sums, W), products), (advance(sums, W),), ())
     keep(room)
+    fence()
 
 
 @compiled
@@ -243,13 +244,16 @@ def add_rows(g, at, n, total, products, room, like):
         dy = advance(pointer(g.dy, like), at + j)
         if g.has_dz:
             kept = total, products, dy, x, high, advance(pointer(g.y, like), at + j)
-            targets = total, products, advance(pointer(g.dz, like), at + j)
+            to = advance(pointer(g.dz, like), at + j)
+            targets = total, products, room if g.streams else to
             if g.code == names.RELU:
                 zipped(add_kept_relu, columns, kept, targets, (p,))
             elif g.code == names.LEAKY_RELU:
                 zipped(add_kept_leaky, columns, kept, targets, (p,))
             else:
                 zipped(add_kept_clipped, columns, kept, targets, (p,))
+            if g.streams:
+                stream(columns, room, to)
         else:
             sources = total, products, dy, x, high, scale, shift
             if g.code == names.RELU:
@@ -402,6 +406,7 @@ def _backward(
     W, depth = g.W, BLOCK * chunk(g.W)
     g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
     g.relus = code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU
+    g.streams = streams(g, dz)
     g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
     call(launcher, kernels[SUMS_PART], parts, job)
     slope, offset = room[3], room[4]

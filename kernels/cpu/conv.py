@@ -5,7 +5,8 @@ matrix are made for a few pixels at a time, in the second-level cache, from pane
 the image itself.
 
 The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
-phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. A weight's gradient is
+phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. Phases of few
+channels, which would leave vectors empty, are made as one pixel of all their channels, and folded into the image. A weight's gradient is
 one chain over all pixels in their order, whatever the thread that has it.
 """
 
@@ -29,6 +30,7 @@ from .simd import (
     call,
     copy,
     data,
+    keep,
     lanes,
     pointer,
     provide_microkernel,
@@ -39,6 +41,8 @@ from .winograd import TILE
 IDENTITY = names.ACTIVATIONS["identity"]
 # values of lowered pixels that leave room for panels in the second-level cache; pixels that a weight's gradient takes at a time
 LOWERED, DEPTH = 27_648, 192
+# channels that all phases of an input's gradient have at most to be folded, which fit into the vectors of a tile
+FOLDED = 16
 # rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
 # the first-level cache has few places
 TAPS, TAPS_ROW = 384, 400
@@ -50,6 +54,7 @@ CONV = np.dtype(
         for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
     ]
     + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place flags".split()]
+    + [(name, "i8") for name in "fold_h fold_w fold_height fold_width fold_channels".split()]
     + [(name, "i8") for name in "dz dw db".split()]
     + [("parameter", "f8")]
 )
@@ -99,6 +104,19 @@ def lower(g, group, first, n, lo, hi, rows, row, like):
 
 
 @compiled
+def fold(g, line, column, n, z, like):
+    """n pixels z of all phases, of a line from a column on, to where each phase has them in the image."""
+    image, i = line // g.rows, line % g.rows * g.fold_h
+    j, width = column * g.fold_w, g.fold_w * g.fold_channels
+    for r in range(min(g.fold_h, g.fold_height - i)):
+        to = ((image * g.fold_height + i + r) * g.fold_width + j) * g.fold_channels
+        left = (g.fold_width - j) * g.fold_channels
+        for k in range(n):
+            of = advance(z, k * g.K + r * width)
+            copy(min(width, left - k * width), of, advance(pointer(g.z, like), to + k * width))
+
+
+@compiled
 def convolve(g, p, n, taps, lowered, like):
     """n pixels of the output, p the first; of one row of it where rows are apart."""
     outputs, line = g.K // g.groups, p // g.columns
@@ -113,7 +131,11 @@ def convolve(g, p, n, taps, lowered, like):
         if g.b:
             b = advance(b, group * outputs)
         z = advance(pointer(g.z, like), at + group * outputs)
+        if g.fold_h:
+            z = advance(lowered, n * taps)
         panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
+        if g.fold_h:
+            fold(g, line, p % g.columns, n, z, like)
     if g.y:
         z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
         if g.residual:
@@ -256,8 +278,39 @@ def met(phase, pad, size, step, dilation, taps):
     return n
 
 
+@compiled
+def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
+    """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
+    kh, kw, C, K = w.shape
+    rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
+    top, left = -(kh - 1 - pads[0]) // stride[0], -(kw - 1 - pads[1]) // stride[1]
+    high, wide = (stride[0] - 1 + pads[0]) // stride[0] - top + 1, (stride[1] - 1 + pads[1]) // stride[1] - left + 1
+    columns = stride[0] * stride[1] * C
+    side_by_side = np.zeros((high, wide, K, columns), w.dtype)
+    for i in range(stride[0]):
+        for j in range(stride[1]):
+            at = (i * stride[1] + j) * C
+            for a in range(met(i, pads[0], kh, stride[0], 1, rows_met)):
+                for b in range(met(j, pads[1], kw, stride[1], 1, columns_met)):
+                    tap = w[rows_met[a, 0], columns_met[b, 0]]
+                    to = side_by_side[rows_met[a, 1] - top, columns_met[b, 1] - left]
+                    for k in range(K):
+                        for c in range(C):
+                            to[k, at + c] = tap[c, k]
+    taps = high * wide * K
+    pack_b(taps, columns, data(side_by_side), columns, 1, data(panels), taps)
+    keep(side_by_side)
+    rows, pixels = (dx.shape[1] + stride[0] - 1) // stride[0], (dx.shape[2] + stride[1] - 1) // stride[1]
+    describe(g, dz, 1, columns, rows, pixels, lowered, parts)
+    g.step_h = g.step_w = 1
+    g.runs, g.n_runs, g.panels, g.out_pixel, g.z = address(runs), high, address(panels), columns, address(dx)
+    for a in range(high):
+        runs[a, 0], runs[a, 1], runs[a, 2] = top + a, left, wide
+    g.fold_h, g.fold_w, g.fold_height, g.fold_width, g.fold_channels = *stride, dx.shape[1], dx.shape[2], C
+
+
 @entry
-def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, runs, panels, lowered):
+def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, folds, runs, panels, lowered):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
     groups = C // channels
@@ -265,6 +318,10 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, 
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
     job = np.zeros(1, CONV)
     g = job[0]
+    if folds:
+        describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts)
+        call(launcher, kernels[FORWARD_PART], parts, job)
+        return
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
             m = met(i, pads[0], kh, stride[0], dilation[0], rows_met)
@@ -307,7 +364,7 @@ def _rooms(x, w):
     size = kh * kw * (channels * (outputs + 64) + outputs * (channels + 64))
     panels = _panels(x.dtype, groups * size)[0][: groups * size]
     taps = kh * kw * max(channels, outputs)
-    size = get_num_threads() * max(LOWERED + ROWS * taps, DEPTH * (TAPS_ROW + outputs + 64))
+    size = get_num_threads() * max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64))
     return runs, panels, _lowered(x.dtype, size)[0][:size]
 
 
@@ -344,4 +401,11 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
             flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
             if not flags.any():
                 return
-        run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, runs, panels, lowered)
+        folds = (
+            groups == max(dilation) == 1 < max(stride)
+            and stride[0] * stride[1] * dx.shape[3] <= FOLDED <= w[..., 0, :].size
+        )
+        run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, folds, runs, panels, lowered)
+        if folds and not np.isfinite(dx).all():
+            # an infinity has met zeros in the place of taps that a phase has not
+            run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, False, runs, panels, lowered)
