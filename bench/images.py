@@ -32,7 +32,8 @@ class Conv(Targets):
     kind = "conv"
     checked_calls = 1
     memory_bytes = 0
-    tolerance = 1e-5
+    # a 3x3 weight's gradient by Winograd's products is off by 1.2e-5 of its largest value, a plain sum by 0.5e-5
+    tolerance = 3e-5
 
     @property
     def title(self):

@@ -93,6 +93,11 @@ def _call_drivers(dtype):
     outputs = image.copy(), image.copy()
     conv2d_forward(image, image, None, pair, pads, pair, None, identity, *outputs)
     conv2d_backward(image, image, image, pair, pads, pair, identity, *outputs, *outputs, image.copy(), None)
+    # enough of everything for winograd.py
+    image, w = np.ones((1, 4, 4, 8), dtype), np.ones((3, 3, 8, 8), dtype)
+    outputs = image.copy(), image.copy()
+    conv2d_forward(image, w, None, pair, (1, 1, 1, 1), pair, None, identity, *outputs)
+    conv2d_backward(image, image, w, pair, (1, 1, 1, 1), pair, identity, *outputs, *outputs, w.copy(), None)
     order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
     gates, states = w.copy(), [one.copy() for _ in range(7)]
     lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])

@@ -199,14 +199,28 @@ def conv_weights_part(part, parts, job, like):
                 clear(outputs, advance(dw, i * g.K))
             for p in range(0, pixels, DEPTH):
                 n = min(DEPTH, pixels - p)
-                a, a_row = lowered, TAPS_ROW
-                if g.in_place:
-                    a, a_row = advance(pointer(g.x, like), p * g.C + first), g.C
-                else:
-                    lower(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
+                # a kernel of 1 x 1 too: its pixels may lie a power of two apart
+                lower(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
                 pack_b(n, outputs, advance(pointer(g.dz, like), p * g.K + group * outputs), g.K, 1, panels, n)
                 start, start_row, start_col = (none, 0, 0) if p == 0 else (dw, g.K, 1)
-                tiles(m, outputs, n, a, 1, a_row, 1, 0, panels, width, n * width, start, start_row, start_col, dw, g.K)
+                tiles(
+                    m,
+                    outputs,
+                    n,
+                    lowered,
+                    1,
+                    TAPS_ROW,
+                    1,
+                    0,
+                    panels,
+                    width,
+                    n * width,
+                    start,
+                    start_row,
+                    start_col,
+                    dw,
+                    g.K,
+                )
 
 
 @compiled
