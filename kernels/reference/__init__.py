@@ -5,6 +5,7 @@ from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_stati
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
+from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import squared_norm, update
@@ -36,6 +37,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse",
+    "plain",
     "scatter_rows",
     "squared_norm",
     "update",
