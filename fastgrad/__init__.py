@@ -6,6 +6,14 @@ A functional forward returns (result, backward); backward(upstream) returns grad
 from fastgrad import convert, init, nn, optim
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.batchnorm import batch_norm
+from fastgrad.clip import (
+    clip_grad_adaptive,
+    clip_grad_norm,
+    clip_grad_norm_each,
+    clip_grad_value,
+    clip_weights,
+    project_weights,
+)
 from fastgrad.conv import conv2d
 from fastgrad.dense import dense, dense_chain
 from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
@@ -22,6 +30,11 @@ __all__ = [
     "backend",
     "batch_norm",
     "binary_cross_entropy",
+    "clip_grad_adaptive",
+    "clip_grad_norm",
+    "clip_grad_norm_each",
+    "clip_grad_value",
+    "clip_weights",
     "conv2d",
     "convert",
     "cross_entropy",
@@ -37,6 +50,7 @@ __all__ = [
     "mse",
     "nn",
     "optim",
+    "project_weights",
     "save",
     "set_num_threads",
     "use_backend",

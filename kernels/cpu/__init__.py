@@ -8,6 +8,7 @@ from .. import names
 from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
@@ -22,12 +23,14 @@ from .train import dense_chain_epoch, dense_chain_step
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_norms",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_statistics",
     "binary_cross_entropy",
+    "clamp_arrays",
     "conv2d_backward",
     "conv2d_forward",
     "cross_entropy",
@@ -38,12 +41,14 @@ __all__ = [
     "dense_chain_step",
     "dropout",
     "gather_rows",
+    "joint_norm",
     "lstm_backward",
     "lstm_forward",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse",
     "plain",
+    "scale_arrays",
     "scatter_rows",
     "squared_norm",
     "update",
@@ -79,6 +84,9 @@ def _call_drivers(dtype):
     for target in (one, np.zeros(1, np.int64)):
         dense_chain_step(one, target, *net, np.empty(2))
     dense_chain_infer(one, layers, parameters, flat, one.copy())
+    plain([one])
+    array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
+    joint_norm(np.zeros(1), 2.0)
     identity = names.ACTIVATIONS["identity"]
     y, dz = [one.copy()], [one.copy()]
     dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)

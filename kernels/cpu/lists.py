@@ -25,11 +25,13 @@ from .jit import compiled, entry
 from .simd import void_pointer
 
 # columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; and
-# how many sums the blocks before have, `width` each. Row n holds the totals
-ADDRESS, START, LENGTH, WIDTH, SUMS = range(5)
-COLUMNS = 5
+# how many sums the blocks before have, `width` each, and how many units the arrays before. Row n holds the totals
+ADDRESS, START, LENGTH, WIDTH, SUMS, UNITS = range(6)
+COLUMNS = 6
 # values in a block: 64 KiB of float32 stay in the first two caches, and cost some microseconds
 BLOCK = 16384
+# rows of units in a block at least
+ROWS = 64
 
 # what every object begins with, its type last; then, in words of 8 bytes, the fields of an array, and of a list its size and its items
 HEAD = object.__basicsize__
@@ -76,19 +78,21 @@ def plain(arrays):
 
 @entry
 def _fill(items, n, widths, table):
-    items, values, sums = word(items + HEAD, ITEMS), 0, 0
+    items, values, sums, units = word(items + HEAD, ITEMS), 0, 0, 0
     for a in range(n):
         fields = word(items, a) + HEAD
         shape, size = word(fields, SHAPE), 1
         for axis in range(low_word(fields, NDIM)):
             size *= word(shape, axis)
         width = widths[a] if widths.size else 1
-        length = max(1, BLOCK // width) * width
+        # of few rows, their sums would cost as much as the rows
+        length = BLOCK if width == 1 else max(ROWS, BLOCK // width) * width
         table[a, ADDRESS], table[a, START], table[a, LENGTH] = word(fields, DATA), values, length
-        table[a, WIDTH], table[a, SUMS] = width, sums
+        table[a, WIDTH], table[a, SUMS], table[a, UNITS] = width, sums, units
         values += size
         sums += (size + length - 1) // length * width
-    table[n, START], table[n, SUMS] = values, sums
+        units += width
+    table[n, START], table[n, SUMS], table[n, UNITS] = values, sums, units
 
 
 ONES = np.empty(0, np.int64)

@@ -2,6 +2,7 @@
 
 from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
@@ -16,12 +17,14 @@ from .train import dense_chain_epoch, dense_chain_step
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_norms",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_statistics",
     "binary_cross_entropy",
+    "clamp_arrays",
     "conv2d_backward",
     "conv2d_forward",
     "cross_entropy",
@@ -32,12 +35,14 @@ __all__ = [
     "dense_chain_step",
     "dropout",
     "gather_rows",
+    "joint_norm",
     "lstm_backward",
     "lstm_forward",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse",
     "plain",
+    "scale_arrays",
     "scatter_rows",
     "squared_norm",
     "update",
