@@ -11,6 +11,7 @@ from bench.blocks import BLOCKS
 from bench.images import CONVS, NORMS
 from bench.nets import FORWARD, STEPS
 from bench.targets import Targets
+from bench.weights import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -177,4 +178,6 @@ LSTMS = [
     Lstm("lstm-projected", *SMALL, proj_size=64, target_ratio=4, target_peer="PyTorch"),
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
 ]
-WORKLOADS = {workload.name: workload for workload in (*STEPS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS)}
+WORKLOADS = {
+    workload.name: workload for workload in (*STEPS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *WEIGHTS)
+}

@@ -212,6 +212,15 @@ def number(
     return float(value)
 
 
+def finite(op: str, name: str, value: Any) -> float:
+    """value as a finite float of either sign."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not np.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
+    return float(value)
+
+
 def dtype(op: str, value: Any) -> np.dtype:
     """float32 or float64."""
     try:

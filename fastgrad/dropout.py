@@ -6,7 +6,7 @@ from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.images import Plain
 from fastgrad.memory import empty
-from fastgrad.model import Backward, generator
+from fastgrad.model import Backward, draw_key, generator
 
 
 class Dropout(Plain):
@@ -44,8 +44,3 @@ class Dropout(Plain):
 
     def _draw(self, rng: np.random.Generator) -> None:
         self._rng = generator(int(rng.integers(2**63)))
-
-
-def draw_key(rng: np.random.Generator) -> int:
-    """A key for the kernels' dropout."""
-    return int(rng.integers(2**64, dtype=np.uint64))

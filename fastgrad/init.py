@@ -1,67 +1,195 @@
-"""Initial weights: f(shape, rng) draws from a numpy Generator.
+"""Initial weights: f(shape, rng, dtype) draws them from a numpy Generator or a seed, with the same bits on every backend and thread count.
 
-Drawn in float64, so that a float32 model gets the values of a float64 one, rounded.
-fan_in and fan_out are the sizes of a dense w (C_in, C_out); of a convolution's (kh, kw, C_in, C_out) they are kh kw times as large.
+A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and its first option
+(("normal", 0.01)), or a function of (shape, rng), such as functools.partial(fg.init.he_normal, activation="tanh").
+
+fan_in is how many values go into one output, fan_out how many outputs one value goes into: C_in and C_out of a dense w (C_in, C_out), and
+kh kw times as much of a convolution's (kh, kw, C_in / groups, C_out), where C_out counts whole, as in PyTorch. An LSTM's w_ih (C, 4H)
+and w_hh (H, 4H) are four matrices side by side: with gates=4, fan_out is H, and orthogonal draws each apart.
+
+Weights from normal with an L2 term in the loss: weight_decay of fg.optim's SGD and Adam is that term,
+0.5 * weight_decay * (params**2).sum(), whose gradient is added to the loss's; the loss that is reported is without it.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastgrad import check
+from fastgrad.backend import kernels
+from fastgrad.kernels import names
+from fastgrad.memory import empty
+from fastgrad.model import draw_key, generator
 
 Shape = tuple[int, ...]
+Rng = np.random.Generator | int
+Form = str | tuple[str, float]
+
+# as PyTorch's calculate_gain, for each activation's code; of a leaky relu see gain
+GAINS = {names.IDENTITY: 1.0, names.SIGMOID: 1.0, names.TANH: 5 / 3, names.RELU: math.sqrt(2), names.SELU: 0.75}
 
 
-def fans(shape: Shape) -> tuple[int, int]:
-    """fan_in and fan_out: how many values go into one output, and how many outputs one value goes into."""
-    return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+def fans(shape: Shape, gates: int = 1) -> tuple[int, int]:
+    """fan_in and fan_out of an array of this shape."""
+    return _fans("fans", shape, gates)
 
 
-def zeros(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> np.ndarray:
+def gain(activation: str | tuple[str, float]) -> float:
+    """What keeps the spread of values that pass this activation, as PyTorch's calculate_gain."""
+    return _gain("gain", activation)
+
+
+def zeros(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:
     """All zero; draws nothing."""
-    return np.zeros(shape, dtype)
+    return np.zeros(shape, check.dtype("zeros", dtype))
+
+
+def constant(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, value: float = 0.0) -> np.ndarray:
+    """All of this value; draws nothing."""
+    return np.full(shape, check.finite("constant", "value", value), check.dtype("constant", dtype))
 
 
 def normal(
-    shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64, *, mean: float = 0.0, std: float = 0.05
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, std: float = 0.05, mean: float = 0.0
 ) -> np.ndarray:
     """Normal with this mean and standard deviation."""
-    return rng.normal(mean, std, shape).astype(dtype)
+    return _normal(
+        "normal", shape, rng, dtype, check.number("normal", "std", std), check.finite("normal", "mean", mean)
+    )
 
 
-def xavier_uniform(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> np.ndarray:
-    """Uniform on +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16)."""
-    limit = math.sqrt(6 / sum(fans(shape)))
-    return rng.uniform(-limit, limit, shape).astype(dtype)
+def uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, limit: float = 0.05) -> np.ndarray:
+    """Uniform on +-limit."""
+    return _uniform("uniform", shape, rng, dtype, check.number("uniform", "limit", limit))
 
 
-def xavier_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> np.ndarray:
-    """Normal with standard deviation sqrt(2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 12)."""
-    return normal(shape, rng, dtype, std=math.sqrt(2 / sum(fans(shape))))
+def fan_in_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, c: float = 1.0) -> np.ndarray:
+    """Uniform on +-c / sqrt(fan_in): with c = 1 what PyTorch draws for linear layers and convolutions."""
+    op = "fan_in_uniform"
+    return _uniform(op, shape, rng, dtype, check.number(op, "c", c) / math.sqrt(_fans(op, shape)[0]))
 
 
-def he_uniform(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> np.ndarray:
-    """Uniform on +-sqrt(6 / fan_in) (He et al. 2015, eq. 10)."""
-    limit = math.sqrt(6 / fans(shape)[0])
-    return rng.uniform(-limit, limit, shape).astype(dtype)
+def xavier_uniform(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "identity", gates: int = 1
+) -> np.ndarray:
+    """Uniform on +-gain sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16)."""
+    op = "xavier_uniform"
+    return _uniform(op, shape, rng, dtype, _gain(op, activation) * math.sqrt(6 / sum(_fans(op, shape, gates))))
 
 
-def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float64) -> np.ndarray:
-    """Normal with standard deviation sqrt(2 / fan_in) (He et al. 2015, eq. 10)."""
-    return normal(shape, rng, dtype, std=math.sqrt(2 / fans(shape)[0]))
+def xavier_normal(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "identity", gates: int = 1
+) -> np.ndarray:
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 12)."""
+    op = "xavier_normal"
+    return _normal(op, shape, rng, dtype, _gain(op, activation) * math.sqrt(2 / sum(_fans(op, shape, gates))))
+
+
+def he_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu") -> np.ndarray:
+    """Uniform on +-gain sqrt(3 / fan_in) (He et al. 2015, eq. 10)."""
+    op = "he_uniform"
+    return _uniform(op, shape, rng, dtype, _gain(op, activation) * math.sqrt(3 / _fans(op, shape)[0]))
+
+
+def he_normal(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu") -> np.ndarray:
+    """Normal with standard deviation gain / sqrt(fan_in) (He et al. 2015, eq. 10)."""
+    op = "he_normal"
+    return _normal(op, shape, rng, dtype, _gain(op, activation) / math.sqrt(_fans(op, shape)[0]))
+
+
+def lecun_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:
+    """Uniform on +-sqrt(3 / fan_in) (LeCun et al. 1998, section 4.6)."""
+    return _uniform("lecun_uniform", shape, rng, dtype, math.sqrt(3 / _fans("lecun_uniform", shape)[0]))
+
+
+def lecun_normal(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:
+    """Normal with standard deviation 1 / sqrt(fan_in) (LeCun et al. 1998, section 4.6)."""
+    return _normal("lecun_normal", shape, rng, dtype, 1 / math.sqrt(_fans("lecun_normal", shape)[0]))
+
+
+def orthogonal(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, gain: float = 1.0, gates: int = 1
+) -> np.ndarray:
+    """gain times orthonormal columns, or rows where they are fewer, of the matrix of all axes but the last by the last."""
+    op = "orthogonal"
+    gain, (fan_in, _) = check.number(op, "gain", gain), _fans(op, shape, gates)
+    out, rng = _empty(op, shape, dtype), _generator(op, rng)
+    # (gates, fan_in, C_out / gates)
+    for matrix in out.reshape(fan_in, gates, -1).swapaxes(0, 1):
+        kernels().orthogonal(matrix, draw_key(rng), gain)
+    return out
 
 
 INITS: dict[str, Callable[..., np.ndarray]] = {
-    f.__name__: f for f in (zeros, normal, xavier_uniform, xavier_normal, he_uniform, he_normal)
-}
+    f.__name__: f
+    for f in (
+        zeros, constant, normal, uniform, fan_in_uniform, xavier_uniform, xavier_normal, he_uniform, he_normal,
+        lecun_uniform, lecun_normal, orthogonal,
+    )
+}  # fmt: skip
+# what the second of a pair is
+OPTIONS = {"constant": "value", "normal": "std", "uniform": "limit", "fan_in_uniform": "c", "orthogonal": "gain"}
 
 
-def chosen(op: str, init: str | Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The function of this name, or the caller's own."""
+def chosen(op: str, init: Any) -> Callable[..., np.ndarray]:
+    """The function of this name, or of this pair of a name and its option, or the caller's own."""
     if callable(init):
         return init
-    check.choice(op, "init", init, INITS)
-    return INITS[init]
+    name, *option = init if isinstance(init, tuple) and len(init) == 2 else (init,)
+    check.choice(op, "init", name, INITS)
+    if not option:
+        return INITS[name]
+    if name not in OPTIONS:
+        raise ValueError(f"{op}: init {name!r} takes no option; {', '.join(OPTIONS)} do")
+    check.finite(op, f"the {OPTIONS[name]} of init {name!r}", option[0])
+    return functools.partial(INITS[name], **{OPTIONS[name]: option[0]})
+
+
+def _fans(op: str, shape: Shape, gates: int = 1) -> tuple[int, int]:
+    gates = check.count(op, "gates", gates)
+    if (
+        not isinstance(shape, tuple | list)
+        or len(shape) < 2
+        or any(check.count(op, "an axis of shape", n, 0) < 1 for n in shape)
+    ):
+        raise ValueError(f"{op}: shape must be (C_in, C_out) or (kh, kw, C_in, C_out), each at least 1, got {shape}")
+    if shape[-1] % gates:
+        raise ValueError(f"{op}: gates must divide the last axis, {shape[-1]}, got {gates}")
+    return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1] // gates
+
+
+def _gain(op: str, activation: Any) -> float:
+    code, parameter = check.activation(op, activation)
+    if code == names.LEAKY_RELU:
+        return math.sqrt(2 / (1 + parameter**2))
+    if code not in GAINS:
+        known = [name for name, f in names.ACTIVATIONS.items() if f.code in (names.LEAKY_RELU, *GAINS)]
+        raise ValueError(f"{op}: activation must be one with a known gain, {', '.join(known)}; got {activation!r}")
+    return GAINS[code]
+
+
+def _generator(op: str, rng: Any) -> np.random.Generator:
+    if isinstance(rng, np.random.Generator):
+        return rng
+    return generator(check.count(op, "rng, if no numpy Generator,", rng, 0))
+
+
+def _empty(op: str, shape: Shape, dtype: DTypeLike) -> np.ndarray:
+    check.each(op, "shape", shape, len(shape) if isinstance(shape, tuple | list) else None)
+    return empty(tuple(check.count(op, f"shape[{i}]", n, 0) for i, n in enumerate(shape)), check.dtype(op, dtype))
+
+
+def _normal(op: str, shape: Shape, rng: Rng, dtype: DTypeLike, std: float, mean: float = 0.0) -> np.ndarray:
+    out = _empty(op, shape, dtype)
+    kernels().normal(out.reshape(-1), draw_key(_generator(op, rng)), mean, std)
+    return out
+
+
+def _uniform(op: str, shape: Shape, rng: Rng, dtype: DTypeLike, limit: float) -> np.ndarray:
+    out = _empty(op, shape, dtype)
+    kernels().uniform(out.reshape(-1), draw_key(_generator(op, rng)), -limit, limit)
+    return out

@@ -7,11 +7,11 @@ import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
-from fastgrad.dropout import draw_key
 from fastgrad.gates import Weights
+from fastgrad.init import uniform
 from fastgrad.lstm import run_rows
 from fastgrad.memory import empty
-from fastgrad.model import Backward, generator, views
+from fastgrad.model import Backward, draw_key, generator, views
 from fastgrad.pooling import POOLS, Unpool
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 from fastgrad.sequences import SequenceModel
@@ -166,7 +166,7 @@ class LSTM(SequenceModel):
     def _draw(self, rng: np.random.Generator) -> None:
         limit = 1 / math.sqrt(self.hidden_size)
         for w in views(self._params, self._shapes).values():
-            w[...] = rng.uniform(-limit, limit, w.shape)
+            w[...] = uniform(w.shape, rng, limit=limit)
         for prefix in self._prefixes:
             self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
         # of the keys

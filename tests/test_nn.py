@@ -267,7 +267,10 @@ def test_bad_settings_of_layers():
     )
     refuses(ValueError, "DenseChain: dtype must be float32 or float64, got 'f5'", DenseChain, [4, 3], dtype="f5")
     refuses(ValueError, "DenseChain: dtype must be float32 or float64, got None", DenseChain, [4, 3], dtype=None)
-    known = "zeros, normal, xavier_uniform, xavier_normal, he_uniform, he_normal"
+    known = (
+        "zeros, constant, normal, uniform, fan_in_uniform, xavier_uniform, xavier_normal, he_uniform, he_normal, "
+        "lecun_uniform, lecun_normal, orthogonal"
+    )
     refuses(ValueError, f"DenseChain: init must be one of {known}; got 'glorot'", DenseChain, [4, 3], init="glorot")
     refuses(ValueError, "DenseChain: activations must have length 1, got 2", DenseChain, [4, 3], ["relu", "relu"])
     message = "DenseChain: output must be left out where activation is a list, whose last entry it is"

@@ -202,3 +202,15 @@ class BatchNorm(Runner):
 
     def fetch(self, result):
         return self.norm.outcome(*result)
+
+
+class HeNormal(Runner):
+    def __init__(self, weights):
+        self.weights = weights
+        self.rng = np.random.default_rng(0)
+
+    def call(self):
+        return fg.init.he_normal(self.weights.shape, self.rng, self.weights.dtype)
+
+    def fetch(self, w):
+        return self.weights.outcome(w)

@@ -1,4 +1,4 @@
-"""NumPy: fastgrad's reference backend, and the product as its BLAS does it."""
+"""NumPy: fastgrad's reference backend, the product as its BLAS does it, and its own generator."""
 
 import numpy as np
 
@@ -27,6 +27,7 @@ __all__ = [
     "ConvWeights",
     "Forward",
     "Gemm",
+    "HeNormal",
     "Lstm",
     "LstmCell",
     "LstmForward",
@@ -44,3 +45,18 @@ class Gemm(Runner):
     def __init__(self, gemm):
         self.inputs = [(*gemm.operands(), np.empty((gemm.m, gemm.n), gemm.dtype))]
         self.call = np.matmul
+
+
+class HeNormal(Runner):
+    def __init__(self, weights):
+        self.weights = weights
+        self.rng = np.random.default_rng(0)
+        self.w = np.empty(weights.shape, weights.dtype)
+
+    def call(self):
+        self.rng.standard_normal(out=self.w, dtype=self.w.dtype)
+        self.w *= np.sqrt(2 / len(self.w))
+        return self.w
+
+    def fetch(self, w):
+        return self.weights.outcome(w)

@@ -284,3 +284,16 @@ class BatchNorm(Runner):
         if arrays[0].ndim == 4:
             arrays[:2] = [a.permute(0, 2, 3, 1) for a in arrays[:2]]
         return self.norm.outcome(*(np.ascontiguousarray(a.numpy()) for a in arrays))
+
+
+class HeNormal(Runner):
+    def __init__(self, weights):
+        self.weights = weights
+        # (C_out, C_in) here
+        self.w = torch.empty(weights.shape[::-1], dtype=getattr(torch, weights.dtype))
+
+    def call(self):
+        return nn.init.kaiming_normal_(self.w, nonlinearity="relu")
+
+    def fetch(self, w):
+        return self.weights.outcome(w.numpy().T)

@@ -16,7 +16,11 @@ COST = 16
 
 @inlined
 def random(key, i):
-    bits = np.uint64(i + 1) * GAMMA + key
+    return mixed(np.uint64(i + 1) * GAMMA + key)
+
+
+@inlined
+def mixed(bits):
     bits = (bits ^ bits >> SHIFTS[0]) * FIRST
     bits = (bits ^ bits >> SHIFTS[1]) * SECOND
     return bits ^ bits >> SHIFTS[2]

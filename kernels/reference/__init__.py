@@ -6,6 +6,7 @@ from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
+from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
@@ -41,9 +42,12 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse",
+    "normal",
+    "orthogonal",
     "plain",
     "scale_arrays",
     "scatter_rows",
     "squared_norm",
+    "uniform",
     "update",
 ]

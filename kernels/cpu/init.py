@@ -1,0 +1,92 @@
+"""Initial weights, as in kernels/reference/init.py, to the last bit: the same operations in the same order.
+
+Nothing branches, and no loop mixes more than it must of 32 and 64 bits, so that vectors are full: normal values go through three loops, in
+blocks that stay in cache. Orthogonal matrices are LAPACK's on either backend.
+"""
+
+import numpy as np
+from numba import carray
+
+from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S, orthogonal
+from .dropout import GAMMA, mixed
+from .jit import inlined, kernel
+from .parallel import address_of, launch, share
+from .simd import advance, pointer, real
+
+__all__ = ["normal", "orthogonal", "uniform"]
+
+DRAW = np.dtype([("size", "i8"), ("out", "i8"), ("key", "u8"), ("start", "f8"), ("scale", "f8")])
+SHIFT, HIGH = np.uint64(12), np.uint64(33)
+TO_ROOT, EXPONENTS = np.int32(ONE - ROOT_HALF), np.int32(127 + 31)
+SWAPS, TURNS = np.int32(1), np.int32(2)
+UNIT, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+# pairs of values whose numbers are made at once
+BLOCK = 512
+# a value costs about as much as this many multiplications and additions
+UNIFORM_COST, NORMAL_COST = 16, 24
+
+
+@inlined
+def radius(high):
+    shifted = np.int32(np.float32(np.float32(high) + UNIT).view(np.int32) + TO_ROOT)
+    k = np.float32(np.int32(np.int32(shifted >> 23) - EXPONENTS))
+    f = np.int32(np.int32(shifted & MANTISSA) + ROOT_HALF).view(np.float32) - UNIT
+    s = f / (TWO + f)
+    x = s * s
+    return np.sqrt(-TWO_LN2 * k - TWO * s * (TWO + x * (((L[3] * x + L[2]) * x + L[1]) * x + L[0])))
+
+
+@inlined
+def normals(high, low):
+    r = radius(high)
+    r = -r if np.int32(low & TURNS) else r
+    a = STEP * np.float32(low)
+    x = a * a
+    sine = a + a * x * ((S[2] * x + S[1]) * x + S[0])
+    cosine = UNIT - HALF * x + x * x * ((C[2] * x + C[1]) * x + C[0])
+    swapped = np.int32(low & SWAPS)
+    return r * (sine if swapped else cosine), r * (cosine if swapped else sine)
+
+
+@kernel(DRAW)
+def uniform_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    lo, hi = share(part, parts, g.size, 64)
+    out = carray(advance(pointer(g.out, like), lo), hi - lo)
+    state, start, scale = g.key + np.uint64(lo) * GAMMA, g.start, g.scale
+    for i in range(hi - lo):
+        state += GAMMA
+        from_one = np.uint64(mixed(state) >> SHIFT | WIDE_ONE).view(np.float64)
+        out[i] = real(start + scale * (from_one - 1), out[i])
+
+
+@kernel(DRAW)
+def normal_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    lo, hi = share(part, parts, (g.size + 1) // 2, BLOCK)
+    high, low, z = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty(2 * BLOCK, np.float32)
+    mean, std = g.start, g.scale
+    for first in range(lo, hi, BLOCK):
+        n, size = min(BLOCK, hi - first), min(2 * BLOCK, g.size - 2 * first)
+        state = g.key + np.uint64(first) * GAMMA
+        for j in range(n):
+            state += GAMMA
+            number = mixed(state)
+            high[j], low[j] = np.int32(number >> HIGH), np.int32(number)
+        for j in range(n):
+            z[2 * j], z[2 * j + 1] = normals(high[j], low[j])
+        out = carray(advance(pointer(g.out, like), 2 * first), size)
+        for i in range(size):
+            out[i] = real(mean + std * z[i], out[0])
+
+
+def uniform(out, key, low, high):
+    """out (size,)."""
+    job = np.array([(out.size, address_of(out), key, low, high - low)], DRAW)
+    launch(uniform_part, out.dtype, job, UNIFORM_COST * out.size)
+
+
+def normal(out, key, mean, std):
+    """out (size,)."""
+    job = np.array([(out.size, address_of(out), key, mean, std)], DRAW)
+    launch(normal_part, out.dtype, job, NORMAL_COST * out.size)
