@@ -3,7 +3,7 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
-from fastgrad import convert, init, nn, optim
+from fastgrad import convert, init, nn, optim, schedule
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.batchnorm import batch_norm
 from fastgrad.clip import (
@@ -21,10 +21,12 @@ from fastgrad.lstm import lstm, lstm_cell
 from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.saving import load, save
 from fastgrad.train import Trainer
+from fastgrad.updater import Updater
 
 __all__ = [
     "BackendError",
     "Trainer",
+    "Updater",
     "__version__",
     "avg_pool2d",
     "backend",
@@ -52,6 +54,7 @@ __all__ = [
     "optim",
     "project_weights",
     "save",
+    "schedule",
     "set_num_threads",
     "use_backend",
 ]

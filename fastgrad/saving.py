@@ -1,7 +1,8 @@
 """Models and trainers in safetensors files.
 
 A model's file holds its parameters and running statistics by name. A trainer's holds the optimiser's state and step count
-too, and as metadata the states of the generators that shuffle and drop out; a model loads from either. A file is written
+too, and as metadata the optimiser's name, the validation losses, and the states of the generators that shuffle and drop
+out; a model loads from either. A file is written
 beside its place and moved there, and is checked before anything is loaded.
 """
 
@@ -17,7 +18,7 @@ from fastgrad.model import Model
 from fastgrad.train import Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64"}
-OPTIMIZER = "optimizer."
+OPTIMIZER, VAL_LOSSES = "optimizer.", "val_losses"
 
 
 def save(path: str | os.PathLike, model: Model | Trainer) -> None:
@@ -26,9 +27,9 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
 
     if isinstance(model, Trainer):
         with model.lock:
-            content = serialized(
-                _arrays("save", model), {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
-            )
+            metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
+            metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
+            content = serialized(_arrays("save", model), metadata)
     else:
         content = serialized(_arrays("save", model))
     path = Path(path)
@@ -56,6 +57,10 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             _check(path, arrays, parts)
             values = {name: file.get_tensor(name) for name in arrays}
             metadata = file.metadata() or {}
+            if isinstance(model, Trainer) and metadata.get(OPTIMIZER + "name", _optimizer(model)) != _optimizer(model):
+                raise ValueError(
+                    f"load: {path} has the state of {metadata[OPTIMIZER + 'name']}, the trainer's optimizer is {_optimizer(model)}"
+                )
     except SafetensorError as error:
         raise ValueError(f"load: {path} is not a whole safetensors file: {error}") from error
     if isinstance(model, Trainer):
@@ -63,6 +68,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             for name, generator in _generators(model):
                 if name in metadata:
                     generator.bit_generator.state = json.loads(metadata[name])
+            model.val_losses = json.loads(metadata.get(VAL_LOSSES, "[]"))
             model.step_count = int(values[OPTIMIZER + "step"][0])
             _copy(values, arrays)
     else:
@@ -76,6 +82,10 @@ def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
         step = np.array([model.step_count], np.int64)
         return {**_arrays(op, model.model), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
     raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
+
+
+def _optimizer(trainer: Trainer) -> str:
+    return type(trainer.optimizer).__name__
 
 
 def _generators(trainer: Trainer) -> list[tuple[str, np.random.Generator]]:

@@ -1,7 +1,7 @@
 """How a training step is run: one compiled call over a dense chain, or layer by layer over any other model.
 
 Both read and write the model's flat arrays, keep their scratch between steps, and return a status of kernels/names.py;
-one that is not OK leaves parameters and state untouched.
+one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step.
 """
 
 import math
@@ -24,11 +24,13 @@ FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
 class ChainSteps:
     """Steps of a DenseChain: one call each, and one for an epoch."""
 
-    def __init__(self, model: DenseChain, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> None:
+    def __init__(
+        self, model: DenseChain, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+    ) -> None:
         self.params = model.params
         self._sizes, self._work, self._rows = model.sizes, np.empty(0, model.dtype), 0
         self._net = model.table, model.activation_parameters, names.LOSSES[loss], model.params, model.grads
-        self._optimizer = optimizer.code, state, optimizer.hyper, clip_norm
+        self._optimizer = optimizer.code, state, hyper, clip_norm
         self._arguments: tuple = ()
 
     def reserve(self, rows: int) -> None:
@@ -47,22 +49,25 @@ class ChainSteps:
         order: np.ndarray,
         batch_size: int,
         window: int | None,
+        rates: np.ndarray,
         done: int,
         record: np.ndarray,
         sizes: np.ndarray,
     ) -> tuple[int, int]:
         sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
-        return kernels().dense_chain_epoch(data.x, data.y, order, batch_size, *self._arguments, done, record)
+        return kernels().dense_chain_epoch(data.x, data.y, order, batch_size, rates, *self._arguments, done, record)
 
 
 class LayerSteps:
     """Steps of any model: forward, loss, backward, norm, update."""
 
-    def __init__(self, model: Model, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> None:
+    def __init__(
+        self, model: Model, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+    ) -> None:
         self.params = model.params
         self._model, self._loss, self._clip_norm = model, loss, clip_norm
         self._logits = FUSED.get(loss) == model.output.code
-        self._optimizer = optimizer.code, state, optimizer.hyper
+        self._optimizer = optimizer.code, state, hyper
 
     def reserve(self, rows: int) -> None:
         """Nothing: layers ask for their memory themselves."""
@@ -73,6 +78,7 @@ class LayerSteps:
         order: np.ndarray,
         batch_size: int,
         window: int | None,
+        rates: np.ndarray,
         done: int,
         record: np.ndarray,
         sizes: np.ndarray,
@@ -81,6 +87,7 @@ class LayerSteps:
         for start in range(0, len(order), batch_size):
             state = None
             for part in windows(self._taken(data, order[start : start + batch_size]), window):
+                self._optimizer[2][0] = rates[updates]
                 status = self.step(*part, done + updates, record[updates], state)
                 if status != names.OK:
                     return status, updates
@@ -138,8 +145,10 @@ class LayerSteps:
         return names.OK
 
 
-def steps_of(model: Model, loss: str, optimizer: Any, state: np.ndarray, clip_norm: float) -> ChainSteps | LayerSteps:
+def steps_of(
+    model: Model, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+) -> ChainSteps | LayerSteps:
     """Steps of the kind that the model allows."""
     if isinstance(model, DenseChain):
-        return ChainSteps(model, loss, optimizer, state, clip_norm)
-    return LayerSteps(model, loss, optimizer, state, clip_norm)
+        return ChainSteps(model, loss, optimizer, state, hyper, clip_norm)
+    return LayerSteps(model, loss, optimizer, state, hyper, clip_norm)

@@ -14,7 +14,8 @@ from fastgrad.evaluate import evaluate
 from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.model import Model, generator
-from fastgrad.optim import SGD, Adam
+from fastgrad.optim import Adam, Optimizer
+from fastgrad.schedule import Schedule
 from fastgrad.sequences import SequenceModel
 from fastgrad.steps import ChainSteps, LayerSteps, steps_of
 
@@ -26,7 +27,8 @@ class Trainer:
     "binary_cross_entropy" or "mse" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are
     then (N, T). cross_entropy over a softmax output and binary_cross_entropy
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
-    the gradient's norm over all parameters. seed starts the shuffling.
+    the gradient's norm over all parameters. seed starts the shuffling. val_losses, which fit adds to, are what a schedule of
+    the learning rate may look at.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -37,22 +39,25 @@ class Trainer:
         self,
         model: Model,
         loss: str = "cross_entropy",
-        optimizer: SGD | Adam | None = None,
+        optimizer: Optimizer | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
         check.choice("Trainer", "loss", loss, names.LOSSES)
-        if not isinstance(optimizer, SGD | Adam | None):
+        if not isinstance(optimizer, Optimizer | None):
             raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
         self.model, self.loss, self.optimizer = model, loss, optimizer or Adam()
         self.clip_norm = math.inf if clip_norm is None else check.number("Trainer", "clip_norm", clip_norm, zero=False)
         self.step_count = 0
+        self.val_losses: list[float] = []
         self.state = np.zeros((self.optimizer.state_rows, model.params.size), model.dtype)  # (S, P)
         self.lock = threading.Lock()
         self.rng = generator(seed)
         self._record = np.zeros(2)  # loss, norm
+        self._hyper = self.optimizer.hyper
+        self._scheduled = isinstance(self.optimizer.lr, Schedule)
         self._dtype = model.dtype
         self._target_dtype = np.dtype(np.int64) if loss == "cross_entropy" else model.dtype
         self._bind()
@@ -79,6 +84,8 @@ class Trainer:
                 x, y, lengths = self._checked("Trainer.step", x, y, lengths)
                 self._reserve(len(x))
                 self._shapes = x.shape, y.shape
+            if self._scheduled:
+                self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
             status = self._steps.step(x, y, lengths, self.step_count, self._record)
             if status != names.OK:
                 self._fail("Trainer.step", status, y)
@@ -119,18 +126,24 @@ class Trainer:
         identity = np.arange(len(x))
         order = identity.copy()
         batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1
-        record, sizes = np.zeros((batches * windows, 2)), np.zeros(batches * windows)
+        updates = batches * windows
+        record, sizes, rates = np.zeros((updates, 2)), np.zeros(updates), np.full(updates, self._hyper[0])
+        self._check_schedule(op, epochs * updates, validation is not None)
         history = History()
         shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
         with tqdm(total=epochs, unit="epoch", disable=not shown) as bar:
             for epoch in range(epochs):
                 started = time.perf_counter()
                 with self.lock:
+                    if self._scheduled:
+                        rates[:] = [self.optimizer.rate(self.step_count + i, self.val_losses) for i in range(updates)]
                     if shuffle:
                         np.copyto(order, identity)
                         self.rng.shuffle(order)
                     self._reserve(batch_size)
-                    status, done = self._steps.epoch(data, order, batch_size, steps, self.step_count, record, sizes)
+                    status, done = self._steps.epoch(
+                        data, order, batch_size, steps, rates, self.step_count, record, sizes
+                    )
                     self.step_count += int(done)
                     if status != names.OK:
                         part = "window" if steps else "batch"
@@ -141,6 +154,7 @@ class Trainer:
                 if validation is not None:
                     loss, accuracy = evaluate(self.model, self.loss, seen)
                     history.val_loss.append(loss)
+                    self.val_losses.append(loss)
                     if accuracy is not None:
                         history.val_accuracy.append(accuracy)
                 if shown:
@@ -162,7 +176,15 @@ class Trainer:
 
     def _bind(self) -> None:
         self._shapes = None, None
-        self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self.clip_norm)
+        self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self._hyper, self.clip_norm)
+
+    def _check_schedule(self, op: str, updates: int, validated: bool) -> None:
+        """Raise now for a schedule that has no rate for the last of so many updates."""
+        lr = self.optimizer.lr
+        if isinstance(lr, Schedule):
+            if lr.validates and not validated:
+                raise ValueError(f"{op}: {type(lr).__name__} needs validation")
+            self.optimizer.rate(self.step_count + updates - 1, self.val_losses)
 
     def _reserve(self, rows: int) -> None:
         if self._steps.params is not self.model.params:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE = range(3)
-SGD, ADAM = range(2)
+SGD, ADAM, ADAGRAD, RMSPROP = range(4)
 
 
 def needs_input(code):

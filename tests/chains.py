@@ -125,8 +125,8 @@ def random_net(
         if bias:
             params[b_offset : b_offset + m] = rng.standard_normal(m) / 2
     if hyper is None:
-        hyper = [1e-2, 0.9, 0.999, 1e-8, 0, 0]
-    slots = 2 if optimizer == names.ADAM else int(hyper[1] != 0)
+        hyper = [1e-2, 0.9, 0.999, 1e-8, 0, 0, 0]
+    slots = 2 if optimizer == names.ADAM else int(optimizer != names.SGD) + int(hyper[1] != 0)
     return Net(
         layers=np.array(layers, np.int64).reshape(-1, 5),
         parameters=np.array([f.parameter for f in activations], np.float64),

@@ -78,7 +78,14 @@ def test_epochs_on_any_number_of_threads(cpu, dtype, rng):
     def epoch():
         run_net, record = clone(net), np.empty((3, 2))
         cpu.dense_chain_epoch(
-            x=x, target=labels, order=order, batch_size=256, step=0, record=record, **run_net.keyword()
+            x=x,
+            target=labels,
+            order=order,
+            batch_size=256,
+            rates=np.full(3, 0.01),
+            step=0,
+            record=record,
+            **run_net.keyword(),
         )
         return bits(record), bits(run_net.params)
 

@@ -1,47 +1,79 @@
 """Optimisers: every backend against PyTorch, and against the reference in float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from arrays import bits
+from arrays import bits, with_threads
 from fastgrad.kernels import reference
-from fastgrad.kernels.names import ADAM, SGD
 from tolerances import assert_close
 
-HYPER = {  # lr, momentum or beta1, beta2, eps, weight_decay, nesterov
-    "sgd": (SGD, [0.1, 0, 0, 0, 0, 0]),
-    "sgd, decay": (SGD, [0.1, 0, 0, 0, 0.02, 0]),
-    "momentum": (SGD, [0.1, 0.9, 0, 0, 0, 0]),
-    "momentum, decay": (SGD, [0.1, 0.8, 0, 0, 0.02, 0]),
-    "nesterov": (SGD, [0.1, 0.9, 0, 0, 0, 1]),
-    "nesterov, decay": (SGD, [0.1, 0.7, 0, 0, 0.02, 1]),
-    "adam": (ADAM, [1e-2, 0.9, 0.999, 1e-8, 0, 0]),
-    "adam, decay": (ADAM, [1e-2, 0.8, 0.99, 1e-3, 0.02, 0]),
+from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+
+OPTIMIZERS = {
+    "sgd": SGD(0.1),
+    "sgd, decay": SGD(0.1, weight_decay=0.02),
+    "sgd, decoupled": SGD(0.1, weight_decay=0.02, decoupled=True),
+    "momentum": SGD(0.1, 0.9),
+    "momentum, decay": SGD(0.1, 0.8, weight_decay=0.02),
+    "momentum, decoupled": SGD(0.1, 0.8, weight_decay=0.02, decoupled=True),
+    "nesterov": SGD(0.1, 0.9, nesterov=True),
+    "nesterov, decay": SGD(0.1, 0.7, nesterov=True, weight_decay=0.02),
+    "adam": Adam(1e-2),
+    "adam, decay": Adam(1e-2, (0.8, 0.99), 1e-3, 0.02),
+    "amsgrad": Adam(1e-2, (0.8, 0.9), amsgrad=True),
+    "amsgrad, decay": Adam(1e-2, (0.8, 0.9), 1e-3, 0.02, amsgrad=True),
+    "adamw": AdamW(1e-2, weight_decay=0.1),
+    "adamw, amsgrad": AdamW(1e-2, (0.8, 0.9), 1e-3, 0.1, amsgrad=True),
+    "adagrad": Adagrad(0.1),
+    "adagrad, decay": Adagrad(0.1, 1e-3, 0.02),
+    "adagrad, decoupled": Adagrad(0.1, 1e-3, 0.02, decoupled=True),
+    "adagrad, eps inside": Adagrad(0.1, 1e-2, eps_inside=True),
+    "rmsprop": RMSprop(1e-2, eps=1e-3),
+    "rmsprop, decay": RMSprop(1e-2, 0.9, 1e-3, 0.02),
+    "rmsprop, decoupled": RMSprop(1e-2, 0.9, 1e-3, 0.02, decoupled=True),
+    "rmsprop, momentum": RMSprop(1e-3, 0.9, 1e-3, momentum=0.8),
+    "rmsprop, eps inside": RMSprop(1e-2, 0.9, 1e-2, eps_inside=True),
+    "rmsprop, momentum, eps inside": RMSprop(1e-3, 0.9, 1e-2, momentum=0.8, eps_inside=True),
 }
 SIZES = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023, 300_007]
 
 
-@pytest.fixture(params=HYPER)
+@pytest.fixture(params=OPTIMIZERS)
 def optimizer(request):
-    code, hyper = HYPER[request.param]
-    return code, np.array(hyper)
+    return OPTIMIZERS[request.param]
 
 
 def empty_state(optimizer, size, dtype):
-    code, hyper = optimizer
-    return np.zeros((2 if code == ADAM else int(hyper[1] != 0), size), dtype)
+    return np.zeros((optimizer.state_rows, size), dtype)
 
 
-def torch_optimizer(torch, optimizer, params):
-    code, (lr, beta1, beta2, eps, weight_decay, nesterov) = optimizer[0], optimizer[1].tolist()
-    if code == ADAM:
-        return torch.optim.Adam(params, lr, (beta1, beta2), eps, weight_decay)
-    return torch.optim.SGD(params, lr, beta1, 0, weight_decay, bool(nesterov))
+def updated(backend, optimizer, params, grads, state, step, grad_scale=1.0):
+    """One update in place."""
+    backend.update(params, grads, optimizer.code, state, optimizer.hyper, step, grad_scale)
+
+
+def torch_optimizer(torch, o, params):
+    """PyTorch's; of decoupled decay it has AdamW only, and eps only outside the root."""
+    decay = 0.0 if o.decoupled else o.weight_decay
+    match o:
+        case AdamW():
+            return torch.optim.AdamW(params, o.lr, o.betas, o.eps, o.weight_decay, o.amsgrad)
+        case Adam():
+            return torch.optim.Adam(params, o.lr, o.betas, o.eps, decay, o.amsgrad)
+        case SGD():
+            return torch.optim.SGD(params, o.lr, o.momentum, 0, decay, o.nesterov)
+        case Adagrad():
+            return torch.optim.Adagrad(params, o.lr, 0, decay, 0, o.eps)
+        case RMSprop():
+            return torch.optim.RMSprop(params, o.lr, o.alpha, o.eps, decay, o.momentum)
 
 
 @pytest.mark.parametrize("grad_scale", [1.0, 0.3])
-def test_matches_pytorch_for_100_updates(backend, optimizer, dtype, grad_scale, rng, torch):
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" not in name])
+def test_matches_pytorch_for_100_updates(backend, name, dtype, grad_scale, rng, torch):
+    optimizer = OPTIMIZERS[name]
     params = rng.standard_normal(33).astype(dtype)
     theirs = torch.tensor(params)
     torch_step = torch_optimizer(torch, optimizer, [theirs])
@@ -49,9 +81,33 @@ def test_matches_pytorch_for_100_updates(backend, optimizer, dtype, grad_scale, 
     for step in range(1, 101):
         grads = rng.standard_normal(33).astype(dtype)
         theirs.grad = torch.tensor(grads * dtype.type(grad_scale))
+        if optimizer.decoupled and not isinstance(optimizer, AdamW):
+            theirs *= 1 - optimizer.lr * optimizer.weight_decay
         torch_step.step()
-        backend.update(params, grads, optimizer[0], state, optimizer[1], step, grad_scale)
-        assert_close("optimizer", params, theirs.numpy(), 4, terms=step)
+        updated(backend, optimizer, params, grads, state, step, grad_scale)
+    tolerance = 1e-6 if dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(params, theirs.numpy(), rtol=tolerance, atol=tolerance * max(1, np.abs(params).max()))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" in name])
+def test_matches_keras_formula_for_100_updates(backend, name, rng):
+    """Keras 3, optimizers/rmsprop.py and adagrad.py: one value at a time, as they are written there."""
+    optimizer = OPTIMIZERS[name]
+    params = rng.standard_normal(33)
+    state, theirs, lr = empty_state(optimizer, 33, float), params.tolist(), optimizer.lr
+    accumulators, moments = [0.0] * 33, [0.0] * 33
+    for step in range(1, 101):
+        grads = rng.standard_normal(33)
+        updated(backend, optimizer, params, grads, state, step)
+        for i, g in enumerate(grads.tolist()):
+            if isinstance(optimizer, Adagrad):
+                accumulators[i] += g * g
+            else:
+                accumulators[i] = optimizer.alpha * accumulators[i] + (1 - optimizer.alpha) * g * g
+            increment = lr * g / math.sqrt(accumulators[i] + optimizer.eps)
+            moments[i] = getattr(optimizer, "momentum", 0.0) * moments[i] + increment
+            theirs[i] -= moments[i]
+    np.testing.assert_allclose(params, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,8 +117,8 @@ def test_matches_the_reference(backend, optimizer, dtype, size, rng):
     state = rng.random(empty_state(optimizer, size, dtype).shape).astype(dtype)
     exact, exact_state = params.astype(np.float64), state.astype(np.float64)
     before = bits(grads)
-    backend.update(params, grads, optimizer[0], state, optimizer[1], 7, 0.5)
-    reference.update(exact, grads.astype(np.float64), optimizer[0], exact_state, optimizer[1], 7, 0.5)
+    updated(backend, optimizer, params, grads, state, 7, 0.5)
+    updated(reference, optimizer, exact, grads.astype(np.float64), exact_state, 7, 0.5)
     assert params.dtype == state.dtype == dtype
     assert_close("optimizer", params, exact, 1)
     assert_close("optimizer", state, exact_state, 1)
@@ -74,10 +130,22 @@ def test_elements_are_independent(backend, optimizer, dtype, rng):
     params, grads = rng.standard_normal((2, 77)).astype(dtype)
     state = rng.random(empty_state(optimizer, 77, dtype).shape).astype(dtype)
     one, one_state = params[76:].copy(), state[:, 76:].copy()
-    backend.update(params, grads, optimizer[0], state, optimizer[1], 3, 0.5)
-    backend.update(one, grads[76:].copy(), optimizer[0], one_state, optimizer[1], 3, 0.5)
+    updated(backend, optimizer, params, grads, state, 3, 0.5)
+    updated(backend, optimizer, one, grads[76:].copy(), one_state, 3, 0.5)
     assert bits(one) == bits(params[76:])
     assert bits(one_state) == bits(state[:, 76:])
+
+
+def test_any_number_of_threads_gives_the_same_bits(cpu, optimizer, dtype, rng):
+    params, grads = rng.standard_normal((2, 100_003)).astype(dtype)
+
+    def update():
+        ours, state = params.copy(), np.full((optimizer.state_rows, params.size), 0.5, dtype)
+        updated(cpu, optimizer, ours, grads, state, 3, 0.5)
+        return bits(ours), bits(state)
+
+    first, *others = with_threads(update)
+    assert all(other == first for other in others)
 
 
 def test_momentum_starts_from_the_gradient(backend, dtype, rng):
@@ -85,7 +153,7 @@ def test_momentum_starts_from_the_gradient(backend, dtype, rng):
     params, grads = rng.standard_normal((2, 33)).astype(dtype)
     expected = params - dtype.type(0.1) * grads
     state = np.full((1, 33), np.nan, dtype)
-    backend.update(params, grads, SGD, state, np.array([0.1, 0.9, 0, 0, 0, 0]), 1, 1.0)
+    updated(backend, SGD(0.1, 0.9), params, grads, state, 1)
     np.testing.assert_allclose(params, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(state[0], grads)
 
@@ -94,7 +162,7 @@ def test_first_step_of_adam_is_the_learning_rate(backend, dtype, rng):
     """Kingma & Ba 2015, section 2.1: with corrected moments the first step is lr sign(g), whatever the scale of g."""
     grads = (np.sign(rng.standard_normal(33)) * np.geomspace(1e-3, 1e3, 33)).astype(dtype)
     params, state = np.zeros(33, dtype), np.zeros((2, 33), dtype)
-    backend.update(params, grads, ADAM, state, np.array([0.01, 0.9, 0.999, 0, 0, 0]), 1, 1.0)
+    updated(backend, Adam(0.01, eps=0), params, grads, state, 1)
     np.testing.assert_allclose(params, -0.01 * np.sign(grads), rtol=1e-5)
 
 
@@ -105,30 +173,51 @@ def test_late_steps_of_adam(backend, dtype, rng):
         ours, exact = params.copy(), params.astype(np.float64)
         state = np.full((2, 33), 0.5, dtype)
         exact_state = state.astype(np.float64)
-        hyper = HYPER["adam"][1]
-        backend.update(ours, grads, ADAM, state, np.array(hyper), step, 1.0)
-        reference.update(exact, grads.astype(np.float64), ADAM, exact_state, np.array(hyper), step, 1.0)
+        updated(backend, Adam(0.01), ours, grads, state, step)
+        updated(reference, Adam(0.01), exact, grads.astype(np.float64), exact_state, step)
         assert_close("optimizer", ours, exact, 1)
 
 
-def test_zero_gradients_leave_fresh_parameters(backend, dtype, rng):
-    for code, hyper in HYPER.values():
-        hyper = np.array(hyper)
-        hyper[4] = 0
-        params = rng.standard_normal(33).astype(dtype)
-        before = bits(params)
-        backend.update(params, np.zeros_like(params), code, empty_state((code, hyper), 33, dtype), hyper, 1, 1.0)
-        assert bits(params) == before
+def test_amsgrad_keeps_the_largest_second_moment(backend, dtype):
+    optimizer, params, state = Adam(amsgrad=True), np.zeros(20, dtype), np.zeros((3, 20), dtype)
+    updated(backend, optimizer, params, np.full(20, 9, dtype), state, 1)
+    largest = state[1].copy()
+    updated(backend, optimizer, params, np.zeros(20, dtype), state, 2)
+    assert (state[1] < largest).all()
+    assert bits(state[2]) == bits(largest)
+
+
+def test_zero_gradients_leave_fresh_parameters(backend, optimizer, dtype, rng):
+    optimizer = replace(optimizer, weight_decay=0.0)
+    params = rng.standard_normal(33).astype(dtype)
+    before = bits(params)
+    updated(backend, optimizer, params, np.zeros_like(params), empty_state(optimizer, 33, dtype), 1)
+    assert bits(params) == before
+
+
+def test_decoupled_decay_is_apart_from_the_gradient(backend, optimizer, dtype, rng):
+    optimizer = replace(optimizer, weight_decay=0.5, decoupled=True)
+    params = rng.standard_normal(33).astype(dtype)
+    expected = params * dtype.type(1 - 0.5 * optimizer.lr)
+    state = empty_state(optimizer, 33, dtype)
+    updated(backend, optimizer, params, np.zeros_like(params), state, 1)
+    assert bits(params) == bits(expected)
+    assert not state.any()
 
 
 def test_nan_and_infinity_reach_the_parameters(backend, optimizer, dtype, rng):
     params, grads = rng.standard_normal((2, 33)).astype(dtype)
+    state = empty_state(optimizer, 33, dtype)
     grads[[3, 30]] = np.nan
     grads[20] = np.inf
-    backend.update(params, grads, optimizer[0], empty_state(optimizer, 33, dtype), optimizer[1], 1, 1.0)
+    updated(backend, optimizer, params, grads, state, 1)
     assert np.isnan(params[[3, 30]]).all()
+    assert np.isnan(state[:, [3, 30]]).all()
     assert not np.isfinite(params[20])
     assert np.isfinite(np.delete(params, [3, 20, 30])).all()
+    updated(backend, optimizer, params, np.ones_like(params), state, 2)
+    assert np.isnan(params[[3, 30]]).all()
+    assert np.isnan(state[:, [3, 30]]).all()
 
 
 @pytest.mark.parametrize("size", SIZES)

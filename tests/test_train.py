@@ -7,19 +7,33 @@ import pytest
 from arrays import bits, numerical_gradient, unwritten
 from chains import clone, random_net, random_target, step, torch_activation
 from fastgrad.kernels import names, reference
-from fastgrad.kernels.names import ACTIVATIONS, ADAM, BAD_LABEL, LOSSES, NONFINITE, OK, SGD, workspace_size
+from fastgrad.kernels.names import (
+    ACTIVATIONS,
+    ADAGRAD,
+    ADAM,
+    BAD_LABEL,
+    LOSSES,
+    NONFINITE,
+    OK,
+    RMSPROP,
+    SGD,
+    workspace_size,
+)
 from tolerances import assert_close, relative
 
-OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, nesterov
-    "sgd": (SGD, [0.05, 0, 0, 0, 0, 0]),
-    "momentum": (SGD, [0.05, 0.9, 0, 0, 1e-3, 0]),
-    "nesterov": (SGD, [0.05, 0.9, 0, 0, 0, 1]),
-    "adam": (ADAM, [1e-3, 0.9, 0.999, 1e-8, 0, 0]),
-    "adam, decay": (ADAM, [1e-2, 0.8, 0.99, 1e-6, 1e-2, 0]),
+OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, form, decoupled
+    "sgd": (SGD, [0.05, 0, 0, 0, 0, 0, 0]),
+    "momentum": (SGD, [0.05, 0.9, 0, 0, 1e-3, 0, 0]),
+    "nesterov": (SGD, [0.05, 0.9, 0, 0, 0, 1, 0]),
+    "adam": (ADAM, [1e-3, 0.9, 0.999, 1e-8, 0, 0, 0]),
+    "adam, decay": (ADAM, [1e-2, 0.8, 0.99, 1e-6, 1e-2, 0, 0]),
+    "adamw": (ADAM, [1e-2, 0.8, 0.99, 1e-6, 0.1, 0, 1]),
+    "adagrad": (ADAGRAD, [1e-2, 0, 0, 1e-6, 0, 0, 0]),
+    "rmsprop": (RMSPROP, [1e-3, 0, 0.9, 1e-6, 1e-2, 0, 0]),
 }
 TARGETS = ("cross_entropy", "one_hot", "binary_cross_entropy", "mse")
 # rates of 0, so that a step only takes the gradient
-NO_UPDATE = {"optimizer": SGD, "hyper": [0.0, 0, 0, 0, 0, 0]}
+NO_UPDATE = {"optimizer": SGD, "hyper": [0.0, 0, 0, 0, 0, 0, 0]}
 
 
 def problem(rng, n, widths, activations, dtype, target="mse", **options):
@@ -83,9 +97,14 @@ def torch_train(torch, net, batches):
     if activations[-1].code == fused:
         activations[-1] = ACTIVATIONS["identity"]
     flat = torch.tensor(net.params, requires_grad=True)
-    lr, beta1, beta2, eps, decay, nesterov = net.hyper.tolist()
+    lr, beta1, beta2, eps, decay, nesterov, decoupled = net.hyper.tolist()
     if net.optimizer == ADAM:
-        optimizer = torch.optim.Adam([flat], lr, (beta1, beta2), eps, decay)
+        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+        optimizer = kind([flat], lr, (beta1, beta2), eps, decay)
+    elif net.optimizer == ADAGRAD:
+        optimizer = torch.optim.Adagrad([flat], lr, 0, decay, 0, eps)
+    elif net.optimizer == RMSPROP:
+        optimizer = torch.optim.RMSprop([flat], lr, beta2, eps, decay)
     else:
         optimizer = torch.optim.SGD([flat], lr, beta1, 0, decay, bool(nesterov))
     losses, norms = [], []
@@ -272,11 +291,13 @@ def test_zero_width_layers(backend, dtype, widths, rng):
         assert_step_matches_reference(backend, net, x, target)
 
 
-def epoch(backend, net, x, target, order, batch_size, number=0):
+def epoch(backend, net, x, target, order, batch_size, number=0, rates=None):
     """(status, batches done, record) of dense_chain_epoch."""
-    record = unwritten((-(-len(order) // batch_size), 2), np.float64)
+    batches = -(-len(order) // batch_size)
+    record = unwritten((batches, 2), np.float64)
+    rates = np.full(batches, net.hyper[0]) if rates is None else rates
     status, done = backend.dense_chain_epoch(
-        x=x, target=target, order=order, batch_size=batch_size, step=number, record=record, **net.keyword()
+        x=x, target=target, order=order, batch_size=batch_size, rates=rates, step=number, record=record, **net.keyword()
     )
     return status, done, record
 
@@ -305,6 +326,20 @@ def test_an_epoch_is_its_steps(backend, dtype, target_kind, batch_size, order, r
     for batch, (loss, norm) in enumerate(record):
         rows = order[batch * batch_size : (batch + 1) * batch_size]
         assert step(backend, by_step, x[rows], target[rows], 4 + batch) == (OK, loss, norm)
+    assert bits(net.params) == bits(by_step.params)
+    assert bits(net.state) == bits(by_step.state)
+
+
+@pytest.mark.parametrize("decoupled", [0, 1])
+def test_every_batch_of_an_epoch_has_its_rate(backend, dtype, decoupled, rng):
+    net, x, labels = problem(rng, 50, [9, 16, 11], ["silu", "softmax"], dtype, "cross_entropy")
+    net.hyper[[4, 6]] = 0.1, decoupled
+    by_step, order, rates = clone(net), rng.permutation(50), np.geomspace(0.1, 1e-3, 8)
+    net.hyper[0] = np.nan
+    assert epoch(backend, net, x, labels, order, 7, rates=rates)[:2] == (OK, 8)
+    for batch, rate in enumerate(rates):
+        rows, by_step.hyper[0] = order[7 * batch : 7 * batch + 7], rate
+        step(backend, by_step, x[rows], labels[rows], batch)
     assert bits(net.params) == bits(by_step.params)
     assert bits(net.state) == bits(by_step.state)
 
@@ -360,7 +395,7 @@ def test_an_epoch_stops_before_the_update_of_a_failing_batch(backend, dtype, bad
 def test_training_lowers_the_loss_to_nothing(backend, dtype, rng):
     """Twenty random points are learnt by heart."""
     net, x, labels = problem(
-        rng, 20, [9, 32, 4], ["relu", "softmax"], dtype, "cross_entropy", hyper=[1e-2, 0.9, 0.999, 1e-8, 0, 0]
+        rng, 20, [9, 32, 4], ["relu", "softmax"], dtype, "cross_entropy", hyper=[1e-2, 0.9, 0.999, 1e-8, 0, 0, 0]
     )
     for number in range(300):
         status, loss, _ = step(backend, net, x, labels, number)

@@ -438,3 +438,14 @@ def test_a_failed_load_of_a_trainer_changes_nothing(in_force, tmp_path):
     message = f"load: optimizer.state must be (2, 51), got (1, 51) in {path}"
     refuses(ValueError, message, fg.load, path, trainer)
     assert state_of(trainer) == before
+
+
+def test_a_state_of_another_optimizer_is_refused(in_force, tmp_path):
+    path, trainer = tmp_path / "file", fg.Trainer(model(), optimizer=SGD(0.1, momentum=0.9))
+    trainer.step(*data())
+    before = state_of(trainer)
+    fg.save(path, fg.Trainer(model(), optimizer=fg.optim.Adagrad()))
+    refuses(
+        ValueError, f"load: {path} has the state of Adagrad, the trainer's optimizer is SGD", fg.load, path, trainer
+    )
+    assert state_of(trainer) == before

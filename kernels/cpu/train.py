@@ -113,9 +113,12 @@ def gradient_norm(norms, grads, table):
 @entry
 def _train(
     launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, clip_norm, step, record, panels,
+    optimizer, state, hyper, rates, clip_norm, step, record, panels,
 ):  # fmt: skip
-    """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done)."""
+    """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
+
+    rates: the learning rate of each batch.
+    """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
     rows_job, job = np.zeros(1, CHAIN), np.zeros(1, TRAIN)
@@ -161,7 +164,7 @@ def _train(
             return names.NONFINITE, batch
         describe_update(
             update, params.size, address(params), address(grads), address(state), len(state), optimizer, hyper,
-            step + batch + 1, min(1.0, clip_norm / (norm + 1e-6)),
+            rates[batch], step + batch + 1, min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         call(launcher, kernels[2], parts, update)
     keep(layers)
@@ -174,13 +177,13 @@ _KERNELS = Addresses(train_part, gradients_part, update_part, gemm_part, activat
 _NO_ORDER = np.empty(0, np.int64)
 
 
-def _run(x, target, order, batch_size, net, step, record):
+def _run(x, target, order, batch_size, rates, net, step, record):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
     # those of each launch, on average: what a thread has to be worth waking for
     operations = 2 * batch_size * params.size
     return run(
         operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
-        loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record, panels(x.dtype),
+        loss, params, grads, work, optimizer, state, hyper, rates, clip_norm, step, record, panels(x.dtype),
     )  # fmt: skip
 
 
@@ -189,15 +192,19 @@ def dense_chain_step(
 ):
     """The update after `step` others; record (2,) = mean loss and norm. Returns OK, BAD_LABEL or NONFINITE."""
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
-    return _run(x, target, _NO_ORDER, len(x), net, step, record)[0]
+    # hyper begins with the rate
+    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record)[0]
 
 
 def dense_chain_epoch(
-    x, target, order, batch_size, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm,
-    step, record,
+    x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
+    clip_norm, step, record,
 ):  # fmt: skip
-    """A step on each batch of rows order[i : i + batch_size]; record (n_batches, 2). Returns (status, batches done)."""
+    """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
+
+    record (n_batches, 2). Returns (status, batches done).
+    """
     if len(order) == 0:
         return names.OK, 0
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
-    return _run(x, target, order, batch_size, net, step, record.reshape(-1))
+    return _run(x, target, order, batch_size, rates, net, step, record.reshape(-1))

@@ -1,41 +1,78 @@
-"""Optimisers over one flat array of parameters p, in place, as PyTorch defines them.
+"""Optimisers over one flat array of parameters p, in place, as PyTorch defines them; with form 1 as Keras does.
 
-    g = grad_scale grads + weight_decay p
-    sgd   v = g at step 1, else momentum v + g                            (Sutskever et al. 2013)
-          p -= lr v, or with nesterov p -= lr (g + momentum v)
-    adam  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2     (Kingma & Ba 2015, alg. 1)
-          p -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+    g = grad_scale grads + weight_decay p,  or decoupled: p = (1 - lr weight_decay) p         (Loshchilov & Hutter 2019)
+    sgd      v = g at step 1, else momentum v + g                                             (Sutskever et al. 2013)
+             p -= lr v, or with form 1, nesterov, p -= lr (g + momentum v)
+    adam     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2                      (Kingma & Ba 2015, alg. 1)
+             p -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+             with a third row of state the largest v so far instead of v: AMSGrad             (Reddi et al. 2018)
+    adagrad  v = v + g^2,  p -= lr g / root                                                   (Duchi et al. 2011)
+    rmsprop  v = beta2 v + (1 - beta2) g^2,  p -= lr g / root                                 (Tieleman & Hinton 2012)
+             with a second row of state  m = momentum m + g / root,  p -= lr m
+             root = sqrt(v) + eps, or with form 1 sqrt(v + eps)
 
-hyper is float64 (6,): lr, momentum or beta1, beta2, eps, weight_decay, nesterov (0 or 1).
-state is (S, P): v for sgd with momentum, nothing (S = 0) without, m and v for adam. step counts from 1.
+hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 or 1), decoupled (0 or 1).
+state is (S, P), the rows in the order m, v, largest v; sgd without momentum has none. step counts from 1.
 """
 
 import math
 
 import numpy as np
 
-from ..names import ADAM
+from ..names import ADAGRAD, ADAM, NONFINITE, OK, SGD
 
 
 def update(params, grads, optimizer, state, hyper, step, grad_scale):
     """Update number `step` of params (P,) and state (S, P) from grads * grad_scale."""
     # python floats, since a float64 scalar of numpy would widen float32 arrays
-    lr, beta1, beta2, eps, weight_decay, nesterov = hyper.tolist()
+    lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         g = grads * float(grad_scale)
-        if weight_decay:
+        if decoupled:
+            params *= 1 - lr * weight_decay
+        elif weight_decay:
             g += weight_decay * params
         if optimizer == ADAM:
-            m, v = state
+            m, v, *largest = state
             m[...] = beta1 * m + (1 - beta1) * g
             v[...] = beta2 * v + (1 - beta2) * g * g
+            for most in largest:
+                np.maximum(most, v, out=most)
+                v = most
             params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+        elif optimizer != SGD:
+            *momenta, v = state
+            v[...] = v + g * g if optimizer == ADAGRAD else beta2 * v + (1 - beta2) * g * g
+            g /= np.sqrt(v + eps) if form else np.sqrt(v) + eps
+            for m in momenta:
+                m[...] = beta1 * m + g
+                g = m
+            params -= lr * g
         elif len(state):
             (v,) = state
             v[...] = g if step == 1 else beta1 * v + g
-            params -= lr * (g + beta1 * v if nesterov else v)
+            params -= lr * (g + beta1 * v if form else v)
         else:
             params -= lr * g
+
+
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, record):
+    """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
+
+    state (S, P): the values of all arrays in their order. record (1,) = norm over all of grads, where clip_norm is finite.
+    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
+    """
+    scale = 1.0
+    if clip_norm < math.inf:
+        record[0] = norm = math.sqrt(sum(squared_norm(g) for g in grads))
+        if not math.isfinite(norm):
+            return NONFINITE
+        scale = min(1.0, clip_norm / (norm + 1e-6))
+    at = 0
+    for p, g in zip(params, grads, strict=True):
+        update(p.reshape(-1), g.reshape(-1), optimizer, state[:, at : at + p.size], hyper, step, scale)
+        at += p.size
+    return OK
 
 
 def squared_norm(values):

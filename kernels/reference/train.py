@@ -65,6 +65,7 @@ def dense_chain_epoch(
     target,
     order,
     batch_size,
+    rates,
     layers,
     parameters,
     loss,
@@ -80,12 +81,14 @@ def dense_chain_epoch(
 ):
     """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2).
 
+    Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
     Returns (status, batches done); the batch that fails is the last one looked at.
     """
-    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
     starts = range(0, len(order), batch_size)
     for batch, start in enumerate(starts):
         rows = order[start : start + batch_size]
+        settings = np.array([rates[batch], *hyper[1:]])
+        net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm
         status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch])
         if status != names.OK:
             return status, batch

@@ -279,7 +279,7 @@ def adam(backend, attributes, r, t, *tensors):
         lr *= (1 - beta1) / corrected
     eps = attributes["epsilon"] / corrected
     params = x.copy()
-    hyper = np.array([lr, beta1, beta2, eps, attributes.get("norm_coefficient", 0.0), 0])
+    hyper = np.array([lr, beta1, beta2, eps, attributes.get("norm_coefficient", 0.0), 0, 0])
     backend.update(params, g, ADAM, state, hyper, step, 1.0)
     return apart([params, *state], shapes)
 
@@ -291,7 +291,7 @@ def momentum(backend, attributes, r, t, *tensors):
     (x, g, v), shapes = together(tensors, 3)
     params, state = x.copy(), v[None].copy()
     nesterov = attributes["mode"] == b"nesterov"
-    hyper = np.array([float(r), attributes["alpha"], 0, 0, attributes["norm_coefficient"], nesterov])
+    hyper = np.array([float(r), attributes["alpha"], 0, 0, attributes["norm_coefficient"], nesterov, 0])
     backend.update(params, g, SGD, state, hyper, 2, 1.0)
     return apart([params, *state], shapes)
 

@@ -1,0 +1,84 @@
+"""An optimiser for training code of any kind: lists of arrays, clipped and updated in place."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastgrad import check
+from fastgrad.backend import kernels
+from fastgrad.kernels import names
+from fastgrad.lists import Arrays, same_shapes
+from fastgrad.optim import Optimizer
+
+
+class Updater:
+    """Updates params, an array or a list of arrays of one dtype and any shapes, in place.
+
+    clip_norm limits the gradients' norm over all arrays. val_losses, to which the caller may add, are what a schedule of the
+    learning rate may look at. The arrays may not overlap.
+    """
+
+    def __init__(self, params: Any, optimizer: Optimizer, clip_norm: float | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"Updater: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
+        self.optimizer = optimizer
+        self.clip_norm = math.inf if clip_norm is None else check.number("Updater", "clip_norm", clip_norm, zero=False)
+        arrays = Arrays("Updater", "params", params)
+        # the caller's arrays, in a list of our own
+        self.params: list[np.ndarray] = [params] if arrays.single else list(params)
+        self.step_count = 0
+        self.val_losses: list[float] = []
+        self.state = np.zeros((optimizer.state_rows, sum(a.size for a in arrays.flat)), arrays.flat[0].dtype)  # (S, P)
+        self._shapes = [a.shape for a in arrays.flat]
+        self._hyper, self._record = optimizer.hyper, np.full(1, np.nan)
+
+    def step(self, grads: Any) -> float:
+        """One update from gradients like params, which stay as they are; their norm, or NaN without clip_norm.
+
+        With clip_norm, raises FloatingPointError where the norm is not finite. After an error all is as before.
+        """
+        op = "Updater.step"
+        params = Arrays(op, "params", self.params, self.state.dtype)
+        found = Arrays(op, "grads", grads, self.state.dtype, written=False)
+        if [a.shape for a in found.flat] != self._shapes:
+            same_shapes(op, "grads", found.flat, "params", params.flat)
+        self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
+        status = kernels().update_arrays(
+            params.flat,
+            found.flat,
+            self.optimizer.code,
+            self.state,
+            self._hyper,
+            self.step_count + 1,
+            self.clip_norm,
+            self._record,
+        )
+        if status != names.OK:
+            bad = [f"grads[{i}]" for i, grad in enumerate(found.flat) if not np.isfinite(grad).all()]
+            where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
+            raise FloatingPointError(f"{op}: {where}; no update was made")
+        params.write()
+        self.step_count += 1
+        return self._record.item(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of what training goes on from, besides params."""
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "state": self.state.copy(),
+            "step": self.step_count,
+            "val_losses": list(self.val_losses),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned; raises ValueError or TypeError, and then changes nothing."""
+        op = "Updater.load_state_dict"
+        if not isinstance(state, dict) or set(state) != set(self.state_dict()):
+            raise ValueError(f"{op}: state must be what state_dict returned: optimizer, state, step and val_losses")
+        if state["optimizer"] != type(self.optimizer).__name__:
+            raise ValueError(f"{op}: optimizer must be {type(self.optimizer).__name__}, got {state['optimizer']}")
+        values = check.array(op, "state", state["state"], "(S, P)", self.state.shape, self.state.dtype)
+        step = check.count(op, "step", state["step"], least=0)
+        self.val_losses = [float(loss) for loss in state["val_losses"]]
+        self.state[...], self.step_count = values, step
