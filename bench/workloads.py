@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.blocks import BLOCKS
+from bench.clipping import CLIPS
 from bench.images import CONVS, NORMS
 from bench.nets import FORWARD, STEPS
 from bench.targets import Targets
@@ -179,5 +180,5 @@ LSTMS = [
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
 ]
 WORKLOADS = {
-    workload.name: workload for workload in (*STEPS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *WEIGHTS)
+    workload.name: workload for workload in (*STEPS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS)
 }

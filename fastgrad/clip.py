@@ -41,9 +41,9 @@ def clip_grad_norm(
 ) -> Clipped:
     """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), where norm is that of all values together.
 
-    norm_type: 1, 2, inf or any p > 0 for (sum |g|^p)^(1/p). names: of the arrays, "0", "1", ... without. If one has NaN or infinity,
-    "raise" raises FloatingPointError with the names, "skip" only returns them, and neither writes; "ignore" takes the norm as it is: infinity
-    makes zeros and NaN, and NaN all NaN. As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, alg. 1).
+    norm_type: 1, 2, inf or any p > 0 for (sum |g|^p)^(1/p). names: of the arrays; without them "0", "1", ... If one has NaN or
+    infinity, "raise" raises FloatingPointError with the names, "skip" only returns them, and neither writes; "ignore" takes the norm as
+    it is: infinity makes zeros and NaN, and NaN all NaN. As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, alg. 1).
     """
     op = "clip_grad_norm"
     max_norm = check.number(op, "max_norm", max_norm, zero=False)

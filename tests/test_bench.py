@@ -7,6 +7,7 @@ import pytest
 
 import fastgrad as fg
 from bench.blocks import BLOCKS
+from bench.clipping import CLIPS
 from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
 from bench.peers.fastgrad import Blocks
@@ -74,6 +75,18 @@ def test_a_peer_finds_the_gradients_of_images(contender, package):
         worker.close()
     for expected, found in zip(*answers, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
+def test_a_peer_clips_as_the_reference(contender, package):
+    pytest.importorskip(package)
+    answers = []
+    for name in ("NumPy", contender):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", clip.name, shapes=((4, 5), (7,)), dtype="float64") for clip in CLIPS])
+        worker.close()
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])

@@ -1,7 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, HeNormal.
+LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, HeNormal.
 """
 
 import importlib
@@ -29,6 +29,7 @@ CONTENDERS = {
     "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "conv": ["fastgrad", "PyTorch", "JAX"],
     "batch_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
+    "clip": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "init": ["fastgrad", "NumPy", "PyTorch"],
 }
 

@@ -189,6 +189,21 @@ class ConvWeights(ConvInputs):
     needs = "dw"
 
 
+class Clip(Runner):
+    def __init__(self, clip):
+        self.clip, self.first = clip, clip.arrays()
+
+    def restart(self):
+        self.gradients, self.calls = [g.copy() for g in self.first], 0
+
+    def call(self):
+        self.calls += 1
+        return fg.clip_grad_norm(self.gradients, self.clip.max_norm(self.calls)).norm
+
+    def fetch(self, norm):
+        return self.clip.outcome(norm, self.gradients)
+
+
 class BatchNorm(Runner):
     def __init__(self, norm):
         (x, residual, self.dy), self.factors = norm.arrays()

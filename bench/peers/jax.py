@@ -281,6 +281,31 @@ class ConvWeights(Conv):
         return super().compute(x, w, dy)[2:]
 
 
+class Clip(Runner):
+    def __init__(self, clip):
+        choose_precision(clip)
+        self.clip, self.first = clip, clip.arrays()
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def clipped(gradients, max_norm):
+            norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in gradients))
+            scale = jnp.minimum(1, max_norm / (norm + 1e-6))
+            return norm, [g * scale for g in gradients]
+
+        self.clipped = clipped
+
+    def restart(self):
+        self.calls, self.gradients = 0, jax.tree.map(jnp.array, self.first)
+
+    def call(self):
+        self.calls += 1
+        norm, self.gradients = self.clipped(self.gradients, self.clip.max_norm(self.calls))
+        return norm
+
+    def fetch(self, norm):
+        return self.clip.outcome(np.asarray(norm), jax.tree.map(np.asarray, self.gradients))
+
+
 class BatchNorm(Runner):
     def __init__(self, norm):
         choose_precision(norm)

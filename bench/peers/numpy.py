@@ -7,6 +7,7 @@ from bench.peers import Runner
 from bench.peers.fastgrad import (
     BatchNorm,
     Blocks,
+    Clip,
     Conv,
     ConvForward,
     ConvInputs,
@@ -21,6 +22,7 @@ from bench.peers.fastgrad import (
 __all__ = [
     "BatchNorm",
     "Blocks",
+    "Clip",
     "Conv",
     "ConvForward",
     "ConvInputs",

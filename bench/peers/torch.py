@@ -262,6 +262,24 @@ class ConvWeights(Conv):
         return self.conv.outcome(np.ascontiguousarray(result[0].permute(2, 3, 1, 0).numpy()))
 
 
+class Clip(Runner):
+    def __init__(self, clip):
+        self.clip, self.first = clip, [torch.from_numpy(g) for g in clip.arrays()]
+        self.parameters = [nn.Parameter(torch.zeros_like(g)) for g in self.first]
+
+    def restart(self):
+        self.calls = 0
+        for parameter, g in zip(self.parameters, self.first, strict=True):
+            parameter.grad = g.clone()
+
+    def call(self):
+        self.calls += 1
+        return nn.utils.clip_grad_norm_(self.parameters, self.clip.max_norm(self.calls), foreach=True)
+
+    def fetch(self, norm):
+        return self.clip.outcome(norm.item(), [parameter.grad.numpy() for parameter in self.parameters])
+
+
 class BatchNorm(Runner):
     def __init__(self, norm):
         arrays, factors = norm.arrays()

@@ -1,0 +1,14 @@
+"""Clipping lists of gradients by their norm."""
+
+from operator import attrgetter
+
+import pytest
+
+from bench.clipping import CLIPS
+from bench.compare import clock
+
+
+@pytest.mark.benchmark(timer=clock, group="clip")
+@pytest.mark.parametrize("clip", CLIPS, ids=attrgetter("name"))
+def test_clip(clip, compare):
+    compare(clip)
