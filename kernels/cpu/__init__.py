@@ -94,9 +94,6 @@ def _call_drivers(dtype):
     update(flat, flat.copy(), names.SGD, none, np.zeros(7), 1, 1.0)
     array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)
-    plain([one])
-    array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
-    joint_norm(np.zeros(1), 2.0)
     identity = names.ACTIVATIONS["identity"]
     y, dz = [one.copy()], [one.copy()]
     dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)
