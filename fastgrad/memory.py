@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # bytes from which on a result gets a block; bytes of free blocks that are kept at most, those let go of a size least lately used
-LARGE, KEPT = 16 << 10, 1 << 29
+LARGE, KEPT = 4 << 10, 1 << 29
 LINE = 64
 
 
