@@ -400,13 +400,13 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
     """dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
     activation_backward(dy, z, y, dz, activation)
     geometry, groups = (stride, pads, dilation), x.shape[3] // w.shape[2]
-    runs, panels, lowered = _rooms(x, w)
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
     wants_dw = dw is not None
     if wants_dw and x.size and winograd.suits(w, *geometry, groups, *dz.shape[1:3]):
         winograd.weights(x, dz, *pads[:2], dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
+        runs, _, lowered = _rooms(x, w)
         arrays = w if dw is None else dw, wants_dw, *given(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, *geometry, *arrays, runs, lowered)
     if dx is not None:
@@ -415,6 +415,7 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
             flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
             if not flags.any():
                 return
+        runs, panels, lowered = _rooms(x, w)
         folds = (
             groups == max(dilation) == 1 < max(stride)
             and stride[0] * stride[1] * dx.shape[3] <= FOLDED <= w[..., 0, :].size

@@ -127,7 +127,7 @@ def line_of(pixels, height, row, size, none):
 
 @kernel(WINOGRAD)
 def winograd_kernel_part(part, parts, job, like):
-    """u (36, C, K): the part's values of the transformed w, turned by half a circle for an input's gradient."""
+    """u (36, *w.shape[2:]): the part's values of the transformed w, turned by half a circle for an input's gradient."""
     g = carray(job, 1)[0]
     size = g.C * g.K
     lo, hi = share(part, parts, size, CHUNK)
@@ -154,10 +154,8 @@ def winograd_panels_part(part, parts, job, like):
     lo, hi = share(part, parts, POINTS, 1)
     for p in range(lo, hi):
         u, panels = advance(pointer(g.u, like), p * g.C * g.K), advance(pointer(g.panels, like), p * g.panel_size)
-        if g.turned:
-            pack_b(g.K, g.C, u, 1, g.K, panels, g.K)
-        else:
-            pack_b(g.C, g.K, u, g.K, 1, panels, g.C)
+        row, column = (1, g.C) if g.turned else (g.K, 1)
+        pack_b(g.C, g.K, u, row, column, panels, g.C)
 
 
 @compiled
@@ -386,13 +384,12 @@ def _convolve(
 ):  # fmt: skip
     job = np.zeros(1, WINOGRAD)
     g = job[0]
-    describe(g, x, w.shape[2], 0, 0, 0, 0, room, parts)
+    describe(g, x, z.shape[3], z.shape[1], z.shape[2], top, left, room, parts)
     size = w[0, 0].size
-    g.C, g.K, g.w, g.turned = w.shape[2], w.shape[3], address(w), turned
+    g.w, g.turned = address(w), turned
     g.u, g.panels, g.panel_size = address(points), address(points[POINTS * size :]), points.size // POINTS - size
     call(launcher, kernels[KERNEL_PART], parts, job)
     call(launcher, kernels[PANELS_PART], parts, job)
-    describe(g, x, z.shape[3], z.shape[1], z.shape[2], top, left, room, parts)
     g.b, g.residual, g.flags = address_or_null(b), address_or_null(residual), address(flags)
     g.z, g.y, g.code, g.parameter = address(z), address_or_null(y), code, parameter
     call(launcher, kernels[FORWARD_PART], parts, job)
