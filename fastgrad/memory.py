@@ -6,6 +6,7 @@ first step. Blocks begin at cache lines.
 """
 
 import ctypes
+import os
 import threading
 from collections import deque
 from math import prod
@@ -68,6 +69,16 @@ class Memory:
 
 
 _memory = Memory()
+
+
+def _after_in_child() -> None:
+    # another thread of the parent may have held the lock, which would never be free here
+    global _memory
+    _memory = Memory()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_in_child)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

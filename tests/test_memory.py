@@ -1,6 +1,8 @@
 """After the first step a training loop allocates nothing large, predict no more than its result; what is let go is used again."""
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -169,3 +171,19 @@ def test_an_op_gets_the_memory_of_its_last_result_again(in_force, pool):
         seen |= {place(a) for a in (y, dx, dw)}
         del y, backward, dx, dw
     assert len(seen) <= 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_does_not_wait_for_a_lock_that_its_parent_held():
+    code = """
+import os, signal, numpy as np
+from fastgrad import memory
+memory._memory._lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    memory.empty((1 << 16,), np.dtype("f4"))
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
