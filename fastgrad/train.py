@@ -198,6 +198,4 @@ class Trainer:
     def _fail(self, op: str, status: int, y: np.ndarray) -> None:
         if status == names.BAD_LABEL and self.model.n_out:
             check.labels(op, "y", y, (*y.shape, self.model.n_out), self._dtype)
-        bad = [name for name, grad in self.model.gradients().items() if not np.isfinite(grad).all()]
-        where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
-        raise FloatingPointError(f"{op}: {where}; no update was made")
+        raise check.no_update(op, self.model.gradients())

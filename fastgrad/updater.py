@@ -55,9 +55,7 @@ class Updater:
             self._record,
         )
         if status != names.OK:
-            bad = [f"grads[{i}]" for i, grad in enumerate(found.flat) if not np.isfinite(grad).all()]
-            where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
-            raise FloatingPointError(f"{op}: {where}; no update was made")
+            raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(found.flat)})
         params.write()
         self.step_count += 1
         return self._record.item(0)
