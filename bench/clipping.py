@@ -1,6 +1,7 @@
 """Gradients of a net as a list of arrays, to be clipped by their norm."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Clip(Targets):
     def title(self):
         return f"clip, {self.size / 1e6:g} M values in {len(self.shapes)} arrays" + (", clipped" if self.clips else "")
 
-    @property
+    @cached_property
     def size(self):
         return sum(int(np.prod(shape)) for shape in self.shapes)
 
