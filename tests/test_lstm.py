@@ -380,8 +380,9 @@ def test_nothing_is_read_before_or_written_outside_of_a_buffer(in_force, dtype, 
         return array
 
     monkeypatch.setattr(np, "empty", guarded)
+    pooled = memory.empty
     for module in [module for name, module in sys.modules.items() if name.startswith("fastgrad.")]:
-        if getattr(module, "empty", None) is memory.empty:
+        if getattr(module, "empty", None) is pooled:
             monkeypatch.setattr(module, "empty", guarded)
     found = run(problem)
     monkeypatch.undo()
