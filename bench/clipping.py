@@ -1,4 +1,4 @@
-"""Gradients of a net as a list of arrays, to be clipped by their norm."""
+"""Gradients of a net as a list of arrays, to be clipped by their norm, and weights to be updated from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,9 +51,38 @@ class Clip(Targets):
         return np.concatenate([[norm / self.size**0.5], thinned([g for g in gradients if g.ndim > 1], 1)])
 
 
+@dataclass(frozen=True)
+class Update(Clip):
+    """Clipping and Adam over lists of weights and gradients; the gradients of every call are the same."""
+
+    clips: bool = True
+    lr: float = 1e-3
+
+    runner = "Update"
+    checked_calls = 3
+
+    @property
+    def title(self):
+        return f"clip + Adam, {self.size / 1e6:g} M values in {len(self.shapes)} arrays"
+
+    @property
+    def memory_bytes(self):
+        """Weights, two moments and, twice, gradients are read; the first three are written."""
+        return 32 * self.size if self.size > 4 << 20 else 0
+
+    def max_norm(self, call=0):
+        return 0.5 * self.size**0.5
+
+    def outcome(self, params):
+        return thinned([p for p in params if p.ndim > 1], 1) / self.lr
+
+
 LAYERS = ((577, 577), (577,)) * 30
+MANY = ((1000,),) * 999 + ((10, 100),)
 CLIPS = [
     Clip("clip-nothing", LAYERS, target_ratio=1.8, target_peer="PyTorch", target_share=0.85),
     Clip("clip-clipped", LAYERS, clips=True, target_ratio=1, target_peer="PyTorch", target_share=0.85),
-    Clip("clip-many", ((1000,),) * 999 + ((10, 100),), target_ratio=5, target_peer="PyTorch"),
+    Clip("clip-many", MANY, target_ratio=5, target_peer="PyTorch"),
+    Update("update", LAYERS, target_ratio=1.2, target_peer="PyTorch", target_share=0.9),
+    Update("update-many", MANY, target_ratio=5, target_peer="PyTorch"),
 ]

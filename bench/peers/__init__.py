@@ -1,7 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, HeNormal.
+LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal.
 """
 
 import importlib

@@ -204,6 +204,21 @@ class Clip(Runner):
         return self.clip.outcome(norm, self.gradients)
 
 
+class Update(Runner):
+    def __init__(self, update):
+        self.update, self.gradients = update, update.arrays()
+
+    def restart(self):
+        self.params = [np.zeros_like(g) for g in self.gradients]
+        self.updater = fg.Updater(self.params, fg.optim.Adam(self.update.lr), self.update.max_norm())
+
+    def call(self):
+        return self.updater.step(self.gradients)
+
+    def fetch(self, norm):
+        return self.update.outcome(self.params)
+
+
 class BatchNorm(Runner):
     def __init__(self, norm):
         (x, residual, self.dy), self.factors = norm.arrays()

@@ -29,6 +29,22 @@ def mean_loss(net, logits, y):
     return -jnp.mean(picked)
 
 
+def clipped(gradients, max_norm):
+    """The norm of all gradients, and these within max_norm."""
+    norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
+    scale = jnp.minimum(1, max_norm / (norm + 1e-6))
+    return norm, jax.tree.map(lambda g: g * scale, gradients)
+
+
+def adam(lr, params, gradients, m, v, t):
+    """Update number t."""
+    tree = jax.tree.map
+    m = tree(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
+    v = tree(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradients)
+    rate, root = lr / (1 - 0.9**t), jnp.sqrt(1 - 0.999**t)
+    return tree(lambda p, m, v: p - rate * m / (jnp.sqrt(v) / root + 1e-8), params, m, v), m, v
+
+
 class Step(Runner):
     def __init__(self, net):
         choose_precision(net)
@@ -45,18 +61,13 @@ class Step(Runner):
             params, running, m, v, t = state
             (loss, running), grads = jax.value_and_grad(loss_of, has_aux=True)(params, running, x, y)
             if net.clip_norm is not None:
-                norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
-                scale = jnp.minimum(1, net.clip_norm / (norm + 1e-6))
-                grads = tree(lambda g: g * scale, grads)
+                _, grads = clipped(grads, net.clip_norm)
             if net.optimizer == "sgd":
                 if net.momentum:
                     grads = m = tree(lambda m, g: net.momentum * m + g, m, grads)
                 return loss, (tree(lambda p, g: p - net.lr * g, params, grads), running, m, v, t)
             t = t + 1
-            m = tree(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
-            v = tree(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
-            rate, root = net.lr / (1 - 0.9**t), jnp.sqrt(1 - 0.999**t)
-            params = tree(lambda p, m, v: p - rate * m / (jnp.sqrt(v) / root + 1e-8), params, m, v)
+            params, m, v = adam(net.lr, params, grads, m, v, t)
             return loss, (params, running, m, v, t)
 
         self.step = step
@@ -285,14 +296,7 @@ class Clip(Runner):
     def __init__(self, clip):
         choose_precision(clip)
         self.clip, self.first = clip, clip.arrays()
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def clipped(gradients, max_norm):
-            norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in gradients))
-            scale = jnp.minimum(1, max_norm / (norm + 1e-6))
-            return norm, [g * scale for g in gradients]
-
-        self.clipped = clipped
+        self.clipped = jax.jit(clipped, donate_argnums=0)
 
     def restart(self):
         self.calls, self.gradients = 0, jax.tree.map(jnp.array, self.first)
@@ -304,6 +308,30 @@ class Clip(Runner):
 
     def fetch(self, norm):
         return self.clip.outcome(np.asarray(norm), jax.tree.map(np.asarray, self.gradients))
+
+
+class Update(Runner):
+    def __init__(self, update):
+        choose_precision(update)
+        self.update, self.gradients = update, jax.tree.map(jnp.asarray, update.arrays())
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def step(state, gradients):
+            params, m, v, t = state
+            _, gradients = clipped(gradients, update.max_norm())
+            return *adam(update.lr, params, gradients, m, v, t + 1), t + 1
+
+        self.step = step
+
+    def restart(self):
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like, self.gradients)
+        self.state = jax.block_until_ready((zeros(), zeros(), zeros(), jnp.zeros((), self.update.dtype)))
+
+    def call(self):
+        self.state = self.step(self.state, self.gradients)
+
+    def fetch(self, _):
+        return self.update.outcome(jax.tree.map(np.asarray, self.state[0]))
 
 
 class BatchNorm(Runner):

@@ -280,6 +280,24 @@ class Clip(Runner):
         return self.clip.outcome(norm.item(), [parameter.grad.numpy() for parameter in self.parameters])
 
 
+class Update(Runner):
+    def __init__(self, update):
+        self.update, self.gradients = update, [torch.from_numpy(g) for g in update.arrays()]
+
+    def restart(self):
+        self.parameters = [nn.Parameter(torch.zeros_like(g)) for g in self.gradients]
+        for parameter, g in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = g.clone()
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.update.lr, fused=True)
+
+    def call(self):
+        nn.utils.clip_grad_norm_(self.parameters, self.update.max_norm(), foreach=True)
+        self.optimizer.step()
+
+    def fetch(self, _):
+        return self.update.outcome([parameter.detach().numpy() for parameter in self.parameters])
+
+
 class BatchNorm(Runner):
     def __init__(self, norm):
         arrays, factors = norm.arrays()
