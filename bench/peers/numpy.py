@@ -17,6 +17,7 @@ from bench.peers.fastgrad import (
     LstmCell,
     LstmForward,
     Step,
+    Update,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LstmCell",
     "LstmForward",
     "Step",
+    "Update",
     "setup",
 ]
 
