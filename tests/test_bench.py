@@ -7,7 +7,7 @@ import pytest
 
 import fastgrad as fg
 from bench.blocks import BLOCKS
-from bench.clipping import CLIPS
+from bench.clipping import CLIPS, Update
 from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
 from bench.peers.fastgrad import Blocks
@@ -85,8 +85,9 @@ def test_a_peer_clips_as_the_reference(contender, package):
         worker = Worker(name, 1)
         answers.append([worker.ask("load", clip.name, shapes=((4, 5), (7,)), dtype="float64") for clip in CLIPS])
         worker.close()
-    for expected, found in zip(*answers, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    for clip, expected, found in zip(CLIPS, *answers, strict=True):
+        # PyTorch's update finds gradients that it has clipped before, and takes 1e-6 / norm off them again
+        np.testing.assert_allclose(found, expected, rtol=1e-8 if isinstance(clip, Update) else 1e-12)
 
 
 @pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
