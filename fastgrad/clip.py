@@ -96,7 +96,7 @@ def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: flo
     arrays = Arrays(op, "grads", grads)
     weights = Arrays(op, "params", params, arrays.flat[0].dtype, written=False)
     same_shapes(op, "grads", arrays.flat, "params", weights.flat)
-    widths = _units(op, "grads", arrays)
+    widths = units(op, "grads", arrays.flat)
     (norms, _), (sizes, _) = _norms(arrays, 2.0, widths), _norms(weights, 2.0, widths)
     _scale(arrays, widths, _at_most_one(clipping * np.maximum(sizes, eps), norms))
 
@@ -110,7 +110,7 @@ def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
     max_norm = check.number(op, "max_norm", max_norm, zero=False)
     check.choice(op, "per", per, PER)
     arrays = Arrays(op, "params", params)
-    widths = _units(op, "params", arrays) if per == "unit" else None
+    widths = units(op, "params", arrays.flat) if per == "unit" else None
     norms, _ = _norms(arrays, 2.0, widths)
     if per == "all":
         norms = np.full(len(norms), kernels().joint_norm(norms, 2.0))
@@ -122,10 +122,10 @@ def _norm_type(op: str, value: float) -> float:
     return np.inf if infinite else check.number(op, "norm_type", value, zero=False)
 
 
-def _units(op: str, name: str, arrays: Arrays) -> np.ndarray:
+def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Units of each array, (n,)."""
-    widths = np.ones(len(arrays.flat), np.int64)
-    for i, array in enumerate(arrays.flat):
+    widths = np.ones(len(arrays), np.int64)
+    for i, array in enumerate(arrays):
         if sum(n != 1 for n in array.shape) > 1:
             if array.ndim not in (2, 4):
                 raise ValueError(f"{op}: {name}[{i}] must have 1, 2 or 4 axes, got {array.shape}")

@@ -53,3 +53,19 @@ def same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others
     for i, (array, like) in enumerate(zip(arrays, others, strict=True)):
         if array.shape != like.shape:
             raise ValueError(f"{op}: {name}[{i}] must be {like.shape} like {other}[{i}], got {array.shape}")
+
+
+def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]]) -> np.ndarray:
+    """Masks of arrays of these shapes as one, bool (P,): those given for each, or one for one; all True for None."""
+    masks = [masks] if isinstance(masks, np.ndarray) else masks
+    check.each(op, "masks", masks, len(shapes))
+    found = []
+    for i, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
+        mask = np.ones(shape, np.bool_) if mask is None else mask
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            kind = f"an array of {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise TypeError(f"{op}: masks[{i}] must be an array of bool, got {kind}")
+        if mask.shape != shape:
+            raise ValueError(f"{op}: masks[{i}] must be {shape}, got {mask.shape}")
+        found.append(mask.reshape(-1))
+    return np.concatenate(found)

@@ -32,6 +32,8 @@ class Model:
     pools = False
     # reads sequences from their ends too, so that they cannot come window by window
     bidirectional = False
+    # which of params live, flat (P,), once some are pruned
+    _mask: np.ndarray | None = None
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
         self.dtype = check.dtype(type(self).__name__, dtype)
@@ -58,6 +60,10 @@ class Model:
     def gradients(self) -> dict[str, np.ndarray]:
         """Views of grads by name."""
         return views(self._grads, self._shapes)
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Of each parameter, by name, where it is not pruned, bool; nothing where nothing is pruned."""
+        return {} if self._mask is None else views(self._mask, self._shapes)
 
     def statistics(self) -> dict[str, np.ndarray]:
         """What training keeps beside the parameters, by name: the running means and variances of batch norms."""
@@ -104,6 +110,10 @@ class Model:
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         self._params, self._grads = params, grads
 
+    def _wear(self, mask: np.ndarray | None) -> None:
+        """Have this mask (P,), or none."""
+        self._mask = mask
+
     def _draw(self, rng: np.random.Generator) -> None:
         raise NotImplementedError
 
@@ -125,6 +135,7 @@ class Model:
         # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
         vars(self).update(state, dtype=np.dtype(state["dtype"].name))
         self._home(self._params, self._grads)
+        self._wear(self._mask)
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Settings of optimisers, as PyTorch defines them; the arithmetic is the kernels' `update`.
+"""Settings of optimisers, as PyTorch defines them; the arithmetic is the kernels' `update_arrays`.
 
 lr is a number or one of fastgrad.schedule. weight_decay is an L2 term in the gradient; decoupled, what each update takes
 away of a parameter, times lr, whatever the gradient (Loshchilov & Hutter 2019).
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastgrad import check
+from fastgrad.constraint import MaxNorm as MaxNorm
+from fastgrad.constraint import MaxValue as MaxValue
 from fastgrad.kernels import names
 from fastgrad.schedule import Schedule, checked, rate_of
 

@@ -20,6 +20,8 @@ class Owner(SequenceModel):
         )
         super().__init__(shapes, _dtype(parts), seed)
         self._params[...] = values
+        if any(part._mask is not None for part in parts.values()):
+            self._wear(np.concatenate([_mask(part) for part in parts.values()]))
         rng = generator(seed)
         for part in parts.values():
             part.owned = type(self).__name__
@@ -39,10 +41,22 @@ class Owner(SequenceModel):
             part._home(params[offset:end], grads[offset:end])
             offset = end
 
+    def _wear(self, mask: np.ndarray | None) -> None:
+        super()._wear(mask)
+        offset = 0
+        for part in self.parts.values():
+            end = offset + part.params.size
+            part._wear(None if mask is None else mask[offset:end])
+            offset = end
+
     def _restart(self, rng: np.random.Generator) -> None:
         if self.seed is None:
             for part in self.parts.values():
                 part._restart(rng)
+
+
+def _mask(part: Model) -> np.ndarray:
+    return np.ones(part.params.size, np.bool_) if part._mask is None else part._mask
 
 
 def _dtype(parts: dict[str, Model]) -> np.dtype:

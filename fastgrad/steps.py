@@ -4,7 +4,6 @@ Both read and write the model's flat arrays, keep their scratch between steps, a
 one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,19 @@ class ChainSteps:
     """Steps of a DenseChain: one call each, and one for an epoch."""
 
     def __init__(
-        self, model: DenseChain, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+        self,
+        model: DenseChain,
+        loss: str,
+        optimizer: Any,
+        state: np.ndarray,
+        hyper: np.ndarray,
+        clip_norm: float,
+        constraint: names.Constraint | None,
     ) -> None:
-        self.params = model.params
+        self.params, self.mask = model.params, model._mask
         self._sizes, self._work, self._rows = model.sizes, np.empty(0, model.dtype), 0
         self._net = model.table, model.activation_parameters, names.LOSSES[loss], model.params, model.grads
-        self._optimizer = optimizer.code, state, hyper, clip_norm
+        self._optimizer = optimizer.code, state, hyper, clip_norm, self.mask, constraint
         self._arguments: tuple = ()
 
     def reserve(self, rows: int) -> None:
@@ -62,12 +68,23 @@ class LayerSteps:
     """Steps of any model: forward, loss, backward, norm, update."""
 
     def __init__(
-        self, model: Model, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+        self,
+        model: Model,
+        loss: str,
+        optimizer: Any,
+        state: np.ndarray,
+        hyper: np.ndarray,
+        clip_norm: float,
+        constraint: names.Constraint | None,
     ) -> None:
-        self.params = model.params
-        self._model, self._loss, self._clip_norm = model, loss, clip_norm
+        self.params, self.mask = model.params, model._mask
+        self._model, self._loss = model, loss
         self._logits = FUSED.get(loss) == model.output.code
+        # a model without parameters has an empty array of them
+        self._arrays = list(model.parameters().values()) or [model.params]
+        self._gradients = list(model.gradients().values()) or [model.grads]
         self._optimizer = optimizer.code, state, hyper
+        self._held = clip_norm, self.mask, constraint
 
     def reserve(self, rows: int) -> None:
         """Nothing: layers ask for their memory themselves."""
@@ -135,20 +152,19 @@ class LayerSteps:
         scale = 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
         backward(sequences_of(dy, batch) if batch else dy)
-        norm = math.sqrt(ops.squared_norm(self._model.grads))
-        record[:] = total * scale, norm
-        if not math.isfinite(norm):
-            return names.NONFINITE
-        code, optimizer_state, hyper = self._optimizer
-        clip = min(1.0, self._clip_norm / (norm + 1e-6))
-        ops.update(self._model.params, self._model.grads, code, optimizer_state, hyper, done + 1, clip)
-        return names.OK
+        record[0] = total * scale
+        return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
 
 
 def steps_of(
-    model: Model, loss: str, optimizer: Any, state: np.ndarray, hyper: np.ndarray, clip_norm: float
+    model: Model,
+    loss: str,
+    optimizer: Any,
+    state: np.ndarray,
+    hyper: np.ndarray,
+    clip_norm: float,
+    constraint: names.Constraint | None,
 ) -> ChainSteps | LayerSteps:
     """Steps of the kind that the model allows."""
-    if isinstance(model, DenseChain):
-        return ChainSteps(model, loss, optimizer, state, hyper, clip_norm)
-    return LayerSteps(model, loss, optimizer, state, hyper, clip_norm)
+    settings = loss, optimizer, state, hyper, clip_norm, constraint
+    return ChainSteps(model, *settings) if isinstance(model, DenseChain) else LayerSteps(model, *settings)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad import constraint as constraints
+from fastgrad.constraint import Constraint
 from fastgrad.data import Data, checked, window_size
 from fastgrad.evaluate import evaluate
 from fastgrad.history import History
@@ -27,8 +29,9 @@ class Trainer:
     "binary_cross_entropy" or "mse" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are
     then (N, T). cross_entropy over a softmax output and binary_cross_entropy
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
-    the gradient's norm over all parameters. seed starts the shuffling. val_losses, which fit adds to, are what a schedule of
-    the learning rate may look at.
+    the gradient's norm over all parameters. constraint is what parameters are held to after each update, one of fastgrad.optim's
+    MaxValue and MaxNorm. What is pruned of the model stays 0. seed starts the shuffling. val_losses, which fit adds to, are what a
+    schedule of the learning rate may look at.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -42,6 +45,8 @@ class Trainer:
         optimizer: Optimizer | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
+        *,
+        constraint: Constraint | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
@@ -50,6 +55,7 @@ class Trainer:
             raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
         self.model, self.loss, self.optimizer = model, loss, optimizer or Adam()
         self.clip_norm = math.inf if clip_norm is None else check.number("Trainer", "clip_norm", clip_norm, zero=False)
+        self.constraint = constraint
         self.step_count = 0
         self.val_losses: list[float] = []
         self.state = np.zeros((self.optimizer.state_rows, model.params.size), model.dtype)  # (S, P)
@@ -79,6 +85,7 @@ class Trainer:
                 and x.flags.carray
                 and y.flags.carray
                 and self._steps.params is self.model.params
+                and self._steps.mask is self.model._mask
                 and lengths is None
             ):
                 x, y, lengths = self._checked("Trainer.step", x, y, lengths)
@@ -176,7 +183,9 @@ class Trainer:
 
     def _bind(self) -> None:
         self._shapes = None, None
-        self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self._hyper, self.clip_norm)
+        parameters = list(self.model.parameters().values())
+        held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
+        self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held)
 
     def _check_schedule(self, op: str, updates: int, validated: bool) -> None:
         """Raise now for a schedule that has no rate for the last of so many updates."""
@@ -187,8 +196,8 @@ class Trainer:
             self.optimizer.rate(self.step_count + updates - 1, self.val_losses)
 
     def _reserve(self, rows: int) -> None:
-        if self._steps.params is not self.model.params:
-            # a Sequential has taken the model over
+        if self._steps.params is not self.model.params or self._steps.mask is not self.model._mask:
+            # a Sequential has taken the model over, or it was pruned
             self._bind()
         self._steps.reserve(rows)
 

@@ -3,11 +3,12 @@
 Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE = range(3)
 SGD, ADAM, ADAGRAD, RMSPROP = range(4)
+FREE, MAX_VALUE, MAX_NORM, MAX_NORM_EACH = range(4)
 
 
 def needs_input(code):
@@ -24,6 +25,17 @@ class Activation(NamedTuple):
     @property
     def needs_input(self) -> bool:
         return needs_input(self.code)
+
+
+class Constraint(NamedTuple):
+    """What updated arrays are held to.
+
+    widths, int64 (n,): how many units a row of each array has, 1 where the array is one unit, 0 where it is left alone.
+    """
+
+    kind: int
+    limit: float
+    widths: Any
 
 
 ACTIVATIONS = {

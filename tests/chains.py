@@ -104,6 +104,8 @@ class Net:
     hyper: np.ndarray
     loss: int
     clip_norm: float
+    masks: np.ndarray | None = None
+    constraint: names.Constraint | None = None
 
     def keyword(self):
         return dict(vars(self))

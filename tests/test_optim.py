@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from arrays import bits, with_threads
 from fastgrad.kernels import reference
+from fastgrad.kernels.names import NONFINITE, OK
 from tolerances import assert_close
 
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -49,9 +50,21 @@ def empty_state(optimizer, size, dtype):
     return np.zeros((optimizer.state_rows, size), dtype)
 
 
-def updated(backend, optimizer, params, grads, state, step, grad_scale=1.0):
-    """One update in place."""
-    backend.update(params, grads, optimizer.code, state, optimizer.hyper, step, grad_scale)
+def updated(backend, optimizer, params, grads, state, step, grad_scale=1.0, masks=None, constraint=None):
+    """One update in place, of a list of one array; clipped where the gradient is to be scaled."""
+    record, clip_norm = (
+        (None, math.inf) if grad_scale == 1 else (np.empty(1), grad_scale * (norm(backend, grads) + 1e-6))
+    )
+    settings = optimizer.code, state, optimizer.hyper, step, clip_norm, masks, constraint
+    assert backend.update_arrays([params], [grads], *settings, record) == OK
+
+
+def norm(backend, grads):
+    """The norm that a step finds; nothing is written."""
+    record, nothing = np.empty(1), np.zeros((0, grads.size), grads.dtype)
+    params = np.zeros_like(grads)
+    backend.update_arrays([params], [grads], SGD.code, nothing, SGD(0.0).hyper, 1, math.inf, None, None, record)
+    return record.item()
 
 
 def torch_optimizer(torch, o, params):
@@ -130,8 +143,8 @@ def test_elements_are_independent(backend, optimizer, dtype, rng):
     params, grads = rng.standard_normal((2, 77)).astype(dtype)
     state = rng.random(empty_state(optimizer, 77, dtype).shape).astype(dtype)
     one, one_state = params[76:].copy(), state[:, 76:].copy()
-    updated(backend, optimizer, params, grads, state, 3, 0.5)
-    updated(backend, optimizer, one, grads[76:].copy(), one_state, 3, 0.5)
+    updated(backend, optimizer, params, grads, state, 3)
+    updated(backend, optimizer, one, grads[76:].copy(), one_state, 3)
     assert bits(one) == bits(params[76:])
     assert bits(one_state) == bits(state[:, 76:])
 
@@ -221,26 +234,32 @@ def test_nan_and_infinity_reach_the_parameters(backend, optimizer, dtype, rng):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_squared_norm(backend, dtype, size, rng):
+def test_norm(backend, dtype, size, rng):
     values = rng.standard_normal(size).astype(dtype)
     before = bits(values)
-    result = backend.squared_norm(values)
-    assert type(result) is float
-    assert result == pytest.approx(math.fsum(v * v for v in values.tolist()), rel=1e-13)
+    assert norm(backend, values) == pytest.approx(math.sqrt(math.fsum(v * v for v in values.tolist())), rel=1e-13)
     assert bits(values) == before
 
 
-def test_squared_norm_adds_in_float64(backend):
+def test_norm_adds_in_float64(backend):
     """1e25 squared is past float32, and 1 beside 2^24 is past its precision."""
-    assert backend.squared_norm(np.full(100, 1e25, np.float32)) == pytest.approx(100 * float(np.float32(1e25)) ** 2)
+    assert norm(backend, np.full(100, 1e25, np.float32)) == pytest.approx(10 * float(np.float32(1e25)))
     values = np.concatenate([[2.0**12], np.ones(1000)]).astype(np.float32)
-    assert backend.squared_norm(values) == 2.0**24 + 1000
+    assert norm(backend, values) == math.sqrt(2.0**24 + 1000)
 
 
 @pytest.mark.parametrize("place", [0, 16, 1022])
-def test_squared_norm_of_nan_and_infinity(backend, dtype, place):
-    values = np.ones(1023, dtype)
-    values[place] = -np.inf
-    assert backend.squared_norm(values) == math.inf
-    values[place] = np.nan
-    assert math.isnan(backend.squared_norm(values))
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_norm_that_is_not_finite_updates_nothing(backend, optimizer, dtype, place, value):
+    params, grads, state, record = (
+        np.ones(1023, dtype),
+        np.ones(1023, dtype),
+        empty_state(optimizer, 1023, dtype),
+        np.empty(1),
+    )
+    grads[place] = value
+    settings = optimizer.code, state, optimizer.hyper, 1, 1.0, None, None
+    assert backend.update_arrays([params], [grads], *settings, record) == NONFINITE
+    assert math.isnan(record[0]) if math.isnan(value) else record[0] == math.inf
+    assert (params == 1).all()
+    assert not state.any()

@@ -188,7 +188,7 @@ def test_shapes(backend, dtype, n, widths, bias, rng):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 1e-2])
 def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
-    """Parameters after a step are those of `update` on the recorded gradient, from the middle of training."""
+    """Parameters after a step are those of `update_arrays` on the recorded gradient, from the middle of training."""
     code, hyper = OPTIMIZERS[optimizer]
     net, x, target = problem(
         rng, 33, [9, 16, 11], ["tanh", "relu"], dtype, optimizer=code, hyper=hyper, clip_norm=clip_norm
@@ -197,8 +197,9 @@ def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
     params, state = net.params.copy(), net.state.copy()
     status, _, norm = step(backend, net, x, target, 6)
     assert status == OK
-    coefficient = min(1.0, clip_norm / (norm + 1e-6))
-    backend.update(params, net.grads, code, state, net.hyper, 7, coefficient)
+    record = np.empty(1)
+    backend.update_arrays([params], [net.grads], code, state, net.hyper, 7, clip_norm, None, None, record)
+    assert record[0] == pytest.approx(norm, rel=1e-12)
     assert_close("optimizer", net.params, params, 1)
     assert_close("optimizer", net.state, state, 1)
 

@@ -211,9 +211,10 @@ def test_a_state_that_does_not_fit_changes_nothing(in_force):
     op, before = "Updater.load_state_dict", all_bits(updater)
     good = updater.state_dict()
     for error, message, state in [
-        (ValueError, f"{op}: state must be what state_dict returned: optimizer, state, step and val_losses", {}),
+        (ValueError, f"{op}: state must be what state_dict returned: optimizer, state, step, val_losses and masks", {}),
         (ValueError, f"{op}: optimizer must be SGD, got Adagrad", {**good, "optimizer": "Adagrad"}),
         (ValueError, f"{op}: state must be (S, P) = (1, 3), got (1, 4)", {**good, "state": np.ones((1, 4))}),
+        (ValueError, f"{op}: masks[0] must be (3,), got (4,)", {**good, "masks": [np.ones(4, bool)]}),
         (ValueError, f"{op}: step must be an integer of at least 0, got -1", {**good, "step": -1}),
     ]:
         with pytest.raises(error) as found:

@@ -16,7 +16,7 @@ from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
-from .optim import squared_norm, update, update_arrays
+from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
@@ -53,9 +53,7 @@ __all__ = [
     "plain",
     "scale_arrays",
     "scatter_rows",
-    "squared_norm",
     "uniform",
-    "update",
     "update_arrays",
 ]
 
@@ -84,14 +82,15 @@ def _call_drivers(dtype):
         none,
         np.zeros(7),
         np.inf,
+        None,
+        None,
         0,
     )
     for target in (one, np.zeros(1, np.int64)):
         dense_chain_step(one, target, *net, np.empty(2))
-    update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, np.empty(1))
+    update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
     dense_chain_infer(one, layers, parameters, flat, one.copy())
     plain([one])
-    update(flat, flat.copy(), names.SGD, none, np.zeros(7), 1, 1.0)
     array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)
     identity = names.ACTIVATIONS["identity"]

@@ -22,13 +22,13 @@ from .lists import (
     sums_of,
     table,
 )
-from .loops import each, zipped
-from .optim import squares
-from .parallel import address_of, launch, share
-from .simd import advance, data, keep, pointer, real, void_pointer
+from .loops import each, squares, zipped
+from .parallel import address_of, launch, run, share
+from .simd import address, advance, call, data, keep, pointer, real, void_pointer
 
-# factors: of each unit what values are multiplied with, or 0; sums and counts: by block, the units' and of values that are not finite
-NORMS = np.dtype([(name, "i8") for name in "table n sums counts factors power".split()] + [("p", "f8")])
+# factors: of each unit what values are multiplied with, or 0; sums and counts: by block, the units' and of values that are not finite;
+# chosen: of each array whether it takes part, or 0 for all
+NORMS = np.dtype([(name, "i8") for name in "table n sums counts factors chosen power".split()] + [("p", "f8")])
 SCALE = np.dtype([(name, "i8") for name in "table n scales".split()])
 CLAMP = np.dtype([("table", "i8"), ("n", "i8"), ("limit", "f8")])
 ABSOLUTE, SQUARE, LARGEST, POWER = range(4)
@@ -111,6 +111,29 @@ def not_finite(x, n):
     return found
 
 
+@compiled
+def sum_block(power, p, x, size, totals, factors, room):
+    """totals (width,): the units' sums in a block of rows; how many values are not finite, looked at where a sum is not.
+
+    factors (width,), or none; room holds 2 LANES, ones in the second half.
+    """
+    width = len(totals)
+    if width > 1:
+        totals[:] = 0
+        for j in range(0, width, LANES):
+            total, factor = data(totals[j:]), data(factors[j:] if factors.size else room[LANES:])
+            add_rows(power, p, min(LANES, width - j), size - j, width, total, advance(x, j), factor)
+    elif power == SQUARE and not factors.size:
+        totals[0] = squares(x, size)
+    else:
+        totals[0] = add_unit(power, p, size, x, factors[0] if factors.size else 1.0, room)
+        room[LANES:] = 1
+    finite = True
+    for total in totals:
+        finite &= np.isfinite(total)
+    return 0 if finite else not_finite(x, size)
+
+
 @kernel(NORMS)
 def norms_part(part, parts, job, like):
     g = carray(job, 1)[0]
@@ -119,32 +142,21 @@ def norms_part(part, parts, job, like):
     sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
     counts = carray(void_pointer(g.counts), t[g.n, SUMS], np.int64)
     factors = carray(void_pointer(g.factors), t[g.n, UNITS], np.float64) if g.factors else none
+    chosen = carray(void_pointer(g.chosen), g.n if g.chosen else 0, np.bool_)
     lo, hi = share(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
-        size, width, place, unit = block_size(t, a, at), t[a, WIDTH], sums_of(t, a, at), t[a, UNITS]
-        x = advance(pointer(t[a, ADDRESS], like), at)
-        if width > 1:
-            sums[place : place + width] = 0
-            for j in range(0, width, LANES):
-                total, factor = data(sums[place + j :]), data(factors[unit + j :] if factors.size else room[LANES:])
-                add_rows(g.power, g.p, min(LANES, width - j), size - j, width, total, advance(x, j), factor)
-        elif g.power == SQUARE and not factors.size:
-            sums[place] = squares(x, size)
-        else:
-            sums[place] = add_unit(g.power, g.p, size, x, factors[unit] if factors.size else 1.0, room)
-            room[LANES:] = 1
-        finite = True
-        for j in range(width):
-            finite &= np.isfinite(sums[place + j])
-        counts[place] = 0 if finite else not_finite(x, size)
+        if not chosen.size or chosen[a]:
+            width, place, unit = t[a, WIDTH], sums_of(t, a, at), t[a, UNITS]
+            x, totals = advance(pointer(t[a, ADDRESS], like), at), sums[place : place + width]
+            counts[place] = sum_block(g.power, g.p, x, block_size(t, a, at), totals, factors[unit : unit + width], room)
         a, at = next_block(t, g.n, a, at)
     keep(room)
     keep(none)
 
 
-@entry
-def _finish(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
+@compiled
+def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
     """norms from the blocks' sums in their order, and which are sums that overflowed or less than `least`; whether there are any."""
     any_doubtful = False
     for a in range(n):
@@ -170,41 +182,58 @@ def _finish(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
     return any_doubtful
 
 
-def _norms(arrays, rows, p, factors, norms, nonfinite):
-    """array_norms of values times factors; which of them are in doubt, None if there are none."""
-    power = {1: ABSOLUTE, 2: SQUARE, np.inf: LARGEST}.get(p, POWER)
-    n, dtype, values = len(arrays), arrays[0].dtype, int(rows[-1, START])
-    sums, counts = np.empty(rows[-1, SUMS]), np.empty(rows[-1, SUMS], np.int64)
-    addresses = address_of(rows), n, address_of(sums), address_of(counts), 0 if factors is None else address_of(factors)
-    launch(norms_part, dtype, np.array([(*addresses, power, p)], NORMS), COSTS[power] * values)
-    # no square of a float32 vanishes in float64
-    least = 0.0 if factors is not None or (dtype == np.float32 and p <= 2) else TINY
-    doubtful = np.empty(norms.size, np.bool_)
-    return doubtful if _finish(rows, n, power, p, least, sums, counts, norms, nonfinite, doubtful) else None
+@compiled
+def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful):
+    """norms that are doubtful, of values over the largest of their unit."""
+    chosen, units = np.empty(n, np.bool_), norms.size
+    for a in range(n):
+        chosen[a] = doubtful[t[a, UNITS] : t[a + 1, UNITS]].any()
+    again, factors, unused, unasked = np.empty(units), np.empty(units), np.empty(n, np.int64), np.empty(units, np.bool_)
+    job = np.zeros(1, NORMS)
+    g = job[0]
+    g.table, g.n, g.sums, g.counts, g.chosen = address(t), n, address(sums), address(counts), address(chosen)
+    g.power, g.p = LARGEST, np.inf
+    call(launcher, kernel, parts, job)
+    finish_norms(t, n, LARGEST, np.inf, 0.0, sums, counts, again, unused, unasked)
+    for unit in range(units):
+        factors[unit] = 1 / max(again[unit], LEAST) if np.isfinite(again[unit]) else 1.0
+    g.power, g.p, g.factors = power, p, address(factors)
+    call(launcher, kernel, parts, job)
+    finish_norms(t, n, power, p, 0.0, sums, counts, again, unused, unasked)
+    for unit in range(units):
+        if doubtful[unit]:
+            norms[unit] = again[unit] / factors[unit]
+    keep(chosen)
+    keep(factors)
+
+
+@entry
+def _norms(launcher, parts, kernel, t, n, power, p, least, norms, nonfinite):
+    sums, counts, doubtful = np.empty(t[n, SUMS]), np.empty(t[n, SUMS], np.int64), np.empty(norms.size, np.bool_)
+    job = np.zeros(1, NORMS)
+    g = job[0]
+    g.table, g.n, g.sums, g.counts, g.power, g.p = address(t), n, address(sums), address(counts), power, p
+    call(launcher, kernel, parts, job)
+    if finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
+        norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful)
+    keep(sums)
+    keep(counts)
 
 
 def array_norms(arrays, widths, p, norms, nonfinite):
     """norms (U,) of all units, and nonfinite (n,), how many values of each array are NaN or infinite. widths (n,), or None: all 1."""
-    rows = table(arrays) if widths is None else table(arrays, widths)
-    doubtful = _norms(arrays, rows, p, None, norms, nonfinite)
-    if doubtful is None:
-        return
-    chosen = np.flatnonzero(np.logical_or.reduceat(doubtful, rows[:-1, UNITS]))
-    arrays = [arrays[a] for a in chosen]
-    units = np.concatenate([np.arange(rows[a, UNITS], rows[a + 1, UNITS]) for a in chosen])
-    rows = table(arrays) if widths is None else table(arrays, widths[chosen])
-    largest, again, unused = np.empty(units.size), np.empty(units.size), np.empty(len(arrays), np.int64)
-    _norms(arrays, rows, np.inf, None, largest, unused)
-    factors = 1 / np.clip(np.where(np.isfinite(largest), largest, 1), LEAST, None)
-    _norms(arrays, rows, p, factors, again, unused)
-    with np.errstate(over="ignore"):
-        again /= factors
-    norms[units] = np.where(doubtful[units], again, norms[units])
+    rows, dtype = table(arrays) if widths is None else table(arrays, widths), arrays[0].dtype
+    power = {1: ABSOLUTE, 2: SQUARE, np.inf: LARGEST}.get(p, POWER)
+    # no square of a float32 vanishes in float64
+    least = 0.0 if dtype == np.float32 and p <= 2 else TINY
+    run(
+        COSTS[power] * int(rows[-1, START]), _norms, norms_part.address(dtype), rows, len(arrays), power, float(p), least,
+        norms, nonfinite,
+    )  # fmt: skip
 
 
-@entry
-def joint_norm(norms, p):
-    """The norm of all values of which these are norms (U,) of parts."""
+@compiled
+def norm_of_norms(norms, p):
     largest = 0.0
     for norm in norms:
         largest = joined(LARGEST, largest, norm)
@@ -215,6 +244,12 @@ def joint_norm(norms, p):
         part = norm / largest
         total += part * part if p == 2 else part**p
     return largest * total ** (1 / p)
+
+
+@entry
+def joint_norm(norms, p):
+    """The norm of all values of which these are norms (U,) of parts."""
+    return norm_of_norms(norms, p)
 
 
 @inlined
@@ -233,11 +268,14 @@ def scale_part(part, parts, job, like):
     while a >= 0 and t[a, START] + at >= lo:
         size, width, unit = block_size(t, a, at), t[a, WIDTH], t[a, UNITS]
         x = advance(pointer(t[a, ADDRESS], like), at)
-        if width > 1:
+        some = False
+        for j in range(width):
+            some |= scales[unit + j] != 1
+        if width > 1 and some:
             for r in range(0, size, width):
                 row = advance(x, r)
                 zipped(scaled, width, (row, data(scales[unit:])), (row,), ())
-        elif scales[unit] != 1:
+        elif some:
             values, scale = carray(x, size), scales[unit]
             for i in range(size):
                 values[i] = np.float64(values[i]) * scale

@@ -12,7 +12,7 @@ from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
 from .jit import Addresses, compiled, entry, given, kernel
-from .optim import squares
+from .loops import squares
 from .parallel import address_of, launch, run, share
 from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, void_pointer
 

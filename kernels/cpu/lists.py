@@ -24,10 +24,11 @@ from numba import carray
 from .jit import compiled, entry
 from .simd import void_pointer
 
-# columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; and
-# how many sums the blocks before have, `width` each, and how many units the arrays before. Row n holds the totals
-ADDRESS, START, LENGTH, WIDTH, SUMS, UNITS = range(6)
-COLUMNS = 6
+# columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; how many
+# sums the blocks before have, `width` each, and how many units the arrays before; and where the array's values begin in a flat one that
+# has a value for each. Row n holds the totals
+ADDRESS, START, LENGTH, WIDTH, SUMS, UNITS, PLACE = range(7)
+COLUMNS = 7
 # values in a block: 64 KiB of float32 stay in the first two caches, and cost some microseconds
 BLOCK = 16384
 # rows of units in a block at least
@@ -76,30 +77,37 @@ def plain(arrays):
     return type(arrays[0]) is np.ndarray and _all_plain(id(arrays), len(arrays), KIND, FLOAT32, FLOAT64)
 
 
+@compiled
+def add_array(table, a, address, size, width, place, block):
+    """Put array number a, of this many values, after those before it; its blocks have about `block` values."""
+    if a == 0:
+        table[0, START], table[0, SUMS], table[0, UNITS] = 0, 0, 0
+    width = max(width, 1)
+    # of few rows, their sums would cost as much as the rows
+    length = block if width == 1 else max(ROWS, block // width) * width
+    table[a, ADDRESS], table[a, LENGTH], table[a, WIDTH], table[a, PLACE] = address, length, width, place
+    table[a + 1, START] = table[a, START] + size
+    table[a + 1, SUMS] = table[a, SUMS] + (size + length - 1) // length * width
+    table[a + 1, UNITS] = table[a, UNITS] + width
+
+
 @entry
 def _fill(items, n, widths, table):
-    items, values, sums, units = word(items + HEAD, ITEMS), 0, 0, 0
+    items, place = word(items + HEAD, ITEMS), 0
     for a in range(n):
         fields = word(items, a) + HEAD
         shape, size = word(fields, SHAPE), 1
         for axis in range(low_word(fields, NDIM)):
             size *= word(shape, axis)
-        width = widths[a] if widths.size else 1
-        # of few rows, their sums would cost as much as the rows
-        length = BLOCK if width == 1 else max(ROWS, BLOCK // width) * width
-        table[a, ADDRESS], table[a, START], table[a, LENGTH] = word(fields, DATA), values, length
-        table[a, WIDTH], table[a, SUMS], table[a, UNITS] = width, sums, units
-        values += size
-        sums += (size + length - 1) // length * width
-        units += width
-    table[n, START], table[n, SUMS], table[n, UNITS] = values, sums, units
+        add_array(table, a, word(fields, DATA), size, widths[a] if widths.size else 1, place, BLOCK)
+        place += size
 
 
 ONES = np.empty(0, np.int64)
 
 
 def table(arrays, widths=ONES):
-    """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, none: 1."""
+    """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, 0 and none: 1."""
     rows = np.empty((len(arrays) + 1, COLUMNS), np.int64)
     _fill(id(arrays), len(arrays), widths, rows)
     return rows

@@ -1,12 +1,13 @@
 """Loops over arrays of which LLVM makes vectors, as Numba intrinsics: it is told which arrays are apart, and how far to interleave."""
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import inlined
-from .simd import opaque
+from .jit import compiled, inlined
+from .simd import advance, opaque
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 # bytes of a cache line
@@ -165,6 +166,17 @@ def square_sum(typingctx, source, count):
         return lanes[0]
 
     return types.float64(source, types.int64), codegen
+
+
+@compiled
+def squares(values, n):
+    """The sum of n squares in float64."""
+    whole = n - n % 16
+    total = square_sum(values, whole)
+    rest = carray(advance(values, whole), n - whole)
+    for i in range(n - whole):
+        total += np.float64(rest[i]) * np.float64(rest[i])
+    return total
 
 
 @intrinsic

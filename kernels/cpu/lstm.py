@@ -16,8 +16,7 @@ from numba import carray
 from . import vmath
 from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, panels, turn
 from .jit import Addresses, compiled, entry, given, inlined, kernel
-from .loops import add, add_times, each, times, zipped
-from .optim import squares
+from .loops import add, add_times, each, squares, times, zipped
 from .parallel import Scratch, get_num_threads, run, share
 from .rows import offsets_of
 from .simd import (

@@ -1,4 +1,4 @@
-"""Optimisers over flat arrays, as in kernels/reference/optim.py: clip, weight decay and update in one pass over memory.
+"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, weight decay and update in one pass over memory.
 
 A rule is what happens to one value; `zipped` makes a loop of it. What a rule is given is worked out once a call, in float64: bias
 corrections are in `lr` and `correction`. Each value of Adam costs a square root and a division, whose unit bounds the speed
@@ -11,25 +11,57 @@ import numpy as np
 from numba import carray
 
 from .. import names
+from .clip import (
+    LANES,
+    SCALE,
+    SQUARE,
+    TINY,
+    clamped,
+    finish_norms,
+    norm_of_norms,
+    norms_again,
+    norms_part,
+    scale_part,
+    sum_block,
+)
 from .jit import Addresses, compiled, entry, inlined, kernel
-from .lists import ADDRESS, START, SUMS, block_size, first_block, next_block, previous_block, rows_at, sums_of, table
-from .loops import square_sum, zipped
-from .parallel import address_of, launch, run, share
-from .simd import address, advance, call, keep, pointer, real, void_pointer
+from .lists import (
+    ADDRESS,
+    PLACE,
+    START,
+    SUMS,
+    UNITS,
+    WIDTH,
+    block_size,
+    first_block,
+    next_block,
+    previous_block,
+    rows_at,
+    sums_of,
+    table,
+)
+from .loops import each, squares, zipped
+from .parallel import address_of, run, share
+from .simd import address, advance, call, data, keep, pointer, real, void_pointer
 
 # rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
 # outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
 UPDATE = np.dtype(
-    [(name, "i8") for name in "size params grads state stride rows optimizer".split()]
+    [(name, "i8") for name in "state stride rows optimizer".split()]
     + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
-# of lists: tables of params and grads, sums of squares by block, and the address of an UPDATE
-ARRAYS = np.dtype([(name, "i8") for name in "params grads n sums update".split()])
+# of lists: tables of params and grads; sums: of grads' squares by block; update: of an UPDATE; masks: of a byte a value, or 0; held_sums
+# and held_counts: of updated values by block, as in clip.py, where their norms are limited
+ARRAYS = np.dtype(
+    [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts".split()] + [("limit", "f8")]
+)
+# what updated values are held to: addresses of masks and of a constraint's widths, or 0
+HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limit", "f8")])
 # an update costs about as much a value as this many multiplications and additions
 COST = 32
-# squares are summed in blocks of this many values, in one order for any number of threads
-BLOCK = 16384
+# the square of a larger float64 has not vanished
+SMALL = 1e-130
 
 
 @inlined
@@ -114,19 +146,11 @@ def update_values(t, n, params, grads, state):
         zipped(sgd, n, (params, grads), (params,), common)
 
 
-@kernel(UPDATE)
-def update_part(part, parts, job, like):
-    t = carray(job, 1)[0]
-    lo, hi = share(part, parts, t.size, 64)
-    params, grads, state = pointer(t.params, like), pointer(t.grads, like), pointer(t.state, like)
-    update_values(t, hi - lo, advance(params, lo), advance(grads, lo), advance(state, lo))
-
-
 @compiled
-def describe_update(job, size, params, grads, state, rows, optimizer, hyper, lr, step, scale):
+def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     """Fill an UPDATE record; lr is the rate of this update, whatever hyper says."""
     t = job[0]
-    t.size, t.params, t.grads, t.state, t.stride, t.rows = size, params, grads, state, size, rows
+    t.state, t.stride, t.rows = state, size, rows
     t.optimizer, t.scale = optimizer, scale
     beta1, beta2, eps, weight_decay, form, decoupled = (
         hyper[1],
@@ -151,53 +175,6 @@ def describe_update(job, size, params, grads, state, rows, optimizer, hyper, lr,
             t.inside, t.outside = eps, 0.0
 
 
-@entry
-def _update(launcher, parts, function, size, params, grads, state, rows, optimizer, hyper, step, scale):
-    job = np.empty(1, UPDATE)
-    describe_update(job, size, params, grads, state, rows, optimizer, hyper, hyper[0], step, scale)
-    call(launcher, function, parts, job)
-
-
-def update(params, grads, optimizer, state, hyper, step, grad_scale):
-    """Update number `step` of params (P,) and state (S, P) from grads * grad_scale."""
-    addresses = address_of(params), address_of(grads), address_of(state.reshape(-1))
-    size, function = params.size, update_part.address(params.dtype)
-    run(COST * size, _update, function, size, *addresses, len(state), optimizer, hyper, step, float(grad_scale))
-
-
-@compiled
-def squares(values, n):
-    """The sum of n squares in float64."""
-    whole = n - n % 16
-    total = square_sum(values, whole)
-    rest = carray(advance(values, whole), n - whole)
-    for i in range(n - whole):
-        total += np.float64(rest[i]) * np.float64(rest[i])
-    return total
-
-
-SQUARES = np.dtype([(name, "i8") for name in "size values sums".split()])
-
-
-@kernel(SQUARES)
-def squares_part(part, parts, job, like):
-    t = carray(job, 1)[0]
-    blocks = (t.size + BLOCK - 1) // BLOCK
-    sums = carray(void_pointer(t.sums), blocks, np.float64)
-    lo, hi = share(part, parts, blocks, 1)
-    for block in range(lo, hi):
-        at = block * BLOCK
-        sums[block] = squares(advance(pointer(t.values, like), at), min(BLOCK, t.size - at))
-
-
-def squared_norm(values):
-    """The sum of squares in float64, of a flat array."""
-    sums = np.zeros(-(-values.size // BLOCK))
-    job = np.array([(values.size, address_of(values), address_of(sums))], SQUARES)
-    launch(squares_part, values.dtype, job, 2 * values.size)
-    return float(sums.sum())
-
-
 @kernel(ARRAYS)
 def square_arrays_part(part, parts, job, like):
     g = carray(job, 1)[0]
@@ -210,28 +187,112 @@ def square_arrays_part(part, parts, job, like):
         a, at = next_block(t, g.n, a, at)
 
 
+@inlined
+def alive(x, mask):
+    """0 for what is pruned, NaN too."""
+    return (x if mask else real(0, x),)
+
+
+@compiled
+def bury(n, params, row, stride, rows, mask):
+    """Make n values that are pruned 0, and their state in every row."""
+    zipped(alive, n, (params, mask), (params,), ())
+    for _ in range(rows):
+        zipped(alive, n, (row, mask), (row,), ())
+        row = advance(row, stride)
+
+
+@compiled
+def sum_held(g, t, a, at, params, size):
+    """The squares of a block of updated values, by unit."""
+    place, width, none, room = sums_of(t, a, at), t[a, WIDTH], np.zeros(0), np.ones(2 * LANES)
+    sums = carray(void_pointer(g.held_sums), place + width, np.float64)
+    counts = carray(void_pointer(g.held_counts), place + width, np.int64)
+    counts[place] = sum_block(SQUARE, 2.0, params, size, sums[place:], none, room)
+    keep(room)
+    keep(none)
+
+
 @kernel(ARRAYS)
 def update_arrays_part(part, parts, job, like):
-    """Backwards: what was read last for the norm is still in the caches."""
+    """Backwards: what was read last for the norm is still in the caches. What is done to updated values is done a block at a time."""
     g = carray(job, 1)[0]
     t = carray(void_pointer(g.update), 1, UPDATE)[0]
     params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
     lo, hi = share(part, parts, params[g.n, START], 64)
     a, at = previous_block(params, *first_block(params, g.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
-        p, d = pointer(params[a, ADDRESS], like), pointer(grads[a, ADDRESS], like)
-        size, row = block_size(params, a, at), advance(state, params[a, START] + at)
-        update_values(t, size, advance(p, at), advance(d, at), row)
+        size, flat = block_size(params, a, at), params[a, PLACE] + at
+        p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
+        update_values(t, size, p, advance(pointer(grads[a, ADDRESS], like), at), row)
+        if g.masks:
+            bury(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
+        if g.kind == names.MAX_VALUE:
+            each(clamped, size, p, p, (real(g.limit, carray(p, 1)[0]),))
+        elif g.kind != names.FREE:
+            sum_held(g, params, a, at, p, size)
         a, at = previous_block(params, a, at)
 
 
+@compiled
+def update_all(launcher, parts, kernels, params, grads, n, update, held):
+    """The update that a record describes, and what it leads to. kernels: update_arrays_part, norms_part and scale_part.
+
+    held: address of a HELD, or 0.
+    """
+    job = np.zeros(1, ARRAYS)
+    t = job[0]
+    t.params, t.grads, t.n, t.update = address(params), address(grads), n, address(update)
+    if held:
+        h = carray(void_pointer(held), 1, HELD)[0]
+        t.masks, t.kind, t.limit = h.masks, h.kind, h.limit
+        if t.kind == names.MAX_NORM or t.kind == names.MAX_NORM_EACH:
+            project(launcher, parts, kernels, params, n, job, carray(void_pointer(h.widths), n, np.int64))
+            return
+    call(launcher, kernels[0], parts, job)
+
+
+@compiled
+def project(launcher, parts, kernels, params, n, job, widths):
+    """Update, and scale what then has a larger norm than the limit."""
+    limit = job[0].limit
+    sums, counts = np.empty(params[n, SUMS]), np.empty(params[n, SUMS], np.int64)
+    job[0].held_sums, job[0].held_counts = address(sums), address(counts)
+    call(launcher, kernels[0], parts, job)
+    norms, scales = np.empty(params[n, UNITS]), np.ones(params[n, UNITS])
+    nonfinite, doubtful = np.empty(n, np.int64), np.empty(norms.size, np.bool_)
+    # squares that vanish are those of norms that are smaller
+    least = TINY if limit < SMALL else 0.0
+    if finish_norms(params, n, SQUARE, 2.0, least, sums, counts, norms, nonfinite, doubtful):
+        norms_again(launcher, parts, kernels[1], params, n, SQUARE, 2.0, sums, counts, norms, doubtful)
+    for a in range(n):
+        if widths[a] == 0:
+            norms[params[a, UNITS]] = 0
+    if job[0].kind == names.MAX_NORM:
+        norms[:] = norm_of_norms(norms, 2.0)
+    any_larger = False
+    for a in range(n):
+        for unit in range(params[a, UNITS], params[a + 1, UNITS]):
+            if widths[a] and norms[unit] > limit:
+                scales[unit] = limit / norms[unit]
+                any_larger = True
+    if any_larger:
+        scale = np.empty(1, SCALE)
+        t = scale[0]
+        t.table, t.n, t.scales = address(params), n, address(scales)
+        call(launcher, kernels[2], parts, scale)
+    keep(scales)
+
+
 @entry
-def _update_arrays(launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, record):
-    sums, job, update = np.empty(grads[n, SUMS]), np.empty(1, ARRAYS), np.empty(1, UPDATE)
-    t, scale, size = job[0], 1.0, params[n, START]
-    t.params, t.grads, t.n, t.sums, t.update = address(params), address(grads), n, address(sums), address(update)
-    if clip_norm < np.inf:
-        call(launcher, kernels[0], parts, job)
+def _update_arrays(
+    launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record,
+):  # fmt: skip
+    sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), np.empty(1, ARRAYS), np.empty(1, UPDATE)
+    t, scale = job[0], 1.0
+    if record.size:
+        t.grads, t.n, t.sums = address(grads), n, address(sums)
+        call(launcher, kernels[3], parts, job)
         squared = 0.0
         for square in sums:
             squared += square
@@ -240,24 +301,39 @@ def _update_arrays(launcher, parts, kernels, params, grads, n, state, rows, opti
         if not math.isfinite(norm):
             return names.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
-    describe_update(update, size, 0, 0, state, rows, optimizer, hyper, hyper[0], step, scale)
-    call(launcher, kernels[1], parts, job)
+    describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
+    update_all(launcher, parts, kernels, params, grads, n, update, held)
     keep(sums)
     keep(update)
     return names.OK
 
 
-_LISTS = Addresses(square_arrays_part, update_arrays_part)
+# what update_all asks for, and after it what a driver has of its own
+UPDATE_KERNELS = update_arrays_part, norms_part, scale_part
+_KERNELS = Addresses(*UPDATE_KERNELS, square_arrays_part)
+_NO_RECORD = np.empty(0)
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, record):
+def held_by(masks, constraint):
+    """A HELD, or None: what it names must be kept by the caller."""
+    if masks is None and constraint is None:
+        return None
+    kind, limit, widths = constraint or (names.FREE, np.inf, None)
+    places = (0 if a is None else address_of(a) for a in (masks, widths))
+    return np.array([(*places, kind, limit)], HELD).view(np.int64)
+
+
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P): the values of all arrays in their order. record (1,) = norm over all of grads, where clip_norm is finite.
+    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
+    of grads; without it no norm is taken, and nothing clipped.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
-    to, of, dtype = table(params), table(grads), params[0].dtype
+    to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
+    held = held_by(masks, constraint)
     return run(
-        COST * int(to[-1, START]), _update_arrays, _LISTS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
-        len(state), optimizer, hyper, step, clip_norm, record,
+        COST * int(to[-1, START]), _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
+        len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
+        _NO_RECORD if record is None else record,
     )  # fmt: skip

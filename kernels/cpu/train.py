@@ -14,9 +14,11 @@ from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
 from .gemm import SCRATCH, gemm_part, panels
 from .jit import Addresses, compiled, entry, kernel
+from .lists import COLUMNS, add_array
+from .loops import squares
 from .loss import LOSS, loss_part, total
-from .optim import UPDATE, describe_update, squares, update_part
-from .parallel import run, share
+from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
+from .parallel import address_of, run, share
 from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
@@ -25,6 +27,10 @@ TRAIN = np.dtype(
     [(name, "i8") for name in "chain loss kind labels target losses order rows_x rows_target target_row".split()]
     + [("scale", "f8")]
 )
+
+
+# values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
+BLOCK = 4096
 
 
 @compiled
@@ -110,10 +116,24 @@ def gradient_norm(norms, grads, table):
     return math.sqrt(squared)
 
 
+@compiled
+def list_arrays(table, flat, size, widths, rows):
+    """Fill a table of lists.py with w and b of every layer; returns how many there are."""
+    n, every = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
+    for l in range(len(table)):
+        n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
+        add_array(rows, n, flat + w * size, n_in * n_out, every[n] if widths else 1, w, BLOCK)
+        n += 1
+        if b >= 0:
+            add_array(rows, n, flat + b * size, n_out, every[n] if widths else 1, b, BLOCK)
+            n += 1
+    return n
+
+
 @entry
 def _train(
     launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, step, record, panels,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
@@ -133,10 +153,17 @@ def _train(
         inputs += table[l, 0]
     norms, labels = np.empty(inputs), np.empty(batch_size if by_class else 0, np.int64)
 
+    tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
+    arrays, gradients = tables[0], tables[1]
+    list_arrays(table, address(grads), size, 0, gradients)
+    n_arrays = list_arrays(
+        table, address(params), size, carray(void_pointer(held), 1, HELD)[0].widths if held else 0, arrays
+    )
+
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
     chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), panels
-    chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[3], kernels[4], kernels[5], kernels[6]
+    chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
         first = batch * batch_size
@@ -163,42 +190,46 @@ def _train(
         if not math.isfinite(norm):
             return names.NONFINITE, batch
         describe_update(
-            update, params.size, address(params), address(grads), address(state), len(state), optimizer, hyper,
-            rates[batch], step + batch + 1, min(1.0, clip_norm / (norm + 1e-6)),
+            update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
+            min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
-        call(launcher, kernels[2], parts, update)
+        update_all(launcher, parts, kernels[6:], arrays, gradients, n_arrays, update, held)
     keep(layers)
     keep(rows_job)
     keep(labels)
     return names.OK, batches
 
 
-_KERNELS = Addresses(train_part, gradients_part, update_part, gemm_part, activate_part, differentiate_part, loss_part)
+_KERNELS = Addresses(
+    train_part, gradients_part, gemm_part, activate_part, differentiate_part, loss_part, *UPDATE_KERNELS
+)
 _NO_ORDER = np.empty(0, np.int64)
 
 
 def _run(x, target, order, batch_size, rates, net, step, record):
-    layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm = net
+    layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
     # those of each launch, on average: what a thread has to be worth waking for
-    operations = 2 * batch_size * params.size
+    operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
     return run(
         operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
-        loss, params, grads, work, optimizer, state, hyper, rates, clip_norm, step, record, panels(x.dtype),
+        loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
+        0 if held is None else address_of(held), step, record, panels(x.dtype),
     )  # fmt: skip
 
 
 def dense_chain_step(
-    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record
-):
+    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
+    step, record,
+):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm. Returns OK, BAD_LABEL or NONFINITE."""
-    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     # hyper begins with the rate
     return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record)[0]
 
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, step, record,
+    clip_norm, masks, constraint, step, record,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
@@ -206,5 +237,5 @@ def dense_chain_epoch(
     """
     if len(order) == 0:
         return names.OK, 0
-    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     return _run(x, target, order, batch_size, rates, net, step, record.reshape(-1))

@@ -10,7 +10,7 @@ from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
-from .optim import squared_norm, update, update_arrays
+from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
@@ -47,8 +47,6 @@ __all__ = [
     "plain",
     "scale_arrays",
     "scatter_rows",
-    "squared_norm",
     "uniform",
-    "update",
     "update_arrays",
 ]

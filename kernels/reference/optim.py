@@ -13,13 +13,21 @@
 
 hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 or 1), decoupled (0 or 1).
 state is (S, P), the rows in the order m, v, largest v; sgd without momentum has none. step counts from 1.
+
+After it p and all its state are 0 where masks is False, whatever the gradient was: nothing revives what is pruned. Then p is held to its
+constraint, a names.Constraint:
+
+    MAX_VALUE       -limit <= p <= limit
+    MAX_NORM        p *= limit / n where n, the norm of all arrays together, is larger
+    MAX_NORM_EACH   the same of each unit of clip.py, in rows of `widths` values
 """
 
 import math
 
 import numpy as np
 
-from ..names import ADAGRAD, ADAM, NONFINITE, OK, SGD
+from ..names import ADAGRAD, ADAM, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
+from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 
 
 def update(params, grads, optimizer, state, hyper, step, grad_scale):
@@ -56,26 +64,54 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
             params -= lr * g
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, record):
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P): the values of all arrays in their order. record (1,) = norm over all of grads, where clip_norm is finite.
+    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
+    of grads; without it no norm is taken, and nothing clipped.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
     scale = 1.0
-    if clip_norm < math.inf:
-        record[0] = norm = math.sqrt(sum(squared_norm(g) for g in grads))
+    if record is not None:
+        record[0] = norm = norm_of(grads)
         if not math.isfinite(norm):
             return NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     at = 0
     for p, g in zip(params, grads, strict=True):
-        update(p.reshape(-1), g.reshape(-1), optimizer, state[:, at : at + p.size], hyper, step, scale)
+        rows, p = slice(at, at + p.size), p.reshape(-1)
+        update(p, g.reshape(-1), optimizer, state[:, rows], hyper, step, scale)
+        bury(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
+    hold(params, constraint)
     return OK
 
 
-def squared_norm(values):
-    """The sum of squares in float64."""
+def bury(params, state, masks):
+    """What is pruned is 0, and so is its state."""
+    if masks is not None:
+        params[~masks] = 0
+        state[:, ~masks] = 0
+
+
+def hold(params, constraint):
+    """Hold updated weights to a constraint. NaN in a norm leaves what it is the norm of as it is."""
+    if constraint is None:
+        return
+    kind, limit, widths = constraint
+    if kind == MAX_VALUE:
+        clamp_arrays(params, limit)
+        return
+    held = [p for p, width in zip(params, widths, strict=True) if width]
+    widths = widths[widths > 0]
+    norms, counts = np.empty(widths.sum()), np.empty(len(held), np.int64)
+    array_norms(held, widths, 2.0, norms, counts)
+    if kind == MAX_NORM:
+        norms[:] = joint_norm(norms, 2.0)
+    scale_arrays(held, widths, np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
+
+
+def norm_of(arrays):
+    """The square root of the sum of all squares, in float64."""
     with np.errstate(over="ignore"):
-        return float(np.square(values, dtype=np.float64).sum())
+        return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))

@@ -8,6 +8,7 @@ gradients into grads (P,). x (N, C); target int64 (N,) class numbers, or (N, K_L
 cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer, are taken from that layer's z;
 after any other activation the output itself is the logits. The mean is over the N rows for cross_entropy and over all
 N K_L elements for the others, and 0 over an empty batch. grads keep the gradient before clipping.
+masks bool (P,), laid out as params, or None, and constraint, over w and b of each layer in turn, or None, are those of optim.py.
 `work` is the scratch of the compiled backends; NumPy makes its own.
 """
 
@@ -18,14 +19,15 @@ import numpy as np
 from .. import names
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
 from .loss import binary_cross_entropy, cross_entropy, mse
-from .optim import squared_norm, update
+from .optim import bury, hold, norm_of, update
 
 FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.SIGMOID}
 
 
 def dense_chain_step(
-    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, step, record
-):
+    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
+    step, record,
+):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm.
 
     Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite), which leave params and state untouched.
@@ -52,33 +54,20 @@ def dense_chain_step(
             total = mse(outputs[-1], target, np.empty_like(dy), dy, scale)
     dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, None, dweights, dbiases)
 
-    norm = math.sqrt(squared_norm(grads))
+    norm = norm_of([grads])
     record[:] = total * scale, norm
     if not math.isfinite(norm):
         return names.NONFINITE
     update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
+    bury(params, state, masks)
+    hold([a for pair in zip(weights, biases, strict=True) for a in pair if a is not None], constraint)
     return names.OK
 
 
 def dense_chain_epoch(
-    x,
-    target,
-    order,
-    batch_size,
-    rates,
-    layers,
-    parameters,
-    loss,
-    params,
-    grads,
-    work,
-    optimizer,
-    state,
-    hyper,
-    clip_norm,
-    step,
-    record,
-):
+    x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
+    clip_norm, masks, constraint, step, record,
+):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2).
 
     Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
@@ -88,7 +77,7 @@ def dense_chain_epoch(
     for batch, start in enumerate(starts):
         rows = order[start : start + batch_size]
         settings = np.array([rates[batch], *hyper[1:]])
-        net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm
+        net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm, masks, constraint
         status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch])
         if status != names.OK:
             return status, batch

@@ -280,7 +280,7 @@ def adam(backend, attributes, r, t, *tensors):
     eps = attributes["epsilon"] / corrected
     params = x.copy()
     hyper = np.array([lr, beta1, beta2, eps, attributes.get("norm_coefficient", 0.0), 0, 0])
-    backend.update(params, g, ADAM, state, hyper, step, 1.0)
+    backend.update_arrays([params], [g], ADAM, state, hyper, step, np.inf, None, None, None)
     return apart([params, *state], shapes)
 
 
@@ -292,7 +292,7 @@ def momentum(backend, attributes, r, t, *tensors):
     params, state = x.copy(), v[None].copy()
     nesterov = attributes["mode"] == b"nesterov"
     hyper = np.array([float(r), attributes["alpha"], 0, 0, attributes["norm_coefficient"], nesterov, 0])
-    backend.update(params, g, SGD, state, hyper, 2, 1.0)
+    backend.update_arrays([params], [g], SGD, state, hyper, 2, np.inf, None, None, None)
     return apart([params, *state], shapes)
 
 
