@@ -41,7 +41,7 @@ def test_the_wheel_holds_fastgrad_and_nothing_else_at_top_level(wheel):
 
 def test_the_wheel_holds_every_module(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
-    api = {f"fastgrad/{file.name}" for file in (ROOT / "fastgrad").glob("*.py")}
+    api = {str(file.relative_to(ROOT)) for file in (ROOT / "fastgrad").rglob("*.py")}
     kernels = {f"fastgrad/{file.relative_to(ROOT)}" for file in (ROOT / "kernels").rglob("*.py")}
     assert names == api | kernels
 

@@ -1,0 +1,31 @@
+"""fastgrad's kernels in PyTorch: `import fastgrad.torch as fgt`.
+
+Operators share their tensors' memory, are differentiated by autograd, and are registered for torch.compile. They take dense tensors of
+float32 or float64 on the CPU; under autocast they run in float32. There is no second derivative, and no torch.func.
+"""
+
+from fastgrad.torch.accelerating import accelerate
+from fastgrad.torch.batchnorm import batch_norm
+from fastgrad.torch.clip import clip_grad_norm_
+from fastgrad.torch.conv import conv2d, conv_block
+from fastgrad.torch.dense import dense_chain
+from fastgrad.torch.loss import cross_entropy
+from fastgrad.torch.lstm import lstm
+from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.recurrent import LSTM
+
+__all__ = [
+    "LSTM",
+    "MLP",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "ResidualBlock",
+    "accelerate",
+    "batch_norm",
+    "clip_grad_norm_",
+    "conv2d",
+    "conv_block",
+    "cross_entropy",
+    "dense_chain",
+    "lstm",
+]

@@ -1,0 +1,63 @@
+"""Clipping the gradients of parameters by their norm."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastgrad.clip
+from fastgrad.torch.register import Operator
+from fastgrad.torch.tensors import arrays
+
+Tensor = torch.Tensor
+OP = "clip_grad_norm_"
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_ in two passes over memory: multiply all gradients by min(1, max_norm / (norm + 1e-6)).
+
+    Returns the norm before. Where it is not finite, error_if_nonfinite raises RuntimeError and writes nothing. foreach is PyTorch's,
+    and changes nothing here.
+    """
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [p.grad for p in given if p.grad is not None]
+    if not grads:
+        return torch.tensor(0.0)
+    # a norm of which nothing is clipped is PyTorch's way to ask for it
+    limit = sys.float_info.max if max_norm == np.inf else max_norm
+    if torch.compiler.is_compiling():
+        return _clip.op(grads, limit, norm_type, error_if_nonfinite)
+    return _run(grads, limit, norm_type, error_if_nonfinite)
+
+
+def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    handling = "raise" if error_if_nonfinite else "ignore"
+    try:
+        clipped = fastgrad.clip.clip_grad_norm(
+            arrays(OP, "gradients", grads), max_norm, norm_type, on_nonfinite=handling
+        )
+    except FloatingPointError as error:
+        raise RuntimeError(f"{OP}: {error}") from None
+    if clipped.scale != 1:
+        torch.autograd.graph.increment_version(grads)
+    return torch.tensor(clipped.norm, dtype=grads[0].dtype)
+
+
+def _fake(grads: Sequence[Tensor], max_norm: Any, norm_type: Any, error_if_nonfinite: Any) -> Tensor:
+    return grads[0].new_empty(())
+
+
+_clip = Operator(
+    f"{OP}(Tensor(a!)[] grads, float max_norm, float norm_type, bool error_if_nonfinite) -> Tensor",
+    _run,
+    _fake,
+    ("grads",),
+)

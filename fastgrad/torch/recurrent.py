@@ -1,0 +1,72 @@
+"""LSTM, which takes the place of torch.nn.LSTM."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastgrad.torch.lstm import OP, lstm
+from fastgrad.torch.tensors import checked
+
+Tensor = torch.Tensor
+
+
+class LSTM(nn.RNNBase):
+    """torch.nn.LSTM by fastgrad's kernels: the same arguments, parameters, state_dict, inputs and outputs, PackedSequence too.
+
+    Dropout between layers draws from PyTorch's generator. Differences: tensors on the CPU alone, float32 or float64; under autocast it
+    runs in float32; there is no second derivative.
+    """
+
+    # no subclass of torch.nn.LSTM, which torch.compile refuses to trace
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, back = input if packed else (input, None, None, None)
+        if not torch.compiler.is_compiling():
+            self._check(x, batch_sizes, order)
+        batched = packed or x.dim() == 3
+        if not batched:
+            x = x.unsqueeze(0)
+        elif not packed and not self.batch_first:
+            x = x.transpose(0, 1)
+        if hx is not None and not batched:
+            hx = tuple(state.unsqueeze(1) for state in hx)
+        y, h_n, c_n = self._layers(x, hx, batch_sizes, order)
+        if packed:
+            return PackedSequence(y, batch_sizes, order, back), (h_n, c_n)
+        if not batched:
+            return y.squeeze(0), (h_n.squeeze(1), c_n.squeeze(1))
+        return y if self.batch_first else y.transpose(0, 1), (h_n, c_n)
+
+    def _check(self, x: Any, batch_sizes: Any, order: Any) -> None:
+        checked(OP, "input", x)
+        for name, value in (("batch_sizes", batch_sizes), ("sorted_indices", order)):
+            if value is not None and not value.is_cpu:
+                raise TypeError(f"{OP}: {name} of the PackedSequence must be on the CPU, got {value.device}")
+        if batch_sizes is None and x.dim() not in (2, 3):
+            raise ValueError(f"{OP}: input must be (N, T, C), (T, N, C), (T, C) or packed, got {tuple(x.shape)}")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"{OP}: input must have {self.input_size} channels, got {tuple(x.shape)}")
+
+    def _layers(self, x: Tensor, hx: Any, batch_sizes: Any, order: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """y, h_n and c_n of x (N, T, C), or of packed rows."""
+        directions = 2 if self.bidirectional else 1
+        form: dict[str, Any] = {"directions": directions, "bias": self.bias, "projects": self.proj_size > 0}
+        each = len(self._flat_weights) // self.num_layers
+        ends: list[list[Tensor]] = []
+        for layer in range(self.num_layers):
+            if layer and self.dropout and self.training:
+                # step by step, as PyTorch's own draws it
+                x = nn.functional.dropout(x if batch_sizes is not None else x.transpose(0, 1), self.dropout)
+                x = x if batch_sizes is not None else x.transpose(0, 1)
+            weights: Any = self._flat_weights[layer * each : (layer + 1) * each]
+            part = slice(layer * directions, (layer + 1) * directions)
+            h_0, c_0 = (None, None) if hx is None else (hx[0][part], hx[1][part])
+            x, *end = lstm(x, weights, h_0, c_0, batch_sizes, order, **form)
+            ends.append(end)
+        h_n, c_n = ends[0] if len(ends) == 1 else (torch.cat(states) for states in zip(*ends, strict=True))
+        return x, h_n, c_n

@@ -1,0 +1,86 @@
+"""How operators come to PyTorch: registered for whatever traces them, and called at once where nothing does.
+
+An operator is a function of tensors and its fake, and is `torch.ops.fastgrad.<name>`: torch.compile, torch.export, fake tensors and
+autocast meet that one. Its way through PyTorch's dispatcher costs more than a small net's step, so plain tensors on the CPU in plain
+eager mode go to the function itself, and to a torch.autograd.Function of the same formulas.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+NAMESPACE = "fastgrad"
+PLAIN = torch.Tensor, torch.nn.Parameter
+
+
+def plain(op: str, x: Any) -> bool:
+    """Whether a call with this tensor x is for no one but us: neither compiled, traced, faked nor autocast.
+
+    Raises TypeError for what is no tensor, NotImplementedError inside torch.func's transforms.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(no_transform(op))
+    return (
+        type(x) in PLAIN
+        and x.is_cpu
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None
+    )
+
+
+class Operator:
+    """An operator without a derivative of its own; `differentiable` gives it one."""
+
+    def __init__(self, schema: str, run: Callable, fake: Callable, mutates: tuple[str, ...] = ()) -> None:
+        """schema: name(arguments) -> results, as of torch.library; run: the function; fake: the same of shapes alone."""
+        name, arguments = schema.split("(", 1)
+        self.name, self.run = name, run
+        self._definition = torch.library.custom_op(
+            f"{NAMESPACE}::{name}", run, mutates_args=mutates, schema=f"({arguments}"
+        )
+        self._definition.register_fake(fake)
+        self._definition.register_autocast("cpu", torch.float32)
+        self._definition.register_vmap(self._no_vmap)
+        self.op = getattr(torch.ops.fastgrad, name).default
+
+    def __call__(self, x: Any, *arguments: Any) -> Any:
+        # where gradients are recorded the registered operator says that it has none
+        return (
+            self.run(x, *arguments) if plain(self.name, x) and not torch.is_grad_enabled() else self.op(x, *arguments)
+        )
+
+    def differentiable(self, save: Callable, backward: Callable) -> None:
+        """save(ctx, inputs, output) and backward(ctx, *upstream), as of torch.library.register_autograd."""
+        self._definition.register_autograd(backward, setup_context=save)
+
+    def final(self) -> "Operator":
+        """As an operator of a way back: a derivative of it is refused."""
+        if not self._definition._opoverload._schema.is_mutable:
+            self._definition.register_autograd(self._no_derivative)
+        return self
+
+    def _no_derivative(self, ctx: Any, *upstream: Any) -> NoReturn:
+        raise NotImplementedError(once(self.name.removesuffix("_backward")))
+
+    def _no_vmap(self, *arguments: Any) -> NoReturn:
+        raise NotImplementedError(no_transform(self.name))
+
+
+def no_transform(name: str) -> str:
+    return f"{name}: torch.func's transforms (vmap, grad, ...) cannot go through it; call it with the whole batch, and autograd"
+
+
+def once(name: str) -> str:
+    return f"{name}: there is no second derivative (create_graph=True)"
+
+
+def refuse_second(name: str) -> None:
+    """In a Function's backward: autograd records it only if it is to be differentiated again."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(once(name))

@@ -1,0 +1,81 @@
+"""Tensors as NumPy arrays over the same memory, and what an operator takes of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+FLOATS = torch.float32, torch.float64
+DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+# of a tensor (N, C), (N, C, L) or (N, C, H, W) the axes of its array, channels last, and the way back
+LAST = {2: (0, 1), 3: (0, 2, 1), 4: (0, 2, 3, 1)}
+SECOND = {2: (0, 1), 3: (0, 2, 1), 4: (0, 3, 1, 2)}
+
+
+def array(op: str, name: str, value: Any) -> np.ndarray:
+    """A tensor's values, shared, with its strides. Raises TypeError for what is no dense tensor of floats on the CPU."""
+    checked(op, name, value)
+    return value.detach().numpy()
+
+
+def integers(op: str, name: str, value: Any) -> np.ndarray:
+    """The same of integers."""
+    _dense(op, name, value)
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        raise TypeError(f"{op}: {name} must be integers, got {value.dtype}")
+    return value.detach().numpy()
+
+
+def checked(op: str, name: str, value: Any) -> None:
+    """value must be a dense tensor of float32 or float64 on the CPU."""
+    _dense(op, name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be torch.float32 or torch.float64, got {value.dtype}")
+
+
+def one_dtype(op: str, named: Iterable[tuple[str, torch.Tensor | None]]) -> None:
+    """All tensors must be dense floats on the CPU, of the first one's dtype."""
+    dtype = None
+    for name, value in named:
+        if value is None:
+            continue
+        checked(op, name, value)
+        if dtype is not None and value.dtype is not dtype:
+            raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
+        dtype = value.dtype
+
+
+def _dense(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got {value.layout}; its to_dense() is")
+    if not value.is_cpu:
+        raise TypeError(f"{op}: {name} must be on the CPU, got {value.device}")
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """(N, C, ...) as (N, ..., C), a view."""
+    return array.transpose(LAST[array.ndim])
+
+
+def channels_second(array: np.ndarray) -> torch.Tensor:
+    """(N, ..., C) as a tensor (N, C, ...), a view."""
+    return torch.from_numpy(array.transpose(SECOND[array.ndim]))
+
+
+def laid_out(x: torch.Tensor, shape: Iterable[int] | None = None) -> torch.Tensor:
+    """An uninitialised tensor like x, or of this shape, with channels last in memory."""
+    n, channels, *rest = x.shape if shape is None else shape
+    order = (0, len(rest) + 1, *range(1, len(rest) + 1))
+    return x.new_empty(n, *rest, channels).permute(order)
+
+
+def arrays(op: str, name: str, tensors: Iterable[torch.Tensor]) -> list[np.ndarray]:
+    """`array` of many tensors that are not to be differentiated, at the price of no check where none fails."""
+    given = list(tensors)
+    try:
+        return list(map(torch.Tensor.numpy, given))
+    except (TypeError, RuntimeError):
+        return [array(op, f"{name}[{i}]", value) for i, value in enumerate(given)]

@@ -1,0 +1,239 @@
+"""Modules beside PyTorch's own: state_dict both ways, every option of the LSTM, training, processes."""
+
+import copy
+import itertools
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
+
+import fastgrad.torch as fgt  # noqa: E402
+
+DOUBLE = torch.float64
+ACTIVATIONS = {
+    "relu": nn.ReLU(), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid(), "silu": nn.SiLU(), "gelu_tanh": nn.GELU("tanh"),
+    ("leaky_relu", 0.2): nn.LeakyReLU(0.2), ("elu", 0.5): nn.ELU(0.5),
+}  # fmt: skip
+# every third of the LSTM's options
+LSTMS = [
+    options
+    for i, options in enumerate(
+        itertools.product([1, 2], [True, False], [True, False], [0, 3], [True, False], [0.0, 0.4])
+    )
+    if (options[0] == 2 or not options[-1]) and i % 3 == 0
+]
+INPUTS = "sequences", "one", "packed", "sorted"
+
+
+def gradients(module, x, hx, flat):
+    """y, h_n, c_n and the gradients of inputs, states and parameters, in one list."""
+    torch.manual_seed(3)
+    y, (h, c) = module(x, hx)
+    y = y.data if isinstance(y, PackedSequence) else y
+    loss = (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum() + (1.3 * h).sum() + (c * c).sum()
+    return [y, h, c, *torch.autograd.grad(loss, [flat, *(hx or ()), *module.parameters()])]
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("options", LSTMS)
+def test_the_lstm_is_pytorchs(options, kind):
+    """Dropout too: it draws the same values from the same seed."""
+    layers, both, first, projected, bias, dropout = options
+    settings = {"num_layers": layers, "bidirectional": both, "batch_first": first, "proj_size": projected, "bias": bias}
+    modules = [kind_of(4, 5, dropout=dropout, dtype=DOUBLE, **settings) for kind_of in (nn.LSTM, fgt.LSTM)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    torch.manual_seed(0)
+    if kind in ("packed", "sorted"):
+        sequences = [torch.randn(k, 4, dtype=DOUBLE) for k in ((2, 6, 1, 4) if kind == "packed" else (6, 4, 2, 1))]
+        x, n = pack_sequence(sequences, enforce_sorted=kind == "sorted"), (4,)
+        flat = x.data.requires_grad_()
+    else:
+        x = flat = torch.randn(*((3,) if kind == "sequences" else ()), 6, 4, dtype=DOUBLE).requires_grad_()
+        n = (3 if first else 6,) if kind == "sequences" else ()
+    count = layers * (2 if both else 1)
+    states = [torch.randn(count, *n, width, dtype=DOUBLE).requires_grad_() for width in (projected or 5, 5)]
+    for hx in (None, tuple(states)):
+        for expected, found in zip(*(gradients(module, x, hx, flat) for module in modules), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        expected = modules[0](x)[1][0]
+        torch.manual_seed(3)
+        torch.testing.assert_close(modules[1](x)[1][0], expected, rtol=1e-10, atol=1e-11)
+
+
+def test_the_lstm_refuses_what_it_cannot_take():
+    module = fgt.LSTM(4, 5)
+    packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4)])
+    with pytest.raises(TypeError, match="lstm: input must be on the CPU, got meta"):
+        module(packed.to("meta"))
+    with pytest.raises(TypeError, match="lstm: sorted_indices of the PackedSequence must be on the CPU, got meta"):
+        module(PackedSequence(packed.data, packed.batch_sizes, torch.arange(2, device="meta")))
+    with pytest.raises(TypeError, match=r"lstm: weight_ih must be float64, got float32"):
+        module(torch.ones(2, 3, 4, dtype=DOUBLE))
+    with pytest.raises(ValueError, match=r"lstm: input must have 4 channels, got \(2, 3, 5\)"):
+        module(torch.ones(2, 3, 5))
+    with pytest.raises(ValueError, match=r"lstm: h_0 must be \(D, N, P\) = \(1, 3, 5\), got \(1, 2, 5\)"):
+        module(torch.ones(2, 3, 4), (torch.zeros(1, 2, 5), torch.zeros(1, 3, 5)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_mlp_is_the_sequential_of_pytorch(in_force, activation):
+    mine = fgt.MLP([4, 6, 5, 3], activation, "softmax", dtype=DOUBLE)
+    layer = ACTIVATIONS[activation]
+    theirs = nn.Sequential(nn.Linear(4, 6), layer, nn.Linear(6, 5), layer, nn.Linear(5, 3), nn.Softmax(-1)).double()
+    theirs.load_state_dict(mine.state_dict())
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(7, 4, dtype=DOUBLE)
+    found, expected = mine(x), theirs(x)
+    torch.testing.assert_close(found, expected)
+    for y, model in ((found, mine), (expected, theirs)):
+        y.square().sum().backward()
+        assert all(p.grad.is_contiguous() for p in model.parameters())
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3, "eps": 1e-3}],
+)
+@pytest.mark.parametrize("images", [True, False])
+def test_batch_norms_are_pytorchs(in_force, images, options):
+    mine, theirs = (fgt.BatchNorm2d, nn.BatchNorm2d) if images else (fgt.BatchNorm1d, nn.BatchNorm1d)
+    mine, theirs = mine(3, activation="relu", dtype=DOUBLE, **options), theirs(3, dtype=DOUBLE, **options)
+    x = torch.randn(4, 3, *((5, 2) if images else ()), dtype=DOUBLE)
+    for _ in range(3):
+        torch.testing.assert_close(mine(x, x), (theirs(x) + x).relu())
+        x = x * 2 + 1
+    torch.testing.assert_close(mine.state_dict(), theirs.state_dict())
+    theirs.load_state_dict(mine.state_dict())
+    torch.testing.assert_close(mine.eval()(x), theirs.eval()(x).relu())
+
+
+class Basic(nn.Module):
+    """The block by PyTorch's layers."""
+
+    def __init__(self, like):
+        super().__init__()
+        for name, layer in like.named_children():
+            setattr(self, name, copy.deepcopy(layer))
+        self.downsample = copy.deepcopy(like.downsample)
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + shortcut).relu()
+
+
+@pytest.mark.parametrize(("n_out", "stride"), [(4, 1), (6, 2)])
+def test_a_residual_block_is_that_of_pytorchs_layers(in_force, n_out, stride):
+    mine = fgt.ResidualBlock(4, n_out, stride, dtype=DOUBLE)
+    theirs = Basic(mine)
+    theirs.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 4, 6, 6, dtype=DOUBLE)
+    found, expected = mine(x), theirs(x)
+    torch.testing.assert_close(found, expected)
+    for y in (found, expected):
+        y.square().sum().backward()
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    torch.testing.assert_close(mine.state_dict(), theirs.state_dict())
+
+
+def models():
+    return {
+        "mlp": (fgt.MLP([4, 6, 3]), torch.ones(5, 4)),
+        "lstm": (fgt.LSTM(4, 5, 2, batch_first=True), torch.ones(3, 6, 4)),
+        "norm": (fgt.BatchNorm2d(4, activation="relu"), torch.arange(72.0).reshape(2, 4, 3, 3)),
+        "block": (fgt.ResidualBlock(4, 6, 2), torch.arange(200.0).reshape(2, 4, 5, 5)),
+    }
+
+
+@pytest.mark.parametrize("name", models())
+def test_copies_pickles_and_compiled_modules_do_the_same(name):
+    model, x = models()[name]
+
+    def run(module):
+        y = module.eval()(x)
+        return y[0] if name == "lstm" else y
+
+    expected = run(model)
+    torch.testing.assert_close(run(copy.deepcopy(model)), expected)
+    torch.testing.assert_close(run(pickle.loads(pickle.dumps(model))), expected)
+    torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="aot_eager")), expected)
+
+
+def test_training_finds_the_losses_of_pytorch():
+    mine = fgt.MLP([10, 32, 32, 4], "tanh")
+    theirs = copy.deepcopy(nn.Sequential(*mine))
+    x, target = torch.randn(64, 10), torch.randint(4, (64,))
+    losses = []
+    for model in (mine, theirs):
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        found = []
+        for _ in range(50):
+            optimizer.zero_grad()
+            entropy = fgt.cross_entropy if model is mine else nn.functional.cross_entropy
+            loss = entropy(model(x), target)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        losses.append(found)
+    assert losses[0][-1] < 0.5 * losses[0][0]
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_training_step_finds_the_gradients():
+    """With PyTorch's own code generator."""
+    model, x = fgt.MLP([4, 8, 3], "silu"), torch.randn(6, 4)
+    compiled = torch.compile(lambda x: model(x).sin().square().sum(), fullgraph=True)
+    found = torch.autograd.grad(compiled(x), list(model.parameters()))
+    expected = torch.autograd.grad(model(x).sin().square().sum(), list(model.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+DISTRIBUTED = """
+import sys, torch, torch.distributed as dist, fastgrad.torch as fgt
+from torch import nn
+rank, path = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+torch.manual_seed(0)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = fgt.LSTM(4, 6, batch_first=True), fgt.MLP([6, 8, 3], "tanh")
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+net = Net().double()
+x, target = torch.randn(8, 5, 4, dtype=torch.float64), torch.randint(3, (8,))
+fgt.cross_entropy(net(x), target).backward()
+expected = [p.grad.clone() for p in net.parameters()]
+net.zero_grad()
+mine = slice(4 * rank, 4 * rank + 4)
+parallel = nn.parallel.DistributedDataParallel(net)
+fgt.cross_entropy(parallel(x[mine]), target[mine]).backward()
+for p, gradient in zip(net.parameters(), expected, strict=True):
+    torch.testing.assert_close(p.grad, gradient, rtol=1e-12, atol=1e-14)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_two_processes_have_the_gradients_of_one_on_the_whole_batch(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DISTRIBUTED, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
