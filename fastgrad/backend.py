@@ -3,15 +3,13 @@
 FASTGRAD_BACKEND names the one a process starts with ("cpu" without it). A backend asked for by name never falls back.
 """
 
-import ctypes
 import importlib
-import importlib.util
 import os
 import threading
 from contextvars import ContextVar
 from types import ModuleType
 
-from fastgrad import check
+from fastgrad import check, gpu
 
 BACKENDS = {"cpu": "fastgrad.kernels.cpu", "cuda": "fastgrad.kernels.cuda", "numpy": "fastgrad.kernels.reference"}
 
@@ -78,24 +76,12 @@ def load(name: str, asked_by: str = "use_backend") -> ModuleType:
 def missing(name: str) -> str:
     """What this backend lacks here, or an empty string."""
     if name == "cuda":
-        packages = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
-        lacks = [f"the package {package}" for found, package in packages.items() if not importlib.util.find_spec(found)]
-        if not _has_driver():
-            lacks.append("an NVIDIA driver")
-        return "missing " + ", ".join([*lacks, "CUDA kernels (this version of fastgrad has none)"])
+        return gpu.missing()
     try:
         importlib.import_module(BACKENDS[name])
     except ImportError as error:
         return str(error)
     return ""
-
-
-def _has_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def set_num_threads(count: int) -> None:

@@ -1,20 +1,87 @@
 """Every test that asks for `backend` runs over all of them; counts of the ONNX cases are printed at the end."""
 
 import importlib
+import os
 
 import numpy as np
 import pytest
 
 BACKENDS = {"numpy": "fastgrad.kernels.reference", "cpu": "fastgrad.kernels.cpu"}
+# the files whose tests over all backends run over the CUDA backend too: those of ops that it has
+ON_CUDA = {"test_activation", "test_dense", "test_backends"}
+# of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
+EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "8"))
 ONNX_COUNTS = pytest.StashKey()
+# (registers, bytes of shared memory) by kernel, dtype and compute capability
+CUDA_RESOURCES = pytest.StashKey()
 
 
-@pytest.fixture(params=BACKENDS, scope="session")
+def pytest_generate_tests(metafunc):
+    names = [*BACKENDS]
+    if metafunc.module.__name__ in ON_CUDA:
+        names += ["cuda"]
+        if not no_gpu():
+            names.append(pytest.param("device", marks=pytest.mark.device))
+    for fixture, scope in (("backend", "session"), ("in_force", "function")):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, names, indirect=True, scope=scope)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Thin out the emulated cases of each test, evenly in a fixed order that is none of the parameters'."""
+    emulated = {}
+    for item in items:
+        if hasattr(item, "callspec") and "cuda" in (item.callspec.params.get(name) for name in ("backend", "in_force")):
+            emulated.setdefault(item.originalname, []).append(item)
+    surplus = set()
+    for cases in emulated.values():
+        order = np.random.default_rng(0).permutation(len(cases))
+        surplus |= {cases[i].nodeid for i in order[EMULATED_CASES:]}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in surplus])
+    items[:] = [item for item in items if item.nodeid not in surplus]
+
+
+def no_gpu():
+    """Why kernels cannot run on a GPU here, or an empty string."""
+    from fastgrad.backend import missing
+
+    return missing("cuda")
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """The CUDA backend's executor from here on: ptxsim, or in a process for it Numba's simulator."""
+    pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+    from emulation import Emulator, Simulator
+    from fastgrad.kernels.cuda import device
+
+    emulator = Simulator() if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else Emulator()
+    device.use(emulator)
+    yield emulator
+    device.use(None)
+
+
+@pytest.fixture(scope="session")
+def emulated(emulator):
+    """The CUDA backend's kernels, emulated."""
+    return importlib.import_module("fastgrad.kernels.cuda")
+
+
+@pytest.fixture(scope="session")
+def on_device():
+    """The CUDA backend's kernels on a GPU, over NumPy arrays."""
+    from emulation import OnDevice
+
+    return OnDevice(importlib.import_module("fastgrad.kernels.cuda"))
+
+
+@pytest.fixture(scope="session")
 def backend(request):
-    return importlib.import_module(BACKENDS[request.param])
+    other = {"cuda": "emulated", "device": "on_device"}.get(request.param)
+    return request.getfixturevalue(other) if other else importlib.import_module(BACKENDS[request.param])
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture
 def in_force(request):
     """Tests of the public API: the backend that runs them."""
     import fastgrad
@@ -63,3 +130,5 @@ def torch():
 def pytest_terminal_summary(terminalreporter, config):
     for line in config.stash.get(ONNX_COUNTS, ()):
         terminalreporter.write_line(line)
+    for (name, dtype, (major, minor)), (registers, shared) in sorted(config.stash.get(CUDA_RESOURCES, {}).items()):
+        terminalreporter.write_line(f"sm_{major}{minor} {name} {dtype}: {registers} registers, {shared} bytes shared")

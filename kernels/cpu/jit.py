@@ -7,7 +7,7 @@ a fraction of a microsecond; and one launcher (parallel.py) serves all of them, 
 No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
 vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
 
-The cache folder is named after the content of the kernels' folder, the versions and the vector width, so an edit or an upgrade
+The cache folder is named after the content of the kernels' folder (but for cuda/), the versions and the vector width, so an edit or an upgrade
 never meets stale machine code. A folder that cannot be written only costs the compilation again.
 """
 
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
     """The folder of this version's machine code; its parent is FASTGRAD_CACHE_DIR or the user's cache folder."""
     content = hashlib.sha256()
     root = Path(__file__).parent.parent
-    for source in sorted(root.rglob("*.py")):
+    for source in sorted(set(root.rglob("*.py")) - set((root / "cuda").rglob("*.py"))):
         content.update(f"{source.relative_to(root)}\n".encode() + source.read_bytes())
     versions = numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine()
     content.update(repr((versions, os.environ.get("FASTGRAD_VECTOR_BITS"))).encode())

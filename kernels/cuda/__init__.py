@@ -1,1 +1,12 @@
-"""The room of the CUDA backend (Numba-CUDA and CuPy). It holds no kernels yet; fastgrad.backend says so when asked."""
+"""The CUDA backend: Numba-CUDA kernels over CuPy arrays. It has some of the functions of the others; fastgrad.backend says so."""
+
+from .activation import activation_backward, activation_forward
+from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
+
+__all__ = [
+    "activation_backward",
+    "activation_forward",
+    "dense_chain_backward",
+    "dense_chain_forward",
+    "dense_chain_infer",
+]

@@ -1,0 +1,282 @@
+"""Activations y = f(z) and their derivatives, as in kernels/reference/activation.py.
+
+Forward also adds what comes before an activation: z = z + b + residual, with b (columns,) and residual like z, so that a dense layer or
+a convolution is its GEMM and one launch. It reads z and residual once and writes y, and z itself where backward will need it. Backward
+also adds up dz by columns, for the gradient of b: a launch that leaves a row of sums for each block of rows, and one that adds those up
+where there are several. Which f it is is a number that all threads share: one kernel for all of them compiles once.
+
+softmax reads its row twice, for the largest value and the sum in one go (Milakov & Gimelshein 2018), then for the quotient.
+"""
+
+import math
+
+from numba import cuda
+
+from .. import names
+from . import device
+from .device import BLOCK, Integer, Number, Real, Values, flat, function, kernel, launch, real, written
+from .reduce import (
+    add_across,
+    add_down,
+    larger,
+    largest_across,
+    row_limit,
+    sum_rows,
+    tile_column,
+    tile_row,
+    tile_width,
+    tiles,
+)
+
+SELU_SCALE = 1.0507009873554805
+INV_SQRT2 = 0.7071067811865476
+INV_SQRT_2PI = 0.3989422804014327
+# 2 sqrt(2 / pi) and the cubic term of gelu's tanh form
+GELU_SLOPE, GELU_CUBE = 1.5957691216057308, 0.044715
+
+
+@function
+def relu(z):
+    # a NaN stays one
+    return real(0, z) if z < real(0, z) else z
+
+
+@function
+def sigmoid(z):
+    """1 / (1 + exp(-z)), from the exponential that does not overflow."""
+    e = math.exp(-abs(z))
+    return (real(1, z) if z >= real(0, z) else e) / (real(1, z) + e)
+
+
+@function
+def softplus(z):
+    """log(1 + exp(z)), from the exponential that does not overflow."""
+    return relu(z) + math.log1p(math.exp(-abs(z)))
+
+
+@function
+def normal_cdf(z):
+    return real(0.5, z) * math.erfc(-z * real(INV_SQRT2, z))
+
+
+@function
+def gated(z, gate):
+    """z * gate, and its limit 0 where z is -inf and the gate has closed."""
+    return real(0, z) if gate == real(0, z) else z * gate
+
+
+@function
+def gelu_logit(z):
+    return real(GELU_SLOPE, z) * (z + real(GELU_CUBE, z) * z * z * z)
+
+
+@function
+def activate(code, p, z):
+    """f(z), of all but softmax."""
+    if code == names.RELU:
+        return relu(z)
+    if code == names.LEAKY_RELU:
+        return z if z > real(0, z) else p * z
+    if code == names.CLIPPED_RELU:
+        return p if z > p else relu(z)
+    if code == names.SIGMOID:
+        return sigmoid(z)
+    if code == names.TANH:
+        return math.tanh(z)
+    if code == names.ELU:
+        return z if z > real(0, z) else p * math.expm1(z)
+    if code == names.SELU:
+        return real(SELU_SCALE, z) * (z if z > real(0, z) else p * math.expm1(z))
+    if code == names.GELU:
+        return gated(z, normal_cdf(z))
+    if code == names.GELU_TANH:
+        return gated(z, sigmoid(gelu_logit(z)))
+    if code == names.SILU:
+        return gated(z, sigmoid(z))
+    if code == names.SOFTPLUS:
+        return softplus(z)
+    return z
+
+
+@function
+def relu_slope(y):
+    return real(1, y) if y > real(0, y) else y * real(0, y)
+
+
+@function
+def gelu_tanh_slope(z):
+    u = gelu_logit(z)
+    g = sigmoid(u)
+    return g + gated(real(GELU_SLOPE, z) * z * (real(1, z) + real(3 * GELU_CUBE, z) * z * z), g * sigmoid(-u))
+
+
+@function
+def slope(code, p, saved):
+    """f'(z), from z for gelu, gelu_tanh and silu, else from y; of all but softmax."""
+    one, zero = real(1, saved), real(0, saved)
+    if code == names.RELU:
+        return relu_slope(saved)
+    if code == names.LEAKY_RELU:
+        return one if saved > zero else p
+    if code == names.CLIPPED_RELU:
+        return zero if saved >= p else relu_slope(saved)
+    if code == names.SIGMOID:
+        return saved * (one - saved)
+    if code == names.TANH:
+        return one - saved * saved
+    if code == names.ELU:
+        return one if saved > zero else saved + p
+    if code == names.SELU:
+        return real(SELU_SCALE, saved) if saved > zero else saved + real(SELU_SCALE, saved) * p
+    if code == names.GELU:
+        bell = math.exp(real(-0.5, saved) * saved * saved) * real(INV_SQRT_2PI, saved)
+        return normal_cdf(saved) + gated(saved, bell)
+    if code == names.GELU_TANH:
+        return gelu_tanh_slope(saved)
+    if code == names.SILU:
+        g = sigmoid(saved)
+        return g + gated(saved, g * sigmoid(-saved))
+    if code == names.SOFTPLUS:
+        return -math.expm1(-saved)
+    return one
+
+
+# what forward adds and keeps
+BIAS, RESIDUAL, KEEP = 1, 2, 4
+
+
+@function
+def sum_before(options, at, column, z, b, residual):
+    """z + b + residual at a place."""
+    value = z[at]
+    if options & BIAS:
+        value += b[column]
+    if options & RESIDUAL:
+        value += residual[at]
+    return value
+
+
+@kernel
+def activate_tiles(
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, options: Integer,
+    z: Values, b: Values, residual: Values, y: Values,
+):  # fmt: skip
+    column = tile_column(width)
+    if column < columns:
+        for row in range(tile_row(width), row_limit(width, rows), BLOCK // width):
+            at = row * columns + column
+            value = sum_before(options, at, column, z, b, residual)
+            if options & KEEP:
+                z[at] = value
+            y[at] = activate(code, p, value)
+
+
+@kernel
+def softmax_tiles(
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, options: Integer,
+    z: Values, b: Values, residual: Values, y: Values,
+):  # fmt: skip
+    """A tile's threads side by side have a row."""
+    shared = cuda.shared.array(BLOCK, dtype)
+    lane = cuda.threadIdx.x & (width - 1)
+    row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    end = columns if row < rows else 0
+    largest, total = dtype(-math.inf), dtype(0)
+    for column in range(lane, end, width):
+        value = sum_before(options, row * columns + column, column, z, b, residual)
+        before = largest
+        largest = larger(value, largest)
+        if largest > before:
+            total = total * math.exp(before - largest) + dtype(1)
+        elif value > dtype(-math.inf):
+            total += math.exp(value - largest)
+    overall = largest_across(shared, largest, width)
+    # a thread that saw nothing has a total of 0, which the NaN of -inf - -inf would spoil
+    total = add_across(shared, total * math.exp(largest - overall) if total > dtype(0) else total, width)
+    for column in range(lane, end, width):
+        at = row * columns + column
+        y[at] = math.exp(sum_before(options, at, column, z, b, residual) - overall) / total
+
+
+@kernel
+def differentiate_tiles(
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, summed: Integer,
+    dy: Values, saved: Values, dz: Values, parts: Values,
+):  # fmt: skip
+    """dz = dy f', and with `summed` the sums by columns of this block's rows to parts (blocks, columns)."""
+    column, total = tile_column(width), dtype(0)
+    if column < columns:
+        for row in range(tile_row(width), row_limit(width, rows), BLOCK // width):
+            at = row * columns + column
+            value = dy[at] if code == names.IDENTITY else dy[at] * slope(code, p, saved[at])
+            dz[at] = value
+            total += value
+    if summed:
+        shared = cuda.shared.array(BLOCK, dtype)
+        total = add_down(shared, total, width)
+        if cuda.threadIdx.x < width and column < columns:
+            parts[cuda.blockIdx.x * columns + column] = total
+
+
+@kernel
+def softmax_slope_tiles(
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, dy: Values, y: Values, dz: Values
+):
+    """dz_i = y_i (dy_i - sum_j dy_j y_j), a row by the threads side by side."""
+    shared = cuda.shared.array(BLOCK, dtype)
+    lane = cuda.threadIdx.x & (width - 1)
+    row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    end, total = columns if row < rows else 0, dtype(0)
+    for column in range(lane, end, width):
+        total += dy[row * columns + column] * y[row * columns + column]
+    total = add_across(shared, total, width)
+    for column in range(lane, end, width):
+        at = row * columns + column
+        dz[at] = y[at] * (dy[at] - total)
+
+
+def activate_matrix(z, b, residual, y, activation, keep):
+    """y (rows, columns) = f(z + b + residual), all C-contiguous; b and residual may be None, y may be z. keep: z becomes the sum."""
+    rows, columns = y.shape
+    width = tile_width(columns)
+    options = BIAS * (b is not None) + RESIDUAL * (residual is not None) + KEEP * keep
+    arrays = options, z, b, residual, y
+    if activation.code == names.SOFTMAX:
+        launch(softmax_tiles, y.dtype, -(-rows // (BLOCK // width)), rows, columns, width, *arrays)
+    else:
+        launch(activate_tiles, y.dtype, tiles(rows, columns), rows, columns, width, *activation, *arrays)
+
+
+def differentiate_matrix(dy, saved, dz, db, activation):
+    """dz (rows, columns) = dy f' from the saved z or y, and db (columns,) its sum over rows, or None; C-contiguous. dz may be dy."""
+    rows, columns = dz.shape
+    width, grid = tile_width(columns), tiles(rows, columns)
+    if activation.code == names.SOFTMAX:
+        launch(softmax_slope_tiles, dz.dtype, -(-rows // (BLOCK // width)), rows, columns, width, dy, saved, dz)
+        if db is not None:
+            sum_rows(dz, db)
+        return
+    several = db is not None and grid[0] != 1
+    parts = device.xp.empty((grid[0], columns), dz.dtype) if several else db
+    arrays = int(db is not None), dy, saved, dz, parts
+    launch(differentiate_tiles, dz.dtype, grid, rows, columns, width, *activation, *arrays)
+    if several:
+        sum_rows(parts, db)
+
+
+def activation_forward(z, y, activation):
+    """y = f(z); y may be z."""
+    with written(y) as out:
+        activate_matrix(_matrix(flat(z)), None, None, _matrix(out), activation, keep=False)
+
+
+def activation_backward(dy, z, y, dz, activation):
+    """dz = dy f'(z), from z where activation.needs_input, else from y; the other may be None. dz may be dy."""
+    saved = z if activation.needs_input else y
+    with written(dz) as out:
+        differentiate_matrix(_matrix(flat(dy)), _matrix(flat(saved)), _matrix(out), None, activation)
+
+
+def _matrix(array):
+    """As (rows, columns) of the last axis."""
+    return array.reshape(-1, array.shape[-1]) if array.ndim and array.shape[-1] else array.reshape(array.size, 1)

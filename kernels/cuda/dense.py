@@ -1,0 +1,48 @@
+"""The dense chain, as in kernels/reference/dense.py: a GEMM by the array module and one launch a layer forward; backward one or two
+launches, for dz and the bias' gradient, and two GEMMs.
+
+GEMMs read strided arrays in place where the BLAS does. What a kernel reads or writes is C-contiguous, by a copy where the caller's
+array is not.
+"""
+
+from ..reference.dense import layer_views
+from . import device
+from .activation import activate_matrix, differentiate_matrix
+from .device import flat, written
+
+
+def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
+    """outputs[l] (N, K) = a_{l+1}, zs[l] = z_l or outputs[l]; biases[l] and residual may be None."""
+    last = len(weights) - 1
+    a = x
+    for layer, (w, b, activation, z, y) in enumerate(zip(weights, biases, activations, zs, outputs, strict=True)):
+        added = flat(residual) if layer == last else None
+        device.xp.matmul(a, w, out=z)
+        activate_matrix(z, flat(b), added, y, activation, keep=z is not y)
+        a = y
+
+
+def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
+    """dzs[l] (N, K), dx (N, C), dweights[l] and dbiases[l] are overwritten; dx and dbiases[l] may be None."""
+    matmul = device.xp.matmul
+    da = flat(dy)
+    for layer in reversed(range(len(weights))):
+        dz, activation = dzs[layer], activations[layer]
+        saved = zs[layer] if activation.needs_input else outputs[layer]
+        differentiate_matrix(da, saved, dz, dbiases[layer], activation)
+        matmul((outputs[layer - 1] if layer else x).T, dz, out=dweights[layer])
+        if layer:
+            # into the dz of the layer below, which its derivative then works on in place
+            da = matmul(dz, weights[layer].T, out=dzs[layer - 1])
+        elif dx is not None:
+            matmul(dz, weights[0].T, out=dx)
+
+
+def dense_chain_infer(x, layers, parameters, params, out):
+    """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
+    weights, biases, activations = layer_views(layers, parameters, params)
+    outputs = [device.xp.empty((len(x), w.shape[1]), x.dtype) for w in weights[:-1]]
+    with written(out) as y:
+        outputs.append(y)
+        # a z is needed by backward only: every activation runs in place
+        dense_chain_forward(x, weights, biases, activations, None, outputs, outputs)

@@ -1,0 +1,246 @@
+"""Where kernels run: the array module, the one `launch`, and kernels compiled once for each dtype.
+
+How an op is written here:
+
+    @function                                        a function of kernels, float32 or float64 as its arguments are
+    def relu(z):
+        return z if z > real(0, z) else real(0, z)
+
+    @kernel                                          annotations are the types of the parameters
+    def relu_values(dtype: Real, n: Integer, z: Values, y: Values):
+        i = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
+        if i < n:
+            y[i] = relu(z[i])
+
+    def relu_forward(z, y):                          a launcher: works out a grid, launches, and nothing else
+        launch(relu_values, y.dtype, blocks(y.size), y.size, z, y)
+
+Arrays arrive as pointers to values in C order, without a shape: `flat` gives an array that is, and `None` is a pointer that the kernel
+must not read, for which it gets a flag. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
+`dtype` is float32 or float64 inside the kernel: `dtype(0)` and `cuda.shared.array(BLOCK, dtype)`; elsewhere `real(0, z)` is a number of
+z's type. A literal like 0.5 alone would be float64 and make a float32 kernel slow, which a test looks for. The exception is a kernel
+of sums that the contract has in float64, of losses and norms: `@wide_kernel`.
+
+Sums are taken in one fixed order, so every run has the same bits: reduce.py has them, and there are no atomics. Only `xp` makes arrays;
+neither it nor a launch waits for the device.
+
+Numba compiles a kernel to PTX, on any machine; CuPy loads it and launches it, which costs a few microseconds where Numba's own launch
+takes tens for each array. So what runs without a GPU is the same PTX with the same arguments: tests put an executor of theirs in
+the place of the GPU, with `use`.
+"""
+
+import contextlib
+import inspect
+import os
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+from numba import cuda
+
+# threads in a block; Numba's simulator has a thread of Python for each
+BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
+# blocks of a grid that covers values of any number, each thread taking several
+MOST_BLOCKS = 1024
+
+
+class Real:
+    """Annotation: the kernel's float type itself."""
+
+
+class Integer:
+    """Annotation: an int64."""
+
+
+class Number:
+    """Annotation: a number of the kernel's float type."""
+
+
+class Values:
+    """Annotation: a pointer to values of the kernel's float type."""
+
+
+class Wide:
+    """Annotation: a pointer to float64, whatever the kernel's type."""
+
+
+class Integers:
+    """Annotation: a pointer to int64."""
+
+
+def _numba_types(annotation, scalar):
+    return {
+        Real: numba.types.NumberClass(scalar),
+        Integer: numba.types.int64,
+        Number: scalar,
+        Values: numba.types.CPointer(scalar),
+        Wide: numba.types.CPointer(numba.types.float64),
+        Integers: numba.types.CPointer(numba.types.int64),
+    }[annotation]
+
+
+KERNELS: list["Kernel"] = []
+
+
+class Kernel:
+    """A kernel's source, and its PTX by dtype and compute capability. wide: float64 has its place in the float32 one."""
+
+    def __init__(self, function, wide=False):
+        self.function, self.wide = function, wide
+        self.name = function.__name__
+        self.parameters = [p.annotation for p in inspect.signature(function).parameters.values()]
+        self._ptx = {}
+        KERNELS.append(self)
+
+    def ptx(self, dtype, cc):
+        found = self._ptx.get((dtype.char, cc))
+        if found is None:
+            scalar = numba.from_dtype(dtype)
+            signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
+            with offline(cc):
+                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False)
+            self._ptx[dtype.char, cc] = found
+        return found
+
+    def arguments(self, dtype, given):
+        """What a launch passes on: numbers of the kernel's type, and 0 for its type itself and for None."""
+        found = []
+        for annotation, value in zip(self.parameters, (0, *given), strict=True):
+            if annotation is Number:
+                value = dtype.type(value)
+            elif annotation is Integer:
+                value = int(value)
+            found.append(0 if value is None else value)
+        return found
+
+
+def kernel(function):
+    """Decorator: a kernel, compiled at its first launch with a dtype."""
+    return Kernel(function)
+
+
+def wide_kernel(function):
+    """Decorator: a kernel that adds up in float64 whatever its dtype."""
+    return Kernel(function, wide=True)
+
+
+def function(inner):
+    """Decorator: a function that kernels call."""
+    return cuda.jit(device=True)(inner)
+
+
+@function
+def real(value, like):
+    """A number of the type of `like`."""
+    return type(like)(value)
+
+
+@contextlib.contextmanager
+def offline(cc):
+    """Let numba compile functions of kernels for this compute capability; it would ask a driver for one."""
+    from numba.cuda import dispatcher  # the simulator has none
+
+    before = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before
+
+
+class GPU:
+    """The current CUDA device, by CuPy."""
+
+    def __init__(self):
+        import cupy
+
+        self.xp = cupy
+        self._loaded = {}
+
+    def address(self, array):
+        return array.data.ptr
+
+    def launch(self, kernel, dtype, grid, arguments):
+        device = self.xp.cuda.Device()
+        key = kernel, dtype.char, device.id
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            capability = device.compute_capability
+            ptx = kernel.ptx(dtype, (int(capability[:-1]), int(capability[-1])))
+            module = self.xp.cuda.function.Module()
+            module.load(ptx.encode())
+            # the module lives as long as its function
+            loaded = self._loaded[key] = module.get_function(entry(ptx))
+        loaded(grid, (BLOCK, 1, 1), arguments)
+
+
+def entry(ptx):
+    """The name of the kernel in its PTX."""
+    return ptx.split(".entry ", 1)[1].split("(", 1)[0].strip()
+
+
+_executor = None
+
+
+def use(executor):
+    """Run on this from now on (None: on the GPU): anything with `xp`, `address` and `launch` as GPU has them. Returns the one before."""
+    global _executor
+    before, _executor = _executor, executor
+    return before
+
+
+def _current():
+    global _executor
+    if _executor is None:
+        _executor = GPU()
+    return _executor
+
+
+def __getattr__(name):
+    # device.xp: the array module, which without a GPU is NumPy
+    if name == "xp":
+        return _current().xp
+    raise AttributeError(name)
+
+
+def launch(kernel, dtype, grid, *given):
+    """Run a kernel over (columns, rows) of blocks, or a number of them; no block, no launch."""
+    columns, rows = grid if isinstance(grid, tuple) else (grid, 1)
+    if columns and rows:
+        _current().launch(kernel, dtype, (columns, rows, 1), kernel.arguments(dtype, given))
+
+
+def blocks(n):
+    """Blocks for n values: one for each BLOCK of them, up to MOST_BLOCKS, where threads take several."""
+    return min(-(-n // BLOCK), MOST_BLOCKS)
+
+
+def flat(array):
+    """The array itself if it is C-contiguous and aligned, else a copy that is. None stays None."""
+    return array if array is None or _plain(array) else array.copy(order="C")
+
+
+def _plain(array):
+    return array.flags.c_contiguous and _current().address(array) % array.itemsize == 0
+
+
+@contextlib.contextmanager
+def written(array):
+    """The array itself if it is C-contiguous and aligned, else one that is and whose values are put into it at the end."""
+    if _plain(array):
+        yield array
+        return
+    whole = _current().xp.empty(array.shape, array.dtype)
+    yield whole
+    array[...] = whole
+
+
+@function
+def first():
+    """This thread's first value of a grid of `blocks`; the next is `stride` further."""
+    return cuda.blockIdx.x * np.int64(BLOCK) + cuda.threadIdx.x
+
+
+@function
+def stride():
+    return cuda.gridDim.x * np.int64(BLOCK)

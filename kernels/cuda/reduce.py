@@ -1,0 +1,121 @@
+"""Sums in one fixed order, and so the same bits every run: in a block by a tree, over blocks by a second launch.
+
+A tile is how BLOCK threads lie over a matrix (rows, columns): `width` of them side by side, a power of two, and BLOCK / width rows at a
+time. So a matrix of few columns leaves no warp idle, and neighbours read neighbours. Thread t has column t % width and row t / width.
+A block goes over TILE_ROWS times as many rows as a tile has. All threads of a block must come to a reduction, which meets in shared
+memory (BLOCK,), and may use that memory again when it returns.
+"""
+
+from numba import cuda
+
+from .device import BLOCK, Integer, Real, Values, function, kernel, launch
+
+# a block takes this many tiles of rows: enough for sums by column to become a hundredth of what was read
+TILE_ROWS = 16
+
+
+def tile_width(columns):
+    """Threads side by side: the least power of two from `columns` on, or BLOCK."""
+    return min(1 << max(columns - 1, 0).bit_length(), BLOCK)
+
+
+def tiles(rows, columns):
+    """The grid over a matrix: (blocks of rows, blocks of columns)."""
+    width = tile_width(columns)
+    return -(-rows // (TILE_ROWS * (BLOCK // width))), -(-columns // width)
+
+
+@function
+def tile_column(width):
+    """This thread's column."""
+    return cuda.blockIdx.y * width + (cuda.threadIdx.x & (width - 1))
+
+
+@function
+def tile_row(width):
+    """This thread's first row, and how many rows a tile has: the next is that much further, up to `row_limit`."""
+    return cuda.blockIdx.x * (TILE_ROWS * (BLOCK // width)) + cuda.threadIdx.x // width
+
+
+@function
+def row_limit(width, rows):
+    """The end of this block's rows."""
+    return min((cuda.blockIdx.x + 1) * (TILE_ROWS * (BLOCK // width)), rows)
+
+
+@function
+def add_down(shared, value, width):
+    """The sum over a tile's rows, for each column: the value that the first `width` threads get."""
+    t = cuda.threadIdx.x
+    shared[t] = value
+    cuda.syncthreads()
+    s = BLOCK // 2
+    while s >= width:
+        if t < s:
+            shared[t] += shared[t + s]
+        cuda.syncthreads()
+        s //= 2
+    total = shared[t & (width - 1)]
+    cuda.syncthreads()
+    return total
+
+
+@function
+def add_across(shared, value, width):
+    """The sum over `width` threads side by side, which all of them get."""
+    t = cuda.threadIdx.x
+    lane = t & (width - 1)
+    shared[t] = value
+    cuda.syncthreads()
+    s = width // 2
+    while s > 0:
+        if lane < s:
+            shared[t] += shared[t + s]
+        cuda.syncthreads()
+        s //= 2
+    total = shared[t - lane]
+    cuda.syncthreads()
+    return total
+
+
+@function
+def largest_across(shared, value, width):
+    """The largest over `width` threads side by side, NaN if one is, which all of them get."""
+    t = cuda.threadIdx.x
+    lane = t & (width - 1)
+    shared[t] = value
+    cuda.syncthreads()
+    s = width // 2
+    while s > 0:
+        if lane < s:
+            shared[t] = larger(shared[t], shared[t + s])
+        cuda.syncthreads()
+        s //= 2
+    largest = shared[t - lane]
+    cuda.syncthreads()
+    return largest
+
+
+@function
+def larger(a, b):
+    """The larger one, or NaN."""
+    return a if a > b or a != a else b
+
+
+@kernel
+def add_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, parts: Values, sums: Values):
+    """sums (columns,) of parts (rows, columns), by the blocks of the grid's second axis."""
+    shared = cuda.shared.array(BLOCK, dtype)
+    column, total = tile_column(width), dtype(0)
+    if column < columns:
+        for row in range(cuda.threadIdx.x // width, rows, BLOCK // width):
+            total += parts[row * columns + column]
+    total = add_down(shared, total, width)
+    if cuda.threadIdx.x < width and column < columns:
+        sums[column] = total
+
+
+def sum_rows(parts, sums):
+    """sums (columns,) of contiguous parts (rows, columns)."""
+    rows, columns = parts.shape
+    launch(add_rows, sums.dtype, (1, tiles(1, columns)[1]), rows, columns, tile_width(columns), parts, sums)

@@ -1,0 +1,102 @@
+"""The CUDA backend without a GPU: executors for kernels.cuda.device.use that run launches over NumPy arrays, and one backend of NumPy
+arrays on a GPU, so that the tests of all backends run there as they are.
+"""
+
+import inspect
+
+import numpy as np
+
+# what kernels are compiled for where they are executed; .approx instructions are off by their documented worst
+CAPABILITY, APPROXIMATE = (9, 0), True
+
+
+class Arrays:
+    """NumPy as the array module: products of NaN and infinity say nothing, as on a GPU, and are counted."""
+
+    def __init__(self):
+        self.products = 0
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def matmul(self, a, b, out=None):
+        self.products += 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.matmul(a, b, out=out)
+
+
+class Emulator:
+    """Compiled PTX, executed by ptxsim with all its checks. `launches`: the kernels' names, and bytes read and written by argument."""
+
+    def __init__(self):
+        self.xp = Arrays()
+        self.launches = []
+        self._modules = {}
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def launch(self, kernel, dtype, grid, arguments):
+        from fastgrad.kernels.cuda.device import BLOCK
+        from ptxsim import Module, launch
+
+        module = self._modules.get((kernel, dtype.char))
+        if module is None:
+            module = self._modules[kernel, dtype.char] = Module(kernel.ptx(dtype, CAPABILITY))
+        statistics = launch(module, grid, BLOCK, arguments, pointers=True, approximate=APPROXIMATE)
+        self.launches.append((kernel.name, [t and (t.read, t.written) for t in statistics.traffic]))
+
+
+class Simulator:
+    """Numba's CUDA simulator, which runs a kernel's Python. It needs NUMBA_ENABLE_CUDASIM=1 and so a process of its own."""
+
+    def __init__(self):
+        self.xp = Arrays()
+        self.launches = []
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def launch(self, kernel, dtype, grid, arguments):
+        from fastgrad.kernels.cuda.device import BLOCK
+        from numba import cuda
+
+        # pointers know no shape
+        given = [a.reshape(-1) if isinstance(a, np.ndarray) else a for a in arguments[1:]]
+        cuda.jit(kernel.function)[grid, BLOCK](dtype.type, *given)
+        self.launches.append((kernel.name, None))
+
+
+class OnDevice:
+    """A backend's functions over NumPy arrays, which are copied to the GPU for each call and back."""
+
+    def __init__(self, kernels):
+        self._kernels = kernels
+        self.__all__, self.__name__ = kernels.__all__, kernels.__name__
+
+    def __getattr__(self, name):
+        import cupy
+
+        function = getattr(self._kernels, name)
+
+        def call(*arguments):
+            copies = {}
+            result = function(*(self._moved(a, copies, cupy) for a in arguments))
+            for host, device in copies.values():
+                if host.flags.writeable:
+                    host[...] = device.get()
+            return result.get()[()] if isinstance(result, cupy.ndarray) else result
+
+        call.__signature__ = inspect.signature(function)
+        call.__module__ = function.__module__
+        return call
+
+    def _moved(self, value, copies, cupy):
+        if isinstance(value, list):
+            return [self._moved(v, copies, cupy) for v in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        # one array given twice is one array there
+        if id(value) not in copies:
+            copies[id(value)] = value, cupy.asarray(value)
+        return copies[id(value)][1]

@@ -1,0 +1,181 @@
+"""The CUDA backend without a GPU: its kernels in Numba's simulator, through ptxas, and what their launches read and write.
+
+That they are right is for the tests of each op, which run over the backend "cuda" too (see conftest.py).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from arrays import unwritten
+from chains import backward, forward, random_chain
+from conftest import CUDA_RESOURCES
+from fastgrad.kernels.names import ACTIVATIONS
+
+import fastgrad as fg
+from fastgrad import gpu
+
+pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
+import fastgrad.kernels.cuda
+from fastgrad.kernels.cuda import device
+from ptxsim.compile import CAPABILITIES, assembled, ptxas
+
+# tests of ops that the simulator runs, with every kernel in at least one
+SIMULATED = ["test_activation.py::test_any_shape", "test_dense.py::test_bias_and_residual_may_be_missing"]
+# bytes of shared memory and registers that leave room for four blocks of 256 threads on a multiprocessor
+MOST_SHARED, MOST_REGISTERS = 48 << 10, 64
+
+
+def test_in_the_simulator():
+    """In a process of its own: the simulator takes the compiler's place."""
+    tests = [str(Path(__file__).parent / name) for name in SIMULATED]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", *tests]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FASTGRAD_EMULATED_CASES": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(not ptxas(), reason="needs ptxas on the PATH")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("kernel", device.KERNELS, ids=lambda k: k.name)
+def test_compiles_for_a_gpu(kernel, cc, dtype, request):
+    """Without spills, and in float32 without float64 where sums are not meant to be of it."""
+    dtype = np.dtype(dtype)
+    ptx = kernel.ptx(dtype, cc)
+    if dtype == np.float32 and not kernel.wide:
+        assert ".f64" not in ptx.replace(".reg .f64", "")
+    needs = assembled(ptx, cc)
+    assert needs.spilled == needs.stack == 0
+    assert needs.registers <= MOST_REGISTERS
+    assert needs.shared <= MOST_SHARED
+    request.config.stash.setdefault(CUDA_RESOURCES, {})[kernel.name, dtype.name, cc] = needs.registers, needs.shared
+
+
+@pytest.fixture
+def launches(emulator):
+    """Launches from here on."""
+    emulator.launches.clear()
+    emulator.xp.products = 0
+    return emulator.launches
+
+
+def names_of(launches):
+    return [name for name, _ in launches]
+
+
+def traffic_of(launch, dtype):
+    """(values read, values written) of each array argument."""
+    return [(read // dtype.itemsize, written // dtype.itemsize) for read, written in filter(None, launch[1])]
+
+
+SHAPE = 70, 33
+VALUES = SHAPE[0] * SHAPE[1]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_read_and_write_each_value_once(emulated, launches, dtype, rng, name):
+    f = ACTIVATIONS[name]
+    z, y, dz = rng.standard_normal(SHAPE).astype(dtype), unwritten(SHAPE, dtype), unwritten(SHAPE, dtype)
+    emulated.activation_forward(z, y, f)
+    emulated.activation_backward(z.copy(), z, y, dz, f)
+    forward, backward = (traffic_of(launch, dtype) for launch in launches)
+    # a softmax reads its row for the sum and for the quotient
+    reads = 2 if name == "softmax" else 1
+    assert forward == [(reads * VALUES, 0), (0, VALUES)]
+    saved = 0 if name == "identity" else reads * VALUES
+    assert backward[:3] == [(reads * VALUES, 0), (saved, 0), (0, VALUES)]
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "softmax"])
+def test_a_dense_layer_is_one_launch_forward_and_two_backward(emulated, launches, emulator, dtype, rng, name):
+    rows, width = 3000, 5
+    chain = random_chain(rng, rows, [3, width], [name], dtype)
+    zs, outputs = forward(emulated, chain)
+    assert emulator.xp.products == 1
+    (launch,) = launches
+    n, reads = rows * width, 2 if name == "softmax" else 1
+    z, b, residual, *y = traffic_of(launch, dtype)
+    assert residual == (reads * n, 0)
+    if name == "silu":
+        # z is kept for backward
+        assert (z, y) == ((n, n), [(0, n)])
+    else:
+        assert z == (reads * n, n)
+    # once for each thread of a column: caches hold it
+    assert b[1] == 0
+    launches.clear()
+    backward(emulated, chain, zs, outputs)
+    assert emulator.xp.products == 3
+    assert len(launches) == 2
+    dy, saved, dz, *parts = traffic_of(launches[0], dtype)
+    assert (dy, saved, dz) == ((reads * n, 0), (reads * n, 0), (0, n))
+    if name != "softmax":
+        # the sums of a block of rows, and one column's sum of those
+        (part,) = parts
+        assert 0 < part[1] <= n // 100
+        assert traffic_of(launches[1], dtype) == [(part[1], 0), (0, width)]
+    else:
+        assert traffic_of(launches[1], dtype) == [(n, 0), (0, width)]
+
+
+@pytest.mark.parametrize("names", [["relu"] * 6, ["gelu", "tanh", "softmax"]])
+def test_a_chain_takes_three_launches_a_layer_beside_its_gemms(emulated, launches, emulator, dtype, rng, names):
+    chain = random_chain(rng, 1000, [7] * (len(names) + 1), names, dtype, residual=False)
+    backward(emulated, chain, *forward(emulated, chain))
+    assert len(launches) <= 3 * len(names)
+    assert emulator.xp.products == 3 * len(names)
+
+
+def test_no_launch_for_nothing(emulated, launches):
+    empty = np.empty((0, 3), np.float32)
+    emulated.activation_forward(empty, empty.copy(), ACTIVATIONS["tanh"])
+    emulated.activation_forward(empty.T, empty.T.copy(), ACTIVATIONS["softmax"])
+    assert launches == []
+
+
+def fake_cupy(version="14.2.0", devices=1, capability="90"):
+    runtime = SimpleNamespace(getDeviceCount=lambda: devices)
+    cuda = SimpleNamespace(runtime=runtime, Device=lambda: SimpleNamespace(compute_capability=capability))
+    return SimpleNamespace(__spec__="fake", __version__=version, cuda=cuda)
+
+
+@pytest.mark.parametrize(
+    ("cupy", "reason"),
+    [
+        (fake_cupy(version="12.3.0"), "CuPy must be at least 13.0, got 12.3.0"),
+        (fake_cupy(devices=0), "there is no GPU"),
+        (fake_cupy(capability="70"), "compute capability must be at least 7.5, got 7.0"),
+        (SimpleNamespace(__spec__="fake", __version__="14.2.0"), "AttributeError: .* has no attribute 'cuda'"),
+    ],
+)
+def test_the_reason_why_cuda_cannot_run(monkeypatch, cupy, reason):
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    with pytest.raises(fg.BackendError, match=f'the backend "cuda" cannot run here: {reason}'):
+        fg.use_backend("cuda")
+
+
+@pytest.mark.parametrize("capability", ["75", "90", "120"])
+def test_a_good_gpu_is_taken(monkeypatch, capability):
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=capability))
+    assert gpu.missing() == ""
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(gpu, "has_driver", lambda: False)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert gpu.missing() == "missing the package numba-cuda, the package cupy, an NVIDIA driver"
+
+
+def test_importing_the_kernels_needs_no_cupy():
+    code = "import fastgrad.kernels.cuda, sys; assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
