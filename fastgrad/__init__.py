@@ -16,7 +16,7 @@ from fastgrad.clip import (
 )
 from fastgrad.conv import conv2d
 from fastgrad.dense import dense, dense_chain
-from fastgrad.loss import binary_cross_entropy, cross_entropy, mse
+from fastgrad.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from fastgrad.lstm import lstm, lstm_cell
 from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.saving import load, save
@@ -52,6 +52,7 @@ __all__ = [
     "mse",
     "nn",
     "optim",
+    "poisson_nll",
     "project_weights",
     "save",
     "schedule",

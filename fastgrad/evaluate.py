@@ -16,7 +16,7 @@ ROWS, STEPS, PIXELS = 1024, 16384, 2**18
 
 
 def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
-    """(mean loss, accuracy) of checked data; the accuracy is None for mse.
+    """(mean loss, accuracy) of checked data; the accuracy is None for mse and poisson_nll.
 
     The share of rows, of sequences' own steps, whose largest output is the class, or of elements on the right side of probability 1/2.
     """
@@ -39,4 +39,4 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
             right += int(np.count_nonzero(output.argmax(axis=1) == classes))
         elif loss == "binary_cross_entropy":
             right += int(np.count_nonzero((output > 0) == (target > 0.5)))
-    return total / count, None if loss == "mse" else right / count
+    return total / count, right / count if loss in FUSED else None

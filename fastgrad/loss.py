@@ -47,6 +47,17 @@ def mse(y: np.ndarray, target: np.ndarray, reduction: str = "mean") -> tuple[flo
     return _elementwise("mse", "y", y, "target", target, reduction)
 
 
+def poisson_nll(
+    log_rates: np.ndarray, counts: np.ndarray, reduction: str = "mean"
+) -> tuple[float | np.ndarray, np.ndarray]:
+    """exp(z) - z count, for counts that are Poisson-distributed of the rate exp(z), with log_rates z and counts of one shape and dtype.
+
+    Returns (loss, dlog_rates). The reduction is over all elements: "mean" (0.0 if there are none), "sum", or "none": losses
+    like log_rates and the gradient of their sum.
+    """
+    return _elementwise("poisson_nll", "log_rates", log_rates, "counts", counts, reduction)
+
+
 def _elementwise(
     op: str, name: str, y: Any, target_name: str, target: Any, reduction: str
 ) -> tuple[float | np.ndarray, np.ndarray]:

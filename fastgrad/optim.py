@@ -78,7 +78,10 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015); amsgrad divides by the largest second moment so far (Reddi et al. 2018)."""
+    """Adam (Kingma & Ba 2015); amsgrad divides by the largest second moment so far (Reddi et al. 2018).
+
+    With eps_hat, eps is added to the second moment's root before its bias is corrected, as Keras and scikit-learn do.
+    """
 
     lr: float | Schedule = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -86,6 +89,7 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
     amsgrad: bool = False
     decoupled: bool = False
+    eps_hat: bool = False
 
     code = names.ADAM
 
@@ -99,7 +103,7 @@ class Adam(Optimizer):
 
     @property
     def hyper(self) -> np.ndarray:
-        return self._hyper(*self.betas, self.eps, False)
+        return self._hyper(*self.betas, self.eps, self.eps_hat)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Trainer:
     """Trains a model in place; over a DenseChain a step, and an epoch, is one compiled call.
 
     loss is the mean of "cross_entropy" (y: class numbers (N,), or one-hot rows or probabilities (N, K)),
-    "binary_cross_entropy" or "mse" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are
+    "binary_cross_entropy", "mse" or "poisson_nll" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are
     then (N, T). cross_entropy over a softmax output and binary_cross_entropy
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
     the gradient's norm over all parameters. constraint is what parameters are held to after each update, one of fastgrad.optim's
@@ -170,7 +170,7 @@ class Trainer:
         return history
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
-        """(mean loss, accuracy); the accuracy is None for mse."""
+        """(mean loss, accuracy); the accuracy is None for mse and poisson_nll."""
         return evaluate(self.model, self.loss, self._checked("Trainer.evaluate", x, y, lengths))
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:

@@ -6,7 +6,7 @@ Numbers, not types, travel into compiled kernels, so a new architecture compiles
 from typing import Any, NamedTuple
 
 IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
-CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE = range(3)
+CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, POISSON_NLL = range(4)
 SGD, ADAM, ADAGRAD, RMSPROP = range(4)
 FREE, MAX_VALUE, MAX_NORM, MAX_NORM_EACH = range(4)
 
@@ -54,7 +54,12 @@ ACTIVATIONS = {
     "softplus": Activation(SOFTPLUS, 0.0),
     "softmax": Activation(SOFTMAX, 0.0),
 }
-LOSSES = {"cross_entropy": CROSS_ENTROPY, "binary_cross_entropy": BINARY_CROSS_ENTROPY, "mse": MSE}
+LOSSES = {
+    "cross_entropy": CROSS_ENTROPY,
+    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
+    "mse": MSE,
+    "poisson_nll": POISSON_NLL,
+}
 OK, BAD_LABEL, NONFINITE = range(3)
 
 

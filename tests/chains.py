@@ -163,6 +163,8 @@ def random_target(rng, loss, n, classes, dtype, one_hot=False):
         return np.eye(classes, dtype=dtype)[rng.integers(0, classes, n)]
     if loss == "binary_cross_entropy":
         return rng.random((n, classes)).astype(dtype)
+    if loss == "poisson_nll":
+        return rng.poisson(2, (n, classes)).astype(dtype)
     return rng.standard_normal((n, classes)).astype(dtype)
 
 

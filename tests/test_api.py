@@ -19,6 +19,7 @@ LOSSES = {
     "cross_entropy": ("logits", "labels"),
     "binary_cross_entropy": ("logits", "targets"),
     "mse": ("y", "target"),
+    "poisson_nll": ("log_rates", "counts"),
 }
 
 
@@ -196,7 +197,7 @@ def test_reductions(in_force, dtype, loss):
 
 def test_elementwise_losses_take_any_shape(in_force, dtype):
     first, second = arrays(dtype, logits=(2, 5, 3), targets=(2, 5, 3)).values()
-    for loss in ("binary_cross_entropy", "mse"):
+    for loss in ("binary_cross_entropy", "mse", "poisson_nll"):
         losses, gradient = call_loss(loss, first, second, reduction="none")
         flat, flat_gradient = call_loss(loss, first.ravel(), second.ravel(), reduction="none")
         assert losses.shape == gradient.shape == (2, 5, 3)

@@ -8,7 +8,7 @@ from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
 from fastgrad.kernels import reference
 from tolerances import assert_close
 
-LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse")
+LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll")
 
 
 def problem(rng, kind, n, c, dtype=np.float64, scale=3.0):
@@ -28,6 +28,9 @@ def problem(rng, kind, n, c, dtype=np.float64, scale=3.0):
             return logits, target
         case "mse":
             return logits, rng.standard_normal((n, c)).astype(dtype)
+        case "poisson_nll":
+            # rates and counts that are not astronomical
+            return (logits / (scale / 2)).astype(dtype), rng.poisson(3, (n, c)).astype(dtype)
 
 
 def run(backend, kind, logits, target, scale=1.0):
@@ -50,11 +53,14 @@ def assert_matches_reference(backend, kind, logits, target, scale=1.0):
     assert losses.dtype == gradient.dtype == logits.dtype
     # a loss is a difference of logits, or of their exponentials' logarithm
     largest = np.abs(logits).max(initial=1)
-    size = np.square(largest) + 16 if kind == "mse" else 2 * largest
+    size = {"mse": np.square(largest) + 16, "poisson_nll": np.exp(min(largest, 20)) + 16 * largest}.get(
+        kind, 2 * largest
+    )
     if kind == "probabilities":
         size *= logits.shape[1]
     assert_close("loss", losses, exact_losses, size, logits.shape[-1])
-    assert_close("loss", gradient, exact_gradient, scale * (2 * largest + 8 if kind == "mse" else logits.shape[-1]), 1)
+    rise = {"mse": 2 * largest + 8, "poisson_nll": np.exp(min(largest, 20)) + 16}.get(kind, logits.shape[-1])
+    assert_close("loss", gradient, exact_gradient, scale * rise, 1)
     assert total == pytest.approx(losses.sum(dtype=np.float64), rel=1e-12, abs=1e-300)
     return total, exact_total
 
@@ -73,6 +79,7 @@ def test_matches_pytorch(backend, kind, dtype, scale, rng, torch):
     functions = {
         "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
         "mse": torch.nn.functional.mse_loss,
+        "poisson_nll": torch.nn.functional.poisson_nll_loss,
     }
     function = functions.get(kind, torch.nn.functional.cross_entropy)
     logits, target = problem(rng, kind, 17, 33, dtype, scale)
@@ -92,7 +99,7 @@ def test_matches_the_reference(backend, kind, dtype, n, c, rng):
     assert_matches_reference(backend, kind, *problem(rng, kind, n, c, dtype), scale=1 / max(n, 1))
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "poisson_nll"])
 def test_stable_at_huge_logits(backend, kind, dtype, rng):
     logits, target = problem(rng, kind, 50, 9, dtype)
     logits[::2] = np.sign(logits[::2]) * 1e4
@@ -133,7 +140,7 @@ def test_empty_batch_costs_nothing(backend, kind, dtype, rng):
     assert losses.size == gradient.size == 0
 
 
-@pytest.mark.parametrize("kind", ["binary_cross_entropy", "mse"])
+@pytest.mark.parametrize("kind", ["binary_cross_entropy", "mse", "poisson_nll"])
 @pytest.mark.parametrize("shape", [(5,), (1023,), (2, 0), (2, 3, 5), (3, 33, 7)])
 def test_elementwise_losses_take_any_shape(backend, kind, dtype, shape, rng):
     logits = rng.standard_normal(shape).astype(dtype)
@@ -188,7 +195,7 @@ def test_nan_stays_in_its_row(backend, kind, dtype, c, rng):
         np.testing.assert_array_equal(np.isnan(gradient), nan)
 
 
-@pytest.mark.parametrize("kind", ["one_hot", "probabilities", "binary_cross_entropy", "mse"])
+@pytest.mark.parametrize("kind", ["one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll"])
 def test_nan_in_the_target_reaches_loss_and_gradient(backend, kind, dtype, rng):
     logits, target = problem(rng, kind, 17, 9, dtype)
     target[4, 5] = np.nan
@@ -197,6 +204,16 @@ def test_nan_in_the_target_reaches_loss_and_gradient(backend, kind, dtype, rng):
     assert np.isnan(losses[4]).any()
     assert np.isnan(gradient[4, 5])
     assert not np.isnan(np.delete(gradient, 4, axis=0)).any()
+
+
+def test_rates_past_all_numbers_are_infinite_and_of_no_chance_zero(backend, dtype):
+    z = np.array([[np.inf, -np.inf, 1e4, -1e4]], dtype)
+    total, losses, gradient = run(backend, "poisson_nll", z, np.zeros_like(z))
+    expected = np.array([[np.inf, 0, np.inf, 0]], dtype)
+    # 0 times infinity
+    np.testing.assert_array_equal(losses[0, 2:], expected[0, 2:])
+    np.testing.assert_array_equal(gradient, expected)
+    assert math.isnan(total)
 
 
 def test_impossible_classes(backend, dtype):

@@ -123,6 +123,22 @@ def test_matches_keras_formula_for_100_updates(backend, name, rng):
     np.testing.assert_allclose(params, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_adam_with_eps_hat_matches_keras_formula_for_100_updates(backend, eps, rng):
+    """Keras 3, optimizers/adam.py, and scikit-learn's: eps goes to the root of the uncorrected moment."""
+    optimizer = Adam(1e-2, (0.8, 0.99), eps, eps_hat=True)
+    params = rng.standard_normal(33)
+    state, theirs = empty_state(optimizer, 33, float), params.copy()
+    m, v = np.zeros((2, 33))
+    for step in range(1, 101):
+        grads = rng.standard_normal(33) / 100
+        updated(backend, optimizer, params, grads, state, step)
+        m += (grads - m) * (1 - 0.8)
+        v += (np.square(grads) - v) * (1 - 0.99)
+        theirs -= m * (1e-2 * math.sqrt(1 - 0.99**step) / (1 - 0.8**step)) / (np.sqrt(v) + eps)
+    np.testing.assert_allclose(params, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_matches_the_reference(backend, optimizer, dtype, size, rng):
     """From a state and a step in the middle of training: zeros hide swaps."""

@@ -31,7 +31,7 @@ OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, form, decoupl
     "adagrad": (ADAGRAD, [1e-2, 0, 0, 1e-6, 0, 0, 0]),
     "rmsprop": (RMSPROP, [1e-3, 0, 0.9, 1e-6, 1e-2, 0, 0]),
 }
-TARGETS = ("cross_entropy", "one_hot", "binary_cross_entropy", "mse")
+TARGETS = ("cross_entropy", "one_hot", "binary_cross_entropy", "mse", "poisson_nll")
 # rates of 0, so that a step only takes the gradient
 NO_UPDATE = {"optimizer": SGD, "hyper": [0.0, 0, 0, 0, 0, 0, 0]}
 
@@ -92,7 +92,7 @@ def torch_train(torch, net, batches):
         ]
 
     fused = {LOSSES["cross_entropy"]: names.SOFTMAX, LOSSES["binary_cross_entropy"]: names.SIGMOID}.get(net.loss)
-    loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss][net.loss]
+    loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.poisson_nll_loss][net.loss]
     activations = [names.Activation(*f) for f in zip(net.layers[:, 4].tolist(), net.parameters, strict=True)]
     if activations[-1].code == fused:
         activations[-1] = ACTIVATIONS["identity"]

@@ -14,16 +14,18 @@ from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, pa
 from .jit import Addresses, compiled, entry, given, kernel
 from .loops import squares
 from .parallel import address_of, launch, run, share
-from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, void_pointer
+from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both
 LAYER = np.dtype(
     [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw db".split()] + [("parameter", "f8")]
 )
-# layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0
+# layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
+# contiguous w, its sum of squares, and then decay w is added to dw; or 0
 CHAIN = np.dtype(
-    [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms panels itemsize".split()]
+    [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms squares panels itemsize".split()]
     + [(name, "i8") for name in "gemm activate differentiate".split()]
+    + [("decay", "f8")]
 )
 needs_input = compiled(names.needs_input)
 # rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
@@ -107,6 +109,16 @@ def column_sums(rows, columns, lo, hi, values, sums):
             to[j] += of[j]
 
 
+@compiled
+def decay_rows(rows, columns, w, dw, decay, sums):
+    """dw += decay w, and the sum of squares of every row of w."""
+    of, to = carray(w, rows * columns), carray(dw, rows * columns)
+    for j in range(rows * columns):
+        to[j] += real(decay, of[j]) * of[j]
+    for i in range(rows):
+        sums[i] = squares(advance(w, i * columns), columns)
+
+
 @kernel(CHAIN)
 def forward_part(part, parts, job, like):
     chain = carray(job, 1)[0]
@@ -145,6 +157,10 @@ def gradients_part(part, parts, job, like):
                 0, 0, dw, layer.n_out, chain.panels + part * SCRATCH * size,
             )  # fmt: skip
             call(chain.gemm, 0, 1, product)
+            if chain.squares:
+                sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)
+                w = pointer(layer.w + i * layer.n_out * size, like)
+                decay_rows(m, layer.n_out, w, pointer(dw, like), chain.decay, sums)
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
                 for r in range(m):

@@ -83,6 +83,16 @@ def total(source, n):
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
+@compiled
+def poisson_nll_values(n, z, t, losses, dz, scale):
+    zs, ts, ls, dzs = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n)
+    for j in range(n):
+        dzs[j] = vmath.exp(zs[j])
+    for j in range(n):
+        ls[j] = dzs[j] - zs[j] * ts[j]
+        dzs[j] = (dzs[j] - ts[j]) * scale
+
+
 # labels 0: targets are values like y; losses: one a row for cross_entropy, else one a value
 LOSS = np.dtype([(name, "i8") for name in "kind rows columns y labels target losses dy".split()] + [("scale", "f8")])
 
@@ -102,8 +112,10 @@ def loss_part(part, parts, job, like):
         cross_entropy_rows(hi - lo, n, y, labels, t.labels != 0, target, advance(losses, lo), dy, scale)
     elif t.kind == names.BINARY_CROSS_ENTROPY:
         binary_cross_entropy_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
-    else:
+    elif t.kind == names.MSE:
         mse_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
+    else:
+        poisson_nll_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
 
 
 @entry
@@ -143,3 +155,8 @@ def binary_cross_entropy(logits, targets, losses, dlogits, scale):
 def mse(y, target, losses, dy, scale):
     """losses and dy are written, of y's shape."""
     return _launch(names.MSE, y, target, losses, dy, scale)
+
+
+def poisson_nll(z, target, losses, dz, scale):
+    """losses and dz are written, of z's shape."""
+    return _launch(names.POISSON_NLL, z, target, losses, dz, scale)

@@ -168,6 +168,8 @@ def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     if optimizer == names.ADAM:
         t.lr = lr / (1 - beta1**step)
         t.correction = 1 / math.sqrt(1 - beta2**step)
+        if form:
+            t.outside = eps * t.correction
     else:
         if optimizer == names.ADAGRAD:
             t.beta2, t.rest2 = 1.0, 1.0

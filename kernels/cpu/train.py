@@ -13,7 +13,7 @@ from .. import names
 from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
 from .gemm import SCRATCH, gemm_part, panels
-from .jit import Addresses, compiled, entry, kernel
+from .jit import Addresses, compiled, entry, given, kernel
 from .lists import COLUMNS, add_array
 from .loops import squares
 from .loss import LOSS, loss_part, total
@@ -22,9 +22,12 @@ from .parallel import address_of, run, share
 from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
-# which is 0 for rows as they are; target_row: values of a target row
+# which is 0 for rows as they are; target_row: values of a target row; row_weights: of all rows, or 0
 TRAIN = np.dtype(
-    [(name, "i8") for name in "chain loss kind labels target losses order rows_x rows_target target_row".split()]
+    [
+        (name, "i8")
+        for name in "chain loss kind labels target losses order rows_x rows_target target_row row_weights".split()
+    ]
     + [("scale", "f8")]
 )
 
@@ -40,6 +43,14 @@ def gather(n, order, source, target, lo, hi):
         of, to = carray(advance(source, order[i] * n), n), carray(advance(target, i * n), n)
         for j in range(n):
             to[j] = of[j]
+
+
+@compiled
+def weigh(n, weight, values):
+    """values = weight values."""
+    to = carray(values, n)
+    for j in range(n):
+        to[j] *= weight
 
 
 @kernel(TRAIN)
@@ -68,6 +79,13 @@ def train_part(part, parts, job, like):
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == names.CROSS_ENTROPY else at)
     call(train.loss, 0, 1, job)
+    if train.row_weights:
+        each = 1 if train.kind == names.CROSS_ENTROPY else last.n_out
+        for i in range(lo, hi):
+            row = carray(void_pointer(train.order), chain.rows, np.int64)[i] if train.order else i
+            weight = carray(advance(pointer(train.row_weights, like), row), 1)[0]
+            weigh(each, weight, advance(pointer(train.losses, like), i * each))
+            weigh(last.n_out, weight, advance(pointer(last.dz, like), i * last.n_out))
     backward_rows(chain, lo, hi, panels)
 
 
@@ -106,6 +124,17 @@ def has_bad_label(target, order, first, n, classes):
 
 
 @compiled
+def sum_of(row_weights, order, first, n):
+    """The sum of the batch's weights, n where there are none."""
+    if len(row_weights) == 0:
+        return np.float64(n)
+    found = 0.0
+    for i in range(first, first + n):
+        found += row_weights[order[i] if len(order) else i]
+    return found
+
+
+@compiled
 def gradient_norm(norms, grads, table):
     """The norm of all gradients, from the squares of every row of every dw."""
     squared = total(data(norms), norms.size)
@@ -133,7 +162,7 @@ def list_arrays(table, flat, size, widths, rows):
 @entry
 def _train(
     launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, panels,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
@@ -152,6 +181,7 @@ def _train(
     for l in range(depth):
         inputs += table[l, 0]
     norms, labels = np.empty(inputs), np.empty(batch_size if by_class else 0, np.int64)
+    weight_squares = np.zeros(inputs if l2 else 0)
 
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
     arrays, gradients = tables[0], tables[1]
@@ -163,6 +193,8 @@ def _train(
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
     chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), panels
+    chain.squares = address(weight_squares) if l2 else 0
+    train.row_weights = address(row_weights) if len(row_weights) else 0
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
@@ -180,13 +212,17 @@ def _train(
         else:
             chain.x = address(x)
             train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
-        count = n if kind == names.CROSS_ENTROPY else n * n_out
-        train.scale = 1 / max(count, 1)
+        columns = 1 if kind == names.CROSS_ENTROPY else n_out
+        weight = sum_of(row_weights, order, first, n)
+        train.scale = 1 / (weight * columns) if weight * columns else 0.0
+        chain.decay = l2 / weight if weight else 0.0
         call(launcher, kernels[0], parts, job)
         call(launcher, kernels[1], parts, rows_job)
 
         norm = gradient_norm(norms, grads, table)
-        record[2 * batch], record[2 * batch + 1] = total(advance(data(work), losses), count) * train.scale, norm
+        record[batch, 0], record[batch, 1] = total(advance(data(work), losses), n * columns) * train.scale, norm
+        if l2:
+            record[batch, 2] = total(data(weight_squares), weight_squares.size)
         if not math.isfinite(norm):
             return names.NONFINITE, batch
         describe_update(
@@ -197,6 +233,7 @@ def _train(
     keep(layers)
     keep(rows_job)
     keep(labels)
+    keep(weight_squares)
     return names.OK, batches
 
 
@@ -206,30 +243,30 @@ _KERNELS = Addresses(
 _NO_ORDER = np.empty(0, np.int64)
 
 
-def _run(x, target, order, batch_size, rates, net, step, record):
+def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
     # those of each launch, on average: what a thread has to be worth waking for
     operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
     return run(
         operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
-        0 if held is None else address_of(held), step, record, panels(x.dtype),
+        0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2, panels(x.dtype),
     )  # fmt: skip
 
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record,
+    step, record, row_weights=None, l2=0.0,
 ):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm. Returns OK, BAD_LABEL or NONFINITE."""
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     # hyper begins with the rate
-    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record)[0]
+    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record.reshape(1, -1), row_weights, l2)[0]
 
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
@@ -238,4 +275,4 @@ def dense_chain_epoch(
     if len(order) == 0:
         return names.OK, 0
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
-    return _run(x, target, order, batch_size, rates, net, step, record.reshape(-1))
+    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2)

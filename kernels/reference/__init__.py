@@ -8,7 +8,7 @@ from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
 from .init import normal, orthogonal, uniform
 from .lists import plain
-from .loss import binary_cross_entropy, cross_entropy, mse
+from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
@@ -45,6 +45,7 @@ __all__ = [
     "normal",
     "orthogonal",
     "plain",
+    "poisson_nll",
     "scale_arrays",
     "scatter_rows",
     "uniform",

@@ -3,9 +3,11 @@
     cross_entropy         l_i = sum_c t_ic (log sum_j exp(z_ij) - z_ic)       dz_ij = softmax(z_i)_j sum_c t_ic - t_ij
     binary_cross_entropy  l   = max(z, 0) - z t + log(1 + exp(-|z|))          dz    = sigmoid(z) - t
     mse                   l   = (y - t)^2                                     dy    = 2 (y - t)
+    poisson_nll           l   = exp(z) - z t                                  dz    = exp(z) - t
 
 The first two are the negative log-likelihoods of p = softmax(z) and p = sigmoid(z), taken from the logits z so that
-no p underflows (Goodfellow et al. 2016, 6.2.2). Logits (N, C); labels are int64 class numbers (N,), or t itself (N, C).
+no p underflows (Goodfellow et al. 2016, 6.2.2), the last one that of counts t of the rate exp(z), less log t!. Logits (N, C);
+labels are int64 class numbers (N,), or t itself (N, C).
 Each function returns the sum of the losses, added in float64.
 """
 
@@ -38,6 +40,15 @@ def binary_cross_entropy(logits, targets, losses, dlogits, scale):
     with np.errstate(over="ignore", invalid="ignore"):
         losses[...] = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
         dlogits[...] = (sigmoid(logits) - targets) * scale
+    return float(losses.sum(dtype=np.float64))
+
+
+def poisson_nll(z, target, losses, dz, scale):
+    """losses and dz = scale (exp(z) - target) are written, of z's shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rate = np.exp(z)
+        losses[...] = rate - z * target
+        dz[...] = (rate - target) * scale
     return float(losses.sum(dtype=np.float64))
 
 

@@ -5,6 +5,7 @@
              p -= lr v, or with form 1, nesterov, p -= lr (g + momentum v)
     adam     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2                      (Kingma & Ba 2015, alg. 1)
              p -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+             with form 1, as Keras does, / ((sqrt(v) + eps) / sqrt(1 - beta2^t)): the paper's epsilon hat
              with a third row of state the largest v so far instead of v: AMSGrad             (Reddi et al. 2018)
     adagrad  v = v + g^2,  p -= lr g / root                                                   (Duchi et al. 2011)
     rmsprop  v = beta2 v + (1 - beta2) g^2,  p -= lr g / root                                 (Tieleman & Hinton 2012)
@@ -47,7 +48,8 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
             for most in largest:
                 np.maximum(most, v, out=most)
                 v = most
-            params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+            correction = math.sqrt(1 - beta2**step)
+            params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / correction + (eps / correction if form else eps))
         elif optimizer != SGD:
             *momenta, v = state
             v[...] = v + g * g if optimizer == ADAGRAD else beta2 * v + (1 - beta2) * g * g

@@ -8,6 +8,8 @@ gradients into grads (P,). x (N, C); target int64 (N,) class numbers, or (N, K_L
 cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer, are taken from that layer's z;
 after any other activation the output itself is the logits. The mean is over the N rows for cross_entropy and over all
 N K_L elements for the others, and 0 over an empty batch. grads keep the gradient before clipping.
+row_weights (N,) of x's dtype make it sum(weight loss) / sum(weight) over the rows, 0 where the weights are; l2 adds
+l2 / 2 (sum of squares of every w) / sum(weight), whose gradient is in grads but which is not in the recorded loss.
 masks bool (P,), laid out as params, or None, and constraint, over w and b of each layer in turn, or None, are those of optim.py.
 `work` is the scratch of the compiled backends; NumPy makes its own.
 """
@@ -18,7 +20,7 @@ import numpy as np
 
 from .. import names
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
-from .loss import binary_cross_entropy, cross_entropy, mse
+from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .optim import bury, hold, norm_of, update
 
 FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.SIGMOID}
@@ -26,9 +28,9 @@ FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.S
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record,
+    step, record, row_weights=None, l2=0.0,
 ):  # fmt: skip
-    """The update after `step` others; record (2,) = mean loss and norm.
+    """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
 
     Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite), which leave params and state untouched.
     """
@@ -44,18 +46,31 @@ def dense_chain_step(
     if target.ndim == 1 and not np.all((target >= 0) & (target < dy.shape[1])):
         return names.BAD_LABEL
     dense_chain_forward(x, weights, biases, activations, None, zs, outputs)
-    scale = 1 / max(len(x) if loss == names.CROSS_ENTROPY else dy.size, 1)
+    weight = float(len(x) if row_weights is None else row_weights.sum(dtype=np.float64))
+    columns = 1 if loss == names.CROSS_ENTROPY else dy.shape[1]
+    scale = 1 / (weight * columns) if weight * columns else 0.0
+    losses = np.empty((len(x), 1) if loss == names.CROSS_ENTROPY else dy.shape, x.dtype)
     match loss:
         case names.CROSS_ENTROPY:
-            total = cross_entropy(outputs[-1], target, np.empty(len(x), x.dtype), dy, scale)
+            total = cross_entropy(outputs[-1], target, losses[:, 0], dy, scale)
         case names.BINARY_CROSS_ENTROPY:
-            total = binary_cross_entropy(outputs[-1], target, np.empty_like(dy), dy, scale)
+            total = binary_cross_entropy(outputs[-1], target, losses, dy, scale)
         case names.MSE:
-            total = mse(outputs[-1], target, np.empty_like(dy), dy, scale)
+            total = mse(outputs[-1], target, losses, dy, scale)
+        case names.POISSON_NLL:
+            total = poisson_nll(outputs[-1], target, losses, dy, scale)
+    if row_weights is not None:
+        dy *= row_weights[:, None]
+        total = float((losses * row_weights[:, None]).sum(dtype=np.float64))
     dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, None, dweights, dbiases)
 
+    if l2:
+        record[2] = norm_of(weights) ** 2
+    if l2 and weight:
+        for w, dw in zip(weights, dweights, strict=True):
+            dw += l2 / weight * w
     norm = norm_of([grads])
-    record[:] = total * scale, norm
+    record[:2] = total * scale, norm
     if not math.isfinite(norm):
         return names.NONFINITE
     update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
@@ -66,9 +81,9 @@ def dense_chain_step(
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0,
 ):  # fmt: skip
-    """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2).
+    """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2), or 3 with l2.
 
     Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
     Returns (status, batches done); the batch that fails is the last one looked at.
@@ -78,7 +93,8 @@ def dense_chain_epoch(
         rows = order[start : start + batch_size]
         settings = np.array([rates[batch], *hyper[1:]])
         net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm, masks, constraint
-        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch])
+        row = None if row_weights is None else row_weights[rows]
+        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch], row, l2)
         if status != names.OK:
             return status, batch
     return names.OK, len(starts)

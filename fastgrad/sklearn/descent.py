@@ -1,0 +1,42 @@
+"""scikit-learn's solvers sgd and adam: what they carry on from epoch to epoch, and from one partial_fit to the next."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+
+from fastgrad.optim import SGD, Adam
+from fastgrad.sklearn.problem import Problem
+
+
+class Descent:
+    """Moments and the number of updates. scikit-learn's own optimiser looks after the learning rate, and says when to stop."""
+
+    def __init__(self, estimator: Any, problem: Problem) -> None:
+        e = estimator
+        if e.solver == "sgd":
+            settings = e.learning_rate_init, e.learning_rate, e.momentum, e.nesterovs_momentum, e.power_t
+            self.schedule: Any = SGDOptimizer([], *settings)
+        else:
+            self.schedule = AdamOptimizer([], e.learning_rate_init, e.beta_1, e.beta_2, e.epsilon)
+        self.updates, self.rate = 0, self.schedule.learning_rate
+        rows = self._optimizer(problem).state_rows
+        self.state = np.zeros((rows, problem.chain.params.size), problem.chain.dtype)  # (S, P)
+
+    def epoch(self, problem: Problem, order: np.ndarray, batch_size: int) -> tuple[int, int, np.ndarray]:
+        """See Problem.epoch."""
+        rate = self.schedule.learning_rate
+        if rate != self.rate:
+            # scikit-learn's velocity has the rates in it that it was made with
+            self.state *= self.rate / rate
+            self.rate = rate
+        found = problem.epoch(order, batch_size, self._optimizer(problem), self.state, self.updates)
+        self.updates += found[1]
+        return found
+
+    def _optimizer(self, problem: Problem) -> SGD | Adam:
+        """Ours, for gradients that lack a factor: sgd makes up for it by the rate; Adam is indifferent to it, but for eps."""
+        s, factor = self.schedule, problem.link.gradient_factor
+        if isinstance(s, SGDOptimizer):
+            return SGD(s.learning_rate * factor, s.momentum, bool(s.nesterov and s.momentum))
+        return Adam(s.learning_rate_init, (s.beta_1, s.beta_2), s.epsilon / factor, eps_hat=True)

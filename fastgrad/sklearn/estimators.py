@@ -1,0 +1,152 @@
+"""scikit-learn's multilayer perceptrons with fastgrad's arithmetic: an epoch is one compiled call.
+
+They are subclasses of scikit-learn's own, whose are the parameters, attributes and checks, the first weights, the order of rows and
+what ends training: with the same random_state the numbers are scikit-learn's, to rounding. Ours are forward, loss, gradient and
+update, in the dtype of X, float32 or float64; lbfgs, which is SciPy's, gets loss and gradient from here. Of a sparse X there is a dense
+copy.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn import neural_network
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils.validation import validate_data
+
+from fastgrad.dense import dense_chain
+from fastgrad.kernels import names
+from fastgrad.sklearn.descent import Descent
+from fastgrad.sklearn.problem import ACTIVATIONS, Problem, dense
+
+# rows that are predicted at a time, so that memory does not grow with them
+ROWS = 8192
+
+
+class Fast:
+    """What takes the place of scikit-learn's methods of the same names."""
+
+    def _fit_stochastic(self: Any, X: Any, y: np.ndarray, sample_weight: Any, *rest: Any) -> None:
+        *_, incremental = rest
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        data, held = (X, y, sample_weight), (None, None, None)
+        if self.early_stopping:
+            data, held = self._split(*data)
+        problem = Problem(self, dense(data[0], self.coefs_[0].dtype), *data[1:])
+        problem.read_weights()
+        problem.lend_weights()
+        if not incremental or not hasattr(self, "_optimizer"):
+            self._optimizer = Descent(self, problem)
+        try:
+            self._run_epochs(problem, held, incremental)
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+        if self.early_stopping:
+            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _split(self: Any, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[tuple, tuple]:
+        """What is trained on and what is held back of the three, this with labels for y."""
+        weights = [] if sample_weight is None else [sample_weight]
+        parts = train_test_split(
+            X,
+            y,
+            *weights,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,
+        )
+        data, held = ((*parts[side::2], None)[:3] for side in (0, 1))
+        if held[0].shape[0] < 2:
+            raise ValueError(
+                f"{type(self).__name__}: validation_fraction must leave at least 2 rows for the validation set, which is too small: "
+                f"got {self.validation_fraction} of {len(y)}"
+            )
+        if is_classifier(self):
+            held = held[0], self._label_binarizer.inverse_transform(held[1]), held[2]
+        return data, held
+
+    def _run_epochs(self: Any, problem: Problem, held: tuple, incremental: bool) -> None:
+        n = len(problem.x)
+        if self.batch_size != "auto" and self.batch_size > n:
+            warnings.warn(
+                f"batch_size {self.batch_size} is larger than the number of rows: all {n} make one batch", stacklevel=2
+            )
+        batch_size = min(200 if self.batch_size == "auto" else self.batch_size, n)
+        order, sizes = np.arange(n), np.full(-(-n // batch_size), batch_size)
+        sizes[-1] = n - batch_size * (len(sizes) - 1)
+        self.n_iter_ = 0
+        for _ in range(1 if incremental else self.max_iter):
+            if self.shuffle:
+                # what sklearn.utils.shuffle does, without its looking at the array
+                shuffled = np.arange(n)
+                self._random_state.shuffle(shuffled)
+                order = order[shuffled]
+            status, done, losses = self._optimizer.epoch(problem, order, batch_size)
+            if status != names.OK:
+                raise ValueError(
+                    f"{type(self).__name__}: the gradient of batch {done + 1} in epoch {self.n_iter_ + 1} is not finite, and was not "
+                    "applied: X may have to be scaled, or learning_rate_init to be lower"
+                )
+            self.n_iter_ += 1
+            self.t_ += n
+            self.loss_ = float(losses @ sizes / n)
+            self.loss_curve_.append(self.loss_)
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+            if self._ends(held):
+                return
+        if not incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't converged yet.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def _ends(self: Any, held: tuple) -> bool:
+        """Whether scikit-learn would stop after this epoch; its rate for the next one."""
+        self._update_no_improvement_count(self.early_stopping, *held)
+        schedule = self._optimizer.schedule
+        schedule.iteration_ends(self.t_)
+        if self._no_improvement_count <= self.n_iter_no_change:
+            return False
+        what = "Validation score" if self.early_stopping else "Training loss"
+        message = f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
+        if schedule.trigger_stopping(message, self.verbose):
+            return True
+        self._no_improvement_count = 0
+        return False
+
+    def _fit_lbfgs(self: Any, X: Any, y: np.ndarray, sample_weight: Any, *rest: Any) -> None:
+        # SciPy's vectors are of float64
+        self._problem = Problem(self, dense(X, np.dtype(np.float64)), y, sample_weight)
+        try:
+            super()._fit_lbfgs(X, y, sample_weight, *rest)  # type: ignore[misc]
+        finally:
+            del self._problem
+
+    def _backprop(self: Any, *arguments: Any) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
+        """Loss and gradients for SciPy."""
+        return self._problem.gradient()
+
+    def _forward_pass_fast(self: Any, X: Any, check_input: bool = True) -> np.ndarray:
+        """The output (N, K), in the dtype of the weights."""
+        if check_input:
+            X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+        parts = [self._output(X[start : start + ROWS]) for start in range(0, X.shape[0], ROWS)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _output(self: Any, X: Any) -> np.ndarray:
+        activations = [ACTIVATIONS[self.activation]] * (len(self.coefs_) - 1) + [ACTIVATIONS[self.out_activation_]]
+        y, _ = dense_chain(dense(X, self.coefs_[0].dtype), self.coefs_, self.intercepts_, activations)
+        return np.exp(y) if self.out_activation_ == "exp" else y
+
+
+class MLPClassifier(Fast, neural_network.MLPClassifier):
+    """sklearn.neural_network.MLPClassifier, many times as fast; see there for parameters and attributes."""
+
+
+class MLPRegressor(Fast, neural_network.MLPRegressor):
+    """sklearn.neural_network.MLPRegressor, many times as fast; see there for parameters and attributes."""

@@ -1,0 +1,332 @@
+"""The estimators against scikit-learn's own of the same random_state, whose numbers they must find; and its conformance tests."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", "1.7")
+
+from scipy import sparse
+from sklearn import neural_network
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_multilabel_classification, make_regression
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fastgrad.sklearn as fast
+from fastgrad.sklearn.descent import Descent
+
+ROWS = 300
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def classes():
+    x, y = load_digits(return_X_y=True)
+    return x[:ROWS] / 16, y[:ROWS]
+
+
+def two_classes():
+    x, y = classes()
+    return x, np.where(y > 4, "large", "small")
+
+
+def labels():
+    return make_multilabel_classification(ROWS, 6, n_classes=4, random_state=0)
+
+
+def values():
+    x, y = make_regression(ROWS, 8, n_targets=3, random_state=0)
+    return x, y / 50
+
+
+def value():
+    x, y = values()
+    return x, y[:, 0]
+
+
+def counts():
+    x, _ = values()
+    return x, np.random.default_rng(0).poisson(np.exp(x[:, :2] / 3)).astype(float)
+
+
+DATA = {
+    "classes": ("MLPClassifier", classes, {}),
+    "two classes": ("MLPClassifier", two_classes, {}),
+    "labels": ("MLPClassifier", labels, {}),
+    "value": ("MLPRegressor", value, {}),
+    "values": ("MLPRegressor", values, {}),
+    "counts": ("MLPRegressor", counts, {"loss": "poisson"}),
+}
+SGD = {"solver": "sgd", "learning_rate_init": 0.05}
+SETTINGS = {
+    "adam": {},
+    "adam, all settings": {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "alpha": 0.5, "batch_size": 32},
+    "sgd": SGD,
+    "sgd without momentum": {**SGD, "momentum": 0.0, "alpha": 0.5},
+    "momentum": {**SGD, "nesterovs_momentum": False},
+    "invscaling": {**SGD, "learning_rate": "invscaling", "power_t": 0.2},
+    "adaptive": {**SGD, "learning_rate": "adaptive", "tol": 0.02, "n_iter_no_change": 2, "max_iter": 40},
+    "early stopping": {"early_stopping": True, "n_iter_no_change": 2, "max_iter": 40},
+    "early stopping, adaptive": {
+        **SGD,
+        "early_stopping": True,
+        "learning_rate": "adaptive",
+        "n_iter_no_change": 1,
+        "max_iter": 40,
+    },
+    # from some iteration on its searches along a line go ways of their own, of the last bit
+    "lbfgs": {"solver": "lbfgs", "alpha": 0.5, "max_iter": 4},
+    "tanh": {"activation": "tanh"},
+    "logistic": {"activation": "logistic"},
+    "identity": {"activation": "identity", **SGD, "learning_rate_init": 0.001},
+    "one wide layer": {"hidden_layer_sizes": 40, "shuffle": False},
+}
+
+
+def pair(kind, **settings):
+    """scikit-learn's and ours."""
+    settings = {"random_state": 0, "max_iter": 8, "hidden_layer_sizes": (20, 10), **settings}
+    return getattr(neural_network, kind)(**settings), getattr(fast, kind)(**settings)
+
+
+def assert_alike(theirs, ours, rtol=1e-8):
+    for a, b in zip(theirs.coefs_ + theirs.intercepts_, ours.coefs_ + ours.intercepts_, strict=True):
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol)
+        assert a.dtype == b.dtype
+    public = [name for name in vars(theirs) if name.endswith("_")]
+    assert public == [name for name in vars(ours) if name.endswith("_")]
+    for name in ("loss_", "loss_curve_", "best_loss_", "best_validation_score_", "validation_scores_"):
+        a, b = getattr(theirs, name, None), getattr(ours, name, None)
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(b, a, rtol=rtol)
+    for name in ("n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_numbers_are_those_of_scikit_learn(data, settings, weighted):
+    kind, make, options = DATA[data]
+    x, y = make()
+    weights = np.random.default_rng(1).random(ROWS) if weighted else None
+    theirs, ours = pair(kind, **options, **SETTINGS[settings])
+    theirs.fit(x, y, sample_weight=weights)
+    ours.fit(x, y, sample_weight=weights)
+    # lbfgs looks for its steps, which strays
+    assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
+    for method in ("predict", "predict_proba", "predict_log_proba"):
+        if hasattr(theirs, method):
+            expected, found = getattr(theirs, method)(x), getattr(ours, method)(x)
+            assert found.dtype == expected.dtype
+            if expected.dtype.kind == "f":
+                np.testing.assert_allclose(found, expected, rtol=1e-4 if settings == "lbfgs" else 1e-6, atol=1e-9)
+            else:
+                np.testing.assert_array_equal(found, expected)
+    assert ours.score(x, y, weights) == pytest.approx(theirs.score(x, y, weights))
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_epoch_from_given_weights_is_scikit_learns(in_force, solver, dtype):
+    x, y = classes()
+    x = x.astype(dtype)
+    theirs, ours = pair("MLPClassifier", solver=solver, shuffle=False, warm_start=True, max_iter=1, alpha=0.1)
+    rng = np.random.default_rng(3)
+    for estimator in (theirs, ours):
+        estimator.fit(x, y)
+    given = [(rng.standard_normal(a.shape) / 5).astype(dtype) for a in theirs.coefs_ + theirs.intercepts_]
+    for estimator in (theirs, ours):
+        estimator.coefs_, estimator.intercepts_ = [a.copy() for a in given[:3]], [a.copy() for a in given[3:]]
+    np.testing.assert_allclose(
+        ours.predict_proba(x), theirs.predict_proba(x), rtol=1e-4 if dtype == "float32" else 1e-9
+    )
+    for estimator in (theirs, ours):
+        estimator.fit(x, y)
+    assert_alike(theirs, ours, 1e-3 if dtype == "float32" else 1e-6)
+    assert ours.coefs_[0].dtype == ours.predict_proba(x).dtype == dtype
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_partial_fit_goes_on_as_scikit_learns_does(data, solver):
+    """With moments, rates and shuffles from call to call, and across pickles."""
+    kind, make, options = DATA[data]
+    x, y = make()
+    theirs, ours = pair(kind, solver=solver, learning_rate="invscaling", **options)
+    # of labels the first batch tells
+    first = {"classes": np.arange(4) if y.ndim == 2 else np.unique(y)} if kind == "MLPClassifier" else {}
+    for start in range(0, ROWS, 100):
+        batch = x[start : start + 100], y[start : start + 100]
+        theirs.partial_fit(*batch, **first)
+        ours.partial_fit(*batch, **first)
+        assert_alike(theirs, ours)
+        ours, first = pickle.loads(pickle.dumps(ours)), {}
+    theirs.fit(x, y).partial_fit(x, y)
+    ours.fit(x, y).partial_fit(x, y)
+    assert_alike(theirs, ours)
+
+
+def test_a_class_that_a_batch_lacks_is_a_class():
+    x, y = classes()
+    theirs, ours = (e.partial_fit(x[:5], y[:5], classes=np.arange(10)) for e in pair("MLPClassifier"))
+    assert_alike(theirs, ours)
+    np.testing.assert_array_equal(ours.classes_, np.arange(10))
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+def test_a_warm_start_begins_where_training_ended(solver):
+    x, y = classes()
+    theirs, ours = pair("MLPClassifier", solver=solver, warm_start=True, max_iter=3)
+    for _ in range(3):
+        theirs.fit(x, y)
+        ours.fit(x, y)
+    assert_alike(theirs, ours, 1e-6)
+
+
+def test_a_sparse_x_is_a_dense_one(dtype):
+    x, y = classes()
+    x = x.astype(dtype)
+    _, dense = pair("MLPClassifier")
+    dense.fit(x, y)
+    for form in (sparse.csr_array, sparse.csc_array):
+        other = clone(dense).fit(form(x), y)
+        np.testing.assert_array_equal(other.coefs_[0], dense.coefs_[0])
+        np.testing.assert_array_equal(other.predict_proba(form(x)), dense.predict_proba(x))
+
+
+def test_many_rows_are_predicted_part_by_part():
+    x, y = classes()
+    theirs, ours = (e.fit(x, y) for e in pair("MLPClassifier"))
+    many = np.tile(x, (60, 1))
+    np.testing.assert_allclose(ours.predict_proba(many), theirs.predict_proba(many), rtol=1e-8)
+
+
+@parametrize_with_checks([fast.MLPClassifier(max_iter=100), fast.MLPRegressor(max_iter=100)])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_learn_finds(backend):
+    from joblib import parallel_config
+
+    x, y = classes()
+    grid = {"mlpclassifier__alpha": [1e-4, 10.0], "mlpclassifier__hidden_layer_sizes": [(8,), (20, 10)]}
+    found = []
+    for estimator in pair("MLPClassifier", max_iter=5):
+        search = GridSearchCV(make_pipeline(StandardScaler(), estimator), grid, cv=2, n_jobs=2)
+        with parallel_config(backend=backend), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found.append(search.fit(x, y).cv_results_["mean_test_score"])
+    np.testing.assert_allclose(found[1], found[0])
+
+
+def test_clones_copies_and_pickles():
+    x, y = classes()
+    _, ours = pair("MLPClassifier", alpha=0.3)
+    assert clone(ours).get_params() == ours.get_params()
+    assert repr(ours).startswith("MLPClassifier(alpha=0.3")
+    ours.fit(x, y)
+    before = ours.predict_proba(x)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        np.testing.assert_array_equal(other.predict_proba(x), before)
+        other.partial_fit(x, y)
+        assert not np.array_equal(other.predict_proba(x), before)
+        np.testing.assert_array_equal(ours.predict_proba(x), before)
+    assert isinstance(ours, neural_network.MLPClassifier)
+
+
+def test_verbose_prints_an_epoch_a_line(capsys):
+    x, y = classes()
+    for estimator in pair("MLPClassifier", verbose=True, early_stopping=True, n_iter_no_change=1, tol=1.0):
+        estimator.fit(x, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+    assert lines[0].startswith("Iteration 1, loss = ")
+    assert "Stopping" in lines[-1]
+
+
+def test_warnings_are_scikit_learns():
+    x, y = classes()
+    _, ours = pair("MLPClassifier", max_iter=2)
+    with pytest.warns(ConvergenceWarning, match="Maximum iterations"):
+        ours.fit(x, y)
+    with pytest.warns(UserWarning, match="batch_size 1000 is larger than the number of rows: all 300 make one batch"):
+        clone(ours).set_params(batch_size=1000).fit(x, y)
+
+
+def test_an_interrupted_fit_leaves_a_fitted_estimator(monkeypatch):
+    x, y = classes()
+    _, ours = pair("MLPClassifier")
+    run, epochs = Descent.epoch, []
+
+    def interrupted(*arguments):
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(Descent, "epoch", interrupted)
+    with pytest.warns(UserWarning, match="interrupted"):
+        ours.fit(x, y)
+    assert ours.n_iter_ == 2
+    assert ours.score(x, y) > 0
+
+
+def test_bad_input_is_named():
+    x, y = classes()
+    _, ours = pair("MLPClassifier")
+    for message, call in {
+        "Input X contains NaN": lambda: clone(ours).fit(np.where(x > 0, x, np.nan), y),
+        "validation_fraction must leave at least 2 rows": lambda: (
+            clone(ours).set_params(early_stopping=True, validation_fraction=0.01).fit(x[:20], y[:20])
+        ),
+        "partial_fit does not support early_stopping": lambda: (
+            clone(ours).set_params(early_stopping=True).partial_fit(x, y, classes=np.arange(10))
+        ),
+        "'solver' parameter of MLPClassifier must be": lambda: clone(ours).set_params(solver="rmsprop").fit(x, y),
+        "inconsistent": lambda: clone(ours).fit(x, y[1:]),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(AttributeError, match="has no attribute 'partial_fit'"):
+        fast.MLPClassifier(solver="lbfgs").partial_fit(x, y, classes=np.arange(10))
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_not_applied():
+    x, y = value()
+    _, ours = pair("MLPRegressor", warm_start=True, max_iter=2)
+    ours.fit(x, y)
+    before = [a.copy() for a in ours.coefs_]
+    with pytest.raises(
+        ValueError, match="MLPRegressor: the gradient of batch 1 in epoch 1 is not finite, and was not applied"
+    ):
+        ours.fit(x, 1e300 * np.sign(y))
+    for a, b in zip(ours.coefs_, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_import_fastgrad_takes_no_scikit_learn_and_its_absence_is_an_error_that_helps():
+    code = """
+import sys
+import fastgrad
+assert not any(name.split(".")[0] == "sklearn" for name in sys.modules)
+sys.modules["sklearn"] = None
+try:
+    import fastgrad.sklearn
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == 'fastgrad.sklearn needs scikit-learn from 1.7 on: pip install "fastgrad[sklearn]"'
