@@ -77,4 +77,4 @@ def _run(
     dy = empty(y.shape, y.dtype)
     scale = 1 / max(losses.size, 1) if reduction == "mean" else 1.0
     total = getattr(kernels(), op)(y, target, losses, dy, scale)
-    return losses if reduction == "none" else total * scale, dy
+    return losses if reduction == "none" else float(total) * scale, dy

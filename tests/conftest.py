@@ -8,7 +8,7 @@ import pytest
 
 BACKENDS = {"numpy": "fastgrad.kernels.reference", "cpu": "fastgrad.kernels.cpu"}
 # the files whose tests over all backends run over the CUDA backend too: those of ops that it has
-ON_CUDA = {"test_activation", "test_dense", "test_backends"}
+ON_CUDA = {"test_activation", "test_backends", "test_dense", "test_loss"}
 # of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "8"))
 ONNX_COUNTS = pytest.StashKey()

@@ -4,6 +4,7 @@ That they are right is for the tests of each op, which run over the backend "cud
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,23 @@ from fastgrad.kernels.cuda import device
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
 # tests of ops that the simulator runs, with every kernel in at least one
-SIMULATED = ["test_activation.py::test_any_shape", "test_dense.py::test_bias_and_residual_may_be_missing"]
+SIMULATED = [
+    "test_activation.py::test_any_shape",
+    "test_dense.py::test_bias_and_residual_may_be_missing",
+    "test_loss.py::test_impossible_classes",
+    "test_loss.py::test_elementwise_losses_take_any_shape",
+]
+# all that a kernel of sums may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum
+SUMS = {
+    "add.f64",
+    "cvt.f64.f32",
+    "ld.shared.f64",
+    "st.shared.f64",
+    "ld.global.f64",
+    "st.global.f64",
+    "mov.f64",
+    "selp.f64",
+}
 # bytes of shared memory and registers that leave room for four blocks of 256 threads on a multiprocessor
 MOST_SHARED, MOST_REGISTERS = 48 << 10, 64
 
@@ -50,8 +67,13 @@ def test_compiles_for_a_gpu(kernel, cc, dtype, request):
     """Without spills, and in float32 without float64 where sums are not meant to be of it."""
     dtype = np.dtype(dtype)
     ptx = kernel.ptx(dtype, cc)
-    if dtype == np.float32 and not kernel.wide:
-        assert ".f64" not in ptx.replace(".reg .f64", "")
+    if dtype == np.float32:
+        wide = {
+            word
+            for word in re.findall(r"^\s*(?:@\S+\s+)?([a-z]\S*\.f64\S*)", ptx, re.MULTILINE)
+            if ".param" not in word
+        }
+        assert wide <= (SUMS if kernel.wide else set())
     needs = assembled(ptx, cc)
     assert needs.spilled == needs.stack == 0
     assert needs.registers <= MOST_REGISTERS
@@ -132,6 +154,24 @@ def test_a_chain_takes_three_launches_a_layer_beside_its_gemms(emulated, launche
     backward(emulated, chain, *forward(emulated, chain))
     assert len(launches) <= 3 * len(names)
     assert emulator.xp.products == 3 * len(names)
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "binary_cross_entropy", "mse"])
+def test_a_loss_is_two_launches(emulated, launches, dtype, rng, kind):
+    """One reads logits and targets and writes losses and gradient; one adds the blocks' sums."""
+    y, target = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE).astype(dtype)
+    labels, by_row = rng.integers(0, SHAPE[1], SHAPE[0]), kind in ("labels", "probabilities")
+    losses, dy = unwritten(SHAPE[:1] if by_row else SHAPE, dtype), unwritten(SHAPE, dtype)
+    function = emulated.cross_entropy if by_row else getattr(emulated, kind)
+    function(y, labels if kind == "labels" else target, losses, dy, 1.0)
+    assert len(launches) == 2
+    logits, targets, costs, gradient, parts = traffic_of(launches[0], dtype)
+    reads = 2 if by_row else 1
+    assert logits == (reads * VALUES, 0)
+    # a label is read by all threads of its row at once
+    assert kind == "labels" or targets == (reads * VALUES, 0)
+    assert (costs, gradient) == ((0, losses.size), (0, VALUES))
+    assert traffic_of(launches[1], dtype)[0] == (parts[1], 0)
 
 
 def test_no_launch_for_nothing(emulated, launches):

@@ -7,8 +7,8 @@ a fraction of a microsecond; and one launcher (parallel.py) serves all of them, 
 No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
 vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
 
-The cache folder is named after the content of the kernels' folder (but for cuda/), the versions and the vector width, so an edit or an upgrade
-never meets stale machine code. A folder that cannot be written only costs the compilation again.
+The cache folder is named after the content of the kernels' folder (but for cuda/), the versions and the vector width, so an edit or an
+upgrade never meets stale machine code. A folder that cannot be written only costs the compilation again.
 """
 
 import hashlib

@@ -6,9 +6,10 @@ A block goes over TILE_ROWS times as many rows as a tile has. All threads of a b
 memory (BLOCK,), and may use that memory again when it returns.
 """
 
-from numba import cuda
+from numba import cuda, float64
 
-from .device import BLOCK, Integer, Real, Values, function, kernel, launch
+from . import device
+from .device import BLOCK, Integer, Real, Values, Wide, function, kernel, launch, wide_kernel
 
 # a block takes this many tiles of rows: enough for sums by column to become a hundredth of what was read
 TILE_ROWS = 16
@@ -100,6 +101,24 @@ def largest_across(shared, value, width):
 def larger(a, b):
     """The larger one, or NaN."""
     return a if a > b or a != a else b
+
+
+@wide_kernel
+def add_parts(dtype: Real, n: Integer, parts: Wide, total: Wide):
+    """total (1,) of parts (n,), by one block."""
+    shared, mine = cuda.shared.array(BLOCK, float64), 0.0
+    for i in range(cuda.threadIdx.x, n, BLOCK):
+        mine += parts[i]
+    mine = add_down(shared, mine, 1)
+    if cuda.threadIdx.x == 0:
+        total[0] = mine
+
+
+def total_of(parts, dtype):
+    """The sum () of float64 parts (n,), on the device."""
+    total = device.xp.zeros(1)
+    launch(add_parts, dtype, min(parts.size, 1), parts.size, parts, total)
+    return total.reshape(())
 
 
 @kernel

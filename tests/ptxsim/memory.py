@@ -18,6 +18,7 @@ class Traffic:
 
 class Memory:
     def __init__(self, size):
+        size = -(-size // 8) * 8
         raw = np.zeros(size + 8, np.uint8)
         first = -raw.ctypes.data % 8
         self.raw = raw[first : first + size]

@@ -1,0 +1,137 @@
+"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py, and the sum of the losses in float64.
+
+A launch writes losses and gradients and leaves a sum for each block; a second one adds those. The total stays on the device, a 0-d
+array: whoever asks for its value waits for it. cross_entropy reads its logits twice, and probabilities too: for the largest one and the
+sum of exponentials in one go, as softmax does, then for what it writes.
+"""
+
+import math
+
+from numba import cuda, float64
+
+from .. import names
+from . import device
+from .activation import sigmoid, softplus
+from .device import (
+    BLOCK,
+    Integer,
+    Integers,
+    Number,
+    Real,
+    Values,
+    Wide,
+    blocks,
+    first,
+    flat,
+    function,
+    launch,
+    real,
+    stride,
+    wide_kernel,
+    written,
+)
+from .reduce import add_across, add_down, larger, largest_across, tile_width, total_of
+
+
+@function
+def leave_total(value, parts):
+    """The block's sum of values to its place in parts."""
+    total = add_down(cuda.shared.array(BLOCK, float64), value, 1)
+    if cuda.threadIdx.x == 0:
+        parts[cuda.blockIdx.x] = total
+
+
+@wide_kernel
+def cross_entropy_rows(
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, by_class: Integer, scale: Number,
+    logits: Values, labels: Integers, targets: Values, losses: Values, dlogits: Values, parts: Wide,
+):  # fmt: skip
+    """A row by `width` threads side by side. labels (rows,) with by_class, else targets (rows, columns)."""
+    shared = cuda.shared.array(BLOCK, dtype)
+    lane = cuda.threadIdx.x & (width - 1)
+    row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    end = columns if row < rows else 0
+    largest, total, weight = dtype(-math.inf), dtype(0), dtype(0)
+    for column in range(lane, end, width):
+        value = logits[row * columns + column]
+        before = largest
+        largest = larger(value, largest)
+        if largest > before:
+            total = total * math.exp(before - largest) + dtype(1)
+        elif value > dtype(-math.inf):
+            total += math.exp(value - largest)
+        if not by_class:
+            weight += targets[row * columns + column]
+    overall = largest_across(shared, largest, width)
+    total = add_across(shared, total * math.exp(largest - overall) if total > dtype(0) else total, width)
+    weight = dtype(1) if by_class else add_across(shared, weight, width)
+    label = labels[row] if by_class and end > 0 else -1
+    cost = dtype(0)
+    for column in range(lane, end, width):
+        at = row * columns + column
+        shifted = logits[at] - overall
+        wanted = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
+        dlogits[at] = (math.exp(shifted) / total * weight - wanted) * scale
+        # 0 times the infinite cost of a class of no chance is nothing if labels say so
+        if not by_class or column == label:
+            cost -= wanted * shifted
+    cost = add_across(shared, cost, width) + weight * math.log(total)
+    if lane == 0 and end > 0:
+        losses[row] = cost
+    leave_total(float64(cost) if lane == 0 and end > 0 else 0.0, parts)
+
+
+@wide_kernel
+def loss_values(
+    dtype: Real, n: Integer, kind: Integer, scale: Number,
+    y: Values, targets: Values, losses: Values, dy: Values, parts: Wide,
+):  # fmt: skip
+    """binary_cross_entropy and mse."""
+    total = 0.0
+    for i in range(first(), n, stride()):
+        z, t = y[i], targets[i]
+        if kind == names.MSE:
+            cost, slope = (z - t) * (z - t), dtype(2) * (z - t)
+        else:
+            cost, slope = binary_cost(z, t), sigmoid(z) - t
+        losses[i] = cost
+        dy[i] = slope * scale
+        total += float64(cost)
+    leave_total(total, parts)
+
+
+@function
+def binary_cost(z, t):
+    """-t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z))."""
+    return (real(0, z) if z < real(0, z) else z) - z * t + softplus(-abs(z))
+
+
+def cross_entropy(logits, labels, losses, dlogits, scale):
+    """losses (N,) and dlogits (N, C) are written; labels int64 (N,) or of the logits' dtype (N, C)."""
+    rows, columns = logits.shape
+    width = tile_width(columns)
+    grid, by_class = -(-rows // (BLOCK // width)), labels.ndim == 1
+    parts = device.xp.empty(grid)
+    given = flat(labels)
+    targets = (given, None) if by_class else (None, given)
+    with written(losses) as costs, written(dlogits) as gradient:
+        arrays = flat(logits), *targets, costs, gradient, parts
+        launch(cross_entropy_rows, logits.dtype, grid, rows, columns, width, by_class, scale, *arrays)
+    return total_of(parts, logits.dtype)
+
+
+def binary_cross_entropy(logits, targets, losses, dlogits, scale):
+    """losses and dlogits are written, of the logits' shape."""
+    return _elementwise(names.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
+
+
+def mse(y, target, losses, dy, scale):
+    """losses and dy are written, of y's shape."""
+    return _elementwise(names.MSE, y, target, losses, dy, scale)
+
+
+def _elementwise(kind, y, target, losses, dy, scale):
+    parts = device.xp.empty(blocks(y.size))
+    with written(losses) as costs, written(dy) as gradient:
+        launch(loss_values, y.dtype, parts.size, y.size, kind, scale, flat(y), flat(target), costs, gradient, parts)
+    return total_of(parts, y.dtype)
