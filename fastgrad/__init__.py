@@ -16,15 +16,18 @@ from fastgrad.clip import (
 )
 from fastgrad.conv import conv2d
 from fastgrad.dense import dense, dense_chain
+from fastgrad.gradual import GradualPruning
 from fastgrad.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from fastgrad.lstm import lstm, lstm_cell
 from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
+from fastgrad.prune import prune
 from fastgrad.saving import load, save
 from fastgrad.train import Trainer
 from fastgrad.updater import Updater
 
 __all__ = [
     "BackendError",
+    "GradualPruning",
     "Trainer",
     "Updater",
     "__version__",
@@ -54,6 +57,7 @@ __all__ = [
     "optim",
     "poisson_nll",
     "project_weights",
+    "prune",
     "save",
     "schedule",
     "set_num_threads",

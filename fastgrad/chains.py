@@ -8,6 +8,7 @@ import numpy as np
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.compact import compacted
 from fastgrad.dense import run
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.init import chosen
@@ -112,6 +113,13 @@ class DenseChain(Fused):
         table = self._logit_table if logits else self.table
         kernels().dense_chain_infer(x, table, self.activation_parameters, self._params, out)
         return out
+
+    def compact(self) -> "DenseChain":
+        """A new chain that gives the same, without the hidden units that read nothing or that nothing reads: their weights are all 0.
+
+        A unit that reads nothing is the same for all rows, and goes into the next biases. Of each layer at least one unit stays.
+        """
+        return compacted(self)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)

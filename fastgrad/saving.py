@@ -1,9 +1,9 @@
 """Models and trainers in safetensors files.
 
-A model's file holds its parameters and running statistics by name. A trainer's holds the optimiser's state and step count
-too, and as metadata the optimiser's name, the validation losses, and the states of the generators that shuffle and drop
-out; a model loads from either. A file is written
-beside its place and moved there, and is checked before anything is loaded.
+A model's file holds its parameters and running statistics by name, and once it is pruned its masks. A trainer's holds the
+optimiser's state and step count too, and as metadata the optimiser's name, the validation losses, and the states of the
+generators that shuffle and drop out; a model loads from either. A file is written beside its place and moved there, and is
+checked before anything is loaded.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.model import Model
+from fastgrad.model import Model, views
 from fastgrad.train import Trainer
 
-DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64"}
-OPTIMIZER, VAL_LOSSES = "optimizer.", "val_losses"
+DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
+OPTIMIZER, MASK, VAL_LOSSES = "optimizer.", "mask.", "val_losses"
 
 
 def save(path: str | os.PathLike, model: Model | Trainer) -> None:
@@ -54,6 +54,9 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             if isinstance(model, Model):
                 parts = {name: part for name, part in parts.items() if not name.startswith(OPTIMIZER)}
+            mask = _mask(path, model, any(name.startswith(MASK) for name in parts))
+            masks = {} if mask is None else _masks(views(mask, _model(model)._shapes))
+            arrays = {name: a for name, a in arrays.items() if not name.startswith(MASK)} | masks
             _check(path, arrays, parts)
             values = {name: file.get_tensor(name) for name in arrays}
             metadata = file.metadata() or {}
@@ -71,17 +74,35 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             model.val_losses = json.loads(metadata.get(VAL_LOSSES, "[]"))
             model.step_count = int(values[OPTIMIZER + "step"][0])
             _copy(values, arrays)
+            model.model._wear(mask)
     else:
         _copy(values, arrays)
+        model._wear(mask)
 
 
 def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
     if isinstance(model, Model):
-        return {**model.parameters(), **model.statistics()}
+        return {**model.parameters(), **model.statistics(), **_masks(model.masks())}
     if isinstance(model, Trainer):
         step = np.array([model.step_count], np.int64)
         return {**_arrays(op, model.model), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
     raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
+
+
+def _model(model: Model | Trainer) -> Model:
+    return model.model if isinstance(model, Trainer) else model
+
+
+def _masks(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {MASK + name: mask for name, mask in masks.items()}
+
+
+def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
+    """Where the file's masks go, flat (P,), if it has any: into new memory, so that a load that fails changes nothing."""
+    model = _model(model)
+    if model.owned and (pruned or model.masks()):
+        raise ValueError(f"load: {path} or the model has masks, and it is part of a {model.owned}; load into that")
+    return np.ones(model.params.size, np.bool_) if pruned else None
 
 
 def _optimizer(trainer: Trainer) -> str:

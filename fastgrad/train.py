@@ -13,6 +13,7 @@ from fastgrad import constraint as constraints
 from fastgrad.constraint import Constraint
 from fastgrad.data import Data, checked, window_size
 from fastgrad.evaluate import evaluate
+from fastgrad.gradual import GradualPruning
 from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.model import Model, generator
@@ -30,8 +31,8 @@ class Trainer:
     then (N, T). cross_entropy over a softmax output and binary_cross_entropy
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
     the gradient's norm over all parameters. constraint is what parameters are held to after each update, one of fastgrad.optim's
-    MaxValue and MaxNorm. What is pruned of the model stays 0. seed starts the shuffling. val_losses, which fit adds to, are what a
-    schedule of the learning rate may look at.
+    MaxValue and MaxNorm. What is pruned of the model stays 0; pruning, a GradualPruning, prunes more as updates go on. seed starts the
+    shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -47,6 +48,7 @@ class Trainer:
         seed: int = 0,
         *,
         constraint: Constraint | None = None,
+        pruning: GradualPruning | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
@@ -55,7 +57,11 @@ class Trainer:
             raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
         self.model, self.loss, self.optimizer = model, loss, optimizer or Adam()
         self.clip_norm = math.inf if clip_norm is None else check.number("Trainer", "clip_norm", clip_norm, zero=False)
-        self.constraint = constraint
+        if not isinstance(pruning, GradualPruning | None):
+            raise TypeError(f"Trainer: pruning must be a GradualPruning, got {type(pruning).__name__}")
+        if pruning:
+            pruning.check(model)
+        self.constraint, self.pruning = constraint, pruning
         self.step_count = 0
         self.val_losses: list[float] = []
         self.state = np.zeros((self.optimizer.state_rows, model.params.size), model.dtype)  # (S, P)
@@ -96,7 +102,7 @@ class Trainer:
             status = self._steps.step(x, y, lengths, self.step_count, self._record)
             if status != names.OK:
                 self._fail("Trainer.step", status, y)
-            self.step_count += 1
+            self._count(1)
             return self._record.item(0)
 
     def fit(
@@ -147,14 +153,26 @@ class Trainer:
                     if shuffle:
                         np.copyto(order, identity)
                         self.rng.shuffle(order)
-                    self._reserve(batch_size)
-                    status, done = self._steps.epoch(
-                        data, order, batch_size, steps, rates, self.step_count, record, sizes
-                    )
-                    self.step_count += int(done)
-                    if status != names.OK:
-                        part = "window" if steps else "batch"
-                        self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
+                    done = 0
+                    while done < updates:
+                        self._reserve(batch_size)
+                        # an epoch is one call but for pruning, before which its batches end
+                        last = done + self._until_pruning(updates - done, windows)
+                        status, more = self._steps.epoch(
+                            data,
+                            order[done // windows * batch_size : last // windows * batch_size],
+                            batch_size,
+                            steps,
+                            rates[done:last],
+                            self.step_count,
+                            record[done:last],
+                            sizes[done:last],
+                        )
+                        self._count(int(more))
+                        done += int(more)
+                        if status != names.OK:
+                            part = "window" if steps else "batch"
+                            self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
                 history.seconds.append(time.perf_counter() - started)
                 history.loss.append(float(record[:done, 0] @ sizes[:done] / sizes[:done].sum()))
                 history.grad_norm.append(float(record[:done, 1].mean()))
@@ -186,6 +204,19 @@ class Trainer:
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
         self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held)
+
+    def _count(self, updates: int) -> None:
+        """Count updates, and prune if any was due."""
+        before = self.step_count
+        self.step_count += updates
+        due = self.pruning.next_due(before) if self.pruning else None
+        if self.pruning and due is not None and due <= self.step_count:
+            self.pruning.prune(self.model, self.step_count)
+
+    def _until_pruning(self, updates: int, windows: int) -> int:
+        """How many of so many updates come before pruning is due, in whole batches of so many windows."""
+        due = self.pruning.next_due(self.step_count) if self.pruning else None
+        return updates if due is None else min(updates, -(-(due - self.step_count) // windows) * windows)
 
     def _check_schedule(self, op: str, updates: int, validated: bool) -> None:
         """Raise now for a schedule that has no rate for the last of so many updates."""

@@ -18,6 +18,7 @@ from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
+from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
 
@@ -52,6 +53,8 @@ __all__ = [
     "orthogonal",
     "plain",
     "poisson_nll",
+    "prune_below",
+    "prune_smallest",
     "scale_arrays",
     "scatter_rows",
     "uniform",
@@ -92,6 +95,7 @@ def _call_drivers(dtype):
     update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
     dense_chain_infer(one, layers, parameters, flat, one.copy())
     plain([one])
+    prune_smallest([one.copy()], np.ones(1, np.bool_), 1)
     array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)
     identity = names.ACTIVATIONS["identity"]

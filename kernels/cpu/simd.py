@@ -164,6 +164,19 @@ def real(typingctx, value, like):
 
 
 @intrinsic
+def magnitude(typingctx, value):
+    """The bits of |value| as an integer: of values that are no NaN they have the order."""
+
+    def codegen(context, builder, signature, args):
+        width = signature.args[0].bitwidth
+        bits = builder.bitcast(args[0], ir.IntType(width))
+        bits = builder.and_(bits, ir.Constant(bits.type, (1 << (width - 1)) - 1))
+        return bits if width == 64 else builder.zext(bits, _I64)
+
+    return types.int64(value), codegen
+
+
+@intrinsic
 def void_pointer(typingctx, address):
     """An address as numba.carray takes it."""
 

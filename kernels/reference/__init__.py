@@ -12,6 +12,7 @@ from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
+from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
 from .train import dense_chain_epoch, dense_chain_step
 
@@ -46,6 +47,8 @@ __all__ = [
     "orthogonal",
     "plain",
     "poisson_nll",
+    "prune_below",
+    "prune_smallest",
     "scale_arrays",
     "scatter_rows",
     "uniform",
