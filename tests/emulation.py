@@ -36,6 +36,9 @@ class Emulator:
     def address(self, array):
         return array.ctypes.data
 
+    def where(self):
+        return 0
+
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK
         from ptxsim import Module, launch
@@ -44,7 +47,7 @@ class Emulator:
         if module is None:
             module = self._modules[kernel, dtype.char] = Module(kernel.ptx(dtype, CAPABILITY))
         statistics = launch(module, grid, BLOCK, arguments, pointers=True, approximate=APPROXIMATE)
-        self.launches.append((kernel.name, [t and (t.read, t.written) for t in statistics.traffic]))
+        self.launches.append((kernel.name, statistics.traffic))
 
 
 class Simulator:
@@ -57,14 +60,22 @@ class Simulator:
     def address(self, array):
         return array.ctypes.data
 
+    def where(self):
+        return 0
+
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK
         from numba import cuda
 
         # pointers know no shape
-        given = [a.reshape(-1) if isinstance(a, np.ndarray) else a for a in arguments[1:]]
+        given = [self._flat(a) for a in arguments[1:]]
         cuda.jit(kernel.function)[grid, BLOCK](dtype.type, *given)
         self.launches.append((kernel.name, None))
+
+    def _flat(self, value):
+        if isinstance(value, list):
+            return tuple(a.reshape(-1) for a in value)
+        return value.reshape(-1) if isinstance(value, np.ndarray) else value
 
 
 class OnDevice:

@@ -156,7 +156,7 @@ def test_a_chain_takes_three_launches_a_layer_beside_its_gemms(emulated, launche
     assert emulator.xp.products == 3 * len(names)
 
 
-@pytest.mark.parametrize("kind", ["labels", "probabilities", "binary_cross_entropy", "mse"])
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "binary_cross_entropy", "mse", "poisson_nll"])
 def test_a_loss_is_two_launches(emulated, launches, dtype, rng, kind):
     """One reads logits and targets and writes losses and gradient; one adds the blocks' sums."""
     y, target = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE).astype(dtype)

@@ -323,7 +323,21 @@ def test_traffic_is_counted_by_argument():
 
     statistics = run(kernel, (np.ones(20, np.float32), np.zeros(10, np.float32)))
     x, out = statistics.traffic
-    assert (x.read, x.written, out.read, out.written) == (80, 0, 0, 40)
+    assert (x, out) == ((80, 0), (0, 40))
+
+
+def test_lists_of_arrays_are_pointers_to_pointers():
+    pointers = types.CPointer(types.CPointer(F4))
+
+    def kernel(x, out):
+        i = cuda.grid(1)
+        out[i % 2][i // 2] = x[i % 2][i // 2] * float32(2)
+
+    x = [np.arange(N // 2, dtype=np.float32), np.full(N // 2, 7, np.float32)]
+    out = [np.zeros_like(a) for a in x]
+    statistics = launch(Module(compiled(kernel, (pointers, pointers))), 1, N, (x, out), pointers=True)
+    np.testing.assert_array_equal(out, [2 * a for a in x])
+    assert statistics.traffic == [(4 * N, 0), (0, 4 * N)]
 
 
 def test_unknown_instructions_are_named():

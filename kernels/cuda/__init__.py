@@ -2,7 +2,7 @@
 
 from .activation import activation_backward, activation_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
-from .loss import binary_cross_entropy, cross_entropy, mse
+from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 
 __all__ = [
     "activation_backward",
@@ -13,4 +13,5 @@ __all__ = [
     "dense_chain_forward",
     "dense_chain_infer",
     "mse",
+    "poisson_nll",
 ]

@@ -42,6 +42,8 @@ from numba import cuda
 BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
 # blocks of a grid that covers values of any number, each thread taking several
 MOST_BLOCKS = 1024
+# lists of arrays whose addresses stay on the device
+KEPT_LISTS = 64
 
 
 class Real:
@@ -68,6 +70,14 @@ class Integers:
     """Annotation: a pointer to int64."""
 
 
+class Flags:
+    """Annotation: a pointer to bytes, 0 or 1."""
+
+
+class Arrays:
+    """Annotation: pointers to values of each of a list of arrays, x[a][i]."""
+
+
 def _numba_types(annotation, scalar):
     return {
         Real: numba.types.NumberClass(scalar),
@@ -76,6 +86,8 @@ def _numba_types(annotation, scalar):
         Values: numba.types.CPointer(scalar),
         Wide: numba.types.CPointer(numba.types.float64),
         Integers: numba.types.CPointer(numba.types.int64),
+        Flags: numba.types.CPointer(numba.types.uint8),
+        Arrays: numba.types.CPointer(numba.types.CPointer(scalar)),
     }[annotation]
 
 
@@ -103,7 +115,7 @@ class Kernel:
         return found
 
     def arguments(self, dtype, given):
-        """What a launch passes on: numbers of the kernel's type, and 0 for its type itself and for None."""
+        """What a launch passes on: numbers of the kernel's type, lists of arrays, and 0 for the type itself and for None."""
         found = []
         for annotation, value in zip(self.parameters, (0, *given), strict=True):
             if annotation is Number:
@@ -155,10 +167,25 @@ class GPU:
         import cupy
 
         self.xp = cupy
-        self._loaded = {}
+        self._loaded, self._lists = {}, {}
 
     def address(self, array):
         return array.data.ptr
+
+    def where(self):
+        return self.xp.cuda.Device().id
+
+    def _addresses(self, arrays):
+        """A list's addresses on the device. Those of a training loop are copied there once."""
+        key = self.where(), tuple(a.data.ptr for a in arrays)
+        found = self._lists.pop(key, None)
+        if found is None:
+            found = self.xp.asarray(np.array(key[1], np.uint64))
+        # the last one used stays longest
+        self._lists[key] = found
+        if len(self._lists) > KEPT_LISTS:
+            del self._lists[next(iter(self._lists))]
+        return found
 
     def launch(self, kernel, dtype, grid, arguments):
         device = self.xp.cuda.Device()
@@ -171,7 +198,8 @@ class GPU:
             module.load(ptx.encode())
             # the module lives as long as its function
             loaded = self._loaded[key] = module.get_function(entry(ptx))
-        loaded(grid, (BLOCK, 1, 1), arguments)
+        given = [self._addresses(a) if isinstance(a, list) else a for a in arguments]
+        loaded(grid, (BLOCK, 1, 1), given)
 
 
 def entry(ptx):
@@ -183,7 +211,7 @@ _executor = None
 
 
 def use(executor):
-    """Run on this from now on (None: on the GPU): anything with `xp`, `address` and `launch` as GPU has them. Returns the one before."""
+    """Run on this from now on (None: on the GPU): anything with `xp`, `address`, `where` and `launch` as GPU has them. Returns the one before."""
     global _executor
     before, _executor = _executor, executor
     return before
@@ -217,17 +245,23 @@ def blocks(n):
 
 def flat(array):
     """The array itself if it is C-contiguous and aligned, else a copy that is. None stays None."""
-    return array if array is None or _plain(array) else array.copy(order="C")
+    return array if array is None or usable(array) else array.copy(order="C")
 
 
-def _plain(array):
+def where():
+    """The current device's number: what is kept for one is no use on another."""
+    return _current().where()
+
+
+def usable(array):
+    """Whether kernels can take the array as it is: C-contiguous and aligned."""
     return array.flags.c_contiguous and _current().address(array) % array.itemsize == 0
 
 
 @contextlib.contextmanager
 def written(array):
     """The array itself if it is C-contiguous and aligned, else one that is and whose values are put into it at the end."""
-    if _plain(array):
+    if usable(array):
         yield array
         return
     whole = _current().xp.empty(array.shape, array.dtype)

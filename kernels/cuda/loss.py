@@ -75,10 +75,12 @@ def cross_entropy_rows(
         # 0 times the infinite cost of a class of no chance is nothing if labels say so
         if not by_class or column == label:
             cost -= wanted * shifted
-    cost = add_across(shared, cost, width) + weight * math.log(total)
-    if lane == 0 and end > 0:
+    cost = add_across(shared, cost, width)
+    mine = lane == 0 and end > 0
+    if mine:
+        cost += weight * math.log(total)
         losses[row] = cost
-    leave_total(float64(cost) if lane == 0 and end > 0 else 0.0, parts)
+    leave_total(float64(cost) if mine else 0.0, parts)
 
 
 @wide_kernel
@@ -86,12 +88,15 @@ def loss_values(
     dtype: Real, n: Integer, kind: Integer, scale: Number,
     y: Values, targets: Values, losses: Values, dy: Values, parts: Wide,
 ):  # fmt: skip
-    """binary_cross_entropy and mse."""
+    """The losses of one value."""
     total = 0.0
     for i in range(first(), n, stride()):
         z, t = y[i], targets[i]
         if kind == names.MSE:
             cost, slope = (z - t) * (z - t), dtype(2) * (z - t)
+        elif kind == names.POISSON_NLL:
+            rate = math.exp(z)
+            cost, slope = rate - z * t, rate - t
         else:
             cost, slope = binary_cost(z, t), sigmoid(z) - t
         losses[i] = cost
@@ -128,6 +133,11 @@ def binary_cross_entropy(logits, targets, losses, dlogits, scale):
 def mse(y, target, losses, dy, scale):
     """losses and dy are written, of y's shape."""
     return _elementwise(names.MSE, y, target, losses, dy, scale)
+
+
+def poisson_nll(z, target, losses, dz, scale):
+    """losses and dz are written, of z's shape."""
+    return _elementwise(names.POISSON_NLL, z, target, losses, dz, scale)
 
 
 def _elementwise(kind, y, target, losses, dy, scale):
