@@ -42,7 +42,7 @@ from .lists import (
 )
 from .loops import each, squares, zipped
 from .parallel import address_of, run, share
-from .simd import address, advance, call, data, keep, pointer, real, void_pointer
+from .simd import address, advance, call, data, keep, pointer, real, unseen, void_pointer
 
 # rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
 # outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
@@ -198,9 +198,9 @@ def alive(x, mask):
 @compiled
 def bury(n, params, row, stride, rows, mask):
     """Make n values that are pruned 0, and their state in every row."""
-    zipped(alive, n, (params, mask), (params,), ())
+    zipped(alive, n, (unseen(params), mask), (params,), ())
     for _ in range(rows):
-        zipped(alive, n, (row, mask), (row,), ())
+        zipped(alive, n, (unseen(row), mask), (row,), ())
         row = advance(row, stride)
 
 

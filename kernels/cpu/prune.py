@@ -12,7 +12,7 @@ from .jit import Addresses, compiled, entry, inlined, kernel
 from .lists import ADDRESS, PLACE, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
 from .loops import zipped
 from .parallel import address_of, launch, run, share
-from .simd import address, advance, call, data, keep, magnitude, pointer, real, void_pointer
+from .simd import address, advance, call, data, keep, magnitude, pointer, real, unseen, void_pointer
 
 # bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
 DIGIT, LANES = 11, 4
@@ -39,8 +39,8 @@ def digits_part(part, parts, job, like):
         x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
         for i in range(size):
             bits = magnitude(x[i]) >> g.shift
-            if masks[first + i] and bits >> DIGIT == g.begin:
-                counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += 1
+            # adding 0 is cheaper than guessing where a branch goes
+            counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += masks[first + i] & (bits >> DIGIT == g.begin)
         a, at = next_block(t, g.n, a, at)
 
 
@@ -85,7 +85,7 @@ def prune_part(part, parts, job, like):
                 left -= 1
             i += 1
         mask = data(masks[first:])
-        zipped(from_on, size, (values, mask), (values, mask), (g.begin,))
+        zipped(from_on, size, (unseen(values), unseen(mask)), (values, mask), (g.begin,))
         a, at = next_block(t, g.n, a, at)
 
 
@@ -154,7 +154,7 @@ def below_part(part, parts, job, like):
     while a < g.n and t[a, START] + at < hi:
         size, mask = block_size(t, a, at), data(masks[t[a, PLACE] + at :])
         x = advance(pointer(t[a, ADDRESS], like), at)
-        zipped(not_below, size, (x, mask), (x, mask), (real(g.threshold, carray(x, 1)[0]),))
+        zipped(not_below, size, (unseen(x), unseen(mask)), (x, mask), (real(g.threshold, carray(x, 1)[0]),))
         a, at = next_block(t, g.n, a, at)
 
 
