@@ -1,0 +1,137 @@
+"""How XLA calls Python: one C function that finds NumPy arrays in XLA's buffers.
+
+The structs are those of XLA's foreign function interface, xla/ffi/api/c_api.h, which jax.ffi.include_dir() has; their layout is the ABI.
+What is called, and the arrays' shapes and types, are in a text that travels with the compiled program as an attribute: buffers need not be
+asked, and a program that is loaded from JAX's cache in another process means the same there.
+"""
+
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from fastgrad.backend import backend, use_backend
+
+# words of 8 bytes in a call frame: places of what is read; the metadata extension is how XLA asks for the version at registration
+EXTENSION, API, ARGUMENTS, RESULTS, ATTRIBUTES, WORDS = 1, 2, 9, 14, 20, 21
+# of structs, in bytes
+BUFFER_DATA, METADATA, METADATA_VERSION, API_VERSION, API_ERROR_CREATE = 24, 24, 8, 16, 48
+VERSION_BYTES = 24
+INTERNAL_ERROR = 13
+
+Host = Callable[..., None]
+HOSTS: dict[str, Host] = {}
+
+
+def host(function: Host) -> Host:
+    """Decorator: a function (results, arguments, **settings) that XLA may call by its name; both are lists of arrays, or None."""
+    HOSTS[function.__name__] = function
+    return function
+
+
+class Plan:
+    """A call: the function, the arrays' shapes and types, settings and the backend."""
+
+    def __init__(self, text: bytes) -> None:
+        name, arguments, results, self.settings, self.backend = json.loads(text)
+        self.function = HOSTS[name]
+        self.arguments, self.results = ([_layout(a) for a in arrays] for arrays in (arguments, results))
+
+    def run(self, arguments: int, results: int) -> None:
+        with use_backend(self.backend):
+            self.function(_arrays(self.results, results), _arrays(self.arguments, arguments), **self.settings)
+
+
+def _layout(array: list | None) -> tuple | None:
+    """(shape, dtype, ctype of so many bytes) of an array's shape and type; None where there is no array."""
+    if array is None:
+        return None
+    shape, name = array
+    dtype = np.dtype(name)
+    return tuple(shape), dtype, ctypes.c_char * (prod(shape) * dtype.itemsize)
+
+
+def _arrays(layouts: Sequence[tuple | None], buffers: int) -> list[np.ndarray | None]:
+    """The arrays of a list of XLA's buffers, which has none for None."""
+    found: list[np.ndarray | None] = []
+    for layout in layouts:
+        if layout is None:
+            found.append(None)
+            continue
+        shape, dtype, memory = layout
+        address = _word(_word(buffers) + BUFFER_DATA)
+        buffers += 8
+        found.append(np.ndarray(shape, dtype, memory.from_address(address) if address else None))
+    return found
+
+
+def _word(address: int) -> int:
+    return ctypes.c_int64.from_address(address).value
+
+
+plan_of = lru_cache(maxsize=None)(Plan)
+
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+def _called(frame: int) -> int | None:
+    words = (ctypes.c_int64 * WORDS).from_address(frame)[:]
+    try:
+        if words[EXTENSION]:
+            # XLA's own version: nothing else of it is used than what all have had
+            version = _word(words[EXTENSION] + METADATA) + METADATA_VERSION
+            ctypes.memmove(version, words[API] + API_VERSION, VERSION_BYTES)
+            return None
+        text = _word(words[ATTRIBUTES])
+        plan_of(ctypes.string_at(_word(text), _word(text + 8))).run(words[ARGUMENTS], words[RESULTS])
+    except BaseException as error:
+        return _error(words[API], f"{type(error).__name__}: {error}")
+    return None
+
+
+class _Error(ctypes.Structure):
+    """XLA_FFI_Error_Create_Args."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("extension", ctypes.c_void_p),
+        ("message", ctypes.c_char_p),
+        ("code", ctypes.c_int),
+    ]
+
+
+def _error(api: int, message: str) -> int:
+    create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_word(api + API_ERROR_CREATE))
+    # a struct's size ends with its last field there
+    arguments = _Error(_Error.code.offset + _Error.code.size, None, message.encode(), INTERNAL_ERROR)
+    return create(ctypes.addressof(arguments))
+
+
+jax.ffi.register_ffi_target("fastgrad", jax.ffi.pycapsule(_called), platform="cpu")
+
+
+def call(op: str, function: Host, results: Sequence[Any], arguments: Sequence[Any], **settings: Any) -> list[Any]:
+    """New arrays of JAX like results (anything with shape and dtype), which function has filled; None for None in both.
+
+    Differentiated it raises: what has a derivative is a custom_vjp around it.
+    """
+    text = json.dumps([function.__name__, _described(arguments), _described(results), settings, backend()])
+    shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results if r is not None]
+    run = jax.custom_vjp(partial(jax.ffi.ffi_call("fastgrad", shapes, vmap_method="sequential"), plan=text))
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"{op}: fastgrad has first derivatives only, and this is the derivative of a gradient"
+        )
+
+    run.defvjp(refuse, refuse)
+    found = iter(run(*(a for a in arguments if a is not None)))
+    return [None if r is None else next(found) for r in results]
+
+
+def _described(arrays: Sequence[Any]) -> list:
+    return [None if a is None else (a.shape, np.dtype(a.dtype).name) for a in arrays]
