@@ -3,7 +3,7 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
-from fastgrad import convert, init, nn, optim, schedule
+from fastgrad import convert, health, init, nn, optim, schedule
 from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.batchnorm import batch_norm
 from fastgrad.clip import (
@@ -47,6 +47,7 @@ __all__ = [
     "dense_chain",
     "get_num_threads",
     "global_avg_pool2d",
+    "health",
     "init",
     "load",
     "lstm",

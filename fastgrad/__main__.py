@@ -1,4 +1,4 @@
-"""python -m fastgrad info | warmup"""
+"""python -m fastgrad info | warmup | health"""
 
 import argparse
 import platform
@@ -6,10 +6,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import fastgrad
+from fastgrad import experiment
 from fastgrad.backend import BACKENDS, BackendError, load, missing
 
 
-def info() -> None:
+def info(options: argparse.Namespace) -> None:
     """What is installed, which backends run, and how the "cpu" backend is set up."""
     print(f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, {platform.machine()}")
     print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite")))
@@ -30,7 +31,7 @@ def info() -> None:
     print(f"cache: {folder}, {size / 1e6:.1f} MB")
 
 
-def warmup() -> None:
+def warmup(options: argparse.Namespace) -> None:
     """Compile the kernels of the "cpu" backend into the cache."""
     from tqdm import tqdm
 
@@ -41,17 +42,25 @@ def warmup() -> None:
             compile_kernel()
 
 
+def health(options: argparse.Namespace) -> None:
+    """Train a deep net on digits for some steps, and tell and draw how its gradients fare."""
+    experiment.run(options)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fastgrad", description=fastgrad.__doc__)
     parser.add_argument("--version", action="version", version=f"fastgrad {fastgrad.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info | warmup")
-    for command in (info, warmup):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info | warmup | health")
+    for command in (info, warmup, health):
         subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         subparser.set_defaults(run=command)
+        if command is health:
+            experiment.arguments(subparser)
+    options = parser.parse_args(arguments)
     try:
-        parser.parse_args(arguments).run()
-    except (BackendError, OSError, ValueError) as error:
+        options.run(options)
+    except (BackendError, ImportError, OSError, ValueError) as error:
         print(f"fastgrad: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

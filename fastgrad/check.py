@@ -246,8 +246,8 @@ def _sizes(form: str, shape: Sequence[int | None]) -> str:
     return form if all(n is None for n in shape) else f"{form} = ({known}{',' if len(shape) == 1 else ''})"
 
 
-def no_update(op: str, gradients: dict[str, np.ndarray]) -> FloatingPointError:
+def no_update(op: str, gradients: dict[str, np.ndarray], hint: str = "") -> FloatingPointError:
     """The error of a step whose gradients' norm is not finite."""
     bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
     where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
-    return FloatingPointError(f"{op}: {where}; no update was made")
+    return FloatingPointError(f"{op}: {where}; no update was made{hint}")

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, watched
 from fastgrad import constraint as constraints
 from fastgrad.constraint import Constraint
 from fastgrad.data import Data, checked, window_size
 from fastgrad.evaluate import evaluate
 from fastgrad.gradual import GradualPruning
+from fastgrad.health import Health
 from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.model import Model, generator
 from fastgrad.optim import Adam, Optimizer
+from fastgrad.report import Report
 from fastgrad.schedule import Schedule
 from fastgrad.sequences import SequenceModel
 from fastgrad.steps import ChainSteps, LayerSteps, steps_of
@@ -32,7 +34,8 @@ class Trainer:
     over a sigmoid output are taken from the logits before it; any other output is itself the logits. clip_norm limits
     the gradient's norm over all parameters. constraint is what parameters are held to after each update, one of fastgrad.optim's
     MaxValue and MaxNorm. What is pruned of the model stays 0; pruning, a GradualPruning, prunes more as updates go on. seed starts the
-    shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at.
+    shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at. With health, True or
+    every how many steps, a step also leaves what `health` tells.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -49,6 +52,7 @@ class Trainer:
         *,
         constraint: Constraint | None = None,
         pruning: GradualPruning | None = None,
+        health: bool | int = False,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
@@ -62,6 +66,8 @@ class Trainer:
         if pruning:
             pruning.check(model)
         self.constraint, self.pruning = constraint, pruning
+        every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
+        self._health = Health(model, int(every)) if every else None
         self.step_count = 0
         self.val_losses: list[float] = []
         self.state = np.zeros((self.optimizer.state_rows, model.params.size), model.dtype)  # (S, P)
@@ -191,6 +197,15 @@ class Trainer:
         """(mean loss, accuracy); the accuracy is None for mse and poisson_nll."""
         return evaluate(self.model, self.loss, self._checked("Trainer.evaluate", x, y, lengths))
 
+    def health(self) -> Report:
+        """How gradients, outputs and updates of every layer looked in the last step that was looked at, and what is wrong with them."""
+        if self._health is None:
+            raise RuntimeError(
+                "Trainer.health: the trainer must be made with health=True, or with every how many steps to look"
+            )
+        with self.lock:
+            return self._health.report()
+
     def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:
         """The model's output: probabilities where it ends in softmax or sigmoid."""
         if lengths is None:
@@ -203,7 +218,11 @@ class Trainer:
         self._shapes = None, None
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
-        self._steps = steps_of(self.model, self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held)
+        rest = self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held
+        if self._health is None:
+            self._steps = steps_of(self.model, *rest)
+        else:
+            self._steps = watched.steps_of(self._health, self.model, *rest)
 
     def _count(self, updates: int) -> None:
         """Count updates, and prune if any was due."""
@@ -238,4 +257,5 @@ class Trainer:
     def _fail(self, op: str, status: int, y: np.ndarray) -> None:
         if status == names.BAD_LABEL and self.model.n_out:
             check.labels(op, "y", y, (*y.shape, self.model.n_out), self._dtype)
-        raise check.no_update(op, self.model.gradients())
+        hint = "; health() of the trainer tells of every layer" if self._health is not None else ""
+        raise check.no_update(op, self.model.gradients(), hint)

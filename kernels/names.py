@@ -66,3 +66,19 @@ OK, BAD_LABEL, NONFINITE = range(3)
 def workspace_size(widths, batch):
     """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses."""
     return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
+
+
+# what is told of a layer's health, in this order
+HEALTH = "grad_norm largest zeros nonfinite mean spread saturated dead update_ratio".split()
+
+
+class Watch:
+    """What a chain's steps are asked to leave of their health.
+
+    bands (L, 4): of each layer's outputs the limits of what is saturated, and of what is flat, as in health.py. rows (R, L, 9): batch i
+    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`. kept is
+    the backend's.
+    """
+
+    def __init__(self, bands, rows, every):
+        self.bands, self.rows, self.every, self.kept = bands, rows, every, None

@@ -12,6 +12,7 @@ from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
+from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
@@ -25,6 +26,7 @@ from .train import dense_chain_epoch, dense_chain_step
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_health",
     "array_norms",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
@@ -51,6 +53,7 @@ __all__ = [
     "mse",
     "normal",
     "orthogonal",
+    "output_health",
     "plain",
     "poisson_nll",
     "prune_below",
@@ -98,6 +101,8 @@ def _call_drivers(dtype):
     prune_smallest([one.copy()], np.ones(1, np.bool_), 1)
     array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)
+    array_health([one], np.empty((1, 4)))
+    output_health([one], np.zeros((1, 4)), np.empty((1, 4)))
     identity = names.ACTIVATIONS["identity"]
     y, dz = [one.copy()], [one.copy()]
     dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)

@@ -11,6 +11,7 @@ from numba import carray
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
+from .health import begin_look, look_at_gradient, look_at_layer, padded
 from .jit import Addresses, compiled, entry, given, kernel
 from .loops import squares
 from .parallel import address_of, launch, run, share
@@ -21,15 +22,18 @@ LAYER = np.dtype(
     [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw db".split()] + [("parameter", "f8")]
 )
 # layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
-# contiguous w, its sum of squares, and then decay w is added to dw; or 0
+# contiguous w, its sum of squares, and then decay w is added to dw; or 0;
+# watch: of a WATCH of health.py, or 0
 CHAIN = np.dtype(
     [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms squares panels itemsize".split()]
-    + [(name, "i8") for name in "gemm activate differentiate".split()]
+    + [(name, "i8") for name in "gemm activate differentiate watch".split()]
     + [("decay", "f8")]
 )
 needs_input = compiled(names.needs_input)
 # rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
 GRADIENT_ROWS = 480
+# and that are looked at while they are in the first cache
+FEW_ROWS = 16
 
 
 @compiled
@@ -48,11 +52,11 @@ def activate_rows(chain, function, layer, lo, hi, job):
 
 
 @compiled
-def forward_rows(chain, lo, hi, panels, like):
-    """Rows lo..hi through all layers."""
+def forward_rows(chain, part, lo, hi, panels, like):
+    """Rows lo..hi, the part's, through all layers."""
     product, job = np.empty(1, GEMM), np.empty(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
-    a, a_row, a_col = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col
+    a, a_row, a_col, units = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col, 0
     for l in range(chain.depth):
         layer = layers[l]
         at = lo * layer.n_out * size
@@ -66,6 +70,9 @@ def forward_rows(chain, lo, hi, panels, like):
         )  # fmt: skip
         call(chain.gemm, 0, 1, product)
         activate_rows(chain, chain.activate, layer, lo, hi, job)
+        if chain.watch:
+            look_at_layer(chain.watch, part, l, units, lo, hi, layer.n_out, layer.y, like)
+            units += padded(layer.n_out)
         a, a_row, a_col = layer.y + at, layer.n_out, 1
 
 
@@ -123,7 +130,7 @@ def decay_rows(rows, columns, w, dw, decay, sums):
 def forward_part(part, parts, job, like):
     chain = carray(job, 1)[0]
     lo, hi = share(part, parts, chain.rows, ROWS)
-    forward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize, like)
+    forward_rows(chain, part, lo, hi, chain.panels + part * SCRATCH * chain.itemsize, like)
 
 
 @kernel(CHAIN)
@@ -149,6 +156,8 @@ def gradients_part(part, parts, job, like):
     for l in range(chain.depth):
         layer = layers[l]
         lo, hi = share(part, parts, layer.n_in, ROWS)
+        if chain.watch:
+            begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
             m = min(GRADIENT_ROWS, hi - i)
             dw = layer.dw + i * layer.n_out * size
@@ -163,8 +172,13 @@ def gradients_part(part, parts, job, like):
                 decay_rows(m, layer.n_out, w, pointer(dw, like), chain.decay, sums)
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
-                for r in range(m):
-                    sums[r] = squares(pointer(dw + r * layer.n_out * size, like), layer.n_out)
+                for first in range(0, m, FEW_ROWS):
+                    last = min(first + FEW_ROWS, m)
+                    for r in range(first, last):
+                        sums[r] = squares(pointer(dw + r * layer.n_out * size, like), layer.n_out)
+                    if chain.watch:
+                        values = pointer(dw + first * layer.n_out * size, like)
+                        look_at_gradient(chain.watch, part, l, values, (last - first) * layer.n_out)
         if layer.db:
             lo, hi = share(part, parts, layer.n_out, 16)
             column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like))
@@ -291,7 +305,8 @@ def infer_part(part, parts, job, like):
     lo, hi = share(part, parts, whole.rows, ROWS)
     mine, layers = np.empty(1, CHAIN), np.empty(whole.depth, LAYER)
     chain, size = mine[0], whole.itemsize
-    chain.depth, chain.layers, chain.itemsize, chain.residual = whole.depth, address(layers), size, 0
+    chain.depth, chain.layers, chain.itemsize = whole.depth, address(layers), size
+    chain.residual, chain.watch = 0, 0
     chain.x_row, chain.x_col = whole.x_row, whole.x_col
     chain.gemm, chain.activate = whole.gemm, whole.activate
     widest = 0
@@ -315,7 +330,7 @@ def infer_part(part, parts, job, like):
         last.y = whole.dy + i * last.n_out * size
         if not keeps_z:
             last.z = last.y
-        forward_rows(chain, 0, min(INFER_ROWS, hi - i), panels, like)
+        forward_rows(chain, 0, 0, min(INFER_ROWS, hi - i), panels, like)
     keep(mine)
     keep(layers)
 

@@ -24,9 +24,11 @@ from .clip import (
     scale_part,
     sum_block,
 )
+from .health import moved, sum_moved
 from .jit import Addresses, compiled, entry, inlined, kernel
 from .lists import (
     ADDRESS,
+    LENGTH,
     PLACE,
     START,
     SUMS,
@@ -42,7 +44,7 @@ from .lists import (
 )
 from .loops import each, squares, zipped
 from .parallel import address_of, run, share
-from .simd import address, advance, call, data, keep, pointer, real, unseen, void_pointer
+from .simd import address, address_or_null, advance, call, copy, data, keep, pointer, real, unseen, void_pointer
 
 # rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
 # outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
@@ -52,9 +54,11 @@ UPDATE = np.dtype(
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
 # of lists: tables of params and grads; sums: of grads' squares by block; update: of an UPDATE; masks: of a byte a value, or 0; held_sums
-# and held_counts: of updated values by block, as in clip.py, where their norms are limited
+# and held_counts: of updated values by block, as in clip.py, where their norms are limited; moved: (blocks, 2)
+# of health.py, or 0
 ARRAYS = np.dtype(
-    [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts".split()] + [("limit", "f8")]
+    [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts moved".split()]
+    + [("limit", "f8")]
 )
 # what updated values are held to: addresses of masks and of a constraint's widths, or 0
 HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limit", "f8")])
@@ -147,6 +151,14 @@ def update_values(t, n, params, grads, state):
 
 
 @compiled
+def update_watched(t, n, params, grads, state, before, totals):
+    """update_values, and what it has moved; before: room for n values."""
+    copy(n, params, before)
+    update_values(t, n, params, grads, state)
+    moved(before, params, n, carray(void_pointer(totals), 2, np.float64))
+
+
+@compiled
 def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     """Fill an UPDATE record; lr is the rate of this update, whatever hyper says."""
     t = job[0]
@@ -222,11 +234,20 @@ def update_arrays_part(part, parts, job, like):
     t = carray(void_pointer(g.update), 1, UPDATE)[0]
     params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
     lo, hi = share(part, parts, params[g.n, START], 64)
+    longest = 0
+    for i in range(g.n if g.moved else 0):
+        longest = max(longest, params[i, LENGTH])
+    room = np.empty(longest)
     a, at = previous_block(params, *first_block(params, g.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
         size, flat = block_size(params, a, at), params[a, PLACE] + at
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
-        update_values(t, size, p, advance(pointer(grads[a, ADDRESS], like), at), row)
+        d = advance(pointer(grads[a, ADDRESS], like), at)
+        if g.moved:
+            totals = g.moved + 16 * sums_of(params, a, at)
+            update_watched(t, size, p, d, row, pointer(address(room), like), totals)
+        else:
+            update_values(t, size, p, d, row)
         if g.masks:
             bury(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
         if g.kind == names.MAX_VALUE:
@@ -234,16 +255,18 @@ def update_arrays_part(part, parts, job, like):
         elif g.kind != names.FREE:
             sum_held(g, params, a, at, p, size)
         a, at = previous_block(params, a, at)
+    keep(room)
 
 
 @compiled
-def update_all(launcher, parts, kernels, params, grads, n, update, held):
+def update_all(launcher, parts, kernels, params, grads, n, update, held, moved):
     """The update that a record describes, and what it leads to. kernels: update_arrays_part, norms_part and scale_part.
 
-    held: address of a HELD, or 0.
+    held: address of a HELD, or 0; moved: of sums of health.py by block, or 0.
     """
     job = np.zeros(1, ARRAYS)
     t = job[0]
+    t.moved = moved
     t.params, t.grads, t.n, t.update = address(params), address(grads), n, address(update)
     if held:
         h = carray(void_pointer(held), 1, HELD)[0]
@@ -288,7 +311,7 @@ def project(launcher, parts, kernels, params, n, job, widths):
 
 @entry
 def _update_arrays(
-    launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record,
+    launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
 ):  # fmt: skip
     sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), np.empty(1, ARRAYS), np.empty(1, UPDATE)
     t, scale = job[0], 1.0
@@ -304,7 +327,12 @@ def _update_arrays(
             return names.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
-    update_all(launcher, parts, kernels, params, grads, n, update, held)
+    totals = np.zeros((params[n, SUMS] if moved else 0, 2))
+    update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals))
+    found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
+    for a in range(len(found)):
+        found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
+    keep(totals)
     keep(sums)
     keep(update)
     return names.OK
@@ -325,11 +353,12 @@ def held_by(masks, constraint):
     return np.array([(*places, kind, limit)], HELD).view(np.int64)
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record):
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped.
+    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
+    has changed, and of what was there, summed.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
@@ -337,5 +366,5 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
     return run(
         COST * int(to[-1, START]), _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
-        _NO_RECORD if record is None else record,
+        _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
     )  # fmt: skip

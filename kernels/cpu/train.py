@@ -13,8 +13,9 @@ from .. import names
 from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
 from .gemm import SCRATCH, gemm_part, panels
+from .health import asked_by, describe_watch, is_due, report_layers, report_updates, watch_of, watch_size
 from .jit import Addresses, compiled, entry, given, kernel
-from .lists import COLUMNS, add_array
+from .lists import COLUMNS, SUMS, add_array
 from .loops import squares
 from .loss import LOSS, loss_part, total
 from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
@@ -70,7 +71,7 @@ def train_part(part, parts, job, like):
                 labels[i] = every[order[i]]
         else:
             gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
-    forward_rows(chain, lo, hi, panels, like)
+    forward_rows(chain, part, lo, hi, panels, like)
     last = layers_of(chain)[chain.depth - 1]
     job = np.empty(1, LOSS)
     t, at = job[0], lo * last.n_out * size
@@ -162,11 +163,11 @@ def list_arrays(table, flat, size, widths, rows):
 @entry
 def _train(
     launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels, health,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
-    rates: the learning rate of each batch.
+    rates: the learning rate of each batch. health: address of a HEALTH, or 0.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
@@ -180,7 +181,6 @@ def _train(
     inputs = 0
     for l in range(depth):
         inputs += table[l, 0]
-    norms, labels = np.empty(inputs), np.empty(batch_size if by_class else 0, np.int64)
     weight_squares = np.zeros(inputs if l2 else 0)
 
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
@@ -189,6 +189,14 @@ def _train(
     n_arrays = list_arrays(
         table, address(params), size, carray(void_pointer(held), 1, HELD)[0].widths if held else 0, arrays
     )
+
+    blocks = arrays[n_arrays, SUMS]
+    # what is looked at lies behind the norms
+    room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
+    norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
+    watch = address(room) + 8 * inputs
+    if health:
+        describe_watch(watch, health, table, batch_size, parts, blocks)
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
@@ -216,6 +224,7 @@ def _train(
         weight = sum_of(row_weights, order, first, n)
         train.scale = 1 / (weight * columns) if weight * columns else 0.0
         chain.decay = l2 / weight if weight else 0.0
+        chain.watch = watch if health and is_due(health, step + batch) else 0
         call(launcher, kernels[0], parts, job)
         call(launcher, kernels[1], parts, rows_job)
 
@@ -223,13 +232,21 @@ def _train(
         record[batch, 0], record[batch, 1] = total(advance(data(work), losses), n * columns) * train.scale, norm
         if l2:
             record[batch, 2] = total(data(weight_squares), weight_squares.size)
+        if chain.watch:
+            report_layers(watch, batch, parts, n, table, grads, norms)
         if not math.isfinite(norm):
             return names.NONFINITE, batch
         describe_update(
             update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
-        update_all(launcher, parts, kernels[6:], arrays, gradients, n_arrays, update, held)
+        update_all(
+            launcher, parts, kernels[6:], arrays, gradients, n_arrays, update, held,
+            watch_of(watch).moved if chain.watch else 0,
+        )  # fmt: skip
+        if chain.watch:
+            report_updates(watch, batch, table, arrays)
+    keep(room)
     keep(layers)
     keep(rows_job)
     keep(labels)
@@ -243,7 +260,7 @@ _KERNELS = Addresses(
 _NO_ORDER = np.empty(0, np.int64)
 
 
-def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2):
+def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
     # those of each launch, on average: what a thread has to be worth waking for
     operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
@@ -251,28 +268,32 @@ def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2
         operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
         0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2, panels(x.dtype),
+        0 if health is None else asked_by(health),
     )  # fmt: skip
 
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0,
+    step, record, row_weights=None, l2=0.0, health=None,
 ):  # fmt: skip
-    """The update after `step` others; record (2,) = mean loss and norm. Returns OK, BAD_LABEL or NONFINITE."""
+    """The update after `step` others; record (2,) = mean loss and norm. health: a names.Watch, or None.
+
+    Returns OK, BAD_LABEL or NONFINITE.
+    """
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     # hyper begins with the rate
-    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record.reshape(1, -1), row_weights, l2)[0]
+    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record.reshape(1, -1), row_weights, l2, health)[0]
 
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
-    record (n_batches, 2). Returns (status, batches done).
+    record (n_batches, 2); health: a names.Watch, or None. Returns (status, batches done).
     """
     if len(order) == 0:
         return names.OK, 0
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
-    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2)
+    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health)

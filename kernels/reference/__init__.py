@@ -6,6 +6,7 @@ from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
+from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
@@ -19,6 +20,7 @@ from .train import dense_chain_epoch, dense_chain_step
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_health",
     "array_norms",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
@@ -45,6 +47,7 @@ __all__ = [
     "mse",
     "normal",
     "orthogonal",
+    "output_health",
     "plain",
     "poisson_nll",
     "prune_below",

@@ -29,6 +29,7 @@ import numpy as np
 
 from ..names import ADAGRAD, ADAM, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
+from .health import change
 
 
 def update(params, grads, optimizer, state, hyper, step, grad_scale):
@@ -66,11 +67,12 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
             params -= lr * g
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record):
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped.
+    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
+    has changed, and of what was there, summed.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
     scale = 1.0
@@ -80,9 +82,12 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
             return NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     at = 0
-    for p, g in zip(params, grads, strict=True):
+    for a, (p, g) in enumerate(zip(params, grads, strict=True)):
         rows, p = slice(at, at + p.size), p.reshape(-1)
+        before = None if moved is None else p.copy()
         update(p, g.reshape(-1), optimizer, state[:, rows], hyper, step, scale)
+        if moved is not None:
+            moved[a] = change(before, p)
         bury(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
     hold(params, constraint)

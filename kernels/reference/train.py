@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import names
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
+from .health import layer_health, update_health
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .optim import bury, hold, norm_of, update
 
@@ -28,9 +29,11 @@ FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.S
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0,
+    step, record, row_weights=None, l2=0.0, health=None,
 ):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
+
+    health: a names.Watch, or None.
 
     Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite), which leave params and state untouched.
     """
@@ -71,9 +74,16 @@ def dense_chain_step(
             dw += l2 / weight * w
     norm = norm_of([grads])
     record[:2] = total * scale, norm
+    watched = health is not None and step % health.every == 0
+    if watched:
+        gradients = [[a for a in pair if a is not None] for pair in zip(dweights, dbiases, strict=True)]
+        layer_health(health, gradients, outputs, health.rows[0])
+        before = params.copy()
     if not math.isfinite(norm):
         return names.NONFINITE
     update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
+    if watched:
+        update_health(layers, before, params, health.rows[0])
     bury(params, state, masks)
     hold([a for pair in zip(weights, biases, strict=True) for a in pair if a is not None], constraint)
     return names.OK
@@ -81,11 +91,11 @@ def dense_chain_step(
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2), or 3 with l2.
 
-    Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
+    health: a names.Watch, or None. Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
     Returns (status, batches done); the batch that fails is the last one looked at.
     """
     starts = range(0, len(order), batch_size)
@@ -94,7 +104,8 @@ def dense_chain_epoch(
         settings = np.array([rates[batch], *hyper[1:]])
         net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm, masks, constraint
         row = None if row_weights is None else row_weights[rows]
-        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch], row, l2)
+        watch = health and names.Watch(health.bands, health.rows[batch:], health.every)
+        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch], row, l2, watch)
         if status != names.OK:
             return status, batch
     return names.OK, len(starts)

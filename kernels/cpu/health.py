@@ -1,0 +1,388 @@
+"""What gradients, outputs and updates look like, as in kernels/reference/health.py: of what a pass has just written, while it is in cache.
+
+Counts and largest values are integers, and so have no order. Sums have one whatever the threads: by blocks, which are joined in turn. A
+block of outputs is summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is lost;
+blocks are joined about their common mean (Chan, Golub & LeVeque 1983). A block's sums are in the values' own type, and once more in float64
+where squares may have overflowed or vanished, or much would be lost: conversions would cost more than all else.
+"""
+
+import math
+
+import numpy as np
+from numba import carray
+
+from .. import names
+from .jit import compiled, entry, kernel
+from .lanes import about_first, change, change_wide, judge, largest_and_zeros, value_of
+from .lists import ADDRESS, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
+from .loops import squares
+from .loss import total
+from .parallel import address_of, run, share
+from .simd import ROWS, address, advance, call, data, keep, pointer, real, void_pointer
+
+# values that are looked at while they are in the first cache
+BLOCK = 2048
+# sums of squares in this range have lost nothing that counts
+LEAST, MOST = 1e-24, 1e36
+OFF = 64
+# and of a whole array in float64
+TINY = 1e-280
+
+
+@compiled
+def padded(units):
+    """Flags of so many units, up to whole vectors."""
+    return (units + 15) // 16 * 16
+
+
+@compiled
+def look_at_block(rows, columns, y, bands, alive, sums):
+    """A block of outputs (rows, columns): sums (3,) = its mean, the sum of squares about it, and how many are saturated."""
+    n, one = rows * columns, carray(y, 1)[0]
+    low, high, flat_low, flat_high = real(bands[0], one), real(bands[1], one), real(bands[2], one), real(bands[3], one)
+    total, square, sums[2] = judge(y, rows, columns, alive, low, high, flat_low, flat_high)
+    # also where the first value is so far off that the difference would lose bits
+    if not (LEAST < square < MOST and square < OFF * (square - total * total / n)):
+        total, square = about_first(y, n)
+    sums[0], rest = one + total / n, square - total * total / n
+    sums[1] = 0.0 if rest < 0 else rest
+
+
+@compiled
+def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
+    """Rows lo..hi of outputs y, lo a multiple of grain: blocks of `grain` rows, of which sums (blocks, 3) are written, and flags."""
+    flags = carray(alive, padded(columns))
+    for j in range(len(flags)):
+        flags[j] = 0
+    if columns == 0:
+        return
+    for i in range(lo, hi, grain):
+        look_at_block(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
+
+
+@compiled
+def moved(before, after, n, totals):
+    """totals (2,): the sums of the squares of after - before, and of before."""
+    totals[0], totals[1] = change(before, after, n)
+    if not (LEAST < totals[0] < MOST and LEAST < totals[1] < MOST):
+        totals[0], totals[1] = change_wide(before, after, n)
+
+
+@compiled
+def sum_moved(totals, first, last):
+    """Both sums of the blocks first..last."""
+    change_square, square = 0.0, 0.0
+    for place in range(first, last):
+        change_square, square = change_square + totals[place, 0], square + totals[place, 1]
+    return change_square, square
+
+
+@compiled
+def join(rows, columns, grain, sums, found):
+    """found (4,): mean, spread and saturated share, from the sums of blocks; dead stays."""
+    blocks, n = (rows + grain - 1) // grain, rows * columns
+    first, shift, square, saturated = sums[0, 0] if n else np.nan, 0.0, 0.0, 0.0
+    for block in range(blocks):
+        size = min(grain, rows - block * grain) * columns
+        shift += size * (sums[block, 0] - first)
+        saturated += sums[block, 2]
+    mean = first + shift / n
+    for block in range(blocks):
+        size, away = min(grain, rows - block * grain) * columns, sums[block, 0] - mean
+        square += sums[block, 1] + size * away * away
+    spread = math.sqrt(square / n) if square == square else np.nan
+    found[0] = mean if math.isfinite(mean) else np.nan
+    found[1] = spread if math.isfinite(spread) else np.nan
+    found[2] = saturated / n if n else 0.0
+
+
+@compiled
+def dead(rows, columns, parts, stride, alive):
+    """The share of columns without a flag of any part; parts' flags lie `stride` apart."""
+    if rows == 0 or columns == 0:
+        return 0.0
+    alive_columns = 0
+    for j in range(columns):
+        some = False
+        for part in range(parts):
+            # of NaN's bits, which equal nothing
+            flag = carray(advance(alive, part * stride + j), 1)[0]
+            some |= flag != flag
+        alive_columns += some
+    return 1 - alive_columns / columns
+
+
+@compiled
+def scaled_norm(values, n, largest):
+    """The norm of values whose squares vanish or overflow."""
+    total, x = 0.0, carray(values, n)
+    for i in range(n):
+        share = x[i] / largest
+        total += share * share
+    return total
+
+
+@compiled
+def not_finite(values, n):
+    found, x = 0, carray(values, n)
+    for i in range(n):
+        found += not np.isfinite(x[i])
+    return found
+
+
+@compiled
+def describe_gradient(squared, largest, zeros, pieces, found):
+    """found (4,): norm, largest magnitude, share of zeros, and how many are not finite. pieces: (values, how many) of the gradient."""
+    n, bad = 0, 0
+    for values, size in pieces:
+        n += size
+        bad += 0 if math.isfinite(largest) else not_finite(values, size)
+    norm = math.sqrt(squared)
+    if 0 < largest < np.inf and not TINY < squared < np.inf:
+        square = 0.0
+        for values, size in pieces:
+            square += scaled_norm(values, size, largest)
+        norm = largest * math.sqrt(square)
+    found[0], found[1], found[2], found[3] = norm, largest, zeros / max(n, 1), bad
+
+
+@compiled
+def ratio(moved, weight):
+    """||dw|| / ||w|| from their squares."""
+    if moved == 0:
+        return 0.0
+    return math.sqrt(moved / weight) if weight != 0 else np.inf
+
+
+# what a chain's passes leave: sums (L, blocks, 3) and flags (parts, units) of outputs by layer, looks (parts, L, 2) at weights' gradients,
+# and what updates have moved by block, (changes, 2); rows: where it is told
+WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
+# what Python asks for: see names.Watch
+HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
+KINDS = len(names.HEALTH)
+WORDS = len(WATCH.names)
+
+
+@compiled
+def sizes_of(table, batch_size, parts):
+    """Blocks of rows, and units of all layers, in whole vectors."""
+    units = 0
+    for l in range(len(table)):
+        units += padded(table[l, 1])
+    return (batch_size + ROWS - 1) // ROWS, units
+
+
+@compiled
+def watch_size(table, batch_size, parts, changes):
+    """Words that a WATCH and what it names take."""
+    blocks, units = sizes_of(table, batch_size, parts)
+    return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
+
+
+@compiled
+def describe_watch(watch, health, table, batch_size, parts, changes):
+    """A WATCH at this address, with room behind it."""
+    w, asked, depth = watch_of(watch), carray(void_pointer(health), 1, HEALTH)[0], len(table)
+    w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
+    w.blocks, w.units = sizes_of(table, batch_size, parts)
+    w.sums = watch + 8 * WORDS
+    w.looks = w.sums + 24 * depth * w.blocks
+    w.moved = w.looks + 16 * parts * depth
+    w.alive = w.moved + 16 * changes
+    totals = carray(void_pointer(w.moved), 2 * changes, np.float64)
+    for i in range(2 * changes):
+        totals[i] = 0
+
+
+@compiled
+def is_due(health, step):
+    return step % carray(void_pointer(health), 1, HEALTH)[0].every == 0
+
+
+@compiled
+def report_of(w, batch):
+    """(L, 9), what is told of a batch."""
+    return carray(void_pointer(w.rows + 8 * batch * w.depth * KINDS), (w.depth, KINDS), np.float64)
+
+
+@compiled
+def watch_of(address):
+    return carray(void_pointer(address), 1, WATCH)[0]
+
+
+@compiled
+def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
+    """Rows lo..hi of a layer's output, which begins at y; `before`: flags of the layers before it."""
+    w = watch_of(watch)
+    bands = carray(void_pointer(w.bands + 32 * l), 4, np.float64)
+    sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
+    alive = advance(pointer(w.alive, like), part * w.units + before)
+    look_at_rows(lo, hi, ROWS, columns, pointer(y, like), bands, alive, sums)
+
+
+@compiled
+def begin_look(watch, part, l):
+    """The part has seen nothing of a layer's gradient."""
+    w = watch_of(watch)
+    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
+    look[0], look[1] = 0, 0
+
+
+@compiled
+def look_at_gradient(watch, part, l, values, n):
+    """n values more of the part's gradient of a layer's weights."""
+    w = watch_of(watch)
+    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
+    largest, zeros = largest_and_zeros(values, n)
+    look[0] = max(look[0], largest)
+    look[1] += zeros
+
+
+@compiled
+def report_layers(watch, batch, parts, rows, table, grads, norms):
+    """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far."""
+    w, first, before = watch_of(watch), 0, 0
+    found = report_of(w, batch)
+    looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
+    for l in range(w.depth):
+        n_in, n_out, b = table[l, 0], table[l, 1], table[l, 3]
+        squared, largest, zeros = total(data(norms[first : first + n_in]), n_in), 0, 0
+        for part in range(parts):
+            largest, zeros = max(largest, looks[part, l, 0]), zeros + looks[part, l, 1]
+        values, bias = data(grads[table[l, 2] :]), data(grads)
+        if b >= 0:
+            bias = data(grads[b:])
+            more, none = largest_and_zeros(bias, n_out)
+            squared, largest, zeros = squared + squares(bias, n_out), max(largest, more), zeros + none
+        pieces = (values, n_in * n_out), (bias, n_out if b >= 0 else 0)
+        describe_gradient(squared, value_of(largest, values), zeros, pieces, found[l])
+        sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
+        join(rows, n_out, ROWS, sums, found[l, 4:])
+        found[l, 7] = dead(rows, n_out, parts, w.units, advance(pointer(w.alive, values), before))
+        found[l, 8] = np.nan
+        first, before = first + n_in, before + padded(n_out)
+
+
+@compiled
+def report_updates(watch, batch, table, arrays):
+    """Tell of a batch's updates; arrays: a table of w and b of every layer."""
+    w, a = watch_of(watch), 0
+    found, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
+    for l in range(len(table)):
+        n = 2 if table[l, 3] >= 0 else 1
+        change_square, square = sum_moved(moved, arrays[a, SUMS], arrays[a + n, SUMS])
+        found[l, 8] = ratio(change_square, square)
+        a += n
+
+
+def asked_by(watch):
+    """The address of a HEALTH, which the watch keeps, or 0."""
+    if watch is None:
+        return 0
+    if watch.kept is None:
+        job = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
+        watch.kept = address_of(job), job
+    return watch.kept[0]
+
+
+# arrays: sums of squares, and looks, of each block in turn
+GRADIENTS = np.dtype([(name, "i8") for name in "table n sums looks".split()])
+
+
+@kernel(GRADIENTS)
+def look_at_arrays_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    t = rows_at(g.table, g.n)
+    sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
+    looks = carray(void_pointer(g.looks), (t[g.n, SUMS], 2), np.int64)
+    lo, hi = share(part, parts, t[g.n, START], 64)
+    a, at = first_block(t, g.n, lo)
+    while a < g.n and t[a, START] + at < hi:
+        x, size, place = advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at), sums_of(t, a, at)
+        sums[place] = squares(x, size)
+        looks[place, 0], looks[place, 1] = largest_and_zeros(x, size)
+        a, at = next_block(t, g.n, a, at)
+
+
+@entry
+def _look_at_arrays(launcher, parts, function, like, t, n, found):
+    sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
+    job = np.empty(1, GRADIENTS)
+    g = job[0]
+    g.table, g.n, g.sums, g.looks = address(t), n, address(sums), address(looks)
+    call(launcher, function, parts, job)
+    for a in range(n):
+        squared, largest, zeros, values = 0.0, 0, 0, pointer(t[a, ADDRESS], data(like))
+        for place in range(t[a, SUMS], t[a + 1, SUMS]):
+            squared += sums[place]
+            largest = max(largest, looks[place, 0])
+            zeros += looks[place, 1]
+        pieces = ((values, t[a + 1, START] - t[a, START]),)
+        describe_gradient(squared, value_of(largest, values), zeros, pieces, found[a])
+
+
+def array_health(arrays, found):
+    """found (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
+    rows, dtype = table(arrays), arrays[0].dtype
+    function = look_at_arrays_part.address(dtype)
+    run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), found)
+
+
+# outputs: of each its address, rows and columns; sums and flags as in look_at_rows, of one after the other
+OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
+
+
+@compiled
+def rows_in_block(columns):
+    return max(1, BLOCK // max(columns, 1))
+
+
+@kernel(OUTPUTS)
+def look_at_outputs_part(part, parts, job, like):
+    """The part's rows of every output."""
+    g = carray(job, 1)[0]
+    outputs = carray(void_pointer(g.outputs), (g.n, 3), np.int64)
+    bands = carray(void_pointer(g.bands), (g.n, 4), np.float64)
+    alive, blocks = advance(pointer(g.alive, like), part * g.units), 0
+    for a in range(g.n):
+        rows, columns = outputs[a, 1], outputs[a, 2]
+        grain = rows_in_block(columns)
+        lo, hi = share(part, parts, rows, grain)
+        n = (rows + grain - 1) // grain
+        sums = carray(void_pointer(g.sums + blocks * 24), (n, 3), np.float64)
+        look_at_rows(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
+        alive, blocks = advance(alive, padded(columns)), blocks + n
+
+
+@entry
+def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
+    n, blocks, units = len(outputs), 0, 0
+    for a in range(n):
+        grain = rows_in_block(outputs[a, 2])
+        blocks += (outputs[a, 1] + grain - 1) // grain
+        units += padded(outputs[a, 2])
+    sums, alive, job = np.empty((blocks, 3)), np.empty(parts * units, like.dtype), np.empty(1, OUTPUTS)
+    g = job[0]
+    g.outputs, g.n, g.bands = address(outputs), n, address(bands)
+    g.sums, g.alive, g.units = address(sums), address(alive), units
+    call(launcher, function, parts, job)
+    block, flags = 0, data(alive)
+    for a in range(n):
+        rows, columns = outputs[a, 1], outputs[a, 2]
+        grain = rows_in_block(columns)
+        join(rows, columns, grain, sums[block:], found[a])
+        found[a, 3] = dead(rows, columns, parts, units, flags)
+        block, flags = block + (rows + grain - 1) // grain, advance(flags, padded(columns))
+    keep(alive)
+
+
+def output_health(outputs, bands, found):
+    """found (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
+    dtype = outputs[0].dtype
+    places = np.array([(address_of(y), *y.shape) for y in outputs], np.int64)
+    function, values = look_at_outputs_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
+    run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, found)
+
+
+# what a look at a value costs, in multiplications and additions
+COST = 4
