@@ -142,6 +142,14 @@ def test_nan_in_a_norm_leaves_what_it_is_of(in_force, dtype, per):
     np.testing.assert_allclose(params[1], 3.0 if per == "all" else 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("per", ["all", "array", "unit"])
+def test_arrays_of_one_axis_do_not_count(in_force, dtype, per):
+    params = [np.full((2, 2), 3.0, dtype), np.array([np.nan, 9.0], dtype)]
+    fg.Updater(params, SGD(0.0), constraint=MaxNorm(1.0, per)).step([np.zeros_like(p) for p in params])
+    np.testing.assert_allclose(params[0], np.sqrt(0.5) if per == "unit" else 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(params[1], [np.nan, 9.0])
+
+
 def test_nothing_revives_what_is_pruned(in_force, dtype, optimizer, rng):
     """From momentum in full swing, with NaN and infinity where it is pruned; beside it all is as without masks, to the bit."""
     params, masks = arrays(rng, dtype), masks_of(rng)
