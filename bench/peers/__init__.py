@@ -1,7 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal.
+LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal.
 """
 
 import importlib
@@ -23,6 +23,7 @@ MODULES = {
 NETS = [name for name in MODULES if name != "fastgrad, padded"]
 CONTENDERS = {
     "step": NETS,
+    "fit": ["fastgrad", "scikit-learn"],
     "block": ["fastgrad", "PyTorch", "torch.compile", "JAX", "Keras"],
     "forward": NETS,
     "gemm": ["fastgrad", "NumPy", "PyTorch"],

@@ -1,5 +1,7 @@
 """fastgrad on its CPU kernels."""
 
+import warnings
+
 import numpy as np
 from fastgrad.kernels.names import ACTIVATIONS
 
@@ -39,6 +41,20 @@ class Step(Runner):
         optimizer = fg.optim.Adam(net.lr) if net.optimizer == "adam" else fg.optim.SGD(net.lr, net.momentum)
         self.trainer = fg.Trainer(self.model, loss=net.loss, optimizer=optimizer, clip_norm=net.clip_norm)
         self.call = self.trainer.step
+
+
+class Fit(Runner):
+    def __init__(self, fit):
+        # only these workloads need scikit-learn
+        from fastgrad.sklearn import MLPClassifier
+
+        self.fit, self.rows, self.kind = fit, fit.rows(), MLPClassifier
+
+    def call(self):
+        with warnings.catch_warnings():
+            # so few epochs do not converge
+            warnings.simplefilter("ignore")
+            return self.kind(**self.fit.settings()).fit(*self.rows).loss_curve_
 
 
 def sequential(layers, dtype):

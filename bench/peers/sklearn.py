@@ -1,4 +1,4 @@
-"""scikit-learn: MLPClassifier.partial_fit with a batch is one step. It has no clipping and no logits."""
+"""scikit-learn: MLPClassifier.partial_fit with a batch is one step, and fit is fit. It has no clipping and no logits."""
 
 import warnings
 
@@ -43,6 +43,17 @@ class Step(Runner):
     def call(self, x, y):
         self.model.partial_fit(x, y)
         return self.model.loss_
+
+
+class Fit(Runner):
+    def __init__(self, fit):
+        self.fit, self.rows = fit, fit.rows()
+
+    def call(self):
+        with warnings.catch_warnings():
+            # so few epochs do not converge
+            warnings.simplefilter("ignore")
+            return MLPClassifier(**self.fit.settings()).fit(*self.rows).loss_curve_
 
 
 class Forward(Runner):
