@@ -12,11 +12,14 @@ from fastgrad.torch.dense import dense_chain
 from fastgrad.torch.loss import cross_entropy
 from fastgrad.torch.lstm import lstm
 from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.optim import Adam, AdamW
 from fastgrad.torch.recurrent import LSTM
 
 __all__ = [
     "LSTM",
     "MLP",
+    "Adam",
+    "AdamW",
     "BatchNorm1d",
     "BatchNorm2d",
     "ResidualBlock",

@@ -1,7 +1,7 @@
 """Chains of dense layers: the operator, and the module MLP."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from fastgrad import check
 from fastgrad.backend import kernels
-from fastgrad.kernels.names import Activation
+from fastgrad.kernels.names import Activation, needs_input
 from fastgrad.memory import empty
 from fastgrad.torch.register import Operator, plain, refuse_second
 from fastgrad.torch.tensors import array
@@ -54,38 +54,54 @@ def chain(
         return _forward.op(x, arrays, biased, codes, parameters, residual)[0]
     if torch.is_grad_enabled():
         return _Chain.apply(x, biased, codes, parameters, residual, *arrays)
-    return _run(x, arrays, biased, codes, parameters, residual)[0]
+    return torch.from_numpy(_computed(x, arrays, biased, codes, parameters, residual).outputs[-1])
 
 
-def _run(
+class _Arrays(NamedTuple):
+    """A call's arrays, as kernels take them; weights are turned, and saved holds zs and all outputs but the last."""
+
+    x: np.ndarray
+    weights: list[np.ndarray]
+    activations: list[Activation]
+    zs: list[np.ndarray]
+    outputs: list[np.ndarray]
+    saved: np.ndarray
+
+
+def _computed(
     x: Tensor,
     arrays: Sequence[Tensor],
     biased: Sequence[bool],
     codes: Sequence[int],
     parameters: Sequence[float],
     residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y and, one after another, what the way back needs: every other layer's output, and z where an activation needs it.
-
-    arrays: the weights, and then the biases of the layers that are `biased`.
-    """
+) -> _Arrays:
+    """The forward. arrays: the weights, and then the biases of the layers that are `biased`."""
     xs = check.array(OP, "x", array(OP, "x", x), "(N, C)", (None, None))
     ws: list[np.ndarray] = []
     bs: list[np.ndarray | None] = []
-    weights, given, width = arrays[: len(codes)], iter(arrays[len(codes) :]), xs.shape[1]
-    for layer, (w, has) in enumerate(zip(weights, biased, strict=True)):
+    given, width, dtype = iter(arrays[len(codes) :]), xs.shape[1], xs.dtype
+    for layer, (w, has) in enumerate(zip(arrays, biased, strict=False)):
         name = f"weights[{layer}]"
-        ws.append(check.array(OP, name, array(OP, name, w), "(K_out, K_in)", (None, width), xs.dtype).T)
-        width, name = len(w), f"biases[{layer}]"
-        bs.append(check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), xs.dtype) if has else None)
-    y = empty((len(xs), width), xs.dtype)
+        turned = check.array(OP, name, array(OP, name, w), "(K_out, K_in)", (None, width), dtype).T
+        width, name = turned.shape[1], f"biases[{layer}]"
+        ws.append(turned)
+        bs.append(check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), dtype) if has else None)
+    y = empty((len(xs), width), dtype)
     added = None
     if residual is not None:
-        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, xs.dtype)
+        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, dtype)
     fs = _activations(codes, parameters)
-    saved = empty((_size(len(xs), weights, codes),), xs.dtype)
-    kernels().dense_chain_forward(xs, ws, bs, fs, added, *_parts(saved, y, ws, fs))
-    return torch.from_numpy(y), torch.from_numpy(saved)
+    saved = empty((_size(len(xs), arrays, codes),), dtype)
+    zs, outputs = _parts(saved, y, ws, fs)
+    kernels().dense_chain_forward(xs, ws, bs, fs, added, zs, outputs)
+    return _Arrays(xs, ws, fs, zs, outputs, saved)
+
+
+def _run(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """y and, one after another, what the way back needs: every other layer's output, and z where an activation needs it."""
+    made = _computed(x, *arguments)
+    return torch.from_numpy(made.outputs[-1]), torch.from_numpy(made.saved)
 
 
 def _run_backward(
@@ -100,17 +116,24 @@ def _run_backward(
     wants: Sequence[bool],
 ) -> list[Tensor]:
     """dx if wanted, dresidual if wanted, dweights, and the dbiases that there are."""
-    xs, ys, dys = (array(OP, name, a) for name, a in (("x", x), ("y", y), ("dy", dy)))
-    ws = [array(OP, "weights", w).T for w in weights]
-    fs = _activations(codes, parameters)
-    zs, outputs = _parts(array(OP, "saved", saved), ys, ws, fs)
-    dws = [empty(w.shape, w.dtype) for w in ws]
-    dbs = [empty(w.shape[1:], w.dtype) if has else None for w, has in zip(ws, biased, strict=True)]
-    dx = empty(xs.shape, xs.dtype) if wants[0] else None
-    dzs = [empty(output.shape, output.dtype) for output in outputs]
-    kernels().dense_chain_backward(check.upstream(OP, dys, ys), xs, ws, fs, zs, outputs, dzs, dx, dws, dbs)
-    made = [dx, dzs[-1] if wants[1] else None, *(dw.T for dw in dws), *dbs]
-    return [torch.from_numpy(a) for a in made if a is not None]
+    ws, fs = [array(OP, "weights", w).T for w in weights], _activations(codes, parameters)
+    flat = array(OP, "saved", saved)
+    a = _Arrays(array(OP, "x", x), ws, fs, *_parts(flat, array(OP, "y", y), ws, fs), flat)
+    return _back(a, dy, biased, wants)
+
+
+def _back(a: _Arrays, dy: Tensor, biased: Sequence[bool], wants: Sequence[bool]) -> list[Tensor]:
+    # as PyTorch's weights lie, so that autograd keeps them as they are
+    dws = [empty(w.shape[::-1], w.dtype) for w in a.weights]
+    dbs = [empty(w.shape[1:], w.dtype) if has else None for w, has in zip(a.weights, biased, strict=True)]
+    dx = empty(a.x.shape, a.x.dtype) if wants[0] else None
+    dzs = [empty(output.shape, output.dtype) for output in a.outputs]
+    upstream = check.upstream(OP, array(OP, "dy", dy), a.outputs[-1])
+    kernels().dense_chain_backward(
+        upstream, a.x, a.weights, a.activations, a.zs, a.outputs, dzs, dx, [dw.T for dw in dws], dbs
+    )
+    made = [dx, dzs[-1] if wants[1] else None, *dws, *dbs]
+    return [torch.from_numpy(d) for d in made if d is not None]
 
 
 def _activations(codes: Sequence[int], parameters: Sequence[float]) -> list[Activation]:
@@ -118,9 +141,9 @@ def _activations(codes: Sequence[int], parameters: Sequence[float]) -> list[Acti
 
 
 def _size(rows: Any, weights: Sequence[Tensor], codes: Sequence[int]) -> Any:
-    """Values of `saved`."""
-    kept = sum(w.shape[0] for w in weights[:-1])
-    return rows * (kept + sum(w.shape[0] for w, f in zip(weights, codes, strict=True) if Activation(f, 0).needs_input))
+    """Values of `saved`; more than the weights may be given."""
+    last = len(codes) - 1
+    return rows * sum(weights[l].shape[0] * ((l < last) + needs_input(code)) for l, code in enumerate(codes))
 
 
 def _parts(
@@ -154,7 +177,7 @@ def _fake_backward(
         for a, want in zip((x, y), wants, strict=True)
         if want
     ]
-    made += [w.new_empty(w.shape[::-1]).t() for w in weights]
+    made += [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     return made + [w.new_empty(w.shape[0]) for w, has in zip(weights, biased, strict=True) if has]
 
 
@@ -168,7 +191,13 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, list
     """dx, dresidual, and those of the arrays."""
     x, *weights, y, saved = ctx.saved_tensors
     wants = [ctx.needs_input_grad[0], ctx.adds]
-    made = _backward(dy, x, weights, ctx.biased, *ctx.settings, y, saved, wants)
+    # the arrays of the forward serve one backward, so that they hold nothing back after it; another makes them anew
+    arrays = ctx.__dict__.pop("arrays", None)
+    made = (
+        _back(arrays, dy, ctx.biased, wants)
+        if arrays
+        else _backward(dy, x, weights, ctx.biased, *ctx.settings, y, saved, wants)
+    )
     dx, dresidual = (made.pop(0) if want else None for want in wants)
     return dx, dresidual, made
 
@@ -198,9 +227,10 @@ class _Chain(Function):
         ctx: Any, x: Tensor, biased: Any, codes: Any, parameters: Any, residual: Any, *arrays: Tensor
     ) -> Tensor:
         inputs = x, arrays, biased, codes, parameters, residual
-        output = _run(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
+        ctx.arrays = made = _computed(*inputs)
+        y = torch.from_numpy(made.outputs[-1])
+        _save(ctx, inputs, (y, torch.from_numpy(made.saved)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]

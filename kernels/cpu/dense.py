@@ -17,9 +17,9 @@ from .loops import squares
 from .parallel import address_of, launch, run, share
 from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
 
-# addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both
+# addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
 LAYER = np.dtype(
-    [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw db".split()] + [("parameter", "f8")]
+    [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw dw_turned db".split()] + [("parameter", "f8")]
 )
 # layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
 # contiguous w, its sum of squares, and then decay w is added to dw; or 0;
@@ -145,6 +145,19 @@ def backward_part(part, parts, job, like):
     backward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize)
 
 
+@compiled
+def turned_gradient(chain, layer, part, parts, a, a_row, a_col, product):
+    """The part's rows of dw^T = dz^T a."""
+    size = chain.itemsize
+    lo, hi = share(part, parts, layer.n_out, ROWS)
+    describe(
+        product, hi - lo, layer.n_in, chain.rows, layer.dz + lo * size, 1, layer.n_out, a, a_row, a_col,
+        0, 0, layer.dw + lo * layer.n_in * size, layer.n_in, chain.panels + part * SCRATCH * size,
+    )  # fmt: skip
+    if hi > lo:
+        call(chain.gemm, 0, 1, product)
+
+
 @kernel(CHAIN)
 def gradients_part(part, parts, job, like):
     """The part's rows of every dw = a^T dz, and its columns of every db."""
@@ -155,7 +168,9 @@ def gradients_part(part, parts, job, like):
     a, a_row, a_col = chain.x, chain.x_row, chain.x_col
     for l in range(chain.depth):
         layer = layers[l]
-        lo, hi = share(part, parts, layer.n_in, ROWS)
+        if layer.dw_turned:
+            turned_gradient(chain, layer, part, parts, a, a_row, a_col, product)
+        lo, hi = share(part, parts, 0 if layer.dw_turned else layer.n_in, ROWS)
         if chain.watch:
             begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
@@ -194,10 +209,14 @@ def _chain(x, weights, biases, activations, zs, outputs, dzs=None, dweights=None
     dzs, dweights, dbiases = dzs or none, dweights or none, dbiases or none
     layers = np.empty(len(weights), LAYER)
     for l, (w, activation) in enumerate(zip(weights, activations, strict=True)):
-        arrays = biases[l], zs[l] if activation.needs_input else outputs[l], outputs[l], dzs[l], dweights[l], dbiases[l]
-        b, *rest = (0 if a is None else address_of(a) for a in arrays)
+        dw = dweights[l]
+        turned = dw is not None and not dw.flags.c_contiguous
+        dw = dw.T if turned else dw
+        arrays = biases[l], zs[l] if activation.needs_input else outputs[l], outputs[l], dzs[l], dw, dbiases[l]
+        b, z, y, dz, dw, db = (0 if a is None else address_of(a) for a in arrays)
         strides = w.strides[0] // size, w.strides[1] // size
-        layers[l] = (*w.shape, address_of(w), *strides, b, activation.code, *rest, activation.parameter)
+        places = b, activation.code, z, y, dz, dw, turned, db, activation.parameter
+        layers[l] = (*w.shape, address_of(w), *strides, *places)
     job = np.zeros(1, CHAIN)
     c = job[0]
     c["rows"], c["depth"], c["layers"] = len(x), len(layers), address_of(layers.view(np.int64))
@@ -266,9 +285,12 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
 
 
 def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
-    """dzs[l] (N, K), dx (N, C), dweights[l] and dbiases[l] are overwritten; dx and dbiases[l] may be None."""
+    """dzs[l] (N, K), dx (N, C), dweights[l], each C-contiguous or the transpose of one that is, and dbiases[l] are overwritten.
+
+    dx and dbiases[l] may be None.
+    """
     dy = np.ascontiguousarray(dy)
-    if _is_one(x, weights):
+    if _is_one(x, weights) and dweights[0].flags.c_contiguous:
         outs = dzs[0], *given(x.dtype, 2, dx), dweights[0], *given(x.dtype, 1, dbiases[0])
         run(
             _operations(x, weights), _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0],
@@ -296,6 +318,7 @@ def flat_layers(layers, table, parameters, params, grads, size):
         layer.b = params + b * size if b >= 0 else 0
         layer.dw = grads + w * size if grads else 0
         layer.db = grads + b * size if grads and b >= 0 else 0
+        layer.dw_turned = 0
 
 
 @kernel(CHAIN)

@@ -31,7 +31,10 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
 
 
 def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
-    """dzs[l] (N, K), dx (N, C), dweights[l] and dbiases[l] are overwritten; dx and dbiases[l] may be None."""
+    """dzs[l] (N, K), dx (N, C), dweights[l], each C-contiguous or the transpose of one that is, and dbiases[l] are overwritten.
+
+    dx and dbiases[l] may be None.
+    """
     da = dy
     for layer in reversed(range(len(weights))):
         dz = dzs[layer]
