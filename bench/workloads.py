@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.adapters import ADAPTED
 from bench.blocks import BLOCKS
 from bench.clipping import CLIPS
 from bench.images import CONVS, NORMS
@@ -158,6 +159,19 @@ class Lstm(Targets):
         return np.concatenate([array.flat[:: array.size // 100 | 1] * factor for array, factor in arrays])
 
 
+@dataclass(frozen=True)
+class TorchLstm(Lstm):
+    """fgt.LSTM in the place of PyTorch's."""
+
+    runner: str = "TorchLstm"
+
+    kind = "torch"
+
+    @property
+    def title(self):
+        return f"fgt.LSTM, {super().title}"
+
+
 GEMMS = [
     *(Gemm(*shape, layout, 1, target_share=0.9 if layout == "NN" else 0.81)
       for shape in ((128, 784, 64), (256, 1024, 1024), (1024, 1024, 1024)) for layout in ("NN", "NT", "TN", "TT")),
@@ -179,6 +193,12 @@ LSTMS = [
     Lstm("lstm-projected", *SMALL, proj_size=64, target_ratio=4, target_peer="PyTorch"),
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
 ]
+TORCH = [
+    *ADAPTED,
+    TorchLstm("torch-lstm", *SMALL, target_ratio=1.4),
+    TorchLstm("torch-lstm-packed", *SMALL, shortest=10, target_ratio=6),
+]
 WORKLOADS = {
-    workload.name: workload for workload in (*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS)
+    workload.name: workload
+    for workload in (*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS, *TORCH)
 }

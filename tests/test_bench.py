@@ -14,7 +14,7 @@ from bench.peers.fastgrad import Blocks
 from bench.report import FASTGRAD, PADDED, Row, markdown
 from bench.targets import Targets
 from bench.workers import PROCESS, Worker, WorkerError
-from bench.workloads import LSTMS, WORKLOADS
+from bench.workloads import LSTMS, TORCH, WORKLOADS
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -99,6 +99,27 @@ def test_a_peer_clips_as_the_reference(contender, package):
     for clip, expected, found in zip(CLIPS, *answers, strict=True):
         # PyTorch's update finds gradients that it has clipped before, and takes 1e-6 / norm off them again
         np.testing.assert_allclose(found, expected, rtol=1e-8 if isinstance(clip, Update) else 1e-12)
+
+
+def small_loop(work):
+    """Sizes at which the benchmarks of loops take no time, in float32."""
+    if hasattr(work, "shapes"):
+        return {"shapes": ((4, 5), (7,))}
+    if hasattr(work, "sizes"):
+        return {"sizes": (work.sizes[0], 8, 8, 10)}
+    return small(work) | {"dtype": "float32"}
+
+
+def test_pytorchs_loops_with_fastgrad_in_them_find_the_same():
+    pytest.importorskip("torch")
+    answers = []
+    for name in ("NumPy", "PyTorch", "fastgrad"):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", work.name, **small_loop(work)) for work in TORCH])
+        worker.close()
+    for expected, *found in zip(*answers, strict=True):
+        for values in found:
+            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])

@@ -32,6 +32,7 @@ CONTENDERS = {
     "batch_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "clip": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "init": ["fastgrad", "NumPy", "PyTorch"],
+    "torch": ["fastgrad", "PyTorch"],
 }
 
 

@@ -37,6 +37,9 @@ __all__ = [
     "LstmCell",
     "LstmForward",
     "Step",
+    "TorchLstm",
+    "TorchStep",
+    "TorchUpdate",
     "Update",
     "setup",
 ]
@@ -66,3 +69,6 @@ class HeNormal(Runner):
 
     def fetch(self, w):
         return self.weights.outcome(w)
+
+
+TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update

@@ -1,6 +1,7 @@
 """PyTorch, eager: fused Adam, foreach clipping."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -151,10 +152,12 @@ def write(parameters, arrays):
 
 
 class Lstm(Runner):
+    layer = nn.LSTM
+
     def __init__(self, lstm):
         x, dy = map(torch.from_numpy, lstm.sequences())
         self.inputs, self.dy = [(x.requires_grad_(),)], dy
-        self.model = nn.LSTM(lstm.n_in, lstm.hidden, lstm.layers, batch_first=True, bidirectional=lstm.bidirectional,
+        self.model = self.layer(lstm.n_in, lstm.hidden, lstm.layers, batch_first=True, bidirectional=lstm.bidirectional,
                              proj_size=lstm.proj_size, dtype=dy.dtype)  # fmt: skip
         directions = [arrays for layer in lstm.parameters() for arrays in layer]
         for parameters, arrays in zip(self.model.all_weights, directions, strict=True):
@@ -281,6 +284,9 @@ class Clip(Runner):
 
 
 class Update(Runner):
+    clip = staticmethod(nn.utils.clip_grad_norm_)
+    adam = staticmethod(partial(torch.optim.Adam, fused=True))
+
     def __init__(self, update):
         self.update, self.gradients = update, [torch.from_numpy(g) for g in update.arrays()]
 
@@ -288,10 +294,10 @@ class Update(Runner):
         self.parameters = [nn.Parameter(torch.zeros_like(g)) for g in self.gradients]
         for parameter, g in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = g.clone()
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.update.lr, fused=True)
+        self.optimizer = self.adam(self.parameters, lr=self.update.lr)
 
     def call(self):
-        nn.utils.clip_grad_norm_(self.parameters, self.update.max_norm(), foreach=True)
+        self.clip(self.parameters, self.update.max_norm(), foreach=True)
         self.optimizer.step()
 
     def fetch(self, _):
@@ -333,3 +339,7 @@ class HeNormal(Runner):
 
     def fetch(self, w):
         return self.weights.outcome(w.numpy().T)
+
+
+# what loops of PyTorch's are without fastgrad in them
+TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update

@@ -1,0 +1,21 @@
+"""fastgrad in PyTorch: the loops of bench/peers/torch.py with what fastgrad puts into them."""
+
+import fastgrad.torch as fgt
+from bench.peers import torch
+
+
+class TorchStep(torch.Step):
+    @staticmethod
+    def build(net):
+        model = torch.build(net)
+        fgt.accelerate(model)
+        return model
+
+
+class TorchLstm(torch.Lstm):
+    layer = fgt.LSTM
+
+
+class TorchUpdate(torch.Update):
+    clip = staticmethod(fgt.clip_grad_norm_)
+    adam = fgt.Adam
