@@ -217,8 +217,8 @@ def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading"])
-def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_learn_finds(backend):
+@pytest.mark.parametrize("workers", ["loky", "threading"])
+def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_learn_finds(workers):
     from joblib import parallel_config
 
     x, y = classes()
@@ -226,7 +226,7 @@ def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_lear
     found = []
     for estimator in pair("MLPClassifier", max_iter=5):
         search = GridSearchCV(make_pipeline(StandardScaler(), estimator), grid, cv=2, n_jobs=2)
-        with parallel_config(backend=backend), warnings.catch_warnings():
+        with parallel_config(backend=workers), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found.append(search.fit(x, y).cv_results_["mean_test_score"])
     np.testing.assert_allclose(found[1], found[0])
