@@ -1,17 +1,26 @@
 """The CUDA backend: Numba-CUDA kernels over CuPy arrays. It has some of the functions of the others; fastgrad.backend says so."""
 
 from .activation import activation_backward, activation_forward
+from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
+from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from .optim import update_arrays
 
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_norms",
     "binary_cross_entropy",
+    "clamp_arrays",
     "cross_entropy",
     "dense_chain_backward",
     "dense_chain_forward",
     "dense_chain_infer",
+    "joint_norm",
     "mse",
+    "plain",
     "poisson_nll",
+    "scale_arrays",
+    "update_arrays",
 ]

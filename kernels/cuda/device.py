@@ -58,6 +58,10 @@ class Number:
     """Annotation: a number of the kernel's float type."""
 
 
+class WideNumber:
+    """Annotation: a float64."""
+
+
 class Values:
     """Annotation: a pointer to values of the kernel's float type."""
 
@@ -83,6 +87,7 @@ def _numba_types(annotation, scalar):
         Real: numba.types.NumberClass(scalar),
         Integer: numba.types.int64,
         Number: scalar,
+        WideNumber: numba.types.float64,
         Values: numba.types.CPointer(scalar),
         Wide: numba.types.CPointer(numba.types.float64),
         Integers: numba.types.CPointer(numba.types.int64),
@@ -211,7 +216,7 @@ _executor = None
 
 
 def use(executor):
-    """Run on this from now on (None: on the GPU): anything with `xp`, `address`, `where` and `launch` as GPU has them. Returns the one before."""
+    """Run on this from now on (None: on the GPU): anything with GPU's `xp`, `address`, `where` and `launch`. Returns the one before."""
     global _executor
     before, _executor = _executor, executor
     return before
@@ -256,6 +261,11 @@ def where():
 def usable(array):
     """Whether kernels can take the array as it is: C-contiguous and aligned."""
     return array.flags.c_contiguous and _current().address(array) % array.itemsize == 0
+
+
+def give(values, array):
+    """Values of the device to the array of a caller, who waits for them if it is NumPy's."""
+    array[...] = values if type(values) is type(array) else values.get()
 
 
 @contextlib.contextmanager

@@ -62,6 +62,23 @@ def add_down(shared, value, width):
 
 
 @function
+def largest_down(shared, value, width):
+    """The largest over a tile's rows, NaN if one is, for each column: the value that its threads get."""
+    t = cuda.threadIdx.x
+    shared[t] = value
+    cuda.syncthreads()
+    s = BLOCK // 2
+    while s >= width:
+        if t < s:
+            shared[t] = larger(shared[t], shared[t + s])
+        cuda.syncthreads()
+        s //= 2
+    largest = shared[t & (width - 1)]
+    cuda.syncthreads()
+    return largest
+
+
+@function
 def add_across(shared, value, width):
     """The sum over `width` threads side by side, which all of them get."""
     t = cuda.threadIdx.x

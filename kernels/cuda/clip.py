@@ -1,0 +1,199 @@
+"""Norms of arrays and what clips by them, as in kernels/reference/clip.py: a launch over all arrays of a list, and for norms a second one
+that joins those of chunks.
+
+A chunk's powers are summed as they are, in float64. Where a sum overflowed, or is so small that powers may have vanished, the block sums
+again, of values over the largest one: rare, and so the usual pass reads each value once. A power is exp(p log x), but for p = 1 and 2.
+"""
+
+import math
+
+import numpy as np
+from numba import cuda, float64, int64
+
+from . import device
+from .device import (
+    BLOCK,
+    Arrays,
+    Integers,
+    Number,
+    Real,
+    Wide,
+    WideNumber,
+    function,
+    give,
+    kernel,
+    launch,
+    wide_kernel,
+)
+from .lists import COLUMNS, PARTS, UNITS, chunk_of, flat, table
+from .reduce import add_down, largest_down
+
+# a sum of powers below this may have lost some
+LEAST = 1e-280
+
+
+@function
+def power(x, p):
+    """x^p of x from 0."""
+    if p == 2.0:
+        return x * x
+    if p == 1.0 or x == 0.0:
+        return x
+    return math.exp(p * math.log(x))
+
+
+@function
+def root(x, p):
+    """x^(1 / p) of x from 0."""
+    if p == 2.0:
+        return math.sqrt(x)
+    if p == 1.0 or x == 0.0:
+        return x
+    return math.exp(math.log(x) / p)
+
+
+@function
+def norm_from(total, largest, p):
+    """The norm, if a plain sum of powers tells it, or -1."""
+    if largest == 0.0 or largest == math.inf or largest != largest or p == math.inf:
+        return largest
+    if total < LEAST or total == math.inf:
+        return -1.0
+    return root(total, p)
+
+
+@wide_kernel
+def chunk_norms(dtype: Real, p: WideNumber, chunks: Integers, x: Arrays, parts: Wide, counts: Integers):
+    """Norms of each chunk's columns, and how many of its values are not finite."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    a, width, tile, column, first, end = chunk_of(chunks, cuda.blockIdx.x)
+    total, largest, bad, row = 0.0, 0.0, 0, first
+    if column < width:
+        while row < end:
+            value = abs(float64(x[a][row * width + column]))
+            largest = value if value > largest or value != value else largest
+            total += 0.0 if p == math.inf else power(value, p)
+            bad += 0 if value < math.inf else 1
+            row += BLOCK // tile
+    total, largest = add_down(shared, total, tile), largest_down(shared, largest, tile)
+    norm = norm_from(total, largest, p)
+    if add_down(shared, 1.0 if norm < 0.0 else 0.0, 1) > 0.0:
+        total, row = 0.0, first
+        if column < width and norm < 0.0:
+            while row < end:
+                total += power(abs(float64(x[a][row * width + column])) / largest, p)
+                row += BLOCK // tile
+        total = add_down(shared, total, tile)
+        if norm < 0.0:
+            norm = largest * root(total, p)
+    if cuda.threadIdx.x < tile:
+        parts[chunks[cuda.blockIdx.x * COLUMNS + PARTS] + cuda.threadIdx.x] = norm
+    bad = add_down(counted, bad, 1)
+    if cuda.threadIdx.x == 0:
+        counts[cuda.blockIdx.x] = bad
+
+
+@wide_kernel
+def join_norms(
+    dtype: Real, p: WideNumber, chunks: Integers, groups: Integers, parts: Wide, norms: Wide,
+):  # fmt: skip
+    """The norm of each unit, a block for some columns of an array, from its chunks' norms."""
+    shared = cuda.shared.array(BLOCK, float64)
+    at, t = cuda.blockIdx.x * 6, cuda.threadIdx.x
+    first, count, width, tile, start, units = (
+        groups[at],
+        groups[at + 1],
+        groups[at + 2],
+        groups[at + 3],
+        groups[at + 4],
+        groups[at + 5],
+    )
+    column, place = t & (tile - 1), t // tile
+    largest, begin = 0.0, chunks[first * COLUMNS + PARTS] if count > 0 else 0
+    for chunk in range(place, count, BLOCK // tile):
+        value = parts[begin + chunk * tile + column]
+        largest = value if value > largest or value != value else largest
+    largest = largest_down(shared, largest, tile)
+    plain = largest > 0.0 and largest < math.inf and p < math.inf
+    total = 0.0
+    for chunk in range(place, count, BLOCK // tile):
+        total += power(parts[begin + chunk * tile + column] / largest, p) if plain else 0.0
+    total = add_down(shared, total, tile)
+    if t < tile and start + column < width:
+        norms[units + start + column] = largest * root(total, p) if plain else largest
+
+
+@kernel
+def add_counts(dtype: Real, firsts: Integers, counts: Integers, nonfinite: Integers):
+    """nonfinite (n,): a block for each array."""
+    counted = cuda.shared.array(BLOCK, int64)
+    a, bad = cuda.blockIdx.x, 0
+    for chunk in range(firsts[a] + cuda.threadIdx.x, firsts[a + 1], BLOCK):
+        bad += counts[chunk]
+    bad = add_down(counted, bad, 1)
+    if cuda.threadIdx.x == 0:
+        nonfinite[a] = bad
+
+
+@wide_kernel
+def scale_chunks(dtype: Real, chunks: Integers, x: Arrays, scales: Wide):
+    a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
+    if column < width:
+        scale = scales[chunks[cuda.blockIdx.x * COLUMNS + UNITS] + column]
+        while row < end:
+            at = row * width + column
+            x[a][at] = dtype(float64(x[a][at]) * scale)
+            row += BLOCK // tile
+
+
+@kernel
+def clamp_chunks(dtype: Real, limit: Number, chunks: Integers, x: Arrays):
+    a, _, tile, _, row, end = chunk_of(chunks, cuda.blockIdx.x)
+    while row < end:
+        value = x[a][row]
+        x[a][row] = limit if value > limit else -limit if value < -limit else value
+        row += BLOCK // tile
+
+
+def norms_of(arrays, widths, p, counts=None):
+    """Norms (U,) of all units, on the device; counts, int64 (chunks,), are written."""
+    xp, chunks, dtype = device.xp, table(arrays, widths), arrays[0].dtype
+    parts, norms = xp.empty(chunks.parts), xp.empty(chunks.units)
+    if counts is None:
+        counts = xp.empty(chunks.count, np.int64)
+    launch(chunk_norms, dtype, chunks.count, float(p), chunks.chunks, flat(arrays), parts, counts)
+    launch(join_norms, dtype, chunks.groups_count, float(p), chunks.chunks, chunks.groups, parts, norms)
+    return norms
+
+
+def array_norms(arrays, widths, p, norms, nonfinite):
+    """norms (U,) of all units, and nonfinite (n,), how many values of each array are NaN or infinite. widths (n,), or None: all 1."""
+    chunks = table(arrays, widths)
+    counts, found = device.xp.empty(chunks.count, np.int64), device.xp.empty(len(arrays), np.int64)
+    give(norms_of(arrays, widths, p, counts), norms)
+    launch(add_counts, arrays[0].dtype, len(arrays), chunks.firsts, counts, found)
+    give(found, nonfinite)
+
+
+def joint_norm(norms, p):
+    """The norm of all values of which these are norms (U,) of parts."""
+    return float(norms_of([device.xp.asarray(norms)], None, p)[0])
+
+
+def scale_arrays(arrays, widths, scales):
+    """arrays *= scales (U,), one for each unit."""
+    chunks = table(arrays, widths)
+    launch(scale_chunks, arrays[0].dtype, chunks.count, chunks.chunks, _values(arrays), device.xp.asarray(scales))
+
+
+def clamp_arrays(arrays, limit):
+    """Each value of the arrays to -limit .. limit; NaN stays."""
+    chunks, dtype = table(arrays), arrays[0].dtype
+    with np.errstate(over="ignore"):
+        bound = dtype.type(limit)
+    launch(clamp_chunks, dtype, chunks.count, bound, chunks.chunks, _values(arrays))
+
+
+def _values(arrays):
+    """Flat views of C-contiguous arrays, to be written."""
+    return [a.reshape(-1) for a in arrays]

@@ -1,0 +1,225 @@
+"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, decay, update, masks and the limit of values in one pass.
+
+Clipping takes one launch before that, which leaves a sum of squares for each of at most NORM_BLOCKS blocks; every block of the update adds
+those up anew, in the same order, which costs less than a launch of its own. So a step with clipping is two launches whatever the number
+of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite.
+"""
+
+import math
+
+from numba import cuda, float64
+
+from .. import names
+from . import device
+from .clip import norms_of, scale_arrays
+from .device import (
+    BLOCK,
+    Arrays,
+    Flags,
+    Integer,
+    Integers,
+    Number,
+    Real,
+    Values,
+    Wide,
+    WideNumber,
+    function,
+    give,
+    launch,
+    real,
+    wide_kernel,
+)
+from .lists import BEFORE, COLUMNS, chunk_of, flat, table
+from .reduce import add_down
+
+# each block of the update reads as many sums
+NORM_BLOCKS = 512
+
+
+@wide_kernel
+def square_chunks(dtype: Real, count: Integer, chunks: Integers, x: Arrays, sums: Wide):
+    shared, total = cuda.shared.array(BLOCK, float64), 0.0
+    for chunk in range(cuda.blockIdx.x, count, cuda.gridDim.x):
+        a, _, _, _, row, end = chunk_of(chunks, chunk)
+        while row < end:
+            value = float64(x[a][row])
+            total += value * value
+            row += BLOCK
+    total = add_down(shared, total, 1)
+    if cuda.threadIdx.x == 0:
+        sums[cuda.blockIdx.x] = total
+
+
+@function
+def norm_of(shared, parts, sums):
+    """The norm from all blocks' sums of squares, for every thread."""
+    total = 0.0
+    for i in range(cuda.threadIdx.x, parts, BLOCK):
+        total += sums[i]
+    return math.sqrt(add_down(shared, total, 1))
+
+
+@function
+def brought(code, rows, form, d, at, size, state, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
+    """What an update takes off a parameter whose gradient is d, and its state at a place brought forward."""
+    if code == names.ADAM:
+        m = beta1 * state[at] + rest1 * d
+        v = beta2 * state[size + at] + rest2 * d * d
+        state[at], state[size + at] = m, v
+        if rows == 3:
+            # what is not a number stays in both
+            most = state[2 * size + at]
+            v = most if most >= v or most != most else v
+            state[2 * size + at] = v
+        return lr * m / (math.sqrt(v) * correction + eps)
+    if code != names.SGD:
+        last = (rows - 1) * size + at
+        v = beta2 * state[last] + rest2 * d * d
+        state[last] = v
+        d = d / (math.sqrt(v + eps) if form else math.sqrt(v) + eps)
+        if rows == 2:
+            d = beta1 * state[at] + d
+            state[at] = d
+        return lr * d
+    if rows:
+        # at the first step the velocity is the gradient, whatever was there
+        v = keep1 * state[at] + d if keep1 != real(0, d) else d
+        state[at] = v
+        return lr * (d + beta1 * v if form else v)
+    return lr * d
+
+
+@wide_kernel
+def update_chunks(
+    dtype: Real, parts: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
+    decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
+    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer,
+    count: Integer, chunks: Integers,
+    p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, status: Integers,
+    changes: Wide,
+):  # fmt: skip
+    scale = dtype(1)
+    if parts:
+        found = norm_of(cuda.shared.array(BLOCK, float64), parts, sums)
+        finite = found < math.inf
+        if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
+            norm[0] = found
+            status[0] = names.OK if finite else names.NONFINITE
+        if not finite:
+            return
+        scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
+    if cuda.blockIdx.x >= count:
+        # of no values there is a norm too
+        return
+    a, _, _, _, row, end = chunk_of(chunks, cuda.blockIdx.x)
+    start = chunks[cuda.blockIdx.x * COLUMNS + BEFORE]
+    changed, there = 0.0, 0.0
+    while row < end:
+        at, before = start + row, p[a][row]
+        d = grads[a][row] * scale
+        if decay != dtype(0):
+            d += decay * before
+        step = brought(code, rows, form, d, at, size, state, lr, beta1, beta2, rest1, rest2, correction, eps, keep1)
+        value = shrink * before - step
+        if watched:
+            change = float64(value) - float64(before)
+            changed += change * change
+            there += float64(before) * float64(before)
+        if masked and not masks[at]:
+            # nothing revives what is pruned
+            value = dtype(0)
+            for each in range(rows):
+                state[each * size + at] = dtype(0)
+        p[a][row] = limit if value > limit else -limit if value < -limit else value
+        row += BLOCK
+    if watched:
+        shared = cuda.shared.array(BLOCK, float64)
+        changed, there = add_down(shared, changed, 1), add_down(shared, there, 1)
+        if cuda.threadIdx.x == 0:
+            changes[2 * cuda.blockIdx.x], changes[2 * cuda.blockIdx.x + 1] = changed, there
+
+
+@wide_kernel
+def add_changes(dtype: Real, firsts: Integers, changes: Wide, moved: Wide):
+    """moved (n, 2) from the chunks' changes: a block for each array."""
+    shared, a = cuda.shared.array(BLOCK, float64), cuda.blockIdx.x
+    changed, there = 0.0, 0.0
+    for chunk in range(firsts[a] + cuda.threadIdx.x, firsts[a + 1], BLOCK):
+        changed += changes[2 * chunk]
+        there += changes[2 * chunk + 1]
+    changed, there = add_down(shared, changed, 1), add_down(shared, there, 1)
+    if cuda.threadIdx.x == 0:
+        moved[2 * a], moved[2 * a + 1] = changed, there
+
+
+def settings(optimizer, hyper, step):
+    """(form, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps, keep1) of update number `step`, worked out in float64."""
+    lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
+    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    rest2, correction = 1 - beta2, 1.0
+    if optimizer == names.ADAM:
+        lr /= 1 - beta1**step
+        correction = 1 / math.sqrt(1 - beta2**step)
+        # Keras's epsilon hat is beside the uncorrected root
+        eps *= correction if form else 1.0
+    elif optimizer == names.ADAGRAD:
+        beta2, rest2 = 1.0, 1.0
+    keep1 = 0.0 if step == 1 else beta1
+    return int(form), decay, shrink, lr, beta1, beta2, 1 - beta1, rest2, correction, eps, keep1
+
+
+def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
+    """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
+
+    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
+    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
+    has changed, and of what was there, summed.
+    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated; with a record, on the device.
+    """
+    xp, chunks, dtype = device.xp, table(params), params[0].dtype
+    gradients = flat(grads)
+    parts, sums, norm, status = 0, None, None, None
+    if record is not None:
+        parts = min(max(chunks.count, 1), NORM_BLOCKS)
+        sums, norm, status = xp.empty(parts), xp.empty(1), xp.empty(1, "i8")
+        launch(square_chunks, dtype, parts, chunks.count, chunks.chunks, gradients, sums)
+    changes = None if moved is None else xp.zeros(2 * chunks.count)
+    form, *numbers = settings(optimizer, hyper, step)
+    limit = constraint.limit if constraint is not None and constraint.kind == names.MAX_VALUE else math.inf
+    arrays = (
+        [p.reshape(-1) for p in params],
+        gradients,
+        state,
+        None if masks is None else masks.view("u1"),
+        sums,
+        norm,
+        status,
+        changes,
+    )
+    launch(
+        update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clip_norm, optimizer, len(state), form,
+        state.shape[1], *numbers, limit, masks is not None, moved is not None, chunks.count, chunks.chunks, *arrays,
+    )  # fmt: skip
+    if moved is not None:
+        found = xp.empty((len(params), 2))
+        launch(add_changes, dtype, len(params), chunks.firsts, changes, found)
+        give(found, moved)
+    if constraint is not None and constraint.kind != names.MAX_VALUE:
+        hold(params, constraint, status)
+    if record is None:
+        return names.OK
+    give(norm, record)
+    return status.reshape(())
+
+
+def hold(params, constraint, status):
+    """Hold updated weights to a norm; NaN in one leaves what it is the norm of as it is, as does an update that was not made."""
+    kind, limit, widths = constraint
+    xp = device.xp
+    held = [p for p, width in zip(params, widths, strict=True) if width]
+    widths = widths[widths > 0]
+    norms = norms_of(held, widths, 2.0)
+    limited = norms_of([norms], None, 2.0) if kind == names.MAX_NORM else norms
+    wanted = limited > limit if status is None else (limited > limit) & (status == names.OK)
+    scales = xp.where(wanted, limit / xp.where(wanted, limited, 1.0), 1.0)
+    scale_arrays(held, widths, xp.broadcast_to(scales, norms.shape).copy())
