@@ -15,7 +15,9 @@ import pytest
 from arrays import unwritten
 from chains import backward, forward, random_chain
 from conftest import CUDA_RESOURCES
+from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS
+from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad import gpu
@@ -176,6 +178,20 @@ def test_a_loss_is_two_launches(emulated, launches, dtype, rng, kind):
     assert kind == "labels" or targets == (reads * VALUES, 0)
     assert (costs, gradient) == ((0, losses.size), (0, VALUES))
     assert traffic_of(launches[1], dtype)[0] == (parts[1], 0)
+
+
+def test_rows_wider_than_a_block(emulated, dtype, rng):
+    """A thread then has several values of its row, the largest maybe not the first."""
+    z, dy = (20 * rng.standard_normal((3, 1500))).astype(dtype), rng.standard_normal((3, 1500)).astype(dtype)
+    f, labels, found = ACTIVATIONS["softmax"], np.array([0, 700, 1499]), []
+    for kernels, kind in ((emulated, dtype), (reference, np.float64)):
+        y, dz, losses, dlogits = (unwritten(shape, kind) for shape in ((3, 1500), (3, 1500), 3, (3, 1500)))
+        kernels.activation_forward(z.astype(kind), y, f)
+        kernels.activation_backward(dy.astype(kind), None, y, dz, f)
+        kernels.cross_entropy(z.astype(kind), labels, losses, dlogits, 1.0)
+        found.append((y, dz, losses, dlogits))
+    for ours, exact in zip(*found, strict=True):
+        assert_close("loss", ours, exact, size=np.abs(exact).max(), terms=1500)
 
 
 @pytest.mark.parametrize("count", [1, 40])
