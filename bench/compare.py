@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench import report
-from bench.peers import MODULES, contenders
+from bench.peers import MODULES, VARIANTS, contenders
 from bench.workers import WorkerError, Workers, available_threads
 from bench.workloads import WORKLOADS
 
@@ -159,7 +159,7 @@ def main():
     with Workers() as workers:
         for workload in WORKLOADS.values():
             if any(part in workload.name for part in options.workloads):
-                chosen = [name for name in contenders(workload) if name in (FASTGRAD, report.PADDED, *options.peers)]
+                chosen = [name for name in contenders(workload) if name in (FASTGRAD, *VARIANTS, *options.peers)]
                 with Comparison(workers, workload, chosen, options.rounds) as comparison:
                     for _ in range(comparison.rounds_left):
                         comparison.round()

@@ -153,12 +153,14 @@ DATA |= {"breast_cancer": _breast_cancer, "digits": _digits, "xor": _xor}
 STEPS = [
     Net("step-20", "step 20-10-1 relu, N=32", "breast_cancer", 32, (20, 10, 1), loss="binary_cross_entropy",
         target_ratio=3),
-    Net("step-784", "step 784-64-64-10 relu, N=128", "mnist28", 128, (784, 64, 64, 10), target_ratio=2.5),
+    Net("step-784", "step 784-64-64-10 relu, N=128", "mnist28", 128, (784, 64, 64, 10), target_ratio=2.5,
+        target_watched=0.03),
     Net("step-100", "step 100-100-100-10 relu, N=32, clipped", "mnist10", 32, (100, 100, 100, 10), clip_norm=1.0,
         target_ratio=3.5),
     Net("step-50x256", "step 50 x 256 tanh, N=128, clipped", "mnist16", 128, (256,) * 51 + (10,), activation="tanh",
-        clip_norm=1.0, target_ratio=1.7),
-    Net("step-1024", "step 1024-4096-4096-1000 relu, N=256", "mnist32", 256, (1024, 4096, 4096, 1000), target_ratio=2),
+        clip_norm=1.0, target_ratio=1.7, target_watched=0.03),
+    Net("step-1024", "step 1024-4096-4096-1000 relu, N=256", "mnist32", 256, (1024, 4096, 4096, 1000), target_ratio=2,
+        target_watched=0.03),
     Net("step-xor", "step 2-1 on XOR, plain SGD, N=4", "xor", 4, (2, 1), loss="binary_cross_entropy", optimizer="sgd",
         lr=0.1),
 ]  # fmt: skip

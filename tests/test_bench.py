@@ -11,7 +11,7 @@ from bench.clipping import CLIPS, Update
 from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
 from bench.peers.fastgrad import Blocks
-from bench.report import FASTGRAD, PADDED, Row, markdown
+from bench.report import FASTGRAD, PADDED, WATCHED, Row, markdown
 from bench.targets import Targets
 from bench.workers import PROCESS, Worker, WorkerError
 from bench.workloads import LSTMS, TORCH, WORKLOADS
@@ -175,3 +175,11 @@ def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
     row.hold_against(Targets(target_ratio=ratio, target_peer="PyTorch", target_padded=0.7))
     assert row.reached == reached
     assert row.best_peer == "JAX"  # fastgrad itself, padded, is none
+
+
+@pytest.mark.parametrize(("watched", "reached"), [(1.02, True), (1.04, False), (None, False)])
+def test_health_is_held_against_the_step_without_it(watched, reached):
+    row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({WATCHED: watched} if watched else {}))
+    row.hold_against(Targets(target_watched=0.03))
+    assert row.reached == reached
+    assert row.best_peer == "JAX"

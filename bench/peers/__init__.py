@@ -13,6 +13,7 @@ import numpy as np
 MODULES = {
     "fastgrad": "fastgrad",
     "fastgrad, padded": "fastgrad_padded",
+    "fastgrad, watched": "fastgrad_watched",
     "NumPy": "numpy",
     "PyTorch": "torch",
     "torch.compile": "torch_compile",
@@ -20,7 +21,9 @@ MODULES = {
     "Keras": "keras",
     "scikit-learn": "sklearn",
 }
-NETS = [name for name in MODULES if name != "fastgrad, padded"]
+# fastgrad in another way, which is no peer, and the target that asks for it
+VARIANTS = {"fastgrad, padded": "target_padded", "fastgrad, watched": "target_watched"}
+NETS = [name for name in MODULES if name not in VARIANTS]
 CONTENDERS = {
     "step": NETS,
     "fit": ["fastgrad", "scikit-learn"],
@@ -37,8 +40,8 @@ CONTENDERS = {
 
 
 def contenders(workload):
-    padded = ["fastgrad, padded"] if workload.target_padded else []
-    return padded + CONTENDERS[workload.kind]
+    variants = [name for name, target in VARIANTS.items() if getattr(workload, target)]
+    return variants + CONTENDERS[workload.kind]
 
 
 class CannotExpress(Exception):

@@ -27,6 +27,7 @@ def build(net):
 
 class Step(Runner):
     build = staticmethod(build)
+    health = False
 
     def __init__(self, net):
         self.net = net
@@ -40,7 +41,9 @@ class Step(Runner):
         for array, first in zip(self.changed, self.first, strict=True):
             array[...] = first
         optimizer = fg.optim.Adam(net.lr) if net.optimizer == "adam" else fg.optim.SGD(net.lr, net.momentum)
-        self.trainer = fg.Trainer(self.model, loss=net.loss, optimizer=optimizer, clip_norm=net.clip_norm)
+        self.trainer = fg.Trainer(
+            self.model, loss=net.loss, optimizer=optimizer, clip_norm=net.clip_norm, health=self.health
+        )
         self.call = self.trainer.step
 
 
