@@ -66,7 +66,7 @@ def load(name: str, asked_by: str = "use_backend") -> ModuleType:
     """The module of kernels of that name."""
     if name not in _loaded:
         check.choice(asked_by, "the backend", name, BACKENDS)
-        reason = missing(name)
+        reason = missing(name) or unfinished(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
         _loaded[name] = importlib.import_module(BACKENDS[name])
@@ -82,6 +82,13 @@ def missing(name: str) -> str:
     except ImportError as error:
         return str(error)
     return ""
+
+
+def unfinished(name: str) -> str:
+    """What "cuda" lacks that the reference has, or an empty string."""
+    every = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
+    lacks = set(every) - set(importlib.import_module(BACKENDS[name]).__all__)
+    return f"this version has no {', '.join(sorted(lacks))} for it" if lacks else ""
 
 
 def set_num_threads(count: int) -> None:

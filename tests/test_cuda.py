@@ -262,6 +262,12 @@ def test_a_good_gpu_is_taken(monkeypatch, capability):
     assert gpu.missing() == ""
 
 
+def test_kernels_that_are_not_all_there_are_not_taken(monkeypatch):
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    with pytest.raises(fg.BackendError, match=r'the backend "cuda" cannot run here: this version has no .*lstm_forward'):
+        fg.use_backend("cuda")
+
+
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(gpu, "has_driver", lambda: False)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
