@@ -264,7 +264,9 @@ def test_a_good_gpu_is_taken(monkeypatch, capability):
 
 def test_kernels_that_are_not_all_there_are_not_taken(monkeypatch):
     monkeypatch.setattr(gpu, "missing", lambda: "")
-    with pytest.raises(fg.BackendError, match=r'the backend "cuda" cannot run here: this version has no .*lstm_forward'):
+    with pytest.raises(
+        fg.BackendError, match=r'the backend "cuda" cannot run here: this version has no .*lstm_forward'
+    ):
         fg.use_backend("cuda")
 
 
