@@ -159,23 +159,19 @@ class Trainer:
                     if shuffle:
                         np.copyto(order, identity)
                         self.rng.shuffle(order)
-                    done = 0
-                    while done < updates:
+                    first = done = 0
+                    while first < batches:
                         self._reserve(batch_size)
                         # an epoch is one call but for pruning, before which its batches end
-                        last = done + self._until_pruning(updates - done, windows)
+                        last = first + self._until_pruning(batches - first, windows)
+                        # where sequences end early there are fewer updates than windows
+                        now = slice(done, done + (last - first) * windows)
+                        rows = order[first * batch_size : last * batch_size]
                         status, more = self._steps.epoch(
-                            data,
-                            order[done // windows * batch_size : last // windows * batch_size],
-                            batch_size,
-                            steps,
-                            rates[done:last],
-                            self.step_count,
-                            record[done:last],
-                            sizes[done:last],
+                            data, rows, batch_size, steps, rates[now], self.step_count, record[now], sizes[now]
                         )
                         self._count(int(more))
-                        done += int(more)
+                        first, done = last, done + int(more)
                         if status != names.OK:
                             part = "window" if steps else "batch"
                             self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
@@ -232,10 +228,10 @@ class Trainer:
         if self.pruning and due is not None and due <= self.step_count:
             self.pruning.prune(self.model, self.step_count)
 
-    def _until_pruning(self, updates: int, windows: int) -> int:
-        """How many of so many updates come before pruning is due, in whole batches of so many windows."""
+    def _until_pruning(self, batches: int, windows: int) -> int:
+        """How many of so many batches of so many windows come before pruning is due."""
         due = self.pruning.next_due(self.step_count) if self.pruning else None
-        return updates if due is None else min(updates, -(-(due - self.step_count) // windows) * windows)
+        return batches if due is None else min(batches, -(-(due - self.step_count) // windows))
 
     def _check_schedule(self, op: str, updates: int, validated: bool) -> None:
         """Raise now for a schedule that has no rate for the last of so many updates."""

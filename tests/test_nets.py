@@ -127,8 +127,9 @@ def trained_by_torch(name, dtype):
     net = NETS[name]
     x, y, held_x, held_y = (torch.tensor(a) for a in net.of(dtype))
     parameters = [torch.tensor(a, requires_grad=True) for a in net.chain(dtype).parameters().values()]
-    # torch's have a class of their own for decoupled decay
-    settings = {name: value for name, value in vars(net.optimizer).items() if name != "decoupled"}
+    # torch's have a class of their own for decoupled decay, and epsilon in one place
+    ours = "decoupled", "eps_hat"
+    settings = {name: value for name, value in vars(net.optimizer).items() if name not in ours}
     optimizer = (torch.optim.Adam if isinstance(net.optimizer, Adam) else torch.optim.SGD)(parameters, **settings)
     functional = torch.nn.functional
     loss = functional.cross_entropy if net.loss == "cross_entropy" else functional.binary_cross_entropy_with_logits

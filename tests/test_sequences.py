@@ -293,6 +293,19 @@ def test_windows_are_a_loop_of_updates_that_passes_states_on(in_force, whole, en
     assert len(history.grad_norm) == 2
 
 
+def test_pruning_cuts_an_epoch_of_ragged_windows_at_whole_batches(in_force):
+    """There are fewer updates than windows: an epoch runs every batch once all the same."""
+    x, y = data("mse")
+    counts = []
+    for pruning in (None, fg.GradualPruning(final=0.5, begin=2, end=9, every=3)):
+        trainer = fg.Trainer(LSTM(COLUMNS, CLASSES, seed=7), "mse", SGD(0.5), pruning=pruning)
+        trainer.fit(x, y, epochs=2, batch_size=8, lengths=ENDS, window=3)
+        counts.append(trainer.step_count)
+    assert counts[0] == counts[1]
+    masks = [mask for mask in trainer.model.masks().values() if mask.ndim > 1]
+    np.testing.assert_allclose([mask.mean() for mask in masks], 0.5, atol=0.02)
+
+
 def test_one_window_is_a_step_over_whole_sequences(in_force):
     x, y = data()
     first, second = fg.Trainer(model()), fg.Trainer(model())

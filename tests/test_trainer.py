@@ -317,7 +317,7 @@ def test_bad_input_of_fit_and_evaluate_changes_nothing(in_force):
 
 def test_bad_settings():
     net = model()
-    message = "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse; got 'hinge'"
+    message = "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll; got 'hinge'"
     refuses(ValueError, message, fg.Trainer, net, "hinge")
     refuses(TypeError, "Trainer: model must be a layer of fastgrad.nn, got list", fg.Trainer, [net])
     refuses(TypeError, "Trainer: optimizer must be one of fastgrad.optim, got str", fg.Trainer, net, optimizer="adam")
