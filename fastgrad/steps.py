@@ -23,6 +23,9 @@ FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
 class ChainSteps:
     """Steps of a DenseChain: one call each, and one for an epoch."""
 
+    # what the kernels are asked to look at
+    _watch: names.Watch | None = None
+
     def __init__(
         self,
         model: DenseChain,
@@ -47,7 +50,7 @@ class ChainSteps:
             self._rows = rows
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: None, done: int, record: np.ndarray) -> int:
-        return kernels().dense_chain_step(x, target, *self._arguments, done, record)
+        return kernels().dense_chain_step(x, target, *self._arguments, done, record, health=self._watch)
 
     def epoch(
         self,
@@ -61,7 +64,9 @@ class ChainSteps:
         sizes: np.ndarray,
     ) -> tuple[int, int]:
         sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
-        return kernels().dense_chain_epoch(data.x, data.y, order, batch_size, rates, *self._arguments, done, record)
+        return kernels().dense_chain_epoch(
+            data.x, data.y, order, batch_size, rates, *self._arguments, done, record, health=self._watch
+        )
 
 
 class LayerSteps:

@@ -25,7 +25,7 @@ class WatchedChainSteps(ChainSteps):
         self._health, self._watch = health, health.watch(activations)
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: None, done: int, record: np.ndarray) -> int:
-        status = kernels().dense_chain_step(x, target, *self._arguments, done, record, health=self._watch)
+        status = super().step(x, target, lengths, done, record)
         if done % self._health.every == 0 and status != names.BAD_LABEL:
             self._health.add(done, self._health.rows[0], status != names.OK)
         return status
@@ -42,20 +42,11 @@ class WatchedChainSteps(ChainSteps):
         sizes: np.ndarray,
     ) -> tuple[int, int]:
         """In parts of so many batches as there are rows for."""
-        sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
         for first in range(0, len(sizes), KEPT):
             part = slice(first, first + KEPT)
             rows = order[first * batch_size : (first + KEPT) * batch_size]
-            status, n = kernels().dense_chain_epoch(
-                data.x,
-                data.y,
-                rows,
-                batch_size,
-                rates[part],
-                *self._arguments,
-                done + first,
-                record[part],
-                health=self._watch,
+            status, n = super().epoch(
+                data, rows, batch_size, window, rates[part], done + first, record[part], sizes[part]
             )
             self._health.add_batches(done + first, n, status == names.NONFINITE)
             if status != names.OK:
