@@ -1,16 +1,16 @@
 """Batch normalisation with what often follows it: the operator."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import Function
 
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
-from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.register import Operator, direct, plain
 from fastgrad.torch.tensors import LAST, array, channels_last, channels_second, laid_out
 
 Tensor = torch.Tensor
@@ -188,16 +188,4 @@ _backward = Operator(
     _fake_backward,
 ).final()
 _forward.differentiable(_save, _differentiate)
-
-
-class _BatchNorm(Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _run(*inputs, in_place=True)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
-        refuse_second(OP)
-        return _differentiate(ctx, dy)
+_BatchNorm = direct(OP, functools.partial(_run, in_place=True), _save, _differentiate)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import Function
 
 from fastgrad import check
 from fastgrad.backend import kernels
@@ -14,7 +13,7 @@ from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
 from fastgrad.torch.batchnorm import batch_norm
-from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.register import Operator, direct, plain
 from fastgrad.torch.tensors import array, channels_last, channels_second, laid_out
 
 Tensor = torch.Tensor
@@ -225,16 +224,4 @@ _backward = Operator(
     _fake_backward,
 ).final()
 _forward.differentiable(_save, _differentiate)
-
-
-class _Conv(Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _run(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
-        refuse_second(OP)
-        return _differentiate(ctx, dy)
+_Conv = direct(OP, _run, _save, _differentiate)

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from torch.autograd import Function
 
 from fastgrad import check
 from fastgrad import loss as losses
-from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.register import Operator, direct, plain
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
@@ -57,16 +56,4 @@ def _differentiate(ctx: Any, dloss: Tensor, *unused: Any) -> tuple:
 _forward = Operator(f"{OP}(Tensor logits, Tensor target, str reduction) -> (Tensor, Tensor)", _run, _fake)
 _backward = Operator(f"{OP}_backward(Tensor dloss, Tensor dlogits) -> Tensor", _run_backward, _run_backward).final()
 _forward.differentiable(_save, _differentiate)
-
-
-class _CrossEntropy(Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _run(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple:  # type: ignore[override]
-        refuse_second(OP)
-        return _differentiate(ctx, dloss)
+_CrossEntropy = direct(OP, _run, _save, _differentiate)

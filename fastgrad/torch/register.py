@@ -72,6 +72,24 @@ class Operator:
         raise NotImplementedError(no_transform(self.name))
 
 
+def direct(op: str, run: Callable, save: Callable, differentiate: Callable) -> type[torch.autograd.Function]:
+    """The torch.autograd.Function for plain tensors in plain eager mode, of the first result alone; the rest as `differentiable` has it."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+            output = run(*inputs)
+            save(ctx, inputs, output)
+            return output[0]
+
+        @staticmethod
+        def backward(ctx: Any, dy: torch.Tensor) -> tuple:  # type: ignore[override]
+            refuse_second(op)
+            return differentiate(ctx, dy)
+
+    return Direct
+
+
 def no_transform(name: str) -> str:
     return f"{name}: torch.func's transforms (vmap, grad, ...) cannot go through it; call it with the whole batch, and autograd"
 
