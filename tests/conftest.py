@@ -9,8 +9,17 @@ import pytest
 BACKENDS = {"numpy": "fastgrad.kernels.reference", "cpu": "fastgrad.kernels.cpu"}
 # the files whose tests over all backends run over the CUDA backend too: those of ops that it has
 ON_CUDA = {
-    "test_activation", "test_api", "test_backends", "test_clip", "test_constraint", "test_dense", "test_loss", "test_optim", "test_updater",
-}  # fmt: skip
+    "test_activation",
+    "test_api",
+    "test_backends",
+    "test_clip",
+    "test_constraint",
+    "test_dense",
+    "test_loss",
+    "test_optim",
+    "test_prune",
+    "test_updater",
+}
 # of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 # and of these, of hundreds of launches, one
@@ -20,7 +29,22 @@ LONG = {
     "test_dense_gradients_come_in_the_order_of_the_given_inputs",
 }
 # of those files, what needs ops that the CUDA backend has not
-NEEDS_MORE = {"test_a_trainer_holds_its_model"}
+NEEDS_MORE = {
+    "test_a_compact_chain_gives_the_same",
+    "test_a_compact_chain_is_pytorchs",
+    "test_a_compact_chain_keeps_what_else_is_pruned",
+    "test_a_model_prunes_its_weights_and_with_units_their_biases",
+    "test_a_model_stays_pruned_in_steps_and_epochs",
+    "test_a_pruned_chain_trains_as_pytorchs",
+    "test_a_trainer_holds_its_model",
+    "test_bad_input_changes_nothing",
+    "test_epochs_prune_when_steps_do",
+    "test_files_of_models",
+    "test_layers_take_their_masks_with_them",
+    "test_nan_in_a_model_is_named",
+    "test_training_goes_on_from_a_file_with_the_same_bits",
+    "test_windows_prune_between_batches",
+}
 ONNX_COUNTS = pytest.StashKey()
 # (registers, bytes of shared memory) by kernel, dtype and compute capability
 CUDA_RESOURCES = pytest.StashKey()

@@ -37,6 +37,7 @@ SIMULATED = [
     "test_optim.py::test_momentum_starts_from_the_gradient",
     "test_optim.py::test_norm_adds_in_float64",
     "test_clip.py::test_zeros_are_left_without_a_division",
+    "test_prune.py::test_what_is_pruned_stays_and_counts",
 ]
 # all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
 SUMS = {
@@ -224,6 +225,36 @@ def test_norms_are_two_launches_and_read_once(emulated, launches, dtype, rng):
     assert names_of(launches) == ["scale_chunks", "clamp_chunks"]
     for launch in launches:
         assert traffic_of(launch, dtype)[1] == (sum(a.size for a in arrays),) * 2
+
+
+def test_pruning_reads_once_for_each_digit_and_once_more(emulated, launches, dtype, rng):
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (3, 3, 7, 9))]
+    n, digits, masks = sum(a.size for a in arrays), dtype.itemsize, np.ones(6767, bool)
+    emulated.prune_smallest(arrays, masks, 3000)
+    assert masks.sum() == n - 3000
+    *selection, prune = launches
+    assert names_of(launches) == ["count_digits", "choose_digit"] * digits + ["prune_chunks"]
+    for count, choose in zip(selection[::2], selection[1::2], strict=True):
+        x, mask, counters = (count[1][i] for i in (5, 6, 8))
+        assert (x, mask) == ((n * dtype.itemsize, 0), (n, 0))
+        assert choose[1][2] == (counters[1], 0)
+    assert (prune[1][4], prune[1][5]) == ((n * dtype.itemsize, 3000 * dtype.itemsize), (n, 3000))
+    launches.clear()
+    emulated.prune_below(arrays, masks, 0.0)
+    # what is pruned is not read
+    ((_, traffic),) = launches
+    assert traffic[3:] == [((n - 3000) * dtype.itemsize, 3000 * dtype.itemsize), (n, 3000)]
+
+
+@pytest.mark.parametrize("count", [1, 257, 2050, 6000, 7999])
+def test_of_equals_in_several_blocks_the_first_are_pruned(emulated, count):
+    """Blocks lose all, none or some of theirs, these from any row on."""
+    values, masks = [np.full(5000, -2.0, np.float32), np.full(3001, 2.0, np.float32)], np.ones(8001, bool)
+    values[0][3], values[1][7] = 1.0, np.inf
+    emulated.prune_smallest(values, masks, count)
+    order = [3, *(i for i in range(8001) if i not in (3, 5007))]
+    assert np.flatnonzero(~masks).tolist() == sorted(order[:count])
+    assert np.concatenate(values)[~masks].tolist() == [0.0] * count
 
 
 def test_no_launch_for_nothing(emulated, launches):

@@ -7,6 +7,8 @@ from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .optim import update_arrays
 
+from .prune import prune_below, prune_smallest
+from .rows import gather_rows, scatter_rows
 __all__ = [
     "activation_backward",
     "activation_forward",
@@ -24,3 +26,5 @@ __all__ = [
     "scale_arrays",
     "update_arrays",
 ]
+    "prune_below",
+    "prune_smallest",

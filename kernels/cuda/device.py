@@ -21,8 +21,8 @@ must not read, for which it gets a flag. A launch has blocks of BLOCK threads, i
 z's type. A literal like 0.5 alone would be float64 and make a float32 kernel slow, which a test looks for. The exception is a kernel
 of sums that the contract has in float64, of losses and norms: `@wide_kernel`.
 
-Sums are taken in one fixed order, so every run has the same bits: reduce.py has them, and there are no atomics. Only `xp` makes arrays;
-neither it nor a launch waits for the device.
+Sums are taken in one fixed order, so every run has the same bits: reduce.py has them, and the only atomics count integers. Only `xp`
+makes arrays; neither it nor a launch waits for the device.
 
 Numba compiles a kernel to PTX, on any machine; CuPy loads it and launches it, which costs a few microseconds where Numba's own launch
 takes tens for each array. So what runs without a GPU is the same PTX with the same arguments: tests put an executor of theirs in
@@ -82,6 +82,10 @@ class Arrays:
     """Annotation: pointers to values of each of a list of arrays, x[a][i]."""
 
 
+class BitArrays:
+    """Annotation: as Arrays, but pointers to integers with the values' bits."""
+
+
 def _numba_types(annotation, scalar):
     return {
         Real: numba.types.NumberClass(scalar),
@@ -93,6 +97,7 @@ def _numba_types(annotation, scalar):
         Integers: numba.types.CPointer(numba.types.int64),
         Flags: numba.types.CPointer(numba.types.uint8),
         Arrays: numba.types.CPointer(numba.types.CPointer(scalar)),
+        BitArrays: numba.types.CPointer(numba.types.CPointer(getattr(numba.types, f"int{scalar.bitwidth}"))),
     }[annotation]
 
 

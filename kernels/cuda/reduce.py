@@ -115,6 +115,23 @@ def largest_across(shared, value, width):
 
 
 @function
+def add_before(shared, value):
+    """(the sum over the threads before this one, the sum over all)."""
+    t, s = cuda.threadIdx.x, 1
+    shared[t] = value
+    cuda.syncthreads()
+    while s < BLOCK:
+        more = shared[t - s] if t >= s else shared[t] - shared[t]
+        cuda.syncthreads()
+        shared[t] += more
+        cuda.syncthreads()
+        s *= 2
+    before, total = shared[t] - value, shared[BLOCK - 1]
+    cuda.syncthreads()
+    return before, total
+
+
+@function
 def larger(a, b):
     """The larger one, or NaN."""
     return a if a > b or a != a else b
