@@ -6,9 +6,8 @@ from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .optim import update_arrays
-
 from .prune import prune_below, prune_smallest
-from .rows import gather_rows, scatter_rows
+
 __all__ = [
     "activation_backward",
     "activation_forward",
@@ -23,8 +22,8 @@ __all__ = [
     "mse",
     "plain",
     "poisson_nll",
+    "prune_below",
+    "prune_smallest",
     "scale_arrays",
     "update_arrays",
 ]
-    "prune_below",
-    "prune_smallest",
