@@ -59,15 +59,15 @@ def window_size(op: str, model: Model, window: Any) -> int | None:
     return check.count(op, "window", window)
 
 
-def windows(data: Data, steps: int | None) -> Iterator[Data]:
-    """The data, or windows of that many steps of it, until no sequence has one left."""
+def windows(data: Data, steps: int | None, every: bool) -> Iterator[Data]:
+    """The data, or windows of that many steps of it: every one, or those until no sequence has a step left."""
     x, y, lengths = data
     if steps is None:
         yield data
         return
     for first in range(0, x.shape[1], steps):
         left = None if lengths is None else np.clip(lengths - first, 0, steps)
-        if left is not None and not left.any():
+        if not every and left is not None and not left.any():
             return
         yield Data(x[:, first : first + steps], y[:, first : first + steps], left)
 

@@ -14,6 +14,7 @@ from fastgrad.data import Data, target_rows, windows
 from fastgrad.kernels import names
 from fastgrad.memory import empty
 from fastgrad.model import Kept, Model
+from fastgrad.reduction import Reduction
 from fastgrad.rows import rows_of, sequences, sequences_of
 
 # losses taken from the logits where the model ends in this activation
@@ -23,6 +24,8 @@ FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
 class ChainSteps:
     """Steps of a DenseChain: one call each, and one for an epoch."""
 
+    # made by the last epoch, or by what there was of it
+    updates = 0
     # what the kernels are asked to look at
     _watch: names.Watch | None = None
 
@@ -62,15 +65,20 @@ class ChainSteps:
         done: int,
         record: np.ndarray,
         sizes: np.ndarray,
-    ) -> tuple[int, int]:
+    ) -> int:
+        self.updates = 0
         sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
-        return kernels().dense_chain_epoch(
+        status, self.updates = kernels().dense_chain_epoch(
             data.x, data.y, order, batch_size, rates, *self._arguments, done, record, health=self._watch
         )
+        return status
 
 
 class LayerSteps:
     """Steps of any model: forward, loss, backward, norm, update."""
+
+    # see ChainSteps
+    updates = 0
 
     def __init__(
         self,
@@ -81,9 +89,14 @@ class LayerSteps:
         hyper: np.ndarray,
         clip_norm: float,
         constraint: names.Constraint | None,
+        reduction: Reduction | None,
     ) -> None:
         self.params, self.mask = model.params, model._mask
         self._model, self._loss = model, loss
+        # updates of the part of an epoch that runs
+        self._reduction, self._planned = reduction, 0
+        # of the last step; a share of them where means are taken over processes
+        self._rows: float = 0
         self._logits = FUSED.get(loss) == model.output.code
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
@@ -104,18 +117,22 @@ class LayerSteps:
         done: int,
         record: np.ndarray,
         sizes: np.ndarray,
-    ) -> tuple[int, int]:
-        updates = 0
+    ) -> int:
+        self.updates, self._planned = 0, len(sizes)
+        # sequences of another process may be longer
+        every = self._reduction is not None
         for start in range(0, len(order), batch_size):
             state = None
-            for part in windows(self._taken(data, order[start : start + batch_size]), window):
-                self._optimizer[2][0] = rates[updates]
-                status = self.step(*part, done + updates, record[updates], state)
+            for part in windows(self._taken(data, order[start : start + batch_size]), window, every):
+                self._optimizer[2][0] = rates[self.updates]
+                status = self.step(*part, done + self.updates, record[self.updates], state)
                 if status != names.OK:
-                    return status, updates
-                sizes[updates], state = self._rows, self._state
-                updates += 1
-        return names.OK, updates
+                    return status
+                if every and not self._rows:
+                    break
+                sizes[self.updates], state = self._rows, self._state
+                self.updates += 1
+        return names.OK
 
     def _taken(self, data: Data, rows: np.ndarray) -> Data:
         def taken(a: np.ndarray) -> np.ndarray:
@@ -154,11 +171,21 @@ class LayerSteps:
         dy = empty(y.shape, y.dtype)
         if target.ndim == 1 and target.size and not (target.min() >= 0 and target.max() < y.shape[1]):
             return names.BAD_LABEL
-        scale = 1 / max(losses.size, 1)
+        scale = 1.0 if self._reduction else 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
         backward(sequences_of(dy, batch) if batch else dy)
         record[0] = total * scale
+        if self._reduction:
+            record[0], self._rows = self._reduction(total, losses.size, self._settings(done))
+            if not self._rows:
+                # past the ends of all processes' sequences
+                return names.OK
         return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
+
+    def _settings(self, done: int) -> bytes:
+        """What processes that share a step must have in common."""
+        code, _, hyper = self._optimizer
+        return np.array([names.LOSSES[self._loss], code, *hyper, self._held[0], done, self._planned]).tobytes()
 
 
 def steps_of(
@@ -169,7 +196,10 @@ def steps_of(
     hyper: np.ndarray,
     clip_norm: float,
     constraint: names.Constraint | None,
+    reduction: Reduction | None,
 ) -> ChainSteps | LayerSteps:
-    """Steps of the kind that the model allows."""
+    """Steps of the kind that the model allows; gradients that are shared are there layer by layer alone."""
     settings = loss, optimizer, state, hyper, clip_norm, constraint
-    return ChainSteps(model, *settings) if isinstance(model, DenseChain) else LayerSteps(model, *settings)
+    if isinstance(model, DenseChain) and reduction is None:
+        return ChainSteps(model, *settings)
+    return LayerSteps(model, *settings, reduction)

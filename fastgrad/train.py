@@ -19,6 +19,7 @@ from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.model import Model, generator
 from fastgrad.optim import Adam, Optimizer
+from fastgrad.reduction import Reduce, Reduction
 from fastgrad.report import Report
 from fastgrad.schedule import Schedule
 from fastgrad.sequences import SequenceModel
@@ -36,6 +37,12 @@ class Trainer:
     MaxValue and MaxNorm. What is pruned of the model stays 0; pruning, a GradualPruning, prunes more as updates go on. seed starts the
     shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at. With health, True or
     every how many steps, a step also leaves what `health` tells.
+
+    reduce shares each step among processes that run the same program, each with rows of its own: an all-reduce that puts the sum over
+    all processes, or the mean, into a flat array in place. It is called once a step, between backward and clipping, with the gradients'
+    sums over the rows and what belongs to them; gradients, norm and loss are then those of all rows of all processes, which need not be
+    equally many. Models must start from the same parameters, and fits have equally many batches. Batch norms, validation and outputs in
+    health are of a process's own rows. Where it raises, so does the step, RuntimeError, and is not made.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -53,6 +60,7 @@ class Trainer:
         constraint: Constraint | None = None,
         pruning: GradualPruning | None = None,
         health: bool | int = False,
+        reduce: Reduce | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
@@ -65,7 +73,9 @@ class Trainer:
             raise TypeError(f"Trainer: pruning must be a GradualPruning, got {type(pruning).__name__}")
         if pruning:
             pruning.check(model)
-        self.constraint, self.pruning = constraint, pruning
+        if reduce is not None and not callable(reduce):
+            raise TypeError(f"Trainer: reduce must be callable, got {type(reduce).__name__}")
+        self.constraint, self.pruning, self.reduce = constraint, pruning, reduce
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
         self._health = Health(model, int(every)) if every else None
         self.step_count = 0
@@ -167,11 +177,13 @@ class Trainer:
                         # where sequences end early there are fewer updates than windows
                         now = slice(done, done + (last - first) * windows)
                         rows = order[first * batch_size : last * batch_size]
-                        status, more = self._steps.epoch(
-                            data, rows, batch_size, steps, rates[now], self.step_count, record[now], sizes[now]
-                        )
-                        self._count(int(more))
-                        first, done = last, done + int(more)
+                        try:
+                            status = self._steps.epoch(
+                                data, rows, batch_size, steps, rates[now], self.step_count, record[now], sizes[now]
+                            )
+                        finally:
+                            self._count(self._steps.updates)
+                        first, done = last, done + self._steps.updates
                         if status != names.OK:
                             part = "window" if steps else "batch"
                             self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
@@ -214,7 +226,8 @@ class Trainer:
         self._shapes = None, None
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
-        rest = self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held
+        reduction = None if self.reduce is None else Reduction(self.reduce, self.model)
+        rest = self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held, reduction
         if self._health is None:
             self._steps = steps_of(self.model, *rest)
         else:

@@ -40,18 +40,19 @@ class WatchedChainSteps(ChainSteps):
         done: int,
         record: np.ndarray,
         sizes: np.ndarray,
-    ) -> tuple[int, int]:
+    ) -> int:
         """In parts of so many batches as there are rows for."""
+        made = 0
         for first in range(0, len(sizes), KEPT):
             part = slice(first, first + KEPT)
             rows = order[first * batch_size : (first + KEPT) * batch_size]
-            status, n = super().epoch(
-                data, rows, batch_size, window, rates[part], done + first, record[part], sizes[part]
-            )
-            self._health.add_batches(done + first, n, status == names.NONFINITE)
+            status = super().epoch(data, rows, batch_size, window, rates[part], done + first, record[part], sizes[part])
+            self._health.add_batches(done + first, self.updates, status == names.NONFINITE)
+            made += self.updates
+            self.updates = made
             if status != names.OK:
-                return status, first + n
-        return names.OK, len(sizes)
+                return status
+        return names.OK
 
 
 class WatchedLayerSteps(LayerSteps):
@@ -78,6 +79,8 @@ class WatchedLayerSteps(LayerSteps):
 
 
 def steps_of(health: Health, model: Any, *rest: Any) -> ChainSteps | LayerSteps:
-    """Steps of the kind that the model allows."""
-    kind = WatchedChainSteps if isinstance(model, DenseChain) else WatchedLayerSteps
-    return kind(health, model, *rest)
+    """Steps of the kind that steps.py makes."""
+    *settings, reduction = rest
+    if isinstance(model, DenseChain) and reduction is None:
+        return WatchedChainSteps(health, model, *settings)
+    return WatchedLayerSteps(health, model, *rest)
