@@ -15,6 +15,8 @@ ON_CUDA = {
     "test_clip",
     "test_constraint",
     "test_dense",
+    "test_dropout",
+    "test_init",
     "test_loss",
     "test_optim",
     "test_prune",

@@ -3,6 +3,8 @@
 from .activation import activation_backward, activation_forward
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
+from .dropout import dropout
+from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .optim import update_arrays
@@ -18,12 +20,16 @@ __all__ = [
     "dense_chain_backward",
     "dense_chain_forward",
     "dense_chain_infer",
+    "dropout",
     "joint_norm",
     "mse",
+    "normal",
+    "orthogonal",
     "plain",
     "poisson_nll",
     "prune_below",
     "prune_smallest",
     "scale_arrays",
+    "uniform",
     "update_arrays",
 ]

@@ -74,6 +74,10 @@ class Integers:
     """Annotation: a pointer to int64."""
 
 
+class Bits:
+    """Annotation: a uint64."""
+
+
 class Flags:
     """Annotation: a pointer to bytes, 0 or 1."""
 
@@ -95,6 +99,7 @@ def _numba_types(annotation, scalar):
         Values: numba.types.CPointer(scalar),
         Wide: numba.types.CPointer(numba.types.float64),
         Integers: numba.types.CPointer(numba.types.int64),
+        Bits: numba.types.uint64,
         Flags: numba.types.CPointer(numba.types.uint8),
         Arrays: numba.types.CPointer(numba.types.CPointer(scalar)),
         BitArrays: numba.types.CPointer(numba.types.CPointer(getattr(numba.types, f"int{scalar.bitwidth}"))),
@@ -132,6 +137,8 @@ class Kernel:
                 value = dtype.type(value)
             elif annotation is Integer:
                 value = int(value)
+            elif annotation is Bits:
+                value = np.uint64(value)
             found.append(0 if value is None else value)
         return found
 

@@ -1,0 +1,102 @@
+"""Initial weights, as in kernels/reference/init.py, to the last bit: the same operations in the same order.
+
+A compiler for GPUs fuses a product with the sum that it is a term of, and rounds once where two roundings are asked for here. It does not
+where the instruction says how to round, so every product is one of libdevice's that does. Division and square root round right as they are.
+
+Values are made in float64 and rounded, so the kernels are wide; a normal value itself is made in float32. Orthogonal matrices are LAPACK's
+on every backend: made on the host, and copied.
+"""
+
+import math
+import operator
+
+import numpy as np
+from numba import cuda
+
+from .. import reference
+from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
+from . import device
+from .device import Bits, Integer, Real, Values, WideNumber, blocks, first, function, launch, stride, wide_kernel
+from .dropout import random
+
+try:
+    single, double = cuda.libdevice.fmul_rn, cuda.libdevice.dmul_rn
+except AttributeError:
+    # the simulator has no libdevice, and fuses nothing
+    single = double = operator.mul
+
+SHIFT, HIGH, LOW = np.uint64(12), np.uint64(33), np.uint64(0xFFFFFFFF)
+TO_ROOT, EXPONENTS = np.int32(ONE - ROOT_HALF), np.int32(127 + 31)
+SWAPS, TURNS = np.int32(1), np.int32(2)
+UNIT, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+
+
+@function
+def cubic(x, a, b, c, d):
+    """a + b x + c x^2 + d x^3"""
+    return quadratic(x, a, b, single(d, x) + c)
+
+
+@function
+def quadratic(x, a, b, c):
+    """a + b x + c x^2"""
+    return single(single(c, x) + b, x) + a
+
+
+@function
+def radius(high):
+    shifted = np.int32(np.float32(np.float32(high) + UNIT).view(np.int32) + TO_ROOT)
+    k = np.float32(np.int32(np.int32(shifted >> 23) - EXPONENTS))
+    f = np.int32(np.int32(shifted & MANTISSA) + ROOT_HALF).view(np.float32) - UNIT
+    s = f / (TWO + f)
+    x = single(s, s)
+    square = single(-TWO_LN2, k) - single(single(TWO, s), TWO + single(x, cubic(x, L[0], L[1], L[2], L[3])))
+    return np.float32(math.sqrt(square))
+
+
+@function
+def normals(number):
+    """Two normal values of a number."""
+    low = np.uint32(number & LOW).view(np.int32)
+    r = radius(np.int32(number >> HIGH))
+    r = -r if low & TURNS else r
+    a = single(STEP, np.float32(low))
+    x = single(a, a)
+    sine = a + single(single(a, x), quadratic(x, S[0], S[1], S[2]))
+    cosine = UNIT - single(HALF, x) + single(single(x, x), quadratic(x, C[0], C[1], C[2]))
+    swapped = low & SWAPS
+    return single(r, sine if swapped else cosine), single(r, cosine if swapped else sine)
+
+
+@wide_kernel
+def uniform_values(dtype: Real, n: Integer, key: Bits, low: WideNumber, scale: WideNumber, out: Values):
+    for i in range(first(), n, stride()):
+        from_one = np.uint64(random(key, i) >> SHIFT | WIDE_ONE).view(np.float64)
+        out[i] = dtype(low + double(scale, from_one - 1.0))
+
+
+@wide_kernel
+def normal_values(dtype: Real, n: Integer, key: Bits, mean: WideNumber, std: WideNumber, out: Values):
+    """A thread makes the two values of a number."""
+    for j in range(first(), (n + 1) // 2, stride()):
+        one, other = normals(random(key, j))
+        out[2 * j] = dtype(mean + double(std, np.float64(one)))
+        if 2 * j + 1 < n:
+            out[2 * j + 1] = dtype(mean + double(std, np.float64(other)))
+
+
+def uniform(out, key, low, high):
+    """out (size,)."""
+    launch(uniform_values, out.dtype, blocks(out.size), out.size, key, low, high - low, out)
+
+
+def normal(out, key, mean, std):
+    """out (size,)."""
+    launch(normal_values, out.dtype, blocks((out.size + 1) // 2), out.size, key, mean, std, out)
+
+
+def orthogonal(out, key, gain):
+    """out (rows, columns): gain times orthonormal rows or columns, the shorter."""
+    made = np.empty(out.shape)
+    reference.orthogonal(made, key, gain)
+    out[...] = device.xp.asarray(made, out.dtype)
