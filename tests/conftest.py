@@ -22,6 +22,8 @@ ON_CUDA = {
     "test_prune",
     "test_updater",
 }
+# of these files the tests of kernels alone, not those of trainers
+KERNELS_ON_CUDA = {"test_health"}
 # of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 # and of these, of hundreds of launches, one
@@ -53,8 +55,9 @@ CUDA_RESOURCES = pytest.StashKey()
 
 
 def pytest_generate_tests(metafunc):
-    names = [*BACKENDS]
-    if metafunc.module.__name__ in ON_CUDA and metafunc.function.__name__ not in NEEDS_MORE:
+    names, module = [*BACKENDS], metafunc.module.__name__
+    kernels_alone = module in KERNELS_ON_CUDA and "backend" in metafunc.fixturenames
+    if kernels_alone or (module in ON_CUDA and metafunc.function.__name__ not in NEEDS_MORE):
         names += ["cuda"]
         if not no_gpu():
             names.append(pytest.param("device", marks=pytest.mark.device))

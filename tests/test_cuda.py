@@ -26,6 +26,7 @@ pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 import fastgrad.kernels.cuda
 from fastgrad.kernels.cuda import device
+from fastgrad.kernels.cuda.device import BLOCK
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
 # tests of ops that the simulator runs, with every kernel in at least one
@@ -40,6 +41,8 @@ SIMULATED = [
     "test_prune.py::test_what_is_pruned_stays_and_counts",
     "test_init.py::test_values_have_the_same_bits_on_every_backend_in_both_dtypes[cuda-7]",
     "test_dropout.py::test_it_may_run_in_place_and_nan_stays",
+    "test_health.py::test_what_is_not_finite_is_counted",
+    "test_health.py::test_outputs_of_no_rows_and_of_nan",
 ]
 # all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
 SUMS = {
@@ -240,6 +243,21 @@ def test_norms_are_two_launches_and_read_once(emulated, launches, dtype, rng):
     assert names_of(launches) == ["scale_chunks", "clamp_chunks"]
     for launch in launches:
         assert traffic_of(launch, dtype)[1] == (sum(a.size for a in arrays),) * 2
+
+
+def test_health_reads_each_value_once(emulated, launches, dtype, rng):
+    """Whatever the number of arrays; the joining launches read what the first has left of its chunks."""
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (7, 600), (0, 4))]
+    n = sum(a.size for a in arrays)
+    emulated.array_health(arrays, np.empty((4, 4)))
+    assert names_of(launches) == ["look_at_arrays", "join_arrays"]
+    assert traffic_of(launches[0], dtype)[1] == (n, 0)
+    assert sum(written for _, written in filter(None, launches[0][1])) == 32 * 7
+    launches.clear()
+    emulated.output_health([arrays[0], arrays[2], arrays[3]], np.array([[-1.0, 1, -2, 2]] * 3), np.empty((3, 4)))
+    assert names_of(launches) == ["look_at_outputs", "join_groups", "join_outputs"]
+    # and the first value of each chunk once more, by all threads: caches hold it
+    assert n - 5000 + BLOCK * 4 == traffic_of(launches[0], dtype)[1][0]
 
 
 def test_pruning_reads_once_for_each_digit_and_once_more(emulated, launches, dtype, rng):

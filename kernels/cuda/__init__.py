@@ -4,6 +4,7 @@ from .activation import activation_backward, activation_forward
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
+from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
@@ -13,6 +14,7 @@ from .prune import prune_below, prune_smallest
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "array_health",
     "array_norms",
     "binary_cross_entropy",
     "clamp_arrays",
@@ -25,6 +27,7 @@ __all__ = [
     "mse",
     "normal",
     "orthogonal",
+    "output_health",
     "plain",
     "poisson_nll",
     "prune_below",

@@ -62,6 +62,37 @@ def norm_from(total, largest, p):
     return root(total, p)
 
 
+@function
+def norm_again(shared, x, a, width, tile, column, row, end, p, norm, largest):
+    """A chunk's norms, where a plain sum does not tell them (-1) from values over the largest; for all threads of the block."""
+    if add_down(shared, 1.0 if norm < 0.0 else 0.0, 1) > 0.0:
+        total = 0.0
+        if column < width and norm < 0.0:
+            while row < end:
+                total += power(abs(float64(x[a][row * width + column])) / largest, p)
+                row += BLOCK // tile
+        total = add_down(shared, total, tile)
+        if norm < 0.0:
+            norm = largest * root(total, p)
+    return norm
+
+
+@function
+def joined(shared, chunks, first, count, tile, p, parts):
+    """The norms of some columns from those of `count` chunks (parts), for the threads of each column."""
+    t, largest, begin = cuda.threadIdx.x, 0.0, chunks[first * COLUMNS + PARTS] if count > 0 else 0
+    for chunk in range(t // tile, count, BLOCK // tile):
+        value = parts[begin + chunk * tile + (t & (tile - 1))]
+        largest = value if value > largest or value != value else largest
+    largest = largest_down(shared, largest, tile)
+    plain = largest > 0.0 and largest < math.inf and p < math.inf
+    total = 0.0
+    for chunk in range(t // tile, count, BLOCK // tile):
+        total += power(parts[begin + chunk * tile + (t & (tile - 1))] / largest, p) if plain else 0.0
+    total = add_down(shared, total, tile)
+    return largest * root(total, p) if plain else largest
+
+
 @wide_kernel
 def chunk_norms(dtype: Real, p: WideNumber, chunks: Integers, x: Arrays, parts: Wide, counts: Integers):
     """Norms of each chunk's columns, and how many of its values are not finite."""
@@ -77,15 +108,7 @@ def chunk_norms(dtype: Real, p: WideNumber, chunks: Integers, x: Arrays, parts: 
             row += BLOCK // tile
     total, largest = add_down(shared, total, tile), largest_down(shared, largest, tile)
     norm = norm_from(total, largest, p)
-    if add_down(shared, 1.0 if norm < 0.0 else 0.0, 1) > 0.0:
-        total, row = 0.0, first
-        if column < width and norm < 0.0:
-            while row < end:
-                total += power(abs(float64(x[a][row * width + column])) / largest, p)
-                row += BLOCK // tile
-        total = add_down(shared, total, tile)
-        if norm < 0.0:
-            norm = largest * root(total, p)
+    norm = norm_again(shared, x, a, width, tile, column, first, end, p, norm, largest)
     if cuda.threadIdx.x < tile:
         parts[chunks[cuda.blockIdx.x * COLUMNS + PARTS] + cuda.threadIdx.x] = norm
     bad = add_down(counted, bad, 1)
@@ -108,19 +131,9 @@ def join_norms(
         groups[at + 4],
         groups[at + 5],
     )
-    column, place = t & (tile - 1), t // tile
-    largest, begin = 0.0, chunks[first * COLUMNS + PARTS] if count > 0 else 0
-    for chunk in range(place, count, BLOCK // tile):
-        value = parts[begin + chunk * tile + column]
-        largest = value if value > largest or value != value else largest
-    largest = largest_down(shared, largest, tile)
-    plain = largest > 0.0 and largest < math.inf and p < math.inf
-    total = 0.0
-    for chunk in range(place, count, BLOCK // tile):
-        total += power(parts[begin + chunk * tile + column] / largest, p) if plain else 0.0
-    total = add_down(shared, total, tile)
-    if t < tile and start + column < width:
-        norms[units + start + column] = largest * root(total, p) if plain else largest
+    norm = joined(shared, chunks, first, count, tile, p, parts)
+    if t < tile and start + t < width:
+        norms[units + start + t] = norm
 
 
 @kernel

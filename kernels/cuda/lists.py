@@ -33,15 +33,20 @@ DEPTH = 8
 
 
 class Table:
-    """The chunks (n, COLUMNS) of arrays of these sizes and widths, and the groups (m, 2) of chunks with the same columns of one array."""
+    """The chunks (n, COLUMNS) of arrays of these sizes and widths, and the groups of chunks with the same columns of one array.
+
+    groups (m, 6): first chunk, how many, width, the tile's width, first column, units of arrays before. firsts (arrays + 1,) and
+    group_firsts: where each array's chunks and groups begin.
+    """
 
     def __init__(self, sizes, widths):
-        chunks, groups, firsts = [], [], []
+        chunks, groups, firsts, group_firsts = [], [], [], []
         before = units = parts = 0
         for a, (size, width) in enumerate(zip(sizes, widths, strict=True)):
             rows, tile = size // width, min(1 << (width - 1).bit_length(), BLOCK)
             step = DEPTH * (BLOCK // tile)
             firsts.append(len(chunks))
+            group_firsts.append(len(groups))
             for column in range(0, width, tile):
                 first = len(chunks)
                 for row in range(0, rows, step):
@@ -50,8 +55,9 @@ class Table:
                 groups.append((first, len(chunks) - first, width, tile, column, units))
             before, units = before + size, units + width
         self.count, self.groups_count, self.parts, self.units = len(chunks), len(groups), parts, units
-        self.chunks, self.groups, self.firsts = (
-            device.xp.asarray(np.array(rows, np.int64).reshape(-1)) for rows in (chunks, groups, [*firsts, len(chunks)])
+        tables = chunks, groups, [*firsts, len(chunks)], [*group_firsts, len(groups)]
+        self.chunks, self.groups, self.firsts, self.group_firsts = (
+            device.xp.asarray(np.array(rows, np.int64).reshape(-1)) for rows in tables
         )
 
 

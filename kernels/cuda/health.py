@@ -1,0 +1,190 @@
+"""What gradients, outputs and updates look like, as in kernels/reference/health.py: one pass over all arrays of a list, then launches that
+join what its chunks were told.
+
+Outputs of a chunk are summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is
+lost; chunks are joined about their common mean (Chan, Golub & LeVeque 1983), first those with the same columns, then those groups. What
+updates change is told by optim.py.
+"""
+
+import math
+
+import numpy as np
+from numba import cuda, float64, int64
+
+from . import device
+from .clip import joined, norm_again, norm_from
+from .device import BLOCK, Arrays, Flags, Integers, Real, Values, Wide, function, give, launch, wide_kernel
+from .lists import COLUMNS, END, PARTS, chunk_of, flat, table
+from .reduce import add_down, largest_down
+
+
+@wide_kernel
+def look_at_arrays(dtype: Real, chunks: Integers, x: Arrays, norms: Wide, largest: Wide, counts: Integers):
+    """Of each chunk its norm, the largest magnitude, and counts (chunks, 2) of zeros and of what is not finite."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    a, _, _, _, first, end = chunk_of(chunks, cuda.blockIdx.x)
+    total, most, zeros, bad, row = 0.0, 0.0, 0, 0, first
+    while row < end:
+        value = abs(float64(x[a][row]))
+        most = value if value > most or value != value else most
+        total += value * value
+        zeros += 1 if value == 0.0 else 0
+        bad += 0 if value < math.inf else 1
+        row += BLOCK
+    total, most = add_down(shared, total, 1), largest_down(shared, most, 1)
+    norm = norm_again(shared, x, a, 1, 1, 0, first, end, 2.0, norm_from(total, most, 2.0), most)
+    zeros, bad = add_down(counted, zeros, 1), add_down(counted, bad, 1)
+    if cuda.threadIdx.x == 0:
+        chunk = cuda.blockIdx.x
+        norms[chunk], largest[chunk], counts[2 * chunk], counts[2 * chunk + 1] = norm, most, zeros, bad
+
+
+@wide_kernel
+def join_arrays(
+    dtype: Real, chunks: Integers, firsts: Integers, norms: Wide, largest: Wide, counts: Integers, found: Wide
+):
+    """found (n, 4): a block for each array."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    a, t = cuda.blockIdx.x, cuda.threadIdx.x
+    first, last = firsts[a], firsts[a + 1]
+    norm = joined(shared, chunks, first, last - first, 1, 2.0, norms)
+    most, zeros, bad = 0.0, 0, 0
+    for chunk in range(first + t, last, BLOCK):
+        value = largest[chunk]
+        most = value if value > most or value != value else most
+        zeros += counts[2 * chunk]
+        bad += counts[2 * chunk + 1]
+    most, zeros, bad = largest_down(shared, most, 1), add_down(counted, zeros, 1), add_down(counted, bad, 1)
+    if t == 0:
+        size = chunks[(last - 1) * COLUMNS + END] if last > first else 1
+        found[4 * a], found[4 * a + 1] = norm, most
+        found[4 * a + 2], found[4 * a + 3] = float64(zeros) / float64(size), bad
+
+
+def array_health(arrays, found):
+    """found (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
+    xp, chunks, dtype = device.xp, table(arrays), arrays[0].dtype
+    looks = xp.empty(chunks.count), xp.empty(chunks.count), xp.empty(2 * chunks.count, np.int64)
+    launch(look_at_arrays, dtype, chunks.count, chunks.chunks, flat(arrays), *looks)
+    told = xp.empty((len(arrays), 4))
+    launch(join_arrays, dtype, len(arrays), chunks.chunks, chunks.firsts, *looks, told)
+    give(told, found)
+
+
+# of values: how many, their mean, the sum of squares about it, how many are saturated
+SIZE, MEAN, SQUARE, SATURATED = range(4)
+
+
+@function
+def note(moments, at, size, mean, square, saturated):
+    moments[4 * at + SIZE], moments[4 * at + MEAN] = size, mean
+    moments[4 * at + SQUARE], moments[4 * at + SATURATED] = square, saturated
+
+
+@wide_kernel
+def look_at_outputs(dtype: Real, chunks: Integers, y: Arrays, limits: Values, moments: Wide, alive: Flags):
+    """moments (chunks, 4), and of each chunk's columns whether a value is neither 0 nor flat."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    t = cuda.threadIdx.x
+    a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
+    top, left = row - t // tile, column - (t & (tile - 1))
+    low, high, flat_low, flat_high = limits[4 * a], limits[4 * a + 1], limits[4 * a + 2], limits[4 * a + 3]
+    size, one = float64((end - top) * min(tile, width - left)), float64(y[a][top * width + left])
+    total, square, saturated, lives = 0.0, 0.0, 0, 0
+    if column < width:
+        while row < end:
+            value = y[a][row * width + column]
+            away = float64(value) - one
+            total += away
+            square += away * away
+            saturated += 1 if value <= low or value >= high else 0
+            lives |= 0 if value == dtype(0) or value <= flat_low or value >= flat_high else 1
+            row += BLOCK // tile
+    total, square = add_down(shared, total, 1), add_down(shared, square, 1)
+    saturated, lives = add_down(counted, saturated, 1), add_down(counted, lives, tile)
+    if t < tile:
+        alive[chunks[cuda.blockIdx.x * COLUMNS + PARTS] + t] = 1 if lives > 0 else 0
+    if t == 0:
+        rest = square - total * total / size
+        note(moments, cuda.blockIdx.x, size, one + total / size, 0.0 if rest < 0.0 else rest, saturated)
+
+
+@function
+def join_moments(shared, moments, first, last, joint, at):
+    """To place `at` of joint those of first..last together; there is at least one."""
+    t, origin = cuda.threadIdx.x, moments[4 * first + MEAN]
+    size, shift, square, saturated = 0.0, 0.0, 0.0, 0.0
+    for i in range(first + t, last, BLOCK):
+        size += moments[4 * i + SIZE]
+        shift += moments[4 * i + SIZE] * (moments[4 * i + MEAN] - origin)
+        saturated += moments[4 * i + SATURATED]
+    size, shift, saturated = add_down(shared, size, 1), add_down(shared, shift, 1), add_down(shared, saturated, 1)
+    mean = origin + shift / size
+    for i in range(first + t, last, BLOCK):
+        away = moments[4 * i + MEAN] - mean
+        square += moments[4 * i + SQUARE] + moments[4 * i + SIZE] * away * away
+    square = add_down(shared, square, 1)
+    if t == 0:
+        note(joint, at, size, mean, square, saturated)
+
+
+@wide_kernel
+def join_groups(
+    dtype: Real, chunks: Integers, groups: Integers, moments: Wide, alive: Flags, joint: Wide, dead: Integers
+):
+    """joint (groups, 4), and how many columns of each are dead: a block for each group."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    group, t, lives = cuda.blockIdx.x, cuda.threadIdx.x, 0
+    first, count, width = groups[6 * group], groups[6 * group + 1], groups[6 * group + 2]
+    tile, start = groups[6 * group + 3], groups[6 * group + 4]
+    if count == 0:
+        # of no values
+        if t == 0:
+            note(joint, group, 0.0, math.nan, math.nan, 0.0)
+            dead[group] = 0
+        return
+    join_moments(shared, moments, first, first + count, joint, group)
+    begin, column = chunks[first * COLUMNS + PARTS], t & (tile - 1)
+    for chunk in range(t // tile, count, BLOCK // tile):
+        lives |= alive[begin + chunk * tile + column]
+    lives = add_down(counted, lives, tile)
+    gone = add_down(counted, 1 if t < tile and start + column < width and lives == 0 else 0, 1)
+    if t == 0:
+        dead[group] = gone
+
+
+@wide_kernel
+def join_outputs(
+    dtype: Real, firsts: Integers, groups: Integers, joint: Wide, dead: Integers, whole: Wide, found: Wide,
+):  # fmt: skip
+    """found (n, 4) of outputs: a block for each, which leaves its moments in whole (n, 4)."""
+    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    a, gone = cuda.blockIdx.x, 0
+    first, last = firsts[a], firsts[a + 1]
+    join_moments(shared, joint, first, last, whole, a)
+    for group in range(first + cuda.threadIdx.x, last, BLOCK):
+        gone += dead[group]
+    gone = add_down(counted, gone, 1)
+    if cuda.threadIdx.x == 0:
+        size, mean, spread = whole[4 * a + SIZE], whole[4 * a + MEAN], math.inf
+        if size > 0.0:
+            spread = math.sqrt(whole[4 * a + SQUARE] / size)
+        found[4 * a] = mean if abs(mean) < math.inf else math.nan
+        found[4 * a + 1] = spread if spread < math.inf else math.nan
+        found[4 * a + 2] = whole[4 * a + SATURATED] / size if size > 0.0 else 0.0
+        found[4 * a + 3] = float64(gone) / float64(groups[6 * first + 2])
+
+
+def output_health(outputs, bands, found):
+    """found (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
+    xp, dtype = device.xp, outputs[0].dtype
+    chunks = table(outputs, [max(y.shape[1], 1) for y in outputs])
+    # limits are rounded to what they are compared with
+    limits = xp.asarray(bands).astype(dtype)
+    moments, alive = xp.empty(4 * chunks.count), xp.empty(chunks.parts, np.uint8)
+    joint, dead = xp.empty(4 * chunks.groups_count), xp.empty(chunks.groups_count, np.int64)
+    whole, told = xp.empty(4 * len(outputs)), xp.empty((len(outputs), 4))
+    launch(look_at_outputs, dtype, chunks.count, chunks.chunks, flat(outputs), limits, moments, alive)
+    launch(join_groups, dtype, chunks.groups_count, chunks.chunks, chunks.groups, moments, alive, joint, dead)
+    launch(join_outputs, dtype, len(outputs), chunks.group_firsts, chunks.groups, joint, dead, whole, told)
+    give(told, found)
