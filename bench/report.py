@@ -1,7 +1,6 @@
 """The run's result: a row a workload; tables a kind as Markdown (in the terminal too), a JSON file and a bar chart."""
 
 import json
-import math
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from bench.peers import MODULES, VARIANTS
 
 FASTGRAD, PADDED, WATCHED = "fastgrad", "fastgrad, padded", "fastgrad, watched"
+REACHED = {True: ", yes", False: ", no", None: ""}
 PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "scikit-learn")
 
 
@@ -50,11 +50,11 @@ class Row:
         """Fill in target, figure and reached from the workload's targets: all of them are to be met."""
         if FASTGRAD not in self.costs:
             return self
-        held = []  # (target, figure, reached)
+        held = []  # (target, figure, or None where nothing was measured to hold against it, reached)
         if workload.target_ratio:
-            ratio = self.ratio_to(workload.target_peer or self.best_peer) or 0
+            ratio = self.ratio_to(workload.target_peer or self.best_peer)
             target = f"{workload.target_ratio:g} x {workload.target_peer or 'the best peer'}"
-            held.append((target, f"{ratio:.2f} x", ratio >= workload.target_ratio))
+            held.append((target, ratio and f"{ratio:.2f} x", ratio and ratio >= workload.target_ratio))
         if workload.target_share:
             target = f"{workload.target_share:.0%} of the limit"
             held.append((target, f"{self.share:.0%}", self.share >= workload.target_share))
@@ -63,15 +63,21 @@ class Row:
             target = f"{duration(workload.target_over_limit)} over the limit"
             held.append((target, duration(over), over <= workload.target_over_limit))
         if workload.target_padded:
-            part = 1 / (self.ratio_to(PADDED) or math.nan)
+            ratio = self.ratio_to(PADDED)
+            part = ratio and 1 / ratio
             target = f"{workload.target_padded:g} of the padded time"
-            held.append((target, f"{part:.2f}", part <= workload.target_padded))
+            held.append((target, part and f"{part:.2f}", part and part <= workload.target_padded))
         if workload.target_watched:
-            more = (self.ratio_to(WATCHED) or math.nan) - 1
-            held.append((f"health for {workload.target_watched:.0%}", f"{more:.1%}", more <= workload.target_watched))
+            ratio = self.ratio_to(WATCHED)
+            more = ratio and ratio - 1
+            target = f"health for {workload.target_watched:.0%}"
+            held.append((target, ratio and f"{more:.1%}", ratio and more <= workload.target_watched))
         if held:
             targets, figures, reached = zip(*held, strict=True)
-            self.target, self.figure, self.reached = " and ".join(targets), " and ".join(figures), all(reached)
+            self.target = " and ".join(targets)
+            self.figure = " and ".join(figure or "not measured" for figure in figures)
+            # one that is missed is missed whatever the others are
+            self.reached = False if False in reached else None if None in reached else True
         return self
 
 
@@ -92,7 +98,7 @@ def _cells(row, contenders):
         *(shown(row.costs[name]) if name in row.costs else "-" for name in contenders),
         f"{row.ratio:.2f} ({row.best_peer})" if row.ratio else "-",
         f"{row.share:.0%}" if row.share else "-",
-        f"{row.target}: {row.figure}, {'yes' if row.reached else 'no'}" if row.target else "",
+        f"{row.target}: {row.figure}{REACHED[row.reached]}" if row.target else "",
     ]
 
 

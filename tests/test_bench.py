@@ -160,6 +160,15 @@ def test_memory_is_shown_in_mebibytes():
     assert "2.00 (PyTorch)" in table
 
 
+@pytest.mark.parametrize(
+    ("peers", "shown"), [({}, "2 x the best peer: not measured |"), ({"JAX": 3}, "2 x the best peer: 3.00 x, yes |")]
+)
+def test_a_target_without_its_peer_is_not_missed(peers, shown):
+    row = Row("step", "", {FASTGRAD: 1} | peers).hold_against(Targets(target_ratio=2))
+    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
+    assert shown in markdown([row], machine | {"processor": "", "threads": 1, "versions": {}})
+
+
 def small(lstm):
     """Sizes at which every row of the LSTM's benchmarks takes no time."""
     sizes = {"batch": min(lstm.batch, 3), "steps": 7, "n_in": 5, "hidden": 6, "dtype": "float64"}
@@ -167,7 +176,8 @@ def small(lstm):
 
 
 @pytest.mark.parametrize(
-    ("padded", "ratio", "reached"), [(1.6, 3, True), (1.6, 5, False), (1.2, 3, False), (None, 3, False)]
+    ("padded", "ratio", "reached"),
+    [(1.6, 3, True), (1.6, 5, False), (1.2, 3, False), (None, 3, None), (None, 5, False)],
 )
 def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
     seconds = {FASTGRAD: 1, "PyTorch": 4, "JAX": 2} | ({PADDED: padded} if padded else {})
@@ -177,7 +187,7 @@ def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
     assert row.best_peer == "JAX"  # fastgrad itself, padded, is none
 
 
-@pytest.mark.parametrize(("watched", "reached"), [(1.02, True), (1.04, False), (None, False)])
+@pytest.mark.parametrize(("watched", "reached"), [(1.02, True), (1.04, False), (None, None)])
 def test_health_is_held_against_the_step_without_it(watched, reached):
     row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({WATCHED: watched} if watched else {}))
     row.hold_against(Targets(target_watched=0.03))
