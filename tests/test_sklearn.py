@@ -184,6 +184,27 @@ def test_a_class_that_a_batch_lacks_is_a_class():
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+@pytest.mark.parametrize("kind", ["int64", "uint8", "few rows", "two"])
+def test_class_numbers_in_an_array_are_the_classes_that_scikit_learn_finds_in_a_list(kind):
+    x, y = classes()
+    x, y = (x[:15], y[:15]) if kind == "few rows" else (x, y)
+    y = 7 - (y > 4) if kind == "two" else (2 * y + 3).astype("uint8" if kind == "uint8" else "int64")
+    _, ours = pair("MLPClassifier")
+    other = clone(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours.fit(x, y)
+        other.fit(x, y.tolist())
+    assert ours.classes_.dtype == y.dtype
+    np.testing.assert_array_equal(ours.classes_, other.classes_)
+    np.testing.assert_array_equal(ours.predict(x), other.predict(x))
+    np.testing.assert_array_equal(ours.coefs_[0], other.coefs_[0])
+    found, expected = vars(ours._label_binarizer), vars(other._label_binarizer)
+    assert list(found.pop("classes_")) == list(expected.pop("classes_"))
+    assert found == expected
+    assert clone(ours).set_params(warm_start=True).fit(x, y).partial_fit(x, y).t_ == (ours.max_iter + 1) * len(x)
+
+
 def test_a_warm_start_begins_where_training_ended(solver):
     x, y = classes()
     theirs, ours = pair("MLPClassifier", solver=solver, warm_start=True, max_iter=3)

@@ -20,8 +20,9 @@ class Descent:
         else:
             self.schedule = AdamOptimizer([], e.learning_rate_init, e.beta_1, e.beta_2, e.epsilon)
         self.updates, self.rate = 0, self.schedule.learning_rate
-        rows = self._optimizer(problem).state_rows
-        self.state = np.zeros((rows, problem.chain.params.size), problem.chain.dtype)  # (S, P)
+        self.optimizer = self._optimizer(problem)
+        size = self.optimizer.state_rows, problem.chain.params.size
+        self.state = np.zeros(size, problem.chain.dtype)  # (S, P)
 
     def epoch(self, problem: Problem, order: np.ndarray, batch_size: int) -> tuple[int, int, np.ndarray]:
         """See Problem.epoch."""
@@ -29,8 +30,8 @@ class Descent:
         if rate != self.rate:
             # scikit-learn's velocity has the rates in it that it was made with
             self.state *= self.rate / rate
-            self.rate = rate
-        found = problem.epoch(order, batch_size, self._optimizer(problem), self.state, self.updates)
+            self.rate, self.optimizer = rate, self._optimizer(problem)
+        found = problem.epoch(order, batch_size, self.optimizer, self.state, self.updates)
         self.updates += found[1]
         return found
 

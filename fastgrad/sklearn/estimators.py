@@ -14,6 +14,7 @@ from sklearn import neural_network
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import validate_data
 
 from fastgrad.dense import dense_chain
@@ -146,6 +147,23 @@ class Fast:
 
 class MLPClassifier(Fast, neural_network.MLPClassifier):
     """sklearn.neural_network.MLPClassifier, many times as fast; see there for parameters and attributes."""
+
+    def _validate_input(self: Any, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, np.ndarray]:
+        """X and one-hot labels, as bool: of class numbers in an array without scikit-learn's search for what kind of labels they are,
+        which takes longer than some fits' epochs.
+        """
+        expected = hasattr(self, "classes_") and (self.warm_start or incremental)
+        if not expected and type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "iu":
+            classes, numbers = np.unique(y, return_inverse=True)
+            # of others scikit-learn has something to say
+            if 2 < len(classes) <= len(y) / 2:
+                kinds = {"accept_sparse": ["csr", "csc"], "dtype": (np.float64, np.float32)}
+                X, _ = validate_data(self, X, y, **kinds, reset=reset)
+                binarizer = self._label_binarizer = LabelBinarizer()
+                binarizer.classes_, binarizer.y_type_, binarizer.sparse_input_ = classes, "multiclass", False
+                self.classes_ = classes
+                return X, numbers[:, None] == np.arange(len(classes))
+        return super()._validate_input(X, y, incremental, reset)
 
 
 class MLPRegressor(Fast, neural_network.MLPRegressor):

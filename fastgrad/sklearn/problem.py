@@ -54,9 +54,8 @@ class Problem:
         self.x = x
         self.target = y.argmax(axis=1) if self.link.loss == "cross_entropy" else np.ascontiguousarray(y, x.dtype)
         self.row_weights = None if sample_weight is None else np.ascontiguousarray(sample_weight, x.dtype)
-        # of each row, what scikit-learn's loss has that no weight changes: it is a deviance, 0 at the best rates
-        logs = xlogy(y, y) - y if self.link.loss == "poisson_nll" else np.zeros(y.shape)
-        self.constant = logs.sum(axis=1)
+        # of each row, what scikit-learn's loss has that no weight changes: of rates it is a deviance, 0 at the best
+        self.constant = (xlogy(y, y) - y).sum(axis=1) if self.link.loss == "poisson_nll" else None
         hidden, output = ACTIVATIONS[estimator.activation], ACTIVATIONS[estimator.out_activation_]
         sizes = [x.shape[1], *(len(b) for b in estimator.intercepts_)]
         self.chain = DenseChain(sizes, hidden, output, init="zeros", dtype=x.dtype)
@@ -76,19 +75,26 @@ class Problem:
         """Updates on batches by `order`, after so many others: (status, batches done, scikit-learn's loss of each)."""
         starts = np.arange(0, len(order), batch_size)
         chain, hyper, record = self.chain, optimizer.hyper, np.zeros((len(starts), 3))
-        alpha = float(self.estimator.alpha)
         work = empty((names.workspace_size(chain.sizes, batch_size),), chain.dtype)
         net = chain.table, chain.activation_parameters, names.LOSSES[self.link.loss], chain.params, chain.grads, work
         settings = optimizer.code, state, hyper, np.inf, None, None, updates
-        rates, l2 = np.full(len(starts), hyper[0]), alpha / self.link.gradient_factor
+        rates, l2 = np.full(len(starts), hyper[0]), float(self.estimator.alpha) / self.link.gradient_factor
         status, done = kernels().dense_chain_epoch(
             self.x, self.target, order, batch_size, rates, *net, *settings, record, self.row_weights, l2
         )
+        losses = self.link.loss_factor * record[:, 0] + self._rest(order, starts, record[:, 2])
+        return status, int(done), losses
+
+    def _rest(self, order: np.ndarray, starts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        """What scikit-learn's loss of each batch has beside ours: the penalty, from all weights' squares, and what no weight changes."""
+        rest = float(self.estimator.alpha) / 2 * squares
+        if self.row_weights is None and self.constant is None:
+            return rest / np.diff(starts, append=len(order))
         rows = np.ones(len(order)) if self.row_weights is None else self.row_weights[order]
         weights = np.add.reduceat(rows, starts, dtype=np.float64)
-        extra = alpha / 2 * record[:, 2] + np.add.reduceat(rows * self.constant[order], starts, dtype=np.float64)
-        extra = np.divide(extra, weights, out=np.zeros(len(starts)), where=weights != 0)
-        return status, int(done), self.link.loss_factor * record[:, 0] + extra
+        if self.constant is not None:
+            rest += np.add.reduceat(rows * self.constant[order], starts, dtype=np.float64)
+        return np.divide(rest, weights, out=np.zeros(len(starts)), where=weights != 0)
 
     def gradient(self) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
         """scikit-learn's loss of all data, and its gradients by coefs_ and by intercepts_, at the estimator's weights."""
