@@ -75,7 +75,13 @@ class Simulator:
     def _flat(self, value):
         if isinstance(value, list):
             return tuple(a.reshape(-1) for a in value)
-        return value.reshape(-1) if isinstance(value, np.ndarray) else value
+        if not isinstance(value, np.ndarray):
+            return value
+        if value.flags.c_contiguous:
+            return value.reshape(-1)
+        # rows that lie apart, with what is between them
+        last = sum((n - 1) * stride for n, stride in zip(value.shape, value.strides, strict=True)) // value.itemsize
+        return np.lib.stride_tricks.as_strided(value, (last + 1,), (value.itemsize,))
 
 
 class OnDevice:

@@ -17,15 +17,17 @@ from chains import backward, forward, random_chain
 from conftest import CUDA_RESOURCES
 from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS
+from lstms import random_lstm
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad import gpu
+from fastgrad.rows import sequences
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 import fastgrad.kernels.cuda
-from fastgrad.kernels.cuda import device
+from fastgrad.kernels.cuda import device, rows
 from fastgrad.kernels.cuda.device import BLOCK
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
@@ -43,6 +45,8 @@ SIMULATED = [
     "test_dropout.py::test_it_may_run_in_place_and_nan_stays",
     "test_health.py::test_what_is_not_finite_is_counted",
     "test_health.py::test_outputs_of_no_rows_and_of_nan",
+    "test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
+    "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
 ]
 # all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
 SUMS = {
@@ -301,6 +305,148 @@ def test_initial_weights_and_dropout_are_one_launch(emulated, launches, dtype, r
     assert dropout == [(VALUES, 0), (0, VALUES)]
 
 
+class LSTMCall:
+    """The arguments of the LSTM's kernels for a problem of lstms.py, with NaN in what they write."""
+
+    def __init__(self, problem, dtype, accumulate=False, apart=0, squared=False):
+        p = self.problem = problem.map(lambda a: a.astype(dtype))
+        self.batch = sequences("lstm", p.x.shape[:2], p.lengths)
+        hidden, columns, rows = p.c_0.shape[1], p.h_0.shape[1], int(self.batch.offsets[-1])
+        self.xs, self.dh = self._rows(p.x, 0), self._rows(p.dy, apart)
+        self.gates, self.c, self.tanh_c = (np.full((rows, k * hidden), np.nan, dtype) for k in (4, 1, 1))
+        # one direction of two has its rows apart
+        self.h = np.full((rows, columns + apart), np.nan, dtype)[:, :columns]
+        self.ends = [np.full_like(a, np.nan) for a in (p.h_0, p.c_0)]
+        self.dxs, self.starts = np.full_like(self.xs, np.nan), [np.full_like(a, np.nan) for a in self.ends]
+        self.squares = np.full(rows, np.nan) if squared else None
+        self.accumulate = accumulate
+        start = 3.0 if accumulate else np.nan
+        self.weights = [getattr(p, name) for name in ("w_ih", "w_hh", "b", "peephole", "w_proj")]
+        self.gradients = [None if w is None else np.full_like(w, start) for w in self.weights]
+
+    def _rows(self, x, apart):
+        rows = np.full((self.batch.offsets[-1], x.shape[2] + apart), np.nan, x.dtype)[:, : x.shape[2]]
+        reference.gather_rows(x, self.batch.order, self.batch.offsets, rows)
+        return rows
+
+    def forward(self, kernels):
+        p, batch = self.problem, self.batch
+        states = p.h_0, p.c_0, batch.order, batch.offsets, p.reverse
+        kernels.lstm_forward(self.xs, *self.weights, *states, self.gates, self.c, self.tanh_c, self.h, *self.ends)
+
+    def backward(self, kernels, in_place=False):
+        p, batch = self.problem, self.batch
+        w_ih, w_hh, _, *others = self.weights
+        self.dz = self.gates if in_place else np.full_like(self.gates, np.nan)
+        kernels.lstm_backward(
+            self.dh, p.dh_n, p.dc_n, self.xs, w_ih, w_hh, *others, p.h_0, p.c_0, batch.order, batch.offsets, p.reverse,
+            self.gates, self.c, self.tanh_c, self.h, self.dz, self.dxs, *self.gradients, *self.starts, self.squares,
+            self.accumulate,
+        )  # fmt: skip
+
+    def results(self):
+        """What has been written, but squares."""
+        gradients = [a for a in self.gradients if a is not None]
+        return [self.c, self.tanh_c, self.h, *self.ends, self.dz, self.dxs, *gradients, *self.starts]
+
+
+LSTMS = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "peephole": {"peephole": True, "lengths": "random"},
+    "projection": {"projected": 5},
+    "all": {"peephole": True, "projected": 5, "lengths": "random"},
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("options", LSTMS)
+def test_an_lstm_on_cuda_is_the_reference(emulated, dtype, rng, options, reverse):
+    """With dz in place of the gates, gradients that are added to, rows that lie apart and the norms of steps where it runs backwards."""
+    problem = random_lstm(rng, 7, 4, 3, 9, reverse=reverse, **LSTMS[options])
+    assert_lstm_is_the_reference(emulated, problem, dtype, reverse)
+
+
+def assert_lstm_is_the_reference(emulated, problem, dtype, hard):
+    calls = []
+    for kernels, kind in ((emulated, dtype), (reference, np.dtype(np.float64))):
+        call = LSTMCall(problem, kind, accumulate=hard, apart=2 * hard, squared=hard)
+        call.forward(kernels)
+        call.backward(kernels, in_place=hard)
+        calls.append(call)
+    ours, exact = calls
+    for found, expected in zip(ours.results(), exact.results(), strict=True):
+        assert_close("lstm", found, expected, size=np.abs(expected).max(), terms=4)
+    if hard:
+        assert_close("lstm", ours.squares.astype(dtype), exact.squares, terms=9)
+
+
+def test_an_lstm_in_fewer_blocks_than_values_and_steps(emulated, dtype, rng, monkeypatch):
+    """So that threads take several; and wider than a block, with more rows than one adds up."""
+    monkeypatch.setattr(device, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(rows, "MOST_STEPS", 1)
+    problem = random_lstm(rng, 9, 3, 2, 300, lengths=rng.integers(2, 4, 9), peephole=True)
+    assert_lstm_is_the_reference(emulated, problem, dtype, True)
+
+
+@pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_a_step_of_an_lstm_is_one_launch_and_one_gemm(emulated, launches, emulator, rng, options, lengths):
+    """With a projection one of each more."""
+    problem = random_lstm(rng, 7, 6, 3, 9, **{**LSTMS[options], "lengths": lengths})
+    call = LSTMCall(problem, np.dtype("float32"))
+    call.forward(emulated)
+    projects = options == "all"
+    assert names_of(launches) == ["lstm_cells", *["lstm_outputs"] * projects] * 6
+    # and one of all steps, with w_ih
+    assert emulator.xp.products == 6 * (1 + projects) + 1
+    launches.clear()
+    emulator.xp.products = 0
+    call.backward(emulated)
+    step, sums = [*["lstm_upstreams"] * projects, "lstm_slopes"], ["sum_slopes", *["add_rows"] * (1 + projects)]
+    # h, and for peepholes c, of the steps before
+    assert names_of(launches) == [*step * 6, *["rows_before"] * (1 + projects), *sums]
+    # and dx and the gradients of the matrices
+    assert emulator.xp.products == 6 * (1 + projects) + 3 + projects
+
+
+def test_a_step_of_an_lstm_reads_and_writes_each_value_once(emulated, launches, dtype, rng):
+    n, hidden, steps = 40, 33, 3
+    call, m = LSTMCall(random_lstm(rng, n, steps, 5, hidden), dtype), n * hidden
+    call.forward(emulated)
+    for launch in launches:
+        _, z, b, gates, state_c, c, tanh_c, r, h = traffic_of(launch, dtype)
+        # the bias once for each sequence: caches hold it
+        assert (z, b, gates, state_c) == ((4 * m, 0), (4 * m, 0), (4 * m, 4 * m), (m, m))
+        assert c == tanh_c == r == h == (0, m)
+    launches.clear()
+    call.backward(emulated)
+    *slopes, h_before, sums, added = launches
+    for step, launch in enumerate(slopes):
+        _, _, dh, from_after, dh_n, gates, tanh_c, c, c_0, state_dc, dz = traffic_of(launch, dtype)
+        assert (dh, gates, tanh_c, state_dc, dz) == ((m, 0), (4 * m, 0), (m, 0), (m, m), (0, 4 * m))
+        assert (from_after, dh_n) == (((0, 0), (m, 0)) if step == 0 else ((m, 0), (0, 0)))
+        assert (c, c_0) == (((0, 0), (m, 0)) if step == steps - 1 else ((m, 0), (0, 0)))
+    assert traffic_of(h_before, dtype)[2:] == [(m * (steps - 1), 0), (m, 0), (0, m * steps)]
+    dz, _, parts = traffic_of(sums, dtype)
+    assert dz == (4 * m * steps, 0)
+    assert 0 < parts[1] <= m
+    assert traffic_of(added, dtype) == [(parts[1], 0), (0, 4 * hidden)]
+
+
+def test_gathering_and_scattering_rows_is_one_launch_and_reads_once(emulated, launches, dtype, rng):
+    batch, x = sequences("rows", (9, 6), rng.integers(0, 7, 9)), rng.standard_normal((9, 6, 5)).astype(dtype)
+    steps, found, expected = (unwritten(shape, dtype) for shape in ((batch.offsets[-1], 5), x.shape, x.shape))
+    emulated.gather_rows(x, batch.order, batch.offsets, steps)
+    emulated.scatter_rows(steps, batch.order, batch.offsets, found)
+    assert names_of(launches) == ["gather_steps", "scatter_steps"]
+    gathered, scattered = (traffic_of(launch, dtype)[2:] for launch in launches)
+    assert gathered == [(steps.size, 0), (0, steps.size)]
+    assert scattered == [(steps.size, 0), (0, x.size)]
+    reference.scatter_rows(steps, batch.order, batch.offsets, expected)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_no_launch_for_nothing(emulated, launches):
     empty = np.empty((0, 3), np.float32)
     emulated.activation_forward(empty, empty.copy(), ACTIVATIONS["tanh"])
@@ -339,6 +485,7 @@ def test_a_good_gpu_is_taken(monkeypatch, capability):
 
 def test_kernels_that_are_not_all_there_are_not_taken(monkeypatch):
     monkeypatch.setattr(gpu, "missing", lambda: "")
+    monkeypatch.setattr(fastgrad.kernels.cuda, "__all__", [])
     with pytest.raises(
         fg.BackendError, match=r'the backend "cuda" cannot run here: this version has no .*lstm_forward'
     ):

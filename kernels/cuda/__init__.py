@@ -8,8 +8,11 @@ from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .prune import prune_below, prune_smallest
+from .rows import gather_rows, scatter_rows
+from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -20,10 +23,15 @@ __all__ = [
     "clamp_arrays",
     "cross_entropy",
     "dense_chain_backward",
+    "dense_chain_epoch",
     "dense_chain_forward",
     "dense_chain_infer",
+    "dense_chain_step",
     "dropout",
+    "gather_rows",
     "joint_norm",
+    "lstm_backward",
+    "lstm_forward",
     "mse",
     "normal",
     "orthogonal",
@@ -33,6 +41,7 @@ __all__ = [
     "prune_below",
     "prune_smallest",
     "scale_arrays",
+    "scatter_rows",
     "uniform",
     "update_arrays",
 ]

@@ -1,0 +1,372 @@
+"""LSTM over whole sequences, as in kernels/reference/lstm.py, which has the formulas.
+
+What has no order in time is done outside of the loop over steps, as GEMMs over all steps at once: the input's part of z before it, the
+gradients of the input and of the weights after it. A step is one GEMM, with w_hh over all sequences, and one launch, of a thread for each
+unit of each sequence: forward it makes gates, cell and output of both parts of z, backward dz of what comes from above and from the step
+after. With a projection a step is one GEMM and one launch more.
+
+How many sequences a step has is read by kernels alone, as in rows.py: the GEMMs of ragged sequences have the rows of all of them, and
+those that are not under way come out as nobody reads them. Backward these are read from a room of one step; full sequences, which the
+shapes tell, have a step's rows of dz at a known place, and no room.
+"""
+
+import contextlib
+import math
+
+from numba import cuda, float64
+
+from ..reference.lstm import steps
+from . import device
+from .activation import sigmoid
+from .device import (
+    BLOCK,
+    Integer,
+    Integers,
+    Real,
+    Values,
+    Wide,
+    blocks,
+    first,
+    function,
+    give,
+    kernel,
+    launch,
+    stride,
+    wide_kernel,
+)
+from .reduce import add_across, add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
+from .rows import on_device, step_blocks, under_way
+
+# what there is: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h; a room
+# of one step; the whole dL/dh to keep; dL/dr, of a projection
+BIAS, PEEPHOLE, KEEP, OUTPUT, UPSTREAM, END, ROOM, WHOLE, PROJECTED = (1 << bit for bit in range(9))
+
+
+@kernel
+def lstm_cells(
+    dtype: Real, t: Integer, hidden: Integer, h_row: Integer, options: Integer, offsets: Integers,
+    z: Values, b: Values, peephole: Values, gates: Values, state_c: Values, c: Values, tanh_c: Values, r: Values, h: Values,
+):  # fmt: skip
+    """The gates of both parts of z: that of x, which is in their place, and that of h (N, 4H). The new state_c and r = o tanh c (N, H)."""
+    row = offsets[t]
+    for i in range(first(), (offsets[t + 1] - row) * hidden, stride()):
+        p = i // hidden
+        j = i - p * hidden
+        to, at, c_before = (row + p) * 4 * hidden + j, p * 4 * hidden + j, state_c[i]
+        z_i, z_f = gates[to], gates[to + hidden]
+        z_g, z_o = gates[to + 2 * hidden], gates[to + 3 * hidden]
+        if options & BIAS:
+            z_i += b[j]
+            z_f += b[hidden + j]
+            z_g += b[2 * hidden + j]
+            z_o += b[3 * hidden + j]
+        z_i += z[at]
+        z_f += z[at + hidden]
+        z_g += z[at + 2 * hidden]
+        z_o += z[at + 3 * hidden]
+        if options & PEEPHOLE:
+            z_i += peephole[j] * c_before
+            z_f += peephole[hidden + j] * c_before
+        in_gate, forget, g = sigmoid(z_i), sigmoid(z_f), math.tanh(z_g)
+        cell = forget * c_before + in_gate * g
+        if options & PEEPHOLE:
+            z_o += peephole[2 * hidden + j] * cell
+        o, squashed = sigmoid(z_o), math.tanh(cell)
+        gates[to], gates[to + hidden] = in_gate, forget
+        gates[to + 2 * hidden], gates[to + 3 * hidden] = g, o
+        state_c[i], r[i] = cell, o * squashed
+        if options & KEEP:
+            c[row * hidden + i], tanh_c[row * hidden + i] = cell, squashed
+        if options & OUTPUT:
+            h[(row + p) * h_row + j] = o * squashed
+
+
+@kernel
+def lstm_outputs(
+    dtype: Real, t: Integer, columns: Integer, h_row: Integer, offsets: Integers, projected: Values, state_h: Values, h: Values
+):  # fmt: skip
+    """state_h (N, P) and h, of the sequences under way: what a projection has made of r."""
+    row = offsets[t]
+    for i in range(first(), (offsets[t + 1] - row) * columns, stride()):
+        p = i // columns
+        value = projected[i]
+        state_h[i], h[(row + p) * h_row + i - p * columns] = value, value
+
+
+@function
+def before(offsets, steps, t, p, j, columns, row, values, order, start):
+    """A sequence's value of step t, or where it has none of its start."""
+    if p < under_way(offsets, steps, t):
+        return values[(offsets[t] + p) * row + j]
+    return start[order[p] * columns + j]
+
+
+@function
+def whole_slope(dtype, t, steps, after, p, j, columns, dh_row, options, order, offsets, dh, from_after, dh_n):
+    """A value of the whole dL/dh_t: what the step after has of it, or the end of a sequence that has none, and what comes from above."""
+    total = dtype(0)
+    if p < under_way(offsets, steps, after):
+        total = from_after[p * columns + j]
+    elif options & END:
+        total = dh_n[order[p] * columns + j]
+    if options & UPSTREAM:
+        total += dh[(offsets[t] + p) * dh_row + j]
+    return total
+
+
+@kernel
+def lstm_upstreams(
+    dtype: Real, t: Integer, steps: Integer, after: Integer, columns: Integer, dh_row: Integer, options: Integer,
+    order: Integers, offsets: Integers, dh: Values, from_after: Values, dh_n: Values, whole: Values, room: Values,
+):  # fmt: skip
+    """The whole dL/dh_t (R, P), for a projection, and in the room (N, P)."""
+    row = offsets[t]
+    for i in range(first(), (offsets[t + 1] - row) * columns, stride()):
+        p = i // columns
+        j = i - p * columns
+        value = whole_slope(
+            dtype, t, steps, after, p, j, columns, dh_row, options, order, offsets, dh, from_after, dh_n
+        )
+        whole[row * columns + i] = value
+        if options & ROOM:
+            room[i] = value
+
+
+@kernel
+def lstm_slopes(
+    dtype: Real, t: Integer, steps: Integer, after: Integer, hidden: Integer, dh_row: Integer, options: Integer,
+    order: Integers, offsets: Integers, dh: Values, from_after: Values, dh_n: Values, gates: Values, tanh_c: Values, c: Values,
+    c_0: Values, peephole: Values, state_dc: Values, dz: Values, room: Values, whole: Values, r: Values,
+):  # fmt: skip
+    """dz (R, 4H), which may be gates, and in the room (N, 4H), and state_dc (N, H) of the step before.
+
+    from_after is dL/dh_t of the step after (N, H), or with a projection dL/dr (N, H), which leaves r (R, H) = o tanh c.
+    """
+    row, one = offsets[t], dtype(1)
+    for i in range(first(), (offsets[t + 1] - row) * hidden, stride()):
+        p = i // hidden
+        j = i - p * hidden
+        at, to, place = (row + p) * 4 * hidden + j, p * 4 * hidden + j, row * hidden + i
+        in_gate, forget, g, o = gates[at], gates[at + hidden], gates[at + 2 * hidden], gates[at + 3 * hidden]
+        squashed, c_before = tanh_c[place], before(offsets, steps, 2 * t - after, p, j, hidden, hidden, c, order, c_0)
+        if options & PROJECTED:
+            dr = from_after[i]
+            r[place] = o * squashed
+        else:
+            dr = whole_slope(
+                dtype, t, steps, after, p, j, hidden, dh_row, options, order, offsets, dh, from_after, dh_n
+            )
+            if options & WHOLE:
+                whole[place] = dr
+        dz_o = dr * squashed * o * (one - o)
+        dc = state_dc[i] + dr * o * (one - squashed * squashed)
+        if options & PEEPHOLE:
+            dc += peephole[2 * hidden + j] * dz_o
+        dz_i, dz_f, dz_g = (
+            dc * g * in_gate * (one - in_gate),
+            dc * c_before * forget * (one - forget),
+            dc * in_gate * (one - g * g),
+        )
+        dc *= forget
+        if options & PEEPHOLE:
+            dc += peephole[j] * dz_i + peephole[hidden + j] * dz_f
+        state_dc[i] = dc
+        dz[at], dz[at + hidden], dz[at + 2 * hidden], dz[at + 3 * hidden] = dz_i, dz_f, dz_g, dz_o
+        if options & ROOM:
+            room[to], room[to + hidden], room[to + 2 * hidden], room[to + 3 * hidden] = dz_i, dz_f, dz_g, dz_o
+
+
+@kernel
+def rows_before(
+    dtype: Real, steps: Integer, way: Integer, columns: Integer, row: Integer,
+    order: Integers, offsets: Integers, values: Values, start: Values, found: Values,
+):  # fmt: skip
+    """found (R, .): of each step the row of the step before it, or of the start."""
+    for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
+        for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
+            p = i // columns
+            j = i - p * columns
+            found[offsets[t] * columns + i] = before(offsets, steps, t - way, p, j, columns, row, values, order, start)
+
+
+@function
+def leave_down(shared, value, width, parts, at, inside):
+    """The sum over a tile's rows to its place in parts, of columns inside of the matrix."""
+    total = add_down(shared, value, width)
+    if cuda.threadIdx.x < width and inside:
+        parts[at] = total
+
+
+@kernel
+def sum_slopes(
+    dtype: Real, rows: Integer, hidden: Integer, width: Integer, options: Integer,
+    dz: Values, c_before: Values, c: Values, bias_parts: Values, peephole_parts: Values,
+):  # fmt: skip
+    """The sums of a block's rows for the bias (blocks, 4H) and the peepholes (blocks, 3H)."""
+    shared = cuda.shared.array(BLOCK, dtype)
+    column = tile_column(width)
+    inside = column < hidden
+    b_i = b_f = b_g = b_o = p_i = p_f = p_o = dtype(0)
+    for row in range(tile_row(width), row_limit(width, rows) if inside else 0, BLOCK // width):
+        at, place = row * 4 * hidden + column, row * hidden + column
+        dz_i, dz_f, dz_o = dz[at], dz[at + hidden], dz[at + 3 * hidden]
+        b_i, b_f, b_o = b_i + dz_i, b_f + dz_f, b_o + dz_o
+        if options & BIAS:
+            b_g += dz[at + 2 * hidden]
+        if options & PEEPHOLE:
+            c_start = c_before[place]
+            p_i, p_f, p_o = p_i + dz_i * c_start, p_f + dz_f * c_start, p_o + dz_o * c[place]
+    if options & BIAS:
+        at = cuda.blockIdx.x * 4 * hidden + column
+        leave_down(shared, b_i, width, bias_parts, at, inside)
+        leave_down(shared, b_f, width, bias_parts, at + hidden, inside)
+        leave_down(shared, b_g, width, bias_parts, at + 2 * hidden, inside)
+        leave_down(shared, b_o, width, bias_parts, at + 3 * hidden, inside)
+    if options & PEEPHOLE:
+        at = cuda.blockIdx.x * 3 * hidden + column
+        leave_down(shared, p_i, width, peephole_parts, at, inside)
+        leave_down(shared, p_f, width, peephole_parts, at + hidden, inside)
+        leave_down(shared, p_o, width, peephole_parts, at + 2 * hidden, inside)
+
+
+@wide_kernel
+def square_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, values: Values, squares: Wide):
+    """The sum of squares of each row, by `width` threads side by side."""
+    shared, total = cuda.shared.array(BLOCK, float64), 0.0
+    lane = cuda.threadIdx.x & (width - 1)
+    row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    for column in range(lane, columns if row < rows else 0, width):
+        value = float64(values[row * columns + column])
+        total += value * value
+    total = add_across(shared, total, width)
+    if lane == 0 and row < rows:
+        squares[row] = total
+
+
+def lstm_forward(
+    xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
+):  # fmt: skip
+    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
+    xp, matmul, dtype = device.xp, device.xp.matmul, xs.dtype
+    (n, hidden), columns = c_0.shape, h_0.shape[1]
+    order, offsets = on_device(order, offsets)
+    state_h, state_c, z = h_0[order], c_0[order], xp.empty((n, 4 * hidden), dtype)
+    projects = w_proj is not None
+    r = xp.empty((n, hidden), dtype) if projects else state_h
+    projected = xp.empty((n, columns), dtype) if projects else None
+    options = (
+        BIAS * (b is not None) + PEEPHOLE * (peephole is not None) + KEEP * (c is not None) + OUTPUT * (not projects)
+    )
+    matmul(xs, w_ih, out=gates)
+    for t in steps(offsets, reverse):
+        matmul(state_h, w_hh, out=z)
+        arrays = offsets, z, b, peephole, gates, state_c, c, tanh_c, r, h
+        launch(lstm_cells, dtype, blocks(n * hidden), t, hidden, row_of(h), options, *arrays)
+        if projects:
+            matmul(r, w_proj, out=projected)
+            launch(lstm_outputs, dtype, blocks(n * columns), t, columns, row_of(h), offsets, projected, state_h, h)
+    h_n[order], c_n[order] = state_h, state_c
+
+
+def lstm_backward(
+    dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
+    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate,
+):  # fmt: skip
+    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients.
+
+    dz (R, 4H) is room, and may be gates. The gradients of the weights, dw_ih to dw_proj, None where the forward had none, are added to
+    what they hold if `accumulate`, and overwritten if not. dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t,
+    may be None.
+    """
+    xp, matmul, dtype, (rows, columns) = device.xp, device.xp.matmul, xs.dtype, h.shape
+    hidden, peeps, projects = c_0.shape[1], peephole is not None, w_proj is not None
+    order, offsets = on_device(order, offsets)
+    whole = xp.empty((rows, columns), dtype) if projects or squares is not None else None
+    r = xp.empty((rows, hidden), dtype) if projects else None
+    differentiate_steps(
+        dh, dh_n, dc_n, w_hh, peephole, w_proj, c_0, order, offsets, reverse, gates, c, tanh_c, dz, dh_0, dc_0, whole, r
+    )
+    if dxs is not None:
+        matmul(dz, w_ih.T, out=dxs)
+    h_before = earlier(h, h_0, order, offsets, reverse)
+    c_before = earlier(c, c_0, order, offsets, reverse) if peeps else None
+    sums = sums_of(dz, c_before, c, db is not None)
+    products = [(dw_ih, xs, dz), (dw_hh, h_before, dz), (dw_proj, r, whole)]
+    for gradient, a, slopes in products[: 2 + projects]:
+        with added(gradient, accumulate) as out:
+            matmul(a.T, slopes, out=out)
+    for gradient, parts in zip((db, dpeephole), sums, strict=True):
+        if gradient is not None:
+            with added(gradient, accumulate) as out:
+                sum_rows(parts, out.reshape(-1))
+    if squares is not None:
+        found, width = xp.empty(rows), tile_width(columns)
+        launch(square_rows, dtype, -(-rows // (BLOCK // width)), rows, columns, width, whole, found)
+        give(found, squares)
+
+
+def differentiate_steps(
+    dh, dh_n, dc_n, w_hh, peephole, w_proj, c_0, order, offsets, reverse, gates, c, tanh_c, dz, dh_0, dc_0, whole, r
+):  # fmt: skip
+    """dz, dh_0 and dc_0, through all steps; with a projection whole (R, P) = dL/dh and r (R, H) too, else whole may be None."""
+    xp, matmul, dtype = device.xp, device.xp.matmul, dz.dtype
+    (n, hidden), columns, last = c_0.shape, len(w_hh), len(offsets) - 1
+    full, projects, way = len(dz) == n * last, w_proj is not None, -1 if reverse else 1
+    from_after, state_dc = xp.empty((n, columns), dtype), xp.zeros_like(c_0) if dc_n is None else dc_n[order]
+    dr = xp.empty((n, hidden), dtype) if projects else from_after
+    room = None if full else xp.empty((n, 4 * hidden), dtype)
+    room_of_dh = xp.empty((n, columns), dtype) if projects and not full else None
+    above = UPSTREAM * (dh is not None) + END * (dh_n is not None) + ROOM * (not full)
+    options = above + PEEPHOLE * (peephole is not None) + WHOLE * (whole is not None) + PROJECTED * projects
+    dh_row = 0 if dh is None else row_of(dh)
+    for t in reversed(steps(offsets, reverse)):
+        step, place = slice(t * n, (t + 1) * n), (t, last, t + way)
+        if projects:
+            arrays = order, offsets, dh, from_after, dh_n, whole, room_of_dh
+            launch(lstm_upstreams, dtype, blocks(n * columns), *place, columns, dh_row, above, *arrays)
+            matmul(whole[step] if full else room_of_dh, w_proj.T, out=dr)
+        arrays = order, offsets, dh, dr, dh_n, gates, tanh_c, c, c_0, peephole, state_dc, dz, room, whole, r
+        launch(lstm_slopes, dtype, blocks(n * hidden), *place, hidden, dh_row, options, *arrays)
+        matmul(dz[step] if full else room, w_hh.T, out=from_after)
+    # of a sequence that has ended the room keeps dz of its last step, so its row of from_after comes out as it was; those without a step
+    # have none, and are all where there are no steps: offsets[0] is 0
+    begun = xp.arange(n)[:, None] < offsets[min(last, 1)]
+    dh_0[order] = xp.where(begun, from_after, 0 if dh_n is None else dh_n[order])
+    dc_0[order] = state_dc
+
+
+def earlier(values, start, order, offsets, reverse):
+    """Of each step the row of the step before it, or of the start."""
+    n, columns, last, dtype = *start.shape, len(offsets) - 1, values.dtype
+    found = device.xp.empty(values.shape, dtype)
+    sizes = last, -1 if reverse else 1, columns, row_of(values)
+    launch(rows_before, dtype, step_blocks(n * columns, last), *sizes, order, offsets, values, start, found)
+    return found
+
+
+def sums_of(dz, c_before, c, biased):
+    """Blocks' sums for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None where it is not asked for."""
+    rows, hidden = len(dz), dz.shape[1] // 4
+    grid, peeps = tiles(rows, hidden), c_before is not None
+    parts = [
+        device.xp.empty((grid[0], gates * hidden), dz.dtype) if wanted else None
+        for gates, wanted in ((4, biased), (3, peeps))
+    ]
+    if biased or peeps:
+        options = BIAS * biased + PEEPHOLE * peeps
+        launch(sum_slopes, dz.dtype, grid, rows, hidden, tile_width(hidden), options, dz, c_before, c, *parts)
+    return parts
+
+
+@contextlib.contextmanager
+def added(gradient, accumulate):
+    """The gradient itself, to be written, or what is added to it at the end."""
+    found = device.xp.empty_like(gradient) if accumulate else gradient
+    yield found
+    if accumulate:
+        gradient += found
+
+
+def row_of(array):
+    """Values from a row to the next."""
+    return array.strides[0] // array.itemsize
