@@ -22,7 +22,6 @@ ON_CUDA = {
     "test_optim",
     "test_prune",
     "test_recurrent",
-    "test_train",
     "test_updater",
 }
 # of these files the tests of kernels alone, not those of trainers
@@ -33,7 +32,6 @@ EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 LONG = {
     "test_lstm",
     "test_recurrent",
-    "test_100_steps_match_pytorch",
     "test_matches_pytorch_for_100_updates",
     "test_matches_keras_formula_for_100_updates",
     "test_dense_gradients_come_in_the_order_of_the_given_inputs",

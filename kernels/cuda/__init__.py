@@ -12,7 +12,6 @@ from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
-from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -23,10 +22,8 @@ __all__ = [
     "clamp_arrays",
     "cross_entropy",
     "dense_chain_backward",
-    "dense_chain_epoch",
     "dense_chain_forward",
     "dense_chain_infer",
-    "dense_chain_step",
     "dropout",
     "gather_rows",
     "joint_norm",
