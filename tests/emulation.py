@@ -3,11 +3,17 @@ arrays on a GPU, so that the tests of all backends run there as they are.
 """
 
 import inspect
+from types import ModuleType
 
 import numpy as np
 
 # what kernels are compiled for where they are executed; .approx instructions are off by their documented worst
 CAPABILITY, APPROXIMATE = (9, 0), True
+
+
+def emulated(backend):
+    """Whether this backend's kernels are emulated, a hundred thousand values in seconds."""
+    return isinstance(backend, ModuleType) and backend.__name__ == "fastgrad.kernels.cuda"
 
 
 class Arrays:

@@ -47,6 +47,8 @@ SIMULATED = [
     "test_health.py::test_outputs_of_no_rows_and_of_nan",
     "test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
     "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
+    "test_batchnorm.py::test_statistics_need_not_be_kept",
+    "test_batchnorm.py::test_evaluation_reads_the_running_statistics_and_leaves_them",
 ]
 # all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
 SUMS = {
@@ -292,6 +294,62 @@ def test_of_equals_in_several_blocks_the_first_are_pruned(emulated, count):
     order = [3, *(i for i in range(8001) if i not in (3, 5007))]
     assert np.flatnonzero(~masks).tolist() == sorted(order[:count])
     assert np.concatenate(values)[~masks].tolist() == [0.0] * count
+
+
+NORM_ROWS, NORM_COLUMNS = 3000, 5
+
+
+def norm_arrays(rng, dtype):
+    """Three matrices, two vectors, and mean and rstd."""
+    matrices = (rng.standard_normal((NORM_ROWS, NORM_COLUMNS)).astype(dtype) for _ in range(3))
+    vectors = (rng.random(NORM_COLUMNS).astype(dtype) for _ in range(2))
+    return *matrices, *vectors, np.zeros(NORM_COLUMNS), np.ones(NORM_COLUMNS)
+
+
+def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, launches, dtype, rng):
+    x, residual, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
+    n, running = x.size, [np.zeros_like(gamma), np.ones_like(gamma)]
+    emulated.batch_norm_statistics(x, *running, True, 0.1, 1e-5, True, mean, rstd)
+    (read, parts), (joined, *moved, _, _) = (traffic_of(launch, dtype) for launch in launches)
+    assert read == (n, 0)
+    assert parts == (0, joined[0])
+    assert parts[1] < n / 50
+    assert moved == [(NORM_COLUMNS, NORM_COLUMNS)] * 2
+    launches.clear()
+    emulated.batch_norm_statistics(x, *running, False, 0.1, 1e-5, True, mean, rstd)
+    assert names_of(launches) == ["running_moments"]
+    for name in ("relu", "silu", "softmax"):
+        launches.clear()
+        z = unwritten(x.shape, dtype) if name == "silu" else y
+        emulated.batch_norm_forward(x, mean, rstd, gamma, beta, residual, ACTIVATIONS[name], z, y)
+        assert names_of(launches) == ["normalise_tiles"] + ["softmax_tiles"] * (name == "softmax")
+        first, *_, added, kept, written = traffic_of(launches[0], dtype)
+        assert first == added == (n, 0)
+        assert kept == written == (0, n)
+
+
+@pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_batch_norm_reads_dy_and_x_twice_backward(emulated, launches, dtype, rng, name, residual, of_batch):
+    """Once where dx need not wait for the sums. dx is made of dz where a residual needs it, and after a relu without y."""
+    dy, x, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
+    dx, dgamma, dbeta = np.empty_like(x), np.empty_like(gamma), np.empty_like(gamma)
+    dz = np.empty_like(x) if residual else None
+    arrays = dz, dx, dgamma, dbeta
+    emulated.batch_norm_backward(dy, x, mean, rstd, gamma, beta, ACTIVATIONS[name], of_batch, y, y, *arrays)
+    assert names_of(launches) == ["block_sums", "sums"] + ["inputs"] * of_batch
+    n, reads_y = x.size, name == "tanh" or (name == "relu" and residual)
+    upstream, first, _, _, _, _, saved, *written, parts = traffic_of(launches[0], dtype)
+    assert upstream == first == (n, 0)
+    assert saved == (n * reads_y, 0)
+    assert written == [(0, n)] * residual + [(0, n * (not of_batch))]
+    assert parts[1] < n / 50
+    if of_batch:
+        upstream, first, *_, saved, _, to = traffic_of(launches[2], dtype)
+        assert upstream == first == (n, 0)
+        assert saved == (n * (reads_y and not residual), 0)
+        assert to == (0, n)
 
 
 def test_initial_weights_and_dropout_are_one_launch(emulated, launches, dtype, rng):

@@ -1,6 +1,7 @@
 """The CUDA backend: Numba-CUDA kernels over CuPy arrays. It has some of the functions of the others; fastgrad.backend says so."""
 
 from .activation import activation_backward, activation_forward
+from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
@@ -18,6 +19,9 @@ __all__ = [
     "activation_forward",
     "array_health",
     "array_norms",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_statistics",
     "binary_cross_entropy",
     "clamp_arrays",
     "cross_entropy",
