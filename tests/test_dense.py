@@ -1,10 +1,5 @@
 """The dense chain: the reference against central differences and PyTorch, every backend against the reference."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
@@ -14,6 +9,7 @@ from fastgrad.kernels.names import ACTIVATIONS, workspace_size
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, relative
+from widths import VECTORS, Widths
 
 EVERY = list(ACTIVATIONS)
 # the ends of a vector of 4, 8 or 16 values and of several, primes, and one more than a tile
@@ -321,19 +317,21 @@ def test_any_shapes_strides_values_and_activations(backend, chain):
     assert [bits(a) for a in chain.arrays()] == before
 
 
-@pytest.mark.parametrize("width", [128, 256, 512])
-def test_every_vector_width(width):
-    """Activations, chains, steps, LSTMs, convolutions and batch norm compiled for each other width of vectors, in a process of its own."""
-    if width == pytest.importorskip("fastgrad.kernels.cpu.simd").vector_bits():
-        pytest.skip("the width of every other test")
-    cases = "widths_of_rows or awkward_shapes or every_place or hidden_activation or last_activation"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", f"cpu and float32 and ({cases})",
-         "test_activation.py", "test_dense.py", "test_train.py", "test_lstm.py", "test_conv.py", "test_batchnorm.py"],
-        cwd=Path(__file__).parent, env={**os.environ, "FASTGRAD_VECTOR_BITS": str(width)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
+@pytest.fixture(scope="module")
+def other_widths():
+    """Activations, chains, steps, LSTMs, convolutions and batch norm compiled for other widths of vectors."""
+    cases = (
+        "cpu and float32 and (widths_of_rows or awkward_shapes or every_place or hidden_activation or last_activation)"
+    )
+    files = "test_activation.py", "test_dense.py", "test_train.py", "test_lstm.py", "test_conv.py", "test_batchnorm.py"
+    widths = Widths("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
+    yield widths
+    widths.close()
+
+
+@pytest.mark.parametrize("width", VECTORS)
+def test_every_vector_width(width, other_widths):
+    assert " passed" in other_widths.output(width)
 
 
 def test_relative_tolerance_is_near_rounding():

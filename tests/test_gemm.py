@@ -2,15 +2,12 @@
 
 import hashlib
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, unwritten
 from tolerances import assert_close
+from widths import VECTORS, Widths
 
 TRANSPOSES = ("NN", "NT", "TN", "TT")
 # around vectors of 4, 8 and 16 values, rows of a tile, and tiles of 2 to 4 vectors
@@ -28,25 +25,27 @@ def shape_id(shape):
     return "x".join(map(str, shape))
 
 
-@pytest.fixture(autouse=True, params=[1, 2, 3])
-def threads(request):
+@pytest.fixture(autouse=True)
+def threads():
+    """The number of threads is what it was, whatever products ran on."""
     parallel = pytest.importorskip("fastgrad.kernels.cpu.parallel")
     before = parallel.get_num_threads()
-    parallel.set_num_threads(request.param)
-    yield request.param
+    yield
     parallel.set_num_threads(before)
 
 
-one_thread = pytest.mark.parametrize("threads", [1], indirect=True)
-
-
-def matmul(a, b, out=None, accumulate=False):
-    """a @ b in an output first filled with NaN."""
-    from fastgrad.kernels.cpu import gemm
+def matmul(a, b, out=None, accumulate=False, threads=(2, 3, 1)):
+    """a @ b in an output first filled with NaN, which has the same bits on each of these numbers of threads."""
+    from fastgrad.kernels.cpu import gemm, parallel
 
     if out is None:
         out = unwritten((a.shape[0], b.shape[1]), a.dtype)
-    gemm.matmul(a, b, out, accumulate)
+    *others, last = threads
+    copies = [out.copy() for _ in others]
+    for count, found in zip(threads, [*copies, out], strict=True):
+        parallel.set_num_threads(count)
+        gemm.matmul(a, b, found, accumulate)
+    assert all(bits(found) == bits(out) for found in copies), f"{last} threads and {others}"
     return out
 
 
@@ -65,23 +64,22 @@ def normal(rng, *shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def check(transposes, M, N, K, dtype, accumulate, rng):
+def check(transposes, M, N, K, dtype, accumulate, rng, **threads):
     """Exact on integers."""
     a, b = operands(rng, transposes, M, N, K, dtype)
     start = integers(rng, M, N, dtype=dtype) if accumulate else unwritten((M, N), dtype)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     if accumulate:
         expected += start
-    matmul(a, b, start, accumulate)
+    matmul(a, b, start, accumulate, **threads)
     np.testing.assert_array_equal(start, expected, err_msg=f"{transposes} {M}x{N}x{K} accumulate={accumulate}")
 
 
-@one_thread
 @pytest.mark.parametrize("transposes", TRANSPOSES)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_small_products_are_exact(transposes, dtype, accumulate, rng):
     for M, N, K in itertools.product(SMALL, repeat=3):
-        check(transposes, M, N, K, dtype, accumulate, rng)
+        check(transposes, M, N, K, dtype, accumulate, rng, threads=(1,))
 
 
 @pytest.mark.parametrize("transposes", TRANSPOSES)
@@ -114,14 +112,14 @@ def test_rounding_is_that_of_a_sum(transposes, dtype, shape, rng):
 
 
 @pytest.mark.parametrize("layout_a", LAYOUTS)
-@pytest.mark.parametrize("layout_b", LAYOUTS)
 @pytest.mark.parametrize("shape", [(5, 7, 3), (37, 41, 43), (301, 97, 300)], ids=shape_id)
-def test_layouts_of_inputs_do_not_change_a_bit(dtype, layout_a, layout_b, shape, rng):
+def test_layouts_of_inputs_do_not_change_a_bit(dtype, layout_a, shape, rng):
     a, b = operands(rng, "NN", *shape, dtype, normal)
-    expected = matmul(a, b)
-    laid_a, laid_b = laid_out(a, layout_a), laid_out(b, layout_b)
-    assert bits(matmul(laid_a, laid_b)) == bits(expected)
-    assert (bits(laid_a), bits(laid_b)) == (bits(a), bits(b))
+    expected, laid_a = bits(matmul(a, b)), laid_out(a, layout_a)
+    for layout_b in LAYOUTS:
+        laid_b = laid_out(b, layout_b)
+        assert bits(matmul(laid_a, laid_b)) == expected, layout_b
+        assert (bits(laid_a), bits(laid_b)) == (bits(a), bits(b))
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (37, 41, 43), (301, 97, 300)], ids=shape_id)
@@ -224,18 +222,14 @@ def digest():
 
 
 @pytest.fixture(scope="module")
-def digest_here():
-    return digest()
+def digests():
+    """The digest of this process and those of other widths, which are found at the same time."""
+    others = Widths("-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
+    yield digest(), others
+    others.close()
 
 
-@one_thread
-@pytest.mark.parametrize("width", [128, 256, 512])
-def test_bits_do_not_depend_on_the_vector_width(width, digest_here):
-    """Each width in a process of its own, which compiles for it."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import test_gemm; print(test_gemm.digest())"],
-        cwd=Path(__file__).parent, env={**os.environ, "FASTGRAD_VECTOR_BITS": str(width)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == digest_here
+@pytest.mark.parametrize("width", VECTORS)
+def test_bits_do_not_depend_on_the_vector_width(width, digests):
+    here, others = digests
+    assert others.output(width).strip() == here
