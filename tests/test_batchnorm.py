@@ -219,7 +219,9 @@ def test_matches_the_reference_at_awkward_shapes(backend, dtype, channels, of_ba
     for count in ROWS:
         if count * channels > (5_000 if emulated(backend) else 600_000):
             continue
-        for name, residual in (("identity", False), ("relu", True), ("relu", False), ("silu", True)):
+        kinds = ("identity", False), ("relu", True), ("relu", False), ("silu", True)
+        # of large arrays one kind, another one for the next
+        for name, residual in kinds if count * channels < 20_000 else kinds[ROWS.index(count) % 4 :][:1]:
             p = problem(rng, (count, channels), dtype, residual)
             assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch)
 
@@ -232,13 +234,23 @@ def test_every_activation(backend, dtype, name, residual, of_batch, rng):
         assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name], of_batch)
 
 
-@pytest.mark.parametrize("columns", [10, 64, 1040])
-@pytest.mark.parametrize("residual", [False, True])
-def test_matches_the_reference_past_the_caches(backend, dtype, columns, residual, rng):
+@pytest.mark.parametrize(
+    ("columns", "residual", "name"),
+    [
+        (10, False, "silu"),
+        (10, True, "relu"),
+        (64, False, "relu"),
+        (64, True, "silu"),
+        (1040, False, "silu"),
+        (1040, True, "relu"),
+    ],
+)
+def test_matches_the_reference_past_the_caches(backend, dtype, columns, residual, name, rng):
     """Outputs so large that they are streamed, in rows of whole cache lines and others."""
+    if backend is reference:
+        pytest.skip("it streams nothing")
     p = problem(rng, ((17 << 20) // dtype.itemsize // columns + 3, columns), dtype, residual)
-    for name in ("relu", "silu"):
-        assert_matches_reference(backend, p, ACTIVATIONS[name])
+    assert_matches_reference(backend, p, ACTIVATIONS[name])
 
 
 @st.composite

@@ -120,13 +120,15 @@ def assert_gradients_are_central_differences(model, x, training, logits=False, s
     for i in places:
         numerical = numerical_gradient(objective, model.params[i : i + 1])
         assert_close("numerical", analytic[i : i + 1], numerical, size=10)
-    assert_close("numerical", dx, numerical_gradient(objective, x), size=10)
+    places = np.random.default_rng(6).permutation(x.size)[:some]
+    numerical = [numerical_gradient(objective, x.reshape(-1)[i : i + 1]).item() for i in places]
+    assert_close("numerical", dx.reshape(-1)[places], numerical, size=10)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_of_a_net_are_central_differences(in_force, training):
     model = randomise(net(activation="silu", head="tanh"))
-    assert_gradients_are_central_differences(model, batch(n=3), training, some=120)
+    assert_gradients_are_central_differences(model, batch(n=3), training, some=60)
 
 
 @pytest.mark.parametrize("training", [False, True])
