@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "REA
 OPTIONAL = "jax", "torch"
 
 
-def test_the_python_of_the_readme_runs(in_force, tmp_path, monkeypatch):
+def test_the_python_of_the_readme_runs(cpu, tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the README's data is scikit-learn's")
     pytest.importorskip("matplotlib", reason="the README plots a history")
     monkeypatch.chdir(tmp_path)

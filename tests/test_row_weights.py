@@ -80,8 +80,18 @@ def test_matches_pytorch(backend, dtype, loss, l2, rng, torch):
     assert record[1] == pytest.approx(float(np.linalg.norm(flat.grad)), rel=rel)
 
 
-@pytest.mark.parametrize("n", [1, 33, 1023])
-@pytest.mark.parametrize("widths", [[3, 1], [33, 17, 3], [700, 600, 5]])
+@pytest.mark.parametrize(
+    ("n", "widths"),
+    [
+        (1, [3, 1]),
+        (33, [3, 1]),
+        (1023, [3, 1]),
+        (1, [33, 17, 3]),
+        (1023, [33, 17, 3]),
+        (1, [700, 600, 5]),
+        (1023, [300, 5]),
+    ],
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_matches_the_reference(backend, dtype, n, widths, loss, rng):
     net, x, target, weights = problem(rng, n, dtype, loss, widths, **STILL)
