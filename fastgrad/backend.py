@@ -1,25 +1,26 @@
 """Which backend is in force: "cpu", "cuda" or "numpy".
 
-FASTGRAD_BACKEND names the one a process starts with ("cpu" without it). A backend asked for by name never falls back.
+FASTGRAD_BACKEND names the one a process starts with ("cpu" without it). A backend asked for by name never falls back. Arrays on a GPU
+choose "cuda" whatever is in force, which is for arrays of NumPy; "cuda" in force copies them there and back (ferry.py).
 """
 
 import importlib
 import os
 import threading
 from contextvars import ContextVar
-from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from fastgrad import check, gpu
+from fastgrad.ferry import Ferry
+from fastgrad.gpu import BackendError as BackendError
 
 BACKENDS = {"cpu": "fastgrad.kernels.cpu", "cuda": "fastgrad.kernels.cuda", "numpy": "fastgrad.kernels.reference"}
 
 _process = os.environ.get("FASTGRAD_BACKEND") or "cpu"
 _context: ContextVar[str | None] = ContextVar("fastgrad_backend", default=None)
-_loaded: dict[str, ModuleType] = {}
-
-
-class BackendError(RuntimeError):
-    """A backend cannot run here; the message says what is missing."""
+_loaded: dict[str, Any] = {}
 
 
 class use_backend:
@@ -55,22 +56,31 @@ def backend() -> str:
     return _context.get() or _process
 
 
-def kernels() -> ModuleType:
-    """The module of kernels in force."""
+def kernels(x: Any = None) -> Any:
+    """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
     name = _context.get() or _process
+    if x is not None and type(x) is not np.ndarray and gpu.is_there(x):
+        return _there(name)
     # what use_backend named is loaded
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
 
-def load(name: str, asked_by: str = "use_backend") -> ModuleType:
+def load(name: str, asked_by: str = "use_backend") -> Any:
     """The module of kernels of that name."""
     if name not in _loaded:
         check.choice(asked_by, "the backend", name, BACKENDS)
         reason = missing(name) or unfinished(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
-        _loaded[name] = importlib.import_module(BACKENDS[name])
+        module = importlib.import_module(BACKENDS[name])
+        _loaded[name] = Ferry(module) if name == "cuda" else module
     return _loaded[name]
+
+
+def _there(name: str) -> Any:
+    """The kernels for arrays on a GPU: whoever looks at those in force looks at them."""
+    found = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
+    return getattr(found, "direct", found)
 
 
 def missing(name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
-from fastgrad.memory import empty
+from fastgrad.memory import doubles, empty
 
 
 def batch_norm(
@@ -46,19 +46,17 @@ def batch_norm(
     op = "batch_norm"
     f = check.activation(op, activation)
     x = check.channels_last(op, "x", x)
-    width, dtype = x.shape[-1:], x.dtype
-    gamma, beta = (
-        check.array(op, name, value, "(C,)", width, dtype) for name, value in (("gamma", gamma), ("beta", beta))
-    )
+    width = x.shape[-1:]
+    gamma, beta = (check.array(op, name, value, "(C,)", width, x) for name, value in (("gamma", gamma), ("beta", beta)))
     momentum = check.number(op, "momentum", momentum, most=1)
     eps = check.number(op, "eps", eps)
-    running = check_running(op, running_mean, running_var, width, dtype, bool(training))
+    running = check_running(op, running_mean, running_var, width, x, bool(training))
     if residual is not None:
-        residual = check.array(op, "residual", residual, "like x", x.shape, dtype)
+        residual = check.array(op, "residual", residual, "like x", x.shape, x)
     y, rows_backward = run(op, x, gamma, beta, running, bool(training), momentum, eps, bool(unbiased), f, residual)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dgamma, dbeta = np.empty(width, dtype), np.empty(width, dtype)
+        dgamma, dbeta = empty(width, x), empty(width, x)
         dx, dresidual = rows_backward(dy, dgamma, dbeta)
         return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
 
@@ -82,7 +80,7 @@ def run(
 
     backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
     """
-    ops, shape, dtype = kernels(), x.shape, x.dtype
+    ops, shape = kernels(x), x.shape
     count, channels = prod(shape[:-1]), shape[-1]
     if training and count == 1:
         raise ValueError(f"{op}: x must have more than one value a channel in training, got {shape}")
@@ -91,11 +89,11 @@ def run(
         return check.contiguous(a).reshape(count, channels)
 
     # all that may fail for want of memory comes before the running statistics are moved
-    y = empty(shape, dtype)
-    z = empty(shape, dtype) if activation.needs_input else y
+    y = empty(shape, x)
+    z = empty(shape, x) if activation.needs_input else y
     zs, ys = (a.reshape(count, channels) for a in (z, y))
     added = None if residual is None else rows(residual)
-    mean, rstd = np.empty(channels), np.empty(channels)
+    mean, rstd = doubles(channels, x), doubles(channels, x)
     xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
     moved = [None, None] if running is None else [check.contiguous(r) for r in running]
     ops.batch_norm_statistics(xs, *moved, training, momentum, eps, unbiased, mean, rstd)
@@ -106,8 +104,8 @@ def run(
 
     def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
         dys = check.upstream(op, dy, y).reshape(count, channels)
-        dz = None if residual is None else empty(shape, dtype)
-        dx = empty(shape, dtype) if want_dx else None
+        dz = None if residual is None else empty(shape, x)
+        dx = empty(shape, x) if want_dx else None
         dzs, dxs = (None if a is None else a.reshape(count, channels) for a in (dz, dx))
         ops.batch_norm_backward(dys, xs, mean, rstd, gamma, beta, activation, training, zs, ys, dzs, dxs, dgamma, dbeta)
         return dx, dz
@@ -116,7 +114,7 @@ def run(
 
 
 def check_running(
-    op: str, mean: Any, var: Any, shape: tuple[int, ...], dtype: np.dtype, training: bool
+    op: str, mean: Any, var: Any, shape: tuple[int, ...], like: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The running statistics, which evaluation needs and training writes; None without."""
     named = {"running_mean": mean, "running_var": var}
@@ -126,8 +124,11 @@ def check_running(
         raise ValueError(f"{op}: {' and '.join(missing)} must be given {why}, got None")
     if missing:
         return None
-    for name, value in named.items():
-        check.array(op, name, value, "(C,)", shape, dtype)
-        if training and not value.flags.writeable:
-            raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
-    return mean, var
+    found = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
+    for i, (name, value) in enumerate(named.items()):
+        if isinstance(value, np.ndarray):
+            # the caller's array is written, not an aligned copy
+            found[i] = value
+            if training and not value.flags.writeable:
+                raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
+    return found[0], found[1]

@@ -82,13 +82,13 @@ class DenseChain(Fused):
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
         if getattr(x, "ndim", 2) == 3:
-            steps = Steps(op, x, self.n_in, self.dtype)
+            steps = Steps(op, x, self.n_in, self._params)
             added = None if residual is None else steps.rows(residual)
             y, rows_backward = self._fused(steps.rows(x), training, activation, added, dx)
             return steps.sequences(y), steps.backward(rows_backward, y)
-        x = check.array(op, "x", x, "(N, C)", (None, self.n_in), self.dtype)
+        x = check.array(op, "x", x, "(N, C)", (None, self.n_in), self._params)
         if residual is not None:
-            residual = check.array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out), self.dtype)
+            residual = check.array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out), self._params)
         activations = [*self._activations[:-1], activation]
         y, backward = run(op, x, self._weights, self._biases, activations, residual)
         return y, lambda dy: backward(dy, *self._layers_of(self._grads))
@@ -106,12 +106,12 @@ class DenseChain(Fused):
         ):
             name = f"{type(self).__name__}.predict"
             if getattr(x, "ndim", 2) == 3:
-                steps = Steps(name, x, self.n_in, self.dtype)
+                steps = Steps(name, x, self.n_in, self._params)
                 return steps.sequences(self.predict(steps.rows(x), logits=logits))
-            x = check.contiguous(check.array(name, "x", x, "(N, C)", (None, self.n_in), self.dtype))
-        out = empty((x.shape[0], self.n_out), self.dtype)
+            x = check.contiguous(check.array(name, "x", x, "(N, C)", (None, self.n_in), self._params))
+        out = empty((x.shape[0], self.n_out), x)
         table = self._logit_table if logits else self.table
-        kernels().dense_chain_infer(x, table, self.activation_parameters, self._params, out)
+        kernels(x).dense_chain_infer(x, table, self.activation_parameters, self._params, out)
         return out
 
     def compact(self) -> "DenseChain":

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad import gpu
 from fastgrad.kernels.names import ACTIVATIONS, Activation
 
 Pair = tuple[int, int]
@@ -16,11 +17,9 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
 
 
-def array(
-    op: str, name: str, value: Any, form: str, shape: Sequence[int | None], dtype: np.dtype | None = None
-) -> np.ndarray:
-    """value as an aligned array of this shape (None: any) and dtype; strides are kept and nothing is cast."""
-    value = floating(op, name, value, dtype)
+def array(op: str, name: str, value: Any, form: str, shape: Sequence[int | None], like: Any = None) -> np.ndarray:
+    """value as an aligned array of this shape (None: any), and like another of the call; strides are kept and nothing is cast."""
+    value = floating(op, name, value, like)
     found = value.shape
     if found != shape:
         if len(found) != len(shape):
@@ -31,17 +30,45 @@ def array(
     return value
 
 
-def floating(op: str, name: str, value: Any, dtype: np.dtype | None = None) -> np.ndarray:
-    """value as an aligned array of float32 or float64, or of the one dtype asked for."""
-    if type(value) is np.ndarray and value.dtype in ((dtype,) if dtype else FLOATS) and value.flags.aligned:
-        return value
-    plain(op, name, value)
+def floating(op: str, name: str, value: Any, like: Any = None) -> np.ndarray:
+    """value as an aligned array of float32 or float64, of NumPy or of the device that it lies on.
+
+    like: an array of the call, for the same dtype and place, or a dtype.
+    """
+    if type(value) is np.ndarray and value.flags.aligned:
+        if like is None:
+            if value.dtype in FLOATS:
+                return value
+        elif type(like) is np.ndarray:
+            if value.dtype == like.dtype:
+                return value
+        elif isinstance(like, np.dtype) and value.dtype == like:
+            return value
+    return _floating(op, name, value, like)
+
+
+def _floating(op: str, name: str, value: Any, like: Any) -> np.ndarray:
+    value = place(op, name, value, None if isinstance(like, np.dtype) else like)
+    dtype = getattr(like, "dtype", like)
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
+    if not isinstance(value, np.ndarray):
+        return value
     value = value.view(np.ndarray)
     return value if value.flags.aligned else value.copy()
+
+
+def place(op: str, name: str, value: Any, like: Any = None) -> Any:
+    """value as it is if it is a NumPy array, or as an array of the device that it lies on; where `like` lies, an array of the call."""
+    if gpu.is_there(value):
+        value = gpu.taken(op, name, value)
+    else:
+        plain(op, name, value)
+    if like is not None and type(like) is not type(value):
+        gpu.together(op, name, value, like)
+    return value
 
 
 def channels_last(op: str, name: str, value: Any) -> np.ndarray:
@@ -61,22 +88,28 @@ def plain(op: str, name: str, value: Any) -> None:
 
 def contiguous(value: np.ndarray) -> np.ndarray:
     """value itself if C-contiguous and writable, so that kernels meet one array type; else a copy."""
-    return value if value.flags.carray else np.array(value, order="C")
+    if type(value) is np.ndarray:
+        return value if value.flags.carray else np.array(value, order="C")
+    return value if value.flags.c_contiguous else value.copy(order="C")
 
 
 def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
     """The gradient given to backward, C-contiguous."""
     if dy is None:
         raise TypeError(f"{op}: backward needs dy, an array {y.shape} like the output, got None")
-    return contiguous(array(op, "dy", dy, "like the output", y.shape, y.dtype))
+    return contiguous(array(op, "dy", dy, "like the output", y.shape, y))
 
 
-def labels(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C) of dtype, or with N, T for N; C-contiguous."""
-    plain(op, name, value)
+def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any) -> np.ndarray:
+    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C), or with N, T for N; C-contiguous and where `like` is.
+
+    like: an array, or a dtype.
+    """
+    dtype = getattr(like, "dtype", like)
+    value = place(op, name, value, None if like is dtype else like)
     integers, floats = ("(N,)", "(N, C)") if len(shape) == 2 else ("(N, T)", "(N, T, C)")
     if value.ndim > 1 and value.dtype.kind == "f":
-        return contiguous(array(op, name, value, f"{integers} integers or {floats}", shape, dtype))
+        return contiguous(array(op, name, value, f"{integers} integers or {floats}", shape, like))
     if value.dtype.kind not in "iu":
         raise TypeError(
             f"{op}: {name} must be integers {integers} or {dtype} {floats}, got {value.dtype} {value.shape}"
@@ -84,14 +117,25 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dty
     rows, classes = shape[:-1], shape[-1]
     if value.shape != rows:
         raise ValueError(f"{op}: {name} must be integers {rows} or {dtype} {shape}, got integers {value.shape}")
-    as_they_are = value.dtype is INT64 and value.flags.carray and type(value) is np.ndarray
-    found = value if as_they_are else np.array(value, np.int64)
+    found = _class_numbers(value)
     # a negative number is a huge one without its sign
-    if found.size and np.maximum.reduce(found.view(np.uint64), axis=None) >= classes:
+    unsigned = found.view(np.uint64)
+    host = type(found) is np.ndarray
+    if found.size and (np.maximum.reduce(unsigned, axis=None) if host else unsigned.max()) >= classes:
+        value = value if isinstance(value, np.ndarray) else value.get()
         index = tuple(int(i) for i in np.argwhere((value < 0) | (value >= classes))[0])
         where = index[0] if len(index) == 1 else index
         raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[index]} at index {where}")
     return found
+
+
+def _class_numbers(value: Any) -> Any:
+    """As int64, C-contiguous."""
+    if type(value) is np.ndarray:
+        return value if value.dtype is INT64 and value.flags.carray else np.array(value, np.int64)
+    if isinstance(value, np.ndarray):
+        return np.array(value, np.int64)
+    return contiguous(value.astype(np.int64, copy=False))
 
 
 def images(op: str, x: Any) -> np.ndarray:
@@ -138,6 +182,9 @@ def windows(
 
 def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
     """Sequences' lengths as int64 (N,), each from 0 to steps."""
+    if gpu.is_there(value):
+        # where steps begin and end is worked out here
+        value = gpu.taken(op, name, value).get()
     try:
         found = np.asarray(value)
     except ValueError:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad import check
-from fastgrad.backend import kernels
 from fastgrad.lists import Arrays, same_shapes
 
 ON_NONFINITE = "raise", "skip", "ignore"
@@ -53,7 +52,7 @@ def clip_grad_norm(
     if names is not None:
         check.each(op, "names", names, len(arrays.flat))
     norms, counts = _norms(arrays, p)
-    norm = kernels().joint_norm(norms, p)
+    norm = arrays.kernels.joint_norm(norms, p)
     bad = [str(i) if names is None else names[i] for i in np.flatnonzero(counts).tolist()] if counts.any() else []
     if bad and on_nonfinite == "raise":
         raise FloatingPointError(f"{op}: grads must be finite, got NaN or infinity in {', '.join(bad)}")
@@ -94,7 +93,7 @@ def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: flo
     op = "clip_grad_adaptive"
     clipping, eps = check.number(op, "clipping", clipping, zero=False), check.number(op, "eps", eps, zero=False)
     arrays = Arrays(op, "grads", grads)
-    weights = Arrays(op, "params", params, arrays.flat[0].dtype, written=False)
+    weights = Arrays(op, "params", params, arrays.flat[0], written=False)
     same_shapes(op, "grads", arrays.flat, "params", weights.flat)
     widths = units(op, "grads", arrays.flat)
     (norms, _), (sizes, _) = _norms(arrays, 2.0, widths), _norms(weights, 2.0, widths)
@@ -113,7 +112,7 @@ def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
     widths = units(op, "params", arrays.flat) if per == "unit" else None
     norms, _ = _norms(arrays, 2.0, widths)
     if per == "all":
-        norms = np.full(len(norms), kernels().joint_norm(norms, 2.0))
+        norms = np.full(len(norms), arrays.kernels.joint_norm(norms, 2.0))
     _scale(arrays, widths, _at_most_one(max_norm, norms))
 
 
@@ -137,7 +136,7 @@ def _norms(arrays: Arrays, p: float, widths: np.ndarray | None = None) -> tuple[
     """Norms of all units, and of each array how many values are not finite."""
     count = len(arrays.flat)
     norms, counts = np.empty(count if widths is None else int(widths.sum())), np.empty(count, np.int64)
-    kernels().array_norms(arrays.flat, widths, p, norms, counts)
+    arrays.kernels.array_norms(arrays.flat, widths, p, norms, counts)
     return norms, counts
 
 
@@ -148,12 +147,12 @@ def _at_most_one(limits: Any, norms: np.ndarray) -> np.ndarray:
 
 def _scale(arrays: Arrays, widths: np.ndarray | None, scales: np.ndarray) -> None:
     if (scales != 1).any():
-        kernels().scale_arrays(arrays.flat, widths, scales)
+        arrays.kernels.scale_arrays(arrays.flat, widths, scales)
         arrays.write()
 
 
 def _clamp(op: str, name: str, value: Any, limit: float) -> None:
     limit = check.number(op, "limit", limit)
     arrays = Arrays(op, name, value)
-    kernels().clamp_arrays(arrays.flat, limit)
+    arrays.kernels.clamp_arrays(arrays.flat, limit)
     arrays.write()

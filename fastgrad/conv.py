@@ -45,7 +45,7 @@ def conv2d(
     if channels % groups:
         raise ValueError(f"{op}: groups must divide the channels of x, {channels}, got {groups}")
     form = "(kh, kw, C, K)" if groups == 1 else "(kh, kw, C / groups, K)"
-    w = check.array(op, "w", w, form, (None, None, channels // groups, None), x.dtype)
+    w = check.array(op, "w", w, form, (None, None, channels // groups, None), x)
     if 0 in w.shape:
         raise ValueError(f"{op}: w must have at least one row, column and output, got {w.shape}")
     outputs = w.shape[3]
@@ -55,16 +55,16 @@ def conv2d(
     reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
     pads, made = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
     if b is not None:
-        b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x.dtype))
+        b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
     if residual is not None:
-        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *made, outputs), x.dtype)
+        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *made, outputs), x)
         residual = check.contiguous(residual)
     w = check.contiguous(w)
     y, run_backward = run(op, x, w, b, stride, pads, dilation, f, residual, (n, *made, outputs))
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dw = empty(w.shape, w.dtype)
-        db = None if b is None else empty(b.shape, b.dtype)
+        dw = empty(w.shape, w)
+        db = None if b is None else empty(b.shape, b)
         dx, dresidual = run_backward(dy, dw, db)
         return (dx, dw, *(() if db is None else (db,)), *(() if residual is None else (dresidual,)))
 
@@ -87,16 +87,16 @@ def run(
 
     backward(dy, dw, db) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
     """
-    ops = kernels()
-    y = empty(shape, x.dtype)  # (N, H', W', K)
-    z = empty(y.shape, y.dtype) if f.needs_input else y
+    ops = kernels(x)
+    y = empty(shape, x)  # (N, H', W', K)
+    z = empty(y.shape, y) if f.needs_input else y
     ops.conv2d_forward(x, w, b, stride, pads, dilation, residual, f, z, y)
 
     def backward(dy: Any, dw: np.ndarray, db: np.ndarray | None, want_dx: bool = True) -> tuple[Any, np.ndarray]:
         dy = check.upstream(op, dy, y)
         # without an activation dz is dy, which stays as it is
-        dz = dy if f.code == names.IDENTITY and residual is None else empty(y.shape, y.dtype)
-        dx = empty(x.shape, x.dtype) if want_dx else None
+        dz = dy if f.code == names.IDENTITY and residual is None else empty(y.shape, y)
+        dx = empty(x.shape, x) if want_dx else None
         ops.conv2d_backward(dy, x, w, stride, pads, dilation, f, z, y, dz, dx, dw, db)
         return dx, dz
 

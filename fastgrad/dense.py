@@ -27,17 +27,17 @@ def dense(
     """
     f = check.activation("dense", activation)
     x = check.array("dense", "x", x, "(N, C)", (None, None))
-    w = check.array("dense", "w", w, "(C_in, C_out)", (x.shape[1], None), x.dtype)
+    w = check.array("dense", "w", w, "(C_in, C_out)", (x.shape[1], None), x)
     shape = len(x), w.shape[1]
     if b is not None:
-        b = check.array("dense", "b", b, "(C_out,)", shape[1:], x.dtype)
+        b = check.array("dense", "b", b, "(C_out,)", shape[1:], x)
     if residual is not None:
-        residual = check.array("dense", "residual", residual, "(N, C_out)", shape, x.dtype)
+        residual = check.array("dense", "residual", residual, "(N, C_out)", shape, x)
     y, chain_backward = run("dense", x, [w], [b], [f], residual)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dw = empty(w.shape, w.dtype)  # (C, K)
-        db = None if b is None else empty(b.shape, b.dtype)  # (K,)
+        dw = empty(w.shape, w)  # (C, K)
+        db = None if b is None else empty(b.shape, b)  # (K,)
         dx, dresidual = chain_backward(dy, [dw], [db])
         return (dx, dw, *(() if db is None else (db,)), *(() if residual is None else (dresidual,)))
 
@@ -67,15 +67,15 @@ def dense_chain(
     bs: list[np.ndarray | None] = []
     width = x.shape[1]
     for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        w = check.array(op, f"weights[{layer}]", w, "(C_in, C_out)", (width, None), x.dtype)
+        w = check.array(op, f"weights[{layer}]", w, "(C_in, C_out)", (width, None), x)
         width = w.shape[1]
         ws.append(w)
-        bs.append(None if b is None else check.array(op, f"biases[{layer}]", b, "(C_out,)", (width,), x.dtype))
+        bs.append(None if b is None else check.array(op, f"biases[{layer}]", b, "(C_out,)", (width,), x))
     y, chain_backward = run(op, x, ws, bs, fs)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray | None]]:
-        dweights = [empty(w.shape, w.dtype) for w in ws]
-        dbiases = [None if b is None else empty(b.shape, b.dtype) for b in bs]
+        dweights = [empty(w.shape, w) for w in ws]
+        dbiases = [None if b is None else empty(b.shape, b) for b in bs]
         dx, _ = chain_backward(dy, dweights, dbiases)
         return dx, dweights, dbiases
 
@@ -94,17 +94,17 @@ def run(
 
     backward(dy, dweights, dbiases) overwrites the gradients given to it and returns (dx, dresidual).
     """
-    ops = kernels()
-    outputs = [empty((len(x), w.shape[1]), x.dtype) for w in weights]  # (N, K) each
-    zs = [empty(y.shape, y.dtype) if f.needs_input else y for f, y in zip(activations, outputs, strict=True)]
+    ops = kernels(x)
+    outputs = [empty((len(x), w.shape[1]), x) for w in weights]  # (N, K) each
+    zs = [empty(y.shape, y) if f.needs_input else y for f, y in zip(activations, outputs, strict=True)]
     ops.dense_chain_forward(x, weights, biases, activations, residual, zs, outputs)
 
     def backward(
         dy: Any, dweights: Sequence[np.ndarray], dbiases: Sequence[np.ndarray | None]
     ) -> tuple[np.ndarray, np.ndarray]:
         dy = check.upstream(op, dy, outputs[-1])
-        dzs = [empty(y.shape, y.dtype) for y in outputs]  # (N, K) each
-        dx = empty(x.shape, x.dtype)  # (N, C)
+        dzs = [empty(y.shape, y) for y in outputs]  # (N, K) each
+        dx = empty(x.shape, x)  # (N, C)
         ops.dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases)
         return dx, dzs[-1]
 

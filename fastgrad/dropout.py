@@ -28,12 +28,12 @@ class Dropout(Plain):
         x = check.contiguous(check.floating(op, "x", x))
         if not training or not self.rate:
             return x, lambda dy: check.upstream(op, dy, x)
-        dropout, rate, key = kernels().dropout, self.rate, draw_key(self._rng)
-        y = empty(x.shape, x.dtype)
+        dropout, rate, key = kernels(x).dropout, self.rate, draw_key(self._rng)
+        y = empty(x.shape, x)
         dropout(x, rate, key, y)
 
         def backward(dy: np.ndarray) -> np.ndarray:
-            dy, dx = check.upstream(op, dy, y), empty(y.shape, y.dtype)
+            dy, dx = check.upstream(op, dy, y), empty(y.shape, y)
             dropout(dy, rate, key, dx)
             return dx
 

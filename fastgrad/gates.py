@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad import check
-from fastgrad.memory import empty
+from fastgrad.memory import empty, zeros
 
 
 class Weights(NamedTuple):
@@ -23,8 +23,8 @@ def like(weights: Weights) -> Weights:
     """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
     w_ih, w_hh, b, peephole, w_proj = weights
     C, P = len(w_ih), len(w_hh)
-    w = empty((C + P + (b is not None), w_ih.shape[1]), w_ih.dtype)
-    others = (None if a is None else empty(a.shape, a.dtype) for a in (peephole, w_proj))
+    w = empty((C + P + (b is not None), w_ih.shape[1]), w_ih)
+    others = (None if a is None else empty(a.shape, a) for a in (peephole, w_proj))
     return Weights(w[:C], w[C : C + P], None if b is None else w[-1], *others)
 
 
@@ -34,8 +34,8 @@ def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: Weights
     check.each(op, "gradients", gradients, len(names))
     for name, gradient in zip(names, gradients, strict=True):
         w = getattr(weights, name)
-        check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w.dtype)
-        if not gradient.flags.carray:
+        check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w)
+        if check.contiguous(gradient) is not gradient:
             raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
     return Weights(**dict(zip(names, gradients, strict=True)))
 
@@ -48,22 +48,21 @@ def sizes(weights: Weights) -> tuple[int, int]:
 
 def checked_weights(op: str, x: np.ndarray, weights: Weights) -> Weights:
     """Weights for inputs of x's last width and dtype."""
-    dtype = x.dtype
-    w_ih = check.contiguous(check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), dtype))
+    w_ih = check.contiguous(check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), x))
     columns = w_ih.shape[1]
     if columns % 4:
         raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
     hidden = columns // 4
     b, peephole, w_proj = weights.b, weights.peephole, weights.w_proj
     if w_proj is not None:
-        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), dtype))
+        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), x))
     projected = hidden if w_proj is None else w_proj.shape[1]
     form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = check.contiguous(check.array(op, "w_hh", weights.w_hh, form, (projected, columns), dtype))
+    w_hh = check.contiguous(check.array(op, "w_hh", weights.w_hh, form, (projected, columns), x))
     if b is not None:
-        b = check.contiguous(check.array(op, "b", b, "(4H,)", (columns,), dtype))
+        b = check.contiguous(check.array(op, "b", b, "(4H,)", (columns,), x))
     if peephole is not None:
-        peephole = check.contiguous(check.array(op, "peephole", peephole, "(3, H)", (3, hidden), dtype))
+        peephole = check.contiguous(check.array(op, "peephole", peephole, "(3, H)", (3, hidden), x))
     return Weights(w_ih, w_hh, b, peephole, w_proj)
 
 
@@ -72,11 +71,10 @@ def states(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two states, zero where they are None."""
     hidden, projected = sizes(weights)
-    dtype = weights.w_ih.dtype
     given = [
-        np.zeros((n, size), dtype)
+        zeros((n, size), weights.w_ih)
         if value is None
-        else check.contiguous(check.array(op, name, value, form, (n, size), dtype))
+        else check.contiguous(check.array(op, name, value, form, (n, size), weights.w_ih))
         for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
     ]
     return given[0], given[1]

@@ -1,13 +1,24 @@
-"""Whether there is a GPU that the "cuda" backend can run on."""
+"""Arrays on a GPU: whether the "cuda" backend can run here, and how what lies there is taken, without a copy."""
 
 import ctypes
 import importlib
 import importlib.util
 import os
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
 
 # what numba-cuda compiles for at least, and what loads its PTX
 LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
 PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
+# DLPack's names of a GPU's memory: its own, and managed
+DLPACK_CUDA = 2, 13
+
+
+class BackendError(RuntimeError):
+    """A backend cannot run here; the message says what is missing."""
 
 
 def missing() -> str:
@@ -47,3 +58,71 @@ def _wrong() -> str:
 
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
+
+
+@cache
+def device() -> Any:
+    """The module that knows the device and its arrays; BackendError where none can run."""
+    reason = missing()
+    if reason:
+        raise BackendError(f'the backend "cuda" cannot run here: {reason}')
+    return importlib.import_module("fastgrad.kernels.cuda.device")
+
+
+def is_there(value: Any) -> bool:
+    """Whether this lies on a GPU: CuPy's arrays, and what speaks DLPack or has __cuda_array_interface__."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        return value.__dlpack_device__()[0] in DLPACK_CUDA
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def taken(op: str, name: str, value: Any) -> Any:
+    """The device's array over the memory of what lies on the current GPU, ordered after its producer's stream."""
+    xp = device().xp
+    if type(value) is not xp.ndarray:
+        try:
+            value = xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(value)
+        except Exception as error:
+            # each library has its own error for what it does not give away
+            kind = type(value).__name__
+            raise TypeError(f"{op}: {name} cannot be taken from its {kind} without a copy: {error}") from error
+    current = device().where()
+    if value.device.id != current:
+        raise ValueError(
+            f"{op}: {name} must be on the current GPU, {current}, got an array on GPU {value.device.id}; "
+            f"a call in `with cupy.cuda.Device({value.device.id}):` runs there"
+        )
+    return value
+
+
+def together(op: str, name: str, value: Any, like: Any) -> None:
+    """value must lie where `like` does, another array of the call; each on the current GPU or on none."""
+    if is_there(value) and not is_there(like):
+        raise TypeError(
+            f"{op}: {name} must be a NumPy array like the call's other arrays, got one on GPU {value.device.id}; "
+            f"cupy.asnumpy({name}) copies it"
+        )
+    if is_there(like) and not is_there(value):
+        raise TypeError(
+            f"{op}: {name} must be on GPU {like.device.id} like the call's other arrays, got a NumPy array; "
+            f"cupy.asarray({name}) copies it"
+        )
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array on the current GPU, from CuPy's pool."""
+    try:
+        return device().xp.empty(shape, dtype)
+    except MemoryError as error:
+        size = prod(shape) * np.dtype(dtype).itemsize
+        raise MemoryError(
+            f"an array {shape} of {dtype}, {size:,} bytes, does not fit into the memory of GPU {device().where()}: {error}"
+        ) from error
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    found = empty(shape, dtype)
+    found[...] = 0
+    return found

@@ -4,45 +4,51 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.backend import kernels
+from fastgrad.memory import zeros
 
 
 class Arrays:
     """A list of arrays for kernels, which take C-contiguous ones alone: `flat` has copies of the others, and `write` takes these back.
 
-    value: an array or a list of at least one, of one dtype (the one asked for, if any). Raises TypeError or ValueError, also where an array
-    is to be written and cannot be. The arrays may not overlap.
+    value: an array or a list of at least one, of one dtype and place (those of `like`, an array, if any); `kernels` are those for them.
+    Raises TypeError or ValueError, also where an array is to be written and cannot be. The arrays may not overlap.
     """
 
-    def __init__(self, op: str, name: str, value: Any, dtype: np.dtype | None = None, *, written: bool = True) -> None:
-        self.single = isinstance(value, np.ndarray)
+    def __init__(self, op: str, name: str, value: Any, like: Any = None, *, written: bool = True) -> None:
+        self.single = isinstance(value, np.ndarray) or gpu.is_there(value)
         if not self.single:
             check.each(op, name, value)
         # a list of our own: the caller's may change meanwhile
         arrays = [value] if self.single else list(value)
-        self.given: list[np.ndarray] | None = None
-        if not kernels().plain(arrays) or (dtype is not None and arrays[0].dtype != dtype):
-            self.given = arrays
-            arrays = self._contiguous(op, name, arrays, dtype, written)
+        # what the copies in `flat` are to be put back into
+        self._given: list[Any] = []
+        self.kernels = kernels(arrays[0])
+        if not self.kernels.plain(arrays) or not (
+            like is None or (arrays[0].dtype == like.dtype and type(arrays[0]) is type(like))
+        ):
+            arrays = self._contiguous(op, name, arrays, like, written)
         self.flat = arrays
 
-    def _contiguous(
-        self, op: str, name: str, arrays: list[Any], dtype: np.dtype | None, written: bool
-    ) -> list[np.ndarray]:
-        found = []
+    def _contiguous(self, op: str, name: str, arrays: list[Any], like: Any, written: bool) -> list[np.ndarray]:
+        found: list[np.ndarray] = []
         for i, array in enumerate(arrays):
             what = name if self.single else f"{name}[{i}]"
-            found.append(check.contiguous(check.floating(op, what, array, dtype)))
-            dtype = dtype or found[0].dtype
-            if written and not array.flags.writeable:
-                raise ValueError(f"{op}: {what} must be writable, got a read-only array")
+            whole = check.floating(op, what, array, found[0] if found else like)
+            found.append(check.contiguous(whole))
+            if isinstance(array, np.ndarray):
+                self._given.append(array)
+                if written and not array.flags.writeable:
+                    raise ValueError(f"{op}: {what} must be writable, got a read-only array")
+            else:
+                self._given.append(whole)
         return found
 
     def write(self) -> None:
         """Put what became of copies into the arrays that were given."""
-        for array, copy in zip(self.given or (), self.flat, strict=False):
-            if not np.may_share_memory(array, copy):
+        for array, copy in zip(self._given, self.flat, strict=False):
+            if array is not copy and not (isinstance(array, np.ndarray) and np.may_share_memory(array, copy)):
                 array[...] = copy
 
 
@@ -55,16 +61,18 @@ def same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others
             raise ValueError(f"{op}: {name}[{i}] must be {like.shape} like {other}[{i}], got {array.shape}")
 
 
-def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]]) -> np.ndarray:
-    """Masks of arrays of these shapes as one, bool (P,): those given for each, or one for one; all True for None."""
-    masks = [masks] if isinstance(masks, np.ndarray) else masks
+def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]], like: np.ndarray) -> np.ndarray:
+    """Masks of arrays of these shapes as one, bool (P,), where `like` is: those given for each, or one for one; all True for None."""
+    masks = [masks] if isinstance(masks, np.ndarray) or gpu.is_there(masks) else masks
     check.each(op, "masks", masks, len(shapes))
     found = []
     for i, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
-        mask = np.ones(shape, np.bool_) if mask is None else mask
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            kind = f"an array of {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        if mask is None:
+            mask = zeros(shape, like) == 0
+        if not hasattr(mask, "dtype") or mask.dtype != np.bool_:
+            kind = f"an array of {mask.dtype}" if hasattr(mask, "dtype") else type(mask).__name__
             raise TypeError(f"{op}: masks[{i}] must be an array of bool, got {kind}")
+        mask = check.place(op, f"masks[{i}]", mask, like)
         if mask.shape != shape:
             raise ValueError(f"{op}: masks[{i}] must be {shape}, got {mask.shape}")
         found.append(mask.reshape(-1))

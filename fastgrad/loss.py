@@ -23,7 +23,7 @@ def cross_entropy(
     rows, classes = logits.shape
     if not classes:
         raise ValueError(f"cross_entropy: logits must have at least one class, got {logits.shape}")
-    labels = check.labels("cross_entropy", "labels", labels, (rows, classes), logits.dtype)
+    labels = check.labels("cross_entropy", "labels", labels, (rows, classes), logits)
     return _run("cross_entropy", logits, labels, (rows,), reduction)
 
 
@@ -62,19 +62,19 @@ def _elementwise(
     op: str, name: str, y: Any, target_name: str, target: Any, reduction: str
 ) -> tuple[float | np.ndarray, np.ndarray]:
     y = check.contiguous(check.floating(op, name, y))
-    target = check.contiguous(check.array(op, target_name, target, f"like {name}", y.shape, y.dtype))
+    target = check.contiguous(check.array(op, target_name, target, f"like {name}", y.shape, y))
     # kernels are compiled for two axes
     rows = (len(y) if y.ndim == 2 else 1, -1) if y.size else (0, 1)
     loss, dy = _run(op, y.reshape(rows), target.reshape(rows), None, reduction)
-    return loss.reshape(y.shape) if isinstance(loss, np.ndarray) else loss, dy.reshape(y.shape)
+    return loss if isinstance(loss, float) else loss.reshape(y.shape), dy.reshape(y.shape)
 
 
 def _run(
     op: str, y: np.ndarray, target: np.ndarray, shape: tuple[int, ...] | None, reduction: str
 ) -> tuple[float | np.ndarray, np.ndarray]:
     check.choice(op, "reduction", reduction, REDUCTIONS)
-    losses = empty(shape or y.shape, y.dtype)
-    dy = empty(y.shape, y.dtype)
+    losses = empty(shape or y.shape, y)
+    dy = empty(y.shape, y)
     scale = 1 / max(losses.size, 1) if reduction == "mean" else 1.0
-    total = getattr(kernels(), op)(y, target, losses, dy, scale)
+    total = getattr(kernels(y), op)(y, target, losses, dy, scale)
     return losses if reduction == "none" else float(total) * scale, dy

@@ -119,10 +119,9 @@ def run(
     backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it, or adds to them if they accumulate, and
     returns (dx, dh_0, dc_0).
     """
-    dtype = x.dtype
     xs = rows_of(x, batch)  # (R, C)
-    h = empty((len(xs), sizes(weights)[1]), dtype)
-    h_n, c_n = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+    h = empty((len(xs), sizes(weights)[1]), x)
+    h_n, c_n = empty(h_0.shape, x), empty(c_0.shape, x)
     c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep)
     y = sequences_of(h, batch)
     result = (y, h_n, c_n, sequences_of(c, batch)) if cells else (y, h_n, c_n)
@@ -141,14 +140,14 @@ def run(
                 f"{op}: backward needs at least one of {'dy, ' if op == 'lstm' else ''}{names[0]}, {names[1]}"
             )
         if dy is not None:
-            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, dtype), batch)
+            dy = rows_of(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, y), batch)
         if dh_n is not None:
-            dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, dtype)
+            dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, h_0)
         if dc_n is not None:
-            dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, dtype)
+            dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, c_0)
         if step_norms is not None:
             check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
-        dxs = empty(xs.shape, dtype)
+        dxs = empty(xs.shape, xs)
         squares = None if step_norms is None else np.empty(len(xs))
         dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares, accumulate)
         if step_norms is not None and squares is not None:
@@ -179,10 +178,10 @@ def run_rows(
     squares if given, and returns (dh_0, dc_0).
     Where it is called once only it takes the gates' memory for its own, the largest of all.
     """
-    ops, dtype, hidden = kernels(), xs.dtype, sizes(weights)[0]
+    ops, hidden = kernels(xs), sizes(weights)[0]
     order, offsets = batch.order, batch.offsets
-    gates: Any = empty((len(xs), 4 * hidden), dtype)
-    c, tanh_c = (empty((len(xs), hidden), dtype) if keep or cells else None for _ in range(2))
+    gates: Any = empty((len(xs), 4 * hidden), xs)
+    c, tanh_c = (empty((len(xs), hidden), xs) if keep or cells else None for _ in range(2))
     ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
 
     def backward(
@@ -198,8 +197,8 @@ def run_rows(
         if gates is None:
             raise RuntimeError("LSTM: backward has run; it runs once for each forward in training")
         saved, gates = gates, None if once else gates
-        dz = saved if once else empty(saved.shape, dtype)
-        dh_0, dc_0 = empty(h_0.shape, dtype), empty(c_0.shape, dtype)
+        dz = saved if once else empty(saved.shape, saved)
+        dh_0, dc_0 = empty(h_0.shape, h_0), empty(c_0.shape, c_0)
         dh_n, dc_n = (None if a is None else check.contiguous(a) for a in (dh_n, dc_n))
         ops.lstm_backward(
             dh, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad import gpu
+
 # bytes from which on a result gets a block; bytes of free blocks that are kept at most, those let go of a size least lately used
 LARGE, KEPT = 4 << 10, 1 << 29
 LINE = 64
@@ -81,8 +83,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_in_child)
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """numpy.empty."""
+def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
+    """numpy.empty of a dtype, or of an array's and then where that lies: on a GPU CuPy keeps memory in a pool of its own."""
+    if type(like) is np.ndarray:
+        dtype = like.dtype
+    elif isinstance(like, np.dtype):
+        dtype = like
+    else:
+        return gpu.empty(shape, like.dtype)
     n = prod(shape) * dtype.itemsize
     if n < LARGE:
         return np.empty(shape, dtype)
@@ -90,3 +98,13 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     step = 1 << n.bit_length() - 4
     size = (n + step - 1) // step * step
     return np.ndarray(shape, dtype, Block(size, np.uint8, _memory.take(size)))
+
+
+def doubles(n: int, like: np.ndarray) -> np.ndarray:
+    """An array (n,) of float64, uninitialised, where an array lies."""
+    return np.empty(n) if isinstance(like, np.ndarray) else gpu.empty((n,), np.dtype(np.float64))
+
+
+def zeros(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+    """numpy.zeros, where an array lies."""
+    return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else gpu.zeros(shape, like.dtype)

@@ -62,9 +62,9 @@ class BatchNorm(Fused):
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
         x = check.channels_last(op, "x", x)
-        x = check.array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in), self.dtype)
+        x = check.array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in), self._params)
         if residual is not None:
-            residual = check.array(op, "residual", residual, "like x", x.shape, self.dtype)
+            residual = check.array(op, "residual", residual, "like x", x.shape, self._params)
         settings = training, self.momentum, self.eps, self.unbiased
         y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
         return y, lambda dy: backward(dy, *self._gradients, dx)

@@ -27,11 +27,11 @@ def max_pool2d(
     """
     op = "max_pool2d"
     x, size, stride, pads, y = checked(op, x, size, stride, padding)
-    ops = kernels()
+    ops = kernels(x)
     ops.max_pool2d_forward(x, size, stride, pads, y)
 
     def backward(dy: np.ndarray) -> np.ndarray:
-        dy, dx = check.upstream(op, dy, y), empty(x.shape, x.dtype)
+        dy, dx = check.upstream(op, dy, y), empty(x.shape, x)
         ops.max_pool2d_backward(dy, x, y, size, stride, pads, dx)
         return dx
 
@@ -67,7 +67,7 @@ def global_avg_pool2d(x: np.ndarray) -> Result:
     x = check.images(op, x)
     n, *image, channels = x.shape
     size = image[0], image[1]
-    y = empty((n, channels), x.dtype)
+    y = empty((n, channels), x)
     return y, mean(op, x, size, size, (0, 0, 0, 0), True, y[:, None, None], y)
 
 
@@ -82,12 +82,12 @@ def mean(
     result: np.ndarray,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Writes the means to y (N, H', W', C) and returns backward, whose dy is like the result."""
-    ops = kernels()
+    ops = kernels(x)
     ops.avg_pool2d_forward(x, size, stride, pads, bool(include_pad), y)
-    shape, dtype = x.shape, x.dtype
+    shape = x.shape
 
     def backward(dy: np.ndarray) -> np.ndarray:
-        dy, dx = check.upstream(op, dy, result).reshape(y.shape), empty(shape, dtype)
+        dy, dx = check.upstream(op, dy, result).reshape(y.shape), empty(shape, y)
         ops.avg_pool2d_backward(dy, size, stride, pads, bool(include_pad), dx)
         return dx
 
@@ -103,4 +103,4 @@ def checked(
     size = check.pair(op, "size", size)
     stride = size if stride is None else check.pair(op, "stride", stride)
     pads, made = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
-    return x, size, stride, pads, empty((n, *made, channels), x.dtype)
+    return x, size, stride, pads, empty((n, *made, channels), x)

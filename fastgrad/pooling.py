@@ -21,7 +21,7 @@ def every(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unp
 
 def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, D P) = h_n."""
-    return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h.dtype)), lambda dy: (None, dy)
+    return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
 def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
@@ -31,7 +31,7 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     # the sequence at a position has as many steps as those at which more sequences are under way
     counts = len(under_way) - np.searchsorted(under_way[::-1], np.arange(n), side="right")
     counts = np.maximum(counts, 1).astype(h.dtype)[:, None]  # (N, 1)
-    total, y = (empty((n, h.shape[1]), h.dtype) for _ in range(2))
+    total, y = (empty((n, h.shape[1]), h) for _ in range(2))
     total[...] = 0
     for t, rows in enumerate(under_way):
         total[:rows] += h[offsets[t] : offsets[t + 1]]
@@ -39,7 +39,7 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     y[order] = total
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
-        share, dh = dy[order] / counts, empty(h.shape, h.dtype)
+        share, dh = dy[order] / counts, empty(h.shape, h)
         for t, rows in enumerate(under_way):
             dh[offsets[t] : offsets[t + 1]] = share[:rows]
         return dh, None

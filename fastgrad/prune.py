@@ -47,7 +47,7 @@ def prune(
         raise TypeError(f"{op}: names are for models")
     arrays = Arrays(op, "params", params)
     shapes = [a.shape for a in arrays.flat]
-    flat = flat_masks(op, [None] * len(shapes) if masks is None else masks, shapes)
+    flat = flat_masks(op, [None] * len(shapes) if masks is None else masks, shapes, arrays.flat[0])
     named = {"params" if arrays.single else f"params[{i}]": a for i, a in enumerate(arrays.flat)}
     _prune(op, named, flat, amount, threshold, scope, units)
     arrays.write()

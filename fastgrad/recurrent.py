@@ -92,10 +92,10 @@ class LSTM(SequenceModel):
         y, ends, layers, unpool = self._run(x, batch, state, training, True)
 
         def backward(dy: np.ndarray) -> np.ndarray:
-            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, self.dtype)
+            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
             dh, dh_n = unpool(dy)
             for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
-                dxs: list[Any] = [empty(shape, self.dtype) if layer or dx else None for _ in ways_back]
+                dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
                 for way, way_back in enumerate(ways_back):
                     part = self._columns(way)
                     upstream = (None if a is None else a[:, part] for a in (dh, dh_n))
@@ -103,7 +103,7 @@ class LSTM(SequenceModel):
                 if len(dxs) == 2 and dxs[0] is not None:
                     dxs[0] += dxs[1]
                 if key is not None:
-                    kernels().dropout(dxs[0], self.dropout, key, dxs[0])
+                    kernels(dy).dropout(dxs[0], self.dropout, key, dxs[0])
                 dh, dh_n = dxs[0], None
             return sequences_of(dxs[0], batch) if dx else dy
 
@@ -118,7 +118,7 @@ class LSTM(SequenceModel):
     ) -> tuple[np.ndarray, State, list, Unpool]:
         """(y, state, of each layer what the way back needs, the way back through the pool)."""
         (h_0, c_0), (h_n, c_n) = (
-            [empty((len(self._weights), len(x), width), self.dtype) for width in self._widths] for _ in range(2)
+            [empty((len(self._weights), len(x), width), x) for width in self._widths] for _ in range(2)
         )
         for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
             start[...] = given
@@ -126,9 +126,9 @@ class LSTM(SequenceModel):
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
-                xs, key = empty(h.shape, self.dtype), draw_key(self._rng)
-                kernels().dropout(h, self.dropout, key, xs)
-            h, ways_back = empty((len(xs), self.n_out), self.dtype), []
+                xs, key = empty(h.shape, h), draw_key(self._rng)
+                kernels(h).dropout(h, self.dropout, key, xs)
+            h, ways_back = empty((len(xs), self.n_out), xs), []
             for way in range(self.directions):
                 i = layer * self.directions + way
                 arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
@@ -145,11 +145,11 @@ class LSTM(SequenceModel):
 
     def _checked(self, x: Any, lengths: Any, state: Any) -> tuple[np.ndarray, Batch, Any]:
         op = type(self).__name__
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self.dtype)
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
         if state is not None:
             check.each(op, "state", state, 2)
             for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
-                check.array(op, f"state[{i}]", given, form, (len(self._weights), len(x), width), self.dtype)
+                check.array(op, f"state[{i}]", given, form, (len(self._weights), len(x), width), x)
         return x, sequences(op, x.shape[:2], lengths), state
 
     def _generators(self) -> list[np.random.Generator]:

@@ -101,15 +101,15 @@ class Residual(Owner):
         self, h: np.ndarray, added: np.ndarray, training: bool, activation: Activation
     ) -> tuple[np.ndarray, FusedBackward]:
         """act(h + added), after a body whose last layer cannot add."""
-        op, ops = type(self).__name__, kernels()
-        added = check.array(op, "shortcut", added, "like the body's output", h.shape, h.dtype)
-        z = np.add(h, added, out=empty(h.shape, h.dtype))
-        y = empty(h.shape, h.dtype) if activation.needs_input else z
+        op, ops = type(self).__name__, kernels(h)
+        added = check.array(op, "shortcut", added, "like the body's output", h.shape, h)
+        z = np.add(h, added, out=empty(h.shape, h))
+        y = empty(h.shape, h) if activation.needs_input else z
         rows = -1, h.shape[-1]
         ops.activation_forward(z.reshape(rows), y.reshape(rows), activation)
 
         def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            dy, dz = check.upstream(op, dy, y), empty(h.shape, h.dtype)
+            dy, dz = check.upstream(op, dy, y), empty(h.shape, h)
             ops.activation_backward(*(a.reshape(rows) for a in (dy, z, y, dz)), activation)
             return dz, dz
 

@@ -34,10 +34,10 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
 def rows_of(x: np.ndarray, batch: Batch) -> np.ndarray:
     """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
     by_step = x.transpose(1, 0, 2)
-    if batch.full and by_step.flags.carray:
+    if batch.full and check.contiguous(by_step) is by_step:
         return by_step.reshape(int(batch.offsets[-1]), x.shape[2])
-    rows = empty((int(batch.offsets[-1]), x.shape[2]), x.dtype)
-    kernels().gather_rows(x, batch.order, batch.offsets, rows)
+    rows = empty((int(batch.offsets[-1]), x.shape[2]), x)
+    kernels(x).gather_rows(x, batch.order, batch.offsets, rows)
     return rows
 
 
@@ -46,6 +46,6 @@ def sequences_of(rows: np.ndarray, batch: Batch) -> np.ndarray:
     n, steps = batch.shape
     if batch.full:
         return rows.reshape(steps, n, rows.shape[1]).transpose(1, 0, 2)
-    x = empty((n, steps, rows.shape[1]), rows.dtype)
-    kernels().scatter_rows(rows, batch.order, batch.offsets, x)
+    x = empty((n, steps, rows.shape[1]), rows)
+    kernels(rows).scatter_rows(rows, batch.order, batch.offsets, x)
     return x

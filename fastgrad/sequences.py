@@ -39,7 +39,7 @@ class SequenceModel(Model):
         if lengths is None:
             return super().predict(x, batch_size, logits=logits)
         op = f"{type(self).__name__}.predict"
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self.dtype)
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
         lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
         batches = self._batches(x, batch_size)
         return np.concatenate([self._infer(x[rows], logits, lengths[rows], None)[0] for rows in batches])
@@ -48,8 +48,8 @@ class SequenceModel(Model):
 class Steps:
     """Sequences x (N, T, C) as rows (N T, C) in the order in which they lie in memory, and such rows as sequences."""
 
-    def __init__(self, op: str, x: Any, n_in: int, dtype: np.dtype) -> None:
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, n_in), dtype)
+    def __init__(self, op: str, x: Any, n_in: int, like: np.ndarray) -> None:
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, n_in), like)
         self.op, self.shape = op, x.shape[:2]
         # step by step, as an LSTM's output does
         self.by_step = x.transpose(1, 0, 2).flags.c_contiguous
@@ -67,7 +67,7 @@ class Steps:
         """The way back through the sequences, from that through rows with the output y (N T, K)."""
 
         def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            dy = check.array(self.op, "dy", dy, "like the output", (*self.shape, y.shape[1]), y.dtype)
+            dy = check.array(self.op, "dy", dy, "like the output", (*self.shape, y.shape[1]), y)
             dx, dresidual = rows_backward(self.rows(dy))
             return self.sequences(dx), self.sequences(dresidual)
 

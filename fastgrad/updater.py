@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
-from fastgrad.backend import kernels
 from fastgrad.constraint import Constraint, checked
 from fastgrad.kernels import names
+from fastgrad.later import Later
 from fastgrad.lists import Arrays, flat_masks, same_shapes
+from fastgrad.memory import doubles, zeros
 from fastgrad.optim import Optimizer
 
 
@@ -40,7 +41,7 @@ class Updater:
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
         self.step_count = 0
         self.val_losses: list[float] = []
-        self.state = np.zeros((optimizer.state_rows, sum(a.size for a in arrays.flat)), arrays.flat[0].dtype)  # (S, P)
+        self.state = zeros((optimizer.state_rows, sum(a.size for a in arrays.flat)), arrays.flat[0])  # (S, P)
         self._shapes = [a.shape for a in arrays.flat]
         self._hyper, self._record = optimizer.hyper, np.full(1, np.nan)
         self.constraint = constraint
@@ -52,25 +53,29 @@ class Updater:
         """Copies of the masks, of each array one; None where nothing is pruned. Others may be set at any time."""
         if self._mask is None:
             return None
-        parts = np.split(self._mask, np.cumsum([prod(shape) for shape in self._shapes])[:-1])
+        parts = np.split(self._mask, np.cumsum([prod(shape) for shape in self._shapes])[:-1].tolist())
         return [part.reshape(shape).copy() for part, shape in zip(parts, self._shapes, strict=True)]
 
     @masks.setter
     def masks(self, masks: Any) -> None:
-        self._mask = None if masks is None else flat_masks("Updater", masks, self._shapes)
+        self._mask = None if masks is None else flat_masks("Updater", masks, self._shapes, self.state)
 
-    def step(self, grads: Any) -> float:
+    def step(self, grads: Any) -> float | Later:
         """One update from gradients like params, which stay as they are; their norm, or NaN without clip_norm.
 
         With clip_norm, raises FloatingPointError where the norm is not finite. After an error all is as before.
+        On a GPU nothing waits for the norm: it is read, and the error raised, when it is used, as float(norm). Until then the update
+        that was not made counts as a step.
         """
         op = "Updater.step"
-        params = Arrays(op, "params", self.params, self.state.dtype)
-        found = Arrays(op, "grads", grads, self.state.dtype, written=False)
+        params = Arrays(op, "params", self.params, self.state)
+        found = Arrays(op, "grads", grads, self.state, written=False)
         if [a.shape for a in found.flat] != self._shapes:
             same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
-        status = kernels().update_arrays(
+        clips, here = self.clip_norm < math.inf, isinstance(self.state, np.ndarray)
+        record = self._record if here or not clips else doubles(1, self.state)
+        status = params.kernels.update_arrays(
             params.flat,
             found.flat,
             self.optimizer.code,
@@ -80,13 +85,18 @@ class Updater:
             self.clip_norm,
             self._mask,
             self._held,
-            self._record if self.clip_norm < math.inf else None,
+            record if clips else None,
         )
-        if status != names.OK:
-            raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(found.flat)})
+        if (here or not clips) and status != names.OK:
+            self._fail(op, found.flat)
         params.write()
         self.step_count += 1
-        return self._record.item(0)
+        if here or not clips:
+            return self._record.item(0)
+        return Later(record[0], status, lambda: self._fail(op, found.flat))
+
+    def _fail(self, op: str, grads: list[np.ndarray]) -> None:
+        raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(grads)})
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what training goes on from, besides params."""
@@ -107,8 +117,8 @@ class Updater:
             )
         if state["optimizer"] != type(self.optimizer).__name__:
             raise ValueError(f"{op}: optimizer must be {type(self.optimizer).__name__}, got {state['optimizer']}")
-        values = check.array(op, "state", state["state"], "(S, P)", self.state.shape, self.state.dtype)
+        values = check.array(op, "state", state["state"], "(S, P)", self.state.shape, self.state)
         step = check.count(op, "step", state["step"], least=0)
-        masks = None if state["masks"] is None else flat_masks(op, state["masks"], self._shapes)
+        masks = None if state["masks"] is None else flat_masks(op, state["masks"], self._shapes, self.state)
         self.val_losses = [float(loss) for loss in state["val_losses"]]
         self.state[...], self.step_count, self._mask = values, step, masks

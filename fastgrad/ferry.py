@@ -1,0 +1,56 @@
+"""NumPy arrays where the "cuda" backend is in force: each call copies them to the GPU, and what it may have written back.
+
+So programs run on a GPU as they are, and give NumPy arrays. What is to be fast keeps its arrays there: those are never copied.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad import gpu
+from fastgrad.kernels import reference
+
+
+class Ferry:
+    """The kernels of a module over NumPy arrays; `direct`: the module, for arrays that lie on the GPU."""
+
+    # asks about the caller's arrays, which copies would hide
+    plain = staticmethod(reference.plain)
+
+    def __init__(self, module: Any) -> None:
+        self.direct, self.__all__, self.__name__ = module, module.__all__, module.__name__
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.direct, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            there: dict[Any, tuple[np.ndarray, Any]] = {}
+            moved = [_moved(a, there) for a in arguments]
+            result = function(*moved, **{key: _moved(a, there) for key, a in named.items()})
+            for host, copy in there.values():
+                if host.flags.writeable:
+                    host[...] = copy.get()
+            return _back(result)
+
+        # so that backends' signatures can be compared
+        call.__wrapped__ = function  # type: ignore[attr-defined]
+        call.__module__ = function.__module__
+        return call
+
+
+def _moved(value: Any, there: dict[Any, tuple[np.ndarray, Any]]) -> Any:
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_moved(v, there) for v in value)
+    if not isinstance(value, np.ndarray):
+        return value
+    # one array given twice is one array there
+    place = value.ctypes.data, value.shape, value.strides, value.dtype
+    if place not in there:
+        there[place] = value, gpu.device().xp.asarray(value)
+    return there[place][1]
+
+
+def _back(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_back(r) for r in result)
+    return result.get()[()] if gpu.is_there(result) else result
