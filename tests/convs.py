@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from arrays import unwritten
 from chains import torch_activation
 
 import fastgrad as fg
@@ -97,6 +98,30 @@ def conv_run(problem):
     y, backward = conv_forward(problem)
     names = [f"d{name}" for name in problem.named(INPUTS)]
     return dict(zip(["y", *names], [y, *backward(problem.dy)], strict=True))
+
+
+def kernel_run(kernels, problem, pads=None, *, without=(), within=lambda a: a):
+    """What conv_run gives from a backend, the gradients named in `without` being None; outputs, first NaN, from `within`.
+
+    pads are the problem's own where none are given.
+    """
+    p, dtype = problem, problem.x.dtype
+    f = check.activation("test", p.options.get("activation", "identity"))
+    stride, dilation = (pair(p.options.get(name, 1)) for name in ("stride", "dilation"))
+    pads = pads or p.geometry()[0]
+
+    def output(array):
+        return within(unwritten(array.shape, dtype))
+
+    y = output(p.dy)
+    z = output(p.dy) if f.needs_input else y
+    kernels.conv2d_forward(p.x, p.w, p.b, stride, pads, dilation, p.residual, f, z, y)
+    dz = output(p.dy)
+    gradients = {f"d{name}": output(array) for name, array in p.named(("x", "w", "b")).items()}
+    gradients |= dict.fromkeys(without)
+    wanted = (gradients.get(name) for name in ("dx", "dw", "db"))
+    kernels.conv2d_backward(p.dy, p.x, p.w, stride, pads, dilation, f, z, y, dz, *wanted)
+    return {"y": y, "dresidual": dz} | {name: a for name, a in gradients.items() if a is not None}
 
 
 def conv_loss(problem):

@@ -5,8 +5,19 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
-from convs import INPUTS, conv_forward, conv_loss, conv_run, conv_terms, geometry, pair, random_conv, torch_conv_run
+from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, with_threads
+from convs import (
+    INPUTS,
+    conv_forward,
+    conv_loss,
+    conv_run,
+    conv_terms,
+    geometry,
+    kernel_run,
+    pair,
+    random_conv,
+    torch_conv_run,
+)
 from fastgrad.kernels.names import ACTIVATIONS
 from tolerances import assert_close
 
@@ -425,25 +436,6 @@ def test_an_image_alone_has_the_bits_it_has_in_a_batch(cpu, dtype, name, rng):
             alone = conv_run(problem.only(rows))
             for which in {"y", "dx", "dresidual"} & alone.keys():
                 assert bits(alone[which]) == bits(together[which][rows]), f"{which} of images {rows}"
-
-
-def kernel_run(backend, problem, pads, *, without=(), within=lambda a: a):
-    """What conv_run gives from the kernels, the gradients named in `without` being None; outputs, first NaN, from `within`."""
-    p, dtype = problem, problem.x.dtype
-    activation = ACTIVATIONS[p.options.get("activation", "identity")]
-    stride, dilation = p.options.get("stride", (1, 1)), p.options.get("dilation", (1, 1))
-
-    def output(array):
-        return within(unwritten(array.shape, dtype))
-
-    y = output(p.dy)
-    z = output(p.dy) if activation.needs_input else y
-    backend.conv2d_forward(p.x, p.w, p.b, stride, pads, dilation, p.residual, activation, z, y)
-    dz = output(p.dy)
-    gradients = {f"d{name}": output(array) for name, array in p.named(("x", "w", "b")).items()}
-    gradients |= dict.fromkeys(without)
-    backend.conv2d_backward(p.dy, p.x, p.w, stride, pads, dilation, activation, z, y, dz, *gradients.values())
-    return {"y": y, "dresidual": dz} | {name: a for name, a in gradients.items() if a is not None}
 
 
 def uneven(rng, dtype, pads, activation):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 from arrays import unwritten
 from chains import backward, forward, random_chain
 from conftest import CUDA_RESOURCES
+from convs import kernel_run, pair, random_conv
 from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS
 from lstms import random_lstm
@@ -27,7 +29,7 @@ from fastgrad.rows import sequences
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 import fastgrad.kernels.cuda
-from fastgrad.kernels.cuda import device, rows
+from fastgrad.kernels.cuda import conv, device, rows
 from fastgrad.kernels.cuda.device import BLOCK
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
@@ -49,6 +51,7 @@ SIMULATED = [
     "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
     "test_batchnorm.py::test_statistics_need_not_be_kept",
     "test_batchnorm.py::test_evaluation_reads_the_running_statistics_and_leaves_them",
+    "test_conv.py::test_one_pixel_under_a_padded_kernel_meets_its_middle_only",
 ]
 # all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
 SUMS = {
@@ -249,6 +252,83 @@ def test_norms_are_two_launches_and_read_once(emulated, launches, dtype, rng):
     assert names_of(launches) == ["scale_chunks", "clamp_chunks"]
     for launch in launches:
         assert traffic_of(launch, dtype)[1] == (sum(a.size for a in arrays),) * 2
+
+
+def under_windows(problem):
+    """How many pairs of an output and a place in its window lie in the image, by the definition."""
+    (top, left, _, _), (down, across) = problem.geometry()
+    counts = []
+    for outputs, first, axis in ((down, top, 0), (across, left, 1)):
+        step, reach = (pair(problem.options.get(name, 1))[axis] for name in ("stride", "dilation"))
+        at = np.add.outer(np.arange(outputs) * step, np.arange(problem.w.shape[axis]) * reach) - first
+        counts.append(np.count_nonzero((at >= 0) & (at < problem.x.shape[1 + axis])))
+    return len(problem.x) * counts[0] * counts[1]
+
+
+CONVOLUTIONS = {
+    "strides": (3, 4, (4, 3), {"padding": "same", "stride": 3}),
+    "groups": (4, 6, (3, 2), {"groups": 2, "padding": (2, 1), "dilation": (1, 2), "stride": (2, 1)}),
+}
+
+
+@pytest.fixture(params=CONVOLUTIONS)
+def convolution(request, rng, dtype):
+    channels, outputs, size, options = CONVOLUTIONS[request.param]
+    return random_conv(rng, 5, (9, 8), channels, outputs, size, dtype, **options)
+
+
+def test_a_convolution_is_two_launches_forward_and_four_backward(emulated, launches, emulator, dtype, convolution):
+    """It writes columns once, and reads what lies under windows; the fold reads what was not padding, and writes each pixel once."""
+    kernel_run(emulated, convolution)
+    assert names_of(launches) == [
+        "unfold_tiles", "activate_tiles", "differentiate_tiles", "unfold_tiles", "fold_tiles",
+    ]  # fmt: skip
+    unfold, activate, _, again, fold = (traffic_of(launch, dtype) for launch in launches)
+    assert emulator.xp.products == 3
+    kh, kw, _, outputs = convolution.w.shape
+    n, channels = convolution.dy.size, convolution.x.shape[3]
+    met = under_windows(convolution) * channels
+    assert unfold == again == [(met, 0), (0, n // outputs * kh * kw * channels)]
+    assert activate[0] == (n, n)
+    assert fold == [(met, 0), (0, convolution.x.size)]
+
+
+def test_a_convolution_of_1x1_unfolds_nothing_and_without_more_is_its_product(emulated, launches, emulator, rng):
+    problem = random_conv(rng, 3, (9, 8), 5, 4, 1)
+    kernel_run(emulated, problem)
+    assert names_of(launches) == ["activate_tiles", "differentiate_tiles"]
+    assert emulator.xp.products == 3
+    launches.clear()
+    kernel_run(emulated, replace(problem, b=None))
+    assert names_of(launches) == ["differentiate_tiles"]
+
+
+def test_images_unfolded_in_parts_give_the_same(emulated, launches, monkeypatch, dtype, convolution):
+    whole = kernel_run(emulated, convolution)
+    launches.clear()
+    kh, kw, _, outputs = convolution.w.shape
+    image = convolution.dy[0].size // outputs * kh * kw * convolution.x.shape[3] * dtype.itemsize
+    monkeypatch.setattr(conv, "UNFOLDED", 2 * image + 1)
+    parts = kernel_run(emulated, convolution)
+    # of two, two and one
+    assert names_of(launches).count("unfold_tiles") == 6
+    assert names_of(launches)[-1] == "add_rows"
+    for name, array in whole.items():
+        assert_close("conv", parts[name], array.astype(float), size=np.abs(array).max(), terms=200)
+
+
+def test_tall_matrices_are_summed_by_several_blocks(emulated, launches, dtype, rng):
+    """A bias' gradient where the upstream gradient is dz itself."""
+    problem = random_conv(rng, 3, (40, 40), 2, 300, 1, dtype)
+    dy, gradients = problem.dy, [unwritten(problem.w.shape, dtype), unwritten(300, dtype)]
+    emulated.conv2d_backward(
+        dy, problem.x, problem.w, (1, 1), (0, 0, 0, 0), (1, 1), ACTIVATIONS["identity"], dy, dy, dy, None, *gradients
+    )
+    assert names_of(launches) == ["add_rows", "add_rows"]
+    assert_close("conv", gradients[1], dy.sum((0, 1, 2), np.float64), size=np.abs(dy).sum((0, 1, 2)), terms=1)
+    first, second = (traffic_of(launch, dtype) for launch in launches)
+    assert first == [(dy.size, 0), (0, 38 * 300)]
+    assert second == [(38 * 300, 0), (0, 300)]
 
 
 def test_health_reads_each_value_once(emulated, launches, dtype, rng):

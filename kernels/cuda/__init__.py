@@ -3,6 +3,7 @@
 from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
+from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
 from .health import array_health, output_health
@@ -24,6 +25,8 @@ __all__ = [
     "batch_norm_statistics",
     "binary_cross_entropy",
     "clamp_arrays",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "dense_chain_backward",
     "dense_chain_forward",

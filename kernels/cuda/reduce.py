@@ -13,6 +13,8 @@ from .device import BLOCK, Integer, Real, Values, Wide, function, kernel, launch
 
 # a block takes this many tiles of rows: enough for sums by column to become a hundredth of what was read
 TILE_ROWS = 16
+# and of what is left by blocks this many are added up one after the other
+ROWS_OF_A_BLOCK = 128
 
 
 def tile_width(columns):
@@ -157,18 +159,27 @@ def total_of(parts, dtype):
 
 @kernel
 def add_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, parts: Values, sums: Values):
-    """sums (columns,) of parts (rows, columns), by the blocks of the grid's second axis."""
+    """sums (blocks, columns) of parts (rows, columns): a row of blocks, the grid's first axis, shares out the rows."""
     shared = cuda.shared.array(BLOCK, dtype)
     column, total = tile_column(width), dtype(0)
+    each = (rows + cuda.gridDim.x - 1) // cuda.gridDim.x
     if column < columns:
-        for row in range(cuda.threadIdx.x // width, rows, BLOCK // width):
+        first, last = cuda.blockIdx.x * each, min((cuda.blockIdx.x + 1) * each, rows)
+        for row in range(first + cuda.threadIdx.x // width, last, BLOCK // width):
             total += parts[row * columns + column]
     total = add_down(shared, total, width)
     if cuda.threadIdx.x < width and column < columns:
-        sums[column] = total
+        sums[cuda.blockIdx.x * columns + column] = total
 
 
 def sum_rows(parts, sums):
-    """sums (columns,) of contiguous parts (rows, columns)."""
+    """sums (columns,) of contiguous parts (rows, columns): one launch, or two where one block would take long."""
     rows, columns = parts.shape
-    launch(add_rows, sums.dtype, (1, tiles(1, columns)[1]), rows, columns, tile_width(columns), parts, sums)
+    width, across = tile_width(columns), tiles(1, columns)[1]
+    most = ROWS_OF_A_BLOCK * (BLOCK // width)
+    if rows > most:
+        blocks = min(-(-rows // most), most)
+        between = device.xp.empty((blocks, columns), sums.dtype)
+        launch(add_rows, sums.dtype, (blocks, across), rows, columns, width, parts, between)
+        parts, rows = between, blocks
+    launch(add_rows, sums.dtype, (1, across), rows, columns, width, parts, sums)
