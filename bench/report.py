@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.peers import MODULES, VARIANTS
 
-FASTGRAD, PADDED, WATCHED = "fastgrad", "fastgrad, padded", "fastgrad, watched"
+FASTGRAD, PADDED, WATCHED, ALONE = "fastgrad", "fastgrad, padded", "fastgrad, watched", "fastgrad, alone"
 REACHED = {True: ", yes", False: ", no", None: ""}
 PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "scikit-learn")
 
@@ -72,6 +72,10 @@ class Row:
             more = ratio and ratio - 1
             target = f"health for {workload.target_watched:.0%}"
             held.append((target, ratio and f"{more:.1%}", ratio and more <= workload.target_watched))
+        if workload.target_alone:
+            ratio = self.ratio_to(ALONE)
+            target = f"{workload.target_alone:g} x one process"
+            held.append((target, ratio and f"{ratio:.2f} x", ratio and ratio >= workload.target_alone))
         if held:
             targets, figures, reached = zip(*held, strict=True)
             self.target = " and ".join(targets)

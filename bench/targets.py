@@ -12,4 +12,5 @@ class Targets:
     target_share: float | None = None  # of the machine's limit
     target_over_limit: float | None = None  # seconds
     target_padded: float | None = None  # of the time without lengths
+    target_alone: float | None = None  # the time of one process over that of several
     target_watched: float | None = None  # of the step, for the health of every step

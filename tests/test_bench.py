@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import fastgrad as fg
+from bench.adapters import Shared
 from bench.blocks import BLOCKS
 from bench.clipping import CLIPS, Update
 from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
 from bench.peers.fastgrad import Blocks
-from bench.report import FASTGRAD, PADDED, WATCHED, Row, markdown
+from bench.report import ALONE, FASTGRAD, PADDED, WATCHED, Row, markdown
 from bench.targets import Targets
 from bench.workers import PROCESS, Worker, WorkerError
 from bench.workloads import LSTMS, TORCH, WORKLOADS
@@ -113,13 +114,26 @@ def small_loop(work):
 def test_pytorchs_loops_with_fastgrad_in_them_find_the_same():
     pytest.importorskip("torch")
     answers = []
+    loops = [work for work in TORCH if not isinstance(work, Shared)]
     for name in ("NumPy", "PyTorch", "fastgrad"):
         worker = Worker(name, 1)
-        answers.append([worker.ask("load", work.name, **small_loop(work)) for work in TORCH])
+        answers.append([worker.ask("load", work.name, **small_loop(work)) for work in loops])
         worker.close()
     for expected, *found in zip(*answers, strict=True):
         for values in found:
             np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_of_two_processes_finds_the_same():
+    pytest.importorskip("torch")
+    (loop,) = (work for work in TORCH if isinstance(work, Shared))
+    answers = []
+    for name in ("NumPy", "fastgrad"):
+        worker = Worker(name, 1)
+        answers.append(worker.ask("load", loop.name, **small_loop(loop)))
+        worker.close()
+        assert worker.process.returncode == 0
+    np.testing.assert_allclose(*answers, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
@@ -193,3 +207,11 @@ def test_health_is_held_against_the_step_without_it(watched, reached):
     row.hold_against(Targets(target_watched=0.03))
     assert row.reached == reached
     assert row.best_peer == "JAX"
+
+
+@pytest.mark.parametrize(("alone", "reached"), [(1.8, True), (1.6, False), (None, None)])
+def test_several_processes_are_held_against_one(alone, reached):
+    row = Row("step", "", {FASTGRAD: 1} | ({ALONE: alone} if alone else {}))
+    row.hold_against(Targets(target_alone=1.7))
+    assert (row.target, row.reached) == ("1.7 x one process", reached)
+    assert row.figure == (f"{alone:.2f} x" if alone else "not measured")

@@ -14,6 +14,7 @@ MODULES = {
     "fastgrad": "fastgrad",
     "fastgrad, padded": "fastgrad_padded",
     "fastgrad, watched": "fastgrad_watched",
+    "fastgrad, alone": "fastgrad_alone",
     "NumPy": "numpy",
     "PyTorch": "torch",
     "torch.compile": "torch_compile",
@@ -22,7 +23,11 @@ MODULES = {
     "scikit-learn": "sklearn",
 }
 # fastgrad in another way, which is no peer, and the target that asks for it
-VARIANTS = {"fastgrad, padded": "target_padded", "fastgrad, watched": "target_watched"}
+VARIANTS = {
+    "fastgrad, padded": "target_padded",
+    "fastgrad, watched": "target_watched",
+    "fastgrad, alone": "target_alone",
+}
 NETS = [name for name in MODULES if name not in VARIANTS]
 CONTENDERS = {
     "step": NETS,

@@ -12,6 +12,12 @@ class TorchStep(torch.Step):
         return model
 
 
+class TorchShared(torch.Shared):
+    @staticmethod
+    def build(net):
+        return torch.DistributedDataParallel(TorchStep.build(net), gradient_as_bucket_view=True)
+
+
 class TorchLstm(torch.Lstm):
     layer = fgt.LSTM
 

@@ -38,6 +38,7 @@ __all__ = [
     "LstmForward",
     "Step",
     "TorchLstm",
+    "TorchShared",
     "TorchStep",
     "TorchUpdate",
     "Update",
@@ -72,3 +73,5 @@ class HeNormal(Runner):
 
 
 TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+# all rows are in one process
+TorchShared = Step

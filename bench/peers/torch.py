@@ -1,11 +1,15 @@
 """PyTorch, eager: fused Adam, foreach clipping."""
 
 import copy
+import multiprocessing
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bench import blocks
@@ -70,6 +74,63 @@ class Step(Runner):
 
     def fetch(self, loss):
         return loss.detach().numpy()
+
+
+class Shared(Step):
+    """Steps of several processes: that of rank 0 is the worker's, and does what it is asked with others of its own."""
+
+    def __init__(self, net, rank=0, store=None):
+        self.rank, self.others = rank, []
+        if rank == 0:
+            # what a forked child would have of its parent's threads is not the same everywhere
+            context = multiprocessing.get_context("spawn")
+            self.folder = tempfile.TemporaryDirectory()
+            store = Path(self.folder.name, "store").as_uri()
+            for other in range(1, net.processes):
+                here, there = context.Pipe()
+                process = context.Process(target=attend, args=(type(self), net, other, store, there), daemon=True)
+                process.start()
+                self.others.append((here, process))
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=net.processes)
+        super().__init__(net)
+        self.inputs = [(x[rank :: net.processes], y[rank :: net.processes]) for x, y in self.inputs]
+
+    def reset(self):
+        self._tell("reset")
+        super().reset()
+
+    def run(self, count):
+        self._tell("run", count)
+        return super().run(count)
+
+    def fetch(self, loss):
+        total = loss.detach().clone()
+        distributed.all_reduce(total)
+        return (total / self.net.processes).numpy()
+
+    def _tell(self, *request):
+        for pipe, _ in self.others:
+            pipe.send(request)
+
+    def __del__(self):
+        for pipe, process in self.others:
+            pipe.close()
+            process.join()
+        if self.others:
+            distributed.destroy_process_group()
+
+
+def attend(kind, net, rank, store, pipe):
+    """Be another rank, until the first one ends."""
+    setup(net.threads)
+    runner = kind(net, rank, store)
+    while True:
+        try:
+            name, *arguments = pipe.recv()
+        except EOFError:
+            break
+        getattr(runner, name)(*arguments)
+    distributed.destroy_process_group()
 
 
 class Residual(nn.Module):
@@ -343,3 +404,9 @@ class HeNormal(Runner):
 
 # what loops of PyTorch's are without fastgrad in them
 TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+
+
+class TorchShared(Shared):
+    @staticmethod
+    def build(net):
+        return DistributedDataParallel(build(net), gradient_as_bucket_view=True)
