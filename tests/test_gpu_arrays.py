@@ -102,6 +102,37 @@ def test_dense_chain(there, dtype):
     agrees(there, "dense_chain", fg.dense_chain, arrays, np.ones((5, 3), dtype), activations=["relu", "softmax"])
 
 
+LSTM = {
+    "x": (4, 3, 2),
+    "w_ih": (2, 20),
+    "w_hh": (3, 20),
+    "b": (20,),
+    "h_0": (4, 3),
+    "c_0": (4, 5),
+    "peephole": (3, 5),
+    "w_proj": (5, 3),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0, 1, 2]], ids=["full", "ragged"])
+def test_lstm(there, dtype, lengths):
+    upstreams = draw(dtype, dy=(4, 3, 3), dh_n=(4, 3), dc_n=(4, 5)).values()
+    agrees(there, "lstm", fg.lstm, draw(dtype, **LSTM), *upstreams, lengths=lengths, reverse=True)
+
+
+def test_an_lstm_waits_for_nothing_and_does_the_same_whatever_the_lengths(there):
+    arrays, found = moved(there, draw(**LSTM)), []
+    dy = there.array(np.ones((4, 3, 3), np.float32))
+    # lengths are copied there at their first time
+    for lengths in 2 * ([3, 0, 1, 2], [2, 2, 1, 1]):
+        with there.counted() as counts:
+            _, backward = fg.lstm(**arrays, lengths=lengths)
+            backward(dy)
+        found.append(counts)
+    assert found[2] == found[3]
+    assert (found[2]["waits"], found[2]["copies"]) == (0, 0)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse", "poisson_nll"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_losses(there, loss, reduction):
