@@ -22,6 +22,7 @@ ON_CUDA = {
     "test_loss",
     "test_lstm",
     "test_optim",
+    "test_pool",
     "test_prune",
     "test_recurrent",
     "test_updater",

@@ -50,6 +50,8 @@ SIMULATED = [
     "test_health.py::test_outputs_of_no_rows_and_of_nan",
     "test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
     "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
+    "test_pool.py::test_zeros_of_either_sign_are_equal",
+    "test_pool.py::test_one_pixel_is_its_own_maximum_and_mean[float32-avg_pool2d-cuda]",
     "test_batchnorm.py::test_statistics_need_not_be_kept",
     "test_batchnorm.py::test_evaluation_reads_the_running_statistics_and_leaves_them",
     "test_conv.py::test_one_pixel_under_a_padded_kernel_meets_its_middle_only",
@@ -434,6 +436,25 @@ def test_batch_norm_reads_dy_and_x_twice_backward(emulated, launches, dtype, rng
         assert upstream == first == (n, 0)
         assert saved == (n * (reads_y and not residual), 0)
         assert to == (0, n)
+
+
+def test_pools_gather_without_scratch(emulated, launches, dtype, rng):
+    """One launch each; what overlaps comes from the caches, so here windows lie side by side, or are one a channel."""
+    x, y = rng.standard_normal((2, 6, 8, 3)).astype(dtype), unwritten((2, 3, 4, 3), dtype)
+    dx, sides, n = unwritten(x.shape, dtype), ((2, 2), (2, 2), (0, 0, 0, 0)), x.size
+    emulated.max_pool2d_forward(x, *sides, y)
+    emulated.max_pool2d_backward(y, x, y.copy(), *sides, dx)
+    emulated.avg_pool2d_forward(x, *sides, True, y)
+    emulated.avg_pool2d_backward(y, *sides, True, dx)
+    wide, means = rng.standard_normal((2, 40, 5, 3)).astype(dtype), unwritten((2, 1, 1, 3), dtype)
+    emulated.avg_pool2d_forward(wide, (40, 5), (1, 1), (0, 0, 0, 0), True, means)
+    forward, backward, mean, mean_backward, whole = (traffic_of(launch, dtype) for launch in launches)
+    assert forward == mean == [(n, 0), (0, n // 4)]
+    # a pixel is read once more by each largest one after it
+    places = x.reshape(2, 3, 2, 4, 2, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 4).argmax(axis=1)
+    assert backward == [(n // 4, 0), (n + places.sum(), 0), (n, 0), (0, n)]
+    assert mean_backward == [(n, 0), (0, n)]
+    assert whole == [(wide.size, 0), (0, means.size)]
 
 
 def test_initial_weights_and_dropout_are_one_launch(emulated, launches, dtype, rng):

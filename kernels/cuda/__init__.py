@@ -12,6 +12,7 @@ from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
+from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
 
@@ -20,6 +21,8 @@ __all__ = [
     "activation_forward",
     "array_health",
     "array_norms",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_statistics",
@@ -36,6 +39,8 @@ __all__ = [
     "joint_norm",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "mse",
     "normal",
     "orthogonal",
