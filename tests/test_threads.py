@@ -168,9 +168,33 @@ def workers_sleep():
         assert len(parallel._workers) == 1
 
 
+def borrowed_threads():
+    """PyTorch's threads for ours, in turns with it, in every part once, beside other Python threads, and not in a child."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("fastgrad.torch")
+    from fastgrad.kernels.cpu import parallel
+
+    torch.set_num_threads(2)
+    expected = expected_work()
+    x = torch.ones(300, 300)
+    for _ in range(3):
+        assert large_work() == expected
+        assert (x @ x == 300).all()
+    # OpenMP that has no GOMP_parallel leaves ours as they were
+    assert parallel._borrowed is None or not parallel._workers
+    assert check_in_child(expected)
+    # a size that is not PyTorch's is not forced on its pool
+    torch.set_num_threads(1)
+    assert large_work() == expected
+    assert len(parallel._workers) == 1
+    torch.set_num_threads(2)
+    concurrent_calls()
+    every_part_once()
+
+
 SCENARIOS = [
     every_part_once, workers_sleep, concurrent_calls, forked_child, forked_child_before_threads, forked_child_of_another_thread,
-    forked_child_of_a_busy_parent, multiprocessing_fork,
+    forked_child_of_a_busy_parent, multiprocessing_fork, borrowed_threads,
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """fastgrad's kernels in PyTorch: `import fastgrad.torch as fgt`.
 
 Operators share their tensors' memory, are differentiated by autograd, and are registered for torch.compile. They take dense tensors of
-float32 or float64 on the CPU; under autocast they run in float32. There is no second derivative, and no torch.func.
+float32 or float64 on the CPU; under autocast they run in float32. There is no second derivative, and no torch.func. They run on
+PyTorch's own threads where these are OpenMP's.
 """
 
 from fastgrad.torch.accelerating import accelerate
@@ -14,6 +15,9 @@ from fastgrad.torch.lstm import lstm
 from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
 from fastgrad.torch.optim import Adam, AdamW
 from fastgrad.torch.recurrent import LSTM
+from fastgrad.torch.threads import share
+
+share()
 
 __all__ = [
     "LSTM",

@@ -7,6 +7,8 @@ to come back, more than most launches last. When nothing has come for a while it
 The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. A forked child has no workers
 and hires its own.
 
+Beside a library that uses OpenMP the pool is that library's: see borrow.
+
 These are not Numba's threads: of its layers TBB alone survives forks and concurrent calls, and its workers sleep after every launch.
 """
 
@@ -14,6 +16,7 @@ import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 
 import numba
@@ -32,10 +35,13 @@ PAUSES, PATIENCE = 100, 800
 
 # places in the pool's memory, each on a cache line of its own: NEXT holds the launch's number, its parts and the next part in one value,
 # so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION
-NEXT, DONE, FUNCTION, JOB, POOL_BYTES = 0, 64, 128, 136, 192
+NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192
 
 _turn = threading.Lock()
 _threads = numba.config.NUMBA_NUM_THREADS
+# GOMP_parallel, and who says how many threads it uses
+_borrowed: tuple[int, Callable[[], int]] | None = None
+_MAIN = threading.main_thread().ident
 # of each worker a flag that it sleeps, and the lock it sleeps on
 _workers: list[tuple[np.ndarray, threading.Lock]] = []
 
@@ -117,24 +123,59 @@ def _pool(function, parts, job):
         atomic.store(pool + NEXT, 0)
 
 
+def _team(function, parts, job):
+    """The launcher onto OpenMP's threads: see borrow. Without a function it takes what the others need."""
+    pool = atomic.memory(POOL_BYTES)
+    if not function:
+        atomic.store(pool + OPENMP, parts)
+        atomic.store(pool + MEMBER, job)
+        return
+    atomic.store(pool + FUNCTION, function)
+    atomic.store(pool + JOB, job)
+    atomic.store(pool + NEXT, parts << 16)
+    call(atomic.load(pool + OPENMP), atomic.load(pool + MEMBER), pool, parts)
+
+
+def _member(pool):
+    """What each of OpenMP's threads does."""
+    take_parts(pool)
+
+
 def _serial(function, parts, job):
     for part in range(parts):
         call(function, part, parts, job)
 
 
 @lru_cache
-def _launcher(function):
-    """The compiled launcher; its address is `.address`."""
-    return c_function(function, (types.int64,) * 3)
+def _launcher(function, arguments=3):
+    """The compiled launcher, kept; its address is `.address`."""
+    return c_function(function, (types.int64,) * arguments)
 
 
-def _call_pool(function, parts, job):
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(_pool).address)(function, parts, job)
+def _call(launcher, function, parts, job):
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(launcher).address)(function, parts, job)
+
+
+def borrow(parallel: int, count: Callable[[], int]) -> None:
+    """Have large calls of the main thread run on the threads of an OpenMP library that it calls too.
+
+    parallel: address of the library's GOMP_parallel; count: how many threads it uses, which get theirs as long as it is our number.
+    They wait in a loop for milliseconds after each call of its own: our workers would have to share cores with them.
+    """
+    global _borrowed
+    _borrowed = parallel, count
+
+
+@lru_cache
+def _team_of(parallel):
+    """Address of the launcher onto the library's threads."""
+    _call(_team, 0, parallel, _launcher(_member, 1).address)
+    return _launcher(_team).address
 
 
 def _worker(asleep, sleep):
     while True:
-        _call_pool(0, 0, asleep.ctypes.data)
+        _call(_pool, 0, 0, asleep.ctypes.data)
         sleep.acquire()
 
 
@@ -142,7 +183,7 @@ def _wake(n):
     """Have n workers awake soon."""
     if not _workers:
         # a forked child has a copy of its parent's pool, perhaps in the middle of a launch
-        _call_pool(0, 0, 0)
+        _call(_pool, 0, 0, 0)
     for _ in range(len(_workers), n):
         asleep, sleep = np.zeros(1, np.int64), threading.Lock()
         sleep.acquire()
@@ -164,9 +205,10 @@ def start():
 
 
 def _after_in_child():
-    global _turn
+    global _turn, _borrowed
     global_compiler_lock.release()
-    _turn = threading.Lock()
+    # OpenMP's threads are the parent's
+    _turn, _borrowed = threading.Lock(), None
     _workers.clear()
 
 
@@ -184,6 +226,8 @@ def run(operations, driver, *arguments):
     if operations < SMALL or _threads == 1 or not _turn.acquire(blocking=False):
         return driver(_launcher(_serial).address, 1, *arguments)
     try:
+        if _borrowed and _borrowed[1]() == _threads and threading.get_ident() == _MAIN:
+            return driver(_team_of(_borrowed[0]), _threads, *arguments)
         launcher = _launcher(_pool).address
         _wake(_threads - 1)
         return driver(launcher, _threads, *arguments)
