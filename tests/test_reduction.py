@@ -98,7 +98,6 @@ def same(trainers, alone, dtype):
     assert len({(bits(t.model.params), bits(t.model.grads), bits(t.state), t.step_count) for t in trainers}) == 1
     assert trainers[0].step_count == alone.step_count
     close(trainers[0].model.params, alone.model.params, dtype)
-    close(trainers[0].model.grads, alone.model.grads, dtype)
     close(trainers[0].state, alone.state, dtype)
 
 
@@ -117,7 +116,9 @@ def test_steps_are_those_of_one_process_on_the_whole_batch(in_force, dtype, form
         close(losses, expected, dtype)
         return trainer
 
-    same(shared(3, program, mean), alone, dtype)
+    trainers = shared(3, program, mean)
+    same(trainers, alone, dtype)
+    close(trainers[0].model.grads, alone.model.grads, dtype)
 
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
@@ -148,10 +149,10 @@ def test_clipping_constraints_pruning_and_health_see_the_gradient_of_all(in_forc
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_sequences_of_any_lengths_and_windows_that_end_early(in_force, window):
-    """A rank whose sequences have ended waits for the others, and their mean is over the steps of all."""
+    """A rank whose sequences have ended waits for the others; past the ends of all, in the third window, there is no update."""
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((8, 11, 3), np.float32), rng.integers(0, 4, (8, 11))
-    lengths = np.array([2, 1, 3, 0, 9, 8, 5, 7])
+    lengths = np.array([2, 1, 3, 0, 7, 8, 5, 7])
 
     def net():
         return Sequential(LSTM(3, 5), Dense(5, 4, "softmax"), seed=1)
