@@ -45,10 +45,16 @@ def clip_grad_norm(
     it is: infinity makes zeros and NaN, and NaN all NaN. As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, alg. 1).
     """
     op = "clip_grad_norm"
+    return clip_together(op, Arrays(op, "grads", grads), max_norm, norm_type, names, on_nonfinite)
+
+
+def clip_together(
+    op: str, arrays: Any, max_norm: float, norm_type: float, names: Sequence[str] | None, on_nonfinite: str
+) -> Clipped:
+    """clip_grad_norm of Arrays, or of what is like them."""
     max_norm = check.number(op, "max_norm", max_norm, zero=False)
     p = _norm_type(op, norm_type)
     check.choice(op, "on_nonfinite", on_nonfinite, ON_NONFINITE)
-    arrays = Arrays(op, "grads", grads)
     if names is not None:
         check.each(op, "names", names, len(arrays.flat))
     norms, counts = _norms(arrays, p)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.layers import Chain, Convolved, activation_of, block, hooked, steps
+from fastgrad.torch.layers import HOOKS, Chain, Convolved, activation_of, block, hooked, steps
 from fastgrad.torch.recurrent import LSTM
 from fastgrad.torch.tensors import FLOATS
 
@@ -68,11 +68,13 @@ class FusedSequential:
     def _plan(self) -> None:
         self.layers = tuple(self.module._modules.values())
         self.steps = steps(self.layers)  # type: ignore[arg-type]
+        self._hooks = [getattr(layer, hooks) for layer in self.layers for hooks in HOOKS]
+        self._hooked = list(map(bool, self._hooks))
 
     def __call__(self, input: Tensor) -> Tensor:
-        # layers may have been exchanged since, or someone hooked on to one
+        # layers may have been exchanged since, or someone hooked on to one, or left
         if not torch.compiler.is_compiling() and (
-            self.layers != tuple(self.module._modules.values()) or any(hooked(layer) for layer in self.layers)  # type: ignore[arg-type]
+            self.layers != tuple(self.module._modules.values()) or self._hooked != list(map(bool, self._hooks))
         ):
             self._plan()
         for step in self.steps:

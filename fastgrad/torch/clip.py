@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import fastgrad.clip
+from fastgrad.backend import kernels
+from fastgrad.clip import clip_together
+from fastgrad.lists import Arrays
 from fastgrad.torch.register import Operator
-from fastgrad.torch.tensors import arrays
+from fastgrad.torch.tensors import arrays, placed
 
 Tensor = torch.Tensor
 OP = "clip_grad_norm_"
@@ -38,12 +40,22 @@ def clip_grad_norm_(
     return _run(grads, limit, norm_type, error_if_nonfinite)
 
 
+class _Placed:
+    """The gradients where they lie, as fastgrad.clip takes a list of arrays."""
+
+    def __init__(self, places: Any) -> None:
+        self.flat, self.kernels = places, kernels()
+
+    def write(self) -> None:
+        """Nothing: none is a copy."""
+
+
 def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     handling = "raise" if error_if_nonfinite else "ignore"
+    found = placed(list(grads))
+    given = Arrays(OP, "gradients", arrays(OP, "gradients", grads)) if found is None else _Placed(found)
     try:
-        clipped = fastgrad.clip.clip_grad_norm(
-            arrays(OP, "gradients", grads), max_norm, norm_type, on_nonfinite=handling
-        )
+        clipped = clip_together(OP, given, max_norm, norm_type, None, handling)
     except FloatingPointError as error:
         raise RuntimeError(f"{OP}: {error}") from None
     if clipped.scale != 1:

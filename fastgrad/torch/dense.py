@@ -1,6 +1,8 @@
 """Chains of dense layers: the operator, and the module MLP."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,64 +45,109 @@ def chain(
     codes: Sequence[int],
     parameters: Sequence[float],
     residual: Tensor | None = None,
+    known: "dict[str, Layers] | None" = None,
 ) -> Tensor:
-    """The chain with activations by number, see kernels/names.py."""
+    """The chain with activations by number, see kernels/names.py; known: where the next call finds the layers."""
     if getattr(x, "ndim", 2) != 2:
         rows = x.reshape(-1, x.shape[-1]) if x.ndim else x
         added = None if residual is None else residual.reshape(-1, residual.shape[-1])
-        return chain(rows, weights, biases, codes, parameters, added).reshape(*x.shape[:-1], -1)
-    arrays, biased = [*weights, *(b for b in biases if b is not None)], [b is not None for b in biases]
+        return chain(rows, weights, biases, codes, parameters, added, known).reshape(*x.shape[:-1], -1)
+    tensors = [*weights, *(b for b in biases if b is not None)]
     if not plain(OP, x):
-        return _forward.op(x, arrays, biased, codes, parameters, residual)[0]
+        return _forward.op(x, tensors, [b is not None for b in biases], codes, parameters, residual)[0]
+    xs = _rows(x)
+    layers = known.get("layers") if known is not None else None
+    if layers is None or not layers.fit(tensors, xs):
+        layers = Layers(tensors, [b is not None for b in biases], codes, parameters, xs)
+        if known is not None:
+            known["layers"] = layers
     if torch.is_grad_enabled():
-        return _Chain.apply(x, biased, codes, parameters, residual, *arrays)
-    return torch.from_numpy(_computed(x, arrays, biased, codes, parameters, residual).outputs[-1])
+        return _Chain.apply(x, residual, xs, layers, *tensors)
+    return torch.from_numpy(_computed(xs, layers, residual).outputs[-1])
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    return check.array(OP, "x", array(OP, "x", x), "(N, C)", (None, None))
+
+
+class Layers:
+    """The layers of a chain as kernels take them, checked: good for as long as their tensors lie where they lay."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        biased: Sequence[bool],
+        codes: Sequence[int],
+        parameters: Sequence[float],
+        x: np.ndarray,
+    ) -> None:
+        """tensors: the weights, and then the biases of the layers that are `biased`."""
+        self.biased, self.codes, self.parameters = biased, codes, parameters
+        self.activations = [Activation(*f) for f in zip(codes, parameters, strict=True)]
+        self.weights: list[np.ndarray] = []  # turned: (K_in, K_out)
+        self.biases: list[np.ndarray | None] = []
+        self.n_in, self.dtype = x.shape[1], x.dtype
+        given, width = iter(tensors[len(codes) :]), self.n_in
+        for layer, (w, has) in enumerate(zip(tensors, biased, strict=False)):
+            name = f"weights[{layer}]"
+            turned = check.array(OP, name, array(OP, name, w), "(K_out, K_in)", (None, width), self.dtype).T
+            width, name = turned.shape[1], f"biases[{layer}]"
+            self.weights.append(turned)
+            b = check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), self.dtype) if has else None
+            self.biases.append(b)
+        self._places = _places(tensors)
+
+    def fit(self, tensors: Sequence[Tensor], x: np.ndarray) -> bool:
+        """Whether these tensors are those that this was made of, and x is for them."""
+        try:
+            return x.dtype == self.dtype and x.shape[1] == self.n_in and _places(tensors) == self._places
+        except RuntimeError:
+            # one that lies nowhere
+            return False
+
+
+def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
+    """All that says where a tensor's values lie."""
+    return (
+        list(map(Tensor.data_ptr, tensors)), list(map(Tensor.size, tensors)), list(map(Tensor.stride, tensors)),
+        [t.dtype for t in tensors],
+    )  # fmt: skip
 
 
 class _Arrays(NamedTuple):
-    """A call's arrays, as kernels take them; weights are turned, and saved holds zs and all outputs but the last."""
+    """A call's arrays, as kernels take them; saved holds zs and all outputs but the last."""
 
     x: np.ndarray
-    weights: list[np.ndarray]
-    activations: list[Activation]
+    layers: Layers
     zs: list[np.ndarray]
     outputs: list[np.ndarray]
     saved: np.ndarray
 
 
-def _computed(
+def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> _Arrays:
+    """The forward."""
+    rows, dtype = len(x), x.dtype
+    y = empty((rows, layers.weights[-1].shape[1]), dtype)
+    added = None
+    if residual is not None:
+        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, dtype)
+    saved = empty((_size(rows, [w.shape[1] for w in layers.weights], layers.codes),), dtype)
+    zs, outputs = _parts(saved, y, layers)
+    kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, zs, outputs)
+    return _Arrays(x, layers, zs, outputs, saved)
+
+
+def _run(
     x: Tensor,
-    arrays: Sequence[Tensor],
+    tensors: Sequence[Tensor],
     biased: Sequence[bool],
     codes: Sequence[int],
     parameters: Sequence[float],
     residual: Tensor | None,
-) -> _Arrays:
-    """The forward. arrays: the weights, and then the biases of the layers that are `biased`."""
-    xs = check.array(OP, "x", array(OP, "x", x), "(N, C)", (None, None))
-    ws: list[np.ndarray] = []
-    bs: list[np.ndarray | None] = []
-    given, width, dtype = iter(arrays[len(codes) :]), xs.shape[1], xs.dtype
-    for layer, (w, has) in enumerate(zip(arrays, biased, strict=False)):
-        name = f"weights[{layer}]"
-        turned = check.array(OP, name, array(OP, name, w), "(K_out, K_in)", (None, width), dtype).T
-        width, name = turned.shape[1], f"biases[{layer}]"
-        ws.append(turned)
-        bs.append(check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), dtype) if has else None)
-    y = empty((len(xs), width), dtype)
-    added = None
-    if residual is not None:
-        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, dtype)
-    fs = _activations(codes, parameters)
-    saved = empty((_size(len(xs), arrays, codes),), dtype)
-    zs, outputs = _parts(saved, y, ws, fs)
-    kernels().dense_chain_forward(xs, ws, bs, fs, added, zs, outputs)
-    return _Arrays(xs, ws, fs, zs, outputs, saved)
-
-
-def _run(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """y and, one after another, what the way back needs: every other layer's output, and z where an activation needs it."""
-    made = _computed(x, *arguments)
+    xs = _rows(x)
+    made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
     return torch.from_numpy(made.outputs[-1]), torch.from_numpy(made.saved)
 
 
@@ -116,49 +163,59 @@ def _run_backward(
     wants: Sequence[bool],
 ) -> list[Tensor]:
     """dx if wanted, dresidual if wanted, dweights, and the dbiases that there are."""
-    ws, fs = [array(OP, "weights", w).T for w in weights], _activations(codes, parameters)
-    flat = array(OP, "saved", saved)
-    a = _Arrays(array(OP, "x", x), ws, fs, *_parts(flat, array(OP, "y", y), ws, fs), flat)
-    return _back(a, dy, biased, wants)
+    xs, flat = array(OP, "x", x), array(OP, "saved", saved)
+    layers = Layers(weights, [False] * len(weights), codes, parameters, xs)
+    layers.biased = biased
+    return _back(_Arrays(xs, layers, *_parts(flat, array(OP, "y", y), layers), flat), dy, wants)
 
 
-def _back(a: _Arrays, dy: Tensor, biased: Sequence[bool], wants: Sequence[bool]) -> list[Tensor]:
+def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
+    weights, dtype = a.layers.weights, a.x.dtype
     # as PyTorch's weights lie, so that autograd keeps them as they are
-    dws = [empty(w.shape[::-1], w.dtype) for w in a.weights]
-    dbs = [empty(w.shape[1:], w.dtype) if has else None for w, has in zip(a.weights, biased, strict=True)]
-    dx = empty(a.x.shape, a.x.dtype) if wants[0] else None
-    dzs = [empty(output.shape, output.dtype) for output in a.outputs]
+    shapes = [w.shape[::-1] for w in weights] + [
+        w.shape[1:] for w, has in zip(weights, a.layers.biased, strict=True) if has
+    ]
+    grads = _pieces(shapes, dtype)
+    dws, given = [dw.T for dw in grads[: len(weights)]], iter(grads[len(weights) :])
+    dbs = [next(given) if has else None for has in a.layers.biased]
+    dx = empty(a.x.shape, dtype) if wants[0] else None
+    dzs = [*_pieces([output.shape for output in a.outputs[:-1]], dtype), empty(a.outputs[-1].shape, dtype)]
     upstream = check.upstream(OP, array(OP, "dy", dy), a.outputs[-1])
-    kernels().dense_chain_backward(
-        upstream, a.x, a.weights, a.activations, a.zs, a.outputs, dzs, dx, [dw.T for dw in dws], dbs
-    )
-    made = [dx, dzs[-1] if wants[1] else None, *dws, *dbs]
-    return [torch.from_numpy(d) for d in made if d is not None]
+    kernels().dense_chain_backward(upstream, a.x, weights, a.layers.activations, a.zs, a.outputs, dzs, dx, dws, dbs)
+    made = [torch.from_numpy(d) for d in (dx, dzs[-1] if wants[1] else None) if d is not None]
+    return made + list(map(torch.from_numpy, grads))
 
 
-def _activations(codes: Sequence[int], parameters: Sequence[float]) -> list[Activation]:
-    return [Activation(*f) for f in zip(codes, parameters, strict=True)]
+def _pieces(shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
+    """Uninitialised arrays, one after another in one piece of memory: to ask for each costs more than a small net's products."""
+    sizes = list(map(prod, shapes))
+    flat = empty((sum(sizes),), dtype)
+    starts = accumulate(sizes, initial=0)
+    return [
+        np.ndarray(shape, dtype, flat, start * dtype.itemsize) for shape, start in zip(shapes, starts, strict=False)
+    ]
 
 
-def _size(rows: Any, weights: Sequence[Tensor], codes: Sequence[int]) -> Any:
-    """Values of `saved`; more than the weights may be given."""
+def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
+    """Values of `saved`."""
     last = len(codes) - 1
-    return rows * sum(weights[l].shape[0] * ((l < last) + needs_input(code)) for l, code in enumerate(codes))
+    return rows * sum(
+        width * ((l < last) + needs_input(code)) for l, (width, code) in enumerate(zip(widths, codes, strict=True))
+    )
 
 
-def _parts(
-    saved: np.ndarray, y: np.ndarray, weights: Sequence[np.ndarray], fs: Sequence[Activation]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _parts(saved: np.ndarray, y: np.ndarray, layers: Layers) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """zs and outputs, as kernels take them."""
-    at, zs, outputs = 0, [], []
-    for layer, (w, f) in enumerate(zip(weights, fs, strict=True)):
-        size = len(y) * w.shape[1]
-        output = y
-        if layer < len(weights) - 1:
-            output, at = saved[at : at + size].reshape(len(y), -1 if size else w.shape[1]), at + size
+    at, zs, outputs, rows, dtype = 0, [], [], len(y), saved.dtype
+    last = len(layers.weights) - 1
+    for layer, (w, f) in enumerate(zip(layers.weights, layers.activations, strict=True)):
+        shape = rows, w.shape[1]
+        size, output = rows * w.shape[1] * dtype.itemsize, y
+        if layer < last:
+            output, at = np.ndarray(shape, dtype, saved, at), at + size
         z = output
         if f.needs_input:
-            z, at = saved[at : at + size].reshape(output.shape), at + size
+            z, at = np.ndarray(shape, dtype, saved, at), at + size
         outputs.append(output)
         zs.append(z)
     return zs, outputs
@@ -166,7 +223,8 @@ def _parts(
 
 def _fake(x: Tensor, arrays: Any, biased: Any, codes: Any, parameters: Any, residual: Any) -> tuple[Tensor, Tensor]:
     weights = arrays[: len(codes)]
-    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(_size(x.shape[0], weights, codes))
+    size = _size(x.shape[0], [w.shape[0] for w in weights], codes)
+    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(size)
 
 
 def _fake_backward(
@@ -188,16 +246,12 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """dx, dresidual, and those of the arrays."""
+    """dx, dresidual, and those of the tensors."""
     x, *weights, y, saved = ctx.saved_tensors
     wants = [ctx.needs_input_grad[0], ctx.adds]
     # the arrays of the forward serve one backward, so that they hold nothing back after it; another makes them anew
     arrays = ctx.__dict__.pop("arrays", None)
-    made = (
-        _back(arrays, dy, ctx.biased, wants)
-        if arrays
-        else _backward(dy, x, weights, ctx.biased, *ctx.settings, y, saved, wants)
-    )
+    made = _back(arrays, dy, wants) if arrays else _backward(dy, x, weights, ctx.biased, *ctx.settings, y, saved, wants)
     dx, dresidual = (made.pop(0) if want else None for want in wants)
     return dx, dresidual, made
 
@@ -223,17 +277,15 @@ _forward.differentiable(_save, _differentiate)
 
 class _Chain(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, biased: Any, codes: Any, parameters: Any, residual: Any, *arrays: Tensor
-    ) -> Tensor:
-        inputs = x, arrays, biased, codes, parameters, residual
-        ctx.arrays = made = _computed(*inputs)
+    def forward(ctx: Any, x: Tensor, residual: Any, xs: np.ndarray, layers: Layers, *tensors: Tensor) -> Tensor:
+        ctx.arrays = made = _computed(xs, layers, residual)
         y = torch.from_numpy(made.outputs[-1])
-        _save(ctx, inputs, (y, torch.from_numpy(made.saved)))
+        ctx.save_for_backward(x, *tensors[: len(layers.codes)], y, torch.from_numpy(made.saved))
+        ctx.biased, ctx.settings, ctx.adds = layers.biased, (layers.codes, layers.parameters), residual is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
         refuse_second(OP)
         dx, dresidual, darrays = _gradients(ctx, dy)
-        return dx, None, None, None, dresidual, *darrays
+        return dx, dresidual, None, None, *darrays

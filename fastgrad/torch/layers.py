@@ -50,11 +50,16 @@ class Chain:
         self.linears = list(linears)
         fs = check.activations("dense_chain", list(activations), len(linears))
         self.codes, self.parameters = [f.code for f in fs], [f.parameter for f in fs]
+        self._known: dict[str, Any] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         # past nn.Module's __getattr__
         arrays: list[Any] = [linear._parameters for linear in self.linears]
-        return chain(x, [a["weight"] for a in arrays], [a["bias"] for a in arrays], self.codes, self.parameters)
+        weights, biases = [a["weight"] for a in arrays], [a["bias"] for a in arrays]
+        return chain(x, weights, biases, self.codes, self.parameters, None, self._known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
 
     def __repr__(self) -> str:
         return "a chain of dense layers" if len(self.linears) > 1 else "a dense layer with its activation"

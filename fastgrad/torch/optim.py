@@ -6,6 +6,7 @@ step, and again where another set of parameters has gradients.
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastgrad.kernels import names
 from fastgrad.optim import Adam as AdamSettings
 from fastgrad.optim import AdamW as AdamWSettings
 from fastgrad.torch.register import Operator
-from fastgrad.torch.tensors import array, arrays, checked
+from fastgrad.torch.tensors import array, arrays, checked, placed
 
 Tensor = torch.Tensor
 OP = "adam_step"
@@ -61,7 +62,11 @@ class Adam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for i, group in enumerate(self.param_groups):
-            params = [p for p in group["params"] if p.grad is not None]
+            params = group["params"]
+            grads = [p.grad for p in params]
+            if not all(map(operator.is_not, grads, repeat(None))):
+                params = [p for p in params if p.grad is not None]
+                grads = [p.grad for p in params]
             if not params:
                 continue
             together = self._together.get(i, [])
@@ -70,7 +75,7 @@ class Adam(torch.optim.Optimizer):
                 together = self._together[i] = self._arranged(i, params, group["amsgrad"])
             hyper = _hyper(group)
             for part in together:
-                part.update(hyper)
+                part.update(grads if len(together) == 1 else [p.grad for p in part.params], hyper)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,6 +157,7 @@ class _Together:
     def _look(self) -> None:
         self._addresses = list(map(Tensor.data_ptr, self.params))
         self._arrays = self._ordered(p.detach() for p in self.params)
+        self._places = placed(self.params)
 
     def _ordered(self, tensors: Iterable[Tensor]) -> list[np.ndarray]:
         """Arrays of the values in the order in which the parameters' lie in memory."""
@@ -159,14 +165,15 @@ class _Together:
             array(OP, "tensors", t.permute(order).contiguous()) for t, order in zip(tensors, self._orders, strict=True)
         ]
 
-    def update(self, hyper: np.ndarray) -> None:
+    def update(self, grads: list[Any], hyper: np.ndarray) -> None:
         """One step from the parameters' gradients."""
-        grads: list[Any] = [p.grad for p in self.params]
         if self._addresses != list(map(Tensor.data_ptr, self.params)):
             self._look()
-        found = arrays(OP, "gradients", grads)
-        if not self.plain or not kernels().plain(found):
-            found = self._ordered(grads)
+        found = placed(grads, self._places) if self._places is not None else None
+        if found is None:
+            found = arrays(OP, "gradients", grads)
+            if not self.plain or not kernels().plain(found):
+                found = self._ordered(grads)
         _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1)
         self.step += 1
         torch.autograd.graph.increment_version(self.params)
@@ -190,7 +197,7 @@ def _hyper(group: dict[str, Any]) -> np.ndarray:
     return made(float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]).hyper
 
 
-def _update(params: list[np.ndarray], grads: list[np.ndarray], state: np.ndarray, hyper: np.ndarray, step: int) -> None:
+def _update(params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int) -> None:
     kernels().update_arrays(params, grads, names.ADAM, state, hyper, step, np.inf, None, None, None)
 
 

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from fastgrad.torch.tensors import PLAIN
+
 NAMESPACE = "fastgrad"
-PLAIN = torch.Tensor, torch.nn.Parameter
 
 
 def plain(op: str, x: Any) -> bool:

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from fastgrad import check
+from fastgrad.backend import kernels
 
+PLAIN = {torch.Tensor, torch.nn.Parameter}
 FLOATS = torch.float32, torch.float64
 DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 # of a tensor (N, C), (N, C, L) or (N, C, H, W) the axes of its array, channels last, and the way back
@@ -88,3 +90,26 @@ def arrays(op: str, name: str, tensors: Iterable[torch.Tensor]) -> list[np.ndarr
         return list(map(torch.Tensor.numpy, given))
     except (TypeError, RuntimeError):
         return [array(op, f"{name}[{i}]", value) for i, value in enumerate(given)]
+
+
+def placed(tensors: list[torch.Tensor], like: Any = None) -> Any:
+    """Where many tensors lie, as kernels take it in the place of arrays, which take longer to make than a small parameter's update.
+
+    None where the kernels in force take arrays alone, or a tensor is not contiguous or no dense float on the CPU. like: what this
+    returned, of parameters of which these are gradients and so of the same sizes, dtype and device.
+    """
+    made = getattr(kernels(), "Places", None)
+    if made is None or not set(map(type, tensors)) <= PLAIN:
+        return None
+    try:
+        if not all(map(torch.Tensor.is_contiguous, tensors)):
+            return None
+        addresses = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
+    except RuntimeError:
+        return None
+    if like is not None:
+        return made(addresses, like.sizes, like[0].dtype)
+    dtype = DTYPES.get(tensors[0].dtype)
+    if dtype is None or len({t.dtype for t in tensors}) > 1 or not all(t.is_cpu for t in tensors):
+        return None
+    return made(addresses, np.fromiter(map(torch.Tensor.numel, tensors), np.int64, len(tensors)), dtype)

@@ -14,6 +14,7 @@ from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
+from .lists import Places as Places
 from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
@@ -98,6 +99,13 @@ def _call_drivers(dtype):
     update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
     dense_chain_infer(one, layers, parameters, flat, one.copy())
     plain([one])
+    array_norms(
+        Places(np.array([parallel.address_of(one)]), np.ones(1, np.int64), dtype),
+        None,
+        2.0,
+        np.empty(1),
+        np.empty(1, np.int64),
+    )
     prune_smallest([one.copy()], np.ones(1, np.bool_), 1)
     array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)
@@ -107,6 +115,11 @@ def _call_drivers(dtype):
     y, dz = [one.copy()], [one.copy()]
     dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)
     dense_chain_backward(one, one, [one], [identity], y, y, dz, None, [one.copy()], [None])
+    y, dz = [one.copy(), one.copy()], [one.copy(), one.copy()]
+    dense_chain_forward(one, [one, one], [None, None], [identity, identity], None, y, y)
+    dense_chain_backward(
+        one, one, [one, one], [identity, identity], y, y, dz, None, [one.copy(), one.copy()], [None, None]
+    )
     gemm.matmul(one, one, one.copy())
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)

@@ -5,6 +5,8 @@ through all layers with no barrier; only the weights' gradients, sums over all r
 start. Products and activations are kernels of their own, called by their addresses, so that each is compiled once.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numba import carray
 
@@ -13,8 +15,9 @@ from .activation import ACTIVATION, activate_part, differentiate_part
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
 from .health import begin_look, look_at_gradient, look_at_layer, padded
 from .jit import Addresses, compiled, entry, given, kernel
+from .lists import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
 from .loops import squares
-from .parallel import address_of, launch, run, share
+from .parallel import address_of, run, share
 from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
@@ -201,30 +204,82 @@ def gradients_part(part, parts, job, like):
         a, a_row, a_col = layer.y, layer.n_out, 1
 
 
-def _chain(x, weights, biases, activations, zs, outputs, dzs=None, dweights=None, dbiases=None):
-    """(CHAIN job, LAYER records, arrays to keep alive): the addresses of a chain's arrays."""
-    size, dtype = x.itemsize, x.dtype
-    none = [None] * len(weights)
-    biases = [None if b is None else np.ascontiguousarray(b) for b in biases]
-    dzs, dweights, dbiases = dzs or none, dweights or none, dbiases or none
-    layers = np.empty(len(weights), LAYER)
-    for l, (w, activation) in enumerate(zip(weights, activations, strict=True)):
-        dw = dweights[l]
-        turned = dw is not None and not dw.flags.c_contiguous
-        dw = dw.T if turned else dw
-        arrays = biases[l], zs[l] if activation.needs_input else outputs[l], outputs[l], dzs[l], dw, dbiases[l]
-        b, z, y, dz, dw, db = (0 if a is None else address_of(a) for a in arrays)
-        strides = w.strides[0] // size, w.strides[1] // size
-        places = b, activation.code, z, y, dz, dw, turned, db, activation.parameter
-        layers[l] = (*w.shape, address_of(w), *strides, *places)
-    job = np.zeros(1, CHAIN)
-    c = job[0]
-    c["rows"], c["depth"], c["layers"] = len(x), len(layers), address_of(layers.view(np.int64))
-    c["x"], c["x_row"], c["x_col"] = address_of(x), x.strides[0] // size, x.strides[1] // size
-    c["panels"], c["itemsize"] = panels(dtype), size
-    c["gemm"], c["activate"] = gemm_part.address(dtype), activate_part.address(dtype)
-    c["differentiate"] = differentiate_part.address(dtype)
-    return job, (layers, biases)
+@compiled
+def fields_of(items, l, none):
+    """The fields of array number l of a list with its items at this address: see lists.py. 0 for None, and where there is no list."""
+    found = word(items, l) if items else none
+    return found + HEAD if found != none else 0
+
+
+@compiled
+def data_of(items, l, none):
+    """Address of the array's values, or 0."""
+    fields = fields_of(items, l, none)
+    return word(fields, DATA) if fields else 0
+
+
+@compiled
+def items_of(found, none):
+    """Address of a list's items; 0 for None."""
+    return word(found + HEAD, ITEMS) if found != none else 0
+
+
+@compiled
+def read_chain(job, layers, x, lists, activations, none, size, panels, kernels):
+    """Fill the records of a chain from the objects themselves: x, the seven lists as below, and (code, parameter) of every layer."""
+    weights, biases, zs = items_of(lists[0], none), items_of(lists[1], none), items_of(lists[2], none)
+    outputs, dzs = items_of(lists[3], none), items_of(lists[4], none)
+    dweights, dbiases = items_of(lists[5], none), items_of(lists[6], none)
+    chain = job[0]
+    chain.depth, chain.layers, chain.panels, chain.itemsize = len(layers), address(layers), panels, size
+    chain.gemm, chain.activate, chain.differentiate = kernels[0], kernels[1], kernels[2]
+    strides = word(x + HEAD, STRIDES)
+    chain.x, chain.rows = word(x + HEAD, DATA), word(word(x + HEAD, SHAPE), 0)
+    chain.x_row, chain.x_col = word(strides, 0) // size, word(strides, 1) // size
+    for l in range(len(layers)):
+        layer, w = layers[l], fields_of(weights, l, none)
+        shape, strides = word(w, SHAPE), word(w, STRIDES)
+        layer.n_in, layer.n_out, layer.w = word(shape, 0), word(shape, 1), word(w, DATA)
+        layer.w_row, layer.w_col = word(strides, 0) // size, word(strides, 1) // size
+        layer.code, layer.parameter = int(activations[l, 0]), activations[l, 1]
+        layer.b, layer.y, layer.dz = data_of(biases, l, none), data_of(outputs, l, none), data_of(dzs, l, none)
+        layer.z = data_of(zs, l, none) if needs_input(layer.code) else layer.y
+        layer.dw, layer.db, dw = data_of(dweights, l, none), data_of(dbiases, l, none), fields_of(dweights, l, none)
+        layer.dw_turned = 1 - (low_word(dw, FLAGS) & 1) if dw else 0
+
+
+@entry
+def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, residual, panels):
+    layers, job = np.empty(len(activations), LAYER), np.zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, activations, none, size, panels, kernels)
+    job[0].residual = residual
+    call(launcher, kernels[3], parts, job)
+    keep(layers)
+
+
+@entry
+def _backward_chain(launcher, parts, kernels, x, lists, activations, none, size, dy, dx, panels):
+    layers, job = np.empty(len(activations), LAYER), np.zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, activations, none, size, panels, kernels)
+    job[0].dy, job[0].dx = dy, dx
+    call(launcher, kernels[4], parts, job)
+    call(launcher, kernels[5], parts, job)
+    keep(layers)
+
+
+@lru_cache
+def _numbers(activations):
+    return np.array(activations, np.float64).reshape(-1, 2)
+
+
+def _run_chain(driver, x, weights, activations, lists, ends):
+    """lists: weights, biases, zs, outputs, dzs, dweights, dbiases, each None for none; ends: the addresses that the driver takes last."""
+    # of our own, since the driver reads them without Python's lock
+    lists = [a if a is None else list(a) for a in lists]
+    run(
+        _operations(x, weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
+        id(None), x.itemsize, *ends, panels(x.dtype),
+    )  # fmt: skip
 
 
 @compiled
@@ -278,10 +333,9 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
             panels(x.dtype),
         )  # fmt: skip
         return
-    job, _alive = _chain(x, weights, biases, activations, zs, outputs)
-    if residual is not None:
-        job[0]["residual"] = address_of(residual)
-    launch(forward_part, x.dtype, job, _operations(x, weights))
+    biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
+    lists = weights, biases, zs, outputs, None, None, None
+    _run_chain(_forward_chain, x, weights, activations, lists, [0 if residual is None else address_of(residual)])
 
 
 def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
@@ -297,11 +351,9 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
             outputs[0], *outs, panels(x.dtype),
         )  # fmt: skip
         return
-    job, _alive = _chain(x, weights, [None] * len(weights), activations, zs, outputs, dzs, dweights, dbiases)
-    job[0]["dy"], job[0]["dx"] = address_of(dy), 0 if dx is None else address_of(dx)
-    operations = _operations(x, weights)
-    launch(backward_part, x.dtype, job, operations)
-    launch(gradients_part, x.dtype, job, operations)
+    lists = weights, None, zs, outputs, dzs, dweights, dbiases
+    ends = address_of(dy), 0 if dx is None else address_of(dx)
+    _run_chain(_backward_chain, x, weights, activations, lists, ends)
 
 
 # rows that a thread of infer takes through the chain at a time, so that its buffers are small whatever the batch

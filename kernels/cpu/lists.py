@@ -1,7 +1,8 @@
 """Lists of arrays: a table of where they lie, and their values cut into blocks, which threads share whatever array they lie in.
 
-How to use it. In Python, `rows = table(arrays)` of C-contiguous arrays of one dtype; put `len(arrays)` and `address_of(rows)` into the job,
-and keep `arrays` and `rows` until the launch is over. In the kernel, a part goes through the blocks that begin in its share of all values:
+How to use it. In Python, `rows = table(arrays)` of C-contiguous arrays of one dtype, or of Places; put their number and
+`address_of(rows)` into the job, and keep arrays and rows until the launch is over. In the kernel, a part goes through the blocks that
+begin in its share of all values:
 
     t = rows_at(job.table, job.n)
     lo, hi = share(part, parts, t[job.n, START], 64)
@@ -36,7 +37,7 @@ ROWS = 64
 
 # what every object begins with, its type last; then, in words of 8 bytes, the fields of an array, and of a list its size and its items
 HEAD = object.__basicsize__
-DATA, NDIM, SHAPE, DTYPE, FLAGS = 0, 1, 2, 5, 6
+DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 0, 1, 2, 3, 5, 6
 ITEMS = 1
 # C-contiguous, aligned and writable
 NEEDED = 0x1 | 0x100 | 0x400
@@ -103,13 +104,37 @@ def _fill(items, n, widths, table):
         place += size
 
 
+class Places:
+    """Stands for a list of arrays whose owner knows where they lie: addresses and sizes, int64 (n,). [0] has their dtype, and no values."""
+
+    def __init__(self, addresses, sizes, dtype):
+        self.addresses, self.sizes, self._like = addresses, sizes, np.empty(0, dtype)
+
+    def __len__(self):
+        return len(self.addresses)
+
+    def __getitem__(self, _):
+        return self._like
+
+
+@entry
+def _fill_places(addresses, sizes, widths, table):
+    place = 0
+    for a in range(len(addresses)):
+        add_array(table, a, addresses[a], sizes[a], widths[a] if widths.size else 1, place, BLOCK)
+        place += sizes[a]
+
+
 ONES = np.empty(0, np.int64)
 
 
 def table(arrays, widths=ONES):
     """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, 0 and none: 1."""
     rows = np.empty((len(arrays) + 1, COLUMNS), np.int64)
-    _fill(id(arrays), len(arrays), widths, rows)
+    if isinstance(arrays, Places):
+        _fill_places(arrays.addresses, arrays.sizes, widths, rows)
+    else:
+        _fill(id(arrays), len(arrays), widths, rows)
     return rows
 
 
