@@ -36,6 +36,7 @@ LONG = {
     "test_lstm",
     "test_recurrent",
     "test_matches_pytorch_for_100_updates",
+    "test_ties_in_many_blocks_go_from_the_first",
     "test_matches_keras_formula_for_100_updates",
     "test_dense_gradients_come_in_the_order_of_the_given_inputs",
 }

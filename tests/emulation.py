@@ -83,6 +83,9 @@ class Simulator:
             return tuple(a.reshape(-1) for a in value)
         if not isinstance(value, np.ndarray):
             return value
+        if not value.flags.writeable:
+            # it writes all arrays back
+            value = value.copy()
         if value.flags.c_contiguous:
             return value.reshape(-1)
         # rows that lie apart, with what is between them

@@ -47,7 +47,7 @@ SIMULATED = [
     "test_init.py::test_values_have_the_same_bits_on_every_backend_in_both_dtypes[cuda-7]",
     "test_dropout.py::test_it_may_run_in_place_and_nan_stays",
     "test_health.py::test_what_is_not_finite_is_counted",
-    "test_health.py::test_outputs_of_no_rows_and_of_nan",
+    "test_health.py::test_outputs_are_described[float32-cuda-1.0-0.0-shape2]",
     "test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
     "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
     "test_pool.py::test_zeros_of_either_sign_are_equal",
@@ -371,13 +371,13 @@ def test_pruning_reads_once_for_each_digit_and_once_more(emulated, launches, dty
     assert traffic[3:] == [((n - 3000) * dtype.itemsize, 3000 * dtype.itemsize), (n, 3000)]
 
 
-@pytest.mark.parametrize("count", [1, 257, 2050, 6000, 7999])
+@pytest.mark.parametrize("count", [1, 257, 2050, 7999, 8001])
 def test_of_equals_in_several_blocks_the_first_are_pruned(emulated, count):
     """Blocks lose all, none or some of theirs, these from any row on."""
     values, masks = [np.full(5000, -2.0, np.float32), np.full(3001, 2.0, np.float32)], np.ones(8001, bool)
     values[0][3], values[1][7] = 1.0, np.inf
     emulated.prune_smallest(values, masks, count)
-    order = [3, *(i for i in range(8001) if i not in (3, 5007))]
+    order = [3, *(i for i in range(8001) if i not in (3, 5007)), 5007]
     assert np.flatnonzero(~masks).tolist() == sorted(order[:count])
     assert np.concatenate(values)[~masks].tolist() == [0.0] * count
 

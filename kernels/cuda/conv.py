@@ -8,6 +8,8 @@ Images are unfolded so many at a time that their columns take at most UNFOLDED b
 Backward unfolds anew, and then has dcolumns in the place of columns. A thread gathers what belongs to a value of dx, tap by tap: nothing
 is added to memory, and every run has the same bits. A convolution of 1x1 with stride 1 is a dense layer: its columns are x itself.
 
+Groups are products of a stack of matrices, whose result takes one pass more to its place.
+
 Beside the products a convolution is two launches forward (unfold; bias, residual and activation) and four backward (dz with sums by
 columns, which are added up; unfold; fold), whatever the activation; with many parts or very many pixels it is some more.
 """
