@@ -371,6 +371,8 @@ def test_nothing_is_read_before_or_written_outside_of_a_buffer(in_force, dtype, 
     expected, buffers, real = all_bits(run(problem)), [], np.empty
 
     def guarded(shape, dtype=np.float64, order="C"):
+        # the pool takes an array in a dtype's place
+        dtype = dtype.dtype if isinstance(dtype, np.ndarray) else dtype
         array = real(shape, dtype, order)
         if array.dtype.kind != "f":
             return array
