@@ -47,73 +47,54 @@ def row_limit(width, rows):
 
 
 @function
-def add_down(shared, value, width):
-    """The sum over a tile's rows, for each column: the value that the first `width` threads get."""
-    t = cuda.threadIdx.x
-    shared[t] = value
-    cuda.syncthreads()
-    s = BLOCK // 2
-    while s >= width:
-        if t < s:
-            shared[t] += shared[t + s]
-        cuda.syncthreads()
-        s //= 2
-    total = shared[t & (width - 1)]
-    cuda.syncthreads()
-    return total
+def added(a, b):
+    return a + b
 
 
 @function
-def largest_down(shared, value, width):
-    """The largest over a tile's rows, NaN if one is, for each column: the value that its threads get."""
-    t = cuda.threadIdx.x
-    shared[t] = value
-    cuda.syncthreads()
-    s = BLOCK // 2
-    while s >= width:
-        if t < s:
-            shared[t] = larger(shared[t], shared[t + s])
+def larger(a, b):
+    """The larger one, or NaN."""
+    return a if a > b or a != a else b
+
+
+def reduction(join):
+    """(down, across), functions of (shared, value, width) that join the values of threads pairwise.
+
+    down: those over a tile's rows, for each column, which its threads get; `width` is the tile's. across: those of each `width` threads
+    side by side, which all of them get.
+    """
+
+    @function
+    def joined(shared, value, span, least):
+        """Of each `span` threads side by side, halved until `least` values are left."""
+        t = cuda.threadIdx.x
+        place = t & (span - 1)
+        shared[t] = value
         cuda.syncthreads()
-        s //= 2
-    largest = shared[t & (width - 1)]
-    cuda.syncthreads()
-    return largest
-
-
-@function
-def add_across(shared, value, width):
-    """The sum over `width` threads side by side, which all of them get."""
-    t = cuda.threadIdx.x
-    lane = t & (width - 1)
-    shared[t] = value
-    cuda.syncthreads()
-    s = width // 2
-    while s > 0:
-        if lane < s:
-            shared[t] += shared[t + s]
+        s = span // 2
+        while s >= least:
+            if place < s:
+                shared[t] = join(shared[t], shared[t + s])
+            cuda.syncthreads()
+            s //= 2
+        found = shared[t - place + (t & (least - 1))]
         cuda.syncthreads()
-        s //= 2
-    total = shared[t - lane]
-    cuda.syncthreads()
-    return total
+        return found
+
+    @function
+    def down(shared, value, width):
+        return joined(shared, value, BLOCK, width)
+
+    @function
+    def across(shared, value, width):
+        return joined(shared, value, width, 1)
+
+    return down, across
 
 
-@function
-def largest_across(shared, value, width):
-    """The largest over `width` threads side by side, NaN if one is, which all of them get."""
-    t = cuda.threadIdx.x
-    lane = t & (width - 1)
-    shared[t] = value
-    cuda.syncthreads()
-    s = width // 2
-    while s > 0:
-        if lane < s:
-            shared[t] = larger(shared[t], shared[t + s])
-        cuda.syncthreads()
-        s //= 2
-    largest = shared[t - lane]
-    cuda.syncthreads()
-    return largest
+add_down, add_across = reduction(added)
+# NaN if one is
+largest_down, largest_across = reduction(larger)
 
 
 @function
@@ -131,12 +112,6 @@ def add_before(shared, value):
     before, total = shared[t] - value, shared[BLOCK - 1]
     cuda.syncthreads()
     return before, total
-
-
-@function
-def larger(a, b):
-    """The larger one, or NaN."""
-    return a if a > b or a != a else b
 
 
 @wide_kernel
