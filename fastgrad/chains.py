@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.backend import kernels
 from fastgrad.compact import compacted
 from fastgrad.dense import run
@@ -103,7 +103,10 @@ class DenseChain(Fused):
             and x.ndim == 2
             and x.shape[1] == self.n_in
             and x.flags.carray
+            and type(self._params) is np.ndarray
         ):
+            if self._carries(x):
+                return gpu.here(self.predict(gpu.there(x), logits=logits))
             name = f"{type(self).__name__}.predict"
             if getattr(x, "ndim", 2) == 3:
                 steps = Steps(name, x, self.n_in, self._params)

@@ -100,10 +100,10 @@ def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
     return contiguous(array(op, "dy", dy, "like the output", y.shape, y))
 
 
-def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any) -> np.ndarray:
+def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True) -> np.ndarray:
     """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C), or with N, T for N; C-contiguous and where `like` is.
 
-    like: an array, or a dtype.
+    like: an array, or a dtype. Without `values` the numbers may be of no class.
     """
     dtype = getattr(like, "dtype", like)
     value = place(op, name, value, None if like is dtype else like)
@@ -118,6 +118,8 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any) ->
     if value.shape != rows:
         raise ValueError(f"{op}: {name} must be integers {rows} or {dtype} {shape}, got integers {value.shape}")
     found = _class_numbers(value)
+    if not values:
+        return found
     # a negative number is a huge one without its sign
     unsigned = found.view(np.uint64)
     host = type(found) is np.ndarray

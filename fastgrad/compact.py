@@ -1,5 +1,6 @@
 """Chains without their pruned units."""
 
+from copy import deepcopy
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,12 @@ def compacted(chain: "DenseChain") -> "DenseChain":
     """
     from fastgrad.chains import DenseChain
 
+    if not chain.is_here:
+        here = deepcopy(chain)
+        here.to("cpu")
+        compact = compacted(here)
+        compact.to("cuda")
+        return compact
     weights, biases, kept = list(chain.weights), list(chain.biases), _read(chain)
     for layer, activation in enumerate(chain._activations[:-1]):
         w, b = weights[layer][kept[layer]], biases[layer]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.model import Model
 from fastgrad.rows import Batch, rows_of
 
@@ -18,13 +18,18 @@ class Data(NamedTuple):
     lengths: np.ndarray | None
 
 
-def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None) -> Data:
-    """Data for this model and loss; whatever lies past the sequences' ends may be anything."""
+def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True) -> Data:
+    """Data for this model and loss, where the model is; whatever lies past the sequences' ends may be anything.
+
+    Without `values` what class numbers are is not looked at, for which the host would wait.
+    """
+    if not model.is_here:
+        x, y = gpu.there(x), gpu.there(y)
     if model.recurrent:
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, model.n_in), model.dtype)
+        x = check.array(op, "x", x, "(N, T, C)", (None, None, model.n_in), model.params)
     else:
         form, axes = ("(N, H, W, C)", 4) if model.images else ("(N, C)", 2)
-        x = check.array(op, "x", x, form, (*[None] * (axes - 1), model.n_in), model.dtype)
+        x = check.array(op, "x", x, form, (*[None] * (axes - 1), model.n_in), model.params)
         x = check.contiguous(x)
         if model.images and not (model.pools and model.n_out):
             raise ValueError(
@@ -45,9 +50,11 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
         if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
             y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
     if loss == "cross_entropy":
-        return Data(x, check.labels(op, "y", y, shape, model.dtype), lengths)
+        return Data(
+            x, check.labels(op, "y", y, shape, model.params, values and (lengths is None or model.is_here)), lengths
+        )
     form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
-    return Data(x, check.contiguous(check.array(op, "y", y, form, shape, model.dtype)), lengths)
+    return Data(x, check.contiguous(check.array(op, "y", y, form, shape, model.params)), lengths)
 
 
 def window_size(op: str, model: Model, window: Any) -> int | None:

@@ -31,8 +31,8 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
         if output.ndim == 3:
             batch = sequences("evaluate", output.shape[:2], lengths)
             output, target = rows_of(output, batch), target_rows(target, batch)
-        losses = empty((len(output),) if loss == "cross_entropy" else output.shape, output.dtype)
-        total += getattr(kernels(), loss)(output, target, losses, empty(output.shape, output.dtype), 1.0)
+        losses = empty((len(output),) if loss == "cross_entropy" else output.shape, output)
+        total += float(getattr(kernels(output), loss)(output, target, losses, empty(output.shape, output), 1.0))
         count += losses.size
         if loss == "cross_entropy":
             classes = target if target.ndim == 1 else target.argmax(axis=1)

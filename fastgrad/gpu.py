@@ -111,6 +111,21 @@ def together(op: str, name: str, value: Any, like: Any) -> None:
         )
 
 
+def there(value: Any) -> Any:
+    """On the GPU: a copy of a NumPy array, and all else as it is."""
+    return device().xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def here(value: Any) -> Any:
+    """A NumPy array of what may be on the GPU."""
+    return value if isinstance(value, np.ndarray) else value.get()
+
+
+def rows_of(value: Any, rows: np.ndarray) -> Any:
+    """Rows of an array on the GPU, by their numbers."""
+    return device().xp.take(value, there(rows), axis=0)
+
+
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """An array on the current GPU, from CuPy's pool."""
     try:

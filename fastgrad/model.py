@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.kernels.names import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
 
 Backward = Callable[[np.ndarray], np.ndarray]
@@ -61,6 +61,28 @@ class Model:
         """Views of grads by name."""
         return views(self._grads, self._shapes)
 
+    def to(self, backend: str) -> "Model":
+        """Move all that the model keeps to the GPU ("cuda"), or to NumPy's memory ("cpu"); views taken before are not its any more.
+
+        A Trainer moves its model where "cuda" is in force. A model on a GPU takes arrays that are there, and predict NumPy's too, for
+        which it returns NumPy's. Returns the model.
+        """
+        check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
+        if self.owned:
+            raise ValueError(f"Model.to: the model is part of a {self.owned}; move that")
+        if (backend == "cpu") != self.is_here:
+            move = gpu.here if backend == "cpu" else gpu.there
+            params, grads, mask = move(self._params), move(self._grads), self._mask
+            self._move_statistics(move)
+            self._home(params, grads)
+            self._wear(None if mask is None else move(mask))
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the model's arrays are NumPy's."""
+        return type(self._params) is np.ndarray
+
     def masks(self) -> dict[str, np.ndarray]:
         """Of each parameter, by name, where it is not pruned, bool; nothing where nothing is pruned."""
         return {} if self._mask is None else views(self._mask, self._shapes)
@@ -79,16 +101,22 @@ class Model:
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         """y alone, batch_size rows at a time; any number of threads may predict at once."""
+        if self._carries(x):
+            return gpu.here(self.predict(gpu.there(x), batch_size, logits=logits))
         if batch_size is None:
             return self.forward(x, logits=logits)[0]
         return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
+
+    def _carries(self, x: Any) -> bool:
+        """Whether x has to be taken to the model, on a GPU."""
+        return isinstance(x, np.ndarray) and not self.is_here
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.predict(x)
 
     def _batches(self, x: np.ndarray, batch_size: int) -> list[slice]:
         op = f"{type(self).__name__}.predict"
-        check.plain(op, "x", x)
+        check.place(op, "x", x)
         batch_size = check.count(op, "batch_size", batch_size)
         return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
 
@@ -113,6 +141,9 @@ class Model:
     def _wear(self, mask: np.ndarray | None) -> None:
         """Have this mask (P,), or none."""
         self._mask = mask
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        """Move what `statistics` returns."""
 
     def _draw(self, rng: np.random.Generator) -> None:
         raise NotImplementedError
@@ -144,6 +175,11 @@ class Kept:
     def __init__(self, model: Model) -> None:
         self._statistics = [(a, a.copy()) for a in model.statistics().values()]
         self._generators = [(g, g.bit_generator.state) for g in model._generators()]
+
+    def restore_unless(self, fine: Any) -> None:
+        """restore of statistics on a GPU, without waiting for what is fine (), bool, there; what is drawn from is not put back."""
+        for a, before in self._statistics:
+            a[...] = np.where(fine, a, before)
 
     def restore(self) -> None:
         for a, before in self._statistics:

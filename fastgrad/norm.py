@@ -1,5 +1,6 @@
 """The batch norm layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,9 @@ class BatchNorm(Fused):
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
         self._weights, self._gradients = (list(views(flat, self._shapes).values()) for flat in (params, grads))
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        self._running = move(self._running[0]), move(self._running[1])
 
     def _draw(self, rng: np.random.Generator) -> None:
         self.gamma[...] = 1

@@ -1,5 +1,6 @@
 """Models made of others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ class Owner(SequenceModel):
 
     def _generators(self) -> list[np.random.Generator]:
         return [generator for part in self.parts.values() for generator in part._generators()]
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        for part in self.parts.values():
+            part._move_statistics(move)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
@@ -72,6 +77,10 @@ def check_parts(op: str, parts: dict[str, Any]) -> None:
             raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(part).__name__}")
         if part.owned or any(part is other for other in seen):
             raise ValueError(f"{op}: {label} is part of a {part.owned or op} already; a layer belongs to one")
+        if not part.is_here:
+            raise ValueError(
+                f"{op}: {label} is on a GPU; make the model of parts that are not, and move it whole with to()"
+            )
         seen.append(part)
     dtype = _dtype(parts)
     for label, part in parts.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.backend import kernels
 from fastgrad.lists import Arrays, flat_masks
 from fastgrad.model import Model, views
@@ -60,6 +60,14 @@ def _prune_model(
 ) -> dict[str, np.ndarray]:
     if model.owned:
         raise ValueError(f"{op}: the model is part of a {model.owned}; prune that, with names")
+    if not model.is_here:
+        # pruning is rare, and chosen by what is on the host
+        model.to("cpu")
+        try:
+            _prune_model(op, model, names, amount, threshold, scope, units)
+        finally:
+            model.to("cuda")
+        return model.masks()
     every, whole = model.parameters(), model._mask
     named = {name: every[name] for name in names_of(op, model, names, units)}
     mask = np.ones(model.params.size, np.bool_) if whole is None else whole.copy()
@@ -103,18 +111,19 @@ def _prune(
         raise ValueError(f"{op}: units are of arrays with 2 or 4 axes and with values, got {bad} {named[bad].shape}")
     widths = np.array([a.shape[-1] if units else 1 for a in arrays], np.int64)
     norms, unused = np.empty(widths.sum()), np.empty(len(arrays), np.int64)
-    kernels().array_norms(arrays, widths, 2.0 if units else np.inf, norms, unused)
+    ops = kernels(arrays[0])
+    ops.array_norms(arrays, widths, 2.0 if units else np.inf, norms, unused)
     norm_parts = np.split(norms, np.cumsum(widths)[:-1])
     if bad := ", ".join(name for name, part in zip(named, norm_parts, strict=True) if np.isnan(part).any()):
         raise ValueError(f"{op}: NaN has no magnitude, and is in {bad}")
     if not units:
         _choose(op, list(named), arrays, flat, amount, threshold, scope)
         return
-    living = np.concatenate([_living(mask) for mask in masks])
+    living = gpu.here(np.concatenate([_living(mask) for mask in masks]))
     _choose(op, list(named), norm_parts, living, amount, threshold, scope)
     for mask, part in zip(masks, np.split(living, np.cumsum(widths)[:-1]), strict=True):
-        mask[..., ~part] = False
-    kernels().prune_below(arrays, flat, 0.0)
+        mask &= part if isinstance(mask, np.ndarray) else gpu.there(part)
+    ops.prune_below(arrays, flat, 0.0)
 
 
 def _choose(
@@ -122,7 +131,7 @@ def _choose(
 ) -> None:
     """Prune arrays, which may be norms of units, in place."""
     if threshold is not None:
-        kernels().prune_below(arrays, flat, float(threshold))
+        kernels(arrays[0]).prune_below(arrays, flat, float(threshold))
         return
     groups = [arrays] if scope == "global" else [[a] for a in arrays]
     sizes = [sum(a.size for a in group) for group in groups]
@@ -131,7 +140,7 @@ def _choose(
     ends = np.cumsum(sizes)
     for group, count, start, end in zip(groups, counts, ends - sizes, ends, strict=True):
         mask = flat[start:end]
-        kernels().prune_smallest(group, mask, max(0, count - int(np.count_nonzero(~mask))))
+        kernels(group[0]).prune_smallest(group, mask, max(0, count - int(np.count_nonzero(~mask))))
 
 
 def _count(op: str, amount: Any, size: int, name: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad import gpu
 from fastgrad.model import Model, views
 from fastgrad.train import Trainer
 
@@ -29,9 +30,9 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
         with model.lock:
             metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
             metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_arrays("save", model), metadata)
+            content = serialized(_here(_arrays("save", model)), metadata)
     else:
-        content = serialized(_arrays("save", model))
+        content = serialized(_here(_arrays("save", model)))
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
@@ -80,6 +81,10 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
         model._wear(mask)
 
 
+def _here(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: gpu.here(a) for name, a in arrays.items()}
+
+
 def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
     if isinstance(model, Model):
         return {**model.parameters(), **model.statistics(), **_masks(model.masks())}
@@ -102,7 +107,10 @@ def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
     model = _model(model)
     if model.owned and (pruned or model.masks()):
         raise ValueError(f"load: {path} or the model has masks, and it is part of a {model.owned}; load into that")
-    return np.ones(model.params.size, np.bool_) if pruned else None
+    if not pruned:
+        return None
+    mask = np.ones(model.params.size, np.bool_)
+    return mask if model.is_here else gpu.there(mask)
 
 
 def _optimizer(trainer: Trainer) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.fused import FusedBackward
 from fastgrad.model import Backward, Kept, Model
 
@@ -34,6 +34,8 @@ class SequenceModel(Model):
     def predict(
         self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False, lengths: Any = None
     ) -> np.ndarray:
+        if self._carries(x):
+            return gpu.here(self.predict(gpu.there(x), batch_size, logits=logits, lengths=lengths))
         if batch_size is None:
             return self._infer(x, logits, lengths, None)[0]
         if lengths is None:

@@ -40,7 +40,7 @@ class ChainSteps:
         constraint: names.Constraint | None,
     ) -> None:
         self.params, self.mask = model.params, model._mask
-        self._sizes, self._work, self._rows = model.sizes, np.empty(0, model.dtype), 0
+        self._sizes, self._work, self._rows = model.sizes, empty((0,), model.params), 0
         self._net = model.table, model.activation_parameters, names.LOSSES[loss], model.params, model.grads
         self._optimizer = optimizer.code, state, hyper, clip_norm, self.mask, constraint
         self._arguments: tuple = ()
@@ -48,12 +48,12 @@ class ChainSteps:
     def reserve(self, rows: int) -> None:
         """Scratch for batches of this many rows."""
         if rows > self._rows:
-            self._work = empty((names.workspace_size(self._sizes, rows),), self._work.dtype)
+            self._work = empty((names.workspace_size(self._sizes, rows),), self._work)
             self._arguments = *self._net, self._work, *self._optimizer
             self._rows = rows
 
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: None, done: int, record: np.ndarray) -> int:
-        return kernels().dense_chain_step(x, target, *self._arguments, done, record, health=self._watch)
+    def step(self, x: np.ndarray, target: np.ndarray, lengths: Any, done: int, record: np.ndarray) -> int:
+        return kernels(x).dense_chain_step(x, target, *self._arguments, done, record, health=self._watch)
 
     def epoch(
         self,
@@ -68,7 +68,7 @@ class ChainSteps:
     ) -> int:
         self.updates = 0
         sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
-        status, self.updates = kernels().dense_chain_epoch(
+        status, self.updates = kernels(data.x).dense_chain_epoch(
             data.x, data.y, order, batch_size, rates, *self._arguments, done, record, health=self._watch
         )
         return status
@@ -137,7 +137,7 @@ class LayerSteps:
     def _taken(self, data: Data, rows: np.ndarray) -> Data:
         def taken(a: np.ndarray) -> np.ndarray:
             # "clip" writes straight into out, "raise" by way of a copy
-            return np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a.dtype))
+            return np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a))
 
         return Data(taken(data.x), taken(data.y), None if data.lengths is None else taken(data.lengths))
 
@@ -161,20 +161,22 @@ class LayerSteps:
     def _step(
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
     ) -> int:
-        ops = kernels()
+        ops = kernels(self.params)
         y, self._state, backward = self._model._forward(x, True, self._logits, lengths, state, False)
         batch = sequences("Trainer", y.shape[:2], lengths) if y.ndim == 3 else None
         if batch:
             y, target = rows_of(y, batch), target_rows(target, batch)
         self._rows = len(y)
-        losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y.dtype)
-        dy = empty(y.shape, y.dtype)
-        if target.ndim == 1 and target.size and not (target.min() >= 0 and target.max() < y.shape[1]):
+        losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y)
+        dy = empty(y.shape, y)
+        # a GPU's kernels make NaN of what is no class
+        by_class = target.ndim == 1 and target.size and self._model.is_here
+        if by_class and not (target.min() >= 0 and target.max() < y.shape[1]):
             return names.BAD_LABEL
         scale = 1.0 if self._reduction else 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
         backward(sequences_of(dy, batch) if batch else dy)
-        record[0] = total * scale
+        record[:1] = total * scale
         if self._reduction:
             record[0], self._rows = self._reduction(total, losses.size, self._settings(done))
             if not self._rows:
@@ -202,4 +204,8 @@ def steps_of(
     settings = loss, optimizer, state, hyper, clip_norm, constraint
     if isinstance(model, DenseChain) and reduction is None:
         return ChainSteps(model, *settings)
+    if not model.is_here:
+        from fastgrad.there import ThereLayerSteps
+
+        return ThereLayerSteps(model, *settings, reduction)
     return LayerSteps(model, *settings, reduction)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check, watched
+from fastgrad import check, gpu, watched
 from fastgrad import constraint as constraints
+from fastgrad.backend import kernels
+from fastgrad.chains import DenseChain
 from fastgrad.constraint import Constraint
 from fastgrad.data import Data, checked, window_size
 from fastgrad.evaluate import evaluate
@@ -17,6 +19,8 @@ from fastgrad.gradual import GradualPruning
 from fastgrad.health import Health
 from fastgrad.history import History
 from fastgrad.kernels import names
+from fastgrad.later import Later
+from fastgrad.memory import doubles, zeros
 from fastgrad.model import Model, generator
 from fastgrad.optim import Adam, Optimizer
 from fastgrad.reduction import Reduce, Reduction
@@ -80,7 +84,13 @@ class Trainer:
         self._health = Health(model, int(every)) if every else None
         self.step_count = 0
         self.val_losses: list[float] = []
-        self.state = np.zeros((self.optimizer.state_rows, model.params.size), model.dtype)  # (S, P)
+        if hasattr(kernels(model.params), "direct"):
+            # where each call would carry the model to the GPU it goes there for good
+            model.to("cuda")
+        if not model.is_here and (reduce is not None or (every and not isinstance(model, DenseChain))):
+            what = "reduce" if reduce is not None else "health of what is not a DenseChain"
+            raise ValueError(f"Trainer: {what} needs a model that is not on a GPU; model.to('cpu') takes it back")
+        self.state = zeros((self.optimizer.state_rows, model.params.size), model.params)  # (S, P)
         self.lock = threading.Lock()
         self.rng = generator(seed)
         self._record = np.zeros(2)  # loss, norm
@@ -90,10 +100,12 @@ class Trainer:
         self._target_dtype = np.dtype(np.int64) if loss == "cross_entropy" else model.dtype
         self._bind()
 
-    def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float:
+    def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | Later:
         """One update; the mean loss before it, of sequences over their own steps.
 
         Raises FloatingPointError where the gradient is not finite. After an error trainer and model are as before.
+        On a GPU nothing waits for the loss: it is read, and the error raised, when it is used, as float(loss). Until then the update
+        that was not made counts as a step.
         """
         with self.lock:
             # the full check costs as much as a small net's step: arrays like those of the last one pass by
@@ -110,6 +122,8 @@ class Trainer:
                 and self._steps.mask is self.model._mask
                 and lengths is None
             ):
+                if not self.model.is_here:
+                    return self._step_there(x, y, lengths)
                 x, y, lengths = self._checked("Trainer.step", x, y, lengths)
                 self._reserve(len(x))
                 self._shapes = x.shape, y.shape
@@ -120,6 +134,16 @@ class Trainer:
                 self._fail("Trainer.step", status, y)
             self._count(1)
             return self._record.item(0)
+
+    def _step_there(self, x: Any, y: Any, lengths: Any) -> Later:
+        op = "Trainer.step"
+        data = checked(op, self.model, self.loss, x, y, lengths, values=False)
+        self._reserve(len(data.x))
+        self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
+        record = doubles(2, self.model.params)
+        status: Any = self._steps.step(data.x, data.y, data.lengths, self.step_count, record)
+        self._count(1)
+        return Later(record[0], status, lambda: self._fail(op, int(status), data.y))
 
     def fit(
         self,
@@ -224,6 +248,9 @@ class Trainer:
 
     def _bind(self) -> None:
         self._shapes = None, None
+        if type(self.state) is not type(self.model.params):
+            # the model was moved
+            self.state = gpu.here(self.state) if self.model.is_here else gpu.there(self.state)
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
         reduction = None if self.reduce is None else Reduction(self.reduce, self.model)
@@ -264,7 +291,7 @@ class Trainer:
         return checked(op, self.model, self.loss, x, y, lengths)
 
     def _fail(self, op: str, status: int, y: np.ndarray) -> None:
-        if status == names.BAD_LABEL and self.model.n_out:
-            check.labels(op, "y", y, (*y.shape, self.model.n_out), self._dtype)
+        if (status == names.BAD_LABEL or not self.model.is_here) and self.model.n_out and y.dtype == np.int64:
+            check.labels(op, "y", y, (*y.shape, self.model.n_out), self.model.params)
         hint = "; health() of the trainer tells of every layer" if self._health is not None else ""
         raise check.no_update(op, self.model.gradients(), hint)

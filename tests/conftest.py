@@ -25,6 +25,7 @@ ON_CUDA = {
     "test_pool",
     "test_prune",
     "test_recurrent",
+    "test_train",
     "test_updater",
 }
 # of these files the tests of kernels alone, not those of trainers
@@ -35,6 +36,7 @@ EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 LONG = {
     "test_lstm",
     "test_recurrent",
+    "test_100_steps_match_pytorch",
     "test_matches_pytorch_for_100_updates",
     "test_ties_in_many_blocks_go_from_the_first",
     "test_matches_keras_formula_for_100_updates",
@@ -60,6 +62,7 @@ TOO_LONG = {
     "test_recurrent.py::test_gradients_through_dropout_are_central_differences",
     "test_recurrent.py::test_pools_are_of_the_sequences_own_steps",
     "test_recurrent.py::test_rows_are_copied_on_the_way_in_and_out_alone",
+    "test_train.py::test_training_lowers_the_loss_to_nothing",
 }
 # of those files, what needs ops that the CUDA backend has not
 NEEDS_MORE = {
@@ -136,6 +139,36 @@ def emulator():
 def emulated(emulator):
     """The CUDA backend's kernels, emulated."""
     return importlib.import_module("fastgrad.kernels.cuda")
+
+
+@pytest.fixture(scope="session")
+def fake_gpu():
+    pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+    from fakegpu import FakeGPU
+
+    return FakeGPU()
+
+
+@pytest.fixture
+def there(fake_gpu, monkeypatch):
+    """A fake GPU in the place of one, for arrays that lie there."""
+    from fastgrad.kernels import cuda
+    from fastgrad.kernels.cuda import device, lists
+
+    from fastgrad import gpu
+    from fastgrad.ferry import Ferry
+
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    monkeypatch.setitem(importlib.import_module("fastgrad.backend")._loaded, "cuda", Ferry(cuda))
+    monkeypatch.setattr(fake_gpu, "current", 0)
+    before = device.use(fake_gpu)
+    # what is kept is of another's arrays
+    for kept in (gpu.device, lists._table):
+        kept.cache_clear()
+    yield fake_gpu
+    device.use(before)
+    for kept in (gpu.device, lists._table):
+        kept.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,9 @@ class FakeArray(NDArrayOperatorsMixin):
     def __array_function__(self, function, types, arguments, options):
         return self.gpu.xp._call(function, *arguments, **options)
 
+    def __deepcopy__(self, memo):
+        return self._view(self.host.copy())
+
     def get(self):
         """The values, once the device has them."""
         self.gpu.waits += 1

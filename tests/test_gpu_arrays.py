@@ -1,7 +1,5 @@
 """Arrays on a GPU choose the CUDA backend: what the public API makes of them, and what it refuses. The GPU is fakegpu.py's."""
 
-import importlib
-
 import numpy as np
 import pytest
 from arrays import bits
@@ -12,31 +10,7 @@ from fastgrad import gpu
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
-from fakegpu import FakeArray, FakeGPU
-from fastgrad.kernels import cuda
-from fastgrad.kernels.cuda import device, lists
-
-from fastgrad.ferry import Ferry
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakeGPU()
-
-
-@pytest.fixture
-def there(fake, monkeypatch):
-    """The fake GPU, in the place of one."""
-    monkeypatch.setattr(gpu, "missing", lambda: "")
-    monkeypatch.setitem(importlib.import_module("fastgrad.backend")._loaded, "cuda", Ferry(cuda))
-    monkeypatch.setattr(fake, "current", 0)
-    before = device.use(fake)
-    gpu.device.cache_clear()
-    lists._table.cache_clear()
-    yield fake
-    device.use(before)
-    gpu.device.cache_clear()
-    lists._table.cache_clear()
+from fakegpu import FakeArray
 
 
 def host(value):

@@ -15,6 +15,7 @@ from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
+from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -32,8 +33,10 @@ __all__ = [
     "conv2d_forward",
     "cross_entropy",
     "dense_chain_backward",
+    "dense_chain_epoch",
     "dense_chain_forward",
     "dense_chain_infer",
+    "dense_chain_step",
     "dropout",
     "gather_rows",
     "joint_norm",

@@ -66,11 +66,15 @@ def cross_entropy_rows(
     total = add_across(shared, total * math.exp(largest - overall) if total > dtype(0) else total, width)
     weight = dtype(1) if by_class else add_across(shared, weight, width)
     label = labels[row] if by_class and end > 0 else -1
+    # of no class: the gradient becomes NaN, so that no update is made of it
+    bad = by_class and (label < 0 or label >= columns)
     cost = dtype(0)
     for column in range(lane, end, width):
         at = row * columns + column
         shifted = logits[at] - overall
         wanted = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
+        if bad:
+            wanted = dtype(math.nan)
         dlogits[at] = (math.exp(shifted) / total * weight - wanted) * scale
         # 0 times the infinite cost of a class of no chance is nothing if labels say so
         if not by_class or column == label:
@@ -79,6 +83,9 @@ def cross_entropy_rows(
     mine = lane == 0 and end > 0
     if mine:
         cost += weight * math.log(total)
+        if bad:
+            # which is no cost of any class
+            cost = dtype(-math.inf)
         losses[row] = cost
     leave_total(float64(cost) if mine else 0.0, parts)
 
@@ -111,8 +118,8 @@ def binary_cost(z, t):
     return (real(0, z) if z < real(0, z) else z) - z * t + softplus(-abs(z))
 
 
-def cross_entropy(logits, labels, losses, dlogits, scale):
-    """losses (N,) and dlogits (N, C) are written; labels int64 (N,) or of the logits' dtype (N, C)."""
+def class_losses(logits, labels, losses, dlogits, scale):
+    """cross_entropy, but for the sum: each block's is left in what is returned, -inf if a label of it is no class."""
     rows, columns = logits.shape
     width = tile_width(columns)
     grid, by_class = -(-rows // (BLOCK // width)), labels.ndim == 1
@@ -122,7 +129,20 @@ def cross_entropy(logits, labels, losses, dlogits, scale):
     with written(losses) as costs, written(dlogits) as gradient:
         arrays = flat(logits), *targets, costs, gradient, parts
         launch(cross_entropy_rows, logits.dtype, grid, rows, columns, width, by_class, scale, *arrays)
-    return total_of(parts, logits.dtype)
+    return parts
+
+
+def value_losses(kind, y, target, losses, dy, scale):
+    """A loss of single values, but for the sum: each block's is left in what is returned."""
+    parts = device.xp.empty(blocks(y.size))
+    with written(losses) as costs, written(dy) as gradient:
+        launch(loss_values, y.dtype, parts.size, y.size, kind, scale, flat(y), flat(target), costs, gradient, parts)
+    return parts
+
+
+def cross_entropy(logits, labels, losses, dlogits, scale):
+    """losses (N,) and dlogits (N, C) are written; labels int64 (N,) or of the logits' dtype (N, C)."""
+    return total_of(class_losses(logits, labels, losses, dlogits, scale), logits.dtype)
 
 
 def binary_cross_entropy(logits, targets, losses, dlogits, scale):
@@ -141,7 +161,4 @@ def poisson_nll(z, target, losses, dz, scale):
 
 
 def _elementwise(kind, y, target, losses, dy, scale):
-    parts = device.xp.empty(blocks(y.size))
-    with written(losses) as costs, written(dy) as gradient:
-        launch(loss_values, y.dtype, parts.size, y.size, kind, scale, flat(y), flat(target), costs, gradient, parts)
-    return total_of(parts, y.dtype)
+    return total_of(value_losses(kind, y, target, losses, dy, scale), y.dtype)

@@ -7,6 +7,7 @@ of arrays, and reads gradients twice, all else once. The norm stays on the devic
 
 import math
 
+import numpy as np
 from numba import cuda, float64
 
 from .. import names
@@ -93,19 +94,21 @@ def brought(code, rows, form, d, at, size, state, lr, beta1, beta2, rest1, rest2
 def update_chunks(
     dtype: Real, parts: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
     decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
-    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer,
+    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer, follows: Integer,
     count: Integer, chunks: Integers,
-    p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, status: Integers,
+    p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, before: Integers, status: Integers,
     changes: Wide,
 ):  # fmt: skip
     scale = dtype(1)
     if parts:
         found = norm_of(cuda.shared.array(BLOCK, float64), parts, sums)
-        finite = found < math.inf
+        outcome = before[0] if follows else names.OK
+        if outcome == names.OK and not found < math.inf:
+            outcome = names.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
             norm[0] = found
-            status[0] = names.OK if finite else names.NONFINITE
-        if not finite:
+            status[0] = outcome
+        if outcome != names.OK:
             return
         scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
     if cuda.blockIdx.x >= count:
@@ -176,12 +179,26 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
     has changed, and of what was there, summed.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated; with a record, on the device.
     """
+    norm, status = None, None
+    if record is not None:
+        norm, status = device.xp.empty(1), device.xp.empty(1, np.int64)
+    update_all(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved)
+    if record is None:
+        return names.OK
+    give(norm, record)
+    return status.reshape(())
+
+
+def update_all(
+    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved=None, before=None
+):  # fmt: skip
+    """update_arrays, which leaves norm (1,) and status (1,) on the device; where `before` (1,) is not OK, that is the status."""
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)
-    parts, sums, norm, status = 0, None, None, None
-    if record is not None:
+    parts, sums = 0, None
+    if norm is not None:
         parts = min(max(chunks.count, 1), NORM_BLOCKS)
-        sums, norm, status = xp.empty(parts), xp.empty(1), xp.empty(1, "i8")
+        sums = xp.empty(parts)
         launch(square_chunks, dtype, parts, chunks.count, chunks.chunks, gradients, sums)
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
@@ -193,12 +210,14 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         None if masks is None else masks.view("u1"),
         sums,
         norm,
+        before,
         status,
         changes,
     )
     launch(
         update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clip_norm, optimizer, len(state), form,
-        state.shape[1], *numbers, limit, masks is not None, moved is not None, chunks.count, chunks.chunks, *arrays,
+        state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, chunks.count, chunks.chunks,
+        *arrays,
     )  # fmt: skip
     if moved is not None:
         found = xp.empty((len(params), 2))
@@ -206,10 +225,6 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         give(found, moved)
     if constraint is not None and constraint.kind != names.MAX_VALUE:
         hold(params, constraint, status)
-    if record is None:
-        return names.OK
-    give(norm, record)
-    return status.reshape(())
 
 
 def hold(params, constraint, status):

@@ -1,0 +1,217 @@
+"""Training steps of a dense chain, as in kernels/reference/train.py: launches of the other files one after the other, and none that waits.
+
+Beside the layers' own launches, at most three each, a step has four: the loss and its gradient; the mean of the losses; the squares of
+the gradients; the update, which clips. Whether there was a bad label, and whether the norm is finite, is known on the device alone: a
+step leaves a status, and the next step of an epoch does nothing where that is not OK. So an epoch waits once, at its end. The gradients of
+the batch that failed are then taken again, for whoever asks which were not finite.
+
+A record that is on the device is written there. All that a step makes on the way, but its status, lies in `work`.
+"""
+
+import math
+
+import numpy as np
+from numba import cuda, float64
+
+from .. import names
+from ..reference.dense import layer_views
+from ..reference.health import ratio
+from ..reference.train import FUSED
+from . import device
+from .clip import norms_of
+from .dense import dense_chain_backward, dense_chain_forward
+from .device import BLOCK, Integer, Integers, Real, Wide, WideNumber, flat, give, launch, wide_kernel
+from .health import array_health, output_health
+from .loss import class_losses, value_losses
+from .optim import update_all
+from .reduce import add_down
+
+
+@wide_kernel
+def leave_mean(
+    dtype: Real, n: Integer, scale: WideNumber, parts: Wide, before: Integers, status: Integers, record: Wide
+):  # fmt: skip
+    """record[0] = scale times the sum of parts (n,), and status: that before, or BAD_LABEL, of which a loss of -inf tells."""
+    shared, total = cuda.shared.array(BLOCK, float64), 0.0
+    for i in range(cuda.threadIdx.x, n, BLOCK):
+        total += parts[i]
+    total = add_down(shared, total, 1)
+    if cuda.threadIdx.x == 0:
+        found = before[0]
+        if found == names.OK and total == -math.inf:
+            found = names.BAD_LABEL
+        status[0] = found
+        if found == names.OK:
+            record[0] = total * scale
+
+
+class Chain:
+    """A chain's arrays, as views into flat ones, and what its steps are asked for."""
+
+    def __init__(self, layers, parameters, loss, params, grads, work):
+        self.layers, self.loss, self.params, self.grads, self.work = layers, loss, params, grads, work
+        self.weights, self.biases, self.activations = layer_views(layers, parameters, params)
+        self.dweights, self.dbiases, _ = layer_views(layers, parameters, grads)
+        if FUSED.get(loss) == self.activations[-1].code:
+            self.activations[-1] = names.ACTIVATIONS["identity"]
+
+    def lay_out(self, rows):
+        """For so many rows every layer's y, z and dz, and what is left of `work`."""
+        sizes = [(rows, w.shape[1]) for w in self.weights]
+        rest, found = self.work, []
+        for _ in range(3):
+            parts, rest = carve(rest, sizes)
+            found.append(parts)
+        ys, zs, dzs = found
+        zs = [z if f.needs_input else y for f, y, z in zip(self.activations, ys, zs, strict=True)]
+        return ys, zs, dzs, rest
+
+    def gradients(self, x, target, row_weights, l2):
+        """The gradients of x's rows: (the sums of the losses' parts, what to scale them by, the squares of all w or None, outputs)."""
+        ys, zs, dzs, rest = self.lay_out(len(x))
+        dense_chain_forward(x, self.weights, self.biases, self.activations, None, zs, ys)
+        by_row = self.loss == names.CROSS_ENTROPY
+        columns = 1 if by_row else ys[-1].shape[1]
+        (losses,), _ = carve(rest, [(len(x), columns)])
+        weight = len(x) if row_weights is None else float(row_weights.sum(dtype=np.float64))
+        scale = 1 / (weight * columns) if weight * columns else 0.0
+        if by_row:
+            parts = class_losses(ys[-1], target, losses[:, 0], dzs[-1], scale)
+        else:
+            parts = value_losses(self.loss, ys[-1], target, losses, dzs[-1], scale)
+        if row_weights is not None:
+            dzs[-1] *= row_weights[:, None]
+            bad = parts.sum() == -math.inf
+            parts = device.xp.where(bad, -math.inf, (losses * row_weights[:, None]).sum(dtype=np.float64)).reshape(1)
+        dense_chain_backward(dzs[-1], x, self.weights, self.activations, zs, ys, dzs, None, self.dweights, self.dbiases)
+        squares = (norms_of(self.weights, None, 2.0) ** 2).sum() if l2 else None
+        if l2 and weight:
+            for w, dw in zip(self.weights, self.dweights, strict=True):
+                dw += w.dtype.type(l2 / weight) * w
+        return parts, scale, squares, ys
+
+
+def carve(array, shapes):
+    """Arrays of these shapes, one after the other in a flat one, and what is left of it."""
+    found = []
+    for rows, columns in shapes:
+        found.append(array[: rows * columns].reshape(rows, columns))
+        array = array[rows * columns :]
+    return found, array
+
+
+def run_step(chain, x, target, update, step, record, before, row_weights, l2, health):
+    """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device."""
+    optimizer, state, hyper, clip_norm, masks, constraint = update
+    parts, scale, squares, outputs = chain.gradients(x, target, row_weights, l2)
+    seen, status = device.xp.empty(1, np.int64), device.xp.empty(1, np.int64)
+    launch(leave_mean, x.dtype, 1, parts.size, scale, parts, before, seen, record)
+    if l2:
+        record[2:3] = squares
+    watched = health is not None and step % health.every == 0
+    lists = constraint is not None and constraint.kind != names.MAX_VALUE
+    params, grads = [chain.params], [chain.grads]
+    moved = None
+    if watched:
+        look(chain, health, outputs)
+    if watched or lists:
+        # what is of an array by itself needs them one by one, in the order in which they lie
+        pairs = zip(chain.weights, chain.biases, chain.dweights, chain.dbiases, chain.layers.tolist(), strict=True)
+        every = [
+            e for w, b, dw, db, (_, _, at, b_at, _) in pairs for e in ((at, w, dw), (b_at, b, db)) if e[1] is not None
+        ]
+        order = sorted(range(len(every)), key=lambda i: every[i][0])
+        params, grads = ([every[i][k] for i in order] for k in (1, 2))
+        moved = np.empty((len(every), 2)) if watched else None
+        if lists:
+            widths = np.asarray(constraint.widths if type(constraint.widths) is np.ndarray else constraint.widths.get())
+            constraint = names.Constraint(constraint.kind, constraint.limit, widths[order])
+    update_all(
+        params, grads, optimizer, state, hyper, step + 1, clip_norm, masks, constraint, record[1:2], status, moved, seen
+    )
+    if watched and int(status[0]) == names.OK:
+        leave_ratios(chain, health, moved[np.argsort(order)])
+    return status
+
+
+def look(chain, health, outputs):
+    """What the layers' gradients and outputs look like, to the first row of health, for which the caller waits."""
+    row = health.rows[0]
+    pairs = zip(chain.dweights, chain.dbiases, strict=True)
+    gradients = [[a.reshape(-1) for a in pair if a is not None] for pair in pairs]
+    found = np.empty((len(outputs), 4))
+    array_health([device.xp.concatenate(g) if len(g) > 1 else g[0] for g in gradients], found)
+    row[:, :4] = found
+    output_health(outputs, health.bands, found)
+    row[:, 4:8] = found
+    row[:, 8] = math.nan
+
+
+def leave_ratios(chain, health, moved):
+    """The updates' ratios of layers, from what was moved of each w and b."""
+    at = 0
+    for layer, b in enumerate(chain.biases):
+        count = 1 if b is None else 2
+        health.rows[0, layer, 8] = ratio(*moved[at : at + count].sum(axis=0))
+        at += count
+
+
+def dense_chain_step(
+    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
+    step, record, row_weights=None, l2=0.0, health=None,
+):  # fmt: skip
+    """The update after `step` others; record (2,) = mean loss and norm, or (3,) with l2. health: a names.Watch, or None.
+
+    Returns OK, BAD_LABEL or NONFINITE, as an array () on the device.
+    """
+    chain = Chain(layers, parameters, loss, params, grads, work)
+    update = optimizer, state, hyper, clip_norm, masks, constraint
+    there = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
+    before = device.xp.zeros(1, np.int64)
+    status = run_step(chain, flat(x), flat(target), update, step, there, before, row_weights, l2, health)
+    if there is not record:
+        give(there, record)
+    return status.reshape(())
+
+
+def dense_chain_epoch(
+    x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
+):  # fmt: skip
+    """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
+
+    record (n_batches, 2), or 3 with l2; health: a names.Watch, or None. Returns (status, batches done), for which it waits once.
+    """
+    xp, starts = device.xp, range(0, len(order), batch_size)
+    if not starts:
+        return names.OK, 0
+    chain = Chain(layers, parameters, loss, params, grads, work)
+    rest, order = hyper.tolist()[1:], xp.asarray(order)
+    there, statuses = xp.zeros((len(starts), record.shape[1])), [xp.zeros(1, np.int64)]
+
+    def batch_of(start):
+        rows = order[start : start + batch_size]
+        taken = (xp.take(flat(a), rows, axis=0) for a in (x, target))
+        return *taken, None if row_weights is None else xp.take(row_weights, rows)
+
+    for batch, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
+        update = optimizer, state, np.array([rate, *rest]), clip_norm, masks, constraint
+        batch_x, batch_target, weights = batch_of(start)
+        watch = health and names.Watch(health.bands, health.rows[batch:], health.every)
+        statuses.append(
+            run_step(chain, batch_x, batch_target, update, step + batch, there[batch], statuses[-1], weights, l2, watch)
+        )
+    found = np.empty(len(statuses), np.int64)
+    give(xp.concatenate(statuses), found)
+    failed = np.flatnonzero(found)
+    done = int(failed[0]) - 1 if len(failed) else len(starts)
+    values = np.empty(there.shape)
+    give(there, values)
+    # of batches after one that failed there is nothing to tell
+    whole = values[: done + 1]
+    record[: done + 1] = whole if type(record) is np.ndarray else xp.asarray(whole)
+    if done == len(starts):
+        return names.OK, done
+    batch_x, batch_target, weights = batch_of(starts[done])
+    chain.gradients(batch_x, batch_target, weights, l2)
+    return int(found[done + 1]), done
