@@ -67,6 +67,10 @@ class Row:
             part = ratio and 1 / ratio
             target = f"{workload.target_padded:g} of the padded time"
             held.append((target, part and f"{part:.2f}", part and part <= workload.target_padded))
+        for contender, seconds in workload.target_more:
+            target, found = f"{contender} {duration(seconds)} more", self.costs.get(contender)
+            more = None if found is None else found - self.costs[FASTGRAD]
+            held.append((target, more and duration(more), None if more is None else more <= seconds))
         if workload.target_watched:
             ratio = self.ratio_to(WATCHED)
             more = ratio and ratio - 1

@@ -13,4 +13,5 @@ class Targets:
     target_over_limit: float | None = None  # seconds
     target_padded: float | None = None  # of the time without lengths
     target_alone: float | None = None  # the time of one process over that of several
+    target_more: tuple[tuple[str, float], ...] = ()  # seconds that a contender may take more
     target_watched: float | None = None  # of the step, for the health of every step

@@ -89,6 +89,17 @@ def test_a_peer_finds_the_gradients_of_images(contender, package):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_what_jax_calls_finds_the_same():
+    pytest.importorskip("jax")
+    answers = []
+    for name in ("NumPy", "JAX"):
+        worker = Worker(name, 1)
+        answers.append([worker.ask("load", name) for name in ("call", "call-back")])
+        worker.close()
+    for expected, found in zip(*answers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
 def test_a_peer_clips_as_the_reference(contender, package):
     pytest.importorskip(package)
@@ -215,3 +226,13 @@ def test_several_processes_are_held_against_one(alone, reached):
     row.hold_against(Targets(target_alone=1.7))
     assert (row.target, row.reached) == ("1.7 x one process", reached)
     assert row.figure == (f"{alone:.2f} x" if alone else "not measured")
+
+
+@pytest.mark.parametrize(("costs", "figure", "reached"), [
+    ({"PyTorch": 30e-6, "JAX": 70e-6}, "10.0 us and 50.0 us", True),
+    ({"PyTorch": 36e-6, "JAX": 70e-6}, "16.0 us and 50.0 us", False),
+    ({"PyTorch": 30e-6}, "10.0 us and not measured", None),
+])  # fmt: skip
+def test_what_adapters_may_take_more_is_held_against_each(costs, figure, reached):
+    row = Row("call", "", {FASTGRAD: 20e-6, **costs}).hold_against(WORKLOADS["call"])
+    assert (row.figure, row.reached) == (figure, reached)

@@ -1,7 +1,7 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal.
+LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack.
 """
 
 import importlib
@@ -41,6 +41,8 @@ CONTENDERS = {
     "clip": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "init": ["fastgrad", "NumPy", "PyTorch"],
     "torch": ["fastgrad", "PyTorch"],
+    # fastgrad itself, and its adapters
+    "call": ["fastgrad", "PyTorch", "JAX"],
 }
 
 

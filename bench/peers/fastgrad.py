@@ -266,6 +266,28 @@ class HeNormal(Runner):
         return self.weights.outcome(w)
 
 
+class Call(Runner):
+    """The bare call, which adapters are held against."""
+
+    def __init__(self, call):
+        self.call_of, self.dy = call, call.dy()
+        self.inputs = [(x,) for x, _ in call.batches()]
+        self.weights, self.biases = (list(arrays) for arrays in zip(*call.parameters(), strict=True))
+        self.activations = call.activations
+
+    def call(self, x):
+        return fg.dense_chain(x, self.weights, self.biases, self.activations)[:1]
+
+    def fetch(self, result):
+        return self.call_of.outcome(*result)
+
+
+class CallBack(Call):
+    def call(self, x):
+        y, backward = fg.dense_chain(x, self.weights, self.biases, self.activations)
+        return y, backward(self.dy)[1]
+
+
 def __getattr__(name):
     """Runners of an adapter, whose library the others are timed without."""
     if not name.startswith("Torch"):

@@ -356,3 +356,35 @@ class BatchNorm(Runner):
 
     def fetch(self, result):
         return self.norm.outcome(*map(np.asarray, result[:4]))
+
+
+class Call(Runner):
+    """fastgrad's function, compiled."""
+
+    def __init__(self, call):
+        # JAX itself is timed without it
+        import fastgrad.jax as fgj
+
+        choose_precision(call)
+        self.call_of, self.dy = call, jnp.asarray(call.dy())
+        weights, biases = (list(map(jnp.asarray, arrays)) for arrays in zip(*call.parameters(), strict=True))
+        self.arguments = weights, biases, self.dy
+        self.inputs = [(jnp.asarray(x),) for x, _ in call.batches()]
+        self.chain = lambda x, weights, biases: fgj.dense_chain(x, weights, biases, call.activations)
+        self.compiled = jax.jit(self.compute)
+
+    def compute(self, x, weights, biases, dy):
+        return (self.chain(x, weights, biases),)
+
+    def call(self, x):
+        return jax.block_until_ready(self.compiled(x, *self.arguments))
+
+    def fetch(self, result):
+        y, *dweights = map(np.asarray, result)
+        return self.call_of.outcome(y, dweights)
+
+
+class CallBack(Call):
+    def compute(self, x, weights, biases, dy):
+        y, backward = jax.vjp(lambda w: self.chain(x, w, biases), weights)
+        return y, *backward(dy)[0]

@@ -7,6 +7,8 @@ from bench.peers import Runner
 from bench.peers.fastgrad import (
     BatchNorm,
     Blocks,
+    Call,
+    CallBack,
     Clip,
     Conv,
     ConvForward,
@@ -24,6 +26,8 @@ from bench.peers.fastgrad import (
 __all__ = [
     "BatchNorm",
     "Blocks",
+    "Call",
+    "CallBack",
     "Clip",
     "Conv",
     "ConvForward",

@@ -402,6 +402,43 @@ class HeNormal(Runner):
         return self.weights.outcome(w.numpy().T)
 
 
+class Call(Runner):
+    """fastgrad's module."""
+
+    def __init__(self, call):
+        # PyTorch itself is timed without it
+        import fastgrad.torch as fgt
+
+        self.call_of, self.dy = call, torch.from_numpy(call.dy())
+        self.inputs = [(torch.from_numpy(x),) for x, _ in call.batches()]
+        self.model = fgt.MLP(call.sizes, call.activation, dtype=self.dy.dtype)
+        arrays = [array for layer in call.parameters() for array in layer]
+        with torch.no_grad():
+            for parameter, array in zip(self.model.parameters(), arrays, strict=True):
+                parameter.copy_(torch.from_numpy(array.T))
+        self.weights = [p for p in self.model.parameters() if p.ndim == 2]
+
+    def run(self, count):
+        with torch.no_grad():
+            return super().run(count)
+
+    def call(self, x):
+        return (self.model(x),)
+
+    def fetch(self, result):
+        y, *dweights = result
+        return self.call_of.outcome(y.detach().numpy(), [dw.numpy().T for dw in dweights])
+
+
+class CallBack(Call):
+    def run(self, count):
+        return Runner.run(self, count)
+
+    def call(self, x):
+        y = self.model(x)
+        return y, *torch.autograd.grad(y, self.weights, self.dy)
+
+
 # what loops of PyTorch's are without fastgrad in them
 TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
 
