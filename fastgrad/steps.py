@@ -200,7 +200,7 @@ def steps_of(
     constraint: names.Constraint | None,
     reduction: Reduction | None,
 ) -> ChainSteps | LayerSteps:
-    """Steps of the kind that the model allows; gradients that are shared are there layer by layer alone."""
+    """Steps of the kind that the model allows: an all-reduce comes between a chain's gradients and its update."""
     settings = loss, optimizer, state, hyper, clip_norm, constraint
     if isinstance(model, DenseChain) and reduction is None:
         return ChainSteps(model, *settings)
@@ -208,4 +208,8 @@ def steps_of(
         from fastgrad.there import ThereLayerSteps
 
         return ThereLayerSteps(model, *settings, reduction)
+    if isinstance(model, DenseChain):
+        from fastgrad.shared import SharedChainSteps
+
+        return SharedChainSteps(model, *settings, reduction)
     return LayerSteps(model, *settings, reduction)
