@@ -11,6 +11,7 @@ from fastgrad import gpu
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 from fakegpu import FakeArray
+from fastgrad.kernels import cuda, reference
 
 
 def host(value):
@@ -105,6 +106,58 @@ def test_an_lstm_waits_for_nothing_and_does_the_same_whatever_the_lengths(there)
         found.append(counts)
     assert found[2] == found[3]
     assert (found[2]["waits"], found[2]["copies"]) == (0, 0)
+
+
+CONVOLUTIONS = {
+    "padded": ((3, 2, 4, 6), {"stride": (2, 1), "padding": 1, "activation": "silu"}),
+    "groups": ((3, 2, 2, 6), {"groups": 2, "dilation": (1, 2), "activation": "relu"}),
+    "1x1": ((1, 1, 4, 6), {"activation": "gelu"}),
+    "bare": ((1, 1, 4, 6), {}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv2d(there, dtype, name):
+    shape, options = CONVOLUTIONS[name]
+    arrays = draw(dtype, x=(2, 7, 5, 4), w=shape, b=(6,), residual=(2, 7, 5, 6))
+    if name != "1x1":
+        del arrays["residual"]
+    if name == "bare":
+        del arrays["b"]
+    with fg.use_backend("numpy"):
+        dy = np.ones_like(fg.conv2d(**arrays, **options)[0])
+    agrees(there, "conv", fg.conv2d, arrays, dy, **options)
+    arrays = moved(there, arrays)
+    with there.counted() as found:
+        _, backward = fg.conv2d(**arrays, **options)
+        backward(there.array(dy))
+    assert (found["waits"], found["copies"]) == (0, 0)
+
+
+def test_pruning_keeps_all_values_there(there, dtype):
+    arrays = list(draw(dtype, a=(5, 4), b=(3, 3, 2, 7)).values())
+    ours, mask = moved(there, arrays), there.array(np.ones(146, bool))
+    expected = np.ones(146, bool)
+    with there.counted() as found:
+        cuda.prune_smallest(ours, mask, 100)
+        cuda.prune_below(ours, mask, 1.0)
+    assert found["waits"] == 0
+    reference.prune_smallest(arrays, expected, 100)
+    reference.prune_below(arrays, expected, 1.0)
+    for array, wanted in zip([mask, *ours], [expected, *arrays], strict=True):
+        assert bits(host(array)) == bits(wanted)
+
+
+def test_health_waits_for_its_numbers_alone(there, dtype):
+    arrays, bands = list(draw(dtype, a=(5, 4), b=(3000, 7)).values()), np.array([[-1.0, 1, -2, 2]] * 2)
+    ours, found, expected = moved(there, arrays), np.empty((2, 8)), np.empty((2, 8))
+    with there.counted() as counts:
+        cuda.array_health(ours, found[:, :4])
+        cuda.output_health(ours, bands, found[:, 4:])
+    assert counts["waits"] == 2
+    reference.array_health(arrays, expected[:, :4])
+    reference.output_health(arrays, bands, expected[:, 4:])
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse", "poisson_nll"])
