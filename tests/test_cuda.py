@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_batchnorm
 from arrays import unwritten
 from chains import backward, forward, random_chain
 from conftest import CUDA_RESOURCES
@@ -30,7 +31,7 @@ from fastgrad.rows import sequences
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 import fastgrad.kernels.cuda
-from fastgrad.kernels.cuda import conv, device, rows
+from fastgrad.kernels.cuda import batchnorm, conv, device, rows
 from fastgrad.kernels.cuda.device import BLOCK
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
@@ -412,6 +413,17 @@ def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, laun
         first, *_, added, kept, written = traffic_of(launches[0], dtype)
         assert first == added == (n, 0)
         assert kept == written == (0, n)
+
+
+def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
+    """Blocks then go on past TILE_ROWS tiles: as the reference says, and whatever their number, since the moments are joined."""
+    found = []
+    for most in (1, 2, 1024):
+        monkeypatch.setattr(batchnorm, "MOST_BLOCKS", most)
+        p = test_batchnorm.problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
+        test_batchnorm.assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
+        found.append(batchnorm.shares(300, 40))
+    assert found == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]
 
 
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
