@@ -37,8 +37,7 @@ class SharedChainSteps(LayerSteps):
         status = ops.dense_chain_step(x, target, *self._net, self._work, *self._still, 0, record)
         if status == names.BAD_LABEL:
             return status
-        # where a gradient is not finite the others have to know; and losses are means over so many
-        count = len(x) * (1 if self._loss == "cross_entropy" else self._chain.n_out)
-        ops.scale_arrays([self._chain.grads], None, np.full(1, float(count)))
-        record[0], self._rows = reduction(record.item(0) * count, count, self._settings(done))
+        # where a gradient is not finite the others have to know
+        ops.scale_arrays([self._chain.grads], None, np.full(1, float(len(x))))
+        record[0], self._rows = reduction(record.item(0) * len(x), len(x), self._settings(done))
         return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
