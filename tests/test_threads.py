@@ -180,8 +180,9 @@ def borrowed_threads():
     for _ in range(3):
         assert large_work() == expected
         assert (x @ x == 300).all()
-    # OpenMP that has no GOMP_parallel leaves ours as they were
-    assert parallel._borrowed is None or not parallel._workers
+    # elsewhere OpenMP may have no GOMP_parallel, which leaves ours as they were
+    assert parallel._borrowed or sys.platform != "linux"
+    assert not (parallel._borrowed and parallel._workers)
     assert check_in_child(expected)
     # a size that is not PyTorch's is not forced on its pool
     torch.set_num_threads(1)

@@ -138,6 +138,47 @@ def test_an_exchanged_layer_is_met():
     torch.testing.assert_close(net(torch.ones(1, 4)), net(torch.zeros(1, 4)))
 
 
+def test_a_layer_that_is_free_again_is_fused_again():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    fgt.accelerate(net)
+    handle = net[0].register_forward_hook(lambda module, inputs, output: None)
+    net(torch.ones(1, 4))
+    assert len(net.forward.steps) == 3
+    handle.remove()
+    net(torch.ones(1, 4))
+    assert len(net.forward.steps) == 1
+
+
+def test_weights_that_lie_elsewhere_or_otherwise_are_met():
+    """Each call after another change: values, memory, order in memory at the same place, dtype."""
+    nets = [nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fgt.accelerate(nets[0])
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+    def turn(net):
+        w = net[0].weight
+        w.data = w.data.t()
+
+    def replace(net):
+        net[2].bias.data = net[2].bias.data * 2
+
+    def write(net):
+        with torch.no_grad():
+            net[2].weight.mul_(2)
+
+    changes = [lambda net: None, turn, replace, write, lambda net: net.double(), lambda net: net.float()]
+    for change in changes:
+        gradients = []
+        for net in nets:
+            change(net)
+            net.zero_grad()
+            y = net(x.to(net[0].weight.dtype))
+            y.square().sum().backward()
+            gradients.append([y, *(p.grad for p in net.parameters())])
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
 def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)

@@ -55,6 +55,39 @@ def test_updates_are_pytorchs(in_force, pair, options):
     same(*lists)
 
 
+def test_gradients_that_lie_otherwise_than_their_parameters(in_force):
+    """Turned, expanded, or none of some parameters at one step."""
+    lists = [], []
+    for kind, params in zip(PAIRS[0], lists, strict=True):
+        params += [nn.Parameter(torch.linspace(-1, 1, 12).reshape(shape)) for shape in ((3, 4), (12,), (4, 3))]
+        optimizer = kind(params, lr=0.1)
+        clip = fgt.clip_grad_norm_ if kind is fgt.Adam else nn.utils.clip_grad_norm_
+        for step in range(4):
+            draw_gradients(params, step)
+            if step == 1:
+                params[0].grad = params[2].grad.t()
+                params[2].grad = torch.arange(3.0).expand(4, 3)
+            else:
+                clip(params, 1.0)
+                # autograd is told that they were written
+                assert params[1].grad._version
+            if step == 2:
+                params[1].grad = None
+            optimizer.step()
+    same(*lists)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(3, dtype=torch.float64), torch.ones(3, device="meta"), torch.ones(3).to_sparse()]
+)
+def test_one_gradient_that_cannot_be_clipped_is_refused(wrong):
+    params = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros_like(wrong))]
+    params[0].grad, params[1].grad = torch.full((3,), 9.0), wrong
+    with pytest.raises((TypeError, ValueError), match=r"clip_grad_norm_: gradients\[1\] must be"):
+        fgt.clip_grad_norm_(params, 1.0)
+    assert (params[0].grad == 9).all()
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("way", [0, 1])
 def test_a_state_dict_goes_either_way(pair, way):

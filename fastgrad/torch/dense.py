@@ -1,6 +1,7 @@
 """Chains of dense layers: the operator, and the module MLP."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def chain(
         rows = x.reshape(-1, x.shape[-1]) if x.ndim else x
         added = None if residual is None else residual.reshape(-1, residual.shape[-1])
         return chain(rows, weights, biases, codes, parameters, added, known).reshape(*x.shape[:-1], -1)
-    tensors = [*weights, *(b for b in biases if b is not None)]
+    tensors = [*weights, *[b for b in biases if b is not None]]
     if not plain(OP, x):
         return _forward.op(x, tensors, [b is not None for b in biases], codes, parameters, residual)[0]
     xs = _rows(x)
@@ -82,7 +83,7 @@ class Layers:
         x: np.ndarray,
     ) -> None:
         """tensors: the weights, and then the biases of the layers that are `biased`."""
-        self.biased, self.codes, self.parameters = biased, codes, parameters
+        self.biased, self.codes, self.parameters = biased, tuple(codes), parameters
         self.activations = [Activation(*f) for f in zip(codes, parameters, strict=True)]
         self.weights: list[np.ndarray] = []  # turned: (K_in, K_out)
         self.biases: list[np.ndarray | None] = []
@@ -95,6 +96,7 @@ class Layers:
             self.weights.append(turned)
             b = check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), self.dtype) if has else None
             self.biases.append(b)
+        self.widths = tuple(w.shape[1] for w in self.weights)
         self._places = _places(tensors)
 
     def fit(self, tensors: Sequence[Tensor], x: np.ndarray) -> bool:
@@ -127,11 +129,11 @@ class _Arrays(NamedTuple):
 def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> _Arrays:
     """The forward."""
     rows, dtype = len(x), x.dtype
-    y = empty((rows, layers.weights[-1].shape[1]), dtype)
+    y = empty((rows, layers.widths[-1]), dtype)
     added = None
     if residual is not None:
         added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, dtype)
-    saved = empty((_size(rows, [w.shape[1] for w in layers.weights], layers.codes),), dtype)
+    saved = empty((_layout(rows, layers.widths, layers.codes)[0],), dtype)
     zs, outputs = _parts(saved, y, layers)
     kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, zs, outputs)
     return _Arrays(x, layers, zs, outputs, saved)
@@ -172,28 +174,28 @@ def _run_backward(
 def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
     weights, dtype = a.layers.weights, a.x.dtype
     # as PyTorch's weights lie, so that autograd keeps them as they are
-    shapes = [w.shape[::-1] for w in weights] + [
-        w.shape[1:] for w, has in zip(weights, a.layers.biased, strict=True) if has
-    ]
-    grads = _pieces(shapes, dtype)
+    biases = [w.shape[1:] for w, has in zip(weights, a.layers.biased, strict=True) if has]
+    grads = _pieces((*(w.shape[::-1] for w in weights), *biases), dtype)
     dws, given = [dw.T for dw in grads[: len(weights)]], iter(grads[len(weights) :])
     dbs = [next(given) if has else None for has in a.layers.biased]
     dx = empty(a.x.shape, dtype) if wants[0] else None
-    dzs = [*_pieces([output.shape for output in a.outputs[:-1]], dtype), empty(a.outputs[-1].shape, dtype)]
+    dzs = [*_pieces(tuple(output.shape for output in a.outputs[:-1]), dtype), empty(a.outputs[-1].shape, dtype)]
     upstream = check.upstream(OP, array(OP, "dy", dy), a.outputs[-1])
     kernels().dense_chain_backward(upstream, a.x, weights, a.layers.activations, a.zs, a.outputs, dzs, dx, dws, dbs)
     made = [torch.from_numpy(d) for d in (dx, dzs[-1] if wants[1] else None) if d is not None]
     return made + list(map(torch.from_numpy, grads))
 
 
-def _pieces(shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
+def _pieces(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype) -> list[np.ndarray]:
     """Uninitialised arrays, one after another in one piece of memory: to ask for each costs more than a small net's products."""
-    sizes = list(map(prod, shapes))
-    flat = empty((sum(sizes),), dtype)
-    starts = accumulate(sizes, initial=0)
-    return [
-        np.ndarray(shape, dtype, flat, start * dtype.itemsize) for shape, start in zip(shapes, starts, strict=False)
-    ]
+    starts, size = _starts(shapes), dtype.itemsize
+    flat = empty((starts[-1],), dtype)
+    return [np.ndarray(shape, dtype, flat, start * size) for shape, start in zip(shapes, starts, strict=False)]
+
+
+@lru_cache
+def _starts(shapes: tuple[tuple[int, ...], ...]) -> list[int]:
+    return list(accumulate(map(prod, shapes), initial=0))
 
 
 def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
@@ -204,20 +206,27 @@ def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
     )
 
 
+@lru_cache
+def _layout(rows: int, widths: tuple[int, ...], codes: tuple[int, ...]) -> tuple[int, list[tuple]]:
+    """Values of `saved`, and of every layer the shape and where in it the output and z begin, -1 for one that is not in it."""
+    at, places, last = 0, [], len(widths) - 1
+    for layer, (width, code) in enumerate(zip(widths, codes, strict=True)):
+        output, z, size = -1, -1, rows * width
+        if layer < last:
+            output, at = at, at + size
+        if needs_input(code):
+            z, at = at, at + size
+        places.append(((rows, width), output, z))
+    return at, places
+
+
 def _parts(saved: np.ndarray, y: np.ndarray, layers: Layers) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """zs and outputs, as kernels take them."""
-    at, zs, outputs, rows, dtype = 0, [], [], len(y), saved.dtype
-    last = len(layers.weights) - 1
-    for layer, (w, f) in enumerate(zip(layers.weights, layers.activations, strict=True)):
-        shape = rows, w.shape[1]
-        size, output = rows * w.shape[1] * dtype.itemsize, y
-        if layer < last:
-            output, at = np.ndarray(shape, dtype, saved, at), at + size
-        z = output
-        if f.needs_input:
-            z, at = np.ndarray(shape, dtype, saved, at), at + size
+    zs, outputs, dtype, size = [], [], saved.dtype, saved.itemsize
+    for shape, at, z_at in _layout(len(y), layers.widths, layers.codes)[1]:
+        output = np.ndarray(shape, dtype, saved, at * size) if at >= 0 else y
         outputs.append(output)
-        zs.append(z)
+        zs.append(np.ndarray(shape, dtype, saved, z_at * size) if z_at >= 0 else output)
     return zs, outputs
 
 

@@ -21,7 +21,7 @@ def array(op: str, name: str, value: Any) -> np.ndarray:
     """A tensor's values, shared, with its strides. Raises TypeError for what is no dense tensor of floats on the CPU."""
     try:
         # most tensors are as they should be, and to ask takes longer than to have it done
-        found = value.detach().numpy()
+        found = value.detach().numpy() if value.requires_grad else value.numpy()
     except (AttributeError, TypeError, RuntimeError):
         checked(op, name, value)
         raise
