@@ -134,6 +134,50 @@ def test_conv2d(there, dtype, name):
     assert (found["waits"], found["copies"]) == (0, 0)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "silu", "softmax"])
+def test_batch_norm(there, dtype, training, activation):
+    images, vector = (4, 5, 3, 6), (6,)
+    arrays = draw(dtype, x=images, gamma=vector, beta=vector, residual=images, running_mean=vector, dy=images)
+    dy = arrays.pop("dy")
+    options, running_var = {"training": training, "activation": activation}, np.ones(6, dtype)
+    agrees(there, "batch_norm", fg.batch_norm, {**arrays, "running_var": running_var}, dy, **options)
+    ours = moved(there, {**arrays, "running_var": np.ones(6, dtype)})
+    with there.counted() as found:
+        _, backward = fg.batch_norm(**ours, **options)
+        backward(there.array(dy))
+    assert (found["waits"], found["copies"]) == (0, 0)
+    # the reference has updated it in place
+    assert_close("batch_norm", host(ours["running_var"]), running_var, terms=60)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "shape"),
+    [
+        (fg.max_pool2d, {"size": 3, "stride": 2, "padding": 1}, (2, 4, 3, 6)),
+        (fg.avg_pool2d, {"size": (2, 3), "padding": 1, "include_pad": False}, (2, 4, 2, 6)),
+        (fg.global_avg_pool2d, {}, (2, 6)),
+    ],
+)
+def test_pools(there, dtype, function, options, shape):
+    arrays = draw(dtype, x=(2, 7, 5, 6), dy=shape)
+    dy = arrays.pop("dy")
+    agrees(there, "pool", function, arrays, dy, **options)
+    ours = moved(there, arrays)
+    with there.counted() as found:
+        _, backward = function(**ours, **options)
+        backward(there.array(dy))
+    assert (found["waits"], found["copies"]) == (0, 0)
+
+
+def test_weights_are_drawn_there(there, dtype):
+    for name, *arguments in (("uniform", -1.0, 2.0), ("normal", 0.5, 2.0), ("orthogonal", 1.5)):
+        ours, expected = there.array(np.empty((6, 4), dtype)), np.empty((6, 4), dtype)
+        for kernels, array in ((cuda, ours), (reference, expected)):
+            getattr(kernels, name)(array if name == "orthogonal" else array.reshape(-1), 7, *arguments)
+        assert bits(host(ours)) == bits(expected)
+
+
 def test_pruning_keeps_all_values_there(there, dtype):
     arrays = list(draw(dtype, a=(5, 4), b=(3, 3, 2, 7)).values())
     ours, mask = moved(there, arrays), there.array(np.ones(146, bool))
