@@ -126,6 +126,17 @@ def rows_of(value: Any, rows: np.ndarray) -> Any:
     return device().xp.take(value, there(rows), axis=0)
 
 
+def capture(function: Any) -> Any:
+    """function() over arrays on the GPU as a CUDA graph: a callable that runs it again, with no more than one launch from the host.
+
+    It is run twice for that. Arrays are where they were, so new values are written into them; numbers, as an update's rate and step
+    number, are as they were, and the callable returns what function() did, whose arrays are written anew. function may not wait for
+    values: losses and norms are read outside.
+    """
+    device()
+    return importlib.import_module("fastgrad.kernels.cuda.graph").Captured(function)
+
+
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """An array on the current GPU, from CuPy's pool."""
     try:

@@ -7,6 +7,8 @@ device and making memory are counted.
 
 import contextlib
 import operator
+import weakref
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +71,7 @@ class FakeArray(NDArrayOperatorsMixin):
 
     def get(self):
         """The values, once the device has them."""
+        assert not self.gpu.capturing, "a graph cannot wait"
         self.gpu.waits += 1
         return self.host.copy()
 
@@ -94,15 +97,22 @@ class FakeArray(NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key):
-        return self._view(self.host[self.gpu.inside(key)])
+        if any(isinstance(k, FakeArray) for k in (key if isinstance(key, tuple) else (key,))):
+            return self.gpu.xp._call(operator.getitem, self, key)
+        found = self.host[key]
+        # an element is a view too
+        return self._view(
+            self.host[(*key, ...) if isinstance(key, tuple) else (key, ...)] if found.ndim == 0 else found
+        )
 
     def __setitem__(self, key, value):
         if isinstance(value, np.ndarray):
             # CuPy copies from the host into a whole array of the same type alone
             assert key in (..., slice(None)), "part of an array cannot be set from the host"
             assert value.dtype == self.dtype, "an array of another type cannot be set from the host"
-            self.gpu.copies += 1
-        self.host[self.gpu.inside(key)] = self.gpu.inside(value)
+            self.gpu.copied()
+        to, key, value = self.host, self.gpu.inside(key), self.gpu.inside(value)
+        self.gpu.done(lambda: operator.setitem(to, key, value))
 
     def _view(self, host):
         return FakeArray(np.asarray(host), self.gpu, self.device.id)
@@ -113,6 +123,11 @@ class FakeArray(NDArrayOperatorsMixin):
         return lambda *arguments, **options: self.gpu.xp._call(
             operator.methodcaller(name, *self.gpu.inside(arguments), **self.gpu.inside(options)), self
         )
+
+
+def _outputs(options):
+    out = options.get("out")
+    return out if isinstance(out, tuple) else ()
 
 
 class FakeModule:
@@ -133,16 +148,23 @@ class FakeModule:
         for a in [*arguments, *options.values()]:
             if isinstance(a, np.ndarray):
                 raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        arguments, options = self._gpu.inside(arguments), self._gpu.inside(options)
         with np.errstate(all="ignore"):
-            found = function(*self._gpu.inside(arguments), **self._gpu.inside(options))
-        return self._gpu.outside(found)
+            found = function(*arguments, **options)
+        given = [*arguments, *options.values(), *_outputs(options)]
+        # written in place, or as it was
+        same = any(found is a for a in given)
+        result = FakeArray(found, self._gpu) if same else self._gpu.outside(found)
+        if isinstance(result, FakeArray):
+            self._gpu.done(lambda: np.copyto(result.host, function(*arguments, **options)), run=False)
+        return result
 
     def asarray(self, value, dtype=None):
         if isinstance(value, FakeArray):
             return value if dtype is None else value.astype(dtype)
         if hasattr(value, "__cuda_array_interface__"):
             return value.array
-        self._gpu.copies += 1
+        self._gpu.copied()
         return self._gpu.made(np.array(value, dtype))
 
     array = asarray
@@ -154,7 +176,9 @@ class FakeModule:
         return self._gpu.made(np.empty(shape, dtype), filled=np.nan)
 
     def zeros(self, shape, dtype=np.float64):
-        return self._gpu.made(np.zeros(shape, dtype))
+        found = self._gpu.made(np.zeros(shape, dtype))
+        self._gpu.done(lambda: found.host.fill(0), run=False)
+        return found
 
     def matmul(self, a, b, out=None):
         self.products += 1
@@ -169,6 +193,8 @@ class FakeGPU(Emulator):
         self.xp, self.current = FakeModule(self), 0
         # bytes that can be made, times memory was made, values were waited for, and were copied there
         self.room, self.allocations, self.waits, self.copies = None, 0, 0, 0
+        # while a graph is captured what it does, and the sizes of what the pool has
+        self.capturing, self._done, self._pool = False, [], Counter()
 
     def address(self, array):
         return array.data.ptr
@@ -179,15 +205,56 @@ class FakeGPU(Emulator):
     def launch(self, kernel, dtype, grid, arguments):
         for a in arguments:
             assert not isinstance(a, np.ndarray), f"{kernel.name} was given an array of the host"
-        super().launch(kernel, dtype, grid, self.inside(arguments))
+        given = self.inside(arguments)
+        self.done(lambda: Emulator.launch(self, kernel, dtype, grid, given))
+
+    def record(self, function):
+        self._pool.clear()
+        kept = function()
+        # what is not returned is free again
+        del kept
+        self.capturing, self._done = True, []
+        try:
+            result = function()
+        finally:
+            self.capturing, steps = False, self._done
+
+        def replay():
+            with np.errstate(all="ignore"):
+                for step in steps:
+                    step()
+
+        return result, replay
+
+    def done(self, step, run=True):
+        """Run a step of the device's, and keep it where a graph is captured."""
+        if run:
+            step()
+        if self.capturing:
+            self._done.append(step)
+
+    def copied(self):
+        assert not self.capturing, "a graph cannot copy from the host"
+        self.copies += 1
 
     def made(self, host, filled=None):
         if self.room is not None and host.nbytes > self.room:
             raise OutOfMemoryError(f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: 0 bytes).")
         if filled is not None and host.dtype.kind == "f":
             host[...] = filled
-        self.allocations += 1
+        self._allocated(host)
         return FakeArray(host, self)
+
+    def _allocated(self, host):
+        if self.capturing:
+            assert self._pool[host.nbytes] > 0, f"a graph cannot make memory: {host.nbytes} bytes that the pool has not"
+            self._pool[host.nbytes] -= 1
+        self.allocations += 1
+        # a view holds its base
+        weakref.finalize(host, self._freed, host.nbytes)
+
+    def _freed(self, size):
+        self._pool[size] += 1
 
     def inside(self, value):
         """The NumPy arrays of FakeArrays, wherever these are in lists and tuples."""
@@ -203,8 +270,10 @@ class FakeGPU(Emulator):
         if isinstance(value, tuple | list):
             return type(value)(self.outside(v) for v in value)
         if isinstance(value, np.generic | np.ndarray):
-            self.allocations += isinstance(value, np.generic) or value.base is None
-            return FakeArray(np.asarray(value), self)
+            whole = np.asarray(value)
+            if isinstance(value, np.generic) or value.base is None:
+                self._allocated(whole)
+            return FakeArray(whole, self)
         return value
 
     def array(self, values, device=None):

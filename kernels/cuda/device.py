@@ -218,6 +218,32 @@ class GPU:
         given = [self._addresses(a) if isinstance(a, list) else a for a in arguments]
         loaded(grid, (BLOCK, 1, 1), given)
 
+    def record(self, function):
+        """(what function() returns, a function that runs its launches again): see graph.py."""
+        cuda = self.xp.cuda
+        pool, stream, before = cuda.MemoryPool(), cuda.Stream(non_blocking=True), cuda.get_current_stream()
+        # addresses that others have there may go while the graph is used
+        kept, self._lists = self._lists, {}
+        stream.wait_event(before.record())
+        try:
+            with cuda.using_allocator(pool.malloc), stream:
+                function()
+                stream.synchronize()
+                stream.begin_capture()
+                try:
+                    result = function()
+                finally:
+                    graph = stream.end_capture()
+        finally:
+            addresses, self._lists = self._lists, kept
+
+        def replay():
+            graph.launch()
+            # these live as long as the graph
+            return pool, addresses
+
+        return result, replay
+
 
 def entry(ptx):
     """The name of the kernel in its PTX."""
@@ -239,6 +265,11 @@ def _current():
     if _executor is None:
         _executor = GPU()
     return _executor
+
+
+def record(function):
+    """See graph.py."""
+    return _current().record(function)
 
 
 def __getattr__(name):
