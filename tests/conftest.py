@@ -18,6 +18,7 @@ ON_CUDA = {
     "test_conv",
     "test_dense",
     "test_dropout",
+    "test_health",
     "test_init",
     "test_loss",
     "test_lstm",
@@ -28,12 +29,14 @@ ON_CUDA = {
     "test_train",
     "test_updater",
 }
-# of these files the tests of kernels alone, not those of trainers
-KERNELS_ON_CUDA = {"test_health"}
 # of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 # and of these, of hundreds of launches, one, as of each test of some files
 LONG = {
+    "test_a_chain_and_its_layers_look_alike",
+    "test_a_chain_looks_as_in_pytorch",
+    "test_a_model_stays_pruned_in_steps_and_epochs",
+    "test_a_trainer_holds_its_model",
     "test_lstm",
     "test_recurrent",
     "test_100_steps_match_pytorch",
@@ -50,10 +53,19 @@ TOO_LONG = {
     "test_batchnorm.py::test_gradients_are_central_differences",
     "test_batchnorm.py::test_matches_the_reference_past_the_caches",
     "test_conv.py::test_gradients_come_in_the_order_of_the_given_inputs",
+    "test_health.py::test_a_report_does_not_change_with_later_steps",
+    "test_health.py::test_convolutions_batch_norm_and_lstms_look_as_in_pytorch",
+    "test_health.py::test_fit_leaves_what_steps_leave_and_trains_as_without",
+    "test_health.py::test_healthy_nets_are_healthy",
+    "test_health.py::test_history_is_bounded_and_covers_the_whole_run",
+    "test_health.py::test_plot_writes_a_picture",
     "test_lstm.py::test_cell_gradients_are_central_differences",
     "test_lstm.py::test_gradients_come_in_the_order_of_the_given_inputs",
     "test_lstm.py::test_matches_the_reference_at_awkward_shapes",
     "test_lstm.py::test_matches_the_reference_at_large_shapes",
+    "test_prune.py::test_a_pruned_chain_trains_as_pytorchs",
+    "test_prune.py::test_epochs_prune_when_steps_do",
+    "test_prune.py::test_training_goes_on_from_a_file_with_the_same_bits",
     "test_recurrent.py::test_a_sequential_runs_from_the_states_of_its_layers",
     "test_recurrent.py::test_copies_are_whole_and_apart",
     "test_recurrent.py::test_dropout_is_for_training_alone_and_from_the_seed",
@@ -64,23 +76,6 @@ TOO_LONG = {
     "test_recurrent.py::test_rows_are_copied_on_the_way_in_and_out_alone",
     "test_train.py::test_training_lowers_the_loss_to_nothing",
 }
-# of those files, what needs ops that the CUDA backend has not
-NEEDS_MORE = {
-    "test_a_compact_chain_gives_the_same",
-    "test_a_compact_chain_is_pytorchs",
-    "test_a_compact_chain_keeps_what_else_is_pruned",
-    "test_a_model_prunes_its_weights_and_with_units_their_biases",
-    "test_a_model_stays_pruned_in_steps_and_epochs",
-    "test_a_pruned_chain_trains_as_pytorchs",
-    "test_a_trainer_holds_its_model",
-    "test_bad_input_changes_nothing",
-    "test_epochs_prune_when_steps_do",
-    "test_files_of_models",
-    "test_layers_take_their_masks_with_them",
-    "test_nan_in_a_model_is_named",
-    "test_training_goes_on_from_a_file_with_the_same_bits",
-    "test_windows_prune_between_batches",
-}
 ONNX_COUNTS = pytest.StashKey()
 # (registers, bytes of shared memory) by kernel, dtype and compute capability
 CUDA_RESOURCES = pytest.StashKey()
@@ -88,8 +83,7 @@ CUDA_RESOURCES = pytest.StashKey()
 
 def pytest_generate_tests(metafunc):
     names, module = [*BACKENDS], metafunc.module.__name__
-    kernels_alone = module in KERNELS_ON_CUDA and "backend" in metafunc.fixturenames
-    if kernels_alone or (module in ON_CUDA and metafunc.function.__name__ not in NEEDS_MORE | OF_OWN_GEMMS):
+    if module in ON_CUDA and metafunc.function.__name__ not in OF_OWN_GEMMS:
         names += ["cuda"]
         if not no_gpu():
             names.append(pytest.param("device", marks=pytest.mark.device))
