@@ -42,6 +42,16 @@ def relu(z):
 
 
 @function
+def leaky_relu(p, z):
+    return z if z > real(0, z) else p * z
+
+
+@function
+def clipped_relu(p, z):
+    return p if z > p else relu(z)
+
+
+@function
 def sigmoid(z):
     """1 / (1 + exp(-z)), from the exponential that does not overflow."""
     e = math.exp(-abs(z))
@@ -76,9 +86,9 @@ def activate(code, p, z):
     if code == names.RELU:
         return relu(z)
     if code == names.LEAKY_RELU:
-        return z if z > real(0, z) else p * z
+        return leaky_relu(p, z)
     if code == names.CLIPPED_RELU:
-        return p if z > p else relu(z)
+        return clipped_relu(p, z)
     if code == names.SIGMOID:
         return sigmoid(z)
     if code == names.TANH:

@@ -20,7 +20,7 @@ from numba import cuda, float64
 
 from .. import names
 from . import device
-from .activation import activate, activate_matrix, differentiate_matrix, relu, slope
+from .activation import activate, activate_matrix, clipped_relu, differentiate_matrix, leaky_relu, relu, slope
 from .device import (
     BLOCK,
     MOST_BLOCKS,
@@ -32,7 +32,6 @@ from .device import (
     WideNumber,
     function,
     launch,
-    real,
     wide_kernel,
 )
 from .reduce import TILE_ROWS, add_down, row_limit, tile_column, tile_row, tile_width, tiles
@@ -129,8 +128,8 @@ def is_relu(code):
 def bend(code, p, z):
     """f(z) of the relus."""
     if code == names.LEAKY_RELU:
-        return z if z > real(0, z) else p * z
-    return p if code == names.CLIPPED_RELU and z > p else relu(z)
+        return leaky_relu(p, z)
+    return clipped_relu(p, z) if code == names.CLIPPED_RELU else relu(z)
 
 
 # what there is: in forward a residual to add, a z to keep; in backward a dz to keep, a dx of running statistics
