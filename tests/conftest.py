@@ -1,5 +1,6 @@
 """Every test that asks for `backend` runs over all of them; counts of the ONNX cases are printed at the end."""
 
+import contextlib
 import importlib
 import os
 
@@ -90,8 +91,7 @@ def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", names, indirect=True, scope="session")
     if "in_force" in metafunc.fixturenames:
-        # NumPy arrays do not choose a GPU
-        metafunc.parametrize("in_force", [name for name in names if isinstance(name, str)], indirect=True)
+        metafunc.parametrize("in_force", names, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -185,10 +185,16 @@ def in_force(request):
     import fastgrad
 
     loaded = importlib.import_module("fastgrad.backend")._loaded
-    if request.param == "cuda":
+    name, where = request.param, contextlib.nullcontext()
+    if name == "cuda":
         # as if there were a GPU
         loaded["cuda"] = request.getfixturevalue("emulated")
-    with fastgrad.use_backend(request.param):
+    elif name == "device":
+        from emulation import on
+
+        name, loaded["cuda"] = "cuda", request.getfixturevalue("on_device")
+        where = on(loaded["cuda"].gpu)
+    with where, fastgrad.use_backend(name):
         yield request.param
     loaded.pop("cuda", None)
 

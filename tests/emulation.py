@@ -2,10 +2,12 @@
 arrays on a GPU, so that the tests of all backends run there as they are.
 """
 
-import inspect
+import contextlib
 from types import ModuleType
 
 import numpy as np
+
+from fastgrad.ferry import Ferry
 
 # what kernels are compiled for where they are executed; .approx instructions are off by their documented worst
 CAPABILITY, APPROXIMATE = (9, 0), True
@@ -43,7 +45,7 @@ class Emulator:
         return array.ctypes.data
 
     def where(self):
-        return 0
+        return "emulated"
 
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK
@@ -67,7 +69,7 @@ class Simulator:
         return array.ctypes.data
 
     def where(self):
-        return 0
+        return "simulated"
 
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK
@@ -93,36 +95,33 @@ class Simulator:
         return np.lib.stride_tricks.as_strided(value, (last + 1,), (value.itemsize,))
 
 
-class OnDevice:
-    """A backend's functions over NumPy arrays, which are copied to the GPU for each call and back."""
+class OnDevice(Ferry):
+    """The CUDA backend's functions over NumPy arrays on a GPU, `gpu`, whatever executor other tests use."""
 
-    def __init__(self, kernels):
-        self._kernels = kernels
-        self.__all__, self.__name__ = kernels.__all__, kernels.__name__
+    def __init__(self, module):
+        from fastgrad.kernels.cuda import device
+
+        super().__init__(module)
+        self.gpu = device.GPU()
 
     def __getattr__(self, name):
-        import cupy
+        function = super().__getattr__(name)
 
-        function = getattr(self._kernels, name)
+        def call(*arguments, **named):
+            with on(self.gpu):
+                return function(*arguments, **named)
 
-        def call(*arguments):
-            copies = {}
-            result = function(*(self._moved(a, copies, cupy) for a in arguments))
-            for host, device in copies.values():
-                if host.flags.writeable:
-                    host[...] = device.get()
-            return result.get()[()] if isinstance(result, cupy.ndarray) else result
-
-        call.__signature__ = inspect.signature(function)
-        call.__module__ = function.__module__
+        call.__wrapped__, call.__module__ = function, function.__module__
         return call
 
-    def _moved(self, value, copies, cupy):
-        if isinstance(value, list):
-            return [self._moved(v, copies, cupy) for v in value]
-        if not isinstance(value, np.ndarray):
-            return value
-        # one array given twice is one array there
-        if id(value) not in copies:
-            copies[id(value)] = value, cupy.asarray(value)
-        return copies[id(value)][1]
+
+@contextlib.contextmanager
+def on(executor):
+    """A block in which kernels run on this executor."""
+    from fastgrad.kernels.cuda import device
+
+    before = device.use(executor)
+    try:
+        yield
+    finally:
+        device.use(before)
