@@ -179,6 +179,19 @@ def test_weights_that_lie_elsewhere_or_otherwise_are_met():
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
+def test_inputs_are_checked_at_every_call():
+    """What is known of the layers is not known of the next input."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    fgt.accelerate(net)
+    x = torch.ones(2, 4)
+    expected = net(x)
+    with pytest.raises(TypeError, match=r"dense_chain: weights\[0\] must be float64, got float32"):
+        net(x.double())
+    with pytest.raises(ValueError, match=r"dense_chain: weights\[0\] must be \(K_out, K_in\) = \(_, 3\), got \(4, 4\)"):
+        net(x[:, :3])
+    torch.testing.assert_close(net(x), expected)
+
+
 def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)

@@ -143,6 +143,12 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h_n, c_n, and of each direction its gates, c and tanh c, if there will be a way back."""
     a = _Layer(x, weights, h_0, c_0, batch_sizes, order, Form(directions, bias, projects))
+    return _computed(a, batch_sizes is not None, keep)
+
+
+def _computed(a: _Layer, packed: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The forward: what `_run` returns."""
+    directions = len(a.weights)
     rows, dtype = len(a.xs), a.xs.dtype
     h = empty((rows, directions * a.width), dtype)
     h_n, c_n = empty(a.h_0.shape, dtype), empty(a.c_0.shape, dtype)
@@ -156,7 +162,7 @@ def _run(
             a.xs, *w, a.h_0[way], a.c_0[way], a.batch.order, a.batch.offsets, way == 1, *room, h[:, a.columns(way)],
             h_n[way], c_n[way],
         )  # fmt: skip
-    y = sequences_of(h, a.batch) if batch_sizes is None else h
+    y = h if packed else sequences_of(h, a.batch)
     return torch.from_numpy(y), torch.from_numpy(h_n), torch.from_numpy(c_n), torch.from_numpy(saved)
 
 
@@ -178,8 +184,21 @@ def _run_backward(
     wants_dx: bool,
 ) -> list[Tensor]:
     """dx if wanted, dh_0, dc_0, and the gradients of the weights in their order."""
-    form = Form(directions, bias, projects)
-    a = _Layer(x, weights, h_0, c_0, batch_sizes, order, form)
+    a = _Layer(x, weights, h_0, c_0, batch_sizes, order, Form(directions, bias, projects))
+    return _back(a, dy, dh_n, dc_n, batch_sizes, y, saved, wants_dx)
+
+
+def _back(
+    a: _Layer,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    saved: Tensor,
+    wants_dx: bool,
+) -> list[Tensor]:
+    """The way back: what `_run_backward` returns."""
     dtype, flat = a.xs.dtype, array(OP, "saved", saved)
     h = _rows(array(OP, "y", y), a.batch, batch_sizes)
     dh = None if dy is None else _rows(array(OP, "dy", dy), a.batch, batch_sizes)
@@ -199,7 +218,7 @@ def _run_backward(
         made += [d.b, d.b.copy()] if d.b is not None else []
         made += [d.w_proj.T] if d.w_proj is not None else []
     if wants_dx:
-        if directions == 2:
+        if len(dxs) == 2:
             np.add(dxs[0], dxs[1], out=dxs[0])
         made.insert(0, sequences_of(dxs[0], a.batch) if batch_sizes is None else dxs[0])
     made[wants_dx:wants_dx] = [dh_0, dc_0]
@@ -260,9 +279,14 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _gradients(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, wants_dx: bool) -> tuple[Any, Any, Any, list[Tensor]]:
     """dx, dh_0, dc_0, and those of the weights."""
     x, h_0, c_0, batch_sizes, order, y, saved, *weights = ctx.saved_tensors
-    arguments = dy, dh_n, dc_n, x, weights, h_0, c_0, batch_sizes, order, *ctx.form, y, saved, wants_dx
-    # upstream gradients may be missing, so that it is x that says who is to be called
-    made = _backward.run(*arguments) if plain(OP, x) and not torch.is_grad_enabled() else _backward.op(*arguments)
+    # the arrays of the forward serve one backward: see dense.py
+    layer = ctx.__dict__.pop("layer", None)
+    if layer is not None:
+        made = _back(layer, dy, dh_n, dc_n, batch_sizes, y, saved, wants_dx)
+    else:
+        arguments = dy, dh_n, dc_n, x, weights, h_0, c_0, batch_sizes, order, *ctx.form, y, saved, wants_dx
+        # upstream gradients may be missing, so that it is x that says who is to be called
+        made = _backward.run(*arguments) if plain(OP, x) and not torch.is_grad_enabled() else _backward.op(*arguments)
     dx = made.pop(0) if wants_dx else None
     dh_0, dc_0, *dweights = made
     return dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, dweights
@@ -294,7 +318,8 @@ class _Lstm(Function):
         ctx: Any, x: Tensor, h_0: Any, c_0: Any, batch_sizes: Any, order: Any, form: Form, *weights: Tensor
     ) -> tuple:
         inputs = x, weights, h_0, c_0, batch_sizes, order, *form
-        output = _run(*inputs)
+        ctx.layer = _Layer(*inputs[:6], form)
+        output = _computed(ctx.layer, batch_sizes is not None, form.keep)
         _save(ctx, inputs, output)
         return output[:3]
 
