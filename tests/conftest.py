@@ -34,15 +34,13 @@ ON_CUDA = {
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 # and of these, of hundreds of launches, one, as of each test of some files
 LONG = {
-    "test_a_chain_and_its_layers_look_alike",
-    "test_a_chain_looks_as_in_pytorch",
-    "test_a_model_stays_pruned_in_steps_and_epochs",
     "test_a_trainer_holds_its_model",
+    "test_health",
     "test_lstm",
+    "test_prune",
     "test_recurrent",
     "test_100_steps_match_pytorch",
     "test_matches_pytorch_for_100_updates",
-    "test_ties_in_many_blocks_go_from_the_first",
     "test_matches_keras_formula_for_100_updates",
     "test_dense_gradients_come_in_the_order_of_the_given_inputs",
 }
