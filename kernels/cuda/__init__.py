@@ -1,4 +1,4 @@
-"""The CUDA backend: Numba-CUDA kernels over CuPy arrays. It has some of the functions of the others; fastgrad.backend says so."""
+"""The CUDA backend: Numba-CUDA kernels over CuPy arrays."""
 
 from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
