@@ -108,7 +108,7 @@ def test_lists_that_are_refused(in_force):
     with pytest.raises(TypeError, match=r"^op: grads\[1\] must be float32, got float64 \(one call has one dtype\)$"):
         Arrays("op", "grads", (single, double))
     with pytest.raises(TypeError, match=r"^op: grads\[0\] must be float64, got float32"):
-        Arrays("op", "grads", [single], np.dtype(np.float64))
+        Arrays("op", "grads", [single], double)
     with pytest.raises(TypeError, match=r"^op: grads\[1\] must be a NumPy array, got NoneType"):
         Arrays("op", "grads", [single, None])
     with pytest.raises(TypeError, match=r"^op: grads must be float32 or float64 in native byte order, got int64$"):
