@@ -86,11 +86,14 @@ def plain(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be a NumPy array, got {kind}; np.asarray(value, dtype) makes one")
 
 
+def is_contiguous(value: np.ndarray) -> bool:
+    """Whether kernels take the array as it is."""
+    return value.flags.carray if type(value) is np.ndarray else value.flags.c_contiguous
+
+
 def contiguous(value: np.ndarray) -> np.ndarray:
     """value itself if C-contiguous and writable, so that kernels meet one array type; else a copy."""
-    if type(value) is np.ndarray:
-        return value if value.flags.carray else np.array(value, order="C")
-    return value if value.flags.c_contiguous else value.copy(order="C")
+    return value if is_contiguous(value) else value.copy(order="C")
 
 
 def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: Weights
     for name, gradient in zip(names, gradients, strict=True):
         w = getattr(weights, name)
         check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w)
-        if check.contiguous(gradient) is not gradient:
+        if not check.is_contiguous(gradient):
             raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
     return Weights(**dict(zip(names, gradients, strict=True)))
 

@@ -34,7 +34,7 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
 def rows_of(x: np.ndarray, batch: Batch) -> np.ndarray:
     """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
     by_step = x.transpose(1, 0, 2)
-    if batch.full and check.contiguous(by_step) is by_step:
+    if batch.full and check.is_contiguous(by_step):
         return by_step.reshape(int(batch.offsets[-1]), x.shape[2])
     rows = empty((int(batch.offsets[-1]), x.shape[2]), x)
     kernels(x).gather_rows(x, batch.order, batch.offsets, rows)
