@@ -88,7 +88,7 @@ def plain(op: str, name: str, value: Any) -> None:
 
 def is_contiguous(value: np.ndarray) -> bool:
     """Whether kernels take the array as it is."""
-    return value.flags.carray if type(value) is np.ndarray else value.flags.c_contiguous
+    return value.flags.carray if isinstance(value, np.ndarray) else value.flags.c_contiguous
 
 
 def contiguous(value: np.ndarray) -> np.ndarray:
