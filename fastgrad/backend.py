@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check, gpu
-from fastgrad.ferry import Ferry
 from fastgrad.gpu import BackendError as BackendError
 
 BACKENDS = {"cpu": "fastgrad.kernels.cpu", "cuda": "fastgrad.kernels.cuda", "numpy": "fastgrad.kernels.reference"}
@@ -72,8 +71,13 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
         reason = missing(name) or unfinished(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
-        module = importlib.import_module(BACKENDS[name])
-        _loaded[name] = Ferry(module) if name == "cuda" else module
+        module: Any = importlib.import_module(BACKENDS[name])
+        if name == "cuda":
+            # it takes the reference with it, which others need not wait for
+            from fastgrad.ferry import Ferry
+
+            module = Ferry(module)
+        _loaded[name] = module
     return _loaded[name]
 
 
