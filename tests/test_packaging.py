@@ -69,7 +69,7 @@ print(fg.__version__)
         path.chmod(0o755)
 
 
-def test_import_takes_at_most_150_ms_more_than_its_dependencies():
+def test_import_takes_at_most_as_long_again_as_its_dependencies():
     """The best of ten, in turns: a busy machine only adds, and not to one alone."""
 
     def seconds(imports):
@@ -79,4 +79,4 @@ def test_import_takes_at_most_150_ms_more_than_its_dependencies():
     without, with_it = zip(
         *((seconds("numpy, numba"), seconds("numpy, numba, fastgrad")) for _ in range(10)), strict=True
     )
-    assert min(with_it) - min(without) < 0.15
+    assert min(with_it) < 2 * min(without)
