@@ -33,6 +33,13 @@ def place(rows, groups):
 
 
 @function
+def pixel_of(rows, width, groups):
+    """(image, h, w, channel) of this thread."""
+    image, h, group = place(rows, groups)
+    return image, h, group * (BLOCK // width) + cuda.threadIdx.x // width, tile_column(width)
+
+
+@function
 def pixels_of(i, step, before, size, limit):
     """First pixel of the i-th window and the one past its last, of those that the image has."""
     return max(i * step - before, 0), min(i * step - before + size, limit)
@@ -96,8 +103,7 @@ def max_pixels(
     top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer,
     dy: Values, x: Values, y: Values, dx: Values,
 ):  # fmt: skip
-    image, h, group = place(H, groups)
-    channel, w = tile_column(width), group * (BLOCK // width) + cuda.threadIdx.x // width
+    image, h, w, channel = pixel_of(H, width, groups)
     if w < W and channel < C:
         i0, i1 = windows_of(h, step_h, top, size_h, rows)
         j0, j1 = windows_of(w, step_w, left, size_w, columns)
@@ -122,8 +128,7 @@ def mean_pixels(
     top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer, include_pad: Integer,
     dy: Values, dx: Values,
 ):  # fmt: skip
-    image, h, group = place(H, groups)
-    channel, w = tile_column(width), group * (BLOCK // width) + cuda.threadIdx.x // width
+    image, h, w, channel = pixel_of(H, width, groups)
     if w < W and channel < C:
         i0, i1 = windows_of(h, step_h, top, size_h, rows)
         j0, j1 = windows_of(w, step_w, left, size_w, columns)
