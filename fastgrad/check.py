@@ -136,10 +136,9 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, va
 
 def _class_numbers(value: Any) -> Any:
     """As int64, C-contiguous."""
-    if type(value) is np.ndarray:
-        return value if value.dtype is INT64 and value.flags.carray else np.array(value, np.int64)
     if isinstance(value, np.ndarray):
-        return np.array(value, np.int64)
+        as_it_is = type(value) is np.ndarray and value.dtype is INT64 and value.flags.carray
+        return value if as_it_is else np.array(value, np.int64)
     return contiguous(value.astype(np.int64, copy=False))
 
 

@@ -73,8 +73,10 @@ class Updater:
         if [a.shape for a in found.flat] != self._shapes:
             same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
-        clips, here = self.clip_norm < math.inf, isinstance(self.state, np.ndarray)
-        record = self._record if here or not clips else doubles(1, self.state)
+        clips = self.clip_norm < math.inf
+        # a norm that is taken on a GPU is not waited for
+        later = clips and not isinstance(self.state, np.ndarray)
+        record = doubles(1, self.state) if later else self._record
         status = params.kernels.update_arrays(
             params.flat,
             found.flat,
@@ -87,13 +89,13 @@ class Updater:
             self._held,
             record if clips else None,
         )
-        if (here or not clips) and status != names.OK:
+        if not later and status != names.OK:
             self._fail(op, found.flat)
         params.write()
         self.step_count += 1
-        if here or not clips:
-            return self._record.item(0)
-        return Later(record[0], status, lambda: self._fail(op, found.flat))
+        if later:
+            return Later(record[0], status, lambda: self._fail(op, found.flat))
+        return self._record.item(0)
 
     def _fail(self, op: str, grads: list[np.ndarray]) -> None:
         raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(grads)})
