@@ -51,10 +51,14 @@ class Row:
         if FASTGRAD not in self.costs:
             return self
         held = []  # (target, figure, or None where nothing was measured to hold against it, reached)
-        if workload.target_ratio:
-            ratio = self.ratio_to(workload.target_peer or self.best_peer)
-            target = f"{workload.target_ratio:g} x {workload.target_peer or 'the best peer'}"
-            held.append((target, ratio and f"{ratio:.2f} x", ratio and ratio >= workload.target_ratio))
+        peer = workload.target_peer or self.best_peer, workload.target_peer or "the best peer"
+        for least, (contender, name) in (
+            (workload.target_ratio, peer),
+            (workload.target_alone, (ALONE, "one process")),
+        ):
+            if least:
+                ratio = self.ratio_to(contender)
+                held.append((f"{least:g} x {name}", ratio and f"{ratio:.2f} x", ratio and ratio >= least))
         if workload.target_share:
             target = f"{workload.target_share:.0%} of the limit"
             held.append((target, f"{self.share:.0%}", self.share >= workload.target_share))
@@ -76,10 +80,6 @@ class Row:
             more = ratio and ratio - 1
             target = f"health for {workload.target_watched:.0%}"
             held.append((target, ratio and f"{more:.1%}", ratio and more <= workload.target_watched))
-        if workload.target_alone:
-            ratio = self.ratio_to(ALONE)
-            target = f"{workload.target_alone:g} x one process"
-            held.append((target, ratio and f"{ratio:.2f} x", ratio and ratio >= workload.target_alone))
         if held:
             targets, figures, reached = zip(*held, strict=True)
             self.target = " and ".join(targets)
