@@ -1,24 +1,77 @@
-"""The README's Python runs, one block after the other as a reader would run it."""
+"""The README's Python runs, one block after the other as a reader would run it: on the CPU, and unchanged where CUDA is in force."""
 
+import importlib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text("utf-8"), re.DOTALL)
+import fastgrad as fg
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# those that need a GPU
+GPU_BLOCKS = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
 # in this order in the README, after all that asks for neither
 OPTIONAL = "jax", "torch"
+# what says that a block is for the CPU alone
+OF_THE_CPU = {
+    "import jax\n": "of JAX on a CPU",
+    "reduce=": "an all-reduce of NumPy arrays",
+    "torch": "of tensors of the CPU",
+}
+# and what says that it trains for seconds, which emulated are minutes
+TRAINS = "fit(", "train(", "for _ in range"
 
 
-def test_the_python_of_the_readme_runs(cpu, tmp_path, monkeypatch):
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """Where a reader would run the README."""
     pytest.importorskip("sklearn", reason="the README's data is scikit-learn's")
+    pytest.importorskip("statsmodels", reason="the README's series are statsmodels'")
     pytest.importorskip("matplotlib", reason="the README plots a history")
     monkeypatch.chdir(tmp_path)
+
+
+def run(block, name, names):
+    exec(compile(block, f"README.md, {name}", "exec"), names)
+
+
+def test_the_python_of_the_readme_runs(cpu, reader):
     assert len(BLOCKS) >= 3
     names = {}
     for number, block in enumerate(BLOCKS):
         if any(f"import {package}\n" in block and importlib.util.find_spec(package) is None for package in OPTIONAL):
             # the blocks after it ask for it too
             break
-        exec(compile(block, f"README.md, python block {number}", "exec"), names)
+        run(block, f"python block {number}", names)
+
+
+def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, reader, monkeypatch):
+    """What trains does so by the CPU's kernels over the fake GPU's arrays, all else by the emulated ones."""
+    from fakegpu import HostKernels
+
+    from fastgrad.ferry import Ferry
+
+    loaded, on_host, names, ran = importlib.import_module("fastgrad.backend")._loaded, HostKernels(there), {}, 0
+    emulated = loaded["cuda"]
+
+    def on_gpu(block, name):
+        monkeypatch.setitem(loaded, "cuda", Ferry(on_host) if any(word in block for word in TRAINS) else emulated)
+        before = on_host.calls, len(there.launches), there.copies
+        with fg.use_backend("cuda"):
+            run(block, name, names)
+        assert "fg." not in block or (on_host.calls, len(there.launches), there.copies) != before, (
+            f"{name} ran elsewhere"
+        )
+
+    for number, block in enumerate(BLOCKS):
+        if not any(word in block for word in OF_THE_CPU):
+            on_gpu(block, f"python block {number}")
+            ran += 1
+    assert ran >= 17
+    monkeypatch.setitem(sys.modules, "cupy", there.xp)
+    for number, block in enumerate(GPU_BLOCKS):
+        on_gpu(block, f"block {number} for a GPU")
