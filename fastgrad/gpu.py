@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad import streams
+
 # what numba-cuda compiles for at least, and what loads its PTX
 LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
 PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
@@ -79,11 +81,11 @@ def is_there(value: Any) -> bool:
 
 
 def taken(op: str, name: str, value: Any) -> Any:
-    """The device's array over the memory of what lies on the current GPU, ordered after its producer's stream."""
-    xp = device().xp
+    """The device's array over the memory of what lies on the current GPU, in order with its owner's stream."""
+    xp, given = device().xp, value
     if type(value) is not xp.ndarray:
         try:
-            value = xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(value)
+            value = streams.borrowed(xp, value)
         except Exception as error:
             # each library has its own error for what it does not give away
             kind = type(value).__name__
@@ -94,6 +96,8 @@ def taken(op: str, name: str, value: Any) -> Any:
             f"{op}: {name} must be on the current GPU, {current}, got an array on GPU {value.device.id}; "
             f"a call in `with cupy.cuda.Device({value.device.id}):` runs there"
         )
+    if value is not given:
+        streams.order(xp, given, value)
     return value
 
 

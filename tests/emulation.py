@@ -47,6 +47,8 @@ class Emulator:
     def where(self):
         return "emulated"
 
+    queue = where
+
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK
         from ptxsim import Module, launch
@@ -70,6 +72,8 @@ class Simulator:
 
     def where(self):
         return "simulated"
+
+    queue = where
 
     def launch(self, kernel, dtype, grid, arguments):
         from fastgrad.kernels.cuda.device import BLOCK

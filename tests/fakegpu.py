@@ -23,8 +23,9 @@ class OutOfMemoryError(MemoryError):
 class FakeArray(NDArrayOperatorsMixin):
     """An array on a fake GPU."""
 
-    def __init__(self, host, gpu, device=None):
-        self.host, self.gpu = host, gpu
+    def __init__(self, host, gpu, device=None, base=None):
+        # a view holds what it is a view of
+        self.host, self.gpu, self.base = host, gpu, base
         self.device = SimpleNamespace(id=gpu.current if device is None else device)
 
     shape, dtype, ndim, size, itemsize, nbytes, strides = (
@@ -47,7 +48,13 @@ class FakeArray(NDArrayOperatorsMixin):
 
     @property
     def __cuda_array_interface__(self):
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.data.ptr, False), "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.data.ptr, False),
+            "strides": self.strides,
+            "version": 3,
+        }
 
     def __dlpack_device__(self):
         return 2, self.device.id
@@ -115,7 +122,7 @@ class FakeArray(NDArrayOperatorsMixin):
         self.gpu.done(lambda: operator.setitem(to, key, value))
 
     def _view(self, host):
-        return FakeArray(np.asarray(host), self.gpu, self.device.id)
+        return FakeArray(np.asarray(host), self.gpu, self.device.id, self)
 
     def __getattr__(self, name):
         if name.startswith("__") or not callable(getattr(np.ndarray, name, None)):
@@ -127,7 +134,56 @@ class FakeArray(NDArrayOperatorsMixin):
 
 def _outputs(options):
     out = options.get("out")
-    return out if isinstance(out, tuple) else ()
+    return out if isinstance(out, tuple) else () if out is None else (out,)
+
+
+class _Memory:
+    """What lies where an interface says, for NumPy."""
+
+    def __init__(self, said, owner):
+        self.__array_interface__, self.owner = said, owner
+
+
+class FakeEvent:
+    """What a stream had done and waited for when it was recorded: {stream: how many steps of it}."""
+
+    def __init__(self, disable_timing=False):
+        self.seen = {}
+
+    @property
+    def ptr(self):
+        return self
+
+
+class FakeStream:
+    """A stream; what it was given is known by numbers, those of its own steps and of others' that it has waited for."""
+
+    def __init__(self, gpu, ptr):
+        self.gpu, self.ptr, self.seen = gpu, ptr, Counter()
+
+    def is_capturing(self):
+        return self.gpu.capturing and self is self.gpu.stream
+
+    def work(self):
+        """Give it a step; {stream: how many steps of it} come before and with this one."""
+        self.seen[self.ptr] += 1
+        return dict(self.seen)
+
+    def record(self, event):
+        self.gpu.events += 1
+        event.seen = dict(self.seen)
+        return event
+
+    def wait_event(self, event):
+        # the most of each
+        self.seen |= Counter(event.seen)
+
+    def __enter__(self):
+        self._before, self.gpu.stream = self.gpu.stream, self
+        return self
+
+    def __exit__(self, *error):
+        self.gpu.stream = self._before
 
 
 class FakeModule:
@@ -138,7 +194,16 @@ class FakeModule:
     def __init__(self, gpu):
         self._gpu = gpu
         self.ndarray, self.products = FakeArray, 0
-        self.cuda = SimpleNamespace(memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+        self.cuda = SimpleNamespace(
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            get_current_stream=lambda: gpu.stream,
+            Event=FakeEvent,
+            runtime=SimpleNamespace(
+                eventRecord=lambda event, ptr: gpu.stream_at(ptr).record(event),
+                streamWaitEvent=lambda ptr, event: gpu.stream_at(ptr).wait_event(event),
+            ),
+            Device=lambda number: contextlib.nullcontext(),
+        )
 
     def __getattr__(self, name):
         function = getattr(np, name)
@@ -148,6 +213,7 @@ class FakeModule:
         for a in [*arguments, *options.values()]:
             if isinstance(a, np.ndarray):
                 raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        bases = [a for a in [*arguments, *_outputs(options)] if isinstance(a, FakeArray)]
         arguments, options = self._gpu.inside(arguments), self._gpu.inside(options)
         with np.errstate(all="ignore"):
             found = function(*arguments, **options)
@@ -155,6 +221,9 @@ class FakeModule:
         # written in place, or as it was
         same = any(found is a for a in given)
         result = FakeArray(found, self._gpu) if same else self._gpu.outside(found)
+        for part in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(part, FakeArray):
+                part.base = [a for a in bases if np.may_share_memory(a.host, part.host)]
         if isinstance(result, FakeArray):
             self._gpu.done(lambda: np.copyto(result.host, function(*arguments, **options)), run=False)
         return result
@@ -163,14 +232,19 @@ class FakeModule:
         if isinstance(value, FakeArray):
             return value if dtype is None else value.astype(dtype)
         if hasattr(value, "__cuda_array_interface__"):
-            return value.array
+            said = value.__cuda_array_interface__
+            if said.get("stream") is not None:
+                self._gpu.waits += 1
+            memory = _Memory({**said, "data": (said["data"][0], False)}, value)
+            return FakeArray(np.asarray(memory), self._gpu)
         self._gpu.copied()
         return self._gpu.made(np.array(value, dtype))
 
     array = asarray
 
     def from_dlpack(self, value):
-        return value.__dlpack__(stream=None)
+        found = value.__dlpack__(stream=self._gpu.stream.ptr or 1)
+        return FakeArray(found.host, self._gpu, found.device.id, found)
 
     def empty(self, shape, dtype=np.float64):
         return self._gpu.made(np.empty(shape, dtype), filled=np.nan)
@@ -190,6 +264,9 @@ class FakeGPU(Emulator):
 
     def __init__(self):
         super().__init__()
+        # by their pointers, of which 0 and 1 are the default one's; `steps`: what each step that was given to one came after
+        self._streams, self.steps, self.events = {}, [], 0
+        self.stream = self.stream_at(0)
         self.xp, self.current = FakeModule(self), 0
         # bytes that can be made, times memory was made, values were waited for, and were copied there
         self.room, self.allocations, self.waits, self.copies = None, 0, 0, 0
@@ -201,6 +278,12 @@ class FakeGPU(Emulator):
 
     def where(self):
         return self.current
+
+    def queue(self):
+        return self.current, self.stream.ptr
+
+    def stream_at(self, ptr):
+        return self._streams.setdefault(ptr or 1, FakeStream(self, ptr))
 
     def launch(self, kernel, dtype, grid, arguments):
         for a in arguments:
@@ -228,6 +311,7 @@ class FakeGPU(Emulator):
 
     def done(self, step, run=True):
         """Run a step of the device's, and keep it where a graph is captured."""
+        self.steps.append((self.stream, self.stream.work()))
         if run:
             step()
         if self.capturing:

@@ -109,6 +109,11 @@ def test_tensors_of_pytorch_are_taken_where_they_lie(there):
     fg.clip_grad_value(x, 0.25)
     assert x.data_ptr() == before
     assert float(x.abs().max()) <= 0.25
+    with torch.cuda.stream(stream):
+        for limit in (0.2, 0.1):
+            fg.clip_grad_value(x, limit)
+            # and the library's to this after x is written
+            assert float(x.abs().max()) <= limit
 
 
 SANITIZER = shutil.which("compute-sanitizer")

@@ -192,9 +192,12 @@ class GPU:
     def where(self):
         return self.xp.cuda.Device().id
 
+    def queue(self):
+        return self.where(), self.xp.cuda.get_current_stream().ptr
+
     def _addresses(self, arrays):
         """A list's addresses on the device. Those of a training loop are copied there once."""
-        key = self.where(), tuple(a.data.ptr for a in arrays)
+        key = self.queue(), tuple(a.data.ptr for a in arrays)
         found = self._lists.pop(key, None)
         if found is None:
             found = self.xp.asarray(np.array(key[1], np.uint64))
@@ -254,7 +257,7 @@ _executor = None
 
 
 def use(executor):
-    """Run on this from now on (None: on the GPU): anything with GPU's `xp`, `address`, `where` and `launch`. Returns the one before."""
+    """Run on this from now on (None: on the GPU), and return the one before: anything with GPU's xp, address, where, queue and launch."""
     global _executor
     before, _executor = _executor, executor
     return before
@@ -297,8 +300,13 @@ def flat(array):
 
 
 def where():
-    """The current device's number: what is kept for one is no use on another."""
+    """The current device's number."""
     return _current().where()
+
+
+def queue():
+    """The current device and stream. What is kept there is for these alone: on another stream nothing says that it has arrived."""
+    return _current().queue()
 
 
 def usable(array):

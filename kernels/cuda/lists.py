@@ -69,7 +69,7 @@ def _table(sizes, widths, _):
 def table(arrays, widths=None):
     """The table of arrays of these sizes; that of a training loop is made once."""
     widths = (1,) * len(arrays) if widths is None else tuple(int(w) for w in widths)
-    return _table(tuple(a.size for a in arrays), widths, device.where())
+    return _table(tuple(a.size for a in arrays), widths, device.queue())
 
 
 @function

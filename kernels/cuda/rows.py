@@ -56,7 +56,7 @@ def _copied(values, xp, _):
 
 def on_device(*arrays):
     """order and offsets on the device. Those of NumPy are copied once for all ops of a pass, and of a training loop where they stay."""
-    return [_copied(a.tobytes(), device.xp, device.where()) if isinstance(a, np.ndarray) else a for a in arrays]
+    return [_copied(a.tobytes(), device.xp, device.queue()) if isinstance(a, np.ndarray) else a for a in arrays]
 
 
 def gather_rows(x, order, offsets, rows):
