@@ -193,14 +193,20 @@ def test_pruning_keeps_all_values_there(there, dtype):
 
 
 def test_health_waits_for_its_numbers_alone(there, dtype):
-    arrays, bands = list(draw(dtype, a=(5, 4), b=(3000, 7)).values()), np.array([[-1.0, 1, -2, 2]] * 2)
-    ours, found, expected = moved(there, arrays), np.empty((2, 8)), np.empty((2, 8))
+    arrays = list(draw(dtype, a=(5, 4), b=(3000, 7)).values())
+    # a unit that the last row alone finds alive, and one that it alone finds infinite
+    arrays[1][:-1, 0] = 0
+    arrays += [np.ones((20, 300), dtype), np.array([[np.nan, 0], [-np.inf, 1]], dtype)]
+    arrays[2][-1, -1] = np.inf
+    bands = np.array([[-1.0, 1, -2, 2]] * 4)
+    ours, found, expected = moved(there, arrays), np.empty((4, 8)), np.empty((4, 8))
     with there.counted() as counts:
         cuda.array_health(ours, found[:, :4])
         cuda.output_health(ours, bands, found[:, 4:])
     assert counts["waits"] == 2
     reference.array_health(arrays, expected[:, :4])
     reference.output_health(arrays, bands, expected[:, 4:])
+    assert expected[:, 3].tolist() == [0, 0, 1, 2]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 

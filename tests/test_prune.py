@@ -99,6 +99,13 @@ def test_ties_in_many_blocks_go_from_the_first(backend, dtype):
     assert bits(values) == bits(expected.astype(dtype))
 
 
+def test_ties_go_from_the_first_up_to_the_end_of_an_array(backend, dtype):
+    """The last threads of a block have no value of their own, and number those of the others as well."""
+    values, masks = np.ones(300, dtype), np.ones(300, bool)
+    backend.prune_smallest([values], masks, 298)
+    assert np.flatnonzero(masks).tolist() == np.flatnonzero(values).tolist() == [298, 299]
+
+
 def test_any_number_of_threads_gives_the_same_bits(cpu, dtype, rng):
     params = arrays(rng, dtype, [(300, 700), (100_003,), (3, 4)], decimals=2)
 
