@@ -75,3 +75,12 @@ def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, r
     monkeypatch.setitem(sys.modules, "cupy", there.xp)
     for number, block in enumerate(GPU_BLOCKS):
         on_gpu(block, f"block {number} for a GPU")
+
+
+@pytest.mark.slow
+def test_the_digits_are_learnt_by_the_emulated_kernels(there, reader):
+    names = {}
+    with fg.use_backend("cuda"):
+        for number, block in enumerate(BLOCKS[:4]):
+            run(block, f"python block {number}", names)
+    assert names["history"].val_accuracy[-1] > 0.9
