@@ -51,10 +51,12 @@ def _wrong() -> str:
         capability = cupy.cuda.Device().compute_capability
         if (int(capability[:-1]), int(capability[-1])) < LEAST_CAPABILITY:
             return f"compute capability must be at least {_dotted(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
+        # a library of its own, which CuPy loads when it is first asked for
+        _ = cupy.cuda.cublas
         importlib.import_module("fastgrad.kernels.cuda")
     except Exception as error:
         # whatever a driver or a broken installation raises is the reason
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 

@@ -632,9 +632,20 @@ def test_no_launch_for_nothing(emulated, launches):
     assert launches == []
 
 
-def fake_cupy(version="14.2.0", devices=1, capability="90"):
-    runtime = SimpleNamespace(getDeviceCount=lambda: devices)
-    cuda = SimpleNamespace(runtime=runtime, Device=lambda: SimpleNamespace(compute_capability=capability))
+class FakeCuda:
+    def __init__(self, devices, capability, cublas):
+        self.runtime = SimpleNamespace(getDeviceCount=lambda: devices)
+        self.Device = lambda: SimpleNamespace(compute_capability=capability)
+        self.has_cublas = cublas
+
+    @property
+    def cublas(self):
+        if not self.has_cublas:
+            raise ImportError('Failure finding "libcublas.so.13": No such file\n  listdir("lib"):\n')
+
+
+def fake_cupy(version="14.2.0", devices=1, capability="90", cublas=True):
+    cuda = FakeCuda(devices, capability, cublas)
     return SimpleNamespace(__spec__="fake", __version__=version, cuda=cuda)
 
 
@@ -644,6 +655,7 @@ def fake_cupy(version="14.2.0", devices=1, capability="90"):
         (fake_cupy(version="12.3.0"), "CuPy must be at least 13.0, got 12.3.0"),
         (fake_cupy(devices=0), "there is no GPU"),
         (fake_cupy(capability="70"), "compute capability must be at least 7.5, got 7.0"),
+        (fake_cupy(cublas=False), r'ImportError: Failure finding "libcublas.so.13": No such file$'),
         (SimpleNamespace(__spec__="fake", __version__="14.2.0"), "AttributeError: .* has no attribute 'cuda'"),
     ],
 )
