@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from bench import report
-from bench.peers import MODULES, VARIANTS, contenders
+from bench.peers import MODULES, VARIANTS, contenders, device
 from bench.workers import WorkerError, Workers, available_threads
 from bench.workloads import WORKLOADS
+from fastgrad.backend import missing
 
 FASTGRAD, REFERENCE = "fastgrad", "NumPy"
 TURN = 0.2  # seconds of calls in a row
@@ -48,7 +49,7 @@ class Comparison:
 
     def __init__(self, workers, workload, contenders, rounds):
         self.workload = workload
-        self.limits = workers.get("limits", workload.threads)
+        self.limits = workers.get("limits", workload.threads, device(workload))
         self.skipped = {}
         self.counts = {}  # calls in a turn
         self.fma, self.bandwidth = [], []
@@ -72,7 +73,8 @@ class Comparison:
 
     def _load(self, workers, contenders):
         """Build, check and warm up the workload in every worker."""
-        started = {contender: workers.get(contender, self.workload.threads) for contender in contenders}
+        place = self.workload.threads, device(self.workload)
+        started = {contender: workers.get(contender, *place) for contender in contenders}
         self.progress.set_postfix_str("the float64 reference")
         expected = reference(workers, self.workload)
         loaded = self._able(started, "loading", lambda worker: load(worker, self.workload, expected))
@@ -145,7 +147,20 @@ def machine(workers):
         "gflops_all": limit("fma", None) / 1e9,
         "triad_gbytes": limit("triad", None) / 1e9,
         "versions": report.versions(),
+        "gpu": graphics(workers),
     }
+
+
+def graphics(workers):
+    """The GPU, and what it can do at most; or why no workload runs on one."""
+    if lacks := missing("cuda"):
+        return f"Nothing ran on a GPU: {lacks}"
+    worker = workers.get("limits", device="cuda")
+    gflops, gbytes = (statistics.median(worker.ask("limit", name) for _ in range(5)) / 1e9 for name in ("fma", "triad"))
+    return (
+        f"{worker.ask('limit', 'name')}. Limits measured in this run: float32 matrix product {gflops:.0f} GFLOP/s; "
+        f"memory (copy) {gbytes:.0f} GB/s"
+    )
 
 
 def main():
@@ -158,7 +173,8 @@ def main():
     rows = []
     with Workers() as workers:
         for workload in WORKLOADS.values():
-            if any(part in workload.name for part in options.workloads):
+            asked = any(part in workload.name for part in options.workloads)
+            if asked and not (device(workload) == "cuda" and missing("cuda")):
                 chosen = [name for name in contenders(workload) if name in (FASTGRAD, *VARIANTS, *options.peers)]
                 with Comparison(workers, workload, chosen, options.rounds) as comparison:
                     for _ in range(comparison.rounds_left):

@@ -10,7 +10,8 @@ from bench.peers import MODULES, VARIANTS
 
 FASTGRAD, PADDED, WATCHED, ALONE = "fastgrad", "fastgrad, padded", "fastgrad, watched", "fastgrad, alone"
 REACHED = {True: ", yes", False: ", no", None: ""}
-PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "scikit-learn")
+PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "scikit-learn",
+            "numba-cuda", "cupy-cuda13x")  # fmt: skip
 
 
 @dataclass
@@ -135,6 +136,7 @@ def markdown(rows, machine):
         f"{machine['gflops_one']:.0f} GFLOP/s on one thread, {machine['gflops_all']:.0f} on all; "
         f"memory (triad) {machine['triad_gbytes']:.0f} GB/s. {found}."
     )
+    parts.append(f"{machine['gpu']}.")
     return "\n\n".join(filter(None, parts))
 
 

@@ -4,6 +4,7 @@ A worker reads requests from its standard input, a line of JSON each, and is blo
 """
 
 import contextlib
+import importlib
 import json
 import operator
 import os
@@ -37,10 +38,12 @@ class WorkerError(Exception):
     """Why a contender cannot do what it was asked."""
 
 
-def environment(contender, threads):
+def environment(contender, threads, device="cpu"):
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     env = os.environ | dict.fromkeys(names, str(threads))
-    env |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow"}
+    env |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow"}
+    if device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
     if contender in ("NumPy", "scikit-learn"):
         # either may hold OpenBLAS to an older processor's kernels
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
@@ -51,11 +54,11 @@ def environment(contender, threads):
 class Worker:
     """The parent's end: `ask` sends a request and waits for its answer."""
 
-    def __init__(self, contender, threads):
+    def __init__(self, contender, threads, device="cpu"):
         self.contender = contender
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.workers", contender, str(threads)],
-            cwd=ROOT, env=environment(contender, threads), text=True,
+            [sys.executable, "-m", "bench.workers", contender, str(threads), device],
+            cwd=ROOT, env=environment(contender, threads, device), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -84,13 +87,13 @@ class Worker:
 
 
 class Workers:
-    """The workers of a session, started when first asked for and kept while they live: (contender, threads) -> Worker."""
+    """The workers of a session, started when first asked for and kept while they live: (contender, threads, device) -> Worker."""
 
     def __init__(self):
         self.workers = {}
 
-    def get(self, contender, threads=None):
-        key = contender, threads or available_threads()
+    def get(self, contender, threads=None, device="cpu"):
+        key = contender, threads or available_threads(), device
         if key in self.workers and self.workers[key].process.poll() is not None:
             self.workers.pop(key).close()
         if key not in self.workers:
@@ -108,15 +111,16 @@ class Workers:
 class Contender:
     """The child's end: what a worker can be asked."""
 
-    def __init__(self, name, threads):
+    def __init__(self, name, threads, device="cpu"):
         self.name = name
         self.threads = threads
+        self.device = device
         self.peer = None
         self.runner = None
         self.limits = None
         # the workers of a workload import their libraries at once; a failure is told when the first workload is loaded
         with contextlib.suppress(Exception):
-            peers.load(name)
+            peers.load(name, device)
 
     def load(self, workload, **changes):
         """Build a workload; its answer, to be compared with the reference."""
@@ -127,7 +131,7 @@ class Contender:
 
     def _set_up(self):
         if self.peer is None:
-            peer = peers.load(self.name)
+            peer = peers.load(self.name, self.device)
             peer.setup(self.threads)
             self.peer = peer
 
@@ -159,9 +163,7 @@ class Contender:
         """Seconds of `count` calls in a row, near the first state: training for long ends in denormal numbers."""
         self.runner.reset()
         self.runner.run(1)  # the optimiser makes its state
-        start = time.perf_counter()
-        self.runner.run(count)
-        return time.perf_counter() - start
+        return self.runner.seconds(count)
 
     def latencies(self, seconds):
         """The median and the 99th percentile of the calls that `seconds` hold, timed one by one."""
@@ -176,17 +178,16 @@ class Contender:
 
     def limit(self, name):
         if self.limits is None:
-            from bench.limits import Limits
-
-            self.limits = Limits(self.threads)
+            module = importlib.import_module(f"bench.limits{peers.SUFFIXES[self.device]}")
+            self.limits = module.Limits(self.threads)
         return getattr(self.limits, name)()
 
 
-def main(name, threads):
+def main(name, threads, device):
     # libraries print to standard output too: what they say goes the way of standard error
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contender = Contender(name, threads)
+    contender = Contender(name, threads, device)
     for line in sys.stdin:
         request, args, options = json.loads(line)
         try:
@@ -201,4 +202,4 @@ def main(name, threads):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -10,6 +10,7 @@ import numpy as np
 from bench.adapters import ADAPTED
 from bench.blocks import BLOCKS
 from bench.clipping import CLIPS
+from bench.gpu import ON_GPU
 from bench.images import CONVS, NORMS
 from bench.nets import FITS, FORWARD, STEPS
 from bench.targets import Targets
@@ -172,6 +173,11 @@ class TorchLstm(Lstm):
         return f"fgt.LSTM, {super().title}"
 
 
+@dataclass(frozen=True)
+class GpuLstm(Lstm):
+    kind = "cuda"
+
+
 GEMMS = [
     *(Gemm(*shape, layout, 1, target_share=0.9 if layout == "NN" else 0.81)
       for shape in ((128, 784, 64), (256, 1024, 1024), (1024, 1024, 1024)) for layout in ("NN", "NT", "TN", "TT")),
@@ -198,7 +204,8 @@ TORCH = [
     TorchLstm("torch-lstm", *SMALL, target_ratio=1.4),
     TorchLstm("torch-lstm-packed", *SMALL, shortest=10, target_ratio=6),
 ]
+CUDA = [*ON_GPU, GpuLstm("cuda-lstm", 64, 100, 64, 256)]
 WORKLOADS = {
     workload.name: workload
-    for workload in (*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS, *TORCH)
+    for workload in (*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS, *TORCH, *CUDA)
 }

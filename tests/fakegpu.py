@@ -78,8 +78,7 @@ class FakeArray(NDArrayOperatorsMixin):
 
     def get(self):
         """The values, once the device has them."""
-        assert not self.gpu.capturing, "a graph cannot wait"
-        self.gpu.waits += 1
+        self.gpu.waited()
         return self.host.copy()
 
     def item(self, *at):
@@ -186,6 +185,12 @@ class FakeStream:
         self.gpu.stream = self._before
 
 
+class FakeDevice(contextlib.nullcontext):
+    def __init__(self, gpu):
+        super().__init__()
+        self.id, self.synchronize = gpu.current, gpu.waited
+
+
 class FakeModule:
     """cupy, as far as it is used."""
 
@@ -201,8 +206,10 @@ class FakeModule:
             runtime=SimpleNamespace(
                 eventRecord=lambda event, ptr: gpu.stream_at(ptr).record(event),
                 streamWaitEvent=lambda ptr, event: gpu.stream_at(ptr).wait_event(event),
+                getDevice=lambda: gpu.current,
+                getDeviceProperties=lambda number: {"name": b"fake GPU"},
             ),
-            Device=lambda number: contextlib.nullcontext(),
+            Device=lambda number=None: FakeDevice(gpu),
         )
 
     def __getattr__(self, name):
@@ -316,6 +323,10 @@ class FakeGPU(Emulator):
             step()
         if self.capturing:
             self._done.append(step)
+
+    def waited(self):
+        assert not self.capturing, "a graph cannot wait"
+        self.waits += 1
 
     def copied(self):
         assert not self.capturing, "a graph cannot copy from the host"

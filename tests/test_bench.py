@@ -1,21 +1,26 @@
 """The benchmarks' own foundations: the measured limit is real, workers end with the session, peers do the same work."""
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastgrad as fg
+from bench import compare, limits_cuda, workers
 from bench.adapters import Shared
-from bench.blocks import BLOCKS
+from bench.blocks import BLOCKS, Dense, Mean, version_1
 from bench.clipping import CLIPS, Update
 from bench.images import CONVS, NORMS, BatchNorm
 from bench.limits import ACCUMULATORS, Limits, fma_chains
+from bench.peers import CannotExpress
 from bench.peers.fastgrad import Blocks
 from bench.report import ALONE, FASTGRAD, PADDED, WATCHED, Row, markdown
 from bench.targets import Targets
-from bench.workers import PROCESS, Worker, WorkerError
-from bench.workloads import LSTMS, TORCH, WORKLOADS
+from bench.workers import PROCESS, Contender, Worker, WorkerError
+from bench.workloads import CUDA, LSTMS, TORCH, WORKLOADS
+from fastgrad.backend import missing
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -180,7 +185,7 @@ def test_a_peak_holds_the_parameters_their_gradients_and_the_data():
 def test_memory_is_shown_in_mebibytes():
     row = Row("memory", "", {FASTGRAD: 3 << 20, "PyTorch": 6 << 20}, unit="bytes")
     machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
-    table = markdown([row], machine | {"processor": "", "threads": 1, "versions": {}})
+    table = markdown([row], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": ""})
     assert "3 MiB" in table
     assert "2.00 (PyTorch)" in table
 
@@ -191,7 +196,7 @@ def test_memory_is_shown_in_mebibytes():
 def test_a_target_without_its_peer_is_not_missed(peers, shown):
     row = Row("step", "", {FASTGRAD: 1} | peers).hold_against(Targets(target_ratio=2))
     machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
-    assert shown in markdown([row], machine | {"processor": "", "threads": 1, "versions": {}})
+    assert shown in markdown([row], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": ""})
 
 
 def small(lstm):
@@ -236,3 +241,105 @@ def test_several_processes_are_held_against_one(alone, reached):
 def test_what_adapters_may_take_more_is_held_against_each(costs, figure, reached):
     row = Row("call", "", {FASTGRAD: 20e-6, **costs}).hold_against(WORKLOADS["call"])
     assert (row.figure, row.reached) == (figure, reached)
+
+
+class Here:
+    """Workers of this process, in which a GPU may be a fake one."""
+
+    def __init__(self):
+        self.started = {}
+
+    def get(self, name, threads=1, device="cpu"):
+        contender = self.started.setdefault((name, device), Contender(name, 1, device))
+
+        def ask(request, *arguments, **options):
+            try:
+                return getattr(contender, request)(*arguments, **options)
+            except CannotExpress as error:
+                raise WorkerError(str(error)) from error
+
+        return SimpleNamespace(contender=name, ask=ask)
+
+
+def small_on_gpu(work):
+    """Sizes that a fake GPU has done at once."""
+    changes = {
+        "Step": {"batch": 8, "data": "digits", "sizes": (64, 9, 10)},
+        "Blocks": {"batch": 2, "data": "noise3", "layers": (version_1(3, 4), Mean(), Dense(4, 10))},
+        "BatchNorm": {"shape": (2, 5, 5, 6)},
+        "Update": {"shapes": ((4, 5), (7,))},
+        "Lstm": {"batch": 3, "steps": 7, "n_in": 5, "hidden": 6},
+    }
+    return replace(work, **changes[work.runner])
+
+
+@pytest.fixture
+def gpu_of_benchmarks(there, monkeypatch, numpy_backend, torch):
+    """A fake GPU for all that the benchmarks run on one; PyTorch's arrays are on the CPU instead."""
+    from bench.peers import torch_cuda
+
+    compiled = torch.compile
+    for owner, name, value in (
+        (torch_cuda, "DEVICE", "cpu"),
+        (torch.cuda, "synchronize", lambda: None),
+        (torch, "compile", lambda function: compiled(function, backend="eager")),
+        *((torch.backends.cudnn, name, getattr(torch.backends.cudnn, name)) for name in ("allow_tf32", "benchmark")),
+        (compare, "TURN", 1e-3),
+        (compare, "PAUSE", 0),
+        (compare, "missing", lambda name: ""),
+        (limits_cuda, "SIDE", 8),
+        (limits_cuda, "COPIED", 64),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    return there
+
+
+@pytest.mark.parametrize("name", [work.name for work in CUDA])
+def test_a_row_of_the_gpu_is_checked_and_timed(gpu_of_benchmarks, monkeypatch, name):
+    monkeypatch.setitem(WORKLOADS, name, small_on_gpu(WORKLOADS[name]))
+    work, here = WORKLOADS[name], Here()
+    with compare.Comparison(here, work, compare.contenders(work), 1) as comparison:
+        comparison.round()
+    row = comparison.row()
+    skipped = {"torch.compile": "its fused update is PyTorch's"} if work.runner == "Update" else {}
+    assert row.skipped == skipped
+    assert row.costs.keys() == {FASTGRAD, "PyTorch", "torch.compile"} - skipped.keys()
+    assert all(seconds > 0 for seconds in row.costs.values())
+    # before the calls and after them
+    with gpu_of_benchmarks.counted() as counts:
+        here.started[FASTGRAD, "cuda"].runner.seconds(3)
+    assert (counts["waits"], counts["copies"]) == (2, 0)
+    assert counts["launches"] > 0
+
+
+def test_a_wrong_row_of_the_gpu_is_not_timed(gpu_of_benchmarks, monkeypatch):
+    from bench.peers import fastgrad_cuda
+
+    monkeypatch.setitem(WORKLOADS, "cuda-update", small_on_gpu(WORKLOADS["cuda-update"]))
+    monkeypatch.setattr(fastgrad_cuda.Update, "call", lambda self: None)
+    comparison = compare.Comparison(Here(), WORKLOADS["cuda-update"], [FASTGRAD], 1)
+    assert "wrong result" in comparison.skipped[FASTGRAD]
+
+
+def test_the_gpu_of_the_report(gpu_of_benchmarks, monkeypatch):
+    assert re.fullmatch(r"fake GPU\. Limits .* product \d+ GFLOP/s; memory \(copy\) \d+ GB/s", compare.graphics(Here()))
+    monkeypatch.setattr(compare, "missing", lambda name: "missing an NVIDIA driver")
+    found = compare.graphics(Here())
+    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
+    table = markdown([], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": found})
+    assert table.endswith("\n\nNothing ran on a GPU: missing an NVIDIA driver.")
+
+
+def test_only_workers_of_the_gpu_see_one(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    shown = [workers.environment("PyTorch", 1, device)["CUDA_VISIBLE_DEVICES"] for device in ("cpu", "cuda")]
+    assert shown == ["", "0"]
+
+
+@pytest.mark.skipif(not missing("cuda"), reason="there is a GPU")
+@pytest.mark.parametrize("contender", [FASTGRAD, "PyTorch", "torch.compile"])
+def test_a_worker_of_the_gpu_says_that_there_is_none(contender):
+    worker = Worker(contender, 1, "cuda")
+    with pytest.raises(WorkerError, match=r"cannot run here|no PyTorch with CUDA|not installed"):
+        worker.ask("load", "cuda-update")
+    worker.close()

@@ -1,11 +1,13 @@
 """The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
 
 A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack.
+LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack. What it runs on a GPU
+is in a module beside it, NAME_cuda.
 """
 
 import importlib
 import itertools
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +30,8 @@ VARIANTS = {
     "fastgrad, watched": "target_watched",
     "fastgrad, alone": "target_alone",
 }
+# of the names of modules for a device
+SUFFIXES = {"cpu": "", "cuda": "_cuda"}
 NETS = [name for name in MODULES if name not in VARIANTS]
 CONTENDERS = {
     "step": NETS,
@@ -43,6 +47,7 @@ CONTENDERS = {
     "torch": ["fastgrad", "PyTorch"],
     # fastgrad itself, and its adapters
     "call": ["fastgrad", "PyTorch", "JAX"],
+    "cuda": ["fastgrad", "PyTorch", "torch.compile"],
 }
 
 
@@ -51,12 +56,17 @@ def contenders(workload):
     return variants + CONTENDERS[workload.kind]
 
 
+def device(workload):
+    """What it runs on: "cpu" or "cuda"."""
+    return "cuda" if workload.kind == "cuda" else "cpu"
+
+
 class CannotExpress(Exception):
     """The library has no such net or option."""
 
 
-def load(contender):
-    return importlib.import_module(f"bench.peers.{MODULES[contender]}")
+def load(contender, device="cpu"):
+    return importlib.import_module(f"bench.peers.{MODULES[contender]}{SUFFIXES[device]}")
 
 
 class Runner:
@@ -78,14 +88,39 @@ class Runner:
         self.restart()
         self.feed = itertools.cycle(self.inputs)
 
-    def run(self, count):
+    def calls(self, count):
+        """The last one's result, whether it is there or not."""
         call = self.call
         for inputs in itertools.islice(self.feed, count):
             result = call(*inputs)
-        return self.fetch(result)
+        return result
+
+    def run(self, count):
+        return self.fetch(self.calls(count))
+
+    def seconds(self, count):
+        """What so many calls take, until the last one's result is there."""
+        start = time.perf_counter()
+        self.run(count)
+        return time.perf_counter() - start
 
     def answer(self, calls):
         """What is compared with the reference: the results of the first calls, thinned to at most 1,000 values."""
         self.reset()
         values = np.concatenate([np.ravel(self.run(1)).astype("f8") for _ in range(calls)])
         return values[:: -(-values.size // 1000)]
+
+
+class OnGpu(Runner):
+    """Timed until the device is done, without copies from there."""
+
+    def wait(self):
+        """Until the device is done."""
+        raise NotImplementedError
+
+    def seconds(self, count):
+        self.wait()
+        start = time.perf_counter()
+        self.calls(count)
+        self.wait()
+        return time.perf_counter() - start

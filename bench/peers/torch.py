@@ -22,7 +22,7 @@ def setup(threads):
 
 def as_torch(array):
     """Rows as they are; images (N, H, W, C) as PyTorch takes them, channels last; without a copy."""
-    return torch.from_numpy(array).permute(0, 3, 1, 2) if array.ndim == 4 else torch.from_numpy(array)
+    return torch.as_tensor(array).permute(0, 3, 1, 2) if array.ndim == 4 else torch.as_tensor(array)
 
 
 def build(net):
@@ -31,8 +31,8 @@ def build(net):
     for w, b in net.parameters():
         linear = nn.Linear(*w.shape)
         with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(w.T))
-            linear.bias.copy_(torch.from_numpy(b))
+            linear.weight.copy_(torch.as_tensor(w.T))
+            linear.bias.copy_(torch.as_tensor(b))
         layers += [linear, nn.ReLU() if net.activation == "relu" else nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -48,7 +48,7 @@ class Step(Runner):
 
     def __init__(self, net):
         self.net = net
-        self.inputs = [(as_torch(x), torch.from_numpy(y)) for x, y in net.batches()]
+        self.inputs = [(as_torch(x), torch.as_tensor(y)) for x, y in net.batches()]
         self.model = model = self.build(net)
         criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
         self.parameters = list(model.parameters())
@@ -73,7 +73,7 @@ class Step(Runner):
         return loss
 
     def fetch(self, loss):
-        return loss.detach().numpy()
+        return loss.numpy(force=True)
 
 
 class Shared(Step):
@@ -170,17 +170,17 @@ class Blocks(Step):
         model = sequential(net.layers).to(dtype=dtype, memory_format=torch.channels_last)
         with torch.no_grad():
             for parameter, array in zip(model.parameters(), net.parameters(), strict=True):
-                parameter.copy_(torch.from_numpy(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T))
+                parameter.copy_(torch.as_tensor(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T))
         return model
 
     def fetch(self, loss):
-        statistics = [a.numpy() for a in self.model.buffers() if a.ndim]  # without the counts of batches
+        statistics = [a.numpy(force=True) for a in self.model.buffers() if a.ndim]  # without the counts of batches
         return self.net.outcome(super().fetch(loss), statistics)
 
 
 class Forward(Runner):
     def __init__(self, net):
-        self.inputs = [(torch.from_numpy(x),) for x, _ in net.batches()]
+        self.inputs = [(torch.as_tensor(x),) for x, _ in net.batches()]
         self.model = self.prepare(nn.Sequential(build(net), nn.Softmax(-1)).eval())
 
     def prepare(self, model):
@@ -196,7 +196,7 @@ class Forward(Runner):
 
 class Gemm(Runner):
     def __init__(self, gemm):
-        a, b = map(torch.from_numpy, gemm.operands())
+        a, b = map(torch.as_tensor, gemm.operands())
         self.inputs = [(a, b)]
         self.out = torch.empty(gemm.m, gemm.n)
 
@@ -209,14 +209,14 @@ def write(parameters, arrays):
     w_ih, w_hh, b, *w_proj = arrays
     with torch.no_grad():
         for parameter, array in zip(parameters, (w_ih, w_hh, b, np.zeros_like(b), *w_proj), strict=True):
-            parameter.copy_(torch.from_numpy(array.T))
+            parameter.copy_(torch.as_tensor(array.T))
 
 
 class Lstm(Runner):
     layer = nn.LSTM
 
     def __init__(self, lstm):
-        x, dy = map(torch.from_numpy, lstm.sequences())
+        x, dy = map(torch.as_tensor, lstm.sequences())
         self.inputs, self.dy = [(x.requires_grad_(),)], dy
         self.model = self.layer(lstm.n_in, lstm.hidden, lstm.layers, batch_first=True, bidirectional=lstm.bidirectional,
                              proj_size=lstm.proj_size, dtype=dy.dtype)  # fmt: skip
@@ -225,7 +225,7 @@ class Lstm(Runner):
             write(parameters, arrays)
         self.parameters = [parameter for group in self.model.all_weights for parameter in group]
         lengths = lstm.lengths()
-        self.lengths = None if lengths is None else torch.from_numpy(lengths)
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
         self.lstm = lstm
 
     def forward(self, x):
@@ -239,7 +239,7 @@ class Lstm(Runner):
         return y, *torch.autograd.grad(y, (x, *self.parameters), self.dy)
 
     def fetch(self, result):
-        y, dx, *gradients = (array.detach().numpy() for array in result)
+        y, dx, *gradients = (array.numpy(force=True) for array in result)
         # the second bias has the first one's gradient
         del gradients[3 :: 5 if self.lstm.proj_size else 4]
         return self.lstm.outcome(y, dx, [gradient.T for gradient in gradients])
@@ -259,7 +259,7 @@ class LstmForward(Lstm):
 
 class LstmCell(Lstm):
     def __init__(self, lstm):
-        x, dy = (torch.from_numpy(array) for array in lstm.sequences())
+        x, dy = (torch.as_tensor(array) for array in lstm.sequences())
         self.inputs, self.dy = [(x.transpose(0, 1).contiguous().requires_grad_(),)], dy
         self.cell = nn.LSTMCell(lstm.n_in, lstm.hidden, dtype=dy.dtype)
         self.parameters = list(self.cell.parameters())
@@ -284,7 +284,7 @@ class Conv(Runner):
     def __init__(self, conv):
         x, w, dy = conv.arrays()
         self.inputs = [(as_torch(x),)]
-        w = torch.from_numpy(w).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        w = torch.as_tensor(w).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
         self.w, self.dy, self.conv = w, as_torch(dy), conv
 
     def forward(self, x):
@@ -328,7 +328,7 @@ class ConvWeights(Conv):
 
 class Clip(Runner):
     def __init__(self, clip):
-        self.clip, self.first = clip, [torch.from_numpy(g) for g in clip.arrays()]
+        self.clip, self.first = clip, [torch.as_tensor(g) for g in clip.arrays()]
         self.parameters = [nn.Parameter(torch.zeros_like(g)) for g in self.first]
 
     def restart(self):
@@ -349,7 +349,7 @@ class Update(Runner):
     adam = staticmethod(partial(torch.optim.Adam, fused=True))
 
     def __init__(self, update):
-        self.update, self.gradients = update, [torch.from_numpy(g) for g in update.arrays()]
+        self.update, self.gradients = update, [torch.as_tensor(g) for g in update.arrays()]
 
     def restart(self):
         self.parameters = [nn.Parameter(torch.zeros_like(g)) for g in self.gradients]
@@ -362,7 +362,7 @@ class Update(Runner):
         self.optimizer.step()
 
     def fetch(self, _):
-        return self.update.outcome([parameter.detach().numpy() for parameter in self.parameters])
+        return self.update.outcome([parameter.numpy(force=True) for parameter in self.parameters])
 
 
 class BatchNorm(Runner):
@@ -370,23 +370,26 @@ class BatchNorm(Runner):
         arrays, factors = norm.arrays()
         x, residual, self.dy = map(as_torch, arrays)
         self.residual = residual.requires_grad_() if norm.adds else None
-        self.gamma, self.beta = (torch.from_numpy(array).requires_grad_() for array in factors)
+        self.gamma, self.beta = (torch.as_tensor(array).requires_grad_() for array in factors)
         self.inputs = [(x.requires_grad_(),)]
         self.norm = norm
 
-    def call(self, x):
+    def forward(self, x):
         z = nn.functional.batch_norm(x, None, None, self.gamma, self.beta, training=True)
         if self.residual is not None:
             z = z + self.residual
-        y = nn.functional.relu(z, inplace=True)
+        return nn.functional.relu(z, inplace=True)
+
+    def call(self, x):
+        y = self.forward(x)
         extra = () if self.residual is None else (self.residual,)
         return y, *torch.autograd.grad(y, (x, self.gamma, self.beta, *extra), self.dy)[:3]
 
     def fetch(self, result):
-        arrays = [a.detach() for a in result]
+        arrays = [a.numpy(force=True) for a in result]
         if arrays[0].ndim == 4:
-            arrays[:2] = [a.permute(0, 2, 3, 1) for a in arrays[:2]]
-        return self.norm.outcome(*(np.ascontiguousarray(a.numpy()) for a in arrays))
+            arrays[:2] = [a.transpose(0, 2, 3, 1) for a in arrays[:2]]
+        return self.norm.outcome(*map(np.ascontiguousarray, arrays))
 
 
 class HeNormal(Runner):
@@ -409,13 +412,13 @@ class Call(Runner):
         # PyTorch itself is timed without it
         import fastgrad.torch as fgt
 
-        self.call_of, self.dy = call, torch.from_numpy(call.dy())
-        self.inputs = [(torch.from_numpy(x),) for x, _ in call.batches()]
+        self.call_of, self.dy = call, torch.as_tensor(call.dy())
+        self.inputs = [(torch.as_tensor(x),) for x, _ in call.batches()]
         self.model = fgt.MLP(call.sizes, call.activation, dtype=self.dy.dtype)
         arrays = [array for layer in call.parameters() for array in layer]
         with torch.no_grad():
             for parameter, array in zip(self.model.parameters(), arrays, strict=True):
-                parameter.copy_(torch.from_numpy(array.T))
+                parameter.copy_(torch.as_tensor(array.T))
         self.weights = [p for p in self.model.parameters() if p.ndim == 2]
 
     def run(self, count):
