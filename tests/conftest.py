@@ -237,5 +237,18 @@ def torch():
 def pytest_terminal_summary(terminalreporter, config):
     for line in config.stash.get(ONNX_COUNTS, ()):
         terminalreporter.write_line(line)
-    for (name, dtype, (major, minor)), (registers, shared) in sorted(config.stash.get(CUDA_RESOURCES, {}).items()):
-        terminalreporter.write_line(f"sm_{major}{minor} {name} {dtype}: {registers} registers, {shared} bytes shared")
+    for line in resource_table(config.stash.get(CUDA_RESOURCES, {})):
+        terminalreporter.write_line(line)
+
+
+def resource_table(resources):
+    """Lines of a row a kernel: registers of a thread + bytes of a block's shared memory, for each dtype and compute capability."""
+    if not resources:
+        return []
+    places = sorted({(dtype, cc) for _, dtype, cc in resources})
+    lines = [["registers + shared bytes", *(f"{dtype} sm_{major}{minor}" for dtype, (major, minor) in places)]]
+    for name in sorted({name for name, _, _ in resources}):
+        found = [resources.get((name, *place)) for place in places]
+        lines.append([name, *("-" if needs is None else f"{needs[0]} + {needs[1]}" for needs in found)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -17,7 +17,7 @@ import pytest
 import test_batchnorm
 from arrays import unwritten
 from chains import backward, forward, random_chain
-from conftest import CUDA_RESOURCES
+from conftest import CUDA_RESOURCES, resource_table
 from convs import kernel_run, pair, random_conv
 from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS
@@ -109,6 +109,18 @@ def test_compiles_for_a_gpu(kernel, dtype, request):
         assert needs.registers <= MOST_REGISTERS, cc
         assert needs.shared <= MOST_SHARED, cc
         request.config.stash.setdefault(CUDA_RESOURCES, {})[kernel.name, dtype.name, cc] = needs.registers, needs.shared
+
+
+def test_what_kernels_need_is_a_table():
+    found = {
+        (name, "float32", cc): (20 + cc[0], 1024) for name in ("relu_values", "add_rows") for cc in ((8, 0), (10, 0))
+    }
+    del found["add_rows", "float32", (10, 0)]
+    assert resource_table(found) == [
+        "registers + shared bytes  float32 sm_80  float32 sm_100",
+        "add_rows                  28 + 1024      -",
+        "relu_values               28 + 1024      30 + 1024",
+    ]
 
 
 @pytest.mark.parametrize("name", ["uniform_values", "normal_values"])
