@@ -6,6 +6,7 @@ device and making memory are counted.
 """
 
 import contextlib
+import ctypes
 import operator
 import weakref
 from collections import Counter
@@ -68,10 +69,10 @@ class FakeArray(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if any(isinstance(a, np.ndarray) for a in inputs):
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-        return self.gpu.xp._call(getattr(ufunc, method), *inputs, **options)
+        return self.gpu.module._call(getattr(ufunc, method), *inputs, **options)
 
     def __array_function__(self, function, types, arguments, options):
-        return self.gpu.xp._call(function, *arguments, **options)
+        return self.gpu.module._call(function, *arguments, **options)
 
     def __deepcopy__(self, memo):
         return self._view(self.host.copy())
@@ -104,7 +105,7 @@ class FakeArray(NDArrayOperatorsMixin):
 
     def __getitem__(self, key):
         if any(isinstance(k, FakeArray) for k in (key if isinstance(key, tuple) else (key,))):
-            return self.gpu.xp._call(operator.getitem, self, key)
+            return self.gpu.module._call(operator.getitem, self, key)
         found = self.host[key]
         # an element is a view too
         return self._view(
@@ -126,7 +127,7 @@ class FakeArray(NDArrayOperatorsMixin):
     def __getattr__(self, name):
         if name.startswith("__") or not callable(getattr(np.ndarray, name, None)):
             raise AttributeError(f"'ndarray' object has no attribute {name!r}")
-        return lambda *arguments, **options: self.gpu.xp._call(
+        return lambda *arguments, **options: self.gpu.module._call(
             operator.methodcaller(name, *self.gpu.inside(arguments), **self.gpu.inside(options)), self
         )
 
@@ -168,7 +169,8 @@ class FakeStream:
         self.seen[self.ptr] += 1
         return dict(self.seen)
 
-    def record(self, event):
+    def record(self, event=None):
+        event = event or FakeEvent()
         self.gpu.events += 1
         event.seen = dict(self.seen)
         return event
@@ -184,11 +186,75 @@ class FakeStream:
     def __exit__(self, *error):
         self.gpu.stream = self._before
 
+    def synchronize(self):
+        self.gpu.waited()
+
+    def begin_capture(self):
+        self.gpu.capturing, self.gpu.captured, self.gpu.kept = True, [], []
+
+    def end_capture(self):
+        self.gpu.capturing, steps, kept = False, self.gpu.captured, self.gpu.kept
+
+        def launch():
+            # products know addresses alone
+            assert kept is not None
+            with np.errstate(all="ignore"):
+                for step in steps:
+                    step()
+
+        return SimpleNamespace(launch=launch)
+
 
 class FakeDevice(contextlib.nullcontext):
+    compute_capability, cublas_handle = "90", 17
+
     def __init__(self, gpu):
         super().__init__()
         self.id, self.synchronize = gpu.current, gpu.waited
+
+
+class FakeCublas:
+    """The routines of the C library that are called by address, with its types. `products`: what they were asked for."""
+
+    def __init__(self, done):
+        self.done, self.products, self.set = done, 0, []
+        address, integer, step, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_size_t
+        self.cublasSetStream_v2 = ctypes.CFUNCTYPE(integer, address, address)(self._set)
+        self.cublasSetWorkspace_v2 = ctypes.CFUNCTYPE(integer, address, address, size)(self._set)
+        for char, scalar in (("S", ctypes.c_float), ("D", ctypes.c_double)):
+            number, matrix = ctypes.POINTER(scalar), (address, integer)
+            begin, batch = (integer, address, *[integer] * 5, number), (*matrix, step)
+            one, many = (
+                lambda *given, scalar=scalar, wide=wide: self._gemm(scalar, wide, *given) for wide in (False, True)
+            )
+            gemm = ctypes.CFUNCTYPE(*begin, *matrix, *matrix, number, *matrix)(one)
+            gemms = ctypes.CFUNCTYPE(*begin, *batch, *batch, number, *batch, integer)(many)
+            setattr(self, f"cublas{char}gemm_v2", gemm)
+            setattr(self, f"cublas{char}gemmStridedBatched", gemms)
+
+    def _set(self, handle, *given):
+        self.set.append((handle, *given))
+        return 0
+
+    def _gemm(self, scalar, wide, handle, turn_a, turn_b, m, n, k, alpha, *rest):
+        assert (handle, alpha[0], rest[6 if wide else 4][0]) == (FakeDevice.cublas_handle, 1, 0)
+        parts = 3 if wide else 2
+        count = rest[-1] if wide else 1
+        given = rest[:parts], rest[parts : 2 * parts], rest[2 * parts + 1 : 3 * parts + 1]
+        shapes = ((k, m) if turn_a else (m, k)), ((n, k) if turn_b else (k, n)), (m, n)
+        a, b, c = (self._columns(scalar, count, shape, *g) for shape, g in zip(shapes, given, strict=True))
+        self.products += 1
+        self.done(lambda: np.matmul(a.swapaxes(1, 2) if turn_a else a, b.swapaxes(1, 2) if turn_b else b, out=c))
+        return 0
+
+    @staticmethod
+    def _columns(scalar, count, shape, address, leading, step=0):
+        """(count, *shape) with columns that lie together, as BLAS has them."""
+        assert leading >= max(1, shape[0])
+        size = (count - 1) * step + (shape[1] - 1) * leading + shape[0]
+        values, itemsize = np.ctypeslib.as_array((scalar * size).from_address(address)), ctypes.sizeof(scalar)
+        strides = step * itemsize, itemsize, leading * itemsize
+        return np.lib.stride_tricks.as_strided(values, (count, *shape), strides)
 
 
 class FakeModule:
@@ -210,6 +276,10 @@ class FakeModule:
                 getDeviceProperties=lambda number: {"name": b"fake GPU"},
             ),
             Device=lambda number=None: FakeDevice(gpu),
+            set_allocator=lambda allocator: None,
+            MemoryPool=lambda: SimpleNamespace(malloc=gpu.new_pool),
+            using_allocator=lambda malloc: contextlib.nullcontext(malloc()),
+            Stream=lambda non_blocking: gpu.new_stream(),
         )
 
     def __getattr__(self, name):
@@ -262,6 +332,8 @@ class FakeModule:
         return found
 
     def matmul(self, a, b, out=None):
+        if self._gpu.capturing:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         self.products += 1
         return self._call(np.matmul, a, b, out=out)
 
@@ -274,11 +346,13 @@ class FakeGPU(Emulator):
         # by their pointers, of which 0 and 1 are the default one's; `steps`: what each step that was given to one came after
         self._streams, self.steps, self.events = {}, [], 0
         self.stream = self.stream_at(0)
-        self.xp, self.current = FakeModule(self), 0
+        self.xp = self.module = FakeModule(self)
+        self.current = 0
         # bytes that can be made, times memory was made, values were waited for, and were copied there
         self.room, self.allocations, self.waits, self.copies = None, 0, 0, 0
         # while a graph is captured what it does, and the sizes of what the pool has
-        self.capturing, self._done, self._pool = False, [], Counter()
+        self.capturing, self.captured, self.kept, self._pool = False, [], [], Counter()
+        self._lists = {}
 
     def address(self, array):
         return array.data.ptr
@@ -292,6 +366,9 @@ class FakeGPU(Emulator):
     def stream_at(self, ptr):
         return self._streams.setdefault(ptr or 1, FakeStream(self, ptr))
 
+    def new_stream(self):
+        return self.stream_at(100 + len(self._streams))
+
     def launch(self, kernel, dtype, grid, arguments):
         for a in arguments:
             assert not isinstance(a, np.ndarray), f"{kernel.name} was given an array of the host"
@@ -299,22 +376,15 @@ class FakeGPU(Emulator):
         self.done(lambda: Emulator.launch(self, kernel, dtype, grid, given))
 
     def record(self, function):
+        from fastgrad.kernels.cuda.device import GPU
+
+        return GPU.record(self, function)
+
+    def cublas(self):
+        return FakeCublas(self.done)
+
+    def new_pool(self):
         self._pool.clear()
-        kept = function()
-        # what is not returned is free again
-        del kept
-        self.capturing, self._done = True, []
-        try:
-            result = function()
-        finally:
-            self.capturing, steps = False, self._done
-
-        def replay():
-            with np.errstate(all="ignore"):
-                for step in steps:
-                    step()
-
-        return result, replay
 
     def done(self, step, run=True):
         """Run a step of the device's, and keep it where a graph is captured."""
@@ -322,7 +392,7 @@ class FakeGPU(Emulator):
         if run:
             step()
         if self.capturing:
-            self._done.append(step)
+            self.captured.append(step)
 
     def waited(self):
         assert not self.capturing, "a graph cannot wait"
@@ -344,6 +414,7 @@ class FakeGPU(Emulator):
         if self.capturing:
             assert self._pool[host.nbytes] > 0, f"a graph cannot make memory: {host.nbytes} bytes that the pool has not"
             self._pool[host.nbytes] -= 1
+            self.kept.append(host)
         self.allocations += 1
         # a view holds its base
         weakref.finalize(host, self._freed, host.nbytes)
@@ -375,6 +446,10 @@ class FakeGPU(Emulator):
         """An array there, for a test."""
         return FakeArray(np.array(values), self, device)
 
+    def over(self, host):
+        """An array there over this one's memory, as it lies."""
+        return FakeArray(host, self)
+
     @contextlib.contextmanager
     def counted(self):
         """What happens in the block: {allocations, waits, copies, launches, products}."""
@@ -384,7 +459,7 @@ class FakeGPU(Emulator):
 
     def _counts(self):
         counters = {name: getattr(self, name) for name in ("allocations", "waits", "copies")}
-        return {**counters, "launches": len(self.launches), "products": self.xp.products}
+        return {**counters, "launches": len(self.launches), "products": self.module.products}
 
 
 class HostKernels:

@@ -3,13 +3,19 @@
 fakegpu.py refuses each of these while a graph is captured, and runs again what was.
 """
 
+import ctypes
+
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad import gpu
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
+from fakegpu import FakeCublas, FakeStream
+from fastgrad.kernels.cuda.blas import Products
 
 
 def drawn(seed, *shapes):
@@ -77,3 +83,67 @@ def test_what_waits_cannot_be_captured(there):
     with pytest.raises(AssertionError, match="a graph cannot wait"):
         gpu.capture(lambda: fg.mse(x, x))
     assert there.capturing is False
+    assert there.xp is there.module
+
+
+LAYOUTS = {
+    "rows": lambda a: a,
+    "columns": lambda a: a.swapaxes(-1, -2).copy().swapaxes(-1, -2),
+    "part of wider rows": lambda a: np.concatenate([a, a], -1)[..., : a.shape[-1]],
+    "part of longer columns": lambda a: (
+        np.concatenate([a, a], -2).swapaxes(-1, -2).copy().swapaxes(-1, -2)[..., : a.shape[-2], :]
+    ),
+    "every other value": lambda a: np.repeat(a, 2, -1)[..., ::2],
+    "one row for all": lambda a: np.broadcast_to(a[..., :1, :], a.shape),
+    "one column for all": lambda a: np.broadcast_to(a[..., :1].copy(), a.shape),
+}
+
+
+def products(there, library=None):
+    return Products(there.xp, FakeStream(there, 19), library or FakeCublas(there.done))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1), (3, 0, 5), (0, 4, 5), (3, 4, 0)]
+)
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_products_of_a_graph(there, dtype, rng, shape, batch):
+    """As NumPy's, of operands and into arrays that lie in any way."""
+    (m, k, n), ours = shape, products(there)
+    a, b = rng.standard_normal((*batch, m, k)).astype(dtype), rng.standard_normal((*batch, k, n)).astype(dtype)
+    for turn_a in LAYOUTS.values():
+        for turn_b in LAYOUTS.values():
+            given = turn_a(a), turn_b(b)
+            expected = np.matmul(*given)
+            assert_close("dense_chain", ours.matmul(*map(there.over, given)).get(), expected, size=5, terms=4)
+    for name in ("rows", "columns", "part of wider rows", "every other value"):
+        whole = LAYOUTS[name](np.full((*batch, m, n), np.nan, dtype))
+        out = there.over(whole)
+        assert ours.matmul(there.over(a), there.over(b), out=out) is out
+        assert_close("dense_chain", whole, a @ b, size=5, terms=4)
+
+
+def test_products_of_a_graph_have_their_stream_and_its_memory(there):
+    ours = products(there)
+    a = there.array(np.ones((2, 2), np.float32))
+    ours.matmul(a, a)
+    stream, workspace = ours.library.set
+    assert stream == (17, 19)
+    assert workspace == (17, ours.workspace.data.ptr, 32 << 20)
+
+
+def test_a_product_that_cublas_refuses(there):
+    library = FakeCublas(there.done)
+    library.cublasSgemm_v2 = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 13)
+    a = there.array(np.ones((2, 2), np.float32))
+    with pytest.raises(RuntimeError, match="cublasSgemm_v2 failed with cuBLAS status 13"):
+        products(there, library).matmul(a, a)
+
+
+def test_cupy_captures_no_product(there, monkeypatch):
+    """The reason for all of it."""
+    monkeypatch.setattr(Products, "matmul", lambda self, *arguments, **options: self.xp.matmul(*arguments, **options))
+    a = there.array(np.ones((2, 2), np.float32))
+    with pytest.raises(NotImplementedError, match="stream capture"):
+        gpu.capture(lambda: fg.dense(a, a))
+    assert there.xp is there.module

@@ -38,6 +38,8 @@ import numba
 import numpy as np
 from numba import cuda
 
+from . import blas
+
 # threads in a block; Numba's simulator has a thread of Python for each
 BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
 # blocks of a grid that covers values of any number, each thread taking several
@@ -221,6 +223,9 @@ class GPU:
         given = [self._addresses(a) if isinstance(a, list) else a for a in arguments]
         loaded(grid, (BLOCK, 1, 1), given)
 
+    def cublas(self):
+        return blas.library()
+
     def record(self, function):
         """(what function() returns, a function that runs its launches again): see graph.py."""
         cuda = self.xp.cuda
@@ -228,8 +233,10 @@ class GPU:
         # addresses that others have there may go while the graph is used
         kept, self._lists = self._lists, {}
         stream.wait_event(before.record())
+        xp = self.xp
         try:
             with cuda.using_allocator(pool.malloc), stream:
+                self.xp = blas.Products(xp, stream, self.cublas())
                 function()
                 stream.synchronize()
                 stream.begin_capture()
@@ -238,12 +245,13 @@ class GPU:
                 finally:
                     graph = stream.end_capture()
         finally:
+            products, self.xp = self.xp, xp
             addresses, self._lists = self._lists, kept
 
         def replay():
             graph.launch()
             # these live as long as the graph
-            return pool, addresses
+            return pool, addresses, products.workspace
 
         return result, replay
 
