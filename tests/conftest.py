@@ -168,7 +168,10 @@ def on_device():
     """The CUDA backend's kernels on a GPU, over NumPy arrays."""
     from emulation import OnDevice
 
-    return OnDevice(importlib.import_module("fastgrad.kernels.cuda"))
+    kernels = OnDevice(importlib.import_module("fastgrad.kernels.cuda"))
+    if os.environ.get("FASTGRAD_DEVICE_POOL") == "0":
+        kernels.gpu.xp.cuda.set_allocator(None)
+    return kernels
 
 
 @pytest.fixture(scope="session")
