@@ -239,6 +239,38 @@ def test_arrays_that_are_not_contiguous(there, name):
     assert results[0] == results[1] == results[2]
 
 
+IMAGE, IMAGES = (2, 5, 4, 3), {"x": (2, 5, 4, 3), "dy": (2, 5, 4, 3)}
+OPS = {
+    "lstm": (
+        fg.lstm,
+        {**{name: LSTM[name] for name in ("x", "w_ih", "w_hh", "h_0", "c_0", "w_proj")}, "dy": (4, 3, 3)},
+        {},
+    ),
+    "conv2d": (fg.conv2d, {**IMAGES, "w": (3, 3, 3, 3), "residual": IMAGE}, {"padding": 1, "activation": "tanh"}),
+    "batch_norm": (
+        fg.batch_norm,
+        {**IMAGES, "gamma": (3,), "beta": (3,), "running_mean": (3,)},
+        {"activation": "silu"},
+    ),
+    "max_pool2d": (fg.max_pool2d, IMAGES, {"size": 3, "stride": 1, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_other_ops_take_arrays_that_are_not_contiguous(there, op):
+    """Every input at once, and the upstream gradient: every other value of a wider array, and rows that are turned round."""
+    function, shapes, options = OPS[op]
+    drawn, results = draw(**shapes), []
+    if op == "batch_norm":
+        drawn["running_var"] = np.ones(3, np.float32)
+    for lay in (lambda a: a, lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a[::-1].copy()[::-1]):
+        given = {name: there.over(lay(a.copy())) for name, a in drawn.items()}
+        dy, changed = given.pop("dy"), [given[name] for name in ("running_mean", "running_var") if name in given]
+        result, backward = function(**given, **options)
+        results.append([bits(host(a)) for a in flat([result, backward(dy), changed])])
+    assert results[0] == results[1] == results[2]
+
+
 def test_clipping_writes_in_place_whatever_the_layout(there):
     g = np.full((4, 3), 2.0, np.float32)
     plain, turned = there.array(g), there.array(g.T.copy()).T
@@ -354,6 +386,7 @@ def test_host_and_gpu_mixed(there, name):
 
 def test_host_and_gpu_mixed_elsewhere(there):
     a = there.array(np.ones((2, 2), np.float32))
+    sequence = moved(there, draw(w_ih=(2, 4), w_hh=(1, 4)))
     _, backward = fg.dense(a, a)
     for call, name in (
         (lambda: backward(np.ones((2, 2), np.float32)), "dense: dy"),
@@ -362,6 +395,13 @@ def test_host_and_gpu_mixed_elsewhere(there):
         (lambda: fg.clip_grad_norm([a, np.ones(2, np.float32)], 1.0), r"clip_grad_norm: grads\[1\]"),
         (lambda: fg.Updater([a], fg.optim.SGD(0.1)).step([np.ones((2, 2), np.float32)]), r"Updater.step: grads\[0\]"),
         (lambda: fg.Updater([a], fg.optim.SGD(0.1), masks=[np.ones((2, 2), bool)]), r"Updater: masks\[0\]"),
+        (
+            lambda: fg.conv2d(there.array(np.ones((1, 2, 2, 2), np.float32)), np.ones((1, 1, 2, 2), np.float32)),
+            "conv2d: w",
+        ),
+        (lambda: fg.batch_norm(a, np.ones(2, np.float32), a[0]), "batch_norm: gamma"),
+        (lambda: fg.lstm(a[None], sequence["w_ih"], sequence["w_hh"], h_0=np.ones((1, 1), np.float32)), "lstm: h_0"),
+        (lambda: fg.prune([a, np.ones((2, 2), np.float32)], 0.5), r"prune: params\[1\]"),
     ):
         with pytest.raises(TypeError, match=f"{name} must be on GPU 0 like the call's other arrays, got a NumPy array"):
             call()
@@ -374,6 +414,15 @@ def test_another_gpu(there):
     other = there.array(np.ones((2, 2), np.float32), device=1)
     message = "dense: w must be on the current GPU, 0, got an array on GPU 1; a call in `with cupy.cuda.Device(1):` runs there"
     refuses(ValueError, message, fg.dense, x, other)
+    _, backward = fg.dense(x, x)
+    for call, name in (
+        (lambda: backward(other), "dense: dy"),
+        (lambda: fg.clip_grad_norm([x, other], 1.0), r"clip_grad_norm: grads\[1\]"),
+        (lambda: fg.Updater([x], fg.optim.SGD(0.1)).step([other]), r"Updater.step: grads\[0\]"),
+        (lambda: fg.mse(x, other), "mse: target"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be on the current GPU, 0, got an array on GPU 1"):
+            call()
     there.current = 1
     y, _ = fg.dense(other, other)
     assert y.device.id == 1
@@ -406,6 +455,31 @@ def test_out_of_memory_says_how_much_was_asked_and_leaves_all_as_it_was(there):
     assert (x.get() == 1).all()
     assert (w.get() == 1).all()
     fg.dense(x, w)
+
+
+@pytest.mark.parametrize("room", [0, 100, 200, 400])
+def test_a_step_for_which_memory_is_not_enough_leaves_the_model_as_it_was(there, room):
+    """Wherever in it memory ends: the next step is that of one which never failed."""
+    x, y = there.array(np.ones((60, 6), np.float32)), there.array(np.arange(60) % 3)
+    trainers = [
+        fg.Trainer(
+            fg.nn.DenseChain([6, 5, 3], "relu", "softmax", seed=0).to("cuda"),
+            optimizer=fg.optim.Adam(0.1),
+            clip_norm=1.0,
+        )
+        for _ in range(2)
+    ]
+    there.room = room
+    try:
+        with pytest.raises(MemoryError, match=r"\d bytes"):
+            trainers[0].step(x, y)
+    finally:
+        there.room = None
+    for trainer in trainers:
+        for _ in range(2):
+            trainer.step(x, y)
+    for arrays in zip(*([t.model.params, t.state] for t in trainers), strict=True):
+        assert len({bits(host(a)) for a in arrays}) == 1
 
 
 def test_where_the_backend_cannot_run_an_array_of_a_gpu_says_why(there, monkeypatch):

@@ -87,11 +87,17 @@ def flat(arrays):
 
 
 def plain(arrays):
-    """Whether all of a list (not empty) are the device's own arrays, C-contiguous, aligned and writable, and float32 or float64."""
-    first = getattr(arrays[0], "dtype", None)
+    """Whether all of a list (not empty) are arrays of the current device, C-contiguous, aligned and writable, and float32 or float64."""
+    first, kind, current = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.where()
     return first in (np.float32, np.float64) and all(
-        type(a) is device.xp.ndarray and a.dtype == first and device.usable(a) and _writable(a) for a in arrays
+        type(a) is kind and a.dtype == first and device.usable(a) and _writable(a) and _where(a, current) == current
+        for a in arrays
     )
+
+
+def _where(array, current):
+    # an emulated device has NumPy's
+    return getattr(getattr(array, "device", None), "id", current)
 
 
 def _writable(array):
