@@ -127,6 +127,16 @@ def here(value: Any) -> Any:
     return value if isinstance(value, np.ndarray) else value.get()
 
 
+def constant(value: np.ndarray, like: Any) -> Any:
+    """A small array where `like` is; on a GPU it is copied there once while a training loop asks for the same."""
+    return value if isinstance(like, np.ndarray) else device().constant(value)
+
+
+def address(value: Any) -> int:
+    """Where an array's values begin."""
+    return value.ctypes.data if isinstance(value, np.ndarray) else value.data.ptr
+
+
 def rows_of(value: Any, rows: np.ndarray) -> Any:
     """Rows of an array on the GPU, by their numbers."""
     return device().xp.take(value, there(rows), axis=0)

@@ -8,15 +8,17 @@ limits.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.backend import kernels
 from fastgrad.kernels import names
 from fastgrad.kernels.names import HEALTH, Activation, Watch
 from fastgrad.lists import Arrays
+from fastgrad.memory import doubles
 from fastgrad.model import Model
 from fastgrad.report import Report
 
@@ -62,64 +64,92 @@ def bands(activation: Activation) -> tuple[float, float, float, float]:
     return low + SATURATED * span, high - SATURATED * span, low + FLAT * span, high - FLAT * span
 
 
+class Measured(NamedTuple):
+    """The row (L, 9) of the step after so many others, and how it ended: on a GPU both lie there until somebody asks."""
+
+    step: int
+    row: Any
+    status: Any
+
+
 class Health:
     """What a trainer keeps of its steps: the last measurement, and a history whose size is bounded."""
 
     def __init__(self, model: Model, every: int) -> None:
         self.every = every
-        # of each layer its name and where its parameters begin, by array and by value
-        self.layers, self.arrays, self.offsets = _layers(model)
+        # of each layer its name and where its parameters begin; of each array the number of its layer
+        self.layers, self.offsets, self.owners = _layers(model)
         self.activations: list[Activation | None] = [None] * len(self.layers)
-        self.step = -1
-        # what steps write, one row for each batch of a part of an epoch
-        self.rows = np.full((KEPT, len(self.layers), len(HEALTH)), np.nan)
-        self.latest = self.rows[0]
-        self._steps, self._kept = np.empty(KEPT, np.int64), np.empty_like(self.rows)
-        self._count, self._stride = 0, every
+        # what steps write, one row for each update of a part of an epoch
+        self.rows: Any = np.empty((0, len(self.layers), len(HEALTH)))
+        self._latest: Measured | None = None
+        self._kept: list[Measured] = []
+        self._stride = every
+
+    def reserve(self, updates: int, like: np.ndarray) -> None:
+        """Rows for so many updates, of NaN, where an array lies."""
+        if len(self.rows) < updates or type(self.rows) is not type(like):
+            shape = updates, *self.rows.shape[1:]
+            self.rows = doubles(prod(shape), like).reshape(shape)
+        self.rows[:updates] = np.nan
 
     def watch(self, activations: Sequence[Activation]) -> Watch:
         """What a chain's steps are asked for."""
         self.activations = list(activations)
         return Watch(np.array([bands(f) for f in activations]), self.rows, self.every)
 
-    def add(self, step: int, row: np.ndarray, failed: bool = False) -> None:
-        """Take in the row of the step after so many others; what led to no update is the latest only."""
-        self.step, self.latest = step, row
-        if failed or step % self._stride:
+    def add(self, step: int, row: Any, status: Any) -> None:
+        """Take in the row of the step after so many others; what led to no update is the latest only, and what could not run nothing."""
+        # how a step on a GPU has ended is looked at when it is read
+        failed = isinstance(row, np.ndarray) and status != names.OK
+        if failed and status != names.NONFINITE:
             return
-        if self._count == KEPT:
-            half = KEPT // 2
-            self._stride *= 2
-            chosen = np.flatnonzero(self._steps % self._stride == 0)[:half]
-            self._count = len(chosen)
-            self._steps[: self._count], self._kept[: self._count] = self._steps[chosen], self._kept[chosen]
-            if step % self._stride:
-                return
-        self._steps[self._count], self._kept[self._count] = step, row
-        self._count += 1
+        self._latest = Measured(step, row.copy(), status)
+        if not failed and step % self._stride == 0:
+            self._kept.append(self._latest)
+            while len(self._kept) > KEPT:
+                self._stride *= 2
+                self._kept = [m for m in self._kept if m.step % self._stride == 0]
 
-    def add_batches(self, step: int, done: int, failed: bool) -> None:
-        """Take in what `done` batches after `step` others have written into rows, and the one after them that failed."""
-        for batch in range(done + failed):
-            if (step + batch) % self.every == 0:
-                self.add(step + batch, self.rows[batch], batch == done)
+    def add_updates(self, step: int, made: int, status: int) -> None:
+        """Take in what `made` updates after `step` others have written into rows, and the one after them that ended with this status."""
+        updates = range(-step % self.every, made + (status != names.OK), self.every)
+        rows = gpu.here(self.rows[: updates.stop]) if updates else self.rows
+        for update in updates:
+            self.add(step + update, rows[update], status if update == made else names.OK)
 
     def report(self) -> Report:
         """As it is now."""
-        if self.step < 0:
+        self._read()
+        if self._latest is None:
             raise RuntimeError("Trainer.health: no step has run that could be looked at")
-        steps, values = self._steps[: self._count].copy(), self._kept[: self._count].copy()
-        return Report(list(self.layers), list(self.activations), self.step, self.latest.copy(), steps, values)
+        steps = np.array([m.step for m in self._kept], np.int64)
+        values = np.array([m.row for m in self._kept]).reshape(-1, *self._latest.row.shape)
+        return Report(
+            list(self.layers), list(self.activations), self._latest.step, self._latest.row.copy(), steps, values
+        )
+
+    def _read(self) -> None:
+        """Take what is on a GPU here, and let go of what led to no update."""
+        every = [*self._kept, *([self._latest] if self._latest else [])]
+        there = [m for m in every if not isinstance(m.row, np.ndarray)]
+        if there:
+            rows, statuses = gpu.here(np.stack([m.row for m in there])), gpu.here(np.stack([m.status for m in there]))
+            read = iter([Measured(m.step, *found) for m, *found in zip(there, rows, statuses.tolist(), strict=True)])
+            *kept, latest = [m if isinstance(m.row, np.ndarray) else next(read) for m in every]
+            self._kept = [m for m in kept if m.status == names.OK]
+            ran = latest.status in (names.OK, names.NONFINITE)
+            self._latest = latest if ran else self._kept[-1] if self._kept else None
 
 
-def _layers(model: Model) -> tuple[list[str], list[int], list[int]]:
+def _layers(model: Model) -> tuple[list[str], list[int], np.ndarray]:
     layers: list[str] = []
-    arrays, offsets, offset = [], [], 0
-    for i, (name, array) in enumerate(model.parameters().items()):
+    offsets, owners, offset = [], [], 0
+    for name, array in model.parameters().items():
         label = f"layers.{name.rpartition('.')[0] or 0}"
         if not layers or layers[-1] != label:
             layers.append(label)
-            arrays.append(i)
             offsets.append(offset)
+        owners.append(len(layers) - 1)
         offset += array.size
-    return layers, arrays, offsets
+    return layers, offsets, np.array(owners, np.int64)

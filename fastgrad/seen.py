@@ -1,31 +1,53 @@
-"""Kernels that are looked at while a step of layers runs, so that no layer knows of it."""
+"""Kernels that are looked at while steps of layers run, so that no layer knows of it."""
 
+import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad import check, gpu
 from fastgrad.backend import _context, _loaded, backend
 from fastgrad.health import GRADIENTS, OUTPUTS, RATIO, Health, bands
 from fastgrad.kernels import names
 from fastgrad.kernels.names import ACTIVATIONS, Activation
+from fastgrad.memory import doubles
+from fastgrad.model import Model
 
 # values of outputs that wait to be looked at in one launch, at most: a MB or two stay in the second cache
 IN_CACHE = 1 << 18
 
 
-class Seen:
-    """Kernels that leave the health of a step in the first row."""
+class Places:
+    """Where a model's layers lie: their outputs are known by where their parameters do, and their gradients by theirs."""
 
-    def __init__(self, ops: Any, health: Health, places: dict[int, int], layers: list[np.ndarray]) -> None:
-        self._ops, self._health, self._places, self._layers = ops, health, places, layers
+    def __init__(self, model: Model, health: Health) -> None:
+        self._start, size = gpu.address(model.params), model.params.itemsize
+        self._layers = {self._start + offset * size: i for i, offset in enumerate(health.offsets)}
+        ends = [*health.offsets[1:], model.grads.size]
+        self.gradients = [model.grads[start:end] for start, end in zip(health.offsets, ends, strict=True)]
+        # a GPU looks at all outputs in one launch
+        self.most = IN_CACHE if model.is_here else math.inf
+
+    def layer(self, first: np.ndarray) -> int | None:
+        """The number of the layer whose first parameters these are."""
+        return self._layers.get(gpu.address(first))
+
+
+class Seen:
+    """Kernels that leave the health of the updates after `done`, those of them that are to be looked at, in a row each."""
+
+    def __init__(self, ops: Any, health: Health, places: Places, done: int) -> None:
+        self._ops, self._health, self._places = ops, health, places
+        self._done, self._made = done, 0
         self._found: dict[int, tuple[Activation, np.ndarray]] = {}
         self._size = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
+        found = self.__dict__[name] = getattr(self._ops, name)
+        return found
 
     def dense_chain_forward(
         self, x: Any, weights: Any, biases: Any, activations: Any, residual: Any, zs: Any, outputs: Any
@@ -50,36 +72,54 @@ class Seen:
         # h is a gate times tanh, unless it is projected
         self._see(w_ih, ACTIVATIONS["tanh" if rest[3] is None else "identity"], h)
 
-    def update_arrays(self, params: Any, grads: Any, *rest: Any) -> int:
+    def update_arrays(self, params: Any, grads: Any, *rest: Any) -> Any:
+        if not self._looks:
+            self._made += 1
+            return self._ops.update_arrays(params, grads, *rest)
         self._look()
-        row = self._health.rows[0]
-        found = np.empty((len(row), 4))
-        self._ops.array_health(self._layers, found)
+        row, like = self._row, params[0]
+        found, moved = doubles(4 * len(row), like).reshape(-1, 4), doubles(2 * len(params), like).reshape(-1, 2)
+        self._ops.array_health(self._places.gradients, found)
         row[:, GRADIENTS] = found
-        moved = np.empty((len(params), 2))
         status = self._ops.update_arrays(params, grads, *rest, moved)
-        if status == names.OK:
-            changed, weights = np.add.reduceat(moved, self._health.arrays).T
+        owners = self._health.owners
+        if gpu.is_there(moved):
+            importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
+                gpu.constant(owners, row), moved, status.reshape(1), row
+            )
+        elif status == names.OK:
+            changed, weights = (np.bincount(owners, squares, len(row)) for squares in moved.T)
             with np.errstate(divide="ignore", invalid="ignore"):
                 row[:, RATIO] = np.where(changed == 0, 0, np.sqrt(changed / weights))
+        self._made += 1
         return status
 
+    @property
+    def _looks(self) -> bool:
+        """Whether the update that runs is to be looked at."""
+        return (self._done + self._made) % self._health.every == 0
+
+    @property
+    def _row(self) -> Any:
+        return self._health.rows[self._made]
+
     def _see(self, first: np.ndarray, activation: Activation, y: np.ndarray) -> None:
-        layer = self._places.get(first.ctypes.data)
+        layer = self._places.layer(first) if self._looks else None
         if layer is not None:
             self._found[layer] = activation, check.contiguous(y.reshape(-1, y.shape[-1]))
             self._size += y.size
-            if self._size > IN_CACHE:
+            if self._size > self._places.most:
                 self._look()
 
     def _look(self) -> None:
         """Look at the outputs that have come since, in one launch."""
         if self._found:
-            limits = np.array([bands(activation) for activation, _ in self._found.values()])
-            found = np.empty((len(limits), 4))
+            row, activations = self._row, {layer: activation for layer, (activation, _) in self._found.items()}
+            limits = gpu.constant(np.array([bands(activation) for activation in activations.values()]), row)
+            found = doubles(limits.size, row).reshape(limits.shape)
             self._ops.output_health([y for _, y in self._found.values()], limits, found)
-            self._health.rows[0, list(self._found), OUTPUTS] = found
-            for layer, (activation, _) in self._found.items():
+            row[gpu.constant(np.array(list(activations)), row), OUTPUTS] = found
+            for layer, activation in activations.items():
                 self._health.activations[layer] = activation
         self._found, self._size = {}, 0
 

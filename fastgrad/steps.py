@@ -4,30 +4,51 @@ Both read and write the model's flat arrays, keep their scratch between steps, a
 one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
 from fastgrad.data import Data, target_rows, windows
+from fastgrad.epoch import Epoch
 from fastgrad.kernels import names
 from fastgrad.memory import empty
 from fastgrad.model import Kept, Model
 from fastgrad.reduction import Reduction
 from fastgrad.rows import rows_of, sequences, sequences_of
 
+if TYPE_CHECKING:
+    from fastgrad.health import Health
+
 # losses taken from the logits where the model ends in this activation
 FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
+
+
+class Steps(Protocol):
+    """What a trainer runs. updates: made by the last epoch, or by what there was of it."""
+
+    params: np.ndarray
+    mask: np.ndarray | None
+    updates: int
+
+    def reserve(self, rows: int) -> None:
+        """Scratch for batches of this many rows."""
+
+    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
+        """The update after so many; record (2,) = mean loss and norm. Returns the status, on a GPU an array () there."""
+
+    def epoch(self, asked: Epoch) -> int:
+        """An update after the other, up to one that fails, whose status is returned."""
 
 
 class ChainSteps:
     """Steps of a DenseChain: one call each, and one for an epoch."""
 
-    # made by the last epoch, or by what there was of it
     updates = 0
     # what the kernels are asked to look at
-    _watch: names.Watch | None = None
+    watch: names.Watch | None = None
 
     def __init__(
         self,
@@ -46,30 +67,20 @@ class ChainSteps:
         self._arguments: tuple = ()
 
     def reserve(self, rows: int) -> None:
-        """Scratch for batches of this many rows."""
         if rows > self._rows:
             self._work = empty((names.workspace_size(self._sizes, rows),), self._work)
             self._arguments = *self._net, self._work, *self._optimizer
             self._rows = rows
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: Any, done: int, record: np.ndarray) -> int:
-        return kernels(x).dense_chain_step(x, target, *self._arguments, done, record, health=self._watch)
+        return kernels(x).dense_chain_step(x, target, *self._arguments, done, record, health=self.watch)
 
-    def epoch(
-        self,
-        data: Data,
-        order: np.ndarray,
-        batch_size: int,
-        window: int | None,
-        rates: np.ndarray,
-        done: int,
-        record: np.ndarray,
-        sizes: np.ndarray,
-    ) -> int:
+    def epoch(self, asked: Epoch) -> int:
         self.updates = 0
-        sizes[...] = np.diff(np.append(np.arange(0, len(order), batch_size), len(order)))
-        status, self.updates = kernels(data.x).dense_chain_epoch(
-            data.x, data.y, order, batch_size, rates, *self._arguments, done, record, health=self._watch
+        (x, y, _), order, size = asked.data, asked.order, asked.batch_size
+        asked.sizes[...] = np.diff(np.append(np.arange(0, len(order), size), len(order)))
+        status, self.updates = kernels(x).dense_chain_epoch(
+            x, y, order, size, asked.rates, *self._arguments, asked.done, asked.record, health=self.watch
         )
         return status
 
@@ -77,7 +88,6 @@ class ChainSteps:
 class LayerSteps:
     """Steps of any model: forward, loss, backward, norm, update."""
 
-    # see ChainSteps
     updates = 0
 
     def __init__(
@@ -93,7 +103,7 @@ class LayerSteps:
     ) -> None:
         self.params, self.mask = model.params, model._mask
         self._model, self._loss = model, loss
-        # updates of the part of an epoch that runs
+        # updates of the epoch that runs
         self._reduction, self._planned = reduction, 0
         # of the last step; a share of them where means are taken over processes
         self._rows: float = 0
@@ -107,32 +117,28 @@ class LayerSteps:
     def reserve(self, rows: int) -> None:
         """Nothing: layers ask for their memory themselves."""
 
-    def epoch(
-        self,
-        data: Data,
-        order: np.ndarray,
-        batch_size: int,
-        window: int | None,
-        rates: np.ndarray,
-        done: int,
-        record: np.ndarray,
-        sizes: np.ndarray,
-    ) -> int:
-        self.updates, self._planned = 0, len(sizes)
-        # sequences of another process may be longer
-        every = self._reduction is not None
-        for start in range(0, len(order), batch_size):
-            state = None
-            for part in windows(self._taken(data, order[start : start + batch_size]), window, every):
-                self._optimizer[2][0] = rates[self.updates]
-                status = self.step(*part, done + self.updates, record[self.updates], state)
-                if status != names.OK:
-                    return status
-                if every and not self._rows:
-                    break
-                sizes[self.updates], state = self._rows, self._state
-                self.updates += 1
+    def epoch(self, asked: Epoch) -> int:
+        self.updates = 0
+        for status in self._run(asked, asked.record):
+            if status != names.OK:
+                return status
+            asked.sizes[self.updates] = self._rows
+            self.updates += 1
         return names.OK
+
+    def _run(self, asked: Epoch, record: np.ndarray) -> Iterator[Any]:
+        """An epoch's updates: the status of each."""
+        self._planned, made = asked.planned, 0
+        for start in range(0, len(asked.order), asked.batch_size):
+            state, taken = None, self._taken(asked.data, asked.order[start : start + asked.batch_size])
+            # sequences of another process may be longer
+            for part in windows(taken, asked.window, self._reduction is not None):
+                self._optimizer[2][0] = asked.rates[made]
+                status = self.step(*part, asked.done + made, record[made], state)
+                if self._reduction is not None and not self._rows:
+                    break
+                yield status
+                state, made = self._state, made + 1
 
     def _taken(self, data: Data, rows: np.ndarray) -> Data:
         def taken(a: np.ndarray) -> np.ndarray:
@@ -199,17 +205,25 @@ def steps_of(
     clip_norm: float,
     constraint: names.Constraint | None,
     reduction: Reduction | None,
-) -> ChainSteps | LayerSteps:
+    health: "Health | None",
+) -> Steps:
     """Steps of the kind that the model allows: an all-reduce comes between a chain's gradients and its update."""
     settings = loss, optimizer, state, hyper, clip_norm, constraint
+    steps: ChainSteps | LayerSteps
     if isinstance(model, DenseChain) and reduction is None:
-        return ChainSteps(model, *settings)
-    if not model.is_here:
+        steps = ChainSteps(model, *settings)
+    elif not model.is_here:
         from fastgrad.there import ThereLayerSteps
 
-        return ThereLayerSteps(model, *settings, reduction)
-    if isinstance(model, DenseChain):
+        steps = ThereLayerSteps(model, *settings, reduction)
+    elif isinstance(model, DenseChain) and health is None:
         from fastgrad.shared import SharedChainSteps
 
-        return SharedChainSteps(model, *settings, reduction)
-    return LayerSteps(model, *settings, reduction)
+        steps = SharedChainSteps(model, *settings, reduction)
+    else:
+        steps = LayerSteps(model, *settings, reduction)
+    if health is None or not health.layers:
+        return steps
+    from fastgrad.watched import watched
+
+    return watched(steps, model, loss, health)

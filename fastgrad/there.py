@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad import gpu
-from fastgrad.data import Data, windows
+from fastgrad.data import Data
+from fastgrad.epoch import Epoch
 from fastgrad.kernels import names
 from fastgrad.model import Kept
 from fastgrad.steps import LayerSteps
@@ -21,39 +22,22 @@ class ThereLayerSteps(LayerSteps):
     # 1, or NaN once a step of the epoch has failed
     _alive: Any = None
 
-    def epoch(
-        self,
-        data: Data,
-        order: np.ndarray,
-        batch_size: int,
-        window: int | None,
-        rates: np.ndarray,
-        done: int,
-        record: np.ndarray,
-        sizes: np.ndarray,
-    ) -> int:
-        there: Any = gpu.there(np.zeros(record.shape))
-        statuses: list[Any] = []
-        for start in range(0, len(order), batch_size):
-            state = None
-            for part in windows(self._taken(data, order[start : start + batch_size]), window, False):
-                made = len(statuses)
-                self._optimizer[2][0] = rates[made]
-                status = self.step(*part, done + made, there[made], state).reshape(1)
-                statuses.append(status)
+    def epoch(self, asked: Epoch) -> int:
+        self.updates = 0
+        # mean loss, norm, rows and status of each update
+        there, made = gpu.zeros((len(asked.sizes), 4), np.float64), 0
+        try:
+            for status in self._run(asked, there[:, :2]):
+                there[made, 2], there[made, 3] = self._rows, status
                 alive = np.where(status == names.OK, 1.0, np.nan)
                 self._alive = alive if self._alive is None else self._alive * alive
-                sizes[made], state = self._rows, self._state
-        self._alive, self.updates = None, len(statuses)
-        record[...] = gpu.here(there)
-        if not statuses:
-            return names.OK
-        found = gpu.here(np.concatenate(statuses))
-        failed = np.flatnonzero(found)
-        if not len(failed):
-            return names.OK
-        self.updates = int(failed[0])
-        return int(found[failed[0]])
+                made += 1
+        finally:
+            self._alive, found = None, gpu.here(there)[:made]
+            asked.record[:made], asked.sizes[:made] = found[:, :2], found[:, 2]
+            failed = np.flatnonzero(found[:, 3])
+            self.updates = int(failed[0]) if len(failed) else made
+        return int(found[failed[0], 3]) if len(failed) else names.OK
 
     def step(
         self,
@@ -65,9 +49,14 @@ class ThereLayerSteps(LayerSteps):
         state: Any = None,
     ) -> Any:
         before = Kept(self._model)
+        status: Any = None
         if self._alive is not None:
             x = x * self._alive.astype(x.dtype)
-        status = self._step(x, target, lengths, done, record, state)
+        try:
+            status = self._step(x, target, lengths, done, record, state)
+        finally:
+            if status is None:
+                before.restore()
         before.restore_unless(status == names.OK)
         return status
 

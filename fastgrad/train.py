@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check, gpu, watched
+from fastgrad import check, gpu
 from fastgrad import constraint as constraints
 from fastgrad.backend import kernels
-from fastgrad.chains import DenseChain
 from fastgrad.constraint import Constraint
 from fastgrad.data import Data, checked, window_size
+from fastgrad.epoch import Epoch
 from fastgrad.evaluate import evaluate
 from fastgrad.gradual import GradualPruning
 from fastgrad.health import Health
@@ -27,7 +27,7 @@ from fastgrad.reduction import Reduce, Reduction
 from fastgrad.report import Report
 from fastgrad.schedule import Schedule
 from fastgrad.sequences import SequenceModel
-from fastgrad.steps import ChainSteps, LayerSteps, steps_of
+from fastgrad.steps import Steps, steps_of
 
 
 class Trainer:
@@ -51,7 +51,7 @@ class Trainer:
 
     # of x and y in the last step, for which there is scratch
     _shapes: tuple
-    _steps: ChainSteps | LayerSteps
+    _steps: Steps
 
     def __init__(
         self,
@@ -87,9 +87,8 @@ class Trainer:
         if hasattr(kernels(model.params), "direct"):
             # where each call would carry the model to the GPU it goes there for good
             model.to("cuda")
-        if not model.is_here and (reduce is not None or (every and not isinstance(model, DenseChain))):
-            what = "reduce" if reduce is not None else "health of what is not a DenseChain"
-            raise ValueError(f"Trainer: {what} needs a model that is not on a GPU; model.to('cpu') takes it back")
+        if not model.is_here and reduce is not None:
+            raise ValueError("Trainer: reduce needs a model that is not on a GPU; model.to('cpu') takes it back")
         self.state = zeros((self.optimizer.state_rows, model.params.size), model.params)  # (S, P)
         self.lock = threading.Lock()
         self.rng = generator(seed)
@@ -193,21 +192,17 @@ class Trainer:
                     if shuffle:
                         np.copyto(order, identity)
                         self.rng.shuffle(order)
+                    whole = Epoch(data, order, batch_size, steps, rates, self.step_count, record, sizes, updates)
                     first = done = 0
                     while first < batches:
                         self._reserve(batch_size)
                         # an epoch is one call but for pruning, before which its batches end
-                        last = first + self._until_pruning(batches - first, windows)
-                        # where sequences end early there are fewer updates than windows
-                        now = slice(done, done + (last - first) * windows)
-                        rows = order[first * batch_size : last * batch_size]
+                        count = self._until_pruning(batches - first, windows)
                         try:
-                            status = self._steps.epoch(
-                                data, rows, batch_size, steps, rates[now], self.step_count, record[now], sizes[now]
-                            )
+                            status = self._steps.epoch(whole.part(first, count, done))
                         finally:
                             self._count(self._steps.updates)
-                        first, done = last, done + self._steps.updates
+                        first, done = first + count, done + self._steps.updates
                         if status != names.OK:
                             part = "window" if steps else "batch"
                             self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
@@ -254,11 +249,8 @@ class Trainer:
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
         reduction = None if self.reduce is None else Reduction(self.reduce, self.model)
-        rest = self.loss, self.optimizer, self.state, self._hyper, self.clip_norm, held, reduction
-        if self._health is None:
-            self._steps = steps_of(self.model, *rest)
-        else:
-            self._steps = watched.steps_of(self._health, self.model, *rest)
+        rest = self.optimizer, self.state, self._hyper, self.clip_norm, held, reduction, self._health
+        self._steps = steps_of(self.model, self.loss, *rest)
 
     def _count(self, updates: int) -> None:
         """Count updates, and prune if any was due."""

@@ -1,86 +1,81 @@
 """Steps that leave their health: those of steps.py, which know nothing of it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
-from fastgrad.data import Data
+from fastgrad.epoch import Epoch
 from fastgrad.health import KEPT, Health
 from fastgrad.kernels import names
 from fastgrad.kernels.names import ACTIVATIONS
-from fastgrad.seen import Seen, in_force
+from fastgrad.model import Model
+from fastgrad.seen import Places, Seen, in_force
 from fastgrad.steps import FUSED, ChainSteps, LayerSteps
 
+NOTHING: AbstractContextManager = nullcontext()
 
-class WatchedChainSteps(ChainSteps):
-    """Steps whose kernels look at what they make."""
 
-    def __init__(self, health: Health, model: DenseChain, loss: str, *rest: Any) -> None:
-        super().__init__(model, loss, *rest)
-        activations = list(model._activations)
-        if FUSED.get(loss) == model.output.code:
-            activations[-1] = ACTIVATIONS["identity"]
-        self._health, self._watch = health, health.watch(activations)
+class Watched:
+    """Steps of a chain, whose kernels look at what they make; they are asked to in `watch`."""
 
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: None, done: int, record: np.ndarray) -> int:
-        status = super().step(x, target, lengths, done, record)
-        if done % self._health.every == 0 and status != names.BAD_LABEL:
-            self._health.add(done, self._health.rows[0], status != names.OK)
+    updates = 0
+
+    def __init__(self, steps: Any, health: Health) -> None:
+        self.params, self.mask, self.reserve = steps.params, steps.mask, steps.reserve
+        self._steps, self._health = steps, health
+
+    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
+        if done % self._health.every:
+            return self._steps.step(x, target, lengths, done, record)
+        with self._looking(done, 1):
+            status = self._steps.step(x, target, lengths, done, record)
+        self._health.add(done, self._health.rows[0], status)
         return status
 
-    def epoch(
-        self,
-        data: Data,
-        order: np.ndarray,
-        batch_size: int,
-        window: int | None,
-        rates: np.ndarray,
-        done: int,
-        record: np.ndarray,
-        sizes: np.ndarray,
-    ) -> int:
-        """In parts of so many batches as there are rows for."""
-        made = 0
-        for first in range(0, len(sizes), KEPT):
-            part = slice(first, first + KEPT)
-            rows = order[first * batch_size : (first + KEPT) * batch_size]
-            status = super().epoch(data, rows, batch_size, window, rates[part], done + first, record[part], sizes[part])
-            self._health.add_batches(done + first, self.updates, status == names.NONFINITE)
-            made += self.updates
-            self.updates = made
+    def epoch(self, asked: Epoch) -> int:
+        """In parts of so many updates as there are rows for."""
+        self.updates, batches = 0, max(KEPT // asked.windows, 1)
+        for first in range(0, asked.batches, batches):
+            part, status = asked.part(first, batches, self.updates), names.OK
+            looking = self._looking(part.done, len(part.sizes))
+            try:
+                with looking:
+                    status = self._steps.epoch(part)
+            finally:
+                self.updates += self._steps.updates
+                self._health.add_updates(part.done, self._steps.updates, status)
             if status != names.OK:
                 return status
         return names.OK
 
-
-class WatchedLayerSteps(LayerSteps):
-    """Steps whose kernels are looked at: their outputs are known by where the layers' parameters lie."""
-
-    def __init__(self, health: Health, model: Any, *rest: Any) -> None:
-        super().__init__(model, *rest)
-        self._health = health
-        start = model.params.ctypes.data
-        self._places = {start + offset * model.params.itemsize: i for i, offset in enumerate(health.offsets)}
-        self._layers = np.split(model.grads, health.offsets[1:])
-
-    def _step(
-        self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
-    ) -> int:
-        if done % self._health.every or not self._places:
-            return super()._step(x, target, lengths, done, record, state)
-        self._health.rows[0] = np.nan
-        with in_force(Seen(kernels(), self._health, self._places, self._layers)):
-            status = super()._step(x, target, lengths, done, record, state)
-        if status != names.BAD_LABEL:
-            self._health.add(done, self._health.rows[0], status != names.OK)
-        return status
+    def _looking(self, done: int, updates: int) -> AbstractContextManager:
+        """A block in which so many updates after `done` leave rows."""
+        return NOTHING
 
 
-def steps_of(health: Health, model: Any, *rest: Any) -> ChainSteps | LayerSteps:
-    """Steps of the kind that steps.py makes."""
-    *settings, reduction = rest
-    if isinstance(model, DenseChain) and reduction is None:
-        return WatchedChainSteps(health, model, *settings)
-    return WatchedLayerSteps(health, model, *rest)
+class WatchedLayers(Watched):
+    """Steps of any other model, whose kernels are looked at."""
+
+    def __init__(self, steps: LayerSteps, model: Model, health: Health) -> None:
+        super().__init__(steps, health)
+        self._places = Places(model, health)
+
+    def _looking(self, done: int, updates: int) -> AbstractContextManager:
+        self._health.reserve(updates, self.params)
+        return in_force(Seen(kernels(self.params), self._health, self._places, done))
+
+
+def watched(steps: ChainSteps | LayerSteps, model: Model, loss: str, health: Health) -> Watched:
+    """These steps, watched."""
+    health.reserve(KEPT, model.params)
+    if isinstance(steps, LayerSteps):
+        return WatchedLayers(steps, model, health)
+    assert isinstance(model, DenseChain)
+    activations = list(model._activations)
+    if FUSED.get(loss) == model.output.code:
+        activations[-1] = ACTIVATIONS["identity"]
+    steps.watch = health.watch(activations)
+    return Watched(steps, health)

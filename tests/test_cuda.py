@@ -19,7 +19,7 @@ from arrays import unwritten
 from chains import backward, forward, random_chain
 from conftest import CUDA_RESOURCES, resource_table
 from convs import kernel_run, pair, random_conv
-from fastgrad.kernels import reference
+from fastgrad.kernels import names, reference
 from fastgrad.kernels.names import ACTIVATIONS
 from lstms import random_lstm
 from tolerances import assert_close
@@ -49,6 +49,7 @@ SIMULATED = [
     "test_dropout.py::test_it_may_run_in_place_and_nan_stays",
     "test_health.py::test_what_is_not_finite_is_counted",
     "test_health.py::test_outputs_are_described[float32-cuda-1.0-0.0-shape2]",
+    "test_cuda.py::test_ratios_of_updates_are_the_references",
     "test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
     "test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
     "test_pool.py::test_zeros_of_either_sign_are_equal",
@@ -363,6 +364,26 @@ def test_health_reads_each_value_once(emulated, launches, dtype, rng):
     assert names_of(launches) == ["look_at_outputs", "join_groups", "join_outputs"]
     # and the first value of each chunk once more, by all threads: caches hold it
     assert n - 5000 + BLOCK * 4 == traffic_of(launches[0], dtype)[1][0]
+
+
+@pytest.mark.parametrize("layers", [3, BLOCK + 1])
+def test_ratios_of_updates_are_the_references(emulated, layers, rng):
+    """Of arrays in any order; nothing moved is 0, something moved where all was 0 is infinite, and of no update there is none."""
+    from fastgrad.kernels.cuda.health import leave_ratios
+
+    owners = rng.permutation(np.repeat(np.arange(layers), 2))
+    moved = rng.random((2 * layers, 2))
+    moved[owners == 0] = 0
+    moved[owners == 1, 1] = 0
+    moved[np.flatnonzero(owners == 2)[1]] = np.inf, 1
+    row = np.full((layers, 9), 7.0)
+    leave_ratios(owners, moved, np.zeros(1, np.int64), row)
+    assert row[:3, 8].tolist() == [0, np.inf, np.inf]
+    expected = [reference.health.ratio(*moved[owners == layer].sum(axis=0)) for layer in range(3, layers)]
+    np.testing.assert_allclose(row[3:, 8], expected, rtol=1e-12)
+    leave_ratios(owners, moved, np.full(1, names.NONFINITE), row)
+    assert np.isnan(row[:, 8]).all()
+    assert (row[:, :8] == 7).all()
 
 
 def test_pruning_reads_once_for_each_digit_and_once_more(emulated, launches, dtype, rng):

@@ -303,10 +303,12 @@ def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(in_force, kind
     assert report.as_dict()["layers.1/nonfinite"] > 0
     assert report.verdicts["layers.1"].illness == "exploding"
     assert "NaN or infinite" in str(report)
+    assert np.isnan(report.values[:, -1]).all()
     np.testing.assert_array_equal(report.steps, [0])
     with pytest.raises(ValueError, match="y must be in"):
         trainer.step(x, y + 7)
     assert trainer.health().step == 1
+    assert bits(trainer.health().values) == bits(report.values)
 
 
 def test_what_cannot_be_told_is_an_error(in_force):

@@ -32,6 +32,7 @@ the place of the GPU, with `use`.
 import contextlib
 import inspect
 import os
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numba
@@ -305,6 +306,18 @@ def blocks(n):
 def flat(array):
     """The array itself if it is C-contiguous and aligned, else a copy that is. None stays None."""
     return array if array is None or usable(array) else array.copy(order="C")
+
+
+@lru_cache(maxsize=64)
+def _copied(values, shape, dtype, xp, _):
+    return xp.asarray(np.frombuffer(values, dtype).reshape(shape))
+
+
+def constant(array):
+    """A small array on the device: one of NumPy is copied once for all calls of a training loop, where its values stay."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return _copied(array.tobytes(), array.shape, array.dtype, _current().xp, queue())
 
 
 def where():

@@ -6,16 +6,16 @@ compiles the kernels and leaves addresses and tables on the device, and the reco
 then: an update's step number and rate too, so of Adam's the corrections stay those of its step.
 """
 
-from . import device, lists, rows
+from . import device, lists
 
 
 class Captured:
     """function() as a graph. `result` is what it returned, which every replay writes anew; calling it replays, on the current stream."""
 
     def __init__(self, function):
-        # tables and lengths of this graph lie in its pool, which outlives those that are kept for others
+        # tables and constants of this graph lie in its pool, which outlives those that are kept for others
         lists._table.cache_clear()
-        rows._copied.cache_clear()
+        device._copied.cache_clear()
         self.result, self._replay = device.record(function)
 
     def __call__(self):

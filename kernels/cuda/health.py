@@ -3,7 +3,7 @@ join what its chunks were told.
 
 Outputs of a chunk are summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is
 lost; chunks are joined about their common mean (Chan, Golub & LeVeque 1983), first those with the same columns, then those groups. What
-updates change is told by optim.py.
+updates change is told by optim.py. All of it stays on the device where `found` does.
 """
 
 import math
@@ -11,11 +11,29 @@ import math
 import numpy as np
 from numba import cuda, float64, int64
 
+from .. import names
 from . import device
 from .clip import joined, norm_again, norm_from
-from .device import BLOCK, Arrays, Flags, Integers, Real, Values, Wide, function, give, launch, wide_kernel
+from .device import (
+    BLOCK,
+    Arrays,
+    Flags,
+    Integer,
+    Integers,
+    Real,
+    Values,
+    Wide,
+    blocks,
+    function,
+    give,
+    launch,
+    wide_kernel,
+)
 from .lists import COLUMNS, END, PARTS, chunk_of, flat, table
 from .reduce import add_down, largest_down
+
+# values of a layer's row, of which the updates' ratio is the last
+WIDTH = len(names.HEALTH)
 
 
 @wide_kernel
@@ -59,6 +77,33 @@ def join_arrays(
         size = chunks[(last - 1) * COLUMNS + END] if last > first else 1
         found[4 * a], found[4 * a + 1] = norm, most
         found[4 * a + 2], found[4 * a + 3] = float64(zeros) / float64(size), bad
+
+
+@wide_kernel
+def divide_changes(
+    dtype: Real, layers: Integer, arrays: Integer, owners: Integers, moved: Wide, status: Integers, row: Wide
+):  # fmt: skip
+    """The ratio in each layer's row: a thread for each, which adds up what was moved of the arrays that it owns."""
+    layer = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
+    if layer < layers:
+        changed, weight = 0.0, 0.0
+        for a in range(arrays):
+            if owners[a] == layer:
+                changed += moved[2 * a]
+                weight += moved[2 * a + 1]
+        ratio = math.inf
+        if status[0] != names.OK:
+            ratio = math.nan
+        elif changed == 0.0:
+            ratio = 0.0
+        elif weight != 0.0:
+            ratio = math.sqrt(changed / weight)
+        row[layer * WIDTH + WIDTH - 1] = ratio
+
+
+def leave_ratios(owners, moved, status, row):
+    """The updates' ratios in row (L, 9), from moved (n, 2) of arrays whose layers are owners (n,); NaN where status (1,) is not OK."""
+    launch(divide_changes, row.dtype, blocks(len(row)), len(row), len(moved), owners, moved, status, row)
 
 
 def array_health(arrays, found):

@@ -4,13 +4,23 @@ How many rows a step has is read by kernels alone: blocks in the second dimensio
 threads past the end of a step do nothing. So nothing waits for lengths that are on the device, and launches are the same for all.
 """
 
-from functools import lru_cache
-
-import numpy as np
 from numba import cuda
 
-from . import device
-from .device import Integer, Integers, Real, Values, blocks, first, flat, function, kernel, launch, stride, written
+from .device import (
+    Integer,
+    Integers,
+    Real,
+    Values,
+    blocks,
+    constant,
+    first,
+    flat,
+    function,
+    kernel,
+    launch,
+    stride,
+    written,
+)
 
 # a grid's second dimension has no more; blocks then take several steps
 MOST_STEPS = 65535
@@ -49,14 +59,9 @@ def step_blocks(values, steps):
     return blocks(values), min(steps, MOST_STEPS)
 
 
-@lru_cache(maxsize=64)
-def _copied(values, xp, _):
-    return xp.asarray(np.frombuffer(values, np.int64))
-
-
 def on_device(*arrays):
-    """order and offsets on the device. Those of NumPy are copied once for all ops of a pass, and of a training loop where they stay."""
-    return [_copied(a.tobytes(), device.xp, device.queue()) if isinstance(a, np.ndarray) else a for a in arrays]
+    """order and offsets on the device, once for all ops of a pass."""
+    return [constant(a) for a in arrays]
 
 
 def gather_rows(x, order, offsets, rows):

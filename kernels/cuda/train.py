@@ -5,7 +5,7 @@ the gradients; the update, which clips. Whether there was a bad label, and wheth
 step leaves a status, and the next step of an epoch does nothing where that is not OK. So an epoch waits once, at its end. The gradients of
 the batch that failed are then taken again, for whoever asks which were not finite.
 
-A record that is on the device is written there. All that a step makes on the way, but its status, lies in `work`.
+A record that is on the device is written there, as are rows of health. All that a step makes on the way, but its status, lies in `work`.
 """
 
 import math
@@ -15,13 +15,12 @@ from numba import cuda, float64
 
 from .. import names
 from ..reference.dense import layer_views
-from ..reference.health import ratio
 from ..reference.train import FUSED
 from . import device
 from .clip import norms_of
 from .dense import dense_chain_backward, dense_chain_forward
-from .device import BLOCK, Integer, Integers, Real, Wide, WideNumber, flat, give, launch, wide_kernel
-from .health import array_health, output_health
+from .device import BLOCK, Integer, Integers, Real, Wide, WideNumber, constant, flat, give, launch, wide_kernel
+from .health import array_health, leave_ratios, output_health
 from .loss import class_losses, value_losses
 from .optim import update_all
 from .reduce import add_down
@@ -100,11 +99,15 @@ def carve(array, shapes):
     return found, array
 
 
-def run_step(chain, x, target, update, step, record, before, row_weights, l2, health):
-    """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device."""
+def run_step(chain, x, target, update, step, record, before, row_weights, l2, health, batch):
+    """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device.
+
+    health is a Watch, of which row `batch` is written, or None. Nothing waits for a row that lies on the device.
+    """
+    xp = device.xp
     optimizer, state, hyper, clip_norm, masks, constraint = update
     parts, scale, squares, outputs = chain.gradients(x, target, row_weights, l2)
-    seen, status = device.xp.empty(1, np.int64), device.xp.empty(1, np.int64)
+    seen, status = xp.empty(1, np.int64), xp.empty(1, np.int64)
     launch(leave_mean, x.dtype, 1, parts.size, scale, parts, before, seen, record)
     if l2:
         record[2:3] = squares
@@ -112,48 +115,40 @@ def run_step(chain, x, target, update, step, record, before, row_weights, l2, he
     lists = constraint is not None and constraint.kind != names.MAX_VALUE
     params, grads = [chain.params], [chain.grads]
     moved = None
-    if watched:
-        look(chain, health, outputs)
     if watched or lists:
         # what is of an array by itself needs them one by one, in the order in which they lie
         pairs = zip(chain.weights, chain.biases, chain.dweights, chain.dbiases, chain.layers.tolist(), strict=True)
         every = [
-            e for w, b, dw, db, (_, _, at, b_at, _) in pairs for e in ((at, w, dw), (b_at, b, db)) if e[1] is not None
+            (offset, a, da, layer)
+            for layer, (w, b, dw, db, (_, _, at, b_at, _)) in enumerate(pairs)
+            for offset, a, da in ((at, w, dw), (b_at, b, db))
+            if a is not None
         ]
         order = sorted(range(len(every)), key=lambda i: every[i][0])
-        params, grads = ([every[i][k] for i in order] for k in (1, 2))
-        moved = np.empty((len(every), 2)) if watched else None
+        params, grads, owners = ([every[i][k] for i in order] for k in (1, 2, 3))
+        moved = xp.empty((len(every), 2)) if watched else None
         if lists:
             widths = np.asarray(constraint.widths if type(constraint.widths) is np.ndarray else constraint.widths.get())
             constraint = names.Constraint(constraint.kind, constraint.limit, widths[order])
     update_all(
         params, grads, optimizer, state, hyper, step + 1, clip_norm, masks, constraint, record[1:2], status, moved, seen
     )
-    if watched and int(status[0]) == names.OK:
-        leave_ratios(chain, health, moved[np.argsort(order)])
+    if watched:
+        row = health.rows[batch]
+        there = row if type(row) is xp.ndarray else xp.empty(row.shape)
+        look(chain, health.bands, outputs, there)
+        leave_ratios(constant(np.array(owners, np.int64)), moved, status, there)
+        if there is not row:
+            give(there, row)
     return status
 
 
-def look(chain, health, outputs):
-    """What the layers' gradients and outputs look like, to the first row of health, for which the caller waits."""
-    row = health.rows[0]
+def look(chain, bands, outputs, row):
+    """What the layers' gradients and outputs look like, to row (L, 9), which lies on the device."""
     pairs = zip(chain.dweights, chain.dbiases, strict=True)
     gradients = [[a.reshape(-1) for a in pair if a is not None] for pair in pairs]
-    found = np.empty((len(outputs), 4))
-    array_health([device.xp.concatenate(g) if len(g) > 1 else g[0] for g in gradients], found)
-    row[:, :4] = found
-    output_health(outputs, health.bands, found)
-    row[:, 4:8] = found
-    row[:, 8] = math.nan
-
-
-def leave_ratios(chain, health, moved):
-    """The updates' ratios of layers, from what was moved of each w and b."""
-    at = 0
-    for layer, b in enumerate(chain.biases):
-        count = 1 if b is None else 2
-        health.rows[0, layer, 8] = ratio(*moved[at : at + count].sum(axis=0))
-        at += count
+    array_health([device.xp.concatenate(g) if len(g) > 1 else g[0] for g in gradients], row[:, :4])
+    output_health(outputs, constant(bands), row[:, 4:8])
 
 
 def dense_chain_step(
@@ -168,7 +163,7 @@ def dense_chain_step(
     update = optimizer, state, hyper, clip_norm, masks, constraint
     there = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
     before = device.xp.zeros(1, np.int64)
-    status = run_step(chain, flat(x), flat(target), update, step, there, before, row_weights, l2, health)
+    status = run_step(chain, flat(x), flat(target), update, step, there, before, row_weights, l2, health, 0)
     if there is not record:
         give(there, record)
     return status.reshape(())
@@ -197,10 +192,8 @@ def dense_chain_epoch(
     for batch, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
         update = optimizer, state, np.array([rate, *rest]), clip_norm, masks, constraint
         batch_x, batch_target, weights = batch_of(start)
-        watch = health and names.Watch(health.bands, health.rows[batch:], health.every)
-        statuses.append(
-            run_step(chain, batch_x, batch_target, update, step + batch, there[batch], statuses[-1], weights, l2, watch)
-        )
+        asked = there[batch], statuses[-1], weights, l2, health, batch
+        statuses.append(run_step(chain, batch_x, batch_target, update, step + batch, *asked))
     found = np.empty(len(statuses), np.int64)
     give(xp.concatenate(statuses), found)
     failed = np.flatnonzero(found)
