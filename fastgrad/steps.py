@@ -105,8 +105,10 @@ class LayerSteps:
         self._model, self._loss = model, loss
         # updates of the epoch that runs
         self._reduction, self._planned = reduction, 0
-        # of the last step; a share of them where means are taken over processes
-        self._rows: float = 0
+        # of the last step; a share of them where means are taken over processes, and then on a GPU an array () there
+        self._rows: Any = 0
+        # whether it was past the ends of all processes' sequences
+        self._over = False
         self._logits = FUSED.get(loss) == model.output.code
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
@@ -129,13 +131,15 @@ class LayerSteps:
     def _run(self, asked: Epoch, record: np.ndarray) -> Iterator[Any]:
         """An epoch's updates: the status of each."""
         self._planned, made = asked.planned, 0
+        if self._reduction is not None:
+            self._reduction.sure = False
         for start in range(0, len(asked.order), asked.batch_size):
             state, taken = None, self._taken(asked.data, asked.order[start : start + asked.batch_size])
             # sequences of another process may be longer
             for part in windows(taken, asked.window, self._reduction is not None):
                 self._optimizer[2][0] = asked.rates[made]
                 status = self.step(*part, asked.done + made, record[made], state)
-                if self._reduction is not None and not self._rows:
+                if self._over:
                     break
                 yield status
                 state, made = self._state, made + 1
@@ -184,9 +188,10 @@ class LayerSteps:
         backward(sequences_of(dy, batch) if batch else dy)
         record[:1] = total * scale
         if self._reduction:
-            record[0], self._rows = self._reduction(total, losses.size, self._settings(done))
-            if not self._rows:
-                # past the ends of all processes' sequences
+            record[:1], self._rows = self._reduction(total, losses.size, self._settings(done))
+            # who has rows need not ask, and so wait, whether anybody has
+            self._over = not losses.size and not self._rows
+            if self._over:
                 return names.OK
         return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
 

@@ -1,7 +1,7 @@
 """Steps of a model that lies on a GPU: what steps.py does, with nothing that waits but the end of an epoch.
 
 A step's record lies there, and its status is an array () there. A chain's kernels do the rest; other models' steps, where one of an epoch
-has failed, are given NaN for x from then on, and so leave all as it is.
+has failed, are given NaN for x from then on, and so leave all as it is. Of an all-reduce reduction.py says what waits.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from fastgrad.data import Data
 from fastgrad.epoch import Epoch
 from fastgrad.kernels import names
 from fastgrad.model import Kept
+from fastgrad.reduction import DISAGREED
 from fastgrad.steps import LayerSteps
 
 
@@ -57,6 +58,8 @@ class ThereLayerSteps(LayerSteps):
         finally:
             if status is None:
                 before.restore()
+        if self._reduction is not None:
+            status = np.where(self._reduction.agreed, status, DISAGREED)
         before.restore_unless(status == names.OK)
         return status
 

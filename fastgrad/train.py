@@ -23,7 +23,7 @@ from fastgrad.later import Later
 from fastgrad.memory import doubles, zeros
 from fastgrad.model import Model, generator
 from fastgrad.optim import Adam, Optimizer
-from fastgrad.reduction import Reduce, Reduction
+from fastgrad.reduction import DISAGREED, Reduce, Reduction, disagreement
 from fastgrad.report import Report
 from fastgrad.schedule import Schedule
 from fastgrad.sequences import SequenceModel
@@ -46,7 +46,8 @@ class Trainer:
     all processes, or the mean, into a flat array in place. It is called once a step, between backward and clipping, with the gradients'
     sums over the rows and what belongs to them; gradients, norm and loss are then those of all rows of all processes, which need not be
     equally many. Models must start from the same parameters, and fits have equally many batches. Batch norms, validation and outputs in
-    health are of a process's own rows. Where it raises, so does the step, RuntimeError, and is not made.
+    health are of a process's own rows. Where it raises, so does the step, RuntimeError, and is not made. On a GPU it is given a CuPy array;
+    the first step there, and the first of each epoch, waits to know that all processes agree, others say so where their loss is read.
     """
 
     # of x and y in the last step, for which there is scratch
@@ -87,8 +88,6 @@ class Trainer:
         if hasattr(kernels(model.params), "direct"):
             # where each call would carry the model to the GPU it goes there for good
             model.to("cuda")
-        if not model.is_here and reduce is not None:
-            raise ValueError("Trainer: reduce needs a model that is not on a GPU; model.to('cpu') takes it back")
         self.state = zeros((self.optimizer.state_rows, model.params.size), model.params)  # (S, P)
         self.lock = threading.Lock()
         self.rng = generator(seed)
@@ -283,6 +282,8 @@ class Trainer:
         return checked(op, self.model, self.loss, x, y, lengths)
 
     def _fail(self, op: str, status: int, y: np.ndarray) -> None:
+        if status == DISAGREED:
+            raise disagreement()
         if (status == names.BAD_LABEL or not self.model.is_here) and self.model.n_out and y.dtype == np.int64:
             check.labels(op, "y", y, (*y.shape, self.model.n_out), self.model.params)
         hint = "; health() of the trainer tells of every layer" if self._health is not None else ""

@@ -92,6 +92,20 @@ def test_a_graph_replays_what_a_call_does(there, kind):
     assert results[0] == results[1]
 
 
+def test_health_and_shared_steps_are_those_of_the_cpu(there):
+    rng = np.random.default_rng(0)
+    x, y, found = rng.standard_normal((64, 20), np.float32), rng.integers(0, 10, 64), []
+    for place in ("cpu", "cuda"):
+        parts = fg.nn.Dense(20, 33, "tanh"), fg.nn.BatchNorm(33, "relu"), fg.nn.Dense(33, 10, "softmax")
+        model = fg.nn.Sequential(*parts, seed=0).to(place)
+        trainer = fg.Trainer(model, clip_norm=1.0, health=2, reduce=lambda values: None)
+        losses = [float(trainer.step(x, y)) for _ in range(3)]
+        trainer.fit(x, y, batch_size=20, shuffle=False)
+        found.append((losses, trainer.health().history, gpu.here(model.params)))
+    for here, on_gpu in zip(*found, strict=True):
+        np.testing.assert_allclose(on_gpu, here, rtol=1e-3, atol=1e-5)
+
+
 def test_tensors_of_pytorch_are_taken_where_they_lie(there):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():

@@ -207,8 +207,6 @@ def test_what_a_move_refuses(there):
         chain().to("cuda").forward(np.ones((2, 6), np.float32))
     with pytest.raises(TypeError, match=r"DenseChain.predict: x must be a NumPy array like the call's other arrays"):
         chain().predict(there.array(np.ones((2, 6), np.float32)))
-    with pytest.raises(ValueError, match="Trainer: reduce needs a model that is not on a GPU"):
-        fg.Trainer(model.to("cuda"), reduce=lambda values: None)
 
 
 def test_without_a_gpu_a_model_stays_where_it_is(monkeypatch):
