@@ -5,6 +5,8 @@ Numbers, not types, travel into compiled kernels, so a new architecture compiles
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, POISSON_NLL = range(4)
 SGD, ADAM, ADAGRAD, RMSPROP = range(4)
@@ -64,12 +66,37 @@ OK, BAD_LABEL, NONFINITE = range(3)
 
 
 def workspace_size(widths, batch):
-    """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses."""
+    """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses.
+
+    Nonzeros are not gathered: their widths may begin with 0.
+    """
     return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
 
 
 # what is told of a layer's health, in this order
 HEALTH = "grad_norm largest zeros nonfinite mean spread saturated dead update_ratio".split()
+
+
+class Nonzeros:
+    """x (N, C) by what of it is not 0: of row i values[starts[i] : starts[i + 1]], in the columns at the same places, which rise.
+
+    starts int64 (N + 1,), columns int32, values of x's dtype. Indexed by numbers of rows, or a slice, it gives an array.
+    """
+
+    def __init__(self, starts, columns, values, width):
+        self.starts, self.columns, self.values = starts, columns, values
+        self.shape, self.dtype = (len(starts) - 1, width), values.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        rows = np.arange(len(self))[rows]
+        found = np.zeros((len(rows), self.shape[1]), self.dtype)
+        for to, row in zip(found, rows, strict=True):
+            part = slice(self.starts[row], self.starts[row + 1])
+            to[self.columns[part]] = self.values[part]
+        return found
 
 
 class Watch:

@@ -27,6 +27,7 @@ ON_CUDA = {
     "test_pool",
     "test_prune",
     "test_recurrent",
+    "test_sparse",
     "test_train",
     "test_updater",
 }

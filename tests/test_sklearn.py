@@ -5,12 +5,14 @@ import pickle
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn", "1.7")
 
+from fastgrad.kernels.names import Nonzeros
 from scipy import sparse
 from sklearn import neural_network
 from sklearn.base import clone
@@ -23,6 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastgrad.sklearn as fast
 from fastgrad.sklearn.descent import Descent
+from fastgrad.sklearn.problem import Problem
 
 ROWS = 300
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -223,6 +226,69 @@ def test_a_sparse_x_is_a_dense_one(dtype):
         other = clone(dense).fit(form(x), y)
         np.testing.assert_array_equal(other.coefs_[0], dense.coefs_[0])
         np.testing.assert_array_equal(other.predict_proba(form(x)), dense.predict_proba(x))
+
+
+def few(kind="classes"):
+    """Data of which one value in six is not 0."""
+    x, y = DATA[kind][1]()
+    return np.where(np.random.default_rng(2).random(x.shape) < 1 / 6, x, 0), y
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("settings", ["adam", "sgd", "lbfgs", "early stopping"])
+@pytest.mark.parametrize("form", ["array", "csr", "csc"])
+def test_of_an_x_with_few_values_that_are_not_0_only_those_are_worked_on(data, settings, form, monkeypatch):
+    (kind, _, options), (x, y) = DATA[data], few(data)
+    weights = np.random.default_rng(1).random(ROWS)
+    theirs, ours = pair(kind, **options, **SETTINGS[settings])
+    theirs.fit(x, y, sample_weight=weights)
+    taken, run = set(), Problem.epoch
+
+    def epoch(problem, *arguments):
+        taken.add(type(problem.x))
+        return run(problem, *arguments)
+
+    monkeypatch.setattr(Problem, "epoch", epoch)
+    given = {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[form](x)
+    ours.fit(given, y, sample_weight=weights)
+    assert taken == {Nonzeros}
+    assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
+    np.testing.assert_array_equal(ours.predict(given), ours.predict(x))
+
+
+def test_a_sparse_x_may_have_columns_in_any_order_more_than_once(dtype):
+    x, y = few()
+    x = sparse.csr_array(x.astype(dtype))
+    # each value as its halves, backwards
+    indices, values = np.repeat(x.indices, 2), np.repeat(x.data / 2, 2)
+    for start, stop in pairwise(2 * x.indptr):
+        indices[start:stop], values[start:stop] = indices[start:stop][::-1], values[start:stop][::-1]
+    other = sparse.csr_array((values, indices, 2 * x.indptr), x.shape)
+    _, ours = pair("MLPClassifier")
+    np.testing.assert_array_equal(clone(ours).fit(other, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
+    assert other.nnz == 2 * x.nnz
+    np.testing.assert_array_equal(other.indices, indices)
+
+
+def test_a_sparse_x_may_be_read_only():
+    x, y = few()
+    given = sparse.csr_array(x)
+    for array in (given.data, given.indices, given.indptr):
+        array.flags.writeable = False
+    _, ours = pair("MLPClassifier")
+    np.testing.assert_array_equal(clone(ours).fit(given, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_weights_that_are_not_finite_are_an_error_where_few_values_are_not_0(seen):
+    """A row that does not see such a weight is trained on, but the fit ends in scikit-learn's error."""
+    x, y = few()
+    x[:, 5] = seen
+    _, ours = pair("MLPClassifier", warm_start=True, max_iter=2, alpha=0.0)
+    ours.fit(x, y)
+    ours.coefs_[0][5] = np.inf
+    with pytest.raises(ValueError, match="is not finite" if seen else "Solver produced non-finite parameter weights"):
+        ours.fit(x, y)
 
 
 def test_many_rows_are_predicted_part_by_part():

@@ -2,8 +2,8 @@
 
 They are subclasses of scikit-learn's own, whose are the parameters, attributes and checks, the first weights, the order of rows and
 what ends training: with the same random_state the numbers are scikit-learn's, to rounding. Ours are forward, loss, gradient and
-update, in the dtype of X, float32 or float64; lbfgs, which is SciPy's, gets loss and gradient from here. Of a sparse X there is a dense
-copy.
+update, in the dtype of X, float32 or float64; lbfgs, which is SciPy's, gets loss and gradient from here. Where few values of X are not 0,
+in a sparse array or not, the first layer's products are of those alone.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from sklearn.utils.validation import validate_data
 from fastgrad.dense import dense_chain
 from fastgrad.kernels import names
 from fastgrad.sklearn.descent import Descent
-from fastgrad.sklearn.problem import ACTIVATIONS, Problem, dense
+from fastgrad.sklearn.problem import ACTIVATIONS, Problem, dense, for_training
 
 # rows that are predicted at a time, so that memory does not grow with them
 ROWS = 8192
@@ -36,7 +36,7 @@ class Fast:
         data, held = (X, y, sample_weight), (None, None, None)
         if self.early_stopping:
             data, held = self._split(*data)
-        problem = Problem(self, dense(data[0], self.coefs_[0].dtype), *data[1:])
+        problem = Problem(self, for_training(data[0], self.coefs_[0].dtype), *data[1:])
         problem.read_weights()
         problem.lend_weights()
         if not incremental or not hasattr(self, "_optimizer"):
@@ -122,7 +122,7 @@ class Fast:
 
     def _fit_lbfgs(self: Any, X: Any, y: np.ndarray, sample_weight: Any, *rest: Any) -> None:
         # SciPy's vectors are of float64
-        self._problem = Problem(self, dense(X, np.dtype(np.float64)), y, sample_weight)
+        self._problem = Problem(self, for_training(X, np.dtype(np.float64)), y, sample_weight)
         try:
             super()._fit_lbfgs(X, y, sample_weight, *rest)  # type: ignore[misc]
         finally:

@@ -19,6 +19,7 @@ from .lists import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
 from .loops import squares
 from .parallel import address_of, run, share
 from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
+from .sparse import SPARSE
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
 LAYER = np.dtype(
@@ -26,10 +27,10 @@ LAYER = np.dtype(
 )
 # layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
 # contiguous w, its sum of squares, and then decay w is added to dw; or 0;
-# watch: of a WATCH of health.py, or 0
+# watch: of a WATCH of health.py, or 0; nonzeros: of a NONZEROS of sparse.py in place of x, or 0
 CHAIN = np.dtype(
     [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms squares panels itemsize".split()]
-    + [(name, "i8") for name in "gemm activate differentiate watch".split()]
+    + [(name, "i8") for name in "gemm activate differentiate watch nonzeros sparse_forward sparse_gradient".split()]
     + [("decay", "f8")]
 )
 needs_input = compiled(names.needs_input)
@@ -67,16 +68,29 @@ def forward_rows(chain, part, lo, hi, panels, like):
         if l == chain.depth - 1 and chain.residual:
             add_bias(hi - lo, layer.n_out, chain.residual + at, layer.b, layer.z + at, like)
             start, start_row = layer.z + at, layer.n_out
-        describe(
-            product, hi - lo, layer.n_out, layer.n_in, a, a_row, a_col, layer.w, layer.w_row, layer.w_col,
-            start, start_row, layer.z + at, layer.n_out, panels,
-        )  # fmt: skip
-        call(chain.gemm, 0, 1, product)
+        if l == 0 and chain.nonzeros:
+            sparse_product(chain, chain.sparse_forward, layer, lo, hi, layer.w, layer.z, panels)
+        else:
+            describe(
+                product, hi - lo, layer.n_out, layer.n_in, a, a_row, a_col, layer.w, layer.w_row, layer.w_col,
+                start, start_row, layer.z + at, layer.n_out, panels,
+            )  # fmt: skip
+            call(chain.gemm, 0, 1, product)
         activate_rows(chain, chain.activate, layer, lo, hi, job)
         if chain.watch:
             look_at_layer(chain.watch, part, l, units, lo, hi, layer.n_out, layer.y, like)
             units += padded(layer.n_out)
         a, a_row, a_col = layer.y + at, layer.n_out, 1
+
+
+@compiled
+def sparse_product(chain, function, layer, lo, hi, of, out, scratch):
+    """Rows lo..hi of the first layer's z or dw."""
+    product = np.empty(1, SPARSE)
+    t = product[0]
+    t.nonzeros, t.rows, t.lo, t.hi, t.n_out = chain.nonzeros, chain.rows, lo, hi, layer.n_out
+    t.of, t.b, t.out, t.scratch = of, layer.b, out, scratch
+    call(function, 0, 1, product)
 
 
 @compiled
@@ -178,12 +192,15 @@ def gradients_part(part, parts, job, like):
             begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
             m = min(GRADIENT_ROWS, hi - i)
-            dw = layer.dw + i * layer.n_out * size
-            describe(
-                product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
-                0, 0, dw, layer.n_out, chain.panels + part * SCRATCH * size,
-            )  # fmt: skip
-            call(chain.gemm, 0, 1, product)
+            dw, scratch = layer.dw + i * layer.n_out * size, chain.panels + part * SCRATCH * size
+            if l == 0 and chain.nonzeros:
+                sparse_product(chain, chain.sparse_gradient, layer, i, i + m, layer.dz, layer.dw, scratch)
+            else:
+                describe(
+                    product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
+                    0, 0, dw, layer.n_out, scratch,
+                )  # fmt: skip
+                call(chain.gemm, 0, 1, product)
             if chain.squares:
                 sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)
                 w = pointer(layer.w + i * layer.n_out * size, like)
@@ -381,7 +398,7 @@ def infer_part(part, parts, job, like):
     mine, layers = np.empty(1, CHAIN), np.empty(whole.depth, LAYER)
     chain, size = mine[0], whole.itemsize
     chain.depth, chain.layers, chain.itemsize = whole.depth, address(layers), size
-    chain.residual, chain.watch = 0, 0
+    chain.residual, chain.watch, chain.nonzeros = 0, 0, 0
     chain.x_row, chain.x_col = whole.x_row, whole.x_col
     chain.gemm, chain.activate = whole.gemm, whole.activate
     widest = 0

@@ -33,16 +33,16 @@ def vector_bits() -> int:
     return 512 if features.get("avx512f") else 256 if features.get("avx2") else 128
 
 
-def _many_registers() -> bool:
+def many_registers() -> bool:
     return vector_bits() == 512 or platform.machine() in ("aarch64", "arm64")
 
 
 # a tile fills the registers: 6 x 2 accumulators, 2 vectors of B and a broadcast are 15 of 16; 8 x 2 of 32 measure no slower than
 # 14 x 2, whose row offsets no longer fit the integer registers
-ROWS = 8 if _many_registers() else 6
+ROWS = 8 if many_registers() else 6
 VECTORS = 2
 # with few rows in all, a wider tile hides the latency of the fused multiply-add: vectors by rows
-WIDE = (0, 8, 6, 4) if _many_registers() else (0, 8, 4, 3)
+WIDE = (0, 8, 6, 4) if many_registers() else (0, 8, 4, 3)
 
 
 def _lanes(dtype) -> int:
@@ -232,7 +232,7 @@ def opaque(builder, value):
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], side_effect=False)
 
 
-class _Emitter:
+class Emitter:
     """Short names for the instructions that the microkernel and the transpose are made of."""
 
     def __init__(self, context, builder, dtype):
@@ -404,7 +404,7 @@ def _all_tiles(typingctx, rows, columns, K, a, a_row, a_col, b, b_row, start, st
         function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [a.type for a in args]), _symbol(dtype))
         builder.call(function, args)
         builder = ir.IRBuilder(function.append_basic_block("entry"))
-        emit = _Emitter(context, builder, dtype)
+        emit = Emitter(context, builder, dtype)
         rows, *arguments = function.args
         columns, width = arguments[0], emit.width
         shapes = [(r, v, masked) for r in range(1, ROWS + 1) for v, masked in ((2, False), (2, True), (1, True))]
@@ -474,7 +474,7 @@ def transpose(typingctx, source, source_row, target, target_row):
 
     def codegen(context, builder, signature, args):
         source, source_row, target, target_row = args
-        emit = _Emitter(context, builder, signature.args[0].dtype)
+        emit = Emitter(context, builder, signature.args[0].dtype)
         n = emit.width
         rows = [emit.load(emit.at(source, builder.mul(source_row, ir.Constant(_I64, i)))) for i in range(n)]
         distance = 1

@@ -20,7 +20,8 @@ from .loops import squares
 from .loss import LOSS, loss_part, total
 from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
 from .parallel import address_of, run, share
-from .simd import ROWS, address, advance, call, data, keep, pointer, void_pointer
+from .simd import ROWS, address, address_or_null, advance, call, data, keep, pointer, void_pointer
+from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
 # which is 0 for rows as they are; target_row: values of a target row; row_weights: of all rows, or 0
@@ -63,7 +64,8 @@ def train_part(part, parts, job, like):
     size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
     if train.order:
         order = carray(void_pointer(train.order), chain.rows, np.int64)
-        gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
+        if not chain.nonzeros:
+            gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
         if train.labels:
             labels = carray(void_pointer(train.labels), chain.rows, np.int64)
             every = carray(void_pointer(train.rows_target), 1, np.int64)
@@ -162,12 +164,13 @@ def list_arrays(table, flat, size, widths, rows):
 
 @entry
 def _train(
-    launcher, parts, kernels, x, target, order, batch_size, table, parameters, kind, params, grads, work,
+    launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
     optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels, health,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
-    rates: the learning rate of each batch. health: address of a HEALTH, or 0.
+    nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
+    health: address of a HEALTH, or 0.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
@@ -204,6 +207,8 @@ def _train(
     chain.squares = address(weight_squares) if l2 else 0
     train.row_weights = address(row_weights) if len(row_weights) else 0
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
+    chain.nonzeros, chain.sparse_forward, chain.sparse_gradient = address_or_null(nonzeros), kernels[6], kernels[7]
+    x_size = 0 if chain.nonzeros else n_in * size
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
         first = batch * batch_size
@@ -212,9 +217,11 @@ def _train(
             return names.BAD_LABEL, batch
 
         chain.rows, chain.x = n, lay_out(layers, address(work), n, size)
-        train.target, train.labels = chain.x + n * n_in * size, address(labels) if by_class else 0
+        train.target, train.labels = chain.x + n * x_size, address(labels) if by_class else 0
         train.losses = train.target + n * n_out * size
         losses = (train.losses - address(work)) // size
+        if chain.nonzeros:
+            carray(void_pointer(chain.nonzeros), 1, NONZEROS)[0].order = address(order) + first * 8
         if len(order):
             train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
         else:
@@ -241,7 +248,7 @@ def _train(
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         update_all(
-            launcher, parts, kernels[6:], arrays, gradients, n_arrays, update, held,
+            launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
             watch_of(watch).moved if chain.watch else 0,
         )  # fmt: skip
         if chain.watch:
@@ -255,7 +262,15 @@ def _train(
 
 
 _KERNELS = Addresses(
-    train_part, gradients_part, gemm_part, activate_part, differentiate_part, loss_part, *UPDATE_KERNELS
+    train_part,
+    gradients_part,
+    gemm_part,
+    activate_part,
+    differentiate_part,
+    loss_part,
+    sparse_forward_part,
+    sparse_gradient_part,
+    *UPDATE_KERNELS,
 )
 _NO_ORDER = np.empty(0, np.int64)
 
@@ -264,8 +279,12 @@ def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
     # those of each launch, on average: what a thread has to be worth waking for
     operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
+    nonzeros = _NO_ORDER
+    if isinstance(x, names.Nonzeros):
+        addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
+        nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     return run(
-        operations, _train, _KERNELS[x.dtype.char], x, target, order, batch_size, layers, parameters,
+        operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
         0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2, panels(x.dtype),
         0 if health is None else asked_by(health),
@@ -291,7 +310,7 @@ def dense_chain_epoch(
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
-    record (n_batches, 2); health: a names.Watch, or None. Returns (status, batches done).
+    x may be names.Nonzeros. record (n_batches, 2); health: a names.Watch, or None. Returns (status, batches done).
     """
     if len(order) == 0:
         return names.OK, 0

@@ -175,11 +175,14 @@ def dense_chain_epoch(
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
-    record (n_batches, 2), or 3 with l2; health: a names.Watch, or None. Returns (status, batches done), for which it waits once.
+    x may be names.Nonzeros, of which an array is made. record (n_batches, 2), or 3 with l2; health: a names.Watch, or None.
+    Returns (status, batches done), for which it waits once.
     """
     xp, starts = device.xp, range(0, len(order), batch_size)
     if not starts:
         return names.OK, 0
+    if isinstance(x, names.Nonzeros):
+        x = xp.asarray(x[:])
     chain = Chain(layers, parameters, loss, params, grads, work)
     rest, order = hyper.tolist()[1:], xp.asarray(order)
     there, statuses = xp.zeros((len(starts), record.shape[1])), [xp.zeros(1, np.int64)]

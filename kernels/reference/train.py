@@ -95,7 +95,8 @@ def dense_chain_epoch(
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2), or 3 with l2.
 
-    health: a names.Watch, or None. Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
+    x may be names.Nonzeros; what is 0 in it may then add nothing, whatever it is multiplied with. health: a names.Watch, or None.
+    Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
     Returns (status, batches done); the batch that fails is the last one looked at.
     """
     starts = range(0, len(order), batch_size)

@@ -1,0 +1,280 @@
+"""Products of rows that are mostly 0, given as names.Nonzeros, for the first layer of a chain.
+
+    z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        of x[i, k] that are not 0
+
+Sums run in the order of the dense product's, one fused multiply-add a term, so that where weights and gradients are finite, so that 0
+times them adds nothing, they are the same to the bit. Forward a row's sums stay in registers and rows of w stream past; back a row of dz
+stays there, and is added to rows of dw, which lie in the second-level cache, each beginning on a cache line. No row is masked but
+those shorter than a vector: the last vector ends where the row ends, and has some values of the one before it too.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from .. import names
+from .jit import compiled, kernel
+from .parallel import address_of, launch, share
+from .simd import Emitter, advance, lanes, many_registers, pointer, void_pointer
+
+_I64 = ir.IntType(64)
+# vectors of a row that are done at a time
+MOST = 16 if many_registers() else 8
+# values begin on lines of the cache
+LINE = 64
+
+# addresses of names.Nonzeros' arrays, and of the numbers of the rows that are meant
+NONZEROS = np.dtype([(name, "i8") for name in "starts columns values order".split()])
+# forward: rows lo..hi of z (out) from w (of) and b, or 0; back: rows lo..hi of dw (out) from dz (of), over so many rows of x. of and out
+# are contiguous; scratch: of SCRATCH values of gemm.py
+SPARSE = np.dtype([(name, "i8") for name in "nonzeros rows lo hi n_out of b out scratch".split()])
+COMPRESS = np.dtype([(name, "i8") for name in "x rows row starts columns values".split()])
+
+
+class _Row:
+    """Vectors of a row of so many columns, as it lies and as it lies in scratch, where every vector has its own place."""
+
+    def __init__(self, emit, vectors, columns):
+        self.emit, self.columns = emit, columns
+        self.mask = emit.first(columns) if vectors == 1 else None
+        last = emit.builder.sub(columns, _I64(emit.width)) if vectors > 1 else _I64(0)
+        self.places = [*(_I64(j * emit.width) for j in range(vectors - 1)), last]
+        self.wide = [_I64(j * emit.width) for j in range(vectors)]
+
+    def load(self, row):
+        return [self.emit.load(self.emit.at(row, at), self.mask) for at in self.places]
+
+    def store(self, values, row):
+        if self.mask:
+            self.emit.store_first(self.columns, values, [row])
+            return
+        for value, at in zip(values, self.places, strict=True):
+            self.emit.store(value, self.emit.at(row, at))
+
+    def load_wide(self, row):
+        return [self.emit.load(self.emit.at(row, at)) for at in self.wide]
+
+    def store_wide(self, values, row):
+        for value, at in zip(values, self.wide, strict=True):
+            self.emit.store(value, self.emit.at(row, at))
+
+
+def _over(emit, count, body, sums=()):
+    """body(k, sums) for every k below count, and what it makes of the sums."""
+    builder = emit.builder
+    before, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.done")
+    builder.cbranch(builder.icmp_signed("<", _I64(0), count), loop, after)
+    builder.position_at_end(loop)
+    first = [_I64(0), *sums]
+    phis = [builder.phi(value.type) for value in first]
+    again, last = [builder.add(phis[0], _I64(1)), *body(phis[0], phis[1:])], builder.block
+    builder.cbranch(builder.icmp_signed("<", again[0], count), loop, after)
+    builder.position_at_end(after)
+    found = [builder.phi(value.type) for value in first]
+    for ins, outs, start, end in zip(phis, found, first, again, strict=True):
+        ins.add_incoming(start, before)
+        ins.add_incoming(end, last)
+        outs.add_incoming(start, before)
+        outs.add_incoming(end, last)
+    return found[1:]
+
+
+def _by_vectors(emit, columns, body):
+    """body(_Row) for a row of at most MOST vectors."""
+    builder, end = emit.builder, emit.builder.append_basic_block("end")
+    case = builder.sdiv(builder.add(columns, _I64(emit.width - 1)), _I64(emit.width))
+    switch = builder.switch(case, end)
+    for vectors in range(1, MOST + 1):
+        block = builder.append_basic_block(f"row{vectors}")
+        switch.add_case(_I64(vectors), block)
+        builder.position_at_end(block)
+        body(_Row(emit, vectors, columns))
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+@intrinsic
+def add_products(typingctx, columns, count, which, values, w, w_row, start, z):
+    """z = start + sum of values[k] w[which[k]], rows of so many columns; a null start is zero."""
+
+    def codegen(context, builder, signature, args):
+        columns, count, which, values, w, w_row, start, z = args
+        emit = Emitter(context, builder, signature.args[3].dtype)
+        given = builder.icmp_unsigned("!=", builder.ptrtoint(start, _I64), _I64(0))
+
+        def body(row):
+            entry, zero = builder.block, ir.Constant(emit.vector, [0.0] * emit.width)
+            with builder.if_then(given):
+                loaded, block = row.load(start), builder.block
+            sums = [builder.phi(emit.vector) for _ in loaded]
+            for phi, value in zip(sums, loaded, strict=True):
+                phi.add_incoming(zero, entry)
+                phi.add_incoming(value, block)
+
+            def add(k, sums):
+                place = builder.sext(builder.load(emit.at(which, k)), _I64)
+                x, of = emit.splat(builder.load(emit.at(values, k))), row.load(emit.at(w, builder.mul(place, w_row)))
+                return [emit.fma(x, v, total) for v, total in zip(of, sums, strict=True)]
+
+            row.store(_over(emit, count, add, sums), z)
+
+        _by_vectors(emit, columns, body)
+        return context.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(i8, i8, which, values, w, i8, start, z), codegen
+
+
+@intrinsic
+def add_to_rows(typingctx, columns, count, which, first, values, dz, room):
+    """Row which[k] - first of room += values[k] dz. Rows of room have whole vectors."""
+
+    def codegen(context, builder, signature, args):
+        columns, count, which, first, values, dz, room = args
+        emit = Emitter(context, builder, signature.args[4].dtype)
+
+        def body(row):
+            of, width = row.load(dz), _I64(len(row.wide) * emit.width)
+
+            def add(k, _):
+                place = builder.sub(builder.sext(builder.load(emit.at(which, k)), _I64), first)
+                x, to = emit.splat(builder.load(emit.at(values, k))), emit.at(room, builder.mul(place, width))
+                row.store_wide([emit.fma(x, d, v) for d, v in zip(of, row.load_wide(to), strict=True)], to)
+                return []
+
+            _over(emit, count, add)
+
+        _by_vectors(emit, columns, body)
+        return context.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(i8, i8, which, i8, values, dz, room), codegen
+
+
+@intrinsic
+def copy_out(typingctx, columns, count, room, to, to_row):
+    """Rows of so many columns from room to where they lie."""
+
+    def codegen(context, builder, signature, args):
+        columns, count, room, to, to_row = args
+        emit = Emitter(context, builder, signature.args[2].dtype)
+
+        def body(row):
+            def move(k, _):
+                of = emit.at(room, builder.mul(k, _I64(len(row.wide) * emit.width)))
+                row.store(row.load_wide(of), emit.at(to, builder.mul(k, to_row)))
+                return []
+
+            _over(emit, count, move)
+
+        _by_vectors(emit, columns, body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, room, to, types.int64), codegen
+
+
+@intrinsic
+def integers(typingctx, address):
+    """An address as a pointer to int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int32)(types.int64), codegen
+
+
+@compiled
+def search(columns, lo, hi, column):
+    """The first place from lo on, at most hi, whose column is not before this one."""
+    if lo == hi or carray(advance(columns, lo), 1)[0] >= column:
+        return lo
+    n = hi - lo
+    while n > 1:
+        half = n // 2
+        lo = lo + half if carray(advance(columns, lo + half), 1)[0] < column else lo
+        n -= half
+    return lo + 1
+
+
+@kernel(SPARSE)
+def sparse_forward_part(part, parts, job, like):
+    """Rows lo..hi of z = b + x w."""
+    g = carray(job, 1)[0]
+    x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
+    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), g.hi, np.int64)
+    for j in range(0, g.n_out, MOST * lanes(like)):
+        columns, w = min(MOST * lanes(like), g.n_out - j), advance(pointer(g.of, like), j)
+        start = advance(pointer(g.b, like), j) if g.b else like
+        for i in range(g.lo, g.hi):
+            lo, hi = starts[order[i]], starts[order[i] + 1]
+            which, values = advance(integers(x.columns), lo), advance(pointer(x.values, like), lo)
+            add_products(
+                columns, hi - lo, which, values, w, g.n_out, start, advance(pointer(g.out, like), i * g.n_out + j)
+            )
+
+
+@kernel(SPARSE)
+def sparse_gradient_part(part, parts, job, like):
+    """Rows lo..hi of dw = x^T dz."""
+    g = carray(job, 1)[0]
+    x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
+    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), g.rows, np.int64)
+    which = integers(x.columns)
+    room = pointer((g.scratch + LINE - 1) // LINE * LINE, like)
+    n = lanes(like)
+    for j in range(0, g.n_out, MOST * n):
+        columns = min(MOST * n, g.n_out - j)
+        clear = carray(room, (g.hi - g.lo) * ((columns + n - 1) // n * n))
+        clear[:] = 0
+        for i in range(g.rows):
+            lo, hi = starts[order[i]], starts[order[i] + 1]
+            lo = search(which, lo, hi, g.lo)
+            hi = search(which, lo, hi, g.hi)
+            dz, values = advance(pointer(g.of, like), i * g.n_out + j), advance(pointer(x.values, like), lo)
+            add_to_rows(columns, hi - lo, advance(which, lo), g.lo, values, dz, room)
+        copy_out(columns, g.hi - g.lo, room, advance(pointer(g.out, like), g.lo * g.n_out + j), g.n_out)
+
+
+@kernel(COMPRESS)
+def count_part(part, parts, job, like):
+    """starts[i + 1] = how many values of the part's rows are not 0."""
+    g = carray(job, 1)[0]
+    starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
+    lo, hi = share(part, parts, g.rows, 1)
+    for i in range(lo, hi):
+        row, n = carray(advance(pointer(g.x, like), i * g.row), g.row), 0
+        for k in range(g.row):
+            n += row[k] != 0
+        starts[i + 1] = n
+
+
+@kernel(COMPRESS)
+def compress_part(part, parts, job, like):
+    """The part's rows: what is not 0, and its columns."""
+    g = carray(job, 1)[0]
+    starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
+    columns = carray(void_pointer(g.columns), starts[g.rows], np.int32)
+    values = carray(pointer(g.values, like), starts[g.rows])
+    lo, hi = share(part, parts, g.rows, 1)
+    for i in range(lo, hi):
+        row, at, k = carray(advance(pointer(g.x, like), i * g.row), g.row), starts[i], 0
+        # what is 0 is written over; where the row's last has been found, nothing more is written
+        while at < starts[i + 1]:
+            columns[at], values[at] = k, row[k]
+            at += row[k] != 0
+            k += 1
+
+
+def compressed(x, most):
+    """x (N, C), C-contiguous, as names.Nonzeros; None where more than this share of its values are not 0."""
+    rows, row = x.shape
+    starts = np.zeros(rows + 1, np.int64)
+    launch(count_part, x.dtype, np.array([address_of(x), rows, row, address_of(starts), 0, 0]), x.size)
+    np.cumsum(starts, out=starts)
+    if starts[-1] > most * x.size:
+        return None
+    columns, values = np.empty(starts[-1], np.int32), np.empty(starts[-1], x.dtype)
+    job = np.array([address_of(x), rows, row, *map(address_of, (starts, columns, values))])
+    launch(compress_part, x.dtype, job, 4 * x.size)
+    return names.Nonzeros(starts, columns, values, row)
