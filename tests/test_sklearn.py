@@ -270,6 +270,14 @@ def test_a_sparse_x_may_have_columns_in_any_order_more_than_once(dtype):
     np.testing.assert_array_equal(other.indices, indices)
 
 
+def test_lbfgs_takes_a_sparse_x_of_float32_in_float64():
+    x, y = few()
+    x = x.astype(np.float32)
+    _, ours = pair("MLPClassifier", solver="lbfgs", max_iter=2)
+    # an array is, too
+    np.testing.assert_array_equal(clone(ours).fit(sparse.csr_array(x), y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
+
+
 def test_a_sparse_x_may_be_read_only():
     x, y = few()
     given = sparse.csr_array(x)

@@ -22,6 +22,7 @@ from .optim import update_arrays
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .prune import prune_below, prune_smallest
 from .rows import gather_rows, scatter_rows
+from .sparse import compressed
 from .train import dense_chain_epoch, dense_chain_step
 
 __all__ = [
@@ -97,6 +98,7 @@ def _call_drivers(dtype):
     for target in (one, np.zeros(1, np.int64)):
         dense_chain_step(one, target, *net, np.empty(2))
     update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
+    compressed(one, 1.0)
     dense_chain_infer(one, layers, parameters, flat, one.copy())
     plain([one])
     array_norms(
