@@ -1,8 +1,11 @@
 """fgt.accelerate: the same numbers, parameters, names and hooks; what it says; and the way back."""
 
+import contextlib
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
+from fastgrad.torch import rooms  # noqa: E402
 
 
 class Block(nn.Module):
@@ -177,6 +181,96 @@ def test_weights_that_lie_elsewhere_or_otherwise_are_met():
             y.square().sum().backward()
             gradients.append([y, *(p.grad for p in net.parameters())])
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def pair():
+    """A net as it was, and the same one accelerated; of its layers one saves its input too."""
+    nets = [nn.Sequential(nn.Linear(4, 5), nn.SiLU(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fgt.accelerate(nets[1])
+    return nets
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [torch.Tensor.detach, lambda a: a.detach().numpy(), lambda a: a.detach()[..., 0]],
+    ids=["a", "numpy", "view"],
+)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_is_kept_of_a_call_stays_as_it_was(kept, recorded):
+    """Calls write into arrays of earlier ones whose results are gone: here one thing alone made of a result is held."""
+    found = []
+    for net in pair():
+        torch.manual_seed(0)
+        rows = []
+        for n in (7, 7, 2, 7, 7, 2, 7):
+            with torch.set_grad_enabled(recorded):
+                y = net(torch.randn(n, 4))
+            rows.append(kept(y))
+            if recorded:
+                y.square().sum().backward()
+                rows += [kept(p.grad) for p in net.parameters()]
+                net.zero_grad()
+            del y
+        found.append(rows)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_graphs_that_are_kept_are_not_written_by_other_calls(hooked):
+    """Two forwards before their ways back, one of which is gone twice, other calls in between; saved as it is, or copied by a hook."""
+    found = []
+    for net in pair():
+        torch.manual_seed(0)
+        xs = torch.randn(4, 7, 4)
+        hooks = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, lambda a: a)
+        with hooks if hooked else contextlib.nullcontext():
+            first, second = (net(x).square().sum() for x in xs[:2])
+        rows = []
+        for loss, again in ((first, True), (second, False), (first, False)):
+            net(xs[2]).sum().backward()
+            net.zero_grad()
+            with torch.no_grad():
+                net(xs[3])
+            loss.backward(retain_graph=again)
+            rows += [p.grad for p in net.parameters()]
+            net.zero_grad()
+        found.append(rows)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_threads_that_call_one_net_write_each_into_its_own_arrays():
+    theirs, ours = pair()
+    xs = torch.randn(8, 64, 4, generator=torch.Generator().manual_seed(0))
+    expected = [torch.autograd.grad(theirs(x).square().sum(), theirs[0].weight)[0] for x in xs]
+
+    def gradients(x):
+        return [torch.autograd.grad(ours(x).square().sum(), ours[0].weight)[0] for _ in range(50)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(gradients, xs), expected, strict=True):
+            for grad in found:
+                torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_room_is_taken_again_once_its_arrays_are_free_and_unless_it_is_large(monkeypatch):
+    class Made(rooms.Room):
+        def __init__(self, rows):
+            self.lent, self.size = [np.zeros(rows)], rows * 8
+
+    of = rooms.Rooms()
+    entry = of.take(Made, 3)
+    of.give(entry)
+    assert of.take(Made, 3)[1] is entry[1]
+    of.give(entry)
+    assert of.take(Made, 4)[1] is not entry[1]
+    held = torch.from_numpy(entry[1].lent[0])
+    assert of.take(Made, 3)[1] is not entry[1]
+    del held
+    assert of.take(Made, 3)[1] is entry[1]
+    monkeypatch.setattr(rooms, "LARGEST", 23)
+    of.give(entry)
+    assert of.take(Made, 3)[1] is not entry[1]
 
 
 def test_inputs_are_checked_at_every_call():

@@ -15,6 +15,7 @@ from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation, needs_input
 from fastgrad.memory import empty
 from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.rooms import Room, Rooms
 from fastgrad.torch.tensors import array
 
 Tensor = torch.Tensor
@@ -63,8 +64,8 @@ def chain(
         if known is not None:
             known["layers"] = layers
     if torch.is_grad_enabled():
-        return _Chain.apply(x, residual, xs, layers, *tensors)
-    return torch.from_numpy(_computed(xs, layers, residual).outputs[-1])
+        return _apply(x, residual, xs, layers, *tensors)
+    return _computed(xs, layers, residual)[0]
 
 
 def _rows(x: Tensor) -> np.ndarray:
@@ -97,6 +98,7 @@ class Layers:
             b = check.array(OP, name, array(OP, name, next(given)), "(K_out,)", (width,), self.dtype) if has else None
             self.biases.append(b)
         self.widths = tuple(w.shape[1] for w in self.weights)
+        self.rooms = Rooms()
         self._places = _places(tensors)
 
     def fit(self, tensors: Sequence[Tensor], x: np.ndarray) -> bool:
@@ -117,7 +119,7 @@ def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
 
 
 class _Arrays(NamedTuple):
-    """A call's arrays, as kernels take them; saved holds zs and all outputs but the last."""
+    """What a call's way back needs, as kernels take it; saved holds zs and all outputs but the last."""
 
     x: np.ndarray
     layers: Layers
@@ -126,17 +128,41 @@ class _Arrays(NamedTuple):
     saved: np.ndarray
 
 
-def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> _Arrays:
-    """The forward."""
-    rows, dtype = len(x), x.dtype
-    y = empty((rows, layers.widths[-1]), dtype)
-    added = None
+class _Forward(Room):
+    """What a forward writes."""
+
+    def __init__(self, rows: int, layers: Layers) -> None:
+        y = empty((rows, layers.widths[-1]), layers.dtype)
+        self.saved = empty((_layout(rows, layers.widths, layers.codes)[0],), layers.dtype)
+        self.zs, self.outputs = _parts(self.saved, y, layers)
+        self.lent, self.size = [y, self.saved], y.nbytes + self.saved.nbytes
+
+
+class _Backward(Room):
+    """What a way back writes, but for dx: the gradients of parameters, dbs None where there is no bias, and dzs."""
+
+    def __init__(self, rows: int, layers: Layers) -> None:
+        dtype, weights = layers.dtype, layers.weights
+        # as PyTorch's weights lie, so that autograd keeps them as they are
+        biases = [w.shape[1:] for w, has in zip(weights, layers.biased, strict=True) if has]
+        self.lent = grads = _pieces((*(w.shape[::-1] for w in weights), *biases), dtype)
+        self.dws, given = [dw.T for dw in grads[: len(weights)]], iter(grads[len(weights) :])
+        self.dbs = [next(given) if has else None for has in layers.biased]
+        self.dzs = _pieces(tuple((rows, width) for width in layers.widths), dtype)
+        self.size = sum(a.nbytes for a in (*grads, *self.dzs))
+
+
+def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> tuple[Tensor, _Arrays]:
+    """y and what the way back needs."""
+    taken = layers.rooms.take(_Forward, len(x), layers)
+    room, added = taken[1], None
     if residual is not None:
-        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", y.shape, dtype)
-    saved = empty((_layout(rows, layers.widths, layers.codes)[0],), dtype)
-    zs, outputs = _parts(saved, y, layers)
-    kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, zs, outputs)
-    return _Arrays(x, layers, zs, outputs, saved)
+        shape = room.outputs[-1].shape
+        added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", shape, layers.dtype)
+    kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, room.zs, room.outputs)
+    made = torch.from_numpy(room.outputs[-1]), _Arrays(x, layers, room.zs, room.outputs, room.saved)
+    layers.rooms.give(taken)
+    return made
 
 
 def _run(
@@ -149,8 +175,8 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """y and, one after another, what the way back needs: every other layer's output, and z where an activation needs it."""
     xs = _rows(x)
-    made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
-    return torch.from_numpy(made.outputs[-1]), torch.from_numpy(made.saved)
+    y, made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
+    return y, torch.from_numpy(made.saved)
 
 
 def _run_backward(
@@ -172,18 +198,20 @@ def _run_backward(
 
 
 def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
-    weights, dtype = a.layers.weights, a.x.dtype
-    # as PyTorch's weights lie, so that autograd keeps them as they are
-    biases = [w.shape[1:] for w, has in zip(weights, a.layers.biased, strict=True) if has]
-    grads = _pieces((*(w.shape[::-1] for w in weights), *biases), dtype)
-    dws, given = [dw.T for dw in grads[: len(weights)]], iter(grads[len(weights) :])
-    dbs = [next(given) if has else None for has in a.layers.biased]
-    dx = empty(a.x.shape, dtype) if wants[0] else None
-    dzs = [*_pieces(tuple(output.shape for output in a.outputs[:-1]), dtype), empty(a.outputs[-1].shape, dtype)]
-    upstream = check.upstream(OP, array(OP, "dy", dy), a.outputs[-1])
-    kernels().dense_chain_backward(upstream, a.x, weights, a.layers.activations, a.zs, a.outputs, dzs, dx, dws, dbs)
+    layers, y = a.layers, a.outputs[-1]
+    upstream = check.upstream(OP, array(OP, "dy", dy), y)
+    dx = empty(a.x.shape, layers.dtype) if wants[0] else None
+    taken = layers.rooms.take(_Backward, len(y), layers)
+    room = taken[1]
+    # of the residual it is the gradient
+    dzs = [*room.dzs[:-1], empty(y.shape, layers.dtype)] if wants[1] else room.dzs
+    kernels().dense_chain_backward(
+        upstream, a.x, layers.weights, layers.activations, a.zs, a.outputs, dzs, dx, room.dws, room.dbs
+    )
     made = [torch.from_numpy(d) for d in (dx, dzs[-1] if wants[1] else None) if d is not None]
-    return made + list(map(torch.from_numpy, grads))
+    made += map(torch.from_numpy, room.lent)
+    layers.rooms.give(taken)
+    return made
 
 
 def _pieces(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype) -> list[np.ndarray]:
@@ -287,9 +315,8 @@ _forward.differentiable(_save, _differentiate)
 class _Chain(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Any, xs: np.ndarray, layers: Layers, *tensors: Tensor) -> Tensor:
-        ctx.arrays = made = _computed(xs, layers, residual)
-        y = torch.from_numpy(made.outputs[-1])
-        ctx.save_for_backward(x, *tensors[: len(layers.codes)], y, torch.from_numpy(made.saved))
+        y, ctx.arrays = _computed(xs, layers, residual)
+        ctx.save_for_backward(x, *tensors[: len(layers.codes)], y, torch.from_numpy(ctx.arrays.saved))
         ctx.biased, ctx.settings, ctx.adds = layers.biased, (layers.codes, layers.parameters), residual is not None
         return y
 
@@ -298,3 +325,7 @@ class _Chain(Function):
         refuse_second(OP)
         dx, dresidual, darrays = _gradients(ctx, dy)
         return dx, dresidual, None, None, *darrays
+
+
+# what Function.apply adds is for torch.func's transforms, whose tensors do not come here
+_apply = super(Function, _Chain).apply  # type: ignore[misc]
