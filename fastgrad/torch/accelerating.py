@@ -68,13 +68,13 @@ class FusedSequential:
     def _plan(self) -> None:
         self.layers = tuple(self.module._modules.values())
         self.steps = steps(self.layers)  # type: ignore[arg-type]
-        self._hooks = [getattr(layer, hooks) for layer in self.layers for hooks in HOOKS]
-        self._hooked = list(map(bool, self._hooks))
+        hooks = [getattr(layer, name) for layer in self.layers for name in HOOKS]
+        self._used, self._unused = [found for found in hooks if found], [found for found in hooks if not found]
 
     def __call__(self, input: Tensor) -> Tensor:
         # layers may have been exchanged since, or someone hooked on to one, or left
         if not torch.compiler.is_compiling() and (
-            self.layers != tuple(self.module._modules.values()) or self._hooked != list(map(bool, self._hooks))
+            self.layers != tuple(self.module._modules.values()) or any(self._unused) or not all(self._used)
         ):
             self._plan()
         for step in self.steps:
