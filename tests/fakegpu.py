@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from emulation import Emulator
+from fastgrad.kernels.names import Watch
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
@@ -486,6 +487,8 @@ class HostKernels:
         return call
 
     def _inside(self, value):
+        if isinstance(value, Watch):
+            return Watch(value.bands, self._inside(value.rows), value.every)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(self._inside, value))
         return self._gpu.inside(value)
