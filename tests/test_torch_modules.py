@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
 
+import fastgrad as fg  # noqa: E402
 import fastgrad.torch as fgt  # noqa: E402
 
 DOUBLE = torch.float64
@@ -66,6 +68,27 @@ def test_the_lstm_is_pytorchs(options, kind):
         expected = modules[0](x)[1][0]
         torch.manual_seed(3)
         torch.testing.assert_close(modules[1](x)[1][0], expected, rtol=1e-10, atol=1e-11)
+
+
+# many sequences, few, and few steps: kernels read the weights in three ways; 37 columns of x end within a panel
+@pytest.mark.parametrize(("n", "steps"), [(20, 6), (3, 9), (5, 2)])
+@pytest.mark.parametrize("wants_dx", [True, False])
+@pytest.mark.parametrize("proj_size", [0, 7])
+def test_the_lstm_has_the_bits_of_the_function_whose_weights_lie_the_other_way(cpu, n, steps, wants_dx, proj_size):
+    torch.manual_seed(5)
+    module = fgt.LSTM(37, 19, proj_size=proj_size, batch_first=True)
+    x, dy = torch.randn(n, steps, 37, requires_grad=wants_dx), torch.randn(n, steps, proj_size or 19)
+    y = module(x)[0]
+    found = torch.autograd.grad(y, [*([x] if wants_dx else []), *module.parameters()], dy)
+    w_ih, w_hh, b_ih, b_hh, *w_hr = (p.detach() for p in module.parameters())
+    arrays = [np.ascontiguousarray(w.t().numpy()) for w in (w_ih, w_hh)]
+    w_proj = np.ascontiguousarray(w_hr[0].t().numpy()) if w_hr else None
+    (expected, _, _), backward = fg.lstm(x.detach().numpy(), *arrays, (b_ih + b_hh).numpy(), w_proj=w_proj)
+    assert np.array_equal(y.detach().numpy(), expected)
+    dx, dw_ih, dw_hh, db, *dw_proj = backward(dy.numpy())
+    expected = [*([dx] if wants_dx else []), dw_ih.T, dw_hh.T, db, db, *(d.T for d in dw_proj)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(mine.numpy(), theirs)
 
 
 def test_the_lstm_refuses_what_it_cannot_take():

@@ -102,7 +102,7 @@ def _batch(x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | None) -> B
 
 
 def _weights(part: Sequence[Tensor], x: np.ndarray, form: Form) -> Weights:
-    """A direction's, in our layout: PyTorch's copy of a transposed matrix goes by blocks, NumPy's does not."""
+    """A direction's, in our layout: w_ih and w_hh as turned views, which kernels copy into panels from where they lie."""
     w_ih, w_hh, *others = part
     named = {"weight_ih": w_ih, "weight_hh": w_hh}
     named |= dict(zip(("bias_ih", "bias_hh"), others, strict=False)) if form.bias else {}
@@ -118,9 +118,10 @@ def _weights(part: Sequence[Tensor], x: np.ndarray, form: Form) -> Weights:
     }
     for name, w in named.items():
         check.array(OP, name, array(OP, name, w), *forms[name], x.dtype)
-    turned = {name: w.detach().t().contiguous().numpy() for name, w in named.items() if name.startswith("weight")}
+    x_turned, h_turned = (w.detach().contiguous().numpy().T for w in (w_ih, w_hh))
     b = (others[0].detach() + others[1].detach()).numpy() if form.bias else None
-    return Weights(turned["weight_ih"], turned["weight_hh"], b, w_proj=turned.get("weight_hr"))
+    w_proj = others[-1].detach().t().contiguous().numpy() if form.projects else None
+    return Weights(x_turned, h_turned, b, None, w_proj)
 
 
 def _state(name: str, value: Tensor | None, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -36,7 +36,7 @@ from .simd import (
     void_pointer,
 )
 
-PACK = np.dtype([(name, "i8") for name in "K N w w_row w_col panels".split()])
+PACK = np.dtype([(name, "i8") for name in "depth K start N w w_row w_col panels".split()])
 LSTM = np.dtype(
     [
         (name, "i8")
@@ -56,11 +56,17 @@ GEMM_PART, PACK_PART, FORWARD_PART, BACKWARD_PART, WEIGHTS_PART = range(5)
 
 @kernel(PACK, needs=provide_microkernel)
 def pack_part(part, parts, job, like):
-    """The part's columns of w as panels."""
+    """The part's columns of w (K, N) into panels of this depth, where they are the columns from `start` on."""
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, g.N, VECTORS * lanes(like))
-    w, to = advance(pointer(g.w, like), lo * g.w_col), advance(pointer(g.panels, like), lo * g.K)
-    pack_b(g.K, hi - lo, w, g.w_row, g.w_col, to, g.K)
+    width = VECTORS * lanes(like)
+    lo, hi = share(part, parts, g.N, width)
+    w, at = advance(pointer(g.w, like), lo * g.w_col), g.start + lo
+    # they may begin in the middle of a panel, behind another w's
+    rest = min(hi - lo, -at % width)
+    to = advance(pointer(g.panels, like), (at - at % width) * g.depth + at % width)
+    pack_b(g.K, rest, w, g.w_row, g.w_col, to, g.depth)
+    to = advance(pointer(g.panels, like), (at + rest) * g.depth)
+    pack_b(g.K, hi - lo - rest, advance(w, rest * g.w_col), g.w_row, g.w_col, to, g.depth)
 
 
 @compiled
@@ -337,17 +343,31 @@ def row_stride(array):
 
 
 @compiled
-def describe_steps(g, launcher, parts, kernels, panels, mode, turned, w, w_ih, P, projects, w_proj, rooms):
-    """What both ways through time have in common but arrays: sizes, room, and the weights, transposed if turned, as they will be read.
+def describe_steps(
+    g, launcher, parts, kernels, panels, mode, turned, x_in_time, w_ih, w_hh, sizes, projects, w_proj, rooms
+):
+    """What both ways through time have in common but arrays: sizes C, H and P, room, and the weights, transposed if turned, as they will
+    be read.
 
-    In panels, w is w_ih over w_hh and X the columns of x, or w is w_hh alone and x has no part in it; else w is w_hh.
+    In panels, w_ih lies over w_hh and X is C, if x has a part in the products in time; else X is 0.
     """
-    g.C, g.H = w_ih.shape[0], w_ih.shape[1] // 4
-    g.P, g.X = P, w.shape[0] - P
-    g.gemm, g.scratch, g.itemsize, g.work = kernels[GEMM_PART], panels, w.itemsize, address(rooms[0])
-    g.w_hh, g.w_hh_row, g.w_hh_col = readable(launcher, parts, kernels, mode, turned, w, rooms[1])
-    if projects:
-        g.w_proj, g.w_proj_row, g.w_proj_col = readable(launcher, parts, kernels, mode, turned, w_proj, rooms[2])
+    g.C, g.H, g.P = sizes
+    g.X = g.C if mode == IN_PANELS and x_in_time else 0
+    g.gemm, g.scratch, g.itemsize, g.work = kernels[GEMM_PART], panels, w_hh.itemsize, address(rooms[0])
+    if mode == IN_PANELS:
+        g.w_hh, depth, shape = address(rooms[1]), 4 * g.H if turned else g.X + g.P, (g.P, 4 * g.H)
+        if g.X:
+            fill(launcher, parts, kernels, turned, w_ih, (g.X, 4 * g.H), g.w_hh, depth, 0)
+        fill(launcher, parts, kernels, turned, w_hh, shape, g.w_hh, depth, g.X)
+    else:
+        g.w_hh, g.w_hh_row, g.w_hh_col = readable(mode, turned, w_hh, (g.P, 4 * g.H), rooms[1])
+    if mode == IN_PLACE and x_in_time:
+        g.w_ih, g.w_ih_row, g.w_ih_col = readable(mode, turned, w_ih, (g.C, 4 * g.H), rooms[2])
+    if projects and mode == IN_PANELS:
+        g.w_proj = address(rooms[3])
+        fill(launcher, parts, kernels, turned, w_proj, (g.H, g.P), g.w_proj, g.P if turned else g.H, 0)
+    elif projects:
+        g.w_proj, g.w_proj_row, g.w_proj_col = readable(mode, turned, w_proj, (g.H, g.P), rooms[3])
 
 
 @compiled
@@ -361,22 +381,34 @@ def describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c
 
 
 @compiled
-def readable(launcher, parts, kernels, mode, turned, w, room):
-    """w, or its transpose if turned, for the products in time: address and strides, which are 0 where it is copied into panels."""
-    rows, columns = w.shape
-    if mode == IN_PANELS:
-        job = np.empty(1, PACK)
-        g = job[0]
-        g.w, g.panels = address(w), address(room)
-        g.K, g.N, g.w_row, g.w_col = (columns, rows, 1, columns) if turned else (rows, columns, columns, 1)
-        call(launcher, kernels[PACK_PART], parts, job)
-        return address(room), 0, 0
+def strides_of(w, turned):
+    """Of w, or its transpose if turned: from row to row and from column to column."""
+    row, column = w.strides[0] // w.itemsize, w.strides[1] // w.itemsize
+    return (column, row) if turned else (row, column)
+
+
+@compiled
+def fill(launcher, parts, kernels, turned, w, shape, panels, depth, start):
+    """w of this shape, or its transpose if turned, into panels, behind `start` rows of another w, columns if turned."""
+    job = np.empty(1, PACK)
+    g = job[0]
+    g.w, g.depth, g.panels, g.start = address(w), depth, panels, start
+    g.w_row, g.w_col = strides_of(w, turned)
+    g.K, g.N = (shape[1], shape[0]) if turned else shape
     if not turned:
-        return address(w), columns, 1
-    if mode == IN_PLACE:
-        return address(w), 1, columns
-    turn(rows, columns, data(w), columns, data(room), rows)
-    return address(room), rows, 1
+        g.start, g.panels = 0, panels + start * VECTORS * lanes(data(w)) * w.itemsize
+    call(launcher, kernels[PACK_PART], parts, job)
+
+
+@compiled
+def readable(mode, turned, w, shape, room):
+    """w of this shape, or its transpose if turned, for products that read it as it lies: address and strides."""
+    row, column = strides_of(w, turned)
+    rows, columns = (shape[1], shape[0]) if turned else shape
+    if column == 1 or (turned and mode == IN_PLACE):
+        return address(w), row, column
+    turn(columns, rows, data(w), column, data(room), columns)
+    return address(room), columns, 1
 
 
 @compiled
@@ -389,20 +421,19 @@ def multiply(launcher, function, parts, panels, M, N, K, a, a_row, b, b_row, b_c
 
 @entry
 def _forward(
-    launcher, parts, kernels, panels, mode, projects, w, xs, w_ih, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
+    launcher, parts, kernels, panels, mode, projects, xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
     gates, c, tanh_c, h, h_n, c_n, rooms,
 ):  # fmt: skip
     job = np.zeros(1, LSTM)
     g = job[0]
-    describe_steps(g, launcher, parts, kernels, panels, mode, False, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
+    sizes = xs.shape[1], c_0.shape[1], h_0.shape[1]
+    describe_steps(g, launcher, parts, kernels, panels, mode, False, True, w_ih, w_hh, sizes, projects, w_proj, rooms)
     describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
     g.b, g.h_n, g.c_n = address_or_null(b), address(h_n), address(c_n)
-    if mode == IN_PLACE:
-        g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, False, w_ih, rooms[0])
     if mode == IN_ROWS:
         multiply(
-            launcher, kernels[GEMM_PART], parts, panels, offsets[-1], 4 * g.H, g.C, g.xs, g.xs_row, address(w_ih), 4 * g.H, 1,
-            g.b, g.gates,
+            launcher, kernels[GEMM_PART], parts, panels, offsets[-1], 4 * g.H, g.C, g.xs, g.xs_row, address(w_ih),
+            *strides_of(w_ih, False), g.b, g.gates,
         )  # fmt: skip
     in_time(launcher, kernels[FORWARD_PART], parts, g.n, job)
 
@@ -418,24 +449,26 @@ def in_time(launcher, function, parts, n, job):
 
 @entry
 def _backward(
-    launcher, parts, kernels, panels, mode, projects, w, has_dh, dh, dh_n, dc_n, xs, w_ih, peephole, w_proj, h_0, c_0, order, offsets,
+    launcher, parts, kernels, panels, mode, projects, has_dh, dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets,
     reverse, gates, c, tanh_c, h, dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate, rooms, inputs, r, total,
 ):  # fmt: skip
     job = np.zeros(1, LSTM)
     g, rows = job[0], offsets[-1]
-    describe_steps(g, launcher, parts, kernels, panels, mode, True, w, w_ih, h_0.shape[1], projects, w_proj, rooms)
+    wants_dx, sizes = dxs.size > 0, (xs.shape[1], c_0.shape[1], h_0.shape[1])
+    describe_steps(
+        g, launcher, parts, kernels, panels, mode, True, wants_dx, w_ih, w_hh, sizes, projects, w_proj, rooms
+    )
     describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
     g.dh, g.dh_row = address(dh) if has_dh else 0, row_stride(dh)
     g.dh_n, g.dc_n = address_or_null(dh_n), address_or_null(dc_n)
     g.dz, g.dxs = address(dz), address(dxs)
     g.dh_0, g.dc_0, g.squares = address(dh_0), address(dc_0), address_or_null(squares)
     g.inputs, g.r, g.total, g.ones = address(inputs), address(r), address(total), min(1, db.size)
-    if mode == IN_PLACE and dxs.size:
-        g.w_ih, g.w_ih_row, g.w_ih_col = readable(launcher, parts, kernels, mode, True, w_ih, rooms[0])
     in_time(launcher, kernels[BACKWARD_PART], parts, g.n, job)
-    if mode == IN_ROWS and dxs.size:
+    if mode == IN_ROWS and wants_dx:
         multiply(
-            launcher, kernels[GEMM_PART], parts, panels, rows, g.C, 4 * g.H, g.dz, 4 * g.H, address(w_ih), 1, 4 * g.H, 0, g.dxs,
+            launcher, kernels[GEMM_PART], parts, panels, rows, g.C, 4 * g.H, g.dz, 4 * g.H, address(w_ih), *strides_of(w_ih, True),
+            0, g.dxs,
         )  # fmt: skip
     sums_job = np.zeros(1, GRADIENTS)
     s = sums_job[0]
@@ -452,18 +485,18 @@ _KERNELS = Addresses(gemm_part, pack_part, lstm_forward_part, lstm_backward_part
 _scratch = Scratch()
 
 
-def _plan(w_ih, w_hh, w_proj, x_in_time, n, H, steps):
-    """How the products in time read their weights: mode, w and the sizes of the rooms, as describe_steps takes them."""
-    w = w_hh
+def _plan(w_ih, w_hh, w_proj, n, H, steps):
+    """How the products in time read their weights: mode, and the sizes of the rooms, as describe_steps takes them."""
     if steps <= FEW_STEPS:
         mode = IN_PLACE
     elif n <= FEW_ROWS * get_num_threads():
         mode = IN_ROWS
     else:
-        mode, w = IN_PANELS, np.concatenate([w_ih, w_hh]) if x_in_time else w_hh
+        mode = IN_PANELS
+    rows, projected = len(w_ih) + len(w_hh), 0 if w_proj is None else w_proj.size + 64 * max(w_proj.shape)
     # the last panel may have room for columns that w has not
-    copies = [0 if a is None or mode == IN_PLACE else a.size + 64 * max(a.shape) for a in (w, w_proj)]
-    return mode, w, [n * (len(w) + 2 * H), *copies]
+    panels = 4 * H * rows + 64 * max(4 * H, rows)
+    return mode, [n * (rows + 2 * H), panels, w_ih.size, projected]
 
 
 def _rooms(dtype, sizes):
@@ -478,10 +511,10 @@ def lstm_forward(
 ):  # fmt: skip
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
     dtype, (n, H), (C, columns) = xs.dtype, c_0.shape, w_ih.shape
-    mode, w, sizes = _plan(w_ih, w_hh, w_proj, True, n, H, len(offsets) - 1)
+    mode, sizes = _plan(w_ih, w_hh, w_proj, n, H, len(offsets) - 1)
     run(
-        2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w,
-        xs[:0], w_ih, *given(dtype, 1, b), *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
+        2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None,
+        xs[:0], w_ih[:0], w_hh[:0], *given(dtype, 1, b), *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
         *given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, _rooms(dtype, sizes),
     )  # fmt: skip
 
@@ -497,13 +530,13 @@ def lstm_backward(
     may be None.
     """
     dtype, (n, P), H, (rows, C) = xs.dtype, h_0.shape, c_0.shape[1], xs.shape
-    mode, w, sizes = _plan(w_ih, w_hh, w_proj, dxs is not None, n, H, len(offsets) - 1)
+    mode, sizes = _plan(w_ih, w_hh, w_proj, n, H, len(offsets) - 1)
     projected = 0 if w_proj is None else rows
     *rooms, inputs, r, total = _rooms(dtype, [*sizes, rows * (C + P + 1), projected * H, projected * P])
     run(
-        4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, w, dh is not None,
-        *given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih, *given(dtype, 2, peephole, w_proj), h_0, c_0,
-        order, offsets, reverse, gates, c, tanh_c, h[:0], dz, *given(dtype, 2, dxs), dw_ih, dw_hh, *given(dtype, 1, db),
-        *given(dtype, 2, dpeephole, dw_proj), dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms),
-        inputs, r, total,
+        4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, dh is not None,
+        *given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih[:0], w_hh[:0],
+        *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h[:0], dz,
+        *given(dtype, 2, dxs), dw_ih, dw_hh, *given(dtype, 1, db), *given(dtype, 2, dpeephole, dw_proj),
+        dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms), inputs, r, total,
     )  # fmt: skip

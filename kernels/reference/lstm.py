@@ -16,7 +16,7 @@ step after.
 
 w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,
 where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order. All arrays are contiguous, but the rows of xs, h and
-dh may lie apart.
+dh may lie apart, and w_ih and w_hh may be the transposes of contiguous arrays.
 """
 
 import numpy as np
