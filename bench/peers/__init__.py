@@ -88,7 +88,7 @@ class Runner:
         self.restart()
         self.feed = itertools.cycle(self.inputs)
 
-    def calls(self, count):
+    def repeat(self, count):
         """The last one's result, whether it is there or not."""
         call = self.call
         for inputs in itertools.islice(self.feed, count):
@@ -96,7 +96,7 @@ class Runner:
         return result
 
     def run(self, count):
-        return self.fetch(self.calls(count))
+        return self.fetch(self.repeat(count))
 
     def seconds(self, count):
         """What so many calls take, until the last one's result is there."""
@@ -121,6 +121,6 @@ class OnGpu(Runner):
     def seconds(self, count):
         self.wait()
         start = time.perf_counter()
-        self.calls(count)
+        self.repeat(count)
         self.wait()
         return time.perf_counter() - start
