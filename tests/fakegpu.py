@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from emulation import Emulator
+from fastgrad.kernels.cuda.device import GPU
 from fastgrad.kernels.names import Watch
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
@@ -376,10 +377,8 @@ class FakeGPU(Emulator):
         given = self.inside(arguments)
         self.done(lambda: Emulator.launch(self, kernel, dtype, grid, given))
 
-    def record(self, function):
-        from fastgrad.kernels.cuda.device import GPU
-
-        return GPU.record(self, function)
+    # the real one, over all that it needs of CuPy
+    record = GPU.record
 
     def cublas(self):
         return FakeCublas(self.done)
