@@ -99,17 +99,20 @@ class Simulator:
         return np.lib.stride_tricks.as_strided(value, (last + 1,), (value.itemsize,))
 
 
-class OnDevice(Ferry):
-    """The CUDA backend's functions over NumPy arrays on a GPU, `gpu`, whatever executor other tests use."""
+class OnDevice:
+    """The CUDA backend's functions over NumPy arrays on a GPU, `gpu`, whatever executor other tests use.
+
+    It has no `direct` functions, for which a Trainer would move its model: the models of tests are NumPy's.
+    """
 
     def __init__(self, module):
         from fastgrad.kernels.cuda import device
 
-        super().__init__(module)
-        self.gpu = device.GPU()
+        self._ferry, self.gpu = Ferry(module), device.GPU()
+        self.plain, self.__all__, self.__name__ = self._ferry.plain, self._ferry.__all__, self._ferry.__name__
 
     def __getattr__(self, name):
-        function = super().__getattr__(name)
+        function = getattr(self._ferry, name)
 
         def call(*arguments, **named):
             with on(self.gpu):
