@@ -145,9 +145,9 @@ def rows_of(value: Any, rows: np.ndarray) -> Any:
 def capture(function: Any) -> Any:
     """function() over arrays on the GPU as a CUDA graph: a callable that runs it again, with no more than one launch from the host.
 
-    It is run twice for that. Arrays are where they were, so new values are written into them; numbers, as an update's rate and step
-    number, are as they were, and the callable returns what function() did, whose arrays are written anew. function may not wait for
-    values: losses and norms are read outside.
+    It is called twice for that, and runs once. Arrays are where they were, so new values are written into them; numbers, as an update's
+    rate, are as they were, but updates are counted. The callable returns what function() did, whose arrays are written anew. function
+    may not wait for values: losses and norms are read outside.
     """
     device()
     return importlib.import_module("fastgrad.kernels.cuda.graph").Captured(function)

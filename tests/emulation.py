@@ -36,6 +36,8 @@ class Arrays:
 class Emulator:
     """Compiled PTX, executed by ptxsim with all its checks. `launches`: the kernels' names, and bytes read and written by argument."""
 
+    counts = None
+
     def __init__(self):
         self.xp = Arrays()
         self.launches = []
@@ -62,6 +64,8 @@ class Emulator:
 
 class Simulator:
     """Numba's CUDA simulator, which runs a kernel's Python. It needs NUMBA_ENABLE_CUDASIM=1 and so a process of its own."""
+
+    counts = None
 
     def __init__(self):
         self.xp = Arrays()

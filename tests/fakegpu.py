@@ -387,12 +387,12 @@ class FakeGPU(Emulator):
         self._pool.clear()
 
     def done(self, step, run=True):
-        """Run a step of the device's, and keep it where a graph is captured."""
+        """Run a step of the device's; where a graph is captured it is kept instead."""
         self.steps.append((self.stream, self.stream.work()))
-        if run:
-            step()
         if self.capturing:
             self.captured.append(step)
+        elif run:
+            step()
 
     def waited(self):
         assert not self.capturing, "a graph cannot wait"

@@ -78,6 +78,56 @@ def test_an_update(there):
     check_replays(there, lambda: updater.step([dw, db]), [dw, db], changed, lambda norm: [*changed, norm._number])
 
 
+OPTIMIZERS = {
+    "adam": lambda: fg.optim.Adam(0.1),
+    "eps_hat": lambda: fg.optim.Adam(0.1, eps=0.1, eps_hat=True),
+    "adamw": lambda: fg.optim.AdamW(0.1, weight_decay=0.1),
+    "amsgrad": lambda: fg.optim.Adam(0.1, amsgrad=True),
+    "momentum": lambda: fg.optim.SGD(0.1, momentum=0.9),
+    "nesterov": lambda: fg.optim.SGD(0.1, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_replays_are_updates_one_after_the_other(there, optimizer, dtype):
+    """From the first one on, and two in a graph: Adam's corrections and momentum's first step are those of their number."""
+    w, dw = (there.array(a.astype(dtype)) for a in drawn(0, (40,), (40,)))
+    plain = there.array(w.get())
+    updater, other = (fg.Updater([a], OPTIMIZERS[optimizer](), clip_norm=1.0) for a in (w, plain))
+
+    def twice():
+        updater.step([dw])
+        return updater.step([dw])
+
+    captured = gpu.capture(twice)
+    with there.counted() as counts:
+        for _ in range(3):
+            captured()
+    # what was captured has run once before that
+    for _ in range(8):
+        other.step([dw])
+    # of each: the squares, what goes with its number, and the update
+    assert counts["launches"] == 3 * 2 * 3
+    for ours, theirs in ((w, plain), (updater.state, other.state)):
+        within = 1e-5 if dtype == "float32" else 1e-13
+        np.testing.assert_allclose(ours.get(), theirs.get(), rtol=within, atol=within)
+
+
+def test_replays_are_steps_of_a_chain(there):
+    x, y = there.array(drawn(0, (9, 6))[0]), there.array(np.arange(9) % 3)
+    trainers = [
+        fg.Trainer(fg.nn.DenseChain([6, 5, 3], "silu", "softmax", seed=0).to("cuda"), optimizer=fg.optim.Adam(0.01))
+        for _ in range(2)
+    ]
+    captured = gpu.capture(lambda: trainers[0].step(x, y))
+    for _ in range(3):
+        captured()
+    for _ in range(4):
+        trainers[1].step(x, y)
+    np.testing.assert_allclose(trainers[0].model.params.get(), trainers[1].model.params.get(), rtol=1e-4, atol=1e-6)
+
+
 def test_what_waits_cannot_be_captured(there):
     x = there.array(np.ones((2, 2), np.float32))
     with pytest.raises(AssertionError, match="a graph cannot wait"):

@@ -183,6 +183,9 @@ def offline(cc):
 class GPU:
     """The current CUDA device, by CuPy."""
 
+    # while a graph is recorded: see counted
+    counts = None
+
     def __init__(self):
         import cupy
 
@@ -234,7 +237,7 @@ class GPU:
         # addresses that others have there may go while the graph is used
         kept, self._lists = self._lists, {}
         stream.wait_event(before.record())
-        xp = self.xp
+        xp, self.counts = self.xp, {}
         try:
             with cuda.using_allocator(pool.malloc), stream:
                 self.xp = blas.Products(xp, stream, self.cublas())
@@ -248,11 +251,12 @@ class GPU:
         finally:
             products, self.xp = self.xp, xp
             addresses, self._lists = self._lists, kept
+            counts, self.counts = self.counts, None
 
         def replay():
             graph.launch()
             # these live as long as the graph
-            return pool, addresses, products.workspace
+            return pool, addresses, products.workspace, counts
 
         return result, replay
 
@@ -266,7 +270,10 @@ _executor = None
 
 
 def use(executor):
-    """Run on this from now on (None: on the GPU), and return the one before: anything with GPU's xp, address, where, queue and launch."""
+    """Run on this from now on (None: on the GPU), and return the one before.
+
+    It is anything with GPU's xp, counts, address, where, queue and launch.
+    """
     global _executor
     before, _executor = _executor, executor
     return before
@@ -323,6 +330,20 @@ def constant(array):
 def where():
     """The current device's number."""
     return _current().where()
+
+
+def counted(state, step):
+    """While a graph is recorded: the number of the state's first update there, and on the device how many it has had since.
+
+    None where nothing is recorded: then `step` is the number of the update.
+    """
+    counts = _current().counts
+    if counts is None:
+        return None
+    key = _current().address(state)
+    if key not in counts:
+        counts[key] = step, _current().xp.zeros(1, np.int64)
+    return counts[key]
 
 
 def queue():

@@ -3,7 +3,7 @@
 Between two launches nothing here waits, asks for what is on the device or copies from the host, so every call of arrays that lie on the
 device can be recorded. What it makes on the way comes from a pool that is the graph's own: a run before the recorded one fills the pool,
 compiles the kernels and leaves addresses and tables on the device, and the recorded one finds all of it there. Numbers are as they were
-then: an update's step number and rate too, so of Adam's the corrections stay those of its step.
+then, an update's rate too, but for what goes with the number of an update: that is counted on the device, one more at each replay.
 """
 
 from . import device, lists

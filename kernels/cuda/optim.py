@@ -2,7 +2,8 @@
 
 Clipping takes one launch before that, which leaves a sum of squares for each of at most NORM_BLOCKS blocks; every block of the update adds
 those up anew, in the same order, which costs less than a launch of its own. So a step with clipping is two launches whatever the number
-of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite.
+of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite. In a graph there is one
+more launch, which counts the updates: what of Adam's numbers goes with the step is worked out there.
 """
 
 import math
@@ -95,10 +96,12 @@ def update_chunks(
     dtype: Real, parts: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
     decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
     correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer, follows: Integer,
-    count: Integer, chunks: Integers,
+    counted: Integer, count: Integer, chunks: Integers,
     p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, before: Integers, status: Integers,
-    changes: Wide,
+    changes: Wide, numbers: Values,
 ):  # fmt: skip
+    if counted:
+        lr, correction, eps, keep1 = numbers[0], numbers[1], numbers[2], numbers[3]
     scale = dtype(1)
     if parts:
         found = norm_of(cuda.shared.array(BLOCK, float64), parts, sums)
@@ -155,6 +158,37 @@ def add_changes(dtype: Real, firsts: Integers, changes: Wide, moved: Wide):
         moved[2 * a], moved[2 * a + 1] = changed, there
 
 
+@function
+def power(base, exponent):
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+@wide_kernel
+def count_update(
+    dtype: Real, code: Integer, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber,
+    eps: WideNumber, done: Integers, numbers: Values,
+):  # fmt: skip
+    """What of `settings` goes with the number of the update, which is `step` and as many as were done since; by one thread."""
+    if cuda.threadIdx.x:
+        return
+    step += done[0]
+    done[0] += 1
+    correction = 1.0
+    if code == names.ADAM:
+        lr /= 1 - power(beta1, step)
+        correction = 1 / math.sqrt(1 - power(beta2, step))
+        if form:
+            eps *= correction
+    numbers[0], numbers[1], numbers[2] = dtype(lr), dtype(correction), dtype(eps)
+    numbers[3] = dtype(0.0 if step == 1 else beta1)
+
+
 def settings(optimizer, hyper, step):
     """(form, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps, keep1) of update number `step`, worked out in float64."""
     lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
@@ -202,6 +236,13 @@ def update_all(
         launch(square_chunks, dtype, parts, chunks.count, chunks.chunks, gradients, sums)
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
+    counted, later = device.counted(state, step), None
+    if counted:
+        # a graph's replays are updates of different numbers
+        first, done = counted
+        later = xp.empty(4, dtype)
+        lr, beta1, beta2, eps, *_ = hyper.tolist()
+        launch(count_update, dtype, 1, optimizer, form, first, lr, beta1, beta2, eps, done, later)
     limit = constraint.limit if constraint is not None and constraint.kind == names.MAX_VALUE else math.inf
     arrays = (
         [p.reshape(-1) for p in params],
@@ -213,11 +254,12 @@ def update_all(
         before,
         status,
         changes,
+        later,
     )
     launch(
         update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clip_norm, optimizer, len(state), form,
-        state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, chunks.count, chunks.chunks,
-        *arrays,
+        state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, counted is not None,
+        chunks.count, chunks.chunks, *arrays,
     )  # fmt: skip
     if moved is not None:
         found = xp.empty((len(params), 2))
