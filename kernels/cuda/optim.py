@@ -2,8 +2,8 @@
 
 Clipping takes one launch before that, which leaves a sum of squares for each of at most NORM_BLOCKS blocks; every block of the update adds
 those up anew, in the same order, which costs less than a launch of its own. So a step with clipping is two launches whatever the number
-of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite. In a graph there is one
-more launch, which counts the updates: what of Adam's numbers goes with the step is worked out there.
+of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite. In a graph
+Adam has one more, which counts the updates: what of its numbers goes with the step is worked out there.
 """
 
 import math
@@ -101,7 +101,7 @@ def update_chunks(
     changes: Wide, numbers: Values,
 ):  # fmt: skip
     if counted:
-        lr, correction, eps, keep1 = numbers[0], numbers[1], numbers[2], numbers[3]
+        lr, correction, eps = numbers[0], numbers[1], numbers[2]
     scale = dtype(1)
     if parts:
         found = norm_of(cuda.shared.array(BLOCK, float64), parts, sums)
@@ -171,22 +171,19 @@ def power(base, exponent):
 
 @wide_kernel
 def count_update(
-    dtype: Real, code: Integer, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber,
-    eps: WideNumber, done: Integers, numbers: Values,
+    dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
+    done: Integers, numbers: Values,
 ):  # fmt: skip
-    """What of `settings` goes with the number of the update, which is `step` and as many as were done since; by one thread."""
+    """What of Adam's `settings` goes with the number of the update, which is `step` and as many as were done since; by one thread."""
     if cuda.threadIdx.x:
         return
     step += done[0]
     done[0] += 1
-    correction = 1.0
-    if code == names.ADAM:
-        lr /= 1 - power(beta1, step)
-        correction = 1 / math.sqrt(1 - power(beta2, step))
-        if form:
-            eps *= correction
+    lr /= 1 - power(beta1, step)
+    correction = 1 / math.sqrt(1 - power(beta2, step))
+    if form:
+        eps *= correction
     numbers[0], numbers[1], numbers[2] = dtype(lr), dtype(correction), dtype(eps)
-    numbers[3] = dtype(0.0 if step == 1 else beta1)
 
 
 def settings(optimizer, hyper, step):
@@ -236,13 +233,12 @@ def update_all(
         launch(square_chunks, dtype, parts, chunks.count, chunks.chunks, gradients, sums)
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
-    counted, later = device.counted(state, step), None
+    counted, later = device.counted(state, step) if optimizer == names.ADAM else None, None
     if counted:
-        # a graph's replays are updates of different numbers
+        # a graph's replays are updates of different numbers; momentum's first one comes before them, when the graph is made
         first, done = counted
-        later = xp.empty(4, dtype)
-        lr, beta1, beta2, eps, *_ = hyper.tolist()
-        launch(count_update, dtype, 1, optimizer, form, first, lr, beta1, beta2, eps, done, later)
+        later = xp.empty(3, dtype)
+        launch(count_update, dtype, 1, form, first, *hyper.tolist()[:4], done, later)
     limit = constraint.limit if constraint is not None and constraint.kind == names.MAX_VALUE else math.inf
     arrays = (
         [p.reshape(-1) for p in params],
