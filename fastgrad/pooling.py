@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastgrad.memory import empty
-from fastgrad.rows import Batch, rows_of, sequences_of
+from fastgrad.rows import Batch, above, rows_of, sequences_of
 
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
@@ -28,9 +28,7 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
     order, offsets = batch.order, batch.offsets
     n, under_way = len(order), np.diff(offsets)
-    # the sequence at a position has as many steps as those at which more sequences are under way
-    counts = len(under_way) - np.searchsorted(under_way[::-1], np.arange(n), side="right")
-    counts = np.maximum(counts, 1).astype(h.dtype)[:, None]  # (N, 1)
+    counts = np.maximum(above(under_way, n), 1).astype(h.dtype)[:, None]  # (N, 1)
     total, y = (empty((n, h.shape[1]), h) for _ in range(2))
     total[...] = 0
     for t, rows in enumerate(under_way):

@@ -26,9 +26,15 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
     found = check.lengths(op, "lengths", lengths, n, steps)
     order = np.argsort(-found, kind="stable")
     # of each step, how many sequences reach it
-    under_way = n - np.searchsorted(np.sort(found), np.arange(steps), side="right")
-    offsets = np.concatenate([[0], np.cumsum(under_way)])
+    offsets = np.append(0, np.cumsum(above(found, steps)))
     return Batch(order, offsets, (n, steps), bool(offsets[-1] == n * steps))
+
+
+def above(values: np.ndarray, count: int) -> np.ndarray:
+    """Of 0, 1, ... count - 1 how many of the values are above it: of lengths the sequences under way at each step, and of those the
+    lengths again, longest first.
+    """
+    return len(values) - np.searchsorted(np.sort(values), np.arange(count), side="right")
 
 
 def rows_of(x: np.ndarray, batch: Batch) -> np.ndarray:
