@@ -162,7 +162,7 @@ class Lstm(Targets):
 
 @dataclass(frozen=True)
 class TorchLstm(Lstm):
-    """fgt.LSTM in the place of PyTorch's."""
+    """fgt.LSTM in the place of PyTorch's, and with lengths fgt's packing and padding in theirs."""
 
     runner: str = "TorchLstm"
 

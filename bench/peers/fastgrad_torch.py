@@ -20,6 +20,7 @@ class TorchShared(torch.Shared):
 
 class TorchLstm(torch.Lstm):
     layer = fgt.LSTM
+    pack, pad = staticmethod(fgt.pack_padded_sequence), staticmethod(fgt.pad_packed_sequence)
 
 
 class TorchUpdate(torch.Update):

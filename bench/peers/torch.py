@@ -214,6 +214,7 @@ def write(parameters, arrays):
 
 class Lstm(Runner):
     layer = nn.LSTM
+    pack, pad = staticmethod(pack_padded_sequence), staticmethod(pad_packed_sequence)
 
     def __init__(self, lstm):
         x, dy = map(torch.as_tensor, lstm.sequences())
@@ -231,8 +232,8 @@ class Lstm(Runner):
     def forward(self, x):
         if self.lengths is None:
             return self.model(x)[0]
-        packed = pack_padded_sequence(x, self.lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.model(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        packed = self.pack(x, self.lengths, batch_first=True, enforce_sorted=False)
+        return self.pad(self.model(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
     def call(self, x):
         y = self.forward(x)

@@ -14,6 +14,7 @@ from fastgrad.torch.loss import cross_entropy
 from fastgrad.torch.lstm import lstm
 from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
 from fastgrad.torch.optim import Adam, AdamW
+from fastgrad.torch.packing import pack_padded_sequence, pad_packed_sequence
 from fastgrad.torch.recurrent import LSTM
 from fastgrad.torch.threads import share
 
@@ -35,4 +36,6 @@ __all__ = [
     "cross_entropy",
     "dense_chain",
     "lstm",
+    "pack_padded_sequence",
+    "pad_packed_sequence",
 ]
