@@ -131,5 +131,5 @@ def test_a_residual_net_learns_digits_as_pytorch_does(stem, width, torch):
     with torch.no_grad():
         theirs = (twin(held_x, False).numpy().argmax(1) == held_y).mean()
     ours = (model.predict(held_x, 100).argmax(1) == held_y).mean()
-    assert theirs > 0.93
+    assert theirs > 0.9
     assert ours == pytest.approx(theirs, abs=0.015)
