@@ -8,6 +8,7 @@ import numpy as np
 from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
 from fastgrad.epoch import Epoch
+from fastgrad.gpu import captures
 from fastgrad.health import KEPT, Health
 from fastgrad.kernels import names
 from fastgrad.kernels.names import ACTIVATIONS
@@ -28,6 +29,10 @@ class Watched:
         self._steps, self._health = steps, health
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
+        if captures():
+            raise RuntimeError(
+                "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
+            )
         if done % self._health.every:
             return self._steps.step(x, target, lengths, done, record)
         with self._looking(done, 1):

@@ -128,6 +128,21 @@ def test_replays_are_steps_of_a_chain(there):
     np.testing.assert_allclose(trainers[0].model.params.get(), trainers[1].model.params.get(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", ["chain", "layers"])
+def test_a_step_with_health_cannot_be_captured(there, make):
+    x, y = there.array(np.ones((9, 6), np.float32)), there.array(np.arange(9) % 3)
+    model = fg.nn.DenseChain([6, 3], "silu", "softmax", seed=0)
+    if make == "layers":
+        model = fg.nn.Sequential(fg.nn.Dense(6, 5, "tanh"), fg.nn.BatchNorm(5), fg.nn.Dense(5, 3, "softmax"), seed=0)
+    trainer = fg.Trainer(model.to("cuda"), health=2)
+    before = model.params.get()
+    with pytest.raises(RuntimeError, match="a step with health cannot be captured"):
+        gpu.capture(lambda: trainer.step(x, y))
+    np.testing.assert_array_equal(model.params.get(), before)
+    trainer.step(x, y)
+    assert trainer.health().step == 0
+
+
 def test_what_waits_cannot_be_captured(there):
     x = there.array(np.ones((2, 2), np.float32))
     with pytest.raises(AssertionError, match="a graph cannot wait"):
