@@ -17,7 +17,6 @@ LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
 PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
 # DLPack's names of a GPU's memory: its own, and managed
 DLPACK_CUDA = 2, 13
-_captures = False
 
 
 class BackendError(RuntimeError):
@@ -150,18 +149,8 @@ def capture(function: Any) -> Any:
     rate, are as they were, but updates are counted. The callable returns what function() did, whose arrays are written anew. function
     may not wait for values: losses and norms are read outside.
     """
-    global _captures
     device()
-    before, _captures = _captures, True
-    try:
-        return importlib.import_module("fastgrad.kernels.cuda.graph").Captured(function)
-    finally:
-        _captures = before
-
-
-def captures() -> bool:
-    """Whether a graph is being captured."""
-    return _captures
+    return importlib.import_module("fastgrad.kernels.cuda.graph").Captured(function)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:

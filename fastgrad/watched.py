@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad import gpu
 from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
 from fastgrad.epoch import Epoch
-from fastgrad.gpu import captures
 from fastgrad.health import KEPT, Health
 from fastgrad.kernels import names
 from fastgrad.kernels.names import ACTIVATIONS
@@ -29,7 +29,7 @@ class Watched:
         self._steps, self._health = steps, health
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
-        if captures():
+        if gpu.is_there(self.params) and gpu.device().records():
             raise RuntimeError(
                 "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
             )

@@ -148,6 +148,24 @@ def clone(net):
     return Net(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(net).items()})
 
 
+def with_margins(net, dtype):
+    """Give the net's buffers 100 sevens on either side; the whole ones."""
+    wide = []
+    for name in ("params", "grads", "state", "work"):
+        value = getattr(net, name)
+        wide.append(np.full(value.size + 200, 7, dtype))
+        view = wide[-1][100:-100].reshape(value.shape)
+        view[...] = value
+        setattr(net, name, view)
+    return wide
+
+
+def check_margins(wide):
+    for buffer in wide:
+        np.testing.assert_array_equal(buffer[:100], 7)
+        np.testing.assert_array_equal(buffer[-100:], 7)
+
+
 def step(backend, net, x, target, number=0):
     """(status, loss, norm) of one dense_chain_step."""
     record = unwritten(2, np.float64)

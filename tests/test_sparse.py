@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
-from chains import clone, random_net, random_target
+from chains import check_margins, clone, random_net, random_target, with_margins
 from fastgrad.kernels.names import BAD_LABEL, NONFINITE, OK, Nonzeros, workspace_size
 
 # rows shorter than a vector, that end in part of one, longer than what is done at a time, and more weights' rows than that
@@ -81,18 +81,10 @@ def test_an_epoch_stays_inside_its_arrays(backend, dtype, rng):
     widths = 33, 21, 10
     net = random_net(rng, widths, ["relu", "softmax"], dtype, 20, loss="cross_entropy")
     net.work = unwritten(workspace_size((0, *widths[1:]), 20), dtype)
-    wide = {}
-    for name in ("params", "grads", "state", "work"):
-        value = getattr(net, name)
-        wide[name] = np.full(value.size + 200, 7, dtype)
-        view = wide[name][100:-100].reshape(value.shape)
-        view[...] = value
-        setattr(net, name, view)
+    wide = with_margins(net, dtype)
     x, labels = mostly_zero(rng, (50, 33), dtype), rng.integers(0, 10, 50)
     assert epoch(backend, net, nonzeros_of(x), labels, np.arange(50), 20)[0][0] == OK
-    for buffer in wide.values():
-        np.testing.assert_array_equal(buffer[:100], 7)
-        np.testing.assert_array_equal(buffer[-100:], 7)
+    check_margins(wide)
 
 
 @pytest.mark.parametrize("bad", ["label", np.nan, np.inf])

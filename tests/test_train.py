@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from arrays import bits, numerical_gradient, unwritten
-from chains import clone, random_net, random_target, step, torch_activation
+from chains import check_margins, clone, random_net, random_target, step, torch_activation, with_margins
 from fastgrad.kernels import names, reference
 from fastgrad.kernels.names import (
     ACTIVATIONS,
@@ -217,19 +217,11 @@ def test_inputs_are_not_written_and_may_be_read_only(backend, dtype, rng):
 
 def test_nothing_outside_the_buffers_is_written(backend, dtype, rng):
     net, x, target = problem(rng, 33, [9, 17, 11], ["gelu", "softmax"], dtype, "cross_entropy")
-    wide = {}
-    for name in ("params", "grads", "state", "work"):
-        value = getattr(net, name)
-        wide[name] = np.full(value.size + 200, 7, dtype)
-        view = wide[name][100:-100].reshape(value.shape)
-        view[...] = value
-        setattr(net, name, view)
+    wide = with_margins(net, dtype)
     record = np.full(202, 7.0)
     net_arguments = net.keyword()
     assert backend.dense_chain_step(x=x, target=target, step=0, record=record[100:102], **net_arguments) == OK
-    for buffer in [*wide.values(), record]:
-        np.testing.assert_array_equal(buffer[:100], 7)
-        np.testing.assert_array_equal(buffer[-100:], 7)
+    check_margins([*wide, record])
 
 
 @pytest.mark.parametrize("n", [5, 300])

@@ -332,14 +332,19 @@ def where():
     return _current().where()
 
 
+def records():
+    """Whether a graph is being recorded."""
+    return _current().counts is not None
+
+
 def counted(state, step):
     """While a graph is recorded: the number of the state's first update there, and on the device how many it has had since.
 
     None where nothing is recorded: then `step` is the number of the update.
     """
-    counts = _current().counts
-    if counts is None:
+    if not records():
         return None
+    counts = _current().counts
     key = _current().address(state)
     if key not in counts:
         counts[key] = step, _current().xp.zeros(1, np.int64)

@@ -169,6 +169,16 @@ def power(base, exponent):
     return result
 
 
+def corrected(form, lr, power1, power2, eps):
+    """Adam's lr, correction and eps, from the betas' powers of the step."""
+    correction = 1 / math.sqrt(1 - power2)
+    # Keras's epsilon hat is beside the uncorrected root
+    return lr / (1 - power1), correction, eps * correction if form else eps
+
+
+_corrected = function(corrected)
+
+
 @wide_kernel
 def count_update(
     dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
@@ -179,10 +189,7 @@ def count_update(
         return
     step += done[0]
     done[0] += 1
-    lr /= 1 - power(beta1, step)
-    correction = 1 / math.sqrt(1 - power(beta2, step))
-    if form:
-        eps *= correction
+    lr, correction, eps = _corrected(form, lr, power(beta1, step), power(beta2, step), eps)
     numbers[0], numbers[1], numbers[2] = dtype(lr), dtype(correction), dtype(eps)
 
 
@@ -192,10 +199,7 @@ def settings(optimizer, hyper, step):
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rest2, correction = 1 - beta2, 1.0
     if optimizer == names.ADAM:
-        lr /= 1 - beta1**step
-        correction = 1 / math.sqrt(1 - beta2**step)
-        # Keras's epsilon hat is beside the uncorrected root
-        eps *= correction if form else 1.0
+        lr, correction, eps = corrected(form, lr, beta1**step, beta2**step, eps)
     elif optimizer == names.ADAGRAD:
         beta2, rest2 = 1.0, 1.0
     keep1 = 0.0 if step == 1 else beta1
