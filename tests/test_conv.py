@@ -64,6 +64,7 @@ LARGE = {
     "dilated": (2, (27, 30), 19, 21, 3, {"dilation": 4, "padding": 4}),
     "groups": (3, (25, 24), 48, 80, 3, {"groups": 4, "padding": 1}),
     "depthwise": (3, (33, 31), 67, 67, 3, {"groups": 67, "padding": "same"}),
+    "depthwise_stride": (2, (30, 45), 40, 40, 5, {"groups": 40, "stride": 2, "padding": 2}),
     "wide": (1, (3, 400), 16, 16, (1, 9), {"padding": "same"}),
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
 }

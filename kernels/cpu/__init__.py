@@ -134,6 +134,11 @@ def _call_drivers(dtype):
     outputs = image.copy(), image.copy()
     conv2d_forward(image, image, None, pair, pads, pair, None, identity, *outputs)
     conv2d_backward(image, image, image, pair, pads, pair, identity, *outputs, *outputs, image.copy(), None)
+    # a channel of two with a kernel of its own, for depthwise.py
+    image, w = np.ones((1, 1, 1, 2), dtype), np.ones((1, 1, 1, 2), dtype)
+    outputs = image.copy(), image.copy()
+    conv2d_forward(image, w, None, pair, pads, pair, None, identity, *outputs)
+    conv2d_backward(image, image, w, pair, pads, pair, identity, *outputs, *outputs, w.copy(), None)
     # enough of everything for winograd.py
     image, w = np.ones((1, 4, 4, 8), dtype), np.ones((3, 3, 8, 8), dtype)
     outputs = image.copy(), image.copy()

@@ -2,7 +2,7 @@
 
 The pixels under the kernel at one place of the output are a row of a matrix of which w (kh kw C, K) is the other factor. Rows of that
 matrix are made for a few pixels at a time, in the second-level cache, from panels of w that stay there; a kernel of 1 x 1 reads
-the image itself.
+the image itself. Where every channel has a kernel of its own, depthwise.py makes it.
 
 The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
 phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. Phases of few
@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray
 
 from .. import names
-from . import winograd
+from . import depthwise, winograd
 from .activation import activate, activation_backward
 from .dense import column_sums
 from .gemm import clear, pack_b, panel_tiles, tiles
@@ -384,6 +384,9 @@ def _rooms(x, w):
 
 def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    if depthwise.suits(x, w):
+        depthwise.forward(x, w, b, stride, pads, dilation, residual, activation, z, y)
+        return
     flags = NO_FLAGS
     if winograd.suits(w, stride, pads, dilation, x.shape[3] // w.shape[2], *z.shape[1:3]):
         flags = winograd.convolve(x, w, b, *pads[:2], False, residual, activation, z, y)
@@ -401,7 +404,10 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
     activation_backward(dy, z, y, dz, activation)
     geometry, groups = (stride, pads, dilation), x.shape[3] // w.shape[2]
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
-    wants_dw = dw is not None
+    channelwise = depthwise.suits(x, w)
+    if channelwise and dw is not None:
+        depthwise.weights(x, dz, *geometry, dw)
+    wants_dw = dw is not None and not channelwise
     if wants_dw and x.size and winograd.suits(w, *geometry, groups, *dz.shape[1:3]):
         winograd.weights(x, dz, *pads[:2], dw)
         wants_dw = not np.isfinite(dw).all()
@@ -409,7 +415,9 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
         runs, _, lowered = _rooms(x, w)
         arrays = w if dw is None else dw, wants_dw, *given(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, *geometry, *arrays, runs, lowered)
-    if dx is not None:
+    if channelwise and dx is not None:
+        depthwise.inputs(dz, w, *geometry, dx)
+    elif dx is not None:
         flags, turned = NO_FLAGS, tuple(2 - pad for pad in pads)
         if winograd.suits(w, stride, turned, dilation, groups, *dx.shape[1:3]):
             flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
