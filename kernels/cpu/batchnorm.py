@@ -28,18 +28,31 @@ from .activation import (
 from .gemm import clear
 from .jit import Addresses, compiled, entry, given, inlined, kernel
 from .loops import LINE, add, fence, stream, times, zipped
-from .parallel import Scratch, run, share
-from .simd import address, address_or_null, advance, call, copy, data, keep, pointer, real, void_pointer
+from .parallel import run, share
+from .simd import (
+    address,
+    address_or_null,
+    advance,
+    copy,
+    data,
+    local,
+    local_zeros,
+    pointer,
+    real,
+    run_kernel,
+    void_pointer,
+)
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
 COLUMNS, CHUNK, BLOCK = 256, 8192, 4
+FOUR_ROWS = 4 * COLUMNS
 # values between vectors of W: at a power of two from each other they would share places of the first-level cache
 APART = 48
 # values that are made at a time where each is met once; bytes of an array from which on its reader will not find it in cache
 STEP, STREAMED = 2048, 1 << 24
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
 NORM = np.dtype(
-    [(name, "i8") for name in "M C W n_blocks code relus has_dz of_batch streams".split()]
+    [(name, "i8") for name in "M C W n_blocks code relus has_dz of_batch streams room room_size".split()]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
     + [("parameter", "f8")]
 )
@@ -138,7 +151,7 @@ def statistics_part(part, parts, job, like):
     """means and squares (n_blocks, W), float64, of the whole rows of each block: the part's share of blocks and groups of columns."""
     g = carray(job, 1)[0]
     W, groups, depth = g.W, (g.W + COLUMNS - 1) // COLUMNS, CHUNK // COLUMNS
-    room = np.empty_like(carray(pointer(g.x, like), 4 * COLUMNS))
+    room = local(FOUR_ROWS, like)
     start, total, mean = data(room), data(room[COLUMNS:]), data(room[2 * COLUMNS :])
     squares = data(room[3 * COLUMNS :])
     lo, hi = share(part, parts, g.n_blocks * groups, 1)
@@ -160,7 +173,6 @@ def statistics_part(part, parts, job, like):
             for r in range(rows):
                 zipped(add_squares, n, (total, squares, advance(x, r * W), mean), (total, squares), ())
             zipped(merge, n, (means, sums, mean, total, squares), (means, sums), (float(r0 - first), float(rows)))
-    keep(room)
 
 
 @compiled
@@ -189,22 +201,26 @@ def normalise_rows(g, at, n, z, like):
             zipped(normalise, min(g.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
 
 
+@compiled
+def room_of(g, part, like):
+    """The part's own values in the job's room."""
+    return advance(pointer(g.room, like), part * g.room_size)
+
+
 @kernel(NORM)
 def batch_norm_forward_part(part, parts, job, like):
     """Backwards, since the statistics' last rows may still be in cache."""
     g = carray(job, 1)[0]
     lo, hi = share(part, parts, g.M * g.C, g.W)
-    step = max(1, STEP // g.W) * g.W
-    room = np.empty_like(carray(pointer(g.x, like), g.W + STEP))
+    step, room = max(1, STEP // g.W) * g.W, room_of(g, part, like)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
         n, y = min(step, hi - at), advance(pointer(g.y, like), at)
-        made = data(room) if g.streams else y
+        made = room if g.streams else y
         z = advance(pointer(g.z, like), at) if g.z != g.y else made
         normalise_rows(g, at, n, z, like)
         activate(g.code, g.parameter, n // g.C, g.C, z, made)
         if g.streams:
             stream(n, made, y)
-    keep(room)
     fence()
 
 
@@ -212,9 +228,8 @@ def batch_norm_forward_part(part, parts, job, like):
 def batch_norm_sums_part(part, parts, job, like):
     """sums (n_blocks, 2, W), float64: of dz and of dz (x - high), over the rows of each block; and dz, where it is wanted."""
     g = carray(job, 1)[0]
-    W, step = g.W, chunk(g.W)
-    room = np.empty_like(carray(pointer(g.x, like), W + CHUNK + 2 * (W + APART)))
-    total, products = data(room[W + CHUNK :]), data(room[W + CHUNK + W + APART :])
+    W, step, room = g.W, chunk(g.W), room_of(g, part, like)
+    total, products = advance(room, W + CHUNK), advance(room, W + CHUNK + W + APART)
     lo, hi = share(part, parts, g.n_blocks, 1)
     for block in range(lo, hi):
         sums = doubles(g.sums + 16 * W * block)
@@ -223,10 +238,9 @@ def batch_norm_sums_part(part, parts, job, like):
         for at in range(block * BLOCK * step, end, step):
             clear(W, total)
             clear(W, products)
-            add_rows(g, at, min(step, end - at), total, products, data(room), like)
+            add_rows(g, at, min(step, end - at), total, products, room, like)
             zipped(add, W, (sums, total), (sums,), ())
             zipped(add, W, (advance(sums, W), products), (advance(sums, W),), ())
-    keep(room)
     fence()
 
 
@@ -268,12 +282,10 @@ def add_rows(g, at, n, total, products, room, like):
 def batch_norm_backward_part(part, parts, job, like):
     """dx, from dz where it is kept, or from dy once more; backwards, as above."""
     g = carray(job, 1)[0]
-    W, step = g.W, chunk(g.W)
-    room = np.empty_like(carray(pointer(g.x, like), W + CHUNK + W))
+    W, step, room = g.W, chunk(g.W), room_of(g, part, like)
     lo, hi = share(part, parts, g.M * g.C, W)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
-        inputs_of(g, at, min(step, hi - at), data(room), data(room[W + CHUNK :]), like)
-    keep(room)
+        inputs_of(g, at, min(step, hi - at), room, advance(room, W + CHUNK), like)
     fence()
 
 
@@ -318,10 +330,10 @@ def of_batch(launcher, parts, kernels, x, mean, var, room):
     W, rows = repeat * C, M // repeat
     n_blocks = (rows + depth - 1) // depth
     means, squares = room[: n_blocks * W], room[n_blocks * W : 2 * n_blocks * W]
-    job = np.empty(1, STATISTICS)
+    job = local(1, STATISTICS)
     g = job[0]
     g.x, g.rows, g.W, g.n_blocks, g.means, g.squares = address(x), rows, W, n_blocks, address(means), address(squares)
-    call(launcher, kernels[STATISTICS_PART], parts, job)
+    run_kernel(launcher, kernels[STATISTICS_PART], parts, job, ())
     for block in range(1, n_blocks):
         before, n = float(block * depth), float(min(depth, rows - block * depth))
         mean_of, squares_of = data(means), data(squares)
@@ -386,30 +398,44 @@ def streams(g, array):
     return array.size * size >= STREAMED and g.W * size % LINE == 0 and address(array) % LINE == 0
 
 
+@compiled
+def vectors_of(room, n, C):
+    """(n, more than W): vectors at the beginning of room."""
+    columns = max(COLUMNS, C) + APART
+    return room[: n * columns].reshape(n, columns)
+
+
 @entry
 def _forward(launcher, parts, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, room):
-    job = np.zeros(1, NORM)
+    job = local_zeros(1, NORM)
     g = job[0]
-    describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
+    vectors = vectors_of(room, 3, x.shape[1])
+    describe(g, x, code, parameter, mean, rstd, gamma, beta, vectors)
+    own = room[vectors.size :]
+    g.room, g.room_size = address(own), own.size // parts
     g.z, g.y, g.residual = address(z), address(y), address_or_null(residual)
     g.streams = streams(g, y)
-    call(launcher, kernels[FORWARD_PART], parts, job)
+    run_kernel(launcher, kernels[FORWARD_PART], parts, job, ())
 
 
 @entry
 def _backward(
-    launcher, parts, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, room, sums
+    launcher, parts, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, n_sums, room
 ):  # fmt: skip
-    job = np.zeros(1, NORM)
+    job = local_zeros(1, NORM)
     g = job[0]
-    describe(g, x, code, parameter, mean, rstd, gamma, beta, room)
+    sums, values = room[:n_sums], room[n_sums:].view(x.dtype)
+    vectors = vectors_of(values, 5, x.shape[1])
+    describe(g, x, code, parameter, mean, rstd, gamma, beta, vectors)
+    own = values[vectors.size :]
+    g.room, g.room_size = address(own), own.size // parts
     W, depth = g.W, BLOCK * chunk(g.W)
     g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
     g.relus = code == names.RELU or code == names.LEAKY_RELU or code == names.CLIPPED_RELU
     g.streams = streams(g, dz)
     g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
-    call(launcher, kernels[SUMS_PART], parts, job)
-    slope, offset = room[3], room[4]
+    run_kernel(launcher, kernels[SUMS_PART], parts, job, ())
+    slope, offset = vectors[3], vectors[4]
     g.slope, g.offset, g.streams = address(slope), address(offset), streams(g, dx)
     first = data(sums)
     for block in range(1, g.n_blocks):
@@ -419,7 +445,7 @@ def _backward(
         for j in range(c, W if g.n_blocks else c, g.C):
             total += sums[j]
             products += sums[W + j]
-        low = mean[c] - room[0, c]
+        low = mean[c] - vectors[0, c]
         products = (products - low * total) * rstd[c]
         dbeta[c], dgamma[c] = total, products
         scale = gamma[c] * rstd[c] / g.M
@@ -428,19 +454,13 @@ def _backward(
     repeat_columns(g, slope)
     repeat_columns(g, offset)
     if dx.size:
-        call(launcher, kernels[BACKWARD_PART], parts, job)
+        run_kernel(launcher, kernels[BACKWARD_PART], parts, job, ())
 
 
 _KERNELS = Addresses(statistics_part, batch_norm_forward_part, batch_norm_sums_part, batch_norm_backward_part)
-_scratch, _sums = Scratch(), Scratch()
 # a value costs about as much as this many multiplications and additions
 COST = 16
 DOUBLE = np.dtype(np.float64)
-
-
-def _vectors(dtype, n, columns):
-    size = n * (columns + APART)
-    return _scratch(dtype, size)[0][:size].reshape(n, columns + APART)
 
 
 def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
@@ -448,18 +468,20 @@ def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps,
     momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
     """
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
-    room = _sums(DOUBLE, 2 * (x.size // rows + columns))[0]
     operations, running = COST * x.size if training else 0, given(x.dtype, 1, running_mean, running_var)
     settings = training, momentum, eps, unbiased, mean, rstd
-    run(operations, _statistics, _KERNELS[x.dtype.char], x, *running, *settings, room)
+    scratch = DOUBLE, 2 * (x.size // rows + columns), 0
+    run(operations, _statistics, _KERNELS[x.dtype.char], x, *running, *settings, scratch=scratch)
 
 
 def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    room = _vectors(dtype, 3, columns)
-    arrays = x, mean, rstd, gamma, beta, *given(dtype, 2, residual)
-    run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, room)
+    arrays, scratch = (
+        (x, mean, rstd, gamma, beta, *given(dtype, 2, residual)),
+        (dtype, 3 * (columns + APART), columns + STEP),
+    )
+    run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, scratch=scratch)
 
 
 def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
@@ -468,9 +490,9 @@ def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z,
     of_batch: whether mean and rstd are the batch's.
     """
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    room = _vectors(dtype, 5, columns)
-    sums = _sums(DOUBLE, 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1))[0]
+    sums = 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1)
     run(
         2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y,
-        *given(dtype, 2, dz, dx), dgamma, dbeta, room, sums,
+        *given(dtype, 2, dz, dx), dgamma, dbeta, sums,
+        scratch=(DOUBLE, sums + 5 * (columns + APART), CHUNK + 3 * columns + 2 * APART),
     )  # fmt: skip

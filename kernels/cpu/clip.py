@@ -24,7 +24,7 @@ from .lists import (
 )
 from .loops import each, squares, zipped
 from .parallel import address_of, launch, run, share
-from .simd import address, advance, call, data, keep, pointer, real, void_pointer
+from .simd import address, advance, data, local, local_zeros, pointer, real, run_kernel, void_pointer
 
 # factors: of each unit what values are multiplied with, or 0; sums and counts: by block, the units' and of values that are not finite;
 # chosen: of each array whether it takes part, or 0 for all
@@ -34,6 +34,7 @@ CLAMP = np.dtype([("table", "i8"), ("n", "i8"), ("limit", "f8")])
 ABSOLUTE, SQUARE, LARGEST, POWER = range(4)
 # sums side by side, of an array that is one unit and of a row's columns: 4 KiB, in the first cache with the row
 LANES = 512
+SUMS_AND_FACTORS = 2 * LANES
 # a power and its sum cost as much as this many multiplications and additions
 COSTS = 2, 2, 2, 64
 # a larger sum of powers has lost nothing that counts, though a part of it vanished
@@ -137,8 +138,9 @@ def sum_block(power, p, x, size, totals, factors, room):
 @kernel(NORMS)
 def norms_part(part, parts, job, like):
     g = carray(job, 1)[0]
-    t, none = rows_at(g.table, g.n), np.zeros(0)
-    room = np.ones(2 * LANES)
+    t, room = rows_at(g.table, g.n), local(SUMS_AND_FACTORS, np.float64)
+    none = room[:0]
+    room[:] = 1
     sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
     counts = carray(void_pointer(g.counts), t[g.n, SUMS], np.int64)
     factors = carray(void_pointer(g.factors), t[g.n, UNITS], np.float64) if g.factors else none
@@ -151,8 +153,6 @@ def norms_part(part, parts, job, like):
             x, totals = advance(pointer(t[a, ADDRESS], like), at), sums[place : place + width]
             counts[place] = sum_block(g.power, g.p, x, block_size(t, a, at), totals, factors[unit : unit + width], room)
         a, at = next_block(t, g.n, a, at)
-    keep(room)
-    keep(none)
 
 
 @compiled
@@ -189,35 +189,31 @@ def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, do
     for a in range(n):
         chosen[a] = doubtful[t[a, UNITS] : t[a + 1, UNITS]].any()
     again, factors, unused, unasked = np.empty(units), np.empty(units), np.empty(n, np.int64), np.empty(units, np.bool_)
-    job = np.zeros(1, NORMS)
+    job = local_zeros(1, NORMS)
     g = job[0]
     g.table, g.n, g.sums, g.counts, g.chosen = address(t), n, address(sums), address(counts), address(chosen)
     g.power, g.p = LARGEST, np.inf
-    call(launcher, kernel, parts, job)
+    run_kernel(launcher, kernel, parts, job, (chosen,))
     finish_norms(t, n, LARGEST, np.inf, 0.0, sums, counts, again, unused, unasked)
     for unit in range(units):
         factors[unit] = 1 / max(again[unit], LEAST) if np.isfinite(again[unit]) else 1.0
     g.power, g.p, g.factors = power, p, address(factors)
-    call(launcher, kernel, parts, job)
+    run_kernel(launcher, kernel, parts, job, (chosen, factors))
     finish_norms(t, n, power, p, 0.0, sums, counts, again, unused, unasked)
     for unit in range(units):
         if doubtful[unit]:
             norms[unit] = again[unit] / factors[unit]
-    keep(chosen)
-    keep(factors)
 
 
 @entry
 def _norms(launcher, parts, kernel, t, n, power, p, least, norms, nonfinite):
     sums, counts, doubtful = np.empty(t[n, SUMS]), np.empty(t[n, SUMS], np.int64), np.empty(norms.size, np.bool_)
-    job = np.zeros(1, NORMS)
+    job = local_zeros(1, NORMS)
     g = job[0]
     g.table, g.n, g.sums, g.counts, g.power, g.p = address(t), n, address(sums), address(counts), power, p
-    call(launcher, kernel, parts, job)
+    run_kernel(launcher, kernel, parts, job, (sums, counts))
     if finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
         norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful)
-    keep(sums)
-    keep(counts)
 
 
 def array_norms(arrays, widths, p, norms, nonfinite):

@@ -20,20 +20,20 @@ from .dense import column_sums
 from .gemm import clear, pack_b, panel_tiles, tiles
 from .jit import Addresses, compiled, entry, given, kernel
 from .loops import add, zipped
-from .parallel import Scratch, get_num_threads, run, share
+from .parallel import run, share
 from .simd import (
     ROWS,
     VECTORS,
     address,
     address_or_null,
     advance,
-    call,
     copy,
     data,
-    keep,
     lanes,
+    local_zeros,
     pointer,
     provide_microkernel,
+    run_kernel,
     void_pointer,
 )
 from .winograd import TILE
@@ -250,13 +250,13 @@ def is_product(kh, kw, groups, stride, pads):
 
 @entry
 def _forward(
-    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, runs, panels,
-    lowered,
+    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, panels_size, room
 ):  # fmt: skip
     kh, kw, channels, K = w.shape
     groups = x.shape[3] // channels
     outputs, taps = K // groups, kh * kw * channels
-    job = np.zeros(1, CONV)
+    panels, lowered, runs = room[:panels_size], room[panels_size:], np.empty((kh * kw, 3), np.int64)
+    job = local_zeros(1, CONV)
     g = job[0]
     describe(g, x, groups, K, z.shape[1], z.shape[2], lowered, parts)
     describe_taps(g, kh, kw, stride, pads, dilation, runs)
@@ -267,18 +267,18 @@ def _forward(
     g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * K, g.columns * K, K
     g.b, g.residual = address_or_null(b), address_or_null(residual)
     g.z, g.y, g.code, g.parameter, g.flags = address(z), address(y), code, parameter, address_or_null(flags)
-    call(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job)
+    run_kernel(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job, (runs,))
 
 
 @entry
-def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, runs, lowered):
+def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, room):
     kh, kw, channels, K = dw.shape
-    job = np.zeros(1, CONV)
+    job, runs = local_zeros(1, CONV), np.empty((kh * kw, 3), np.int64)
     g = job[0]
-    describe(g, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], lowered, parts)
+    describe(g, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], room, parts)
     describe_taps(g, kh, kw, stride, pads, dilation, runs)
     g.dz, g.dw, g.db = address(dz), address(dw) if wants_dw else 0, address_or_null(db)
-    call(launcher, kernels[WEIGHTS_PART], parts, job)
+    run_kernel(launcher, kernels[WEIGHTS_PART], parts, job, (runs,))
 
 
 @compiled
@@ -290,6 +290,12 @@ def met(phase, pad, size, step, dilation, taps):
             taps[n, 0], taps[n, 1] = tap, (phase + pad - tap * dilation) // step
             n += 1
     return n
+
+
+@compiled
+def pack_whole(rows, columns, w, panels):
+    """An array w (rows, columns), contiguous, into panels."""
+    pack_b(rows, columns, data(w), columns, 1, data(panels), rows)
 
 
 @compiled
@@ -311,9 +317,7 @@ def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
                     for k in range(K):
                         for c in range(C):
                             to[k, at + c] = tap[c, k]
-    taps = high * wide * K
-    pack_b(taps, columns, data(side_by_side), columns, 1, data(panels), taps)
-    keep(side_by_side)
+    pack_whole(high * wide * K, columns, side_by_side, panels)
     rows, pixels = (dx.shape[1] + stride[0] - 1) // stride[0], (dx.shape[2] + stride[1] - 1) // stride[1]
     describe(g, dz, 1, columns, rows, pixels, lowered, parts)
     g.step_h = g.step_w = 1
@@ -324,17 +328,18 @@ def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
 
 
 @entry
-def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, folds, runs, panels, lowered):
+def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, folds, panels_size, room):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
     groups = C // channels
     outputs, width = K // groups, VECTORS * lanes(data(w))
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
-    job = np.zeros(1, CONV)
+    panels, lowered, runs = room[:panels_size], room[panels_size:], np.empty((kh * kw, 3), np.int64)
+    job = local_zeros(1, CONV)
     g = job[0]
     if folds:
         describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts)
-        call(launcher, kernels[FORWARD_PART], parts, job)
+        run_kernel(launcher, kernels[FORWARD_PART], parts, job, (runs,))
         return
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
@@ -360,26 +365,22 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, 
             g.in_place = is_product(kh, kw, groups, stride, pads)
             g.out_image, g.out_row, g.out_pixel = dx.size // max(g.N, 1), stride[0] * dx.shape[2] * C, stride[1] * C
             g.z, g.flags = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize, address_or_null(flags)
-            call(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job)
+            run_kernel(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job, (runs,))
 
 
 _KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
 # of an output all of which is to be made
 NO_FLAGS = np.empty((0, 0), np.uint8)
-_panels, _lowered, _runs = Scratch(), Scratch(), Scratch()
 
 
-def _rooms(x, w):
-    """Room for runs, for panels of w either way round, and for lowered pixels, by threads."""
+def _room_sizes(x, w):
+    """Values for panels of w either way round, and for lowered pixels of each thread."""
     kh, kw, channels, K = w.shape
     groups, outputs = x.shape[3] // channels, K // (x.shape[3] // channels)
-    runs = _runs(np.dtype(np.int64), 3 * kh * kw)[0][: 3 * kh * kw].reshape(-1, 3)
     # the last panel may have room for columns that w has not
     size = kh * kw * (channels * (outputs + 64) + outputs * (channels + 64))
-    panels = _panels(x.dtype, groups * size)[0][: groups * size]
     taps = kh * kw * max(channels, outputs)
-    size = get_num_threads() * max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64))
-    return runs, panels, _lowered(x.dtype, size)[0][:size]
+    return groups * size, max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64))
 
 
 def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
@@ -392,10 +393,10 @@ def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
         flags = winograd.convolve(x, w, b, *pads[:2], False, residual, activation, z, y)
         if not flags.any():
             return
-    runs, panels, lowered = _rooms(x, w)
+    panels, lowered = _room_sizes(x, w)
     run(
         2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride, pads, dilation,
-        *given(x.dtype, 4, residual), *activation, z, y, flags, runs, panels, lowered,
+        *given(x.dtype, 4, residual), *activation, z, y, flags, panels, scratch=(x.dtype, panels, lowered),
     )  # fmt: skip
 
 
@@ -412,9 +413,8 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
         winograd.weights(x, dz, *pads[:2], dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
-        runs, _, lowered = _rooms(x, w)
         arrays = w if dw is None else dw, wants_dw, *given(x.dtype, 1, db)
-        run(operations, _weights, kernels, x, dz, *geometry, *arrays, runs, lowered)
+        run(operations, _weights, kernels, x, dz, *geometry, *arrays, scratch=(x.dtype, 0, _room_sizes(x, w)[1]))
     if channelwise and dx is not None:
         depthwise.inputs(dz, w, *geometry, dx)
     elif dx is not None:
@@ -423,12 +423,13 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
             flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
             if not flags.any():
                 return
-        runs, panels, lowered = _rooms(x, w)
+        panels, lowered = _room_sizes(x, w)
+        room = x.dtype, panels, lowered
         folds = (
             groups == max(dilation) == 1 < max(stride)
             and stride[0] * stride[1] * dx.shape[3] <= FOLDED <= w[..., 0, :].size
         )
-        run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, folds, runs, panels, lowered)
+        run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, folds, panels, scratch=room)
         if folds and not np.isfinite(dx).all():
             # an infinity has met zeros in the place of taps that a phase has not
-            run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, False, runs, panels, lowered)
+            run(operations, _inputs, kernels, dz, w, *geometry, dx, flags, False, panels, scratch=room)

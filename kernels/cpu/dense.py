@@ -12,13 +12,25 @@ from numba import carray
 
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
-from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
+from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part
 from .health import begin_look, look_at_gradient, look_at_layer, padded
 from .jit import Addresses, compiled, entry, given, kernel
 from .lists import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
 from .loops import squares
 from .parallel import address_of, run, share
-from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
+from .simd import (
+    ROWS,
+    address,
+    address_or_null,
+    advance,
+    call,
+    local,
+    local_zeros,
+    pointer,
+    real,
+    run_kernel,
+    void_pointer,
+)
 from .sparse import SPARSE
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
@@ -33,6 +45,7 @@ CHAIN = np.dtype(
     + [(name, "i8") for name in "gemm activate differentiate watch nonzeros sparse_forward sparse_gradient".split()]
     + [("decay", "f8")]
 )
+LAYER_BYTES = LAYER.itemsize
 needs_input = compiled(names.needs_input)
 # rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
 GRADIENT_ROWS = 480
@@ -58,7 +71,7 @@ def activate_rows(chain, function, layer, lo, hi, job):
 @compiled
 def forward_rows(chain, part, lo, hi, panels, like):
     """Rows lo..hi, the part's, through all layers."""
-    product, job = np.empty(1, GEMM), np.empty(1, ACTIVATION)
+    product, job = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
     a, a_row, a_col, units = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col, 0
     for l in range(chain.depth):
@@ -86,7 +99,7 @@ def forward_rows(chain, part, lo, hi, panels, like):
 @compiled
 def sparse_product(chain, function, layer, lo, hi, of, out, scratch):
     """Rows lo..hi of the first layer's z or dw."""
-    product = np.empty(1, SPARSE)
+    product = local(1, SPARSE)
     t = product[0]
     t.nonzeros, t.rows, t.lo, t.hi, t.n_out = chain.nonzeros, chain.rows, lo, hi, layer.n_out
     t.of, t.b, t.out, t.scratch = of, layer.b, out, scratch
@@ -107,7 +120,7 @@ def add_bias(rows, columns, residual, b, z, like):
 @compiled
 def backward_rows(chain, lo, hi, panels):
     """Rows lo..hi back through all layers: dz of the last layer holds dy, and every dz is left for the weights' gradients."""
-    product, job = np.empty(1, GEMM), np.empty(1, ACTIVATION)
+    product, job = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
     for l in range(chain.depth - 1, -1, -1):
         layer = layers[l]
@@ -179,7 +192,7 @@ def turned_gradient(chain, layer, part, parts, a, a_row, a_col, product):
 def gradients_part(part, parts, job, like):
     """The part's rows of every dw = a^T dz, and its columns of every db."""
     chain = carray(job, 1)[0]
-    product = np.empty(1, GEMM)
+    product = local(1, GEMM)
     layers, size = layers_of(chain), chain.itemsize
     norms, before = chain.norms, 0
     a, a_row, a_col = chain.x, chain.x_row, chain.x_col
@@ -266,22 +279,20 @@ def read_chain(job, layers, x, lists, activations, none, size, panels, kernels):
 
 
 @entry
-def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, residual, panels):
-    layers, job = np.empty(len(activations), LAYER), np.zeros(1, CHAIN)
-    read_chain(job, layers, x, lists, activations, none, size, panels, kernels)
+def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, residual, room):
+    layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
     job[0].residual = residual
-    call(launcher, kernels[3], parts, job)
-    keep(layers)
+    run_kernel(launcher, kernels[3], parts, job, (layers,))
 
 
 @entry
-def _backward_chain(launcher, parts, kernels, x, lists, activations, none, size, dy, dx, panels):
-    layers, job = np.empty(len(activations), LAYER), np.zeros(1, CHAIN)
-    read_chain(job, layers, x, lists, activations, none, size, panels, kernels)
+def _backward_chain(launcher, parts, kernels, x, lists, activations, none, size, dy, dx, room):
+    layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
     job[0].dy, job[0].dx = dy, dx
-    call(launcher, kernels[4], parts, job)
-    call(launcher, kernels[5], parts, job)
-    keep(layers)
+    run_kernel(launcher, kernels[4], parts, job, (layers,))
+    run_kernel(launcher, kernels[5], parts, job, (layers,))
 
 
 @lru_cache
@@ -295,7 +306,7 @@ def _run_chain(driver, x, weights, activations, lists, ends):
     lists = [a if a is None else list(a) for a in lists]
     run(
         _operations(x, weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
-        id(None), x.itemsize, *ends, panels(x.dtype),
+        id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip
 
 
@@ -311,23 +322,21 @@ def one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels):
 
 
 @entry
-def _forward(launcher, parts, kernels, x, w, b, residual, code, parameter, z, y, panels):
-    layers, job = np.zeros(1, LAYER), np.zeros(1, CHAIN)
-    one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels)
+def _forward(launcher, parts, kernels, x, w, b, residual, code, parameter, z, y, room):
+    layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
+    one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
     layers[0].b, job[0].residual = address_or_null(b), address_or_null(residual)
-    call(launcher, kernels[3], parts, job)
-    keep(layers)
+    run_kernel(launcher, kernels[3], parts, job, ())
 
 
 @entry
-def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx, dw, db, panels):
-    layers, job = np.zeros(1, LAYER), np.zeros(1, CHAIN)
-    one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels)
+def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx, dw, db, room):
+    layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
+    one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
     layers[0].dz, layers[0].dw, layers[0].db = address(dz), address(dw), address_or_null(db)
     job[0].dy, job[0].dx = address(dy), address_or_null(dx)
-    call(launcher, kernels[4], parts, job)
-    call(launcher, kernels[5], parts, job)
-    keep(layers)
+    run_kernel(launcher, kernels[4], parts, job, ())
+    run_kernel(launcher, kernels[5], parts, job, ())
 
 
 def _is_one(x, weights):
@@ -347,7 +356,7 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
         arrays = x, weights[0], *given(x.dtype, 1, b), *given(x.dtype, 2, residual)
         run(
             _operations(x, weights), _forward, _LAYER[x.dtype.char], *arrays, *activations[0], zs[0], outputs[0],
-            panels(x.dtype),
+            scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
@@ -365,7 +374,7 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
         outs = dzs[0], *given(x.dtype, 2, dx), dweights[0], *given(x.dtype, 1, dbiases[0])
         run(
             _operations(x, weights), _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0],
-            outputs[0], *outs, panels(x.dtype),
+            outputs[0], *outs, scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     lists = weights, None, zs, outputs, dzs, dweights, dbiases
@@ -375,6 +384,13 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
 
 # rows that a thread of infer takes through the chain at a time, so that its buffers are small whatever the batch
 INFER_ROWS = 20 * ROWS
+
+
+@compiled
+def rows_at_once(rows, parts):
+    """How many of its rows a part of infer takes through the chain at a time: it has buffers for so many."""
+    grains = (rows + ROWS - 1) // ROWS
+    return min(rows, INFER_ROWS, (grains + parts - 1) // parts * ROWS)
 
 
 @compiled
@@ -392,12 +408,16 @@ def flat_layers(layers, table, parameters, params, grads, size):
 
 @kernel(CHAIN)
 def infer_part(part, parts, job, like):
-    """The part's rows through all layers, INFER_ROWS at a time; `dz` of the first layer is room for wide layers or 0, `dy` the output."""
+    """The part's rows through all layers, a few at a time; `dz` of the first layer is room for wide layers or 0, `dy` the output.
+
+    Behind the layers' records are as many for each part, which are its own.
+    """
     whole = carray(job, 1)[0]
     lo, hi = share(part, parts, whole.rows, ROWS)
-    mine, layers = np.empty(1, CHAIN), np.empty(whole.depth, LAYER)
+    mine, layers_at = local(1, CHAIN), whole.layers + (part + 1) * whole.depth * LAYER_BYTES
+    layers = carray(void_pointer(layers_at), whole.depth, LAYER)
     chain, size = mine[0], whole.itemsize
-    chain.depth, chain.layers, chain.itemsize = whole.depth, address(layers), size
+    chain.depth, chain.layers, chain.itemsize = whole.depth, layers_at, size
     chain.residual, chain.watch, chain.nonzeros = 0, 0, 0
     chain.x_row, chain.x_col = whole.x_row, whole.x_col
     chain.gemm, chain.activate = whole.gemm, whole.activate
@@ -406,7 +426,7 @@ def infer_part(part, parts, job, like):
         layers[l] = layers_of(whole)[l]
         widest = max(widest, layers[l].n_out)
     last = layers[whole.depth - 1]
-    most, panels = min(whole.rows, INFER_ROWS), whole.panels + part * SCRATCH * size
+    most, panels = rows_at_once(whole.rows, parts), whole.panels + part * SCRATCH * size
     # in a forward over flat weights no product is turned: its piece of scratch is free
     buffers = panels + TURNED_AT * size
     if layers[0].dz:
@@ -417,31 +437,27 @@ def infer_part(part, parts, job, like):
         layers[l].y = buffers + l % 2 * most * widest * size
         layers[l].z = buffers + 2 * most * widest * size if needs_input(layers[l].code) else layers[l].y
     keeps_z = last.z != last.y
-    for i in range(lo, hi, INFER_ROWS):
+    for i in range(lo, hi, max(most, 1)):
         chain.x = whole.x + i * chain.x_row * size
         last.y = whole.dy + i * last.n_out * size
         if not keeps_z:
             last.z = last.y
-        forward_rows(chain, 0, 0, min(INFER_ROWS, hi - i), panels, like)
-    keep(mine)
-    keep(layers)
+        forward_rows(chain, 0, 0, min(most, hi - i), panels, like)
 
 
 @entry
-def _infer(launcher, parts, kernels, x, table, parameters, params, out, panels):
-    layers, job = np.empty(len(table), LAYER), np.zeros(1, CHAIN)
+def _infer(launcher, parts, kernels, x, table, parameters, params, out, room):
+    layers, job = np.empty((parts + 1) * len(table), LAYER), local_zeros(1, CHAIN)
     size = x.itemsize
     flat_layers(layers, table, parameters, address(params), 0, size)
-    needed = 3 * min(len(x), INFER_ROWS) * table[:, 1].max()
-    room = np.empty(needed * parts if needed > TURNED_SIZE else 0, x.dtype)
-    layers[0].dz = address(room) if needed > TURNED_SIZE else 0
+    needed = 3 * rows_at_once(len(x), parts) * table[:, 1].max()
+    buffers = np.empty(needed * parts if needed > TURNED_SIZE else 0, x.dtype)
+    layers[0].dz = address(buffers) if needed > TURNED_SIZE else 0
     chain = job[0]
     chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
     chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)
-    chain.panels, chain.gemm, chain.activate = panels, kernels[1], kernels[2]
-    call(launcher, kernels[0], parts, job)
-    keep(layers)
-    keep(room)
+    chain.panels, chain.gemm, chain.activate = address(room), kernels[1], kernels[2]
+    run_kernel(launcher, kernels[0], parts, job, (layers, buffers))
 
 
 _KERNELS = Addresses(infer_part, gemm_part, activate_part)
@@ -450,4 +466,7 @@ _LAYER = Addresses(gemm_part, activate_part, differentiate_part, forward_part, b
 
 def dense_chain_infer(x, layers, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
-    run(2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out, panels(x.dtype))
+    run(
+        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out,
+        scratch=(x.dtype, 0, SCRATCH),
+    )  # fmt: skip

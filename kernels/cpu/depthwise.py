@@ -20,7 +20,7 @@ from .gemm import clear
 from .jit import Addresses, compiled, entry, given, kernel
 from .loops import add, zipped
 from .parallel import run, share
-from .simd import Emitter, address, address_or_null, advance, call, keep, lanes, pointer, void_pointer
+from .simd import Emitter, address, address_or_null, advance, lanes, local_zeros, pointer, run_kernel, void_pointer
 
 # taps (n_taps, 3): row and column of the image, seen from the pixel's own, and which of w's; columns first..last of the output have all
 # their taps' columns in the image. out_*: values from one image, row and pixel of the output to the next. zeros: a row of the image,
@@ -252,21 +252,19 @@ def describe(g, x, rows, columns, stride, taps, sources, zeros):
 @compiled
 def rooms(parts, n_taps, columns, step, like):
     """Sources (parts, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
-    return np.empty((parts, n_taps, 2), np.int64), np.zeros(((columns - 1) * step + 1) * like.shape[3], like.dtype)
+    return np.empty((parts, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
 @entry
 def _forward(launcher, parts, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
     sources, zeros = rooms(parts, len(taps), z.shape[2], stride[1], x)
-    job = np.zeros(1, DEPTHWISE)
+    job = local_zeros(1, DEPTHWISE)
     g = job[0]
     describe(g, x, z.shape[1], z.shape[2], stride, taps, sources, zeros)
     g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * g.C, g.columns * g.C, g.C
     g.w, g.b, g.residual, g.z, g.y = address(w), address_or_null(b), address_or_null(residual), address(z), address(y)
     g.code, g.parameter = code, parameter
-    call(launcher, kernels[PIXELS_PART], parts, job)
-    keep(sources)
-    keep(zeros)
+    run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
 
 
 @entry
@@ -277,27 +275,23 @@ def _inputs(launcher, parts, kernels, dz, w, stride, taps, n_taps, dx):
         for j in range(min(stride[1], dx.shape[2])):
             phase, rows = i * stride[1] + j, (dx.shape[1] - i + stride[0] - 1) // stride[0]
             columns = (dx.shape[2] - j + stride[1] - 1) // stride[1]
-            job = np.zeros(1, DEPTHWISE)
+            job = local_zeros(1, DEPTHWISE)
             g = job[0]
             describe(g, dz, rows, columns, (1, 1), taps[phase, : n_taps[phase]], sources, zeros)
             g.out_image, g.out_row = dx.shape[1] * dx.shape[2] * g.C, stride[0] * dx.shape[2] * g.C
             g.out_pixel, g.w = stride[1] * g.C, address(w)
             g.z = address(dx) + (i * dx.shape[2] + j) * g.C * g.itemsize
-            call(launcher, kernels[PIXELS_PART], parts, job)
-    keep(sources)
-    keep(zeros)
+            run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
 
 
 @entry
 def _weights_gradient(launcher, parts, kernels, x, dz, stride, taps, dw):
     sources, zeros = rooms(parts, len(taps), dz.shape[2], stride[1], x)
-    job = np.zeros(1, DEPTHWISE)
+    job = local_zeros(1, DEPTHWISE)
     g = job[0]
     describe(g, x, dz.shape[1], dz.shape[2], stride, taps, sources, zeros)
     g.dz, g.dw = address(dz), address(dw)
-    call(launcher, kernels[WEIGHTS_PART], parts, job)
-    keep(sources)
-    keep(zeros)
+    run_kernel(launcher, kernels[WEIGHTS_PART], parts, job, (sources, zeros))
 
 
 _KERNELS = Addresses(depthwise_part, depthwise_weights_part)

@@ -9,21 +9,22 @@ import numpy as np
 from numba import carray
 
 from .jit import compiled, entry, inlined, kernel
-from .parallel import Scratch, get_num_threads, run, share
+from .parallel import run, share
 from .simd import (
     ROWS,
     VECTORS,
     WIDE,
     address,
     advance,
-    call,
     copy,
     is_null,
     lanes,
+    local,
     microkernel,
     pointer,
     prefetch,
     provide_microkernel,
+    run_kernel,
     transpose,
     vector_bits,
 )
@@ -309,17 +310,9 @@ def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c
     g.c, g.c_row, g.panels = c, c_row, panels
 
 
-_scratch = Scratch()
-
-
-def panels(dtype) -> int:
-    """Address of SCRATCH values for each thread of a call."""
-    return _scratch(dtype, SCRATCH * get_num_threads())[1]
-
-
 @entry
-def _matmul(launcher, parts, function, a, b, out, accumulate, panels):
-    job, size = np.empty(1, GEMM), out.itemsize
+def _matmul(launcher, parts, function, a, b, out, accumulate, room):
+    job, size, panels = local(1, GEMM), out.itemsize, address(room)
     a_row, a_col, b_row, b_col = a.strides[0] // size, a.strides[1] // size, b.strides[0] // size, b.strides[1] // size
     c_row, start = out.strides[0] // size, address(out) if accumulate else 0
     if out.strides[1] == size or out.shape[1] == 1:
@@ -334,10 +327,12 @@ def _matmul(launcher, parts, function, a, b, out, accumulate, panels):
             job, out.shape[1], out.shape[0], a.shape[1], address(b), b_col, b_row, address(a), a_col, a_row,
             start, c_row, address(out), c_row, panels,
         )  # fmt: skip
-    call(launcher, function, parts, job)
+    run_kernel(launcher, function, parts, job, ())
 
 
 def matmul(a, b, out, accumulate=False):
     """out (M, N) = a (M, K) @ b (K, N), added to what out holds if `accumulate`. Any strides, but out must have a unit one."""
     dtype = out.dtype
-    run(2 * out.size * a.shape[1], _matmul, gemm_part.address(dtype), a, b, out, accumulate, panels(dtype))
+    run(
+        2 * out.size * a.shape[1], _matmul, gemm_part.address(dtype), a, b, out, accumulate, scratch=(dtype, 0, SCRATCH)
+    )

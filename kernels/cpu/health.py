@@ -18,7 +18,7 @@ from .lists import ADDRESS, START, SUMS, block_size, first_block, next_block, ro
 from .loops import squares
 from .loss import total
 from .parallel import address_of, run, share
-from .simd import ROWS, address, advance, call, data, keep, pointer, real, void_pointer
+from .simd import ROWS, address, advance, data, local, pointer, real, run_kernel, void_pointer
 
 # values that are looked at while they are in the first cache
 BLOCK = 2048
@@ -98,7 +98,7 @@ def join(rows, columns, grain, sums, found):
 
 @compiled
 def dead(rows, columns, parts, stride, alive):
-    """The share of columns without a flag of any part; parts' flags lie `stride` apart."""
+    """The share of columns without a flag of any part; parts' flags begin `stride` apart."""
     if rows == 0 or columns == 0:
         return 0.0
     alive_columns = 0
@@ -181,11 +181,11 @@ def watch_size(table, batch_size, parts, changes):
 
 @compiled
 def describe_watch(watch, health, table, batch_size, parts, changes):
-    """A WATCH at this address, with room behind it."""
-    w, asked, depth = watch_of(watch), carray(void_pointer(health), 1, HEALTH)[0], len(table)
+    """A WATCH at the beginning of an array of float64, with room behind it."""
+    w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
     w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
     w.blocks, w.units = sizes_of(table, batch_size, parts)
-    w.sums = watch + 8 * WORDS
+    w.sums = address(watch) + 8 * WORDS
     w.looks = w.sums + 24 * depth * w.blocks
     w.moved = w.looks + 16 * parts * depth
     w.alive = w.moved + 16 * changes
@@ -240,8 +240,8 @@ def look_at_gradient(watch, part, l, values, n):
 
 @compiled
 def report_layers(watch, batch, parts, rows, table, grads, norms):
-    """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far."""
-    w, first, before = watch_of(watch), 0, 0
+    """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far. watch: an array."""
+    w, first, before = watch_of(address(watch)), 0, 0
     found = report_of(w, batch)
     looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
     for l in range(w.depth):
@@ -265,8 +265,8 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
 
 @compiled
 def report_updates(watch, batch, table, arrays):
-    """Tell of a batch's updates; arrays: a table of w and b of every layer."""
-    w, a = watch_of(watch), 0
+    """Tell of a batch's updates; watch: an array; arrays: a table of w and b of every layer."""
+    w, a = watch_of(address(watch)), 0
     found, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
     for l in range(len(table)):
         n = 2 if table[l, 3] >= 0 else 1
@@ -307,10 +307,10 @@ def look_at_arrays_part(part, parts, job, like):
 @entry
 def _look_at_arrays(launcher, parts, function, like, t, n, found):
     sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
-    job = np.empty(1, GRADIENTS)
+    job = local(1, GRADIENTS)
     g = job[0]
     g.table, g.n, g.sums, g.looks = address(t), n, address(sums), address(looks)
-    call(launcher, function, parts, job)
+    run_kernel(launcher, function, parts, job, (sums, looks))
     for a in range(n):
         squared, largest, zeros, values = 0.0, 0, 0, pointer(t[a, ADDRESS], data(like))
         for place in range(t[a, SUMS], t[a + 1, SUMS]):
@@ -354,6 +354,12 @@ def look_at_outputs_part(part, parts, job, like):
         alive, blocks = advance(alive, padded(columns)), blocks + n
 
 
+@compiled
+def dead_of(rows, columns, parts, stride, alive, first):
+    """`dead` of flags that begin with number `first` of an array."""
+    return dead(rows, columns, parts, stride, advance(data(alive), first))
+
+
 @entry
 def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
     n, blocks, units = len(outputs), 0, 0
@@ -361,19 +367,18 @@ def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
         grain = rows_in_block(outputs[a, 2])
         blocks += (outputs[a, 1] + grain - 1) // grain
         units += padded(outputs[a, 2])
-    sums, alive, job = np.empty((blocks, 3)), np.empty(parts * units, like.dtype), np.empty(1, OUTPUTS)
+    sums, alive, job = np.empty((blocks, 3)), np.empty(parts * units, like.dtype), local(1, OUTPUTS)
     g = job[0]
     g.outputs, g.n, g.bands = address(outputs), n, address(bands)
     g.sums, g.alive, g.units = address(sums), address(alive), units
-    call(launcher, function, parts, job)
-    block, flags = 0, data(alive)
+    run_kernel(launcher, function, parts, job, (sums, alive))
+    block, flags = 0, 0
     for a in range(n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
         join(rows, columns, grain, sums[block:], found[a])
-        found[a, 3] = dead(rows, columns, parts, units, flags)
-        block, flags = block + (rows + grain - 1) // grain, advance(flags, padded(columns))
-    keep(alive)
+        found[a, 3] = dead_of(rows, columns, parts, units, alive, flags)
+        block, flags = block + (rows + grain - 1) // grain, flags + padded(columns)
 
 
 def output_health(outputs, bands, found):

@@ -11,7 +11,7 @@ from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, 
 from .dropout import GAMMA, mixed
 from .jit import inlined, kernel
 from .parallel import address_of, launch, share
-from .simd import advance, pointer, real
+from .simd import advance, local, pointer, real
 
 __all__ = ["normal", "orthogonal", "uniform"]
 
@@ -22,6 +22,7 @@ SWAPS, TURNS = np.int32(1), np.int32(2)
 UNIT, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 # pairs of values whose numbers are made at once
 BLOCK = 512
+NORMALS = 2 * BLOCK
 # a value costs about as much as this many multiplications and additions
 UNIFORM_COST, NORMAL_COST = 16, 24
 
@@ -64,7 +65,7 @@ def uniform_part(part, parts, job, like):
 def normal_part(part, parts, job, like):
     g = carray(job, 1)[0]
     lo, hi = share(part, parts, (g.size + 1) // 2, BLOCK)
-    high, low, z = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty(2 * BLOCK, np.float32)
+    high, low, z = local(BLOCK, np.int32), local(BLOCK, np.int32), local(NORMALS, np.float32)
     mean, std = g.start, g.scale
     for first in range(lo, hi, BLOCK):
         n, size = min(BLOCK, hi - first), min(2 * BLOCK, g.size - 2 * first)

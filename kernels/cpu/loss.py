@@ -8,7 +8,7 @@ from . import vmath
 from .jit import compiled, entry, kernel
 from .loops import each
 from .parallel import address_of, launch, share
-from .simd import advance, data, pointer, real, void_pointer
+from .simd import advance, data, local_zeros, pointer, real, void_pointer
 
 
 @compiled
@@ -16,7 +16,6 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
     """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
     a row of ten leaves most of its vectors empty."""
     zs, ts, dzs, ls = carray(z, rows * n), carray(t, rows * n), carray(dz, rows * n), carray(losses, rows)
-    totals = np.empty_like(ls)
     for i in range(rows):
         at, largest = i * n, zs[i * n]
         for j in range(n):
@@ -31,17 +30,15 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
                 ls[i] -= ts[at + j] * dzs[at + j]
     each(vmath.exp, rows * n, dz, dz, ())
     for i in range(rows):
-        total = real(0, scale)
+        at, weight, total = i * n, real(1, scale), real(0, scale)
         for j in range(n):
-            total += dzs[i * n + j]
-        totals[i] = total
-    for i in range(rows):
-        at, weight, factor = i * n, real(1, scale), scale / totals[i]
+            total += dzs[at + j]
+        factor = scale / total
         if not by_class:
             weight = real(0, scale)
             for j in range(n):
                 weight += ts[at + j]
-        ls[i] += weight * vmath.log(totals[i])
+        ls[i] += weight * vmath.log(total)
         if by_class:
             for j in range(n):
                 dzs[at + j] *= factor
@@ -73,7 +70,7 @@ def mse_values(n, y, t, losses, dy, scale):
 @compiled
 def total(source, n):
     """The sum of n values in float64, in eight chains that do not wait for each other."""
-    sums, values = np.zeros(8), carray(source, n)
+    sums, values = local_zeros(8, np.float64), carray(source, n)
     whole = n - n % 8
     for i in range(0, whole, 8):
         for lane in range(8):

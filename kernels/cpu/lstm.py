@@ -8,16 +8,14 @@ the gates, row by row while they are in cache.
 Thread `part` of `parts` has the positions part, part + parts, ... in the order by length, so that each has long and short ones.
 """
 
-from itertools import accumulate
-
 import numpy as np
 from numba import carray
 
 from . import vmath
-from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, panels, turn
+from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, turn
 from .jit import Addresses, compiled, entry, given, inlined, kernel
 from .loops import add, add_times, each, squares, times, zipped
-from .parallel import Scratch, get_num_threads, run, share
+from .parallel import run, share
 from .rows import offsets_of
 from .simd import (
     VECTORS,
@@ -28,11 +26,13 @@ from .simd import (
     call,
     copy,
     data,
-    keep,
     lanes,
+    local,
+    local_zeros,
     pointer,
     provide_microkernel,
     real,
+    run_kernel,
     void_pointer,
 )
 
@@ -43,7 +43,7 @@ LSTM = np.dtype(
         for name in "n steps C H P order offsets reverse xs xs_row peephole h_0 c_0 gemm scratch itemsize".split()
     ]
     + [(name, "i8") for name in "w_ih w_ih_row w_ih_col w_hh w_hh_row w_hh_col w_proj w_proj_row w_proj_col".split()]
-    + [(name, "i8") for name in "X b gates c tanh_c h h_row h_n c_n work".split()]
+    + [(name, "i8") for name in "X b gates c tanh_c h h_row h_n c_n work spare".split()]
     + [(name, "i8") for name in "ones dh dh_row dh_n dc_n dz dxs inputs r total dh_0 dc_0 squares".split()]
 )
 # sequences a thread, and steps, for which w is read as it lies: copying it into panels would not pay
@@ -79,7 +79,7 @@ def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, start_row, c,
     if not w_row:
         panel_tiles(rows, N, K, a, a_row, pointer(w, a), start, start_row, c, c_row)
         return
-    job = np.empty(1, GEMM)
+    job = local(1, GEMM)
     scratch = g.scratch + part * SCRATCH * g.itemsize
     describe(
         job, rows, N, K, address_at(a), a_row, min(rows, 1), w, w_row, w_col, address_at(start), start_row, address_at(c), c_row,
@@ -132,8 +132,7 @@ def lstm_forward_part(part, parts, job, like):
     state_c = advance(state_x, mine * state_row)
     r = advance(state_c, mine * H)
     # a row each of c and tanh c where they are not kept
-    rows_of_c = np.empty_like(carray(r, 2 * H))
-    spare = data(rows_of_c)
+    spare = advance(pointer(g.spare, like), part * 2 * H)
     read_states(part, parts, order, P, g.h_0, state_h, state_row)
     read_states(part, parts, order, H, g.c_0, state_c, H)
     for s in range(g.steps):
@@ -166,7 +165,6 @@ def lstm_forward_part(part, parts, job, like):
             copy(P, advance(h, i * h_row), advance(state_h, i * state_row))
     write_states(part, parts, order, P, state_h, state_row, g.h_n)
     write_states(part, parts, order, H, state_c, H, g.c_n)
-    keep(rows_of_c)
 
 
 @compiled
@@ -329,7 +327,7 @@ def summed(g, part, parts, M, N, a, a_row, b, dw):
     lo, hi = share(part, parts, N, VECTORS * lanes(a))
     if hi == lo or M == 0:
         return
-    job, c = np.empty(1, GEMM), address_at(advance(dw, lo))
+    job, c = local(1, GEMM), address_at(advance(dw, lo))
     start, scratch = c if g.accumulate else 0, g.scratch + part * SCRATCH * g.itemsize
     describe(
         job, M, hi - lo, g.rows, address_at(a), 1, a_row, address_at(advance(b, lo)), N, 1, start, N, c, N, scratch
@@ -390,14 +388,14 @@ def strides_of(w, turned):
 @compiled
 def fill(launcher, parts, kernels, turned, w, shape, panels, depth, start):
     """w of this shape, or its transpose if turned, into panels, behind `start` rows of another w, columns if turned."""
-    job = np.empty(1, PACK)
+    job = local(1, PACK)
     g = job[0]
     g.w, g.depth, g.panels, g.start = address(w), depth, panels, start
     g.w_row, g.w_col = strides_of(w, turned)
     g.K, g.N = (shape[1], shape[0]) if turned else shape
     if not turned:
         g.start, g.panels = 0, panels + start * VECTORS * lanes(data(w)) * w.itemsize
-    call(launcher, kernels[PACK_PART], parts, job)
+    run_kernel(launcher, kernels[PACK_PART], parts, job, ())
 
 
 @compiled
@@ -414,19 +412,21 @@ def readable(mode, turned, w, shape, room):
 @compiled
 def multiply(launcher, function, parts, panels, M, N, K, a, a_row, b, b_row, b_col, start, c):
     """c (M, N) = start (N,) + a (M, K) @ b (K, N), by addresses."""
-    job = np.empty(1, GEMM)
+    job = local(1, GEMM)
     describe(job, M, N, K, a, a_row, 1, b, b_row, b_col, start, 0, c, N, panels)
-    call(launcher, function, parts, job)
+    run_kernel(launcher, function, parts, job, ())
 
 
 @entry
 def _forward(
-    launcher, parts, kernels, panels, mode, projects, xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
-    gates, c, tanh_c, h, h_n, c_n, rooms,
+    launcher, parts, kernels, projects, xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
+    gates, c, tanh_c, h, h_n, c_n, room_sizes, room,
 ):  # fmt: skip
-    job = np.zeros(1, LSTM)
+    job = local_zeros(1, LSTM)
     g = job[0]
     sizes = xs.shape[1], c_0.shape[1], h_0.shape[1]
+    mode, panels, spare = mode_of(len(offsets) - 1, len(order), parts), address(room), room[parts * SCRATCH :]
+    g.spare, rooms = address(spare), cut(spare[parts * 2 * sizes[1] :], room_sizes)
     describe_steps(g, launcher, parts, kernels, panels, mode, False, True, w_ih, w_hh, sizes, projects, w_proj, rooms)
     describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
     g.b, g.h_n, g.c_n = address_or_null(b), address(h_n), address(c_n)
@@ -439,22 +439,41 @@ def _forward(
 
 
 @compiled
+def mode_of(steps, n, parts):
+    """How the products in time read their weights."""
+    if steps <= FEW_STEPS:
+        return IN_PLACE
+    return IN_ROWS if n <= FEW_ROWS * parts else IN_PANELS
+
+
+@compiled
+def cut(room, sizes):
+    """Four arrays of these sizes from the beginning of room: see _room_sizes."""
+    first, second, third = sizes[0], sizes[0] + sizes[1], sizes[0] + sizes[1] + sizes[2]
+    return room[:first], room[first:second], room[second:third], room[third : third + sizes[3]]
+
+
+@compiled
 def in_time(launcher, function, parts, n, job):
     """Run a part of the above. A single sequence has nothing to share."""
     if n == 1:
         call(function, 0, 1, job)
     else:
-        call(launcher, function, parts, job)
+        run_kernel(launcher, function, parts, job, ())
 
 
 @entry
 def _backward(
-    launcher, parts, kernels, panels, mode, projects, has_dh, dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets,
-    reverse, gates, c, tanh_c, h, dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate, rooms, inputs, r, total,
+    launcher, parts, kernels, projects, has_dh, dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets,
+    reverse, gates, c, tanh_c, h, dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate, room_sizes, room,
 ):  # fmt: skip
-    job = np.zeros(1, LSTM)
+    job = local_zeros(1, LSTM)
     g, rows = job[0], offsets[-1]
     wants_dx, sizes = dxs.size > 0, (xs.shape[1], c_0.shape[1], h_0.shape[1])
+    mode, panels, rest = mode_of(len(offsets) - 1, len(order), parts), address(room), room[parts * SCRATCH :]
+    rooms, rest = cut(rest, room_sizes), rest[room_sizes[0] + room_sizes[1] + room_sizes[2] + room_sizes[3] :]
+    r = rest[rows * (sizes[0] + sizes[2] + 1) :]
+    inputs, total = rest, r[rows * sizes[1] if projects else 0 :]
     describe_steps(
         g, launcher, parts, kernels, panels, mode, True, wants_dx, w_ih, w_hh, sizes, projects, w_proj, rooms
     )
@@ -470,7 +489,7 @@ def _backward(
             launcher, kernels[GEMM_PART], parts, panels, rows, g.C, 4 * g.H, g.dz, 4 * g.H, address(w_ih), *strides_of(w_ih, True),
             0, g.dxs,
         )  # fmt: skip
-    sums_job = np.zeros(1, GRADIENTS)
+    sums_job = local_zeros(1, GRADIENTS)
     s = sums_job[0]
     s.rows, s.C, s.H, s.P, s.ones, s.inputs, s.dz = rows, g.C, g.H, g.P, g.ones, g.inputs, g.dz
     s.dw_ih, s.dw_hh, s.db = address(dw_ih), address(dw_hh), address_or_null(db)
@@ -478,32 +497,18 @@ def _backward(
     s.c, s.c_0, s.dpeephole = g.c, g.c_0, address_or_null(dpeephole)
     s.r, s.total, s.dw_proj, s.accumulate = g.r, g.total, address_or_null(dw_proj), accumulate
     s.gemm, s.scratch, s.itemsize = g.gemm, g.scratch, g.itemsize
-    call(launcher, kernels[WEIGHTS_PART], parts, sums_job)
+    run_kernel(launcher, kernels[WEIGHTS_PART], parts, sums_job, ())
 
 
 _KERNELS = Addresses(gemm_part, pack_part, lstm_forward_part, lstm_backward_part, weights_part)
-_scratch = Scratch()
 
 
-def _plan(w_ih, w_hh, w_proj, n, H, steps):
-    """How the products in time read their weights: mode, and the sizes of the rooms, as describe_steps takes them."""
-    if steps <= FEW_STEPS:
-        mode = IN_PLACE
-    elif n <= FEW_ROWS * get_num_threads():
-        mode = IN_ROWS
-    else:
-        mode = IN_PANELS
+def _room_sizes(w_ih, w_hh, w_proj, n, H):
+    """Values of the rooms that describe_steps takes: for all sequences' states, and for w_hh, w_ih and w_proj as they will be read."""
     rows, projected = len(w_ih) + len(w_hh), 0 if w_proj is None else w_proj.size + 64 * max(w_proj.shape)
     # the last panel may have room for columns that w has not
     panels = 4 * H * rows + 64 * max(4 * H, rows)
-    return mode, [n * (rows + 2 * H), panels, w_ih.size, projected]
-
-
-def _rooms(dtype, sizes):
-    """Flat arrays of these sizes, one after another in this Python thread's scratch."""
-    ends = list(accumulate(sizes))
-    room = _scratch(dtype, ends[-1])[0]
-    return tuple(room[end - size : end] for size, end in zip(sizes, ends, strict=True))
+    return n * (rows + 2 * H), panels, w_ih.size, projected
 
 
 def lstm_forward(
@@ -511,11 +516,11 @@ def lstm_forward(
 ):  # fmt: skip
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
     dtype, (n, H), (C, columns) = xs.dtype, c_0.shape, w_ih.shape
-    mode, sizes = _plan(w_ih, w_hh, w_proj, n, H, len(offsets) - 1)
+    sizes = _room_sizes(w_ih, w_hh, w_proj, n, H)
     run(
-        2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None,
+        2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], w_proj is not None,
         xs[:0], w_ih[:0], w_hh[:0], *given(dtype, 1, b), *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
-        *given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, _rooms(dtype, sizes),
+        *given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, sizes, scratch=(dtype, sum(sizes), SCRATCH + 2 * H),
     )  # fmt: skip
 
 
@@ -530,13 +535,12 @@ def lstm_backward(
     may be None.
     """
     dtype, (n, P), H, (rows, C) = xs.dtype, h_0.shape, c_0.shape[1], xs.shape
-    mode, sizes = _plan(w_ih, w_hh, w_proj, n, H, len(offsets) - 1)
-    projected = 0 if w_proj is None else rows
-    *rooms, inputs, r, total = _rooms(dtype, [*sizes, rows * (C + P + 1), projected * H, projected * P])
+    sizes = _room_sizes(w_ih, w_hh, w_proj, n, H)
+    shared = sum(sizes) + rows * (C + P + 1 + (0 if w_proj is None else H + P))
     run(
-        4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], panels(dtype), mode, w_proj is not None, dh is not None,
+        4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], w_proj is not None, dh is not None,
         *given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih[:0], w_hh[:0],
         *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h[:0], dz,
         *given(dtype, 2, dxs), dw_ih, dw_hh, *given(dtype, 1, db), *given(dtype, 2, dpeephole, dw_proj),
-        dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, tuple(rooms), inputs, r, total,
+        dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, sizes, scratch=(dtype, shared, SCRATCH),
     )  # fmt: skip

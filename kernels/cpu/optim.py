@@ -12,9 +12,9 @@ from numba import carray
 
 from .. import names
 from .clip import (
-    LANES,
     SCALE,
     SQUARE,
+    SUMS_AND_FACTORS,
     TINY,
     clamped,
     finish_norms,
@@ -44,7 +44,20 @@ from .lists import (
 )
 from .loops import each, squares, zipped
 from .parallel import address_of, run, share
-from .simd import address, address_or_null, advance, call, copy, data, keep, pointer, real, unseen, void_pointer
+from .simd import (
+    address,
+    address_or_null,
+    advance,
+    copy,
+    data,
+    local,
+    local_zeros,
+    pointer,
+    real,
+    run_kernel,
+    unseen,
+    void_pointer,
+)
 
 # rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
 # outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
@@ -55,9 +68,10 @@ UPDATE = np.dtype(
 )
 # of lists: tables of params and grads; sums: of grads' squares by block; update: of an UPDATE; masks: of a byte a value, or 0; held_sums
 # and held_counts: of updated values by block, as in clip.py, where their norms are limited; moved: (blocks, 2)
-# of health.py, or 0
+# of health.py, or 0, and then room has `longest` values for each part
 ARRAYS = np.dtype(
     [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts moved".split()]
+    + [("room", "i8"), ("longest", "i8")]
     + [("limit", "f8")]
 )
 # what updated values are held to: addresses of masks and of a constraint's widths, or 0
@@ -219,12 +233,11 @@ def bury(n, params, row, stride, rows, mask):
 @compiled
 def sum_held(g, t, a, at, params, size):
     """The squares of a block of updated values, by unit."""
-    place, width, none, room = sums_of(t, a, at), t[a, WIDTH], np.zeros(0), np.ones(2 * LANES)
+    place, width, room = sums_of(t, a, at), t[a, WIDTH], local(SUMS_AND_FACTORS, np.float64)
+    room[:] = 1
     sums = carray(void_pointer(g.held_sums), place + width, np.float64)
     counts = carray(void_pointer(g.held_counts), place + width, np.int64)
-    counts[place] = sum_block(SQUARE, 2.0, params, size, sums[place:], none, room)
-    keep(room)
-    keep(none)
+    counts[place] = sum_block(SQUARE, 2.0, params, size, sums[place:], room[:0], room)
 
 
 @kernel(ARRAYS)
@@ -234,10 +247,6 @@ def update_arrays_part(part, parts, job, like):
     t = carray(void_pointer(g.update), 1, UPDATE)[0]
     params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
     lo, hi = share(part, parts, params[g.n, START], 64)
-    longest = 0
-    for i in range(g.n if g.moved else 0):
-        longest = max(longest, params[i, LENGTH])
-    room = np.empty(longest)
     a, at = previous_block(params, *first_block(params, g.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
         size, flat = block_size(params, a, at), params[a, PLACE] + at
@@ -245,7 +254,7 @@ def update_arrays_part(part, parts, job, like):
         d = advance(pointer(grads[a, ADDRESS], like), at)
         if g.moved:
             totals = g.moved + 16 * sums_of(params, a, at)
-            update_watched(t, size, p, d, row, pointer(address(room), like), totals)
+            update_watched(t, size, p, d, row, pointer(g.room + 8 * part * g.longest, like), totals)
         else:
             update_values(t, size, p, d, row)
         if g.masks:
@@ -255,35 +264,37 @@ def update_arrays_part(part, parts, job, like):
         elif g.kind != names.FREE:
             sum_held(g, params, a, at, p, size)
         a, at = previous_block(params, a, at)
-    keep(room)
 
 
 @compiled
-def update_all(launcher, parts, kernels, params, grads, n, update, held, moved):
+def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals):
     """The update that a record describes, and what it leads to. kernels: update_arrays_part, norms_part and scale_part.
 
-    held: address of a HELD, or 0; moved: of sums of health.py by block, or 0.
+    held: address of a HELD, or 0, which Python holds; moved: of sums of health.py by block, or 0; totals: the array that they lie in.
     """
-    job = np.zeros(1, ARRAYS)
+    job, longest = local_zeros(1, ARRAYS), 0
     t = job[0]
-    t.moved = moved
+    for a in range(n if moved else 0):
+        longest = max(longest, params[a, LENGTH])
+    room = np.empty(parts * longest)
+    t.moved, t.room, t.longest = moved, address(room), longest
     t.params, t.grads, t.n, t.update = address(params), address(grads), n, address(update)
     if held:
         h = carray(void_pointer(held), 1, HELD)[0]
         t.masks, t.kind, t.limit = h.masks, h.kind, h.limit
         if t.kind == names.MAX_NORM or t.kind == names.MAX_NORM_EACH:
-            project(launcher, parts, kernels, params, n, job, carray(void_pointer(h.widths), n, np.int64))
+            project(launcher, parts, kernels, params, n, job, room, totals, carray(void_pointer(h.widths), n, np.int64))
             return
-    call(launcher, kernels[0], parts, job)
+    run_kernel(launcher, kernels[0], parts, job, (room, totals))
 
 
 @compiled
-def project(launcher, parts, kernels, params, n, job, widths):
-    """Update, and scale what then has a larger norm than the limit."""
+def project(launcher, parts, kernels, params, n, job, room, totals, widths):
+    """Update, and scale what then has a larger norm than the limit. room and totals: as the job has them."""
     limit = job[0].limit
     sums, counts = np.empty(params[n, SUMS]), np.empty(params[n, SUMS], np.int64)
     job[0].held_sums, job[0].held_counts = address(sums), address(counts)
-    call(launcher, kernels[0], parts, job)
+    run_kernel(launcher, kernels[0], parts, job, (room, totals, sums, counts))
     norms, scales = np.empty(params[n, UNITS]), np.ones(params[n, UNITS])
     nonfinite, doubtful = np.empty(n, np.int64), np.empty(norms.size, np.bool_)
     # squares that vanish are those of norms that are smaller
@@ -302,22 +313,24 @@ def project(launcher, parts, kernels, params, n, job, widths):
                 scales[unit] = limit / norms[unit]
                 any_larger = True
     if any_larger:
-        scale = np.empty(1, SCALE)
+        scale = local(1, SCALE)
         t = scale[0]
         t.table, t.n, t.scales = address(params), n, address(scales)
-        call(launcher, kernels[2], parts, scale)
-    keep(scales)
+        run_kernel(launcher, kernels[2], parts, scale, (scales,))
 
 
 @entry
 def _update_arrays(
     launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
 ):  # fmt: skip
-    sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), np.empty(1, ARRAYS), np.empty(1, UPDATE)
+    for a in range(n):
+        if params[a + 1, START] != grads[a + 1, START]:
+            return UNLIKE
+    sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), local(1, ARRAYS), local(1, UPDATE)
     t, scale = job[0], 1.0
     if record.size:
         t.grads, t.n, t.sums = address(grads), n, address(sums)
-        call(launcher, kernels[3], parts, job)
+        run_kernel(launcher, kernels[3], parts, job, (sums,))
         squared = 0.0
         for square in sums:
             squared += square
@@ -328,16 +341,15 @@ def _update_arrays(
         scale = min(1.0, clip_norm / (norm + 1e-6))
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
-    update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals))
+    update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals), totals)
     found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
     for a in range(len(found)):
         found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
-    keep(totals)
-    keep(sums)
-    keep(update)
     return names.OK
 
 
+# gradients that are not as many as their parameters
+UNLIKE = -1
 # what update_all asks for, and after it what a driver has of its own
 UPDATE_KERNELS = update_arrays_part, norms_part, scale_part
 _KERNELS = Addresses(*UPDATE_KERNELS, square_arrays_part)
@@ -359,12 +371,24 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
     has changed, and of what was there, summed.
-    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
+    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated. Raises ValueError, and updates nothing, where
+    sizes differ: the kernels walk the params' table, and take from it where the values of all others lie.
     """
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
-    held = held_by(masks, constraint)
-    return run(
-        COST * int(to[-1, START]), _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
+    held, size = held_by(masks, constraint), int(to[-1, START])
+    if len(params) != len(grads) or dtype != grads[0].dtype:
+        raise ValueError("update_arrays: grads must be as many as params, and of their dtype")
+    if state.size != len(state) * size or state.dtype != dtype or not state.flags.c_contiguous:
+        raise ValueError(
+            f"update_arrays: state must have rows of {size} values like params, contiguous, got {state.shape}"
+        )
+    if masks is not None and masks.size != size:
+        raise ValueError(f"update_arrays: masks must have {size} values like params, got {masks.size}")
+    status = run(
+        COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
         _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
     )  # fmt: skip
+    if status == UNLIKE:
+        raise ValueError("update_arrays: grads must have the sizes of params")
+    return status

@@ -26,7 +26,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from . import atomic
 from .jit import c_function, compiled, entry
-from .simd import address, call
+from .simd import address, call, run_kernel
 
 # below so many floating-point operations the caller's thread is done before others have begun
 SMALL = 1_000_000
@@ -37,8 +37,11 @@ PAUSES, PATIENCE = 100, 800
 # so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION
 NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192
 
+# more than any machine has, and fewer than the 16 bits hold in which a launch counts its parts
+MOST_THREADS = 4096
+
 _turn = threading.Lock()
-_threads = numba.config.NUMBA_NUM_THREADS
+_threads = min(numba.config.NUMBA_NUM_THREADS, MOST_THREADS)
 # GOMP_parallel, and who says how many threads it uses
 _borrowed: tuple[int, Callable[[], int]] | None = None
 _MAIN = threading.main_thread().ident
@@ -52,7 +55,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Use n threads for large calls, in this process; other libraries' settings stay as they are."""
+    """Use n threads, at most MOST_THREADS, for large calls, in this process; other libraries' settings stay as they are."""
     global _threads
     _threads = n
 
@@ -221,40 +224,77 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def run(operations, driver, *arguments):
-    """driver(launcher, parts, *arguments), on as many threads as so many floating-point operations are worth."""
-    if operations < SMALL or _threads == 1 or not _turn.acquire(blocking=False):
-        return driver(_launcher(_serial).address, 1, *arguments)
+class Rooms:
+    """Uninitialised arrays for calls that are under way: a call takes one, and gives it back for the next.
+
+    The frame that calls a driver holds the room as long as machine code may write to it, also where the interpreter ends meanwhile.
+    There are as many as there were calls at one time, and not one for every Python thread that ever called.
+    """
+
+    # bytes of rooms of a dtype that are kept beside the first, which always is
+    KEPT = 64 << 20
+
+    def __init__(self):
+        self._free = {"f": [], "d": []}
+
+    def take(self, dtype, size):
+        """At least so many values."""
+        free = self._free[dtype.char]
+        try:
+            room = free.pop()
+        except IndexError:
+            return np.empty(size, dtype)
+        return room if room.size >= size else np.empty(size, dtype)
+
+    def give(self, room):
+        free = self._free[room.dtype.char]
+        if not free or sum(kept.nbytes for kept in tuple(free)) + room.nbytes <= self.KEPT:
+            free.append(room)
+
+
+# of calls on the caller's thread alone, of which there may be many at once, and of calls on all threads
+_small_rooms, _large_rooms = Rooms(), Rooms()
+
+
+def run(operations, driver, *arguments, scratch=None):
+    """driver(launcher, parts, *arguments), on as many threads as so many floating-point operations are worth.
+
+    scratch: (dtype, shared, each), or None. The driver's last argument is then an uninitialised array of at least shared + each * parts
+    values, which is the driver's own until it returns.
+    """
+    # one reading a call: another Python thread may set another number at any time
+    threads = _threads
+    if operations < SMALL or threads == 1 or not _turn.acquire(blocking=False):
+        return _drive_with(scratch, _small_rooms, driver, _launcher(_serial).address, 1, arguments)
     try:
-        if _borrowed and _borrowed[1]() == _threads and threading.get_ident() == _MAIN:
-            return driver(_team_of(_borrowed[0]), _threads, *arguments)
+        if _borrowed and _borrowed[1]() == threads and threading.get_ident() == _MAIN:
+            return _drive_with(scratch, _large_rooms, driver, _team_of(_borrowed[0]), threads, arguments)
         launcher = _launcher(_pool).address
-        _wake(_threads - 1)
-        return driver(launcher, _threads, *arguments)
+        _wake(threads - 1)
+        return _drive_with(scratch, _large_rooms, driver, launcher, threads, arguments)
     finally:
         _turn.release()
 
 
+def _drive_with(scratch, rooms, driver, launcher, parts, arguments):
+    if scratch is None:
+        return driver(launcher, parts, *arguments)
+    dtype, shared, each = scratch
+    room = rooms.take(dtype, shared + each * parts)
+    try:
+        return driver(launcher, parts, *arguments, room)
+    finally:
+        rooms.give(room)
+
+
 @entry
 def _drive(launcher, parts, function, job):
-    call(launcher, function, parts, job)
+    run_kernel(launcher, function, parts, job, ())
 
 
 def launch(kernel, dtype, job, operations):
     """Run one kernel over its parts. job: an array of one record."""
     run(operations, _drive, kernel.address(dtype), job.view(np.int64))
-
-
-class Scratch(threading.local):
-    """Room that each Python thread has for itself, uninitialised and kept for its next call."""
-
-    def __call__(self, dtype, size):
-        """At least so many values, and their address."""
-        found = self.__dict__.get(dtype.char)
-        if found is None or found[0].size < size:
-            room = np.empty(size, dtype)
-            found = self.__dict__[dtype.char] = room, address_of(room)
-        return found
 
 
 @entry
@@ -263,5 +303,8 @@ def _address(array):
 
 
 def address_of(array) -> int:
-    """Address of an array's first value. Its empty slice has one layout in numba's eyes, and costs a fifth of `.ctypes.data`."""
+    """Address of an array's first value, good for as long as the caller holds the array.
+
+    Its empty slice has one layout in numba's eyes, and costs a fifth of `.ctypes.data`.
+    """
     return _address(array[:0])

@@ -7,15 +7,15 @@ import numpy as np
 from numba import carray
 
 from .gemm import clear
-from .jit import compiled, inlined, kernel
+from .jit import compiled, entry, inlined, kernel
 from .loops import add, add_times, times, zipped
-from .parallel import address_of, launch, share
-from .simd import advance, copy, data, pointer, real
+from .parallel import address_of, run, share
+from .simd import address, advance, copy, pointer, real, run_kernel
 
 POOL = np.dtype(
     [
         (name, "i8")
-        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx".split()
+        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx room".split()
     ]
 )
 # a value costs about as much as this many multiplications and additions, for every pixel of its window
@@ -76,8 +76,7 @@ def pool_forward_part(part, parts, job, like):
 def pool_backward_part(part, parts, job, like):
     g = carray(job, 1)[0]
     C = g.C
-    room = np.empty_like(carray(pointer(g.dx, like), C))
-    taken = data(room)
+    taken = advance(pointer(g.room, like), part * C)
     lo, hi = share(part, parts, g.N, 1)
     clear((hi - lo) * g.H * g.W * C, advance(pointer(g.dx, like), lo * g.H * g.W * C))
     for line in range(lo * g.rows, hi * g.rows):
@@ -99,11 +98,19 @@ def pool_backward_part(part, parts, job, like):
                         zipped(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
 
 
+@entry
+def _run(launcher, parts, function, job, room):
+    """job: the fields of a POOL but for room, its last, which has C values for each part."""
+    job[-1] = address(room)
+    run_kernel(launcher, function, parts, job, ())
+
+
 def _pool(part, images, outputs, size, stride, pads, mean, include_pad, **arrays):
     (N, H, W, C), (_, rows, columns, _) = images.shape, outputs.shape
     addresses = [address_of(arrays[name]) if name in arrays else 0 for name in ("x", "y", "dy", "dx")]
-    job = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses])
-    launch(part, images.dtype, job, COST * outputs.size * size[0] * size[1])
+    job = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses, 0])
+    operations, dtype = COST * outputs.size * size[0] * size[1], images.dtype
+    run(operations, _run, part.address(dtype), job, scratch=(dtype, 0, C))
 
 
 def max_pool2d_forward(x, size, stride, pads, y):

@@ -12,7 +12,7 @@ from .jit import Addresses, compiled, entry, inlined, kernel
 from .lists import ADDRESS, PLACE, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
 from .loops import zipped
 from .parallel import address_of, launch, run, share
-from .simd import address, advance, call, data, keep, magnitude, pointer, real, unseen, void_pointer
+from .simd import address, advance, data, local, magnitude, pointer, real, run_kernel, unseen, void_pointer
 
 # bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
 DIGIT, LANES = 11, 4
@@ -101,7 +101,7 @@ def counted(counters, digit):
 
 @entry
 def _prune(launcher, parts, kernels, t, n, masks, count, bits):
-    job, counters = np.empty(1, SELECT), np.empty((parts, COUNTERS), np.int64)
+    job, counters = local(1, SELECT), np.empty((parts, COUNTERS), np.int64)
     equals, going = np.empty(t[n, SUMS], np.int64), np.zeros(t[n, SUMS], np.int64)
     g, left = job[0], count
     g.table, g.n, g.masks, g.counters = address(t), n, address(masks), address(counters)
@@ -110,7 +110,7 @@ def _prune(launcher, parts, kernels, t, n, masks, count, bits):
     shift = (bits - 1) // DIGIT * DIGIT
     while count and shift >= 0:
         g.shift = shift
-        call(launcher, kernels[0], parts, job)
+        run_kernel(launcher, kernels[0], parts, job, (counters,))
         digit, found = 0, counted(counters, 0)
         while found < left:
             left -= found
@@ -119,14 +119,11 @@ def _prune(launcher, parts, kernels, t, n, masks, count, bits):
         g.begin = (g.begin << DIGIT) + digit
         shift -= DIGIT
     if count:
-        call(launcher, kernels[1], parts, job)
+        run_kernel(launcher, kernels[1], parts, job, (equals,))
         for block in range(len(equals)):
             going[block] = min(left, equals[block])
             left -= going[block]
-    call(launcher, kernels[2], parts, job)
-    keep(counters)
-    keep(equals)
-    keep(going)
+    run_kernel(launcher, kernels[2], parts, job, (going,))
 
 
 _KERNELS = Addresses(digits_part, equals_part, prune_part)

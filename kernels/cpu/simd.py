@@ -203,28 +203,74 @@ def void_pointer(typingctx, address):
 def call(typingctx, function, a, b, job):
     """Call the C function at an address with two integers and a job, an array of one record or its address.
 
-    A kernel takes its fourth argument, a null, for its type only. An array that a record only names must be kept: see keep.
+    A kernel takes its fourth argument, a null, for its type only. A driver launches with run_kernel instead.
     """
 
     def codegen(context, builder, signature, args):
-        function, a, b, job = args
-        if isinstance(signature.args[3], types.Array):
-            job = builder.ptrtoint(context.make_array(signature.args[3])(context, builder, job).data, _I64)
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-        builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, job, ir.Constant(_I64, 0)])
+        _emit_call(context, builder, signature.args[3], *args)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, job), codegen
 
 
 @intrinsic
-def keep(typingctx, array):
-    """Nothing, but numba frees an array after its last use, and an address taken of it is no use."""
+def run_kernel(typingctx, launcher, function, parts, job, keep):
+    """Run the kernel at `function` over its parts by the launcher. keep: a tuple of the arrays whose addresses the job has.
+
+    Numba frees an array after its last use, and an address is no use. So each array that a driver has made itself, and that a kernel
+    reads or writes, is an argument of the launch. What the driver was given is held by whoever gave it.
+    """
 
     def codegen(context, builder, signature, args):
+        launcher, function, parts, job, _ = args
+        _emit_call(context, builder, signature.args[3], launcher, function, parts, job)
         return context.get_dummy_value()
 
-    return types.void(array), codegen
+    return types.void(types.int64, types.int64, types.int64, job, keep), codegen
+
+
+def _emit_call(context, builder, job_type, function, a, b, job):
+    if isinstance(job_type, types.Array):
+        job = builder.ptrtoint(context.make_array(job_type)(context, builder, job).data, _I64)
+    kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, job, ir.Constant(_I64, 0)])
+
+
+def _stack_array(n, kind, zeroed):
+    result = types.Array(kind.dtype, 1, "C")
+
+    def codegen(context, builder, signature, args):
+        data_type = context.get_data_type(result.dtype)
+        size = context.get_abi_sizeof(data_type)
+        words = (n.literal_value * size + 7) // 8
+        # in the entry block: in a loop each turn would take more of the stack
+        with builder.goto_entry_block():
+            place = builder.alloca(ir.ArrayType(_I64, words))
+        if zeroed:
+            cgutils.memset(builder, builder.bitcast(place, ir.IntType(8).as_pointer()), _I64(8 * words), 0)
+        array = context.make_array(result)(context, builder)
+        place = builder.bitcast(place, data_type.as_pointer())
+        sizes = {"shape": [_I64(n.literal_value)], "strides": [_I64(size)], "itemsize": _I64(size)}
+        context.populate_array(array, data=place, meminfo=None, **sizes)
+        return array._getvalue()
+
+    return result(n, kind), codegen
+
+
+@intrinsic(prefer_literal=True)
+def local(typingctx, n, kind):
+    """An array of n values, a small literal number, of a dtype or of a pointer's; uninitialised.
+
+    It lies on the stack: it lives until the compiled function that asks for it returns, whatever is done with its address, and there
+    is nothing that could fail to be allocated, which a kernel could tell nobody.
+    """
+    return _stack_array(n, kind, False)
+
+
+@intrinsic(prefer_literal=True)
+def local_zeros(typingctx, n, kind):
+    """The same, of zeros."""
+    return _stack_array(n, kind, True)
 
 
 def opaque(builder, value):

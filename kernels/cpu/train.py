@@ -12,7 +12,7 @@ from numba import carray
 from .. import names
 from .activation import activate_part, differentiate_part
 from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
-from .gemm import SCRATCH, gemm_part, panels
+from .gemm import SCRATCH, gemm_part
 from .health import asked_by, describe_watch, is_due, report_layers, report_updates, watch_of, watch_size
 from .jit import Addresses, compiled, entry, given, kernel
 from .lists import COLUMNS, SUMS, add_array
@@ -20,7 +20,19 @@ from .loops import squares
 from .loss import LOSS, loss_part, total
 from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
 from .parallel import address_of, run, share
-from .simd import ROWS, address, address_or_null, advance, call, data, keep, pointer, void_pointer
+from .simd import (
+    ROWS,
+    address,
+    address_or_null,
+    advance,
+    call,
+    data,
+    local,
+    local_zeros,
+    pointer,
+    run_kernel,
+    void_pointer,
+)
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
@@ -75,7 +87,7 @@ def train_part(part, parts, job, like):
             gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
     forward_rows(chain, part, lo, hi, panels, like)
     last = layers_of(chain)[chain.depth - 1]
-    job = np.empty(1, LOSS)
+    job = local(1, LOSS)
     t, at = job[0], lo * last.n_out * size
     t.kind, t.rows, t.columns, t.scale = train.kind, hi - lo, last.n_out, train.scale
     t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
@@ -138,6 +150,12 @@ def sum_of(row_weights, order, first, n):
 
 
 @compiled
+def sum_values(values, first, n):
+    """The sum in float64 of n values of an array."""
+    return total(advance(data(values), first), n)
+
+
+@compiled
 def gradient_norm(norms, grads, table):
     """The norm of all gradients, from the squares of every row of every dw."""
     squared = total(data(norms), norms.size)
@@ -165,7 +183,7 @@ def list_arrays(table, flat, size, widths, rows):
 @entry
 def _train(
     launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels, health,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, health, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
@@ -173,8 +191,8 @@ def _train(
     health: address of a HEALTH, or 0.
     """
     depth, size = len(table), x.itemsize
-    layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
-    rows_job, job = np.zeros(1, CHAIN), np.zeros(1, TRAIN)
+    layers, update = np.empty(depth, LAYER), local(1, UPDATE)
+    rows_job, job = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
     chain, train = rows_job[0], job[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
     fuse(kind, layers[depth - 1])
@@ -197,13 +215,13 @@ def _train(
     # what is looked at lies behind the norms
     room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
     norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
-    watch = address(room) + 8 * inputs
+    watch = room[inputs:]
     if health:
         describe_watch(watch, health, table, batch_size, parts, blocks)
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
-    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), panels
+    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), address(panels)
     chain.squares = address(weight_squares) if l2 else 0
     train.row_weights = address(row_weights) if len(row_weights) else 0
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
@@ -231,14 +249,14 @@ def _train(
         weight = sum_of(row_weights, order, first, n)
         train.scale = 1 / (weight * columns) if weight * columns else 0.0
         chain.decay = l2 / weight if weight else 0.0
-        chain.watch = watch if health and is_due(health, step + batch) else 0
-        call(launcher, kernels[0], parts, job)
-        call(launcher, kernels[1], parts, rows_job)
+        chain.watch = address(watch) if health and is_due(health, step + batch) else 0
+        run_kernel(launcher, kernels[0], parts, job, (layers, labels, room))
+        run_kernel(launcher, kernels[1], parts, rows_job, (layers, weight_squares, room))
 
         norm = gradient_norm(norms, grads, table)
-        record[batch, 0], record[batch, 1] = total(advance(data(work), losses), n * columns) * train.scale, norm
+        record[batch, 0], record[batch, 1] = sum_values(work, losses, n * columns) * train.scale, norm
         if l2:
-            record[batch, 2] = total(data(weight_squares), weight_squares.size)
+            record[batch, 2] = sum_values(weight_squares, 0, weight_squares.size)
         if chain.watch:
             report_layers(watch, batch, parts, n, table, grads, norms)
         if not math.isfinite(norm):
@@ -249,15 +267,10 @@ def _train(
         )  # fmt: skip
         update_all(
             launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
-            watch_of(watch).moved if chain.watch else 0,
+            watch_of(chain.watch).moved if chain.watch else 0, room,
         )  # fmt: skip
         if chain.watch:
             report_updates(watch, batch, table, arrays)
-    keep(room)
-    keep(layers)
-    keep(rows_job)
-    keep(labels)
-    keep(weight_squares)
     return names.OK, batches
 
 
@@ -286,8 +299,8 @@ def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2
     return run(
         operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
-        0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2, panels(x.dtype),
-        0 if health is None else asked_by(health),
+        0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2,
+        0 if health is None else asked_by(health), scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip
 
 

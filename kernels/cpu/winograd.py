@@ -16,18 +16,19 @@ from .activation import activate
 from .gemm import clear, pack_b, panel_tiles, tiles
 from .jit import Addresses, compiled, entry, given, inlined, kernel
 from .loops import add, zipped
-from .parallel import Scratch, get_num_threads, run, share
+from .parallel import run, share
 from .simd import (
     ROWS,
     VECTORS,
     address,
     address_or_null,
     advance,
-    call,
     lanes,
+    local_zeros,
     pointer,
     provide_microkernel,
     real,
+    run_kernel,
     void_pointer,
 )
 from .vmath import fma
@@ -380,35 +381,35 @@ def describe(g, x, K, rows, columns, top, left, room, parts):
 
 @entry
 def _convolve(
-    launcher, parts, kernels, x, w, b, top, left, turned, residual, code, parameter, z, y, points, flags, room
+    launcher, parts, kernels, x, w, b, top, left, turned, residual, code, parameter, z, y, flags, points_size, room
 ):  # fmt: skip
-    job = np.zeros(1, WINOGRAD)
+    job = local_zeros(1, WINOGRAD)
     g = job[0]
-    describe(g, x, z.shape[3], z.shape[1], z.shape[2], top, left, room, parts)
+    points = room[:points_size]
+    describe(g, x, z.shape[3], z.shape[1], z.shape[2], top, left, room[points_size:], parts)
     size = w[0, 0].size
     g.w, g.turned = address(w), turned
     g.u, g.panels, g.panel_size = address(points), address(points[POINTS * size :]), points.size // POINTS - size
-    call(launcher, kernels[KERNEL_PART], parts, job)
-    call(launcher, kernels[PANELS_PART], parts, job)
+    run_kernel(launcher, kernels[KERNEL_PART], parts, job, ())
+    run_kernel(launcher, kernels[PANELS_PART], parts, job, ())
     g.b, g.residual, g.flags = address_or_null(b), address_or_null(residual), address(flags)
     g.z, g.y, g.code, g.parameter = address(z), address_or_null(y), code, parameter
-    call(launcher, kernels[FORWARD_PART], parts, job)
+    run_kernel(launcher, kernels[FORWARD_PART], parts, job, ())
 
 
 @entry
-def _weights(launcher, parts, kernels, x, dz, top, left, dw, sums, room):
-    job = np.zeros(1, WINOGRAD)
+def _weights(launcher, parts, kernels, x, dz, top, left, dw, sums_size, room):
+    job = local_zeros(1, WINOGRAD)
     g = job[0]
-    describe(g, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, room, parts)
-    g.dz, g.dw, g.sums = address(dz), address(dw), address(sums)
-    call(launcher, kernels[SUMS_PART], parts, job)
-    call(launcher, kernels[GRADIENT_PART], parts, job)
+    describe(g, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, room[sums_size:], parts)
+    g.dz, g.dw, g.sums = address(dz), address(dw), address(room)
+    run_kernel(launcher, kernels[SUMS_PART], parts, job, ())
+    run_kernel(launcher, kernels[GRADIENT_PART], parts, job, ())
 
 
 _KERNELS = Addresses(
     winograd_kernel_part, winograd_panels_part, winograd_part, winograd_sums_part, winograd_gradient_part
 )
-_points, _room = Scratch(), Scratch()
 
 
 def suits(w, stride, pads, dilation, groups, rows, columns):
@@ -435,12 +436,11 @@ def convolve(x, w, b, top, left, turned, residual, activation, z, y):
     points = POINTS * (2 * size + 64 * channels)
     tiles = (TILES + wide - 1) // wide * wide
     pixels = max(width * channels, K) + SIDE * (TILE * wide + 2) * channels + (SIDE * TILE * wide + TILE + 1) * K
-    room = get_num_threads() * max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
+    room = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
     flags = np.zeros((n, high * wide), np.uint8)
     run(
         2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *given(dtype, 1, b), top, left, turned,
-        *given(dtype, 4, residual), *activation, z, *given(dtype, 4, y), _points(dtype, points)[0][:points], flags,
-        _room(dtype, room)[0][:room],
+        *given(dtype, 4, residual), *activation, z, *given(dtype, 4, y), flags, points, scratch=(dtype, points, room),
     )  # fmt: skip
     return flags
 
@@ -453,9 +453,9 @@ def weights(x, dz, top, left, dw):
     wide = (columns + TILE - 1) // TILE
     tiles = (DEEP_TILES + wide - 1) // wide * wide
     pixels = max(width * channels, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * K)
-    room = get_num_threads() * max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
+    room = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
     sums = POINTS * channels * K
     run(
-        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, top, left, dw, _points(dtype, sums)[0][:sums],
-        _room(dtype, room)[0][:room],
+        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, top, left, dw, sums,
+        scratch=(dtype, sums, room),
     )  # fmt: skip
