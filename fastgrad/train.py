@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -287,8 +288,6 @@ class Trainer:
         a chain and before the next batch's update in any other model, warns, and returns the history of the epochs that were whole; the
         updates of the last one stay, and are counted.
         """
-        from tqdm import tqdm
-
         op = "Trainer.fit"
         data = self._checked(op, x, y, lengths)
         # numpy takes rows of nothing else without copying it whole
@@ -311,7 +310,7 @@ class Trainer:
         history = History()
         shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
         try:
-            with tqdm(total=epochs, unit="epoch", disable=not shown) as bar:
+            with _bar(epochs) if shown else nullcontext() as bar:
                 for epoch in range(epochs):
                     started, before = time.perf_counter(), self.step_count
                     with self.lock:
@@ -350,7 +349,7 @@ class Trainer:
                     # the last to come tells that an epoch is whole
                     for name, value in (found | {"seconds": seconds}).items():
                         getattr(history, name).append(value)
-                    if shown:
+                    if bar is not None:
                         bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in vars(history).items() if values})
                         bar.update()
         except KeyboardInterrupt:
@@ -499,6 +498,13 @@ def _after_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_in_child)
+
+
+def _bar(epochs: int) -> Any:
+    # made only where it is seen: its destructor is Python's, and loses an interrupt that comes into it
+    from tqdm import tqdm
+
+    return tqdm(total=epochs, unit="epoch")
 
 
 def _nested(op: str) -> RuntimeError:
