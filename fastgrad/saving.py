@@ -27,7 +27,8 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
     from safetensors.numpy import save as serialized
 
     if isinstance(model, Trainer):
-        with model.lock:
+        # in a signal's handler a step may be under way
+        with model.lock, model._steps.whole():
             metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
             metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
             content = serialized(_here(_arrays("save", model)), metadata)

@@ -19,7 +19,8 @@ class Descent:
             self.schedule: Any = SGDOptimizer([], *settings)
         else:
             self.schedule = AdamOptimizer([], e.learning_rate_init, e.beta_1, e.beta_2, e.epsilon)
-        self.updates, self.rate = 0, self.schedule.learning_rate
+        # the number of updates, to which the kernels add
+        self.count, self.rate = np.zeros(1, np.int64), self.schedule.learning_rate
         self.optimizer = self._optimizer(problem)
         size = self.optimizer.state_rows, problem.chain.params.size
         self.state = np.zeros(size, problem.chain.dtype)  # (S, P)
@@ -31,9 +32,7 @@ class Descent:
             # scikit-learn's velocity has the rates in it that it was made with
             self.state *= self.rate / rate
             self.rate, self.optimizer = rate, self._optimizer(problem)
-        found = problem.epoch(order, batch_size, self.optimizer, self.state, self.updates)
-        self.updates += found[1]
-        return found
+        return problem.epoch(order, batch_size, self.optimizer, self.state, self.count)
 
     def _optimizer(self, problem: Problem) -> SGD | Adam:
         """Ours, for gradients that lack a factor: sgd makes up for it by the rate; Adam is indifferent to it, but for eps."""

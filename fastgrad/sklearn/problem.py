@@ -7,6 +7,7 @@ from scipy.special import xlogy
 
 from fastgrad.backend import backend, kernels
 from fastgrad.chains import DenseChain
+from fastgrad.epoch import Pace
 from fastgrad.kernels import names
 from fastgrad.memory import empty
 from fastgrad.optim import SGD, Adam
@@ -83,6 +84,7 @@ class Problem:
         hidden, output = ACTIVATIONS[estimator.activation], ACTIVATIONS[estimator.out_activation_]
         sizes = [x.shape[1], *(len(b) for b in estimator.intercepts_)]
         self.chain = DenseChain(sizes, hidden, output, init="zeros", dtype=x.dtype)
+        self.pace: Pace | None = None
 
     def read_weights(self) -> None:
         ours: Any = self.chain.weights + self.chain.biases
@@ -94,21 +96,31 @@ class Problem:
         self.estimator.coefs_, self.estimator.intercepts_ = list(self.chain.weights), list(self.chain.biases)
 
     def epoch(
-        self, order: np.ndarray, batch_size: int, optimizer: SGD | Adam, state: np.ndarray, updates: int
+        self, order: np.ndarray, batch_size: int, optimizer: SGD | Adam, state: np.ndarray, count: np.ndarray
     ) -> tuple[int, int, np.ndarray]:
-        """Updates on batches by `order`, after so many others: (status, batches done, scikit-learn's loss of each)."""
+        """Updates on batches by `order`: (status, batches done, scikit-learn's loss of each). To count (1,) each is added as it is made."""
         starts = np.arange(0, len(order), batch_size)
         chain, hyper, record = self.chain, optimizer.hyper, np.zeros((len(starts), 3))
         gathered = 0 if isinstance(self.x, names.Nonzeros) else chain.n_in
         work = empty((names.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
         net = chain.table, chain.activation_parameters, names.LOSSES[self.link.loss], chain.params, chain.grads, work
-        settings = optimizer.code, state, hyper, np.inf, None, None, updates
+        settings = optimizer.code, state, hyper, np.inf, None, None
         rates, l2 = np.full(len(starts), hyper[0]), float(self.estimator.alpha) / self.link.gradient_factor
-        status, done = kernels().dense_chain_epoch(
-            self.x, self.target, order, batch_size, rates, *net, *settings, record, self.row_weights, l2
-        )
+        # all batches of a fit have one size
+        pace = self.pace = self.pace or Pace(6 * batch_size * chain.params.size)
+        status, done = names.OK, 0
+        while done < len(starts) and status == names.OK:
+            # other backends look at signals in a call
+            batches = pace.batches() if backend() == "cpu" else len(starts)
+            rows, part = order[done * batch_size : (done + batches) * batch_size], slice(done, done + batches)
+            status, made = kernels().dense_chain_epoch(
+                self.x, self.target, rows, batch_size, rates[part], *net, *settings, int(count[0]), record[part],
+                self.row_weights, l2, updates=count,
+            )  # fmt: skip
+            pace.made(min(batches, len(starts) - done))
+            done += int(made)
         losses = self.link.loss_factor * record[:, 0] + self._rest(order, starts, record[:, 2])
-        return status, int(done), losses
+        return status, done, losses
 
     def _rest(self, order: np.ndarray, starts: np.ndarray, squares: np.ndarray) -> np.ndarray:
         """What scikit-learn's loss of each batch has beside ours: the penalty, from all weights' squares, and what no weight changes."""
@@ -126,7 +138,11 @@ class Problem:
         self.read_weights()
         still, chain = SGD(0.0), self.chain
         *_, (loss,) = self.epoch(
-            np.arange(len(self.x)), len(self.x), still, np.empty((0, chain.params.size), chain.dtype), 0
+            np.arange(len(self.x)),
+            len(self.x),
+            still,
+            np.empty((0, chain.params.size), chain.dtype),
+            np.zeros(1, np.int64),
         )
         gradients = [g * self.link.gradient_factor for g in chain.gradients().values()]
         return float(loss), gradients[::2], gradients[1::2]
