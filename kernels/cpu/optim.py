@@ -80,6 +80,11 @@ HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limi
 COST = 32
 # the square of a larger float64 has not vanished
 SMALL = 1e-130
+# of float32 and float64: a value whose square, or which itself, is lost when it is added to the largest one, so that no sum overflows by
+# it; and the least normal one
+SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**-1022)
+# an update's length over the rate is at most the largest gradient, or where it is divided by a root about this
+STEP = 1e4
 
 
 @inlined
@@ -319,43 +324,137 @@ def project(launcher, parts, kernels, params, n, job, room, totals, widths):
         run_kernel(launcher, kernels[2], parts, scale, (scales,))
 
 
+@compiled
+def norm_of(launcher, parts, kernel, arrays, n):
+    """The norm of all values of a table's arrays. kernel: square_arrays_part."""
+    sums, job = np.empty(arrays[n, SUMS]), local_zeros(1, ARRAYS)
+    t, squared = job[0], 0.0
+    t.grads, t.n, t.sums = address(arrays), n, address(sums)
+    run_kernel(launcher, kernel, parts, job, (sums,))
+    for square in sums:
+        squared += square
+    return math.sqrt(squared)
+
+
+@compiled
+def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
+    """Whether the update of finite values may lead to what is not finite: a bound, by the norm of the gradients before scaling."""
+    t, k = update[0], 0 if size == 4 else 1
+    largest = norm * t.scale
+    if t.optimizer != names.SGD:
+        if max(t.inside, t.outside) < LEAST[k]:
+            return True
+        if t.decay != 0:
+            largest += t.decay * norm_of(launcher, parts, kernels[3], params, n)
+    # NaN is no bound
+    return not (largest <= SAFE[k] and t.beta1 <= 1 and t.lr * max(largest, STEP) <= LOST[k])
+
+
+@compiled
+def value_at(address, i, size):
+    """Value number i of an array of float32 or float64."""
+    if size == 4:
+        return np.float64(carray(void_pointer(address + 4 * i), 1, np.float32)[0])
+    return carray(void_pointer(address + 8 * i), 1, np.float64)[0]
+
+
+@compiled
+def copy_bytes(n, source, target):
+    of, to = carray(void_pointer(source), n, np.uint8), carray(void_pointer(target), n, np.uint8)
+    for i in range(n):
+        to[i] = of[i]
+
+
+@compiled
+def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
+    """Whether a value that is finite, as are its state and gradient, is not in the copies, or its state."""
+    for a in range(n):
+        for i in range(params[a + 1, START] - params[a, START]):
+            before, after = value_at(params[a, ADDRESS], i, size), value_at(copies[a, ADDRESS], i, size)
+            was, still = np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, size)), np.isfinite(after)
+            for row in range(rows):
+                place = row * stride + params[a, PLACE] + i
+                was &= np.isfinite(value_at(state, place, size))
+                still &= np.isfinite(value_at(state_copy, place, size))
+            if was and not still:
+                return True
+    return False
+
+
+@compiled
+def update_copies(launcher, parts, kernels, params, grads, n, update, held, moved, size, totals, copies, room):
+    """update_all on copies of params and state, which go back where nothing finite has become anything else; OK or NONFINITE.
+
+    copies: a table like params; room: for the values of params, and then of state.
+    """
+    t, values = update[0], params[n, START]
+    state, length = t.state, t.rows * t.stride * size
+    for a in range(n):
+        copies[a, ADDRESS] = address(room) + params[a, START] * size
+        copy_bytes((params[a + 1, START] - params[a, START]) * size, params[a, ADDRESS], copies[a, ADDRESS])
+    t.state = address(room) + values * size
+    copy_bytes(length, state, t.state)
+    update_all(launcher, parts, kernels, copies, grads, n, update, held, moved, totals)
+    spoilt = spoils(params, copies, grads, n, state, t.state, t.stride, t.rows, size)
+    if not spoilt:
+        for a in range(n):
+            copy_bytes((params[a + 1, START] - params[a, START]) * size, copies[a, ADDRESS], params[a, ADDRESS])
+        copy_bytes(length, t.state, state)
+    t.state = state
+    return names.NONFINITE if spoilt else names.OK
+
+
+@compiled
+def update_soundly(launcher, parts, kernels, params, grads, n, update, held, moved, norm, size, totals):
+    """update_all, but of nothing where it would end in what is not finite; OK or NONFINITE.
+
+    norm: of the gradients before scaling; size: bytes of a value. A bound by the norm says of nearly every update that it cannot; of what
+    is left it is found out.
+    """
+    if may_overflow(launcher, parts, kernels, params, n, update, norm, size):
+        room = np.empty(((params[n, START] + update[0].rows * update[0].stride) * size + 7) // 8)
+        return update_copies(
+            launcher, parts, kernels, params, grads, n, update, held, moved, size, totals, params.copy(), room
+        )
+    update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals)
+    return names.OK
+
+
 @entry
 def _update_arrays(
     launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
-    updates,
+    updates, size,
 ):  # fmt: skip
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
             return UNLIKE
-    sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), local(1, ARRAYS), local(1, UPDATE)
-    t, scale = job[0], 1.0
+    update, scale, norm = local(1, UPDATE), 1.0, 0.0
+    # without state nothing is kept that could be spoilt for good
+    if record.size or rows:
+        norm = norm_of(launcher, parts, kernels[3], grads, n)
     if record.size:
-        t.grads, t.n, t.sums = address(grads), n, address(sums)
-        run_kernel(launcher, kernels[3], parts, job, (sums,))
-        squared = 0.0
-        for square in sums:
-            squared += square
-        norm = math.sqrt(squared)
         record[0] = norm
         if not math.isfinite(norm):
             return names.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
-    update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals), totals)
-    if len(updates):
+    status = update_soundly(
+        launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals), norm, size, totals
+    )
+    if status == names.OK and len(updates):
         updates[0] += 1
     found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
     for a in range(len(found)):
         found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
-    return names.OK
+    return status
 
 
 # gradients that are not as many as their parameters
 UNLIKE = -1
-# what update_all asks for, and after it what a driver has of its own
-UPDATE_KERNELS = update_arrays_part, norms_part, scale_part
-_KERNELS = Addresses(*UPDATE_KERNELS, square_arrays_part)
+# what update_soundly asks for
+UPDATE_KERNELS = update_arrays_part, norms_part, scale_part, square_arrays_part
+_KERNELS = Addresses(*UPDATE_KERNELS)
 _NO_RECORD = np.empty(0)
 NO_UPDATES = np.empty(0, np.int64)
 
@@ -378,8 +477,9 @@ def update_arrays(
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
     has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that
     whoever interrupts it finds as many updates made as are counted.
-    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated. Raises ValueError, and updates nothing, where
-    sizes differ: the kernels walk the params' table, and take from it where the values of all others lie.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
+    Raises ValueError, and updates nothing, where sizes differ: the kernels walk the params' table, and take from it where the values of
+    all others lie.
     """
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
     held, size = held_by(masks, constraint), int(to[-1, START])
@@ -395,7 +495,7 @@ def update_arrays(
         COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
         _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
-        NO_UPDATES if updates is None else updates,
+        NO_UPDATES if updates is None else updates, dtype.itemsize,
     )  # fmt: skip
     if status == UNLIKE:
         raise ValueError("update_arrays: grads must have the sizes of params")
