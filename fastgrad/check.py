@@ -239,14 +239,16 @@ def choice(op: str, name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"{op}: {name} must be one of {', '.join(known)}; got {value!r}")
 
 
-def count(op: str, name: str, value: Any, least: int = 1) -> int:
-    """value as an integer no smaller than least."""
+def count(op: str, name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """value as an integer no smaller than least, and no larger than most."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
     if number < least or isinstance(value, bool):
         raise ValueError(f"{op}: {name} must be an integer of at least {least}, got {value}")
+    if most is not None and number > most:
+        raise ValueError(f"{op}: {name} must be an integer of at most {most}, got {value}")
     return number
 
 
