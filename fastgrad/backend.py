@@ -106,10 +106,10 @@ def unfinished(name: str) -> str:
 
 
 def set_num_threads(count: int) -> None:
-    """How many threads the "cpu" backend may use, 1 up to the number it was started with."""
+    """How many threads the "cpu" backend may use, 1 to 4096; a call that is under way keeps its number."""
     from fastgrad.kernels.cpu import parallel
 
-    parallel.set_num_threads(check.count("set_num_threads", "count", count))
+    parallel.set_num_threads(check.count("set_num_threads", "count", count, most=parallel.MOST_THREADS))
 
 
 def get_num_threads() -> int:

@@ -45,8 +45,10 @@ class Updater:
         # kernels count, in the call that makes the update
         self._count = np.zeros(1, np.int64)
         self.val_losses: list[float] = []
-        self.state = zeros((optimizer.state_rows, sum(a.size for a in arrays.flat)), arrays.flat[0])  # (S, P)
+        self._size = sum(a.size for a in arrays.flat)
+        self.state = zeros((optimizer.state_rows, self._size), arrays.flat[0])  # (S, P)
         self._shapes = [a.shape for a in arrays.flat]
+        self._state_kind = type(self.state), self.state.dtype
         self._hyper, self._record = optimizer.hyper, np.full(1, np.nan)
         self._constraint, self._held = constraint, checked("Updater", constraint, "params", arrays.flat)
         self.masks = masks
@@ -109,9 +111,15 @@ class Updater:
         that was not made counts as a step.
         """
         op = "Updater.step"
+        self._check_state(op)
         params = Arrays(op, "params", self.params, self.state)
         found = Arrays(op, "grads", grads, self.state, written=False)
-        if [a.shape for a in found.flat] != self._shapes:
+        shapes = [a.shape for a in params.flat]
+        if shapes != self._shapes:
+            raise ValueError(
+                f"{op}: params must have the shapes that Updater was made with, {self._shapes}, got {shapes}"
+            )
+        if [a.shape for a in found.flat] != shapes:
             same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
         clips = self.clip_norm < math.inf
@@ -144,6 +152,18 @@ class Updater:
         if later:
             return Later(record[0], status, lambda: self._fail(op, found.flat))
         return self._record.item(0)
+
+    def _check_state(self, op: str) -> None:
+        """State may have been replaced: kernels take from params and optimiser where its values lie."""
+        state, (kind, dtype) = self.state, self._state_kind
+        if type(state) is not kind or state.dtype != dtype:
+            what = f"an array of {state.dtype}" if hasattr(state, "dtype") else type(state).__name__
+            raise TypeError(f"{op}: state must be the {dtype} array that Updater made, or one like it, got {what}")
+        expected = self.optimizer.state_rows, self._size
+        if state.shape != expected:
+            raise ValueError(f"{op}: state must be {expected}, got {state.shape}")
+        if not (state.flags.c_contiguous and getattr(state.flags, "writeable", True)):
+            raise ValueError(f"{op}: state must be C-contiguous and writable, got strides {state.strides}")
 
     def _fail(self, op: str, grads: list[np.ndarray]) -> None:
         raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(grads)})

@@ -230,3 +230,23 @@ def test_a_step_whose_state_float32_cannot_hold_raises_and_changes_nothing(torch
         optimizer.step()
     assert torch.equal(p, before[0])
     assert all(torch.equal(v, before[1][name]) for name, v in optimizer.state_dict()["state"][0].items())
+
+
+def test_a_size_that_changed_is_refused_and_nothing_is_written(in_force):
+    """`data` may be exchanged for another: kernels are told where values lie, and how many there are by the state."""
+    for change in (
+        lambda p: setattr(p, "data", torch.ones(3)),
+        lambda p: setattr(p, "data", p.data[:5]),
+        lambda p: setattr(p.grad, "data", torch.ones(2)),
+    ):
+        params = [nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(2, 2))]
+        optimizer = fgt.Adam(params)
+        draw_gradients(params, 0)
+        optimizer.step()
+        change(params[0])
+        before = [p.detach().clone() for p in params]
+        with pytest.raises(
+            ValueError, match=r"adam_step: (params|gradients)\[0\] must have 7 values like its state, got \d"
+        ):
+            optimizer.step()
+        assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))

@@ -248,3 +248,72 @@ def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(there):
     with pytest.raises(FloatingPointError, match="would not be finite in float32"):
         float(outcome)
     assert (bits(params.get()), bits(updater.state.get())) == before
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda u: setattr(u, "params", [np.ones(3)]), "params must have the shapes that Updater was made with"),
+        (lambda u: u.params.__setitem__(0, np.ones(2)), "params must have the shapes that Updater was made with"),
+        (
+            lambda u: u.params.__setitem__(0, np.ones((4, 3, 2))),
+            "params must have the shapes that Updater was made with",
+        ),
+        (lambda u: setattr(u, "params", u.params[:1]), "params must have the shapes that Updater was made with"),
+        (lambda u: setattr(u, "state", np.zeros((2, 5))), r"state must be \(2, 17\), got \(2, 5\)"),
+        (lambda u: setattr(u, "state", np.zeros((1, 17))), r"state must be \(2, 17\), got \(1, 17\)"),
+        (lambda u: setattr(u, "state", np.zeros(34)), r"state must be \(2, 17\), got \(34,\)"),
+        (lambda u: setattr(u, "state", np.zeros((17, 2)).T), "state must be C-contiguous and writable"),
+    ],
+)
+def test_what_was_replaced_by_another_size_is_refused_and_nothing_is_updated(in_force, replace, message, clip_norm):
+    updater = fg.Updater([np.ones((3, 4)), np.ones(5)], Adam(), clip_norm)
+    replace(updater)
+    before = all_bits(updater)
+    with pytest.raises(ValueError, match=f"Updater.step: {message}"):
+        updater.step([np.ones((3, 4)), np.ones(5)])
+    assert all_bits(updater) == before
+
+
+@pytest.mark.parametrize("state", [np.zeros((2, 3), np.float32), [[0.0] * 3] * 2, None])
+def test_state_replaced_by_another_type_is_refused(in_force, state):
+    updater = fg.Updater(np.ones(3), Adam())
+    updater.state = state
+    with pytest.raises(TypeError, match=r"Updater\.step: state must be the float64 array that Updater made"):
+        updater.step(np.ones(3))
+
+
+def test_arrays_replaced_by_their_like_are_those_that_are_updated(in_force):
+    updater, other = fg.Updater([np.ones((3, 4))], Adam(0.1)), fg.Updater([np.full((3, 4), 2.0)], Adam(0.1))
+    updater.params, updater.state = [np.full((3, 4), 2.0)], np.zeros((2, 12))
+    updater.optimizer = Adam(0.1)
+    for one in (updater, other):
+        one.step([np.ones((3, 4))])
+    assert all_bits(updater) == all_bits(other)
+
+
+def test_kernels_compare_the_sizes_of_all_lists_of_a_launch(cpu):
+    """Whoever calls them: what they are told are addresses."""
+    params, grads, hyper = [np.ones(3), np.ones(4)], [np.ones(4), np.ones(3)], Adam().hyper
+
+    def update(grads, state=(2, 7), masks=7):
+        state, mask = np.zeros(state), np.ones(masks, np.bool_)
+        cpu.update_arrays(params, grads, Adam().code, state, hyper, 1, 1.0, mask, None, None)
+
+    update(params)
+    for wrong in (
+        {"grads": grads},
+        {"grads": params[:1]},
+        {"grads": [g.astype(np.float32) for g in params]},
+        {"grads": params, "state": (2, 6)},
+        {"grads": params, "masks": 6},
+    ):
+        with pytest.raises(ValueError, match="update_arrays: "):
+            update(**wrong)
+    for prune in (
+        lambda masks: cpu.prune_below(params, masks, 0.5),
+        lambda masks: cpu.prune_smallest(params, masks, 1),
+    ):
+        with pytest.raises(ValueError, match="masks must have 7 values"):
+            prune(np.ones(6, np.bool_))

@@ -141,7 +141,7 @@ class _Together:
 
     def __init__(self, params: list[Tensor], step: int, rows: Sequence[str], state: dict[Tensor, dict]) -> None:
         self.params, self.step = params, step
-        self._orders = [_order(p) for p in params]
+        self._orders, self._sizes = [_order(p) for p in params], [p.numel() for p in params]
         self.plain = all(p.is_contiguous() for p in params)
         self.state = torch.zeros(len(rows), sum(p.numel() for p in params), dtype=params[0].dtype)  # (S, P)
         at = 0
@@ -167,6 +167,12 @@ class _Together:
 
     def update(self, grads: list[Any], hyper: np.ndarray) -> None:
         """One step from the parameters' gradients."""
+        # kernels are told where parameters and gradients lie, and take from the state's layout how far they reach
+        for name, tensors in (("params", self.params), ("gradients", grads)):
+            if list(map(Tensor.numel, tensors)) != self._sizes:
+                pairs = enumerate(zip(tensors, self._sizes, strict=True))
+                i, size, got = next((i, size, t.numel()) for i, (t, size) in pairs if t.numel() != size)
+                raise ValueError(f"{OP}: {name}[{i}] must have {size} values like its state, got {got}")
         if self._addresses != list(map(Tensor.data_ptr, self.params)):
             self._look()
         found = placed(grads, self._places) if self._places is not None else None

@@ -129,9 +129,17 @@ def _prune(launcher, parts, kernels, t, n, masks, count, bits):
 _KERNELS = Addresses(digits_part, equals_part, prune_part)
 
 
+def _with_masks(arrays, masks):
+    """The arrays' table, of which kernels take where an array's masks begin."""
+    rows = table(arrays)
+    if masks.size != rows[-1, START]:
+        raise ValueError(f"prune: masks must have {rows[-1, START]} values like the arrays, got {masks.size}")
+    return rows
+
+
 def prune_smallest(arrays, masks, count):
     """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
-    rows, dtype = table(arrays), arrays[0].dtype
+    rows, dtype = _with_masks(arrays, masks), arrays[0].dtype
     bits = 8 * dtype.itemsize - 1
     run(COST * masks.size, _prune, _KERNELS[dtype.char], rows, len(arrays), masks.view(np.uint8), count, bits)
 
@@ -157,6 +165,6 @@ def below_part(part, parts, job, like):
 
 def prune_below(arrays, masks, threshold):
     """Prune |x| < threshold."""
-    rows = table(arrays)
+    rows = _with_masks(arrays, masks)
     job = np.array([(address_of(rows), len(arrays), address_of(masks), threshold)], BELOW)
     launch(below_part, arrays[0].dtype, job, COST * masks.size)
