@@ -1,6 +1,7 @@
 """python -m fastgrad info | warmup | health"""
 
 import argparse
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -22,17 +23,20 @@ def info(options: argparse.Namespace) -> None:
         print(f"backend {fastgrad.backend()}: unknown, but named by FASTGRAD_BACKEND")
     if missing("cpu"):
         return
-    from fastgrad.kernels.cpu import jit, parallel, simd
+    from fastgrad.kernels.cpu import cache, parallel, simd
 
-    folder = jit.cache_folder()
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"threads: {parallel.get_num_threads()}")
     print(f"vectors: {simd.vector_bits()} bits")
-    print(f"cache: {folder}, {size / 1e6:.1f} MB")
+    folders = cache.folders()
+    for folder in folders:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f"cache: {folder}, {size / 1e6:.1f} MB{'' if os.access(folder, os.W_OK) else ', not writable'}")
+    if not folders:
+        print("cache: none, since no folder can be had that others cannot write to; each process compiles its kernels")
 
 
 def warmup(options: argparse.Namespace) -> None:
-    """Compile the kernels of the "cpu" backend into the cache."""
+    """Compile the kernels of the "cpu" backend into the cache, which takes a minute or so."""
     from tqdm import tqdm
 
     tasks = load("cpu").warmup_tasks()

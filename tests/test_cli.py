@@ -95,17 +95,18 @@ def test_warmup_leaves_nothing_to_compile():
 import numpy as np, fastgrad as fg
 from fastgrad.kernels import cpu
 from fastgrad.kernels.cpu import jit
+from fastgrad.kernels.cpu.cache import Cache
 
-load, save, asked = jit._Cache.load_overload, jit._Cache.save_overload, []
+load, save, asked = Cache.load_overload, Cache.save_overload, []
 
 def counted(cache, *rest):
-    asked.append(cache._name)
+    asked.append(cache.function.__name__)
     return load(cache, *rest)
 
 def compiled(cache, *rest):
-    raise AssertionError(f"{cache._name} was compiled")
+    raise AssertionError(f"{cache.function.__name__} was compiled")
 
-jit._Cache.load_overload, jit._Cache.save_overload = counted, compiled
+Cache.load_overload, Cache.save_overload = counted, compiled
 for _, task in cpu.warmup_tasks():
     task()
 assert len(asked) > len(jit.KERNELS)

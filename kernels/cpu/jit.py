@@ -1,4 +1,4 @@
-"""How kernels are compiled, and where the machine code is kept.
+"""How kernels are compiled. Where the machine code is kept is in cache.py.
 
 A kernel is one C function of (part, parts, job, like): `job` is a record of addresses, strides and sizes, `like` a null pointer
 that carries the dtype. So a kernel is compiled once a dtype whatever the layout, depth or width of what it works on; calling it costs
@@ -6,97 +6,89 @@ a fraction of a microsecond; and one launcher (parallel.py) serves all of them, 
 
 No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
 vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
-
-The cache folder is named after the content of the kernels' folder (but for cuda/), the versions and the vector width, so an edit or an
-upgrade never meets stale machine code. A folder that cannot be written only costs the compilation again.
 """
 
-import hashlib
-import os
-import platform
-from functools import lru_cache
-from pathlib import Path
+import _thread
+import atexit
+import threading
+from functools import lru_cache, partial
 
-import llvmlite
 import numba
 import numpy as np
 from numba import from_dtype, njit, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
-from numba.core.runtime import rtsys
+from numba.core.compiler_lock import global_compiler_lock
+
+from .cache import Cache
+
+if numba.config.DISABLE_JIT:
+    # what the backend lacks, as its users are told
+    raise ImportError("NUMBA_DISABLE_JIT is set, and without Numba's compiler there are no kernels")
+
+# the lock inside Numba's, whose own acquire is Python, in which a handler may raise
+compiler_lock = global_compiler_lock._lock
+# the process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away
+atexit.register(compiler_lock.acquire)
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 # a function that only kernels call needs no way in from Python or C
 _INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-@lru_cache
-def cache_folder() -> Path:
-    """The folder of this version's machine code; its parent is FASTGRAD_CACHE_DIR or the user's cache folder."""
-    content = hashlib.sha256()
-    root = Path(__file__).parent.parent
-    for source in sorted(set(root.rglob("*.py")) - set((root / "cuda").rglob("*.py"))):
-        content.update(f"{source.relative_to(root)}\n".encode() + source.read_bytes())
-    versions = numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine()
-    content.update(repr((versions, os.environ.get("FASTGRAD_VECTOR_BITS"))).encode())
-    parent = os.environ.get("FASTGRAD_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastgrad")
-    return Path(parent).expanduser() / content.hexdigest()[:16]
+def uninterrupted(function, *arguments):
+    """function(*arguments), run to its end whatever signals arrive.
 
+    An exception out of a signal handler would leave Numba, LLVM or the pool of threads in a state that nobody expects. Python runs
+    handlers on the main thread alone, so there another thread does the work. What a handler raises comes out of here at once.
+    """
+    # the main thread waits in vain for another where it has the compiler's lock itself
+    if threading.get_ident() != threading.main_thread().ident or compiler_lock._is_owned():
+        return function(*arguments)
+    outcome, done = [], threading.Lock()
+    done.acquire()
 
-class _Locator:
-    """What numba's cache asks of a place to keep files in."""
-
-    def get_cache_path(self):
-        return str(cache_folder())
-
-    def ensure_cache_path(self):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-
-    def get_source_stamp(self):
-        return cache_folder().name
-
-
-class _Implementation(CompileResultCacheImpl):
-    def __init__(self, py_func):
-        self._locator = _Locator()
-        self._lineno = py_func.__code__.co_firstlineno
-        self._filename_base = f"{Path(py_func.__code__.co_filename).stem}.{py_func.__qualname__}"
-
-
-class _Cache(FunctionCache):
-    """numba's cache in our folder. What cannot be read, a file cut short included, is compiled again; what cannot be
-    written is left unwritten."""
-
-    def __init__(self, py_func):
-        # numba's own constructor asks for the folder, and with it for every source file's hash, at import
-        self._name, self._py_func, self._impl = repr(py_func), py_func, _Implementation(py_func)
-        self.enable()
-
-    @property
-    def _cache_file(self):
-        return IndexDataCacheFile(str(cache_folder()), self._impl.filename_base, cache_folder().name)
-
-    def load_overload(self, sig, target_context):
-        # numba's own method first loads all that it could compile with, which takes longer than everything else here; machine code
-        # needs its allocator only
+    def work():
         try:
-            rtsys.initialize(target_context)
-            return self._load_overload(sig, target_context)
-        except Exception:
-            return None
+            outcome.append((function(*arguments), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            done.release()
 
-    def save_overload(self, sig, data):
-        try:
-            super().save_overload(sig, data)
-        except OSError:
-            self.disable()
+    try:
+        # threading.Thread's start is Python, and so can be interrupted itself
+        _thread.start_new_thread(work, ())
+    except RuntimeError:
+        # no thread can be had, as when the interpreter is about to end
+        return function(*arguments)
+    done.acquire()
+    result, error = outcome.pop()
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        # the traceback holds this frame
+        del error
 
 
-def c_function(function, arguments, **options):
+# by function and types of arguments. There is one machine code of each, since the memory of some is shared: see atomic.memory
+_c_functions = {}
+
+
+def c_function(function, arguments):
     """Compile a function of these argument types, or load it from the cache; its address is `.address`."""
-    result = CFunc(function, (arguments, types.void), locals={}, options={**_OPTIONS, "nopython": True, **options})
-    result._cache = _Cache(function)
-    result.compile()
+    return _c_functions.get((function, arguments)) or uninterrupted(_compile, function, arguments)
+
+
+@global_compiler_lock
+def _compile(function, arguments):
+    result = _c_functions.get((function, arguments))
+    if result is None:
+        result = CFunc(function, (arguments, types.void), locals={}, options={**_OPTIONS, "nopython": True})
+        result._cache = Cache(function, ("C function", _OPTIONS))
+        result.compile()
+        _c_functions[function, arguments] = result
     return result
 
 
@@ -113,15 +105,17 @@ class Kernel:
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""
-        found = self._compiled.get(dtype.char)
-        if found is None:
-            if self.needs:
-                self.needs(dtype)
-            scalar = from_dtype(dtype)
-            arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
-            code = c_function(self.function, arguments)
-            found = self._compiled[dtype.char] = code.address, code
-        return found[0]
+        code = self._compiled.get(dtype.char) or uninterrupted(self._compile, dtype)
+        return code.address
+
+    @global_compiler_lock
+    def _compile(self, dtype):
+        if self.needs:
+            self.needs(dtype)
+        scalar = from_dtype(dtype)
+        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
+        code = self._compiled[dtype.char] = c_function(self.function, arguments)
+        return code
 
 
 class Addresses(dict):
@@ -154,7 +148,8 @@ def kernel(job, needs=None):
 def entry(function):
     """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
     dispatcher = njit(**_OPTIONS)(function)
-    dispatcher._cache = _Cache(function)
+    dispatcher._cache = Cache(function, ("driver", _OPTIONS))
+    dispatcher._compile_for_args = partial(uninterrupted, dispatcher._compile_for_args)
     return dispatcher
 
 

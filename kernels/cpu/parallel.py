@@ -4,8 +4,8 @@ A launch publishes a kernel, its job and its number of parts, and then takes par
 comes late finds nothing left, and delays nobody. A worker waits for launches in a loop, since a thread that sleeps takes some 50 us
 to come back, more than most launches last. When nothing has come for a while it goes to sleep; the next large call wakes it.
 
-The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. A forked child has no workers
-and hires its own.
+The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. Machine code takes the pool and gives
+it back, since a signal's handler may raise between any two steps of Python. A forked child has no workers and hires its own.
 
 Beside a library that uses OpenMP the pool is that library's: see borrow.
 
@@ -22,10 +22,9 @@ from functools import lru_cache
 import numba
 import numpy as np
 from numba import types
-from numba.core.compiler_lock import global_compiler_lock
 
 from . import atomic
-from .jit import c_function, compiled, entry
+from .jit import c_function, compiled, compiler_lock, entry, uninterrupted
 from .simd import address, call, run_kernel
 
 # below so many floating-point operations the caller's thread is done before others have begun
@@ -34,19 +33,22 @@ SMALL = 1_000_000
 PAUSES, PATIENCE = 100, 800
 
 # places in the pool's memory, each on a cache line of its own: NEXT holds the launch's number, its parts and the next part in one value,
-# so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION
-NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192
+# so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION;
+# BUSY is 1 during a launch
+NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, BUSY, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192, 256
 
 # more than any machine has, and fewer than the 16 bits hold in which a launch counts its parts
 MOST_THREADS = 4096
 
-_turn = threading.Lock()
 _threads = min(numba.config.NUMBA_NUM_THREADS, MOST_THREADS)
 # GOMP_parallel, and who says how many threads it uses
 _borrowed: tuple[int, Callable[[], int]] | None = None
 _MAIN = threading.main_thread().ident
 # of each worker a flag that it sleeps, and the lock it sleeps on
 _workers: list[tuple[np.ndarray, threading.Lock]] = []
+_hiring = threading.Lock()
+# BUSY of the pool, where there is one
+_busy: np.ndarray | None = None
 
 
 def get_num_threads() -> int:
@@ -97,6 +99,7 @@ def launch_parts(pool, function, parts, job):
 @compiled
 def attend(pool, asleep):
     """Be a worker until nothing has come for a while."""
+    atomic.store(asleep, 0)
     pauses, last = 0, atomic.load(pool + NEXT)
     while pauses < PATIENCE * PAUSES:
         take_parts(pool)
@@ -116,14 +119,22 @@ def wait(pauses):
 
 
 def _pool(function, parts, job):
-    """The launcher. It holds the pool's memory, and so it is the worker too, where there is no function, and what clears the memory."""
+    """The launcher. It holds the pool's memory, and so it is the worker too, where there is no function. With parts as well it says at
+    the address `job` where the pool lies, and clears it.
+    """
     pool = atomic.memory(POOL_BYTES)
-    if function:
-        launch_parts(pool, function, parts, job)
-    elif job:
-        attend(pool, job)
-    else:
+    if not function and parts:
         atomic.store(pool + NEXT, 0)
+        atomic.store(pool + BUSY, 0)
+        atomic.store(job, pool)
+    elif not function:
+        attend(pool, job)
+    elif atomic.replace(pool + BUSY, 0, 1):
+        launch_parts(pool, function, parts, job)
+        atomic.store(pool + BUSY, 0)
+    else:
+        for part in range(parts):
+            call(function, part, parts, job)
 
 
 def _team(function, parts, job):
@@ -182,45 +193,60 @@ def _worker(asleep, sleep):
         sleep.acquire()
 
 
+def _clear():
+    """Make the pool as it is before its first launch."""
+    global _busy
+    pool = np.zeros(1, np.int64)
+    _call(_pool, 0, 1, pool.ctypes.data)
+    _busy = np.ctypeslib.as_array((ctypes.c_int64 * 1).from_address(int(pool[0]) + BUSY))
+
+
+def _hire(n):
+    """Have n workers."""
+    with _hiring:
+        if _busy is None:
+            _clear()
+        for _ in range(len(_workers), n):
+            asleep, sleep = np.zeros(1, np.int64), threading.Lock()
+            sleep.acquire()
+            # where no thread can be had, the caller's does the work
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=_worker, args=(asleep, sleep), name="fastgrad", daemon=True).start()
+                _workers.append((asleep, sleep))
+
+
 def _wake(n):
     """Have n workers awake soon."""
-    if not _workers:
-        # a forked child has a copy of its parent's pool, perhaps in the middle of a launch
-        _call(_pool, 0, 0, 0)
-    for _ in range(len(_workers), n):
-        asleep, sleep = np.zeros(1, np.int64), threading.Lock()
-        sleep.acquire()
-        # where no thread can be had, the caller's does the work
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(target=_worker, args=(asleep, sleep), name="fastgrad", daemon=True).start()
-            _workers.append((asleep, sleep))
+    if len(_workers) < n:
+        uninterrupted(_hire, n)
     for asleep, sleep in _workers:
-        if asleep[0]:
-            asleep[0] = 0
-            sleep.release()
+        # an unlocked one is waking up already. Of two threads that wake it, one may be too late
+        if asleep[0] and sleep.locked():
+            with contextlib.suppress(RuntimeError):
+                sleep.release()
 
 
 def start():
     """Load the launchers, and hire workers, which the first large call would do."""
     _launcher(_serial)
-    with _turn:
-        _wake(_threads - 1)
+    uninterrupted(_hire, _threads - 1)
 
 
 def _after_in_child():
-    global _turn, _borrowed
-    global_compiler_lock.release()
+    global _hiring, _borrowed
+    compiler_lock._at_fork_reinit()
     # OpenMP's threads are the parent's
-    _turn, _borrowed = threading.Lock(), None
+    _hiring, _borrowed = threading.Lock(), None
     _workers.clear()
+    if _busy is not None:
+        # a copy of the parent's, perhaps in the middle of a launch
+        _clear()
 
 
 if hasattr(os, "register_at_fork"):
     # a child could never compile if another thread were at it
     os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=_after_in_child,
+        before=compiler_lock.acquire, after_in_parent=compiler_lock.release, after_in_child=_after_in_child
     )
 
 
@@ -264,16 +290,13 @@ def run(operations, driver, *arguments, scratch=None):
     """
     # one reading a call: another Python thread may set another number at any time
     threads = _threads
-    if operations < SMALL or threads == 1 or not _turn.acquire(blocking=False):
+    # where another thread takes the pool between here and a launch, the launcher does all parts
+    if operations < SMALL or threads == 1 or (_busy is not None and _busy[0]):
         return _drive_with(scratch, _small_rooms, driver, _launcher(_serial).address, 1, arguments)
-    try:
-        if _borrowed and _borrowed[1]() == threads and threading.get_ident() == _MAIN:
-            return _drive_with(scratch, _large_rooms, driver, _team_of(_borrowed[0]), threads, arguments)
-        launcher = _launcher(_pool).address
-        _wake(threads - 1)
-        return _drive_with(scratch, _large_rooms, driver, launcher, threads, arguments)
-    finally:
-        _turn.release()
+    if _borrowed and _borrowed[1]() == threads and threading.get_ident() == _MAIN:
+        return _drive_with(scratch, _large_rooms, driver, _team_of(_borrowed[0]), threads, arguments)
+    _wake(threads - 1)
+    return _drive_with(scratch, _large_rooms, driver, _launcher(_pool).address, threads, arguments)
 
 
 def _drive_with(scratch, rooms, driver, launcher, parts, arguments):

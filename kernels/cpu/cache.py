@@ -1,0 +1,180 @@
+"""The store of compiled kernels: a file for each function, signature, processor and setting of Numba.
+
+A file is the SHA-256 of its key and payload, then the payload: the compiled function as Numba serialises it. Its name ends in the hash of
+its key, so processes share no index, and of two that write the same file either is right. It is written beside and renamed. What cannot
+be read, or is not what was written, is a miss: the function is compiled again and the file replaced.
+
+Loading runs what the files hold. So a folder is used only where it is the user's or root's and nobody else can write to it, and so is each
+file. The folder is the one in FASTGRAD_CACHE_DIR or the user's cache folder; where that cannot be had or written, also one in the folder
+for temporary files; where neither can, kernels are compiled in each process.
+
+A folder's name is the hash of the content of the kernels' folder (but for cuda/), the versions and the vector width: an edit or an upgrade
+never meets stale machine code.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import platform
+import stat
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
+
+DIGEST = hashlib.sha256().digest_size
+# settings of Numba that do not change machine code, but differ from process to process; and all of CUDA's
+IRRELEVANT = {
+    "CACHE_DIR",
+    "NUMBA_DEFAULT_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "THREADING_LAYER",
+    "THREADING_LAYER_PRIORITY",
+}
+
+
+@lru_cache
+def _version() -> str:
+    """Name of this version's folder."""
+    content = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for source in sorted(set(root.rglob("*.py")) - set((root / "cuda").rglob("*.py"))):
+        content.update(f"{source.relative_to(root)}\n".encode() + source.read_bytes())
+    versions = numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine()
+    content.update(repr((versions, os.environ.get("FASTGRAD_VECTOR_BITS"))).encode())
+    return content.hexdigest()[:16]
+
+
+@lru_cache
+def _candidates() -> list[Path]:
+    """This version's folder in each place that is tried, best first."""
+    places = []
+    named = os.environ.get("FASTGRAD_CACHE_DIR")
+    user = os.path.expanduser(named or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastgrad"))
+    # a "~" stays where the user has neither HOME nor an entry in the password database
+    if not user.startswith("~"):
+        places.append(lambda: os.path.abspath(user))
+    owner = f"-{os.geteuid()}" if hasattr(os, "geteuid") else ""
+    places.append(lambda: os.path.join(tempfile.gettempdir(), f"fastgrad{owner}"))
+    folders = []
+    for place in places:
+        # the working directory may be gone, and no folder for temporary files be writable
+        with contextlib.suppress(OSError):
+            folders.append(Path(place(), _version()))
+    return folders
+
+
+def _is_safe(*results: os.stat_result) -> bool:
+    """Whether only the user and root own this and can write to it."""
+    if not hasattr(os, "geteuid"):
+        return True
+    owners = 0, os.geteuid()
+    return all(
+        found.st_uid in owners and (stat.S_ISLNK(found.st_mode) or not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+        for found in results
+    )
+
+
+def folders() -> list[Path]:
+    """The folders to read from, in this order. Only the last can be written to, and it is made where it is missing."""
+    usable = []
+    for folder in _candidates():
+        with contextlib.suppress(OSError):
+            for path in folder.parent, folder:
+                path.mkdir(0o700, parents=True, exist_ok=True)
+            # the link too, where it is one: who owns it can point it elsewhere
+            if not _is_safe(folder.lstat(), folder.stat()):
+                continue
+            usable.append(folder)
+            if os.access(folder, os.W_OK):
+                break
+    return usable
+
+
+def read(name: str, key: bytes) -> bytes | None:
+    """The payload of this key, None for what is missing, damaged or another's."""
+    for folder in folders():
+        with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+            if not _is_safe(os.fstat(file.fileno())):
+                continue
+            content = file.read()
+            if content[:DIGEST] == hashlib.sha256(key + content[DIGEST:]).digest():
+                return content[DIGEST:]
+    return None
+
+
+def write(name: str, key: bytes, payload: bytes) -> None:
+    """Put a payload where read finds it, all of it or nothing. Raises OSError where that cannot be done."""
+    for folder in folders()[-1:]:
+        descriptor, beside = tempfile.mkstemp(prefix=name, suffix=".part", dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(hashlib.sha256(key + payload).digest() + payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, folder / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+
+
+def settings() -> dict[str, object]:
+    """Numba's settings that machine code may depend on, as they are now."""
+    found = vars(numba.config)
+    return {
+        name: found[name] for name in sorted(found) if name.isupper() and "CUDA" not in name and name not in IRRELEVANT
+    }
+
+
+class Cache:
+    """What Numba asks of the cache of one function: load_overload and save_overload.
+
+    Args:
+        function: the Python function.
+        options: what it is compiled with, in which machine codes of one function and signature differ.
+    """
+
+    def __init__(self, function, options):
+        self.function, self.options = function, options
+        # a folder's name says nothing of sources elsewhere, nor a key of what a closure holds
+        self.stored = function.__module__.startswith(f"{__package__}.") and function.__closure__ is None
+
+    def _entry(self, signature, codegen):
+        """(name, key) of the function's file for a signature."""
+        function = self.function
+        processor = codegen.magic_tuple()
+        line = function.__code__.co_firstlineno
+        what = function.__module__, function.__qualname__, line, str(signature), self.options, processor, settings()
+        key = ascii(what).encode()
+        return f"{function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
+
+    def load_overload(self, signature, target_context):
+        """The compiled function, None where it must be compiled: whatever goes wrong with a file is no reason for more."""
+        if not self.stored:
+            return None
+        try:
+            payload = read(*self._entry(signature, target_context.codegen()))
+            if payload is None:
+                return None
+            # Numba's own cache loads all that it could compile with, which takes longer than everything else here; machine code
+            # needs its allocator only
+            rtsys.initialize(target_context)
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception:
+            return None
+
+    def save_overload(self, signature, result):
+        """Keep a compiled function for later processes, where that can be done."""
+        # what holds addresses of this process is of no use in another
+        if not self.stored or result.library.has_dynamic_globals:
+            return
+        with contextlib.suppress(Exception):
+            write(*self._entry(signature, result.codegen), dumps(result._reduce()))
