@@ -140,7 +140,8 @@ class _Together:
     """Parameters that are updated in one call, and their state, of which the optimizer's holds views."""
 
     def __init__(self, params: list[Tensor], step: int, rows: Sequence[str], state: dict[Tensor, dict]) -> None:
-        self.params, self.step = params, step
+        # the kernels count, in the call that makes the update
+        self.params, self._count = params, np.array([step], np.int64)
         self._orders = [_order(p) for p in params]
         self.plain = all(p.is_contiguous() for p in params)
         self.state = torch.zeros(len(rows), sum(p.numel() for p in params), dtype=params[0].dtype)  # (S, P)
@@ -153,6 +154,10 @@ class _Together:
                 state[p][name] = place
             at += p.numel()
         self._look()
+
+    @property
+    def step(self) -> int:
+        return int(self._count[0])
 
     def _look(self) -> None:
         self._addresses = list(map(Tensor.data_ptr, self.params))
@@ -174,8 +179,7 @@ class _Together:
             found = arrays(OP, "gradients", grads)
             if not self.plain or not kernels().plain(found):
                 found = self._ordered(grads)
-        _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1)
-        self.step += 1
+        _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1, self._count)
         torch.autograd.graph.increment_version(self.params)
 
 
@@ -197,8 +201,10 @@ def _hyper(group: dict[str, Any]) -> np.ndarray:
     return made(float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]).hyper
 
 
-def _update(params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int) -> None:
-    kernels().update_arrays(params, grads, names.ADAM, state, hyper, step, np.inf, None, None, None)
+def _update(
+    params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, count: Any = None
+) -> None:
+    kernels().update_arrays(params, grads, names.ADAM, state, hyper, step, np.inf, None, None, None, updates=count)
 
 
 def _run(params: Sequence[Tensor], grads: Sequence[Tensor], state: Tensor, hyper: Sequence[float], step: int) -> None:
