@@ -56,8 +56,8 @@ def successor(op: str, optimizer: object, before: Optimizer) -> Optimizer:
         raise TypeError(f"{op}: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
     if (optimizer.code, optimizer.state_rows) != (before.code, before.state_rows):
         raise ValueError(
-            f"{op}: optimizer must be a {type(before).__name__} with {before.state_rows} values of state a parameter, as the one before, "
-            f"whose state goes on, got a {type(optimizer).__name__} with {optimizer.state_rows}; another kind needs a new {op}"
+            f"{op}: optimizer must be {type(before).__name__} with {before.state_rows} values of state a parameter, as the one before, "
+            f"whose state goes on, got {type(optimizer).__name__} with {optimizer.state_rows}; another kind needs a new {op}"
         )
     return optimizer
 

@@ -382,3 +382,30 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         fg.save(path, DenseChain([4, 3], seed=1))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda nn: nn.Dropout(0.0),
+        lambda nn: nn.Dropout(0.5),
+        lambda nn: nn.Flatten(),
+        lambda nn: nn.MaxPool2d(1),
+        lambda nn: nn.AvgPool2d(1),
+        lambda nn: nn.Sequential(nn.Dropout(0.0), nn.Flatten()),
+        lambda nn: nn.Residual(nn.Dropout(0.0)),
+        lambda nn: nn.Conv2d(2, 2, 1),
+        lambda nn: nn.BatchNorm(2),
+    ],
+    ids=["dropout_0", "dropout", "flatten", "max_pool", "avg_pool", "sequential", "residual", "conv", "batch_norm"],
+)
+def test_outputs_and_gradients_share_no_memory_with_what_was_given(in_force, make, training):
+    x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)
+    layer = make(fg.nn)
+    y, backward = layer.forward(x, training)
+    dy = np.ones_like(y)
+    dx = backward(dy)
+    for result in (y, dx, layer.predict(x), layer.predict(x, 100), layer(x)):
+        assert not any(np.shares_memory(result, a) for a in (x, dy))
+    assert not np.shares_memory(y, dx)

@@ -468,3 +468,144 @@ def test_a_step_whose_state_float32_cannot_hold_raises_and_changes_nothing(in_fo
     assert trainer.step_count == 0
     trainer.step(x, x[:, :1])
     assert trainer.step_count == 1
+
+
+def settings_of(form, **settings):
+    return fg.Trainer(model(form), optimizer=SGD(0.1), **settings)
+
+
+@pytest.mark.parametrize("form", ["chain", "sequential"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer", SGD(1e-3, weight_decay=0.1)),
+        ("optimizer", SGD(fg.schedule.Exponential(0.1, 0.5))),
+        ("clip_norm", 1e-3),
+        ("constraint", fg.optim.MaxValue(0.1)),
+        ("reduce", lambda values: None),
+    ],
+)
+def test_a_setting_that_is_assigned_is_the_next_steps(in_force, form, name, value):
+    x, y = data()
+    given, assigned = (settings_of(form, **({} if name == "optimizer" else {name: None})) for _ in range(2))
+    for trainer in (given, assigned):
+        trainer.step(x, y)
+    # a trainer that was made with it, of the same parameters and as many updates
+    made = fg.Trainer(given.model, **({"optimizer": SGD(0.1)} | {name: value}))
+    made.step_count = 1
+    setattr(assigned, name, value)
+    for trainer in (made, assigned):
+        trainer.step(x, y)
+        trainer.fit(x, y, batch_size=8)
+    assert getattr(assigned, name) is value or getattr(assigned, name) == value
+    assert bits(assigned.model.params) == bits(made.model.params)
+    assert assigned.step_count == made.step_count
+
+
+@pytest.mark.parametrize("form", ["chain", "sequential"])
+def test_a_loss_a_pruning_and_a_seed_that_are_assigned_are_the_next_steps(in_force, form):
+    x, y = data("mse")
+    trainer, made = settings_of(form), fg.Trainer(model(form), "mse", SGD(0.1))
+    trainer.loss = "mse"
+    assert trainer.step(x, y) == made.step(x, y)
+    trainer.pruning = fg.GradualPruning(0.5, 0, 4, 1)
+    assert not trainer.model.masks()
+    trainer.step(x, y)
+    assert trainer.model.masks()
+    trainer.seed = 9
+    assert trainer.rng.integers(1000) == np.random.Generator(np.random.PCG64(9)).integers(1000)
+
+
+def test_an_optimizer_goes_on_with_the_state_that_there_is(in_force):
+    x, y = data()
+    trainer, whole = (fg.Trainer(model(), optimizer=Adam(0.01)) for _ in range(2))
+    for _ in range(2):
+        whole.step(x, y)
+        trainer.step(x, y)
+        trainer.optimizer = Adam(0.01)
+    assert bits(trainer.model.params) == bits(whole.model.params)
+    state = trainer.state
+    trainer.state = np.zeros_like(state)
+    assert trainer.state is state
+    assert not state.any()
+
+
+def test_settings_that_cannot_be_are_refused_and_change_nothing(in_force):
+    trainer = fg.Trainer(model(), optimizer=Adam(0.01), clip_norm=2.0)
+
+    def assign(name, value):
+        return lambda: setattr(trainer, name, value)
+
+    message = (
+        "Trainer: optimizer must be Adam with 2 values of state a parameter, as the one before, whose state goes on, "
+        "got SGD with 0; another kind needs a new Trainer"
+    )
+    refuses(ValueError, message, assign("optimizer", SGD(0.1)))
+    refuses(TypeError, "Trainer: optimizer must be one of fastgrad.optim, got str", assign("optimizer", "adam"))
+    refuses(ValueError, "Trainer: clip_norm must be above 0 and finite, got -1", assign("clip_norm", -1))
+    message = "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll; got 'hinge'"
+    refuses(ValueError, message, assign("loss", "hinge"))
+    message = "Trainer: constraint must be MaxValue or MaxNorm of fastgrad.optim, got float"
+    refuses(TypeError, message, assign("constraint", 1.0))
+    refuses(TypeError, "Trainer: pruning must be a GradualPruning, got float", assign("pruning", 0.5))
+    refuses(TypeError, "Trainer: reduce must be callable, got int", assign("reduce", 3))
+    refuses(ValueError, "Trainer: step_count must be an integer of at least 0, got -5", assign("step_count", -5))
+    shape = trainer.state.shape
+    message = f"Trainer: state must be (S, P) = ({shape[0]}, {shape[1]}), got (1, {shape[1]})"
+    refuses(ValueError, message, assign("state", trainer.state[:1]))
+    with pytest.raises(TypeError, match="Trainer: state must be float32"):
+        trainer.state = trainer.state.astype("f8")
+    with pytest.raises(AttributeError):
+        trainer.model = model()
+    assert (trainer.clip_norm, trainer.loss, trainer.constraint, trainer.reduce) == (2.0, "cross_entropy", None, None)
+    assert trainer.step_count == 0
+
+
+def normed(*, drop=0.0):
+    return Sequential(Dense(4, 6), fg.nn.BatchNorm(6, "relu"), fg.nn.Dropout(drop), Dense(6, 3), seed=0)
+
+
+def test_fit_says_before_it_starts_that_a_last_batch_is_too_small_for_a_batch_norm(in_force):
+    x, y = data()
+    trainer = fg.Trainer(normed(drop=0.5))
+    statistics = [a.copy() for a in trainer.model.statistics().values()]
+    drawn = [g.bit_generator.state for g in trainer.model._generators()]
+    before = state_of(trainer)
+    small = "Trainer.fit: the last batch has one row, too few for a batch norm; the way out is drop_last=True"
+    for batch_size, message in ((19, small), (1, "Trainer.fit: batches have batch_size = 1 row, too few")):
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(x, y, epochs=2, batch_size=batch_size)
+    assert state_of(trainer) == before
+    assert all(bits(a) == bits(b) for a, b in zip(trainer.model.statistics().values(), statistics, strict=True))
+    assert [g.bit_generator.state for g in trainer.model._generators()] == drawn
+    trainer.fit(x, y, epochs=2, batch_size=19, drop_last=True)
+    assert trainer.step_count == 2
+    # one image has more than one pixel, and one sequence more than one step
+    images = Sequential(fg.nn.Conv2d(4, 6, 1), fg.nn.BatchNorm(6), fg.nn.GlobalAvgPool2d(), Dense(6, 3), seed=0)
+    fg.Trainer(images).fit(x[:, None, None].repeat(2, axis=1), y, batch_size=19)
+    flat = Sequential(fg.nn.Flatten(4), Dense(4, 6), fg.nn.BatchNorm(6), Dense(6, 3), seed=0)
+    with pytest.raises(ValueError, match="the last batch has one row"):
+        fg.Trainer(flat).fit(x[:, None, None], y, batch_size=19)
+
+
+def test_fit_says_so_of_windows_of_sequences_too(in_force):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 4, 2)).astype(np.float32), rng.integers(0, 3, (5, 4))
+    net = Sequential(fg.nn.LSTM(2, 4), fg.nn.BatchNorm(4), Dense(4, 3), seed=0)
+    trainer = fg.Trainer(net)
+    trainer.fit(x, y, batch_size=2)
+    with pytest.raises(ValueError, match="the last batch has one row"):
+        trainer.fit(x, y, batch_size=2, window=3)
+    assert trainer.step_count == 3
+
+
+def test_drop_last_leaves_a_short_batch_out(in_force):
+    x, y = data()
+    fitted, stepped = fg.Trainer(model()), fg.Trainer(model())
+    history = fitted.fit(x, y, batch_size=8, shuffle=False, drop_last=True)
+    losses = [stepped.step(x[i : i + 8], y[i : i + 8]) for i in (0, 8)]
+    assert bits(fitted.model.params) == bits(stepped.model.params)
+    assert history.loss == pytest.approx([np.mean(losses)])
+    # fewer rows than a batch are one
+    fitted.fit(x, y, batch_size=100, drop_last=True)
+    assert fitted.step_count == 3

@@ -317,3 +317,51 @@ def test_kernels_compare_the_sizes_of_all_lists_of_a_launch(cpu):
     ):
         with pytest.raises(ValueError, match="masks must have 7 values"):
             prune(np.ones(6, np.bool_))
+
+
+def test_a_setting_that_is_assigned_is_the_next_steps(in_force, dtype, rng):
+    grads = arrays(rng, dtype)
+    for name, value in (("optimizer", SGD(0.5)), ("clip_norm", 1e-3), ("constraint", fg.optim.MaxValue(0.1))):
+        start = arrays(rng, dtype)
+        settings = {"optimizer": SGD(0.1)} | {name: value}
+        made = fg.Updater([a.copy() for a in start], **settings)
+        assigned = fg.Updater([a.copy() for a in start], SGD(0.1))
+        setattr(assigned, name, value)
+        made.step(grads)
+        assigned.step(grads)
+        assert all_bits(assigned) == all_bits(made)
+        assert getattr(assigned, name) == value
+
+
+def test_settings_that_cannot_be_are_refused(in_force):
+    updater = fg.Updater([np.ones(2)], Adam())
+    for name, value, error, message in [
+        ("optimizer", SGD(0.1), ValueError, "another kind needs a new Updater"),
+        ("optimizer", "adam", TypeError, "Updater: optimizer must be one of fastgrad.optim, got str"),
+        ("clip_norm", 0, ValueError, "Updater: clip_norm must be above 0 and finite, got 0"),
+        ("constraint", 1.0, TypeError, "Updater: constraint must be MaxValue or MaxNorm of fastgrad.optim, got float"),
+        ("step_count", -1, ValueError, "Updater: step_count must be an integer of at least 0, got -1"),
+    ]:
+        with pytest.raises(error, match=message):
+            setattr(updater, name, value)
+    assert updater.optimizer == Adam()
+    assert (updater.clip_norm, updater.constraint, updater.step_count) == (math.inf, None, 0)
+
+
+def test_an_update_that_was_counted_is_seen_though_an_interrupt_comes_before_it_is_written(in_force, monkeypatch):
+    from fastgrad.lists import Arrays
+
+    updater = fg.Updater([np.ones((2, 3)).T], SGD(0.5))
+    write, calls = Arrays.write, []
+
+    def interrupted(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        write(self)
+
+    monkeypatch.setattr(Arrays, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        updater.step([np.ones((3, 2))])
+    assert updater.step_count == 1
+    assert (updater.params[0] == 0.5).all()

@@ -140,8 +140,10 @@ class _Together:
     """Parameters that are updated in one call, and their state, of which the optimizer's holds views."""
 
     def __init__(self, params: list[Tensor], step: int, rows: Sequence[str], state: dict[Tensor, dict]) -> None:
-        self.params, self.step = params, step
-        self._orders, self._sizes = [_order(p) for p in params], [p.numel() for p in params]
+        # the kernels count, in the call that makes the update
+        self.params, self._count = params, np.array([step], np.int64)
+        self._orders = [_order(p) for p in params]
+        self._sizes = [p.numel() for p in params]
         self.plain = all(p.is_contiguous() for p in params)
         self.state = torch.zeros(len(rows), sum(p.numel() for p in params), dtype=params[0].dtype)  # (S, P)
         at = 0
@@ -153,6 +155,10 @@ class _Together:
                 state[p][name] = place
             at += p.numel()
         self._look()
+
+    @property
+    def step(self) -> int:
+        return int(self._count[0])
 
     def _look(self) -> None:
         self._addresses = list(map(Tensor.data_ptr, self.params))
@@ -180,8 +186,7 @@ class _Together:
             found = arrays(OP, "gradients", grads)
             if not self.plain or not kernels().plain(found):
                 found = self._ordered(grads)
-        _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1)
-        self.step += 1
+        _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1, self._count)
         torch.autograd.graph.increment_version(self.params)
 
 
@@ -203,9 +208,11 @@ def _hyper(group: dict[str, Any]) -> np.ndarray:
     return made(float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]).hyper
 
 
-def _update(params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int) -> None:
+def _update(
+    params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, count: Any = None
+) -> None:
     settings = names.ADAM, state, hyper, step, np.inf, None, None, None
-    if kernels().update_arrays(params, grads, *settings) != names.OK:
+    if kernels().update_arrays(params, grads, *settings, updates=count) != names.OK:
         raise FloatingPointError(
             f"{OP}: the state or a parameter would not be finite in {state.dtype}: "
             "a gradient or parameter is too large for it, or eps too small; no update was made"
