@@ -309,7 +309,7 @@ def test_a_file_without_running_statistics_is_refused(tmp_path):
     path = tmp_path / "net"
     fg.save(path, Sequential(Dense(4, 3)))
     other = Sequential(Dense(4, 3), BatchNorm(3))
-    message = f"load: {path} has no 1.gamma, 1.beta, 1.running_mean, 1.running_var"
+    message = f"load: {path}: the file has no 1.gamma, 1.beta, 1.running_mean, 1.running_var"
     refuses(ValueError, message, fg.load, path, other)
 
 

@@ -1,5 +1,6 @@
 """fastgrad.jax against the same functions written in jax.numpy, and their gradients by jax.grad."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -345,3 +346,72 @@ except ImportError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == 'fastgrad.jax needs JAX from 0.5 on: pip install "fastgrad[jax]"'
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, sys
+from jax.sharding import Mesh, PartitionSpec as P
+import fastgrad.jax as fgj
+
+mesh, rng = Mesh(np.array(jax.devices()), ("rows",)), np.random.default_rng(0)
+assert mesh.size == 2
+normal = lambda *shape: jnp.asarray(rng.standard_normal(shape).astype("f4") / 2)
+
+
+def chain(rows, shared):
+    return fgj.dense_chain(rows["x"], shared["w"], shared["b"], ["gelu", "tanh"])
+
+
+def lstm(rows, shared):
+    return fgj.lstm(**rows, **shared)
+
+
+def norm(rows, shared):
+    return fgj.batch_norm(**rows, **shared, training=False, activation="gelu")[0]
+
+
+lengths = jnp.array([3, 1, 0, 2])
+CASES = {
+    chain: ({"x": normal(4, 5)}, {"w": [normal(5, 7), normal(7, 3)], "b": [normal(7), None]}),
+    lstm: (
+        {"x": normal(4, 3, 2), "h_0": normal(4, 3), "c_0": normal(4, 3), "lengths": lengths},
+        {"w_ih": normal(2, 12), "w_hh": normal(3, 12), "b": normal(12)},
+    ),
+    norm: (
+        {"x": normal(4, 6), "residual": normal(4, 6)},
+        {"gamma": normal(6), "beta": normal(6), "running_mean": normal(6), "running_var": normal(6) ** 2},
+    ),
+}
+total = lambda outputs: sum(jnp.sin(a).sum() for a in jax.tree.leaves(outputs))
+for f, (rows, shared) in CASES.items():
+    integers = {name: rows.pop(name) for name in list(rows) if name == "lengths"}
+
+    def alone(rows, shared, integers):
+        return total(f({**rows, **integers}, shared))
+
+    # the loss of all devices, and gradients of the shared arrays that are their sums
+    def together(rows, shared, integers):
+        return jax.lax.psum(alone(rows, shared, integers), "rows")
+
+    specs = P("rows"), P(), P("rows")
+    for check in (True, False):
+        sharded = jax.shard_map(together, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
+        found = jax.jit(jax.value_and_grad(sharded, (0, 1)))(rows, shared, integers)
+        expected = jax.value_and_grad(alone, (0, 1))(rows, shared, integers)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+    # and taken inside
+    inside = jax.shard_map(jax.grad(alone, 1), mesh=mesh, in_specs=specs, out_specs=P())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.jit(inside)(rows, shared, integers),
+        expected[1][1],
+    )
+"""
+
+
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX before 0.6 has it elsewhere")
+def test_gradients_over_a_mesh_of_two_devices_are_those_of_one():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

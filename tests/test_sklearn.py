@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from itertools import pairwise
 
@@ -297,6 +298,181 @@ def test_weights_that_are_not_finite_are_an_error_where_few_values_are_not_0(see
     ours.coefs_[0][5] = np.inf
     with pytest.raises(ValueError, match="is not finite" if seen else "Solver produced non-finite parameter weights"):
         ours.fit(x, y)
+
+
+def behind(values, what):
+    """values, and behind them in memory others."""
+    memory = np.concatenate([values, np.full(4 * len(values), what)])
+    return memory[: len(values)]
+
+
+@pytest.mark.parametrize("kind", ["value", "counts", "labels"])
+@pytest.mark.parametrize("how", ["partial_fit", "warm start", "early stopping"])
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does(kind, how, solver):
+    """And nothing is read that lies behind it."""
+    options = {"loss": "poisson"} if kind == "counts" else {}
+    estimator = "MLPClassifier" if kind == "labels" else "MLPRegressor"
+    settings = {
+        **options,
+        "solver": solver,
+        "warm_start": how != "partial_fit",
+        "early_stopping": how == "early stopping",
+    }
+    x, y = DATA[{"value": "values"}.get(kind, kind)][1]()
+    if kind == "labels":
+        y = y[:, :2]
+    found = []
+    for lib, rest in ((neural_network, 0.0), (fast, 1.0), (fast, 1e6)):
+        given = {"random_state": 0, "max_iter": 3, "hidden_layer_sizes": (5,), "learning_rate_init": 1e-4}
+        e = getattr(lib, estimator)(**given, **settings)
+        fit = e.partial_fit if how == "partial_fit" else e.fit
+        fit(x, y, **({"classes": [0, 1]} if kind == "labels" and how == "partial_fit" else {}))
+        try:
+            fit(x, behind(y[:, 0], rest).astype(y.dtype))
+        except ValueError as error:
+            # the score of three outputs and one, after an epoch
+            assert how == "early stopping"
+            found.append((str(error), e))
+        else:
+            found.append((None, e))
+    (first, theirs), *ours = found
+    for said, other in ours:
+        assert said == first
+        for a, b in zip(theirs.coefs_ + theirs.intercepts_, other.coefs_ + other.intercepts_, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(other.loss_curve_, theirs.loss_curve_)
+        assert other.n_outputs_ == theirs.n_outputs_ == 1
+
+
+X3 = np.random.default_rng(0).normal(size=(40, 3))
+CHANGES = {
+    "more outputs": (X3, 2 * X3, {}, "y must have 1 outputs as the weights that training goes on from, got 3"),
+    "fewer outputs": (X3, X3[:, :2], {}, "y must have 3 outputs as the weights that training goes on from, got 2"),
+    "more layers": (X3, X3, {"hidden_layer_sizes": (4, 4)}, r"hidden_layer_sizes must be \(4,\), .* got \(4, 4\)"),
+    "no hidden layer": (X3, X3, {"hidden_layer_sizes": ()}, r"hidden_layer_sizes must be \(4,\), .* got \(\)"),
+    "columns": (X3[:, :2], X3, {}, "X has 2 features, but MLPRegressor is expecting 3 features"),
+    "sparse columns": (
+        sparse.csr_array(X3[:, :2]),
+        X3,
+        {},
+        "X has 2 features, but MLPRegressor is expecting 3 features",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_what_does_not_go_with_the_weights_before_is_an_error_and_changes_nothing(change, solver):
+    x, y, settings, message = CHANGES[change]
+    _, ours = pair("MLPRegressor", warm_start=True, hidden_layer_sizes=(4,), solver=solver, max_iter=3)
+    ours.fit(X3, X3[:, 0] if change == "more outputs" else X3)
+    before = [a.copy() for a in ours.coefs_ + ours.intercepts_]
+    expected = ours.predict(X3)
+    for method in ("fit", "partial_fit"):
+        ours.set_params(**settings)
+        if hasattr(ours, method):
+            with pytest.raises(ValueError, match=message):
+                getattr(ours, method)(x, y)
+    for a, b in zip(ours.coefs_ + ours.intercepts_, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(ours.predict(X3), expected)
+
+
+def test_lbfgs_goes_on_only_with_weights_of_the_widths_that_it_is_asked_for():
+    _, ours = pair("MLPRegressor", warm_start=True, hidden_layer_sizes=(9,), solver="lbfgs", max_iter=2)
+    ours.fit(X3, X3)
+    # of a vector that is too long scikit-learn cuts the end off
+    for change, y in (({"hidden_layer_sizes": (4,)}, X3), ({"hidden_layer_sizes": (9,)}, X3[:, 0])):
+        with pytest.raises(ValueError, match="weights that training goes on from"):
+            ours.set_params(**change).fit(X3, y)
+
+
+def test_weights_of_other_shapes_are_compared_before_anything_is_computed():
+    _, ours = pair("MLPRegressor", hidden_layer_sizes=(4,))
+    ours.partial_fit(X3, X3)
+    ours.coefs_[0] = ours.coefs_[0][:1]
+    with pytest.raises(ValueError, match=r"MLPRegressor: coefs_\[0\] must be \(3, 4\), got \(1, 4\)"):
+        ours.partial_fit(X3, X3)
+    ours.coefs_, ours.intercepts_ = [np.ones((3, 9)), np.ones((9, 3))], [np.ones(9), np.ones(3)]
+    with pytest.raises(ValueError, match=r"coefs_ and intercepts_ must be 31 values of float64, .* got 66 of float64"):
+        ours.partial_fit(X3, X3)
+    with pytest.raises(TypeError, match="MLPRegressor: y must be numbers, got <U1"):
+        clone(ours).fit(X3, np.array(["1", "2"] * 20))
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(("solver", "rate"), [("sgd", 1e10), ("sgd", 1e200), ("adam", 1e200)])
+def test_training_that_diverges_with_early_stopping_ends_with_the_best_weights_as_scikit_learns_does(
+    data, solver, rate
+):
+    kind, make, options = DATA[data]
+    x, y = make()
+    settings = {"solver": solver, "learning_rate_init": rate, "early_stopping": True, "batch_size": 50, "max_iter": 15}
+    theirs, ours = pair(kind, **options, **settings)
+    errors = []
+    for estimator in (theirs, ours):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning if estimator is theirs else ConvergenceWarning)
+            try:
+                estimator.fit(x, y)
+                errors.append(None)
+            except ValueError as error:
+                # of class numbers the score of NaN may be the best
+                errors.append(str(error))
+    assert errors[0] == errors[1]
+    for a, b in zip(theirs.coefs_ + theirs.intercepts_, ours.coefs_ + ours.intercepts_, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-9)
+    assert (ours.n_iter_, ours.t_) == (theirs.n_iter_, theirs.t_)
+    np.testing.assert_allclose(ours.best_validation_score_, theirs.best_validation_score_)
+    assert not np.isfinite(ours.loss_)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_early_stopping_and_a_warm_start_find_what_scikit_learns_find(times):
+    x, y = classes()
+    theirs, ours = pair("MLPClassifier", early_stopping=True, warm_start=True, learning_rate_init=0.1, max_iter=4)
+    for _ in range(times + 1):
+        theirs.fit(x, y)
+        ours.fit(x, y)
+    assert_alike(theirs, ours, 1e-6)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+def test_of_a_sparse_x_is_predicted_what_scikit_learn_predicts(data, form, hidden, monkeypatch):
+    """From few values that are not 0, and from many, of which parts are copied."""
+    kind, make, options = DATA[data]
+    x, y = make()
+    theirs, ours = (e.fit(x, y) for e in pair(kind, **options, hidden_layer_sizes=hidden, max_iter=3))
+    monkeypatch.setattr(fast.estimators, "COPIED", 10 * 8 * x.shape[1])
+    for rows in (few(data)[0], x):
+        given = sparse.csr_array(rows).asformat(form)
+        for method in ("predict", "predict_proba"):
+            if hasattr(theirs, method):
+                expected, found = getattr(theirs, method)(given), getattr(ours, method)(given)
+                if expected.dtype.kind == "f":
+                    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+                else:
+                    np.testing.assert_array_equal(found, expected)
+        assert ours.score(given, y) == pytest.approx(theirs.score(given, y))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
+def test_the_memory_of_a_prediction_does_not_go_with_the_columns_of_a_sparse_x(share):
+    rows, columns = 3000, 20_000
+    x = sparse.random_array(
+        (rows, columns), density=share, format="csr", rng=np.random.default_rng(0), dtype=np.float32
+    )
+    _, ours = pair("MLPClassifier", hidden_layer_sizes=(4,), max_iter=1)
+    ours.fit(x[:50], np.arange(50) % 3)
+    tracemalloc.start()
+    ours.predict_proba(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # all of it would be 240 MB
+    assert peak < 60e6
 
 
 def test_many_rows_are_predicted_part_by_part():

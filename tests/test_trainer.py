@@ -434,9 +434,9 @@ def test_a_failed_load_of_a_trainer_changes_nothing(in_force, tmp_path):
     before = state_of(trainer)
     path = tmp_path / "file"
     fg.save(path, model())
-    refuses(ValueError, f"load: {path} has no optimizer.state, optimizer.step", fg.load, path, trainer)
+    refuses(ValueError, f"load: {path}: the file has no optimizer.state, optimizer.step", fg.load, path, trainer)
     fg.save(path, fg.Trainer(model(), optimizer=SGD(0.1, momentum=0.9)))
-    message = f"load: optimizer.state must be (2, 51), got (1, 51) in {path}"
+    message = f"load: {path}: optimizer.state must be (2, 51), got (1, 51)"
     refuses(ValueError, message, fg.load, path, trainer)
     assert state_of(trainer) == before
 
@@ -446,9 +446,8 @@ def test_a_state_of_another_optimizer_is_refused(in_force, tmp_path):
     trainer.step(*data())
     before = state_of(trainer)
     fg.save(path, fg.Trainer(model(), optimizer=fg.optim.Adagrad()))
-    refuses(
-        ValueError, f"load: {path} has the state of Adagrad, the trainer's optimizer is SGD", fg.load, path, trainer
-    )
+    message = f"load: {path}: the state of Adagrad, but the trainer's optimizer is SGD"
+    refuses(ValueError, message, fg.load, path, trainer)
     assert state_of(trainer) == before
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.batchnorm import check_running
-from fastgrad.jax.given import checkable
+from fastgrad.jax.given import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
@@ -67,7 +67,7 @@ def batch_norm(
     momentum, eps = check.number(op, "momentum", momentum, most=1), check.number(op, "eps", eps)
     settings = Settings(bool(training), momentum, eps, bool(unbiased), f)
     arrays = tuple(None if a is None else jnp.asarray(a) for a in given.values())
-    return _norm(settings, arrays)
+    return _norm(settings, varying(arrays, axes_of(arrays)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

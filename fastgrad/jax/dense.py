@@ -8,7 +8,7 @@ import jax
 
 from fastgrad import check
 from fastgrad.backend import kernels
-from fastgrad.jax.given import checkable
+from fastgrad.jax.given import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
@@ -31,7 +31,8 @@ def dense_chain(
         width, name = w_like.shape[1], f"biases[{layer}]"
         if b is not None:
             check.array(op, name, checkable(op, name, b), "(C_out,)", (width,), x_like.dtype)
-    return _chain(tuple(fs), x, tuple(weights), tuple(biases))
+    arrays = x, tuple(weights), tuple(biases)
+    return _chain(tuple(fs), *varying(arrays, axes_of(arrays)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -16,3 +16,26 @@ def checkable(op: str, name: str, value: Any) -> Any:
     if not isinstance(value, jax.Array):
         return value
     return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+
+
+def axes_of(arrays: Any) -> frozenset[str]:
+    """The axes of shard_map's mesh over which any of the arrays varies; none outside of it, or where JAX does not keep account."""
+    found: frozenset[str] = frozenset()
+    for a in jax.tree.leaves(arrays):
+        kind = jax.typeof(a) if hasattr(jax, "typeof") else None
+        # before 0.10 the attribute was vma
+        manual = getattr(kind, "manual_axis_type", None)
+        found |= getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+    return found
+
+
+def varying(arrays: Any, axes: frozenset[str]) -> Any:
+    """The same arrays, varying over these axes; the gradient of one that did not is the sum over them."""
+
+    def cast(a: Any) -> Any:
+        missing = tuple(sorted(axes - axes_of(a)))
+        if not missing:
+            return a
+        return jax.lax.pcast(a, missing, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(a, missing)
+
+    return jax.tree.map(cast, arrays) if axes else arrays

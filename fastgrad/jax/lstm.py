@@ -10,7 +10,7 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights, checked_weights, sizes, states
-from fastgrad.jax.given import checkable
+from fastgrad.jax.given import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
 from fastgrad.memory import empty
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
@@ -44,7 +44,7 @@ def lstm(
                 f"{op}: lengths must be integers (N,) = ({len(x_like)},), got {lengths.dtype} {lengths.shape}"
             )
     arrays = tuple(None if a is None else jnp.asarray(a) for a in given.values())
-    return _lstm(bool(reverse), arrays, lengths)
+    return _lstm(bool(reverse), *varying((arrays, lengths), axes_of((arrays, lengths))))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

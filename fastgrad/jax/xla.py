@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from fastgrad.backend import backend, use_backend
+from fastgrad.jax.given import axes_of, varying
 
 # words of 8 bytes in a call frame: places of what is read; the metadata extension is how XLA asks for the version at registration
 EXTENSION, API, ARGUMENTS, RESULTS, ATTRIBUTES, WORDS = 1, 2, 9, 14, 20, 21
@@ -129,7 +130,9 @@ def call(op: str, function: Host, results: Sequence[Any], arguments: Sequence[An
         )
 
     run.defvjp(refuse, refuse)
-    found = iter(run(*(a for a in arguments if a is not None)))
+    given = [a for a in arguments if a is not None]
+    # XLA is not told by which of them the results vary
+    found = iter(varying(run(*given), axes_of(given)))
     return [None if r is None else next(found) for r in results]
 
 

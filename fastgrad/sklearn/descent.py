@@ -27,6 +27,12 @@ class Descent:
 
     def epoch(self, problem: Problem, order: np.ndarray, batch_size: int) -> tuple[int, int, np.ndarray]:
         """See Problem.epoch."""
+        chain = problem.chain
+        if self.state.shape[1] != chain.params.size or self.state.dtype != chain.dtype:
+            raise ValueError(
+                f"{type(problem.estimator).__name__}: coefs_ and intercepts_ must be {self.state.shape[1]} values of {self.state.dtype}, "
+                f"as in the partial_fit before, got {chain.params.size} of {chain.dtype}"
+            )
         rate = self.schedule.learning_rate
         if rate != self.rate:
             # scikit-learn's velocity has the rates in it that it was made with

@@ -17,13 +17,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import validate_data
 
-from fastgrad.dense import dense_chain
 from fastgrad.kernels import names
 from fastgrad.sklearn.descent import Descent
-from fastgrad.sklearn.problem import ACTIVATIONS, Problem, dense, for_training
+from fastgrad.sklearn.problem import ACTIVATIONS, Problem, chain_of, dense, for_training, is_sparse_work
 
-# rows that are predicted at a time, so that memory does not grow with them
-ROWS = 8192
+# rows that are predicted at a time, so that memory does not grow with them; bytes of a part of X that is copied to be dense
+ROWS, COPIED = 8192, 1 << 24
 
 
 class Fast:
@@ -86,14 +85,19 @@ class Fast:
                 self._random_state.shuffle(shuffled)
                 order = order[shuffled]
             status, done, losses = self._optimizer.epoch(problem, order, batch_size)
-            if status != names.OK:
+            if status != names.OK and self.early_stopping:
+                # scikit-learn makes the update and all those after it, and ends with the best weights before
+                problem.chain.params[...] = np.nan
+                losses[done + 1 :] = np.nan
+            elif status != names.OK:
                 raise ValueError(
                     f"{type(self).__name__}: the gradient of batch {done + 1} in epoch {self.n_iter_ + 1} is not finite, and was not "
                     "applied: X may have to be scaled, or learning_rate_init to be lower"
                 )
             self.n_iter_ += 1
             self.t_ += n
-            self.loss_ = float(losses @ sizes / n)
+            with np.errstate(invalid="ignore", over="ignore"):
+                self.loss_ = float(losses @ sizes / n)
             self.loss_curve_.append(self.loss_)
             if self.verbose:
                 print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
@@ -136,13 +140,22 @@ class Fast:
         """The output (N, K), in the dtype of the weights."""
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        parts = [self._output(X[start : start + ROWS]) for start in range(0, X.shape[0], ROWS)]
+        few, rows, dtype = is_sparse_work(X), ROWS, self.coefs_[0].dtype
+        if not isinstance(X, np.ndarray):
+            X = X.tocsr()
+        if not few and not (isinstance(X, np.ndarray) and X.dtype == dtype and X.flags.c_contiguous):
+            rows = min(ROWS, max(COPIED // (X.shape[1] * dtype.itemsize), 1))
+        parts = [self._output(X[start : start + rows], few) for start in range(0, X.shape[0], rows)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _output(self: Any, X: Any) -> np.ndarray:
+    def _output(self: Any, X: Any, few: bool) -> np.ndarray:
+        """The output of some rows, and the same bits for a sparse X as for one that is not."""
+        dtype = self.coefs_[0].dtype
+        x = for_training(X, dtype) if few else dense(X, dtype)
         activations = [ACTIVATIONS[self.activation]] * (len(self.coefs_) - 1) + [ACTIVATIONS[self.out_activation_]]
-        y, _ = dense_chain(dense(X, self.coefs_[0].dtype), self.coefs_, self.intercepts_, activations)
-        return np.exp(y) if self.out_activation_ == "exp" else y
+        y = chain_of(x, self.coefs_, self.intercepts_, activations)
+        with np.errstate(over="ignore"):
+            return np.exp(y) if self.out_activation_ == "exp" else y
 
 
 class MLPClassifier(Fast, neural_network.MLPClassifier):

@@ -1,12 +1,16 @@
 """What an estimator of scikit-learn is trained on: a chain with its weights, the data, and the loss."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import xlogy
 
+from fastgrad import check
 from fastgrad.backend import backend, kernels
 from fastgrad.chains import DenseChain
+from fastgrad.dense import dense as dense_layer
+from fastgrad.dense import dense_chain
 from fastgrad.epoch import Pace
 from fastgrad.kernels import names
 from fastgrad.memory import empty
@@ -31,9 +35,8 @@ class Link(NamedTuple):
     gradient_factor: float
 
 
-def link_of(estimator: Any) -> Link:
-    """scikit-learn takes no mean over outputs, but of squares, and there not in the gradient; and it halves them."""
-    n = estimator.n_outputs_
+def link_of(estimator: Any, n: int) -> Link:
+    """scikit-learn takes no mean over the n outputs, but of squares, and there not in the gradient; and it halves them."""
     return {
         "softmax": Link("cross_entropy", 1, 1),
         "logistic": Link("binary_cross_entropy", n, n),
@@ -42,18 +45,23 @@ def link_of(estimator: Any) -> Link:
     }[estimator.out_activation_]
 
 
+# the share of x's values that may be not 0 for the CPU's products of those alone to be faster: with a quarter they were at no width slower
+FEW = 0.25
+
+
 def dense(X: Any, dtype: np.dtype) -> np.ndarray:
     """X (N, C), which may be sparse, as a C-contiguous array."""
     return np.ascontiguousarray(X if isinstance(X, np.ndarray) else X.toarray(), dtype)
 
 
-# the share of x's values that may be not 0 for the CPU's products of those alone to be faster: with a quarter they were at no width slower
-FEW = 0.25
+def is_sparse_work(X: Any) -> bool:
+    """Whether X (N, C) is sparse and has so few values that are not 0 that they alone are worked on."""
+    return not isinstance(X, np.ndarray) and backend() == "cpu" and X.nnz <= FEW * X.shape[0] * X.shape[1]
 
 
 def for_training(X: Any, dtype: np.dtype) -> np.ndarray | names.Nonzeros:
     """X (N, C), which may be sparse, by what is not 0 in it, where that is little and the CPU trains; else as `dense`."""
-    if backend() != "cpu" or (not isinstance(X, np.ndarray) and X.nnz > FEW * X.shape[0] * X.shape[1]):
+    if backend() != "cpu" or not (isinstance(X, np.ndarray) or is_sparse_work(X)):
         return dense(X, dtype)
     if isinstance(X, np.ndarray):
         from fastgrad.kernels.cpu.sparse import compressed
@@ -70,20 +78,70 @@ def for_training(X: Any, dtype: np.dtype) -> np.ndarray | names.Nonzeros:
     return names.Nonzeros(rows.indptr.astype(np.int64), columns, np.ascontiguousarray(rows.data, dtype), X.shape[1])
 
 
+def chain_of(x: np.ndarray | names.Nonzeros, weights: list, biases: list, activations: list) -> np.ndarray:
+    """y (N, K) of a chain of dense layers."""
+    if isinstance(x, names.Nonzeros):
+        from fastgrad.kernels.cpu.sparse import product
+
+        w = check.contiguous(
+            check.array("dense_chain", "weights[0]", weights[0], "(C_in, C_out)", (x.shape[1], None), x.dtype)
+        )
+        b = check.contiguous(check.array("dense_chain", "biases[0]", biases[0], "(C_out,)", w.shape[1:], x.dtype))
+        z = empty((len(x), w.shape[1]), x.dtype)
+        product(x, w, b, z)
+        # the rest of the layer is one of no columns, to which z is added
+        rows, columns = np.empty((len(x), 0), x.dtype), np.empty((0, w.shape[1]), x.dtype)
+        x, _ = dense_layer(rows, columns, activation=activations[0], residual=z)
+        weights, biases, activations = weights[1:], biases[1:], activations[1:]
+    return dense_chain(x, weights, biases, activations)[0] if weights else x
+
+
+def checked_sizes(estimator: Any, x: np.ndarray | names.Nonzeros, y: np.ndarray, sample_weight: Any) -> list[int]:
+    """Columns into the chain and out of each layer, after all that goes into it has been compared; ValueError where it does not fit."""
+    op, coefs, intercepts = type(estimator).__name__, estimator.coefs_, estimator.intercepts_
+    hidden = np.atleast_1d(estimator.hidden_layer_sizes).tolist()
+    sizes = [x.shape[1], *(len(b) for b in intercepts)]
+    columns = y.shape[1]
+    # scikit-learn has taken over y's already
+    estimator.n_outputs_ = sizes[-1]
+    for l, (w, shape) in enumerate(zip(coefs, pairwise(sizes), strict=False)):
+        if w.shape != shape:
+            raise ValueError(f"{op}: coefs_[{l}] must be {shape}, got {w.shape}")
+    # other widths scikit-learn passes over, but where lbfgs cuts its vector by them
+    exact = estimator.solver == "lbfgs"
+    if not len(hidden) + 1 == len(coefs) == len(intercepts) or (exact and hidden != sizes[1:-1]):
+        raise ValueError(
+            f"{op}: hidden_layer_sizes must be {tuple(sizes[1:-1])}, those of the weights that training goes on from, got {tuple(hidden)}"
+        )
+    if columns != sizes[-1] and (exact or columns != 1):
+        raise ValueError(
+            f"{op}: y must have {sizes[-1]} outputs as the weights that training goes on from, got {columns}"
+        )
+    if y.dtype.kind not in "biuf":
+        raise TypeError(f"{op}: y must be numbers, got {y.dtype}")
+    if len(y) != len(x) or not (sample_weight is None or sample_weight.shape == (len(x),)):
+        raise ValueError(f"{op}: y and sample_weight must have {len(x)} rows as X")
+    estimator.n_outputs_ = columns
+    return sizes
+
+
 class Problem:
     """x (N, C), an array or names.Nonzeros, and y (N, K) of an estimator, with sample_weight (N,) or None, and a chain with the
     estimator's weights.
     """
 
     def __init__(self, estimator: Any, x: np.ndarray | names.Nonzeros, y: np.ndarray, sample_weight: Any) -> None:
-        self.estimator, self.link = estimator, link_of(estimator)
+        sizes = checked_sizes(estimator, x, y, sample_weight)
+        # scikit-learn's arithmetic takes one column of y for that of every output
+        y = np.broadcast_to(y, (len(x), sizes[-1]))
+        self.estimator, self.link = estimator, link_of(estimator, sizes[-1])
         self.x = x
-        self.target = y.argmax(axis=1) if self.link.loss == "cross_entropy" else np.ascontiguousarray(y, x.dtype)
+        with np.errstate(over="ignore"):
+            self.target = y.argmax(axis=1) if self.link.loss == "cross_entropy" else np.ascontiguousarray(y, x.dtype)
         self.row_weights = None if sample_weight is None else np.ascontiguousarray(sample_weight, x.dtype)
         # of each row, what scikit-learn's loss has that no weight changes: of rates it is a deviance, 0 at the best
         self.constant = (xlogy(y, y) - y).sum(axis=1) if self.link.loss == "poisson_nll" else None
         hidden, output = ACTIVATIONS[estimator.activation], ACTIVATIONS[estimator.out_activation_]
-        sizes = [x.shape[1], *(len(b) for b in estimator.intercepts_)]
         self.chain = DenseChain(sizes, hidden, output, init="zeros", dtype=x.dtype)
         self.pace: Pace | None = None
 
@@ -94,7 +152,11 @@ class Problem:
 
     def lend_weights(self) -> None:
         """From now on the estimator's weights are views of the chain's."""
-        self.estimator.coefs_, self.estimator.intercepts_ = list(self.chain.weights), list(self.chain.biases)
+        e, weights, biases = self.estimator, list(self.chain.weights), list(self.chain.biases)
+        if e._best_coefs is e.coefs_:
+            # after early stopping scikit-learn goes on in the arrays of the best weights
+            e._best_coefs, e._best_intercepts = weights, biases
+        e.coefs_, e.intercepts_ = weights, biases
 
     def epoch(
         self, order: np.ndarray, batch_size: int, optimizer: SGD | Adam, state: np.ndarray, count: np.ndarray

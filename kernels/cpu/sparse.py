@@ -213,21 +213,35 @@ def search(columns, lo, hi, column):
     return lo + 1
 
 
-@kernel(SPARSE)
-def sparse_forward_part(part, parts, job, like):
-    """Rows lo..hi of z = b + x w."""
-    g = carray(job, 1)[0]
+@compiled
+def forward_rows(g, first, last, like):
+    """Rows first..last of z = b + x w."""
     x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
-    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), g.hi, np.int64)
+    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), last, np.int64)
     for j in range(0, g.n_out, MOST * lanes(like)):
         columns, w = min(MOST * lanes(like), g.n_out - j), advance(pointer(g.of, like), j)
         start = advance(pointer(g.b, like), j) if g.b else like
-        for i in range(g.lo, g.hi):
+        for i in range(first, last):
             lo, hi = starts[order[i]], starts[order[i] + 1]
             which, values = advance(integers(x.columns), lo), advance(pointer(x.values, like), lo)
             add_products(
                 columns, hi - lo, which, values, w, g.n_out, start, advance(pointer(g.out, like), i * g.n_out + j)
             )
+
+
+@kernel(SPARSE)
+def sparse_forward_part(part, parts, job, like):
+    """Rows lo..hi of z = b + x w."""
+    g = carray(job, 1)[0]
+    forward_rows(g, g.lo, g.hi, like)
+
+
+@kernel(SPARSE)
+def product_part(part, parts, job, like):
+    """The part's rows of z = b + x w."""
+    g = carray(job, 1)[0]
+    lo, hi = share(part, parts, g.rows, 1)
+    forward_rows(g, lo, hi, like)
 
 
 @kernel(SPARSE)
@@ -299,3 +313,11 @@ def compressed(x, most):
     job = np.array([address_of(x), rows, row, *map(address_of, (starts, columns, values))])
     launch(compress_part, x.dtype, job, 4 * x.size)
     return names.Nonzeros(starts, columns, values, row)
+
+
+def product(x, w, b, z):
+    """z (N, K) = b + x w, of x names.Nonzeros (N, C), w (C, K) and b (K,); all C-contiguous and of one dtype."""
+    order = np.arange(len(x))
+    nonzeros = np.array([*map(address_of, (x.starts, x.columns, x.values, order))])
+    job = np.array([address_of(nonzeros), len(x), 0, len(x), w.shape[1], address_of(w), address_of(b), address_of(z), 0])
+    launch(product_part, x.dtype, job, 2 * len(x.values) * w.shape[1])
