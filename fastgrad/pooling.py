@@ -1,4 +1,4 @@
-"""What an LSTM layer makes of its rows: every step, each sequence's last one, or their mean.
+"""What an LSTM layer makes of its rows: themselves, each sequence's last one, or their mean.
 
 A function (h, h_n, batch) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P),
 returns (y, backward); backward(dy) returns the gradients of h, and of h_n as (N, D P), or None where there is none.
@@ -9,14 +9,14 @@ from collections.abc import Callable
 import numpy as np
 
 from fastgrad.memory import empty
-from fastgrad.rows import Batch, above, rows_of, sequences_of
+from fastgrad.rows import Batch, above
 
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
 def every(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
-    """y (N, T, D P), 0 past a sequence's end."""
-    return sequences_of(h, batch), lambda dy: (rows_of(dy, batch), None)
+    """y (R, D P) = h."""
+    return h, lambda dy: (dy, None)
 
 
 def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
