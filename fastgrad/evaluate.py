@@ -8,7 +8,7 @@ from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows
 from fastgrad.memory import empty
 from fastgrad.model import ForwardContext, Model
-from fastgrad.rows import packed, rows_of, sequences
+from fastgrad.rows import rows_of, sequences
 from fastgrad.steps import FUSED
 
 # rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data
@@ -27,7 +27,8 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
     for start in range(0, len(data.x), rows):
         part = slice(start, start + rows)
         target, lengths = data.y[part], None if data.lengths is None else data.lengths[part]
-        x, batch = data.x[part], packed("evaluate", data.x[part], lengths)
+        x = data.x[part]
+        batch = None if lengths is None else sequences("evaluate", x.shape[:2], lengths)
         output, _ = model._infer(x if batch is None else rows_of(x, batch), ForwardContext(False, logits, batch))
         if output.ndim == 3:
             whole = sequences("evaluate", output.shape[:2], None)

@@ -30,12 +30,6 @@ def sequences(op: str, shape: tuple[int, ...], lengths: Any) -> Batch:
     return Batch(order, offsets, (n, steps), bool(offsets[-1] == n * steps))
 
 
-def packed(op: str, x: np.ndarray, lengths: Any) -> Batch | None:
-    """The batch to pack sequences x (N, T, C) by; None where none of them has padding."""
-    batch = None if lengths is None else sequences(op, x.shape[:2], lengths)
-    return None if batch is None or batch.full else batch
-
-
 def above(values: np.ndarray, count: int) -> np.ndarray:
     """Of 0, 1, ... count - 1 how many of the values are above it: of lengths the sequences under way at each step, and of those the
     lengths again, longest first.

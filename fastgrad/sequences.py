@@ -7,13 +7,13 @@ import numpy as np
 from fastgrad import check, gpu
 from fastgrad.fused import FusedBackward
 from fastgrad.model import Backward, ForwardContext, Kept, Model
-from fastgrad.rows import Batch, packed, rows_of, sequences_of
+from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 
 
 class SequenceModel(Model):
     """A model that may take sequences: the way in for their lengths and for the states of its recurrent layers.
 
-    Sequences with padding are packed to rows of their own steps here, and laid out again where they come out, so that no layer sees
+    Sequences with lengths are packed to rows of their own steps here, and laid out again where they come out, so that no layer sees
     what lies past their ends: y is 0 there, and so is dx.
     """
 
@@ -61,14 +61,14 @@ class SequenceModel(Model):
         return y if batch is None else self._laid_out(y, batch), state
 
     def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, Batch | None]:
-        """x, or where it has padding the rows of the sequences' own steps, with the batch that they are packed by."""
+        """x, or where there are lengths the rows of the sequences' own steps, with the batch that they are packed by."""
         self._check_recurrent(lengths, state)
         if lengths is None:
             return x, None
         op = type(self).__name__
         x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
-        batch = packed(op, x, lengths)
-        return x if batch is None else rows_of(x, batch), batch
+        batch = sequences(op, x.shape[:2], lengths)
+        return rows_of(x, batch), batch
 
     def _laid_out(self, y: np.ndarray, batch: Batch) -> np.ndarray:
         """Of rows the sequences, 0 past their ends; what is pooled is so already."""

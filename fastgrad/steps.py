@@ -17,7 +17,7 @@ from fastgrad.kernels import names
 from fastgrad.memory import empty
 from fastgrad.model import ForwardContext, Kept, Model
 from fastgrad.reduction import Reduction
-from fastgrad.rows import packed, rows_of, sequences, sequences_of
+from fastgrad.rows import rows_of, sequences, sequences_of
 
 if TYPE_CHECKING:
     from fastgrad.health import Health
@@ -172,7 +172,7 @@ class LayerSteps:
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
     ) -> int:
         ops = kernels(self.params)
-        batch = packed("Trainer", x, lengths)
+        batch = None if lengths is None else sequences("Trainer", x.shape[:2], lengths)
         context = ForwardContext(True, self._logits, batch, state, want_dx=False)
         y, self._state, backward = self._model._forward(x if batch is None else rows_of(x, batch), context)
         whole = sequences("Trainer", y.shape[:2], None) if y.ndim == 3 else None
