@@ -152,7 +152,7 @@ def _refuse(op: str, layer: Any, library: str, *lacks: str) -> None:
 def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     # tensors become arrays without their library
     value = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-    return check.array(op, name, value, form, shape, dtype)
+    return check.array(op, name, value, form, shape, dtype, of_model=True)
 
 
 def _torch_suffixes(layer: LSTM) -> list[str]:

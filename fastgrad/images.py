@@ -72,7 +72,7 @@ class Conv2d(Fused):
         self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
-        x = check.array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in), self._params)
+        x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
         x = check.images(op, x)
         n, height, width, _ = x.shape
         pads, made = check.windows(
@@ -81,7 +81,7 @@ class Conv2d(Fused):
         shape = n, *made, self.n_out
         if residual is not None:
             residual = check.contiguous(
-                check.array(op, "residual", residual, "(N, H', W', K)", shape, self._params)
+                self._array(op, "residual", residual, "(N, H', W', K)", shape)
             )  # fmt: skip
         w, b = self._weights
         y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)

@@ -1,7 +1,7 @@
 """The base of all layers: parameters in one flat array, their gradients in another, and named views into the two."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -134,6 +134,10 @@ class Model:
         check.place(op, "x", x)
         batch_size = check.count(op, "batch_size", batch_size)
         return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
+
+    def _array(self, op: str, name: str, value: Any, form: str, shape: Sequence[int | None]) -> np.ndarray:
+        """value as check.array has it, of the model's dtype and where the model is."""
+        return check.array(op, name, value, form, shape, self._params, of_model=True)
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         """(y, state, backward); where dx is not wanted backward may return anything. Of packed rows y is rows, unless they are pooled."""

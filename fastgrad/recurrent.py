@@ -153,12 +153,12 @@ class LSTM(SequenceModel):
         """(rows, batch, state)."""
         op, batch, state = type(self).__name__, context.packed, context.state
         if batch is None:
-            x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
+            x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
             batch = sequences(op, x.shape[:2], None)
         if state is not None:
             check.each(op, "state", state, 2)
             for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
-                check.array(op, f"state[{i}]", given, form, (len(self._weights), len(batch.order), width), x)
+                self._array(op, f"state[{i}]", given, form, (len(self._weights), len(batch.order), width))
         return x if context.packed else rows_of(x, batch), batch, state
 
     def _generators(self) -> list[np.random.Generator]:

@@ -49,7 +49,7 @@ class SequenceModel(Model):
             return super().predict(x, batch_size, logits=logits)
         op = f"{type(self).__name__}.predict"
         self._check_recurrent(lengths, None)
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
+        x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
         lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
         batches = self._batches(x, batch_size)
         return np.concatenate([self.predict(x[rows], logits=logits, lengths=lengths[rows]) for rows in batches])
@@ -66,7 +66,7 @@ class SequenceModel(Model):
         if lengths is None:
             return x, None
         op = type(self).__name__
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
+        x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
         batch = sequences(op, x.shape[:2], lengths)
         return rows_of(x, batch), batch
 
@@ -91,8 +91,8 @@ class SequenceModel(Model):
 class Steps:
     """Sequences x (N, T, C) as rows (N T, C) in the order in which they lie in memory, and such rows as sequences."""
 
-    def __init__(self, op: str, x: Any, n_in: int, like: np.ndarray) -> None:
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, n_in), like)
+    def __init__(self, op: str, x: Any, model: Model) -> None:
+        x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
         self.op, self.shape = op, x.shape[:2]
         # step by step, as an LSTM's output does
         self.by_step = x.transpose(1, 0, 2).flags.c_contiguous

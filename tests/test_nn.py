@@ -297,7 +297,7 @@ def test_bad_input_of_models():
     x = batch()
     refuses(ValueError, "DenseChain.predict: x must be (N, C) = (_, 4), got (8, 3)", chain.predict, x[:, :3])
     refuses(ValueError, "DenseChain: x must be (N, C) = (_, 4), got (4,)", chain.forward, x[0])
-    message = "DenseChain.predict: x must be float32, got float64 (one call has one dtype)"
+    message = "DenseChain.predict: x must be float32 like the model, got float64; astype(np.float32), or dtype='float64' for the model"
     refuses(TypeError, message, chain.predict, x.astype(np.float64))
     message = "DenseChain.predict: x must be a NumPy array, got list; np.asarray(value, dtype) makes one"
     refuses(TypeError, message, chain.predict, x.tolist())
