@@ -134,7 +134,7 @@ class DenseChain(Fused):
 
     def _draw(self, rng: np.random.Generator) -> None:
         for w in self._weights:
-            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w.shape)
+            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w)
 
 
 class Dense(DenseChain):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import gpu
+from fastgrad.arithmetic import silent
 from fastgrad.kernels.names import ACTIVATIONS, Activation
 
 Pair = tuple[int, int]
@@ -298,12 +299,15 @@ def dtype(op: str, value: Any) -> np.dtype:
     return found
 
 
-def drawn(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """What a user's init returned: finite numbers of this shape."""
+@silent
+def drawn(op: str, value: Any, like: np.ndarray) -> np.ndarray:
+    """What a user's init returned: numbers like these weights, finite in their dtype."""
     value = np.asarray(value)
-    if value.shape != shape or value.dtype.kind not in "fiu" or not np.isfinite(value).all():
-        raise ValueError(f"{op} must return finite numbers {shape}, got {value.dtype} {value.shape}")
-    return value
+    found = value.astype(like.dtype) if value.dtype.kind in "fiu" else None
+    if found is None or found.shape != like.shape or not np.isfinite(found).all():
+        of = "" if value.dtype == like.dtype else f" of {like.dtype}"
+        raise ValueError(f"{op} must return finite numbers {like.shape}{of}, got {value.dtype} {value.shape}")
+    return found
 
 
 def _sizes(form: str, shape: Sequence[int | None]) -> str:

@@ -96,7 +96,7 @@ class Conv2d(Fused):
         return found["w"], found.get("b")
 
     def _draw(self, rng: np.random.Generator) -> None:
-        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w.shape)
+        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)
 
 
 class Plain(Model):

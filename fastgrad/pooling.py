@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastgrad.arithmetic import silent
 from fastgrad.memory import empty
 from fastgrad.rows import Batch, above
 
@@ -24,6 +25,7 @@ def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
+@silent
 def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
     order, offsets = batch.order, batch.offsets
@@ -36,6 +38,7 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     total /= counts
     y[order] = total
 
+    @silent
     def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
         share, dh = dy[order] / counts, empty(h.shape, h)
         for t, rows in enumerate(under_way):

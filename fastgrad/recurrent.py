@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights
 from fastgrad.init import uniform
@@ -94,6 +95,7 @@ class LSTM(SequenceModel):
         if whole and not self.pools:
             y = sequences_of(y, batch)
 
+        @silent
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
             dh, dh_n = unpool(rows_of(dy, batch) if whole and not self.pools else dy)
@@ -172,6 +174,7 @@ class LSTM(SequenceModel):
         found = views(flat, self._shapes)
         return [Weights._make(found.get(prefix + name) for name in Weights._fields) for prefix in self._prefixes]
 
+    @silent
     def _draw(self, rng: np.random.Generator) -> None:
         limit = 1 / math.sqrt(self.hidden_size)
         for w in views(self._params, self._shapes).values():

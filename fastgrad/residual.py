@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.kernels.names import Activation
@@ -69,6 +70,7 @@ class Residual(Owner):
         else:
             y, sum_backward = self._last._fused(h, training, activation, added, want)
 
+        @silent
         def backward(dy: np.ndarray) -> np.ndarray:
             d, dadded = sum_backward(dy)
             for layer_backward in reversed(backwards):
@@ -91,6 +93,7 @@ class Residual(Owner):
             return self._sum(h, added, False, activation)[0], None
         return self._last._fused(h, False, activation, added, False)[0], None
 
+    @silent
     def _sum(
         self, h: np.ndarray, added: np.ndarray, training: bool, activation: Activation
     ) -> tuple[np.ndarray, FusedBackward]:

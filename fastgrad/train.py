@@ -17,7 +17,7 @@ from fastgrad.epoch import Epoch
 from fastgrad.evaluate import evaluate
 from fastgrad.gradual import GradualPruning
 from fastgrad.health import Health
-from fastgrad.history import History
+from fastgrad.history import History, means
 from fastgrad.kernels import names
 from fastgrad.later import Later
 from fastgrad.memory import doubles, zeros
@@ -206,8 +206,9 @@ class Trainer:
                             part = "window" if steps else "batch"
                             self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
                 history.seconds.append(time.perf_counter() - started)
-                history.loss.append(float(record[:done, 0] @ sizes[:done] / sizes[:done].sum()))
-                history.grad_norm.append(float(record[:done, 1].mean()))
+                loss, norm = means(record[:done], sizes[:done])
+                history.loss.append(loss)
+                history.grad_norm.append(norm)
                 if validation is not None:
                     loss, accuracy = evaluate(self.model, self.loss, seen)
                     history.val_loss.append(loss)
@@ -230,7 +231,7 @@ class Trainer:
                 "Trainer.health: the trainer must be made with health=True, or with every how many steps to look"
             )
         with self.lock:
-            return self._health.report()
+            return self._health.report(self.clip_norm)
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:
         """The model's output: probabilities where it ends in softmax or sigmoid."""

@@ -138,9 +138,9 @@ def test_init_may_be_a_function():
     assert DenseChain([100, 100], init=exploding).weights[0].mean() == pytest.approx(1, abs=0.01)
     uniform = Dense(100, 10, init=lambda shape, rng: rng.uniform(-1, 1, shape) / math.sqrt(shape[0])).w
     assert np.abs(uniform).max() <= 0.1
-    message = "Dense: init must return finite numbers (4, 3), got float64 (3, 4)"
+    message = "Dense: init must return finite numbers (4, 3) of float32, got float64 (3, 4)"
     refuses(ValueError, message, Dense, 4, 3, init=lambda shape, rng: np.zeros(shape[::-1]))
-    message = "Dense: init must return finite numbers (4, 3), got float64 (4, 3)"
+    message = "Dense: init must return finite numbers (4, 3) of float32, got float64 (4, 3)"
     refuses(ValueError, message, Dense, 4, 3, init=lambda shape, rng: np.full(shape, np.nan))
 
 
