@@ -82,13 +82,13 @@ class DenseChain(Fused):
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
         if getattr(x, "ndim", 2) == 3:
-            steps = Steps(op, x, self.n_in, self._params)
+            steps = Steps(op, x, self)
             added = None if residual is None else steps.rows(residual)
             y, rows_backward = self._fused(steps.rows(x), training, activation, added, dx)
             return steps.sequences(y), steps.backward(rows_backward, y)
-        x = check.array(op, "x", x, "(N, C)", (None, self.n_in), self._params)
+        x = self._array(op, "x", x, "(N, C)", (None, self.n_in))
         if residual is not None:
-            residual = check.array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out), self._params)
+            residual = self._array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out))
         activations = [*self._activations[:-1], activation]
         y, backward = run(op, x, self._weights, self._biases, activations, residual)
         return y, lambda dy: backward(dy, *self._layers_of(self._grads))
@@ -109,9 +109,9 @@ class DenseChain(Fused):
                 return gpu.here(self.predict(gpu.there(x), logits=logits))
             name = f"{type(self).__name__}.predict"
             if getattr(x, "ndim", 2) == 3:
-                steps = Steps(name, x, self.n_in, self._params)
+                steps = Steps(name, x, self)
                 return steps.sequences(self.predict(steps.rows(x), logits=logits))
-            x = check.contiguous(check.array(name, "x", x, "(N, C)", (None, self.n_in), self._params))
+            x = check.contiguous(self._array(name, "x", x, "(N, C)", (None, self.n_in)))
         out = empty((x.shape[0], self.n_out), x)
         table = self._logit_table if logits else self.table
         kernels(x).dense_chain_infer(x, table, self.activation_parameters, self._params, out)
@@ -134,7 +134,7 @@ class DenseChain(Fused):
 
     def _draw(self, rng: np.random.Generator) -> None:
         for w in self._weights:
-            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w.shape)
+            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w)
 
 
 class Dense(DenseChain):

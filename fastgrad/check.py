@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import gpu
+from fastgrad.arithmetic import silent
 from fastgrad.kernels.names import ACTIVATIONS, Activation
 
 Pair = tuple[int, int]
@@ -19,9 +20,14 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
 
 
-def array(op: str, name: str, value: Any, form: str, shape: Sequence[int | None], like: Any = None) -> np.ndarray:
-    """value as an aligned array of this shape (None: any), and like another of the call; strides are kept and nothing is cast."""
-    value = floating(op, name, value, like)
+def array(
+    op: str, name: str, value: Any, form: str, shape: Sequence[int | None], like: Any = None, *, of_model: bool = False
+) -> np.ndarray:
+    """value as an aligned array of this shape (None: any), and like another of the call; strides are kept and nothing is cast.
+
+    of_model: `like` is a model's parameters, and the error of another dtype says so.
+    """
+    value = floating(op, name, value, like, of_model)
     found = value.shape
     if found != shape:
         if len(found) != len(shape):
@@ -32,7 +38,7 @@ def array(op: str, name: str, value: Any, form: str, shape: Sequence[int | None]
     return value
 
 
-def floating(op: str, name: str, value: Any, like: Any = None) -> np.ndarray:
+def floating(op: str, name: str, value: Any, like: Any = None, of_model: bool = False) -> np.ndarray:
     """value as an aligned array of float32 or float64, of NumPy or of the device that it lies on.
 
     like: an array of the call, for the same dtype and place, or a dtype.
@@ -46,16 +52,22 @@ def floating(op: str, name: str, value: Any, like: Any = None) -> np.ndarray:
                 return value
         elif isinstance(like, np.dtype) and value.dtype == like:
             return value
-    return _floating(op, name, value, like)
+    return _floating(op, name, value, like, of_model)
 
 
-def _floating(op: str, name: str, value: Any, like: Any) -> np.ndarray:
+def _floating(op: str, name: str, value: Any, like: Any, of_model: bool) -> np.ndarray:
     value = place(op, name, value, None if isinstance(like, np.dtype) else like)
     dtype = getattr(like, "dtype", like)
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
+        if of_model:
+            wanted = f"{dtype} like the model"
+            cure = f"; astype(np.{dtype}), or dtype='{value.dtype}' for the model"
+        else:
+            # a dtype alone is what the argument always has, or a layer's own
+            wanted, cure = str(dtype), "" if like is dtype else " (one call has one dtype)"
+        raise TypeError(f"{op}: {name} must be {wanted}, got {value.dtype}{cure}")
     if not isinstance(value, np.ndarray):
         return value
     value = value.view(np.ndarray)
@@ -105,7 +117,9 @@ def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
     return contiguous(array(op, "dy", dy, "like the output", y.shape, y))
 
 
-def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True) -> np.ndarray:
+def labels(
+    op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True, *, of_model: bool = False
+) -> np.ndarray:
     """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C), or with N, T for N; C-contiguous and where `like` is.
 
     like: an array, or a dtype. Without `values` the numbers may be of no class.
@@ -114,7 +128,8 @@ def labels(op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, va
     value = place(op, name, value, None if like is dtype else like)
     integers, floats = ("(N,)", "(N, C)") if len(shape) == 2 else ("(N, T)", "(N, T, C)")
     if value.ndim > 1 and value.dtype.kind == "f":
-        return contiguous(array(op, name, value, f"{integers} integers or {floats}", shape, like))
+        form = f"{integers} integers or {floats}"
+        return contiguous(array(op, name, value, form, shape, like, of_model=of_model))
     if value.dtype.kind not in "iu":
         raise TypeError(
             f"{op}: {name} must be integers {integers} or {dtype} {floats}, got {value.dtype} {value.shape}"
@@ -289,12 +304,15 @@ def dtype(op: str, value: Any) -> np.dtype:
     return found
 
 
-def drawn(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """What a user's init returned: finite numbers of this shape."""
+@silent
+def drawn(op: str, value: Any, like: np.ndarray) -> np.ndarray:
+    """What a user's init returned: numbers like these weights, finite in their dtype."""
     value = np.asarray(value)
-    if value.shape != shape or value.dtype.kind not in "fiu" or not np.isfinite(value).all():
-        raise ValueError(f"{op} must return finite numbers {shape}, got {value.dtype} {value.shape}")
-    return value
+    found = value.astype(like.dtype) if value.dtype.kind in "fiu" else None
+    if found is None or found.shape != like.shape or not np.isfinite(found).all():
+        of = "" if value.dtype == like.dtype else f" of {like.dtype}"
+        raise ValueError(f"{op} must return finite numbers {like.shape}{of}, got {value.dtype} {value.shape}")
+    return found
 
 
 def _sizes(form: str, shape: Sequence[int | None]) -> str:

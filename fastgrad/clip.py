@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.lists import Arrays, same_shapes
 
 ON_NONFINITE = "raise", "skip", "ignore"
@@ -89,6 +90,7 @@ def clip_weights(params: Any, limit: float) -> None:
     _clamp("clip_weights", "params", params, limit)
 
 
+@silent
 def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: float = 1e-3) -> None:
     """Scale each unit's gradient g to the norm clipping max(||w||, eps) where its norm is larger, w being the unit's weights.
 
@@ -146,6 +148,7 @@ def _norms(arrays: Arrays, p: float, widths: np.ndarray | None = None) -> tuple[
     return norms, counts
 
 
+@silent
 def _at_most_one(limits: Any, norms: np.ndarray) -> np.ndarray:
     """limits / norms where norms are larger."""
     return np.divide(limits, norms, out=np.ones_like(norms), where=norms > limits)

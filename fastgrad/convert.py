@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.gates import Weights
 from fastgrad.recurrent import LSTM
 
@@ -22,6 +23,7 @@ from fastgrad.recurrent import LSTM
 FROM_ONNX, TO_ONNX, PEEPHOLES = [0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1]
 
 
+@silent
 def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     """Read the state_dict of a torch.nn.LSTM."""
     op = "from_torch"
@@ -98,6 +100,7 @@ def to_keras(layer: LSTM) -> list[np.ndarray]:
     return [np.array(a) for w in layer._weights for a in (w.w_ih, w.w_hh, w.b)]
 
 
+@silent
 def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None:
     """Read the inputs W, R, B and P of an ONNX LSTM node; D is 2 where it is bidirectional. Without P peepholes are 0."""
     op = "from_onnx"
@@ -152,7 +155,7 @@ def _refuse(op: str, layer: Any, library: str, *lacks: str) -> None:
 def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     # tensors become arrays without their library
     value = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-    return check.array(op, name, value, form, shape, dtype)
+    return check.array(op, name, value, form, shape, dtype, of_model=True)
 
 
 def _torch_suffixes(layer: LSTM) -> list[str]:

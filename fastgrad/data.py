@@ -26,10 +26,10 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
     if not model.is_here:
         x, y = gpu.there(x), gpu.there(y)
     if model.recurrent:
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, model.n_in), model.params)
+        x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
     else:
         form, axes = ("(N, H, W, C)", 4) if model.images else ("(N, C)", 2)
-        x = check.array(op, "x", x, form, (*[None] * (axes - 1), model.n_in), model.params)
+        x = model._array(op, "x", x, form, (*[None] * (axes - 1), model.n_in))
         x = check.contiguous(x)
         if model.images and not (model.pools and model.n_out):
             raise ValueError(
@@ -50,11 +50,10 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
         if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
             y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
     if loss == "cross_entropy":
-        return Data(
-            x, check.labels(op, "y", y, shape, model.params, values and (lengths is None or model.is_here)), lengths
-        )
+        values = values and (lengths is None or model.is_here)
+        return Data(x, check.labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
     form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
-    return Data(x, check.contiguous(check.array(op, "y", y, form, shape, model.params)), lengths)
+    return Data(x, check.contiguous(model._array(op, "y", y, form, shape)), lengths)
 
 
 def window_size(op: str, model: Model, window: Any) -> int | None:

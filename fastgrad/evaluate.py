@@ -7,7 +7,7 @@ import numpy as np
 from fastgrad.backend import kernels
 from fastgrad.data import Data, target_rows
 from fastgrad.memory import empty
-from fastgrad.model import Model
+from fastgrad.model import ForwardContext, Model
 from fastgrad.rows import rows_of, sequences
 from fastgrad.steps import FUSED
 
@@ -27,10 +27,14 @@ def evaluate(model: Model, loss: str, data: Data) -> tuple[float, float | None]:
     for start in range(0, len(data.x), rows):
         part = slice(start, start + rows)
         target, lengths = data.y[part], None if data.lengths is None else data.lengths[part]
-        output, _ = model._infer(data.x[part], logits, lengths, None)
+        x = data.x[part]
+        batch = None if lengths is None else sequences("evaluate", x.shape[:2], lengths)
+        output, _ = model._infer(x if batch is None else rows_of(x, batch), ForwardContext(False, logits, batch))
         if output.ndim == 3:
-            batch = sequences("evaluate", output.shape[:2], lengths)
-            output, target = rows_of(output, batch), target_rows(target, batch)
+            whole = sequences("evaluate", output.shape[:2], None)
+            output, target = rows_of(output, whole), target_rows(target, whole)
+        elif batch is not None and not model.pools:
+            target = target_rows(target, batch)
         losses = empty((len(output),) if loss == "cross_entropy" else output.shape, output)
         total += float(getattr(kernels(output), loss)(output, target, losses, empty(output.shape, output), 1.0))
         count += losses.size

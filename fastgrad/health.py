@@ -7,7 +7,7 @@ it is 0, or within a millionth of a limit, for the whole batch. gelu, silu and s
 limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,12 +15,17 @@ import numpy as np
 
 from fastgrad import check, gpu
 from fastgrad.backend import kernels
+from fastgrad.chains import DenseChain
 from fastgrad.kernels import names
 from fastgrad.kernels.names import HEALTH, Activation, Watch
 from fastgrad.lists import Arrays
 from fastgrad.memory import doubles
-from fastgrad.model import Model
-from fastgrad.report import Report
+from fastgrad.model import IDENTITY, Model
+from fastgrad.norm import BatchNorm
+from fastgrad.owner import Owner
+from fastgrad.recurrent import LSTM
+from fastgrad.report import Report, Traits
+from fastgrad.residual import Residual
 
 # measurements that are kept at most: of a longer run every second, then every fourth, ... so that the memory of all is
 # KEPT * layers * 72 bytes, and as many again for those of a part of an epoch
@@ -46,7 +51,8 @@ def of(grads: Any, names: Sequence[str] | None = None) -> Report:
     kernels().array_health(arrays.flat, found)
     values[:, GRADIENTS] = found
     labels = [str(i) for i in range(len(values))] if names is None else list(names)
-    return Report(labels, [None] * len(values), 0, values, np.zeros(1, np.int64), values[None])
+    nothing = [None] * len(values), [Traits()] * len(values)
+    return Report(labels, *nothing, 0, values, np.zeros(1, np.int64), values[None])
 
 
 def bands(activation: Activation) -> tuple[float, float, float, float]:
@@ -79,6 +85,7 @@ class Health:
         self.every = every
         # of each layer its name and where its parameters begin; of each array the number of its layer
         self.layers, self.offsets, self.owners = _layers(model)
+        self._traits = _traits(model)
         self.activations: list[Activation | None] = [None] * len(self.layers)
         # what steps write, one row for each update of a part of an epoch
         self.rows: Any = np.empty((0, len(self.layers), len(HEALTH)))
@@ -118,16 +125,16 @@ class Health:
         for update in updates:
             self.add(step + update, rows[update], status if update == made else names.OK)
 
-    def report(self) -> Report:
-        """As it is now."""
+    def report(self, clip_norm: float) -> Report:
+        """As it is now; clip_norm is the trainer's."""
         self._read()
         if self._latest is None:
             raise RuntimeError("Trainer.health: no step has run that could be looked at")
         steps = np.array([m.step for m in self._kept], np.int64)
         values = np.array([m.row for m in self._kept]).reshape(-1, *self._latest.row.shape)
-        return Report(
-            list(self.layers), list(self.activations), self._latest.step, self._latest.row.copy(), steps, values
-        )
+        traits = [t._replace(clip_norm=clip_norm) for t in self._traits]
+        layers = list(self.layers), list(self.activations), traits
+        return Report(*layers, self._latest.step, self._latest.row.copy(), steps, values)
 
     def _read(self) -> None:
         """Take what is on a GPU here, and let go of what led to no update."""
@@ -153,3 +160,40 @@ def _layers(model: Model) -> tuple[list[str], list[int], np.ndarray]:
         owners.append(len(layers) - 1)
         offset += array.size
     return layers, offsets, np.array(owners, np.int64)
+
+
+def _traits(model: Model) -> list[Traits]:
+    """What is known of each layer of `_layers`."""
+    leaves = list(_leaves(model, None, ()))
+    norms, residuals = any(isinstance(leaf, BatchNorm) for leaf, *_ in leaves), any(block for _, block, _ in leaves)
+    traits = []
+    for i, (leaf, block, place) in enumerate(leaves):
+        after, its_block = next(((other, b) for other, b, _ in leaves[i + 1 :] if other.params.size), (None, None))
+        # the sum that a block ends in is no layer's alone
+        normed = isinstance(after, BatchNorm) and its_block is block and leaf.output == IDENTITY
+        parts = list(dict.fromkeys(key.rpartition(".")[0] for key in leaf._shapes))
+        for part in parts:
+            followed = normed and part == parts[-1]
+            dense = isinstance(leaf, DenseChain)
+            kind = " ".join(
+                ["Dense" if dense else type(leaf).__name__, *place, *(["before a batch norm"] if followed else [])]
+            )
+            init = getattr(leaf, "_init", None)
+            name = None if init is None or followed else getattr(getattr(init, "func", init), "__name__", "")
+            forget_bias = leaf.forget_bias if isinstance(leaf, LSTM) else None
+            traits.append(Traits(kind, name, block is not None, norms, residuals, forget_bias))
+    return traits
+
+
+def _leaves(
+    model: Model, block: Residual | None, place: tuple[str, ...]
+) -> Iterator[tuple[Model, Any, tuple[str, ...]]]:
+    """The layers that are not made of others, each with the Residual that it is in and its place in that."""
+    if not isinstance(model, Owner):
+        yield model, block, place
+        return
+    for name, part in model.parts.items():
+        if isinstance(model, Residual):
+            yield from _leaves(part, model, (name,))
+        else:
+            yield from _leaves(part, block, (*place, name) if block else ())

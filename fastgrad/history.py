@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from fastgrad.arithmetic import silent
+
 
 @dataclass
 class History:
@@ -38,3 +42,9 @@ class History:
         if path is not None:
             figure.savefig(path)
         return figure
+
+
+@silent
+def means(record: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """(loss, norm) of updates with these mean losses and norms (U, 2); the loss is the mean over all of their rows, sizes (U,)."""
+    return float(record[:, 0] @ sizes / sizes.sum()), float(record[:, 1].mean())

@@ -73,7 +73,7 @@ class Conv2d(Fused):
         self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
-        x = check.array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in), self._params)
+        x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
         x = check.images(op, x)
         n, height, width, _ = x.shape
         pads, made = check.windows(
@@ -82,7 +82,7 @@ class Conv2d(Fused):
         shape = n, *made, self.n_out
         if residual is not None:
             residual = check.contiguous(
-                check.array(op, "residual", residual, "(N, H', W', K)", shape, self._params)
+                self._array(op, "residual", residual, "(N, H', W', K)", shape)
             )  # fmt: skip
         w, b = self._weights
         y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
@@ -97,7 +97,7 @@ class Conv2d(Fused):
         return found["w"], found.get("b")
 
     def _draw(self, rng: np.random.Generator) -> None:
-        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w.shape)
+        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)
 
 
 class Plain(Model):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.kernels import names
 from fastgrad.memory import empty
@@ -48,6 +49,7 @@ def zeros(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:
     return np.zeros(shape, check.dtype("zeros", dtype))
 
 
+@silent
 def constant(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, value: float = 0.0) -> np.ndarray:
     """All of this value; draws nothing."""
     return np.full(shape, check.finite("constant", "value", value), check.dtype("constant", dtype))
@@ -165,7 +167,7 @@ def _fans(op: str, shape: Shape, gates: int = 1) -> tuple[int, int]:
 def _gain(op: str, activation: Any) -> float:
     code, parameter = check.activation(op, activation)
     if code == names.LEAKY_RELU:
-        return math.sqrt(2 / (1 + parameter**2))
+        return math.sqrt(2 / (1 + parameter * parameter))
     if code not in GAINS:
         known = [name for name, f in names.ACTIVATIONS.items() if f.code in (names.LEAKY_RELU, *GAINS)]
         raise ValueError(f"{op}: activation must be one with a known gain, {', '.join(known)}; got {activation!r}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights, checked_gradients, checked_weights, like, sizes, states
 from fastgrad.memory import empty
@@ -126,6 +127,7 @@ def run(
     y = sequences_of(h, batch)
     result = (y, h_n, c_n, sequences_of(c, batch)) if cells else (y, h_n, c_n)
 
+    @silent
     def backward(
         gradients: Weights,
         dy: np.ndarray | None = None,

@@ -1,17 +1,32 @@
 """The base of all layers: parameters in one flat array, their gradients in another, and named views into the two."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad import check, gpu
 from fastgrad.kernels.names import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
+from fastgrad.rows import Batch
 
 Backward = Callable[[np.ndarray], np.ndarray]
 IDENTITY = ACTIVATIONS["identity"]
+
+
+class ForwardContext(NamedTuple):
+    """What a layer has to know of the forward pass that it is part of."""
+
+    training: bool = False
+    # a last softmax or sigmoid is left out
+    logits: bool = False
+    # the sequences whose own steps the rows x (R, C) are, without padding; None where x is as the user gave it
+    packed: Batch | None = None
+    # what recurrent layers begin from
+    state: Any = None
+    # whether backward has to return dx, which a first layer's need not
+    want_dx: bool = True
 
 
 class Model:
@@ -120,16 +135,18 @@ class Model:
         batch_size = check.count(op, "batch_size", batch_size, most=None)
         return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
 
-    def _forward(
-        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
-    ) -> tuple[np.ndarray, Any, Backward]:
-        """(y, state, backward); without dx, which a first layer's need not be taken, backward may return anything."""
-        y, backward = self.forward(x, training, logits=logits)
+    def _array(self, op: str, name: str, value: Any, form: str, shape: Sequence[int | None]) -> np.ndarray:
+        """value as check.array has it, of the model's dtype and where the model is."""
+        return check.array(op, name, value, form, shape, self._params, of_model=True)
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
+        """(y, state, backward); where dx is not wanted backward may return anything. Of packed rows y is rows, unless they are pooled."""
+        y, backward = self.forward(x, context.training, logits=context.logits)
         return y, None, backward
 
-    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, Any]:
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
         """(y, state), with nothing kept for backward."""
-        return self.predict(x, logits=logits), None
+        return self.predict(x, logits=context.logits), None
 
     def _generators(self) -> list[np.random.Generator]:
         """What training draws from."""

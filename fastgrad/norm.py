@@ -63,9 +63,9 @@ class BatchNorm(Fused):
     ) -> tuple[np.ndarray, FusedBackward]:
         op = type(self).__name__
         x = check.channels_last(op, "x", x)
-        x = check.array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in), self._params)
+        x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
         if residual is not None:
-            residual = check.array(op, "residual", residual, "like x", x.shape, self._params)
+            residual = self._array(op, "residual", residual, "like x", x.shape)
         settings = training, self.momentum, self.eps, self.unbiased
         y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
         return y, lambda dy: backward(dy, *self._gradients, dx)

@@ -1,4 +1,4 @@
-"""What an LSTM layer makes of its rows: every step, each sequence's last one, or their mean.
+"""What an LSTM layer makes of its rows: themselves, each sequence's last one, or their mean.
 
 A function (h, h_n, batch) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P),
 returns (y, backward); backward(dy) returns the gradients of h, and of h_n as (N, D P), or None where there is none.
@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastgrad.arithmetic import silent
 from fastgrad.memory import empty
-from fastgrad.rows import Batch, above, rows_of, sequences_of
+from fastgrad.rows import Batch, above
 
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
 def every(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
-    """y (N, T, D P), 0 past a sequence's end."""
-    return sequences_of(h, batch), lambda dy: (rows_of(dy, batch), None)
+    """y (R, D P) = h."""
+    return h, lambda dy: (dy, None)
 
 
 def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
@@ -24,6 +25,7 @@ def last(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
+@silent
 def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpool]:
     """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
     order, offsets = batch.order, batch.offsets
@@ -36,6 +38,7 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: Batch) -> tuple[np.ndarray, Unpo
     total /= counts
     y[order] = total
 
+    @silent
     def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
         share, dh = dy[order] / counts, empty(h.shape, h)
         for t, rows in enumerate(under_way):

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights
 from fastgrad.init import uniform
 from fastgrad.lstm import run_rows
 from fastgrad.memory import empty
-from fastgrad.model import Backward, draw_key, generator, views
+from fastgrad.model import Backward, ForwardContext, draw_key, generator, views
 from fastgrad.pooling import POOLS, Unpool
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 from fastgrad.sequences import SequenceModel
@@ -85,15 +86,19 @@ class LSTM(SequenceModel):
         super().__init__(shapes, dtype, seed)
         self._start(generator(seed))
 
-    def _forward(
-        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
-    ) -> tuple[np.ndarray, State, Backward]:
-        x, batch, state = self._checked(x, lengths, state)
-        y, ends, layers, unpool = self._run(x, batch, state, training, True)
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State, Backward]:
+        rows, batch, state = self._checked(x, context)
+        y, ends, layers, unpool = self._run(rows, batch, state, context.training, True)
+        dx = context.want_dx
+        # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
+        whole = context.packed is None
+        if whole and not self.pools:
+            y = sequences_of(y, batch)
 
+        @silent
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
-            dh, dh_n = unpool(dy)
+            dh, dh_n = unpool(rows_of(dy, batch) if whole and not self.pools else dy)
             for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
                 dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
                 for way, way_back in enumerate(ways_back):
@@ -105,24 +110,27 @@ class LSTM(SequenceModel):
                 if key is not None:
                     kernels(dy).dropout(dxs[0], self.dropout, key, dxs[0])
                 dh, dh_n = dxs[0], None
-            return sequences_of(dxs[0], batch) if dx else dy
+            if not dx:
+                return dy
+            return sequences_of(dxs[0], batch) if whole else dxs[0]
 
         return y, ends, backward
 
-    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, State]:
-        x, batch, state = self._checked(x, lengths, state)
-        return self._run(x, batch, state, False, False)[:2]
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State]:
+        rows, batch, state = self._checked(x, context)
+        y, ends, *_ = self._run(rows, batch, state, False, False)
+        return sequences_of(y, batch) if context.packed is None and not self.pools else y, ends
 
     def _run(
-        self, x: np.ndarray, batch: Batch, state: Any, training: bool, keep: bool
+        self, h: np.ndarray, batch: Batch, state: Any, training: bool, keep: bool
     ) -> tuple[np.ndarray, State, list, Unpool]:
-        """(y, state, of each layer what the way back needs, the way back through the pool)."""
+        """(y, state, of each layer what the way back needs, the way back through the pool) of rows h (R, C)."""
         (h_0, c_0), (h_n, c_n) = (
-            [empty((len(self._weights), len(x), width), x) for width in self._widths] for _ in range(2)
+            [empty((len(self._weights), len(batch.order), width), h) for width in self._widths] for _ in range(2)
         )
         for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
             start[...] = given
-        h, layers = rows_of(x, batch), []
+        layers = []
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
@@ -143,14 +151,17 @@ class LSTM(SequenceModel):
         width = self._widths[0]
         return slice(way * width, (way + 1) * width)
 
-    def _checked(self, x: Any, lengths: Any, state: Any) -> tuple[np.ndarray, Batch, Any]:
-        op = type(self).__name__
-        x = check.array(op, "x", x, "(N, T, C)", (None, None, self.n_in), self._params)
+    def _checked(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, Batch, Any]:
+        """(rows, batch, state)."""
+        op, batch, state = type(self).__name__, context.packed, context.state
+        if batch is None:
+            x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
+            batch = sequences(op, x.shape[:2], None)
         if state is not None:
             check.each(op, "state", state, 2)
             for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
-                check.array(op, f"state[{i}]", given, form, (len(self._weights), len(x), width), x)
-        return x, sequences(op, x.shape[:2], lengths), state
+                self._array(op, f"state[{i}]", given, form, (len(self._weights), len(batch.order), width))
+        return x if context.packed else rows_of(x, batch), batch, state
 
     def _generators(self) -> list[np.random.Generator]:
         return [self._rng] if self.dropout else []
@@ -163,6 +174,7 @@ class LSTM(SequenceModel):
         found = views(flat, self._shapes)
         return [Weights._make(found.get(prefix + name) for name in Weights._fields) for prefix in self._prefixes]
 
+    @silent
     def _draw(self, rng: np.random.Generator) -> None:
         limit = 1 / math.sqrt(self.hidden_size)
         for w in views(self._params, self._shapes).values():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad import gpu
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.memory import zeros
 from fastgrad.model import Model
@@ -53,6 +54,7 @@ class Reduction:
         self._bits = bits if model.is_here else gpu.there(bits)
         self._first = True
 
+    @silent
     def __call__(self, total: Any, rows: int, settings: bytes) -> tuple[Any, Any]:
         """Turn the model's gradients, sums over this process's rows, into means over all; (mean loss (1,), rows, or their mean).
 

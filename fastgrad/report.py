@@ -1,18 +1,20 @@
 """What is told of a model's health: a table, numbers for loggers, pictures, and a verdict on every layer.
 
 Signals must keep their size through all layers (Glorot & Bengio 2010, section 4; He et al. 2015, section 2.2). So a layer's gradient is
-held against that of the last layer, where gradients come from: a factor of a thousand is 50 layers that each lose or gain a seventh, more
-than any difference in the layers' sizes makes. The other thresholds are absolute.
+held against that of the last layer of its kind: a factor of a thousand is 50 layers that each lose or gain a seventh. Layers are of one
+kind if they are of one class, at one place in their residual blocks, and a batch norm follows on both or on neither: such a norm undoes
+the weights' scale, and so their gradient goes with its inverse. Layers of different kinds may differ by far more and train, so that the
+gradient of the model's last layer, where gradients come from, decides by a factor of a million alone. The other thresholds are absolute.
 
-    exploding  NaN or infinity; or a gradient's norm over 1000 times the last layer's, or over 1000: that of a mean loss is about 1, and
-               common limits for clipping are 1 to 100 (Pascanu et al. 2013, section 3.2); or an update over a tenth of the weights, where
-               a thousandth is right (Karpathy, CS231n, "Ratio of weights:updates")
+    exploding  NaN or infinity; or a gradient's norm over 1000 times that of the last of its kind, or over 1000: that of a mean loss is
+               about 1, and common limits for clipping are 1 to 100 (Pascanu et al. 2013, section 3.2)
     dead       half of the units or more are 0, or past the last slope, for a whole batch: no gradient brings them back (Maas et al. 2013)
     saturated  half of the outputs or more are at the ends of tanh, sigmoid and their like, where slopes are near 0 (Glorot & Bengio 2010,
                section 3); of relu, of which half is at 0 when all is well, not said
-    vanishing  a gradient's norm under a thousandth of the last layer's, or 0
+    exploding  also an update over a tenth of the weights, where a thousandth is right (Karpathy, CS231n, "Ratio of weights:updates")
+    vanishing  a gradient's norm under a thousandth of that of the last of its kind
 
-They are looked for in this order, so that a cause comes before its effect.
+They are looked for in this order, so that a cause comes before its effect. What is advised is nothing that the model has already.
 """
 
 import math
@@ -25,9 +27,31 @@ import numpy as np
 from fastgrad.kernels import names
 from fastgrad.kernels.names import HEALTH, Activation
 
-RANGE, LARGE, UPDATE, HALF = 1e3, 1e3, 0.1, 0.5
+RANGE, FAR, LARGE, UPDATE, HALF = 1e3, 1e6, 1e3, 0.1, 0.5
 RELUS = names.RELU, names.LEAKY_RELU, names.CLIPPED_RELU, names.ELU, names.GELU, names.GELU_TANH, names.SILU
 TITLES = "grad norm", "largest", "zeros", "bad", "mean", "spread", "satur.", "dead", "update"
+
+
+# inits that keep a signal's size through relu and its like, and through other activations
+RELU_INITS = "he_normal", "he_uniform", "orthogonal"
+OTHER_INITS = "xavier_uniform", "xavier_normal", "lecun_uniform", "lecun_normal", "orthogonal"
+
+
+class Traits(NamedTuple):
+    """What is known of a layer and of its model, so that nothing is advised that is there or cannot be."""
+
+    # what its gradient may be held against: that of other layers of this kind
+    kind: str = ""
+    # of what drew its weights; None where that cannot be chosen, or where a batch norm follows, for which it is all the same
+    init: str | None = ""
+    # whether it is in a Residual, whose sum passes gradients by it
+    in_residual: bool = False
+    # whether the model has any
+    batch_norm: bool = False
+    residual: bool = False
+    # an LSTM with this forget_bias
+    forget_bias: float | None = None
+    clip_norm: float = math.inf
 
 
 class Verdict(NamedTuple):
@@ -43,12 +67,13 @@ class Verdict(NamedTuple):
 class Report:
     """The health of every layer: print it, or take parts of it.
 
-    layers: their names; step: how many updates were before it; values (L, 9) in the order of `columns`, NaN where something is not known;
-    steps (T,) and history (T, L, 9): of the run so far, as many steps as are kept.
+    layers: their names; traits: what is known of them; step: how many updates were before it; values (L, 9) in the order of `columns`, NaN
+    where something is not known; steps (T,) and history (T, L, 9): of the run so far, as many steps as are kept.
     """
 
     layers: list[str]
     activations: Sequence[Activation | None]
+    traits: Sequence[Traits]
     step: int
     values: np.ndarray
     steps: np.ndarray
@@ -66,10 +91,13 @@ class Report:
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict on each layer."""
-        last = self.values[-1, 0] if len(self.values) else math.nan
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.values.tolist()]
+        # of each kind the last layer's
+        norms = {traits.kind: row["grad_norm"] for traits, row in zip(self.traits, rows, strict=True)}
+        layers = zip(self.layers, rows, self.traits, self.activations, strict=True)
         return {
-            layer: verdict(dict(zip(self.columns, row, strict=True)), last, activation)
-            for layer, row, activation in zip(self.layers, self.values.tolist(), self.activations, strict=True)
+            layer: verdict(row, norms[traits.kind], rows[-1]["grad_norm"], traits, activation)
+            for layer, row, traits, activation in layers
         }
 
     def __str__(self) -> str:
@@ -119,36 +147,63 @@ class Report:
         return figure
 
 
-def verdict(values: dict[str, float], last: float, activation: Activation | None) -> Verdict:
-    """The verdict on a layer with these values, where the last layer's gradient has the norm `last`."""
+def verdict(
+    values: dict[str, float], of_kind: float, last: float, traits: Traits, activation: Activation | None
+) -> Verdict:
+    """The verdict on a layer with these values; the gradient of the last layer of its kind has the norm of_kind, the last of all `last`."""
     norm, dead, saturated, ratio = (values[name] for name in ("grad_norm", "dead", "saturated", "update_ratio"))
-    relu = activation is not None and activation.code in RELUS
-    init = "init='he_normal'" if relu else "init='xavier_uniform'"
-    blocks = "nn.BatchNorm or nn.Residual around the layers"
+    code = None if activation is None else activation.code
+    # an LSTM has its activations within, and none may be in a Residual
+    lstm = traits.forget_bias is not None
+    clip = ["clip_norm=1.0" if traits.clip_norm == math.inf else "a smaller clip_norm"] if traits.clip_norm > 1 else []
+    rate, init = "a smaller learning rate", _init(traits, code)
+    batch_norm = [] if traits.batch_norm or lstm else ["nn.BatchNorm before the activation"]
+    residual = [] if traits.residual or lstm else ["nn.Residual around the layers"]
+    # residuals alone let gradients grow, beside batch norm they keep them
+    hold = batch_norm or residual
     if values["nonfinite"]:
         cause = f"{values['nonfinite']:.0f} values of the gradient are NaN or infinite"
-        return Verdict("exploding", cause, f"clip_norm=1.0, a smaller learning rate, {init}, or {blocks}")
+        return Verdict("exploding", cause, _either(*clip, rate, *init, *hold))
+    limits = {f"{LARGE:g}": LARGE}
+    limits |= {f"{factor:g} times {of} {n:.2g}": factor * n for factor, of, n in _references(of_kind, last)}
+    for limit, most in limits.items():
+        if norm > most > 0:
+            return Verdict("exploding", f"grad_norm {norm:.2g} over {limit}", _either(*clip, rate, *init, *hold))
     if dead >= HALF:
-        cure = (
-            "a smaller learning rate, activation='leaky_relu', init='he_normal', or nn.BatchNorm before the activation"
-        )
-        return Verdict("dead", f"{dead:.0%} of the units at {HALF:.0%} or more", cure)
-    clipped = activation is not None and activation.code in (names.RELU, names.CLIPPED_RELU)
-    if saturated >= HALF and not clipped:
-        cure = f"{init}, inputs scaled to about 1, or nn.BatchNorm before the activation"
-        return Verdict("saturated", f"{saturated:.0%} of the outputs at {HALF:.0%} or more", cure)
-    if norm > LARGE or norm > RANGE * last > 0:
-        limit = f"{LARGE:g}" if norm > LARGE else f"{RANGE:g} times the last layer's {last:.2g}"
-        return Verdict("exploding", f"grad_norm {norm:.2g} over {limit}", f"clip_norm=1.0, {init}, or {blocks}")
+        leaky = ["activation='leaky_relu'"] if code in (names.RELU, names.CLIPPED_RELU) else []
+        cause = f"{dead:.0%} of the units at {HALF:.0%} or more"
+        return Verdict("dead", cause, _either(rate, *leaky, *init, *batch_norm))
+    if saturated >= HALF and code not in (names.RELU, names.CLIPPED_RELU):
+        scaled = [] if traits.batch_norm else ["inputs scaled to about 1"]
+        cause = f"{saturated:.0%} of the outputs at {HALF:.0%} or more"
+        return Verdict("saturated", cause, _either(*init, *scaled, *batch_norm, rate))
     if UPDATE < ratio < math.inf:
-        return Verdict("exploding", f"update_ratio {ratio:.2g} over {UPDATE:g}", "a smaller learning rate")
-    if norm == 0 or norm < last / RANGE:
-        limit = f"under {1 / RANGE:g} times the last layer's {last:.2g}"
-        cause = f"grad_norm {norm:.2g} {limit}" if norm else "grad_norm of 0"
-        # sigmoid's slope is a quarter at most, so that no weights keep a gradient's size
-        change = "activation='tanh'" if activation is not None and activation.code == names.SIGMOID else init
-        return Verdict("vanishing", cause, f"{change}, {blocks}")
+        return Verdict("exploding", f"update_ratio {ratio:.2g} over {UPDATE:g}", rate)
+    for factor, of, n in _references(of_kind, 0.0 if traits.in_residual else last):
+        if norm < n / factor:
+            cause = f"grad_norm {norm:.2g} under {1 / factor:g} times {of} {n:.2g}" if norm else "grad_norm of 0"
+            # sigmoid's slope is a quarter at most, so that no weights keep a gradient's size
+            change = ["activation='tanh'"] if code == names.SIGMOID else init
+            forget = ["forget_bias=1.0"] if traits.forget_bias == 0 else []
+            return Verdict("vanishing", cause, _either(*change, *forget, *batch_norm, *residual, rest="fewer layers"))
     return Verdict("healthy")
+
+
+def _references(of_kind: float, last: float) -> list[tuple[float, str, float]]:
+    """What a gradient's norm is held against: a factor, whose norm, and that norm."""
+    return [(RANGE, "the last layer's", of_kind), (FAR, "the model's last layer's", last)]
+
+
+def _init(traits: Traits, code: int | None) -> list[str]:
+    """The init to try, unless the layer has one like it."""
+    inits = RELU_INITS if code in RELUS else OTHER_INITS
+    return [] if traits.init is None or traits.init in inits else [f"init={inits[0]!r}"]
+
+
+def _either(*cures: str, rest: str = "") -> str:
+    """Cures as a text; the rest where there is none."""
+    *first, last = cures or (rest,)
+    return f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
 
 
 def _cell(column: str, value: float) -> str:

@@ -1,15 +1,14 @@
 """Residual blocks."""
 
-from typing import Any
-
 import numpy as np
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
-from fastgrad.model import IDENTITY, Backward, Model, before_loss
+from fastgrad.model import IDENTITY, Backward, ForwardContext, Model, before_loss
 from fastgrad.owner import Owner, check_parts
 from fastgrad.sequential import Sequential
 
@@ -55,18 +54,15 @@ class Residual(Owner):
         self._last = last if isinstance(last, Fused) and last.output == IDENTITY else None
         self._layers = layers if self._last is None else layers[:-1]
 
-    def _forward(
-        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
-    ) -> tuple[np.ndarray, None, Backward]:
-        if lengths is not None or state is not None:
-            raise ValueError(f"{type(self).__name__}: lengths and state are for models with an LSTM")
-        activation = before_loss(self.output, logits)
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None, Backward]:
+        training, dx, activation = context.training, context.want_dx, before_loss(self.output, context.logits)
+        context = context._replace(logits=False)
         added, shortcut_backward = x, None
         if self.shortcut is not None:
-            added, _, shortcut_backward = self.shortcut._forward(x, training, False, None, None, dx)
+            added, _, shortcut_backward = self.shortcut._forward(x, context)
         h, backwards = x, []
         for i, layer in enumerate(self._layers):
-            h, _, layer_backward = layer._forward(h, training, False, None, None, dx or i > 0)
+            h, _, layer_backward = layer._forward(h, context._replace(want_dx=dx or i > 0))
             backwards.append(layer_backward)
         want = dx or bool(backwards)
         if self._last is None:
@@ -74,6 +70,7 @@ class Residual(Owner):
         else:
             y, sum_backward = self._last._fused(h, training, activation, added, want)
 
+        @silent
         def backward(dy: np.ndarray) -> np.ndarray:
             d, dadded = sum_backward(dy)
             for layer_backward in reversed(backwards):
@@ -85,18 +82,18 @@ class Residual(Owner):
 
         return y, None, backward
 
-    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, None]:
-        if lengths is not None or state is not None:
-            raise ValueError(f"{type(self).__name__}: lengths and state are for models with an LSTM")
-        activation = before_loss(self.output, logits)
-        added = x if self.shortcut is None else self.shortcut._infer(x, False, None, None)[0]
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None]:
+        activation = before_loss(self.output, context.logits)
+        context = context._replace(logits=False)
+        added = x if self.shortcut is None else self.shortcut._infer(x, context)[0]
         h = x
         for layer in self._layers:
-            h = layer._infer(h, False, None, None)[0]
+            h = layer._infer(h, context)[0]
         if self._last is None:
             return self._sum(h, added, False, activation)[0], None
         return self._last._fused(h, False, activation, added, False)[0], None
 
+    @silent
     def _sum(
         self, h: np.ndarray, added: np.ndarray, training: bool, activation: Activation
     ) -> tuple[np.ndarray, FusedBackward]:

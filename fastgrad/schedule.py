@@ -160,7 +160,11 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
     """The rate of the update after `step` others."""
     if not isinstance(lr, Schedule):
         return lr
-    rate = lr.rate(step, losses)
+    try:
+        rate = lr.rate(step, losses)
+    except OverflowError:
+        # of Python's powers
+        rate = math.inf
     if not 0 <= rate < math.inf:
         raise ValueError(
             f"{type(lr).__name__}: the rate of update {step + 1} must be at least 0 and finite, got {rate}"

@@ -89,7 +89,7 @@ class Seen:
             )
         elif status == names.OK:
             changed, weights = (np.bincount(owners, squares, len(row)) for squares in moved.T)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(all="ignore"):
                 row[:, RATIO] = np.where(changed == 0, 0, np.sqrt(changed / weights))
         self._made += 1
         return status

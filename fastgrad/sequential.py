@@ -1,11 +1,12 @@
 """Layers one after the other."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from fastgrad import check
-from fastgrad.model import Backward, Model
+from fastgrad.model import Backward, ForwardContext, Model
 from fastgrad.owner import Owner, check_parts
 
 
@@ -13,8 +14,8 @@ class Sequential(Owner):
     """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
 
     Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
-    initial weights in order from this one's, unless their weights were written since. Dense layers beside an LSTM that
-    does not pool are applied to every step, those past a sequence's end too. A state is a list of the layers' states.
+    initial weights in order from this one's, unless their weights were written since. Layers of rows beside an LSTM that
+    does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
     """
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:
@@ -31,14 +32,10 @@ class Sequential(Owner):
         for layer in layers:
             self.n_out = self.n_out if layer.keeps else layer.n_out
 
-    def _forward(
-        self, x: np.ndarray, training: bool, logits: bool, lengths: Any, state: Any, dx: bool
-    ) -> tuple[np.ndarray, Any, Backward]:
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         states, backwards = [], []
-        for i, (layer, start) in enumerate(self._starts(lengths, state)):
-            ends = lengths if layer.recurrent else None
-            last = layer is self.layers[-1]
-            x, end, layer_backward = layer._forward(x, training, logits and last, ends, start, dx or i > 0)
+        for layer, layer_context in self._contexts(context):
+            x, end, layer_backward = layer._forward(x, layer_context)
             states.append(end)
             backwards.append(layer_backward)
 
@@ -47,24 +44,36 @@ class Sequential(Owner):
                 dy = layer_backward(dy)
             return dy
 
-        return x, states, backward
+        return x, states if self.recurrent else None, backward
 
-    def _infer(self, x: np.ndarray, logits: bool, lengths: Any, state: Any) -> tuple[np.ndarray, Any]:
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
         states = []
-        for layer, start in self._starts(lengths, state):
-            x, end = layer._infer(x, logits and layer is self.layers[-1], lengths if layer.recurrent else None, start)
+        for layer, layer_context in self._contexts(context):
+            x, end = layer._infer(x, layer_context)
             states.append(end)
-        return x, states
+        return x, states if self.recurrent else None
 
-    def _starts(self, lengths: Any, state: Any) -> list[tuple[Model, Any]]:
-        """Every layer with the state it begins from."""
-        op = type(self).__name__
-        if not self.recurrent and (lengths is not None or state is not None):
-            raise ValueError(f"{op}: lengths and state are for models with an LSTM")
-        if state is None:
-            return [(layer, None) for layer in self.layers]
-        check.each(op, "state", state, len(self.layers))
-        return list(zip(self.layers, state, strict=True))
+    def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
+        """Every layer with its context."""
+        op, starts = type(self).__name__, context.state
+        if starts is not None:
+            check.each(op, "state", starts, len(self.layers))
+            for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
+                if start is not None and not layer.recurrent:
+                    raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")
+        inner = context._replace(logits=False, state=None)
+        for i, layer in enumerate(self.layers):
+            own = inner
+            if layer is self.layers[-1]:
+                own = own._replace(logits=context.logits)
+            if starts is not None:
+                own = own._replace(state=starts[i])
+            yield layer, own
+            if i == 0:
+                inner = inner._replace(want_dx=True)
+            if layer.pools:
+                # what comes after a pool is a row of each sequence
+                inner = inner._replace(packed=None)
 
 
 def _check_order(op: str, layers: tuple[Model, ...]) -> None:

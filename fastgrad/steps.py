@@ -17,7 +17,7 @@ from fastgrad.data import Data, target_rows, windows
 from fastgrad.epoch import Epoch, Pace
 from fastgrad.kernels import names
 from fastgrad.memory import empty
-from fastgrad.model import Kept, Model
+from fastgrad.model import ForwardContext, Kept, Model
 from fastgrad.reduction import Reduction
 from fastgrad.rows import rows_of, sequences, sequences_of
 
@@ -247,10 +247,14 @@ class LayerSteps(Counted):
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
     ) -> int:
         ops = kernels(self.params)
-        y, self._state, backward = self._model._forward(x, True, self._logits, lengths, state, False)
-        batch = sequences("Trainer", y.shape[:2], lengths) if y.ndim == 3 else None
-        if batch:
-            y, target = rows_of(y, batch), target_rows(target, batch)
+        batch = None if lengths is None else sequences("Trainer", x.shape[:2], lengths)
+        context = ForwardContext(True, self._logits, batch, state, want_dx=False)
+        y, self._state, backward = self._model._forward(x if batch is None else rows_of(x, batch), context)
+        whole = sequences("Trainer", y.shape[:2], None) if y.ndim == 3 else None
+        if whole is not None:
+            y, target = rows_of(y, whole), target_rows(target, whole)
+        elif batch is not None and not self._model.pools:
+            target = target_rows(target, batch)
         self._rows = len(y)
         losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y)
         dy = empty(y.shape, y)
@@ -260,7 +264,7 @@ class LayerSteps(Counted):
             return names.BAD_LABEL
         scale = 1.0 if self._reduction else 1 / max(losses.size, 1)
         total = getattr(ops, self._loss)(y, target, losses, dy, scale)
-        backward(sequences_of(dy, batch) if batch else dy)
+        backward(dy if whole is None else sequences_of(dy, whole))
         record[:1] = total * scale
         if self._reduction:
             record[:1], self._rows = self._reduction(total, losses.size, self._settings(done))

@@ -21,7 +21,7 @@ from fastgrad.epoch import Epoch
 from fastgrad.evaluate import evaluate
 from fastgrad.gradual import GradualPruning
 from fastgrad.health import Health
-from fastgrad.history import History
+from fastgrad.history import History, means
 from fastgrad.kernels import names
 from fastgrad.later import Later
 from fastgrad.memory import doubles, zeros
@@ -339,8 +339,7 @@ class Trainer:
                                 self._prune()
                         done = self.step_count - before
                     seconds = time.perf_counter() - started
-                    found = {"loss": float(record[:done, 0] @ sizes[:done] / sizes[:done].sum())}
-                    found["grad_norm"] = float(record[:done, 1].mean())
+                    found = dict(zip(("loss", "grad_norm"), means(record[:done], sizes[:done]), strict=True))
                     if validation is not None:
                         loss, accuracy = evaluate(self.model, self.loss, seen)
                         found["val_loss"] = loss
@@ -388,7 +387,7 @@ class Trainer:
                 "Trainer.health: the trainer must be made with health=True, or with every how many steps to look"
             )
         with self.lock:
-            return self._health.report()
+            return self._health.report(self.clip_norm)
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:
         """The model's output: probabilities where it ends in softmax or sigmoid."""

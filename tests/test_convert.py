@@ -218,7 +218,7 @@ def test_a_failed_load_changes_nothing(torch):
     message = "from_torch: weight_hh_l1_reverse must be (4H, P) = (20, 5), got (20, 4)"
     refuses(ValueError, message, convert.from_torch, layer, wrong)
     wrong = {**good, "bias_hh_l1": torch.zeros(20, dtype=torch.float64)}
-    message = "from_torch: bias_hh_l1 must be float32, got float64 (one call has one dtype)"
+    message = "from_torch: bias_hh_l1 must be float32 like the model, got float64; astype(np.float32), or dtype='float64' for the model"
     refuses(TypeError, message, convert.from_torch, layer, wrong)
     wrong = {**good, "bias_hh_l1": [0.0] * 20}
     message = "from_torch: bias_hh_l1 must be a NumPy array, got list; np.asarray(value, dtype) makes one"

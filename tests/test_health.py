@@ -1,5 +1,6 @@
 """Gradient health: the numbers are PyTorch's and NumPy's, each illness is told of a net that has it, and trends are those of the theory."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -453,6 +454,110 @@ def test_healthy_nets_are_healthy(in_force):
     for options in ({"activation": "tanh", "init": "xavier_uniform"}, {"activation": "relu", "init": "he_normal"}):
         report = trained(experiment.net(10, 64, **options), x[:256], y[:256], 3).health()
         assert set(illnesses(report)) == {"healthy"}, str(report)
+
+
+def cures(report):
+    """Of each illness all that is advised against it."""
+    return {v.illness: v.cure for v in report.verdicts.values() if v.illness != "healthy"}
+
+
+def deep(activation, init, batch_norm=False, residual=False, steps=3, lr=1e-3, **options):
+    """The report of 50 layers, and whether the loss went down."""
+    x, y = experiment.digits()
+    model = experiment.net(50, 64, activation, init, batch_norm, residual)
+    trainer = fg.Trainer(model, optimizer=Adam(lr), health=True, **options)
+    losses = []
+    with contextlib.suppress(FloatingPointError):
+        for rows in experiment.batches(len(x), steps, 128, 0):
+            losses.append(trainer.step(x[rows], y[rows]))
+    return trainer.health(), len(losses) == steps and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("activation", "init"), [("sigmoid", "normal:0.01"), ("sigmoid", "normal:0.0001"), ("relu", "normal:1")]
+)
+def test_batch_norm_and_residuals_together_are_healthy_at_50_layers(cpu, activation, init):
+    """Their layers' gradients differ by far more than a thousand from the last layer's, which is of another kind."""
+    report, trains = deep(activation, init, True, True, steps=20)
+    assert trains
+    assert set(illnesses(report)) == {"healthy"}, str(report)
+
+
+def test_vanishing_at_50_layers_is_told_with_cures_that_are_not_there(cpu):
+    report, _ = deep("sigmoid", "normal:0.01")
+    assert illnesses(report)[:40] == ["vanishing"] * 40
+    for cure in ("activation='tanh'", "nn.BatchNorm", "nn.Residual"):
+        assert cure in cures(report)["vanishing"]
+
+
+def test_gradients_that_explode_are_called_so_whatever_the_outputs(cpu):
+    """Of tanh with large weights 7 of 10 outputs are saturated too."""
+    report, _ = deep("tanh", "normal:1")
+    for values, verdict in zip(report.values, report.verdicts.values(), strict=True):
+        assert (verdict.illness == "exploding") == (values[0] > 1000)
+    assert report.verdicts["layers.0"].illness == "exploding"
+    assert report.verdicts["layers.49"].illness == "saturated"
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "init", "clip"), [("relu", "he_normal", None), ("relu", "normal:1", 0.5), ("tanh", "normal:1", 5.0)]
+)
+def test_nothing_is_advised_that_is_there(cpu, activation, init, clip, batch_norm, residual):
+    report, _ = deep(activation, init, batch_norm, residual, steps=1, clip_norm=clip)
+    for verdict in report.verdicts.values():
+        assert "BatchNorm" not in verdict.cure or not batch_norm
+        assert "Residual" not in verdict.cure or not residual
+        assert "clip_norm=1.0" not in verdict.cure or clip is None
+        assert "a smaller clip_norm" not in verdict.cure or clip == 5.0
+        assert "leaky_relu" not in verdict.cure or activation == "relu"
+        assert (verdict.illness == "healthy") == (not verdict.cure)
+    hidden = [v.cure for layer, v in report.verdicts.items() if layer not in ("layers.50", "layers.51")]
+    assert init != "he_normal" or not any("init=" in cure for cure in hidden)
+
+
+def test_an_lstm_is_advised_what_an_lstm_can_have(in_force):
+    x, y = np.random.default_rng(0).standard_normal((6, 40, 3)).astype("f4"), np.zeros(6, np.int64)
+    for forget_bias in (0.0, 1.0):
+        model = Sequential(LSTM(3, 4, 2, pool="last", forget_bias=forget_bias), Dense(4, 2), seed=0)
+        model.parameters()["0.1.w_ih"][...] = 1e-6
+        report = trained(model, x, y).health()
+        assert report.verdicts["layers.0.0"].illness == "vanishing"
+        cure = report.verdicts["layers.0.0"].cure
+        assert cure == ("fewer layers" if forget_bias else "forget_bias=1.0")
+    model.parameters()["1.w"][...] = np.nan
+    trainer = fg.Trainer(model, health=True, clip_norm=1.0)
+    with pytest.raises(FloatingPointError):
+        trainer.step(x, y)
+    assert cures(trainer.health()) == {"exploding": "a smaller learning rate"}
+
+
+def test_the_layers_of_one_block_are_not_held_against_those_of_another_kind(in_force):
+    """A block whose last layer starts at 0 gives the layers before it no gradient at the first step."""
+    x, y = data()
+    blocks = [Residual(Sequential(Dense(12, 12, "relu"), Dense(12, 12, init="zeros"))) for _ in range(2)]
+    report = trained(Sequential(*blocks, Dense(12, 5), seed=0), x, y, optimizer=SGD(0.01)).health()
+    assert report.as_dict()["layers.0.body.0/grad_norm"] == 0
+    assert set(illnesses(report)) == {"healthy"}
+
+
+def test_a_net_that_has_learnt_all_is_healthy(in_force):
+    x = np.ones((4, 3), "f4")
+    net = DenseChain([3, 4, 2], "tanh", init="constant")
+    assert set(illnesses(trained(net, x, net.predict(x), loss="mse").health())) == {"healthy"}
+
+
+def test_relus_that_are_dead_are_told_before_their_effect(in_force):
+    x, y = data()
+    net = DenseChain([12, 16, 16, 5], seed=0)
+    net.biases[1][:] = -100
+    report = trained(net, x, y).health()
+    assert illnesses(report) == ["vanishing", "dead", "healthy"]
+    assert (
+        report.verdicts["layers.1"].cure
+        == "a smaller learning rate, activation='leaky_relu', or nn.BatchNorm before the activation"
+    )
 
 
 # the theory: how the gradient of weights goes from the last hidden layer to the first

@@ -447,7 +447,9 @@ def test_bad_input_of_layers(in_force):
     refuses(ValueError, message, Conv2d(2, 4, 7), x)
     message = "BatchNorm: x must be (..., C) = (4, 7, 6, 3), got (4, 7, 6, 2)"
     refuses(ValueError, message, BatchNorm(3), x)
-    message = "BatchNorm: x must be float64, got float32 (one call has one dtype)"
+    message = (
+        "BatchNorm: x must be float64 like the model, got float32; astype(np.float64), or dtype='float32' for the model"
+    )
     refuses(TypeError, message, BatchNorm(2, dtype="float64"), x)
     refuses(ValueError, "Flatten: n_out must be H W C = 84 of images (4, 7, 6, 2), got 80", Flatten(80), x)
     model = Sequential(Conv2d(2, 3, 3), Flatten(), Dense(12, 4))

@@ -138,9 +138,9 @@ def test_init_may_be_a_function():
     assert DenseChain([100, 100], init=exploding).weights[0].mean() == pytest.approx(1, abs=0.01)
     uniform = Dense(100, 10, init=lambda shape, rng: rng.uniform(-1, 1, shape) / math.sqrt(shape[0])).w
     assert np.abs(uniform).max() <= 0.1
-    message = "Dense: init must return finite numbers (4, 3), got float64 (3, 4)"
+    message = "Dense: init must return finite numbers (4, 3) of float32, got float64 (3, 4)"
     refuses(ValueError, message, Dense, 4, 3, init=lambda shape, rng: np.zeros(shape[::-1]))
-    message = "Dense: init must return finite numbers (4, 3), got float64 (4, 3)"
+    message = "Dense: init must return finite numbers (4, 3) of float32, got float64 (4, 3)"
     refuses(ValueError, message, Dense, 4, 3, init=lambda shape, rng: np.full(shape, np.nan))
 
 
@@ -297,7 +297,7 @@ def test_bad_input_of_models():
     x = batch()
     refuses(ValueError, "DenseChain.predict: x must be (N, C) = (_, 4), got (8, 3)", chain.predict, x[:, :3])
     refuses(ValueError, "DenseChain: x must be (N, C) = (_, 4), got (4,)", chain.forward, x[0])
-    message = "DenseChain.predict: x must be float32, got float64 (one call has one dtype)"
+    message = "DenseChain.predict: x must be float32 like the model, got float64; astype(np.float32), or dtype='float64' for the model"
     refuses(TypeError, message, chain.predict, x.astype(np.float64))
     message = "DenseChain.predict: x must be a NumPy array, got list; np.asarray(value, dtype) makes one"
     refuses(TypeError, message, chain.predict, x.tolist())

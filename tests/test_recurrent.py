@@ -421,7 +421,9 @@ def test_bad_input_changes_nothing(in_force):
     for call in (layer.forward, layer.predict, layer.run):
         refuses(ValueError, "LSTM: x must be (N, T, C) = (_, _, 3), got (4, 7)", call, x[:, :, 0])
         refuses(ValueError, "LSTM: x must be (N, T, C) = (_, _, 3), got (4, 7, 2)", call, x[:, :, :2])
-        message = "LSTM: x must be float64, got float32 (one call has one dtype)"
+        message = (
+            "LSTM: x must be float64 like the model, got float32; astype(np.float64), or dtype='float32' for the model"
+        )
         refuses(TypeError, message, call, x.astype(np.float32))
         refuses(ValueError, "LSTM: lengths must be integers (N,) = (4,), got (3,)", call, x, lengths=[1, 2, 3])
         refuses(ValueError, "LSTM: lengths must be in 0..7, got 8 at index 1", call, x, lengths=[1, 8, 3, 2])

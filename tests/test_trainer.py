@@ -209,7 +209,13 @@ def test_bad_input_of_a_step_changes_nothing(in_force):
     step = trainer.step
     refuses(ValueError, "Trainer.step: x must be (N, C) = (_, 4), got (20, 3)", step, x[:, :3], y)
     refuses(ValueError, "Trainer.step: x must have at least one row, got (0, 4)", step, x[:0], y[:0])
-    refuses(TypeError, "Trainer.step: x must be float32, got float64 (one call has one dtype)", step, x.astype("f8"), y)
+    refuses(
+        TypeError,
+        "Trainer.step: x must be float32 like the model, got float64; astype(np.float32), or dtype='float64' for the model",
+        step,
+        x.astype("f8"),
+        y,
+    )
     message = "Trainer.step: x must be float32 or float64 in native byte order, got int64"
     refuses(TypeError, message, step, x.astype(int), y)
     message = "Trainer.step: x must be a NumPy array, got list; np.asarray(value, dtype) makes one"

@@ -7,7 +7,8 @@ blocks that stay in cache. Orthogonal matrices are LAPACK's on either backend.
 import numpy as np
 from numba import carray
 
-from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S, orthogonal
+from ..reference import orthogonal
+from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
 from .dropout import GAMMA, mixed
 from .jit import inlined, kernel
 from .parallel import address_of, launch, share

@@ -1,5 +1,7 @@
 """The definition of every op in plain NumPy, in float32 or float64 as the arrays come: the "numpy" backend."""
 
+import numpy as np
+
 from .activation import activation_backward, activation_forward
 from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
@@ -57,3 +59,7 @@ __all__ = [
     "uniform",
     "update_arrays",
 ]
+
+# NaN and infinities go through as arithmetic has it, whatever the caller has set with np.seterr
+for _name in __all__:
+    globals()[_name] = np.errstate(all="ignore")(globals()[_name])
