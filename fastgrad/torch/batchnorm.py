@@ -41,8 +41,10 @@ def batch_norm(
     if not plain(OP, x):
         y, *_, mean, var = _forward.op(*tensors, *settings)
         if training and running_mean is not None and running_var is not None:
-            running_mean.copy_(mean)
-            running_var.copy_(var)
+            # no part of the graph, though all that an operator returns is
+            with torch.no_grad():
+                running_mean.copy_(mean)
+                running_var.copy_(var)
         return y
     if torch.is_grad_enabled():
         return _BatchNorm.apply(*tensors, *settings)

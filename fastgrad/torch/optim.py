@@ -54,6 +54,8 @@ class Adam(torch.optim.Optimizer):
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(params, settings | {"decoupled_weight_decay": self._decoupled})
 
+    # what is traced must not hand addresses to kernels: a compiled program leaves itself here and goes on behind it
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of all parameters that have gradients; the loss of the closure, if one is given."""
