@@ -54,11 +54,15 @@ class LSTM(nn.RNNBase):
 
     def _states(self, hx: Any, x: Tensor, batch_sizes: Any, batched: bool) -> tuple[Tensor, Tensor]:
         """h_0 and c_0 with a batch, of exactly the shapes that x (N, T, C) or packed rows ask for: PyTorch's errors if they are not."""
+        if not batched and isinstance(hx, Tensor):
+            hx = tuple(hx)
         if not isinstance(hx, tuple | list) or len(hx) != 2:
             what = f"{len(hx)} of them" if isinstance(hx, tuple | list) else type(hx).__name__
             raise RuntimeError(f"{OP}: expects two hidden states, a tuple (h_0, c_0), got {what}")
         if not all(isinstance(state, Tensor) for state in hx):
-            raise RuntimeError(f"{OP}: both hidden states must be tensors, got {', '.join(type(s).__name__ for s in hx)}")
+            raise RuntimeError(
+                f"{OP}: both hidden states must be tensors, got {', '.join(type(s).__name__ for s in hx)}"
+            )
         axes = 3 if batched else 2
         if any(state.dim() != axes for state in hx):
             what = "batched 3-D" if batched else "unbatched 2-D"
