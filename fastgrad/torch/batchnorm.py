@@ -17,7 +17,9 @@ from fastgrad.torch.tensors import (
     array,
     channels_last,
     channels_second,
+    laid,
     laid_out,
+    like_last,
     own,
     saves_own,
 )
@@ -41,9 +43,30 @@ def batch_norm(
 ) -> Tensor:
     """y = act(norm(x) + residual), with x (N, C), (N, C, L) or (N, C, H, W), as torch.nn.functional.batch_norm.
 
-    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y is made like that.
+    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y lies like x.
     In training running_mean and running_var (C,), if given, are moved in place.
     """
+    y = batch_norm_last(
+        x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x))
+
+
+def batch_norm_last(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
     f = check.activation(OP, activation)
     tensors: tuple = x, gamma, beta, running_mean, running_var, residual
     settings: tuple = training, momentum, eps, *f

@@ -12,9 +12,19 @@ from fastgrad.check import Pair
 from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
-from fastgrad.torch.batchnorm import batch_norm
+from fastgrad.torch.batchnorm import batch_norm_last
 from fastgrad.torch.register import Operator, direct, plain
-from fastgrad.torch.tensors import RESULT_SAVED, array, channels_last, channels_second, laid_out, own, saves_own
+from fastgrad.torch.tensors import (
+    RESULT_SAVED,
+    array,
+    channels_last,
+    channels_second,
+    laid,
+    laid_out,
+    like_last,
+    own,
+    saves_own,
+)
 
 Tensor = torch.Tensor
 OP = "conv2d"
@@ -34,8 +44,29 @@ def conv2d(
 ) -> Tensor:
     """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
 
-    x is taken as it is in memory_format=torch.channels_last, and else copied; y is made like that. padding "same" and "valid" too.
+    x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
+    and else copied once more. padding "same" and "valid" too.
     """
+    y = conv2d_last(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
+
+
+def conv2d_last(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
     f = check.activation(OP, activation)
     padding = 0 if padding == "valid" else padding
     steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
@@ -67,11 +98,12 @@ def conv_block(
     residual: Tensor | None = None,
 ) -> Tensor:
     """act(batch_norm(conv(x, weight)) + residual): half of a residual block."""
-    z = conv2d(x, weight, stride=stride, padding=padding)
-    return batch_norm(
+    z = conv2d_last(x, weight, stride=stride, padding=padding)
+    y = batch_norm_last(
         z, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
         residual=residual,
     )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
 
 
 def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any) -> tuple[int, int, int, int]:

@@ -9,10 +9,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from fastgrad import check
-from fastgrad.torch.batchnorm import batch_norm
-from fastgrad.torch.conv import conv2d
+from fastgrad.torch.batchnorm import batch_norm_last
+from fastgrad.torch.conv import conv2d_last
 from fastgrad.torch.dense import chain
-from fastgrad.torch.tensors import FLOATS, PLAIN
+from fastgrad.torch.tensors import FLOATS, PLAIN, laid, like_last
 
 Tensor = torch.Tensor
 exporting = getattr(torch.compiler, "is_exporting", bool)
@@ -161,6 +161,19 @@ def through(layers: Iterable[Any], x: Tensor) -> Tensor:
     return x
 
 
+def run(steps: Sequence[Any], x: Tensor) -> Tensor:
+    """The same of steps. Between convolutions and norms channels stay last in memory; behind them images lie as PyTorch's would."""
+    last = None
+    for step, following in zip(steps, (*steps[1:], None), strict=True):
+        if not isinstance(step, Convolved):
+            x = step(x)
+            continue
+        x, last = step.inner(x, like_last(x) if last is None else last)
+        if not isinstance(following, Convolved):
+            x, last = laid(x, last), None
+    return x
+
+
 class Plan:
     """What is called of a Sequential's layers, in their order: fused steps, and layers that stay as they are.
 
@@ -190,7 +203,7 @@ class Plan:
         if layers != planned or [plain(layer) for layer in layers] != kinds:
             # a plan is made outside of traces
             steps = layers if torch.compiler.is_compiling() else self.make(layers)  # type: ignore[assignment]
-        return through(steps, x)
+        return run(steps, x)
 
 
 class Chain:
@@ -233,13 +246,17 @@ class Convolved:
         self.conv, self.norm, self.activation = conv, norm, activation
         self.layers = tuple(layer for layer in (conv, norm, activation) if layer is not None)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def inner(self, x: Tensor, last: bool) -> tuple[Tensor, bool]:
+        """y with channels last in memory, and whether PyTorch's would be like that, as last tells of x."""
         f = "identity" if self.activation is None else pointwise(self.activation)
         if f is None:
-            return through(self.layers, x)
+            y = through(self.layers, laid(x, last))
+            return y, like_last(y)
         if self.norm is None:
-            return convolve(self.conv, x, f)
-        return normalise(self.norm, x if self.conv is None else convolve(self.conv, x), f)
+            return convolve(self.conv, x, last, f)
+        if self.conv is not None:
+            x, last = convolve(self.conv, x, last)
+        return normalise(self.norm, x, f), last
 
     def __repr__(self) -> str:
         name = "" if self.activation is None else pointwise(self.activation)
@@ -255,20 +272,20 @@ def pointwise(layer: Any) -> str | tuple[str, float] | None:
     return None if f == "softmax" else f
 
 
-def convolve(
-    conv: Any, x: Tensor, activation: str | tuple[str, float] = "identity", residual: Tensor | None = None
-) -> Tensor:
-    """What nn.Conv2d makes of x, with an activation and a residual."""
-    return conv2d(
-        x, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-        activation=activation, residual=residual,
+def convolve(conv: Any, x: Tensor, last: bool, activation: str | tuple[str, float] = "identity") -> tuple[Tensor, bool]:
+    """What nn.Conv2d makes of x, with an activation; as `Convolved.inner`."""
+    weight = conv.weight
+    y = conv2d_last(
+        x, weight, conv.bias, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+        activation=activation,
     )  # fmt: skip
+    return y, last or like_last(weight)
 
 
 def normalise(
     norm: Any, x: Tensor, activation: str | tuple[str, float] = "identity", residual: Tensor | None = None
 ) -> Tensor:
-    """What nn.BatchNorm1d or nn.BatchNorm2d makes of x, with an activation and a residual."""
+    """What nn.BatchNorm1d or nn.BatchNorm2d makes of x, with an activation and a residual; with channels last in memory."""
     norm._check_input_dim(x)
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -279,7 +296,7 @@ def normalise(
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
     gamma = x.new_ones(norm.num_features) if norm.weight is None else norm.weight
     beta = x.new_zeros(norm.num_features) if norm.bias is None else norm.bias
-    return batch_norm(
+    return batch_norm_last(
         x, gamma, beta, *running, training=norm.training or norm.running_mean is None, momentum=momentum, eps=norm.eps,
         activation=activation, residual=residual,
     )  # fmt: skip
@@ -344,9 +361,11 @@ class Residual:
     def __call__(self, layers: list[Any], x: Tensor) -> Tensor:
         """layers: what `layers` gave."""
         conv1, norm1, act1, conv2, norm2, act2, conv, norm = layers
-        shortcut = x if conv is None else normalise(norm, convolve(conv, x))
-        h = normalise(norm1, convolve(conv1, x), act1)
-        return normalise(norm2, convolve(conv2, h), act2, shortcut)
+        last = like_last(x)
+        shortcut = x if conv is None else normalise(norm, convolve(conv, x, last)[0])
+        z, last = convolve(conv1, x, last)
+        z, last = convolve(conv2, normalise(norm1, z, act1), last)
+        return laid(normalise(norm2, z, act2, shortcut), last)
 
 
 def _steps(layers: Sequence[nn.Module], kinds: Sequence[type[nn.Module] | None]) -> list[Any]:

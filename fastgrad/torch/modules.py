@@ -9,6 +9,7 @@ from torch import nn
 
 from fastgrad import check
 from fastgrad.torch.layers import Plan, Residual, named_activation, normalise
+from fastgrad.torch.tensors import laid, like_last
 
 Tensor = torch.Tensor
 
@@ -56,7 +57,7 @@ class _Normalised:
         self.activation = activation
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return normalise(self, input, self.activation, residual)
+        return laid(normalise(self, input, self.activation, residual), like_last(input))
 
 
 class BatchNorm1d(_Normalised, nn.BatchNorm1d):
@@ -66,7 +67,7 @@ class BatchNorm1d(_Normalised, nn.BatchNorm1d):
 class BatchNorm2d(_Normalised, nn.BatchNorm2d):
     """y = act(norm(x) + residual): torch.nn.BatchNorm2d, with what often follows it; `forward` takes the residual too.
 
-    Images in memory_format=torch.channels_last are taken as they are, others copied; y is channels_last.
+    Images in memory_format=torch.channels_last are taken as they are, others copied; y lies like them.
     """
 
 

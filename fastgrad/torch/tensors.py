@@ -79,6 +79,31 @@ def channels_second(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.transpose(SECOND[array.ndim]))
 
 
+def like_last(x: torch.Tensor) -> bool:
+    """Whether PyTorch takes images to be in memory_format=torch.channels_last: by their strides, whatever is one long."""
+    if x.dim() != 4:
+        return False
+    strides, shape = x.stride(), x.shape
+    least = 0
+    if strides[1] == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(shape[axis], 1)
+    return True
+
+
+def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
+    """y (N, C, ...), which lies with channels last, as PyTorch's would lie: like that, or contiguous."""
+    if last or y.dim() == 2:
+        return y
+    if y.is_contiguous():
+        # one channel or one pixel: the strides of what is one long still tell how it is meant
+        return y.permute(LAST[y.dim()]).view(y.shape)
+    return y.contiguous()
+
+
 def saves_own(code: int) -> bool:
     """Whether a way back through this activation reads something that must not be y itself: z, or a copy of y."""
     return code not in RESULT_SAVED and code != names.IDENTITY
