@@ -5,12 +5,12 @@ import numpy as np
 from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.images import Plain
-from fastgrad.memory import empty
+from fastgrad.memory import copied, empty
 from fastgrad.model import Backward, draw_key, generator
 
 
 class Dropout(Plain):
-    """In training y = x / (1 - rate), or 0 for a share `rate` of the values, drawn anew for each forward; else y = x. x of any shape.
+    """In training y = x / (1 - rate), or 0 for a share `rate` of the values, drawn anew for each forward; else a copy of x. x of any shape.
 
     Which values are dropped depends on the seed and the number of forwards before, not on backend or threads; no mask is kept.
     """
@@ -27,7 +27,7 @@ class Dropout(Plain):
         op = type(self).__name__
         x = check.contiguous(check.floating(op, "x", x))
         if not training or not self.rate:
-            return x, lambda dy: check.upstream(op, dy, x)
+            return copied(x), lambda dy: copied(check.upstream(op, dy, x))
         dropout, rate, key = kernels(x).dropout, self.rate, draw_key(self._rng)
         y = empty(x.shape, x)
         dropout(x, rate, key, y)

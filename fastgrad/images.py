@@ -11,6 +11,7 @@ from fastgrad.conv import run
 from fastgrad.fused import Fused, FusedBackward
 from fastgrad.init import chosen
 from fastgrad.kernels.names import Activation
+from fastgrad.memory import copied
 from fastgrad.model import Backward, Model, generator, views
 from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 
@@ -159,7 +160,7 @@ class GlobalAvgPool2d(Plain):
 
 
 class Flatten(Plain):
-    """Rows (N, H W C) of images; n_out is their length where it is to be checked, or to be known as the end of a model."""
+    """Rows (N, H W C) of images, a copy; n_out is their length where it is to be checked, or to be known as the end of a model."""
 
     pools = True
 
@@ -171,7 +172,7 @@ class Flatten(Plain):
         op = type(self).__name__
         x = check.images(op, x)
         n, height, width, channels = x.shape
-        y = x.reshape(n, height * width * channels)
-        if self.n_out not in (None, y.shape[1]):
-            raise ValueError(f"{op}: n_out must be H W C = {y.shape[1]} of images {x.shape}, got {self.n_out}")
-        return y, lambda dy: check.upstream(op, dy, y).reshape(x.shape)
+        if self.n_out not in (None, length := height * width * channels):
+            raise ValueError(f"{op}: n_out must be H W C = {length} of images {x.shape}, got {self.n_out}")
+        y, shape = copied(x).reshape(n, length), x.shape
+        return y, lambda dy: copied(check.upstream(op, dy, y)).reshape(shape)

@@ -1,86 +1,95 @@
 """Memory for results: what is let go is kept for the next, since pages that the system hands out anew cost more than many a kernel.
 
-A result holds on to a block, as do all views of it; when the last of them is gone, the next result of that size gets the memory. So the
-gradient that one layer of a model has read is where the next layer writes its own, and a training loop allocates nothing after its
-first step. Blocks begin at cache lines.
+A result is a view of a block, as all views of it are. Blocks of up to KEPT bytes together are listed here, lent or free, and one that the
+list alone holds is free: so reference counts tell, as they do when an exception, a signal's handler or another thread comes between. No
+lock is held and no destructor runs, and blocks past the bound are NumPy's to free at once. The gradient that one layer of a model has
+read is where the next layer writes its own, and a training loop allocates nothing after its first step. Blocks begin at cache lines.
 """
 
 import ctypes
-import os
-import threading
-from collections import deque
+from itertools import islice
 from math import prod
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
 from fastgrad import gpu
 
-# bytes from which on a result gets a block; bytes of free blocks that are kept at most, those let go of a size least lately used
+# bytes from which on a result gets a block; bytes of blocks that are listed at most, those of a size least lately used go first
 LARGE, KEPT = 4 << 10, 1 << 29
 LINE = 64
+# to look at a block costs as much as new pages for so many bytes: of a size with many lent blocks some are looked at
+LOOK = 1 << 10
 
 
-class Block(np.ndarray):
-    """Bytes that results share. Its own base is no array, so that theirs is the block."""
-
-    def __del__(self) -> None:
-        # at any time and in any thread, that of a call of empty included: what needs a lock is done there
-        returned.append(self.base)
+def counts(blocks: list[np.ndarray], most: int) -> list[int]:
+    """References to the first blocks of a list."""
+    return list(map(getrefcount, islice(blocks, most)))
 
 
-returned: deque[Any] = deque()
+# of a block that nothing but its list holds
+FREE = counts([np.empty(0)], 1)[0]
 
 
 class Memory:
-    """Free blocks' bytes by their number, in the order in which numbers were used last."""
+    """Lists of blocks by their size, the last one taken first; sizes in the order in which they were used last."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: dict[int, list[Any]] = {}
-        self._kept = 0
+        self._blocks: dict[int, list[np.ndarray]] = {}
 
-    def take(self, size: int) -> Any:
-        with self._lock:
-            while returned:
-                self._keep(returned.popleft())
-            found = self._free.pop(size, None)
-            if not found:
-                return self._new(size)
-            memory = found.pop()
-            if found:
-                self._free[size] = found
-            self._kept -= size
-            return memory
+    def take(self, size: int) -> np.ndarray:
+        """A block (size,) of bytes that nobody has."""
+        # whoever comes between the two lines has a list of its own, whose blocks are soon listed no more
+        blocks = self._blocks.pop(size, None) or []
+        self._blocks[size] = blocks
+        block = _free(blocks, 8 + size // LOOK)
+        if block is None:
+            self._make_room(size)
+            block = _new(size)
+            if size <= KEPT:
+                blocks.insert(0, block)
+        return block
 
-    def _keep(self, memory: Any) -> None:
-        same = self._free.pop(len(memory), [])
-        same.append(memory)
-        self._free[len(memory)] = same
-        self._kept += len(memory)
-        while self._kept > KEPT:
-            oldest = next(iter(self._free))
-            self._free[oldest].pop()
-            self._kept -= oldest
-            if not self._free[oldest]:
-                del self._free[oldest]
+    @property
+    def listed(self) -> int:
+        """Bytes of all blocks in the lists."""
+        return sum(size * len(blocks) for size, blocks in list(self._blocks.items()))
 
-    def _new(self, size: int) -> Any:
-        memory = np.empty(size + LINE, np.uint8)
-        return (ctypes.c_char * size).from_buffer(memory.data, -memory.ctypes.data % LINE)
+    def _make_room(self, size: int) -> None:
+        """Make the lists short enough for one more block."""
+        over = self.listed + size - KEPT
+        for other, blocks in list(self._blocks.items()):
+            while over > 0 and blocks:
+                del blocks[-1:]
+                over -= other
+            if not blocks and other != size:
+                self._blocks.pop(other, None)
+
+
+def _free(blocks: list[np.ndarray], most: int) -> np.ndarray | None:
+    """A free block among the first of a list, which becomes its first."""
+    while FREE in (found := counts(blocks, most)):
+        # what pop returns nobody else gets, but another may be at that place by now
+        try:
+            own = [blocks.pop(found.index(FREE))]
+        except IndexError:
+            continue
+        is_free = counts(own, 1) == [FREE]
+        blocks.insert(0, own[0])
+        if is_free:
+            return own[0]
+    return None
+
+
+def _new(size: int) -> np.ndarray:
+    memory = np.empty(size + LINE, np.uint8)
+    # of an array whose own base is no array all views have the array for base
+    base: Any = (ctypes.c_char * size).from_buffer(memory.data, -memory.ctypes.data % LINE)
+    return np.ndarray(size, np.uint8, base)
 
 
 _memory = Memory()
-
-
-def _after_in_child() -> None:
-    # another thread of the parent may have held the lock, which would never be free here
-    global _memory
-    _memory = Memory()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_in_child)
 
 
 def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
@@ -97,7 +106,14 @@ def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
     # sizes that differ little share their memory: there are eight from a power of two to the next
     step = 1 << n.bit_length() - 4
     size = (n + step - 1) // step * step
-    return np.ndarray(shape, dtype, Block(size, np.uint8, _memory.take(size)))
+    return np.ndarray(shape, dtype, _memory.take(size))
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """A copy, of a result that would else share its caller's memory."""
+    y = empty(x.shape, x)
+    y[...] = x
+    return y
 
 
 def doubles(n: int, like: np.ndarray) -> np.ndarray:

@@ -72,16 +72,16 @@ class Seen:
         # h is a gate times tanh, unless it is projected
         self._see(w_ih, ACTIVATIONS["tanh" if rest[3] is None else "identity"], h)
 
-    def update_arrays(self, params: Any, grads: Any, *rest: Any) -> Any:
+    def update_arrays(self, params: Any, grads: Any, *rest: Any, **named: Any) -> Any:
         if not self._looks:
             self._made += 1
-            return self._ops.update_arrays(params, grads, *rest)
+            return self._ops.update_arrays(params, grads, *rest, **named)
         self._look()
         row, like = self._row, params[0]
         found, moved = doubles(4 * len(row), like).reshape(-1, 4), doubles(2 * len(params), like).reshape(-1, 2)
         self._ops.array_health(self._places.gradients, found)
         row[:, GRADIENTS] = found
-        status = self._ops.update_arrays(params, grads, *rest, moved)
+        status = self._ops.update_arrays(params, grads, *rest, moved, **named)
         owners = self._health.owners
         if gpu.is_there(moved):
             importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
@@ -129,9 +129,11 @@ def in_force(ops: Any) -> Iterator[None]:
     """A block in which these are the kernels, for the thread or task that runs it."""
     name = f"{backend()}, seen as {id(ops)}"
     _loaded[name] = ops
-    token = _context.set(name)
+    before = _context.get()
     try:
+        # an interrupt may come before this is over
+        _context.set(name)
         yield
     finally:
-        _context.reset(token)
+        _context.set(before)
         del _loaded[name]

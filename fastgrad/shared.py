@@ -40,4 +40,6 @@ class SharedChainSteps(LayerSteps):
         # where a gradient is not finite the others have to know
         ops.scale_arrays([self._chain.grads], None, np.full(1, float(len(x))))
         record[:1], self._rows = reduction(record.item(0) * len(x), len(x), self._settings(done))
-        return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
+        return ops.update_arrays(
+            self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:], updates=self._count
+        )

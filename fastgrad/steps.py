@@ -1,10 +1,12 @@
 """How a training step is run: one compiled call over a dense chain, or layer by layer over any other model.
 
 Both read and write the model's flat arrays, keep their scratch between steps, and return a status of kernels/names.py;
-one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step.
+one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step. count (1,) is the
+trainer's too, the number of updates: kernels add to it with each update, so that it is right wherever an exception comes from.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from fastgrad.backend import kernels
 from fastgrad.chains import DenseChain
 from fastgrad.data import Data, target_rows, windows
-from fastgrad.epoch import Epoch
+from fastgrad.epoch import Epoch, Pace
 from fastgrad.kernels import names
 from fastgrad.memory import empty
 from fastgrad.model import Kept, Model
@@ -27,11 +29,16 @@ FUSED = {"cross_entropy": names.SOFTMAX, "binary_cross_entropy": names.SIGMOID}
 
 
 class Steps(Protocol):
-    """What a trainer runs. updates: made by the last epoch, or by what there was of it."""
+    """What a trainer runs. updates: made since the last epoch began."""
 
     params: np.ndarray
     mask: np.ndarray | None
-    updates: int
+
+    @property
+    def updates(self) -> int: ...
+
+    def whole(self) -> AbstractContextManager:
+        """A block in which the model is as after the last update, though a step be under way."""
 
     def reserve(self, rows: int) -> None:
         """Scratch for batches of this many rows."""
@@ -43,10 +50,25 @@ class Steps(Protocol):
         """An update after the other, up to one that fails, whose status is returned."""
 
 
-class ChainSteps:
-    """Steps of a DenseChain: one call each, and one for an epoch."""
+class Counted:
+    """The number of updates, and of those since the last epoch began."""
 
-    updates = 0
+    _count: np.ndarray
+    _before = 0
+
+    @property
+    def updates(self) -> int:
+        return int(self._count[0]) - self._before
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """See Steps: a chain's update is one call, and so it is always whole."""
+        yield
+
+
+class ChainSteps(Counted):
+    """Steps of a DenseChain: one call each, and of an epoch as many batches a call as Pace says."""
+
     # what the kernels are asked to look at
     watch: names.Watch | None = None
 
@@ -59,8 +81,10 @@ class ChainSteps:
         hyper: np.ndarray,
         clip_norm: float,
         constraint: names.Constraint | None,
+        count: np.ndarray,
     ) -> None:
         self.params, self.mask = model.params, model._mask
+        self._count, self._pace, self._pace_of = count, Pace(0), 0
         self._sizes, self._work, self._rows = model.sizes, empty((0,), model.params), 0
         self._net = model.table, model.activation_parameters, names.LOSSES[loss], model.params, model.grads
         self._optimizer = optimizer.code, state, hyper, clip_norm, self.mask, constraint
@@ -73,22 +97,53 @@ class ChainSteps:
             self._rows = rows
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: Any, done: int, record: np.ndarray) -> int:
-        return kernels(x).dense_chain_step(x, target, *self._arguments, done, record, health=self.watch)
+        ops = kernels(x)
+        return ops.dense_chain_step(
+            x, target, *self._arguments, done, record, health=self.watch, updates=self._count
+        )  # fmt: skip
 
     def epoch(self, asked: Epoch) -> int:
-        self.updates = 0
+        self._before = int(self._count[0])
+        asked.sizes[...] = np.diff(np.append(np.arange(0, len(asked.order), asked.batch_size), len(asked.order)))
+        if type(self.params) is not np.ndarray:
+            # launches return at once, and to wait for them more often would cost
+            return self._part(asked, self.watch)
+        if self._pace_of != asked.batch_size:
+            self._pace_of = asked.batch_size
+            self._pace = Pace(6 * asked.batch_size * self.params.size)
+        first = 0
+        while first < asked.batches:
+            batches = min(self._pace.batches(), asked.batches - first)
+            status = self._part(asked.part(first, batches, first), self.watch and self.watch.after(first))
+            self._pace.made(batches)
+            if status != names.OK:
+                return status
+            first += batches
+        return names.OK
+
+    def _part(self, asked: Epoch, watch: names.Watch | None) -> int:
+        """Batches in one call."""
         (x, y, _), order, size = asked.data, asked.order, asked.batch_size
-        asked.sizes[...] = np.diff(np.append(np.arange(0, len(order), size), len(order)))
-        status, self.updates = kernels(x).dense_chain_epoch(
-            x, y, order, size, asked.rates, *self._arguments, asked.done, asked.record, health=self.watch
+        status, _ = kernels(x).dense_chain_epoch(
+            x,
+            y,
+            order,
+            size,
+            asked.rates,
+            *self._arguments,
+            asked.done,
+            asked.record,
+            health=watch,
+            updates=self._count,
         )
         return status
 
 
-class LayerSteps:
+class LayerSteps(Counted):
     """Steps of any model: forward, loss, backward, norm, update."""
 
-    updates = 0
+    # what the step that is under way, or was interrupted, has moved of the model besides its parameters; and updates before it
+    _under_way: tuple[Kept, int] | None = None
 
     def __init__(
         self,
@@ -99,10 +154,11 @@ class LayerSteps:
         hyper: np.ndarray,
         clip_norm: float,
         constraint: names.Constraint | None,
+        count: np.ndarray,
         reduction: Reduction | None,
     ) -> None:
         self.params, self.mask = model.params, model._mask
-        self._model, self._loss = model, loss
+        self._model, self._loss, self._count = model, loss, count
         # updates of the epoch that runs
         self._reduction, self._planned = reduction, 0
         # of the last step; a share of them where means are taken over processes, and then on a GPU an array () there
@@ -120,12 +176,11 @@ class LayerSteps:
         """Nothing: layers ask for their memory themselves."""
 
     def epoch(self, asked: Epoch) -> int:
-        self.updates = 0
+        self._before = int(self._count[0])
         for status in self._run(asked, asked.record):
             if status != names.OK:
                 return status
-            asked.sizes[self.updates] = self._rows
-            self.updates += 1
+            asked.sizes[self.updates - 1] = self._rows
         return names.OK
 
     def _run(self, asked: Epoch, record: np.ndarray) -> Iterator[Any]:
@@ -160,13 +215,33 @@ class LayerSteps:
         record: np.ndarray,
         state: Any = None,
     ) -> int:
-        before, status = Kept(self._model), None
+        self._settle()
+        self._over, self._under_way = False, (Kept(self._model), int(self._count[0]))
         try:
-            status = self._step(x, target, lengths, done, record, state)
+            return self._step(x, target, lengths, done, record, state)
         finally:
-            if status != names.OK:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Put back what a step has moved that made no update. Where it is interrupted it is done again before the next step."""
+        if self._under_way is not None:
+            before, count = self._under_way
+            # a window after all sequences' ends is no update, and moves on as one
+            if self._count[0] == count and not self._over:
                 before.restore()
-        return status
+            self._under_way = None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        if self._under_way is None or self._count[0] != self._under_way[1]:
+            yield
+            return
+        now = Kept(self._model)
+        self._under_way[0].restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
     def _step(
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
@@ -193,7 +268,9 @@ class LayerSteps:
             self._over = not losses.size and not self._rows
             if self._over:
                 return names.OK
-        return ops.update_arrays(self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:])
+        return ops.update_arrays(
+            self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:], updates=self._count
+        )
 
     def _settings(self, done: int) -> bytes:
         """What processes that share a step must have in common."""
@@ -209,11 +286,12 @@ def steps_of(
     hyper: np.ndarray,
     clip_norm: float,
     constraint: names.Constraint | None,
+    count: np.ndarray,
     reduction: Reduction | None,
     health: "Health | None",
 ) -> Steps:
     """Steps of the kind that the model allows: an all-reduce comes between a chain's gradients and its update."""
-    settings = loss, optimizer, state, hyper, clip_norm, constraint
+    settings = loss, optimizer, state, hyper, clip_norm, constraint, count
     steps: ChainSteps | LayerSteps
     if isinstance(model, DenseChain) and reduction is None:
         steps = ChainSteps(model, *settings)

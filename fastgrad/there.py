@@ -24,7 +24,7 @@ class ThereLayerSteps(LayerSteps):
     _alive: Any = None
 
     def epoch(self, asked: Epoch) -> int:
-        self.updates = 0
+        self._before = int(self._count[0])
         # mean loss, norm, rows and status of each update
         there, made = gpu.zeros((len(asked.sizes), 4), np.float64), 0
         try:
@@ -37,7 +37,9 @@ class ThereLayerSteps(LayerSteps):
             self._alive, found = None, gpu.here(there)[:made]
             asked.record[:made], asked.sizes[:made] = found[:, :2], found[:, 2]
             failed = np.flatnonzero(found[:, 3])
-            self.updates = int(failed[0]) if len(failed) else made
+            if len(failed):
+                # launched they were, and counted
+                self._count[0] = self._before + failed[0]
         return int(found[failed[0], 3]) if len(failed) else names.OK
 
     def step(
@@ -49,15 +51,15 @@ class ThereLayerSteps(LayerSteps):
         record: np.ndarray,
         state: Any = None,
     ) -> Any:
+        self._settle()
         before = Kept(self._model)
-        status: Any = None
+        self._over, self._under_way = False, (before, int(self._count[0]))
         if self._alive is not None:
             x = x * self._alive.astype(x.dtype)
         try:
-            status = self._step(x, target, lengths, done, record, state)
+            status: Any = self._step(x, target, lengths, done, record, state)
         finally:
-            if status is None:
-                before.restore()
+            self._settle()
         if self._reduction is not None:
             status = np.where(self._reduction.agreed, status, DISAGREED)
         before.restore_unless(status == names.OK)

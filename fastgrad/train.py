@@ -1,9 +1,12 @@
 """A small trainer: steps, epochs, validation."""
 
 import math
+import os
 import sys
 import threading
 import time
+import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ from fastgrad.history import History
 from fastgrad.kernels import names
 from fastgrad.later import Later
 from fastgrad.memory import doubles, zeros
-from fastgrad.model import Model, generator
-from fastgrad.optim import Adam, Optimizer
+from fastgrad.model import Kept, Model, generator
+from fastgrad.optim import Adam, Optimizer, successor
 from fastgrad.reduction import DISAGREED, Reduce, Reduction, disagreement
 from fastgrad.report import Report
 from fastgrad.schedule import Schedule
@@ -42,6 +45,13 @@ class Trainer:
     shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at. With health, True or
     every how many steps, a step also leaves what `health` tells.
 
+    optimizer, loss, clip_norm, constraint, pruning, reduce and seed may be assigned between steps, and are checked as here; an optimizer
+    must be of the kind whose state there is. state may be assigned an array like it, and step_count a number. What is counted is what
+    was made: an exception, a signal's as any other (KeyboardInterrupt), leaves parameters, statistics, state, generators and step_count as
+    they are after a whole number of updates. A signal's handler may save, predict and evaluate; a step or a fit in one, while this
+    thread's own runs, raises RuntimeError. On the backends "numpy" and "cuda" an update is several calls, between which an exception may
+    come.
+
     reduce shares each step among processes that run the same program, each with rows of its own: an all-reduce that puts the sum over
     all processes, or the mean, into a flat array in place. It is called once a step, between backward and clipping, with the gradients'
     sums over the rows and what belongs to them; gradients, norm and loss are then those of all rows of all processes, which need not be
@@ -53,6 +63,8 @@ class Trainer:
     # of x and y in the last step, for which there is scratch
     _shapes: tuple
     _steps: Steps
+    # whether a step or an epoch runs, in the thread that has the lock
+    _running = False
 
     def __init__(
         self,
@@ -69,34 +81,129 @@ class Trainer:
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
-        check.choice("Trainer", "loss", loss, names.LOSSES)
-        if not isinstance(optimizer, Optimizer | None):
-            raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-        self.model, self.loss, self.optimizer = model, loss, optimizer or Adam()
-        self.clip_norm = math.inf if clip_norm is None else check.number("Trainer", "clip_norm", clip_norm, zero=False)
-        if not isinstance(pruning, GradualPruning | None):
-            raise TypeError(f"Trainer: pruning must be a GradualPruning, got {type(pruning).__name__}")
-        if pruning:
-            pruning.check(model)
-        if reduce is not None and not callable(reduce):
-            raise TypeError(f"Trainer: reduce must be callable, got {type(reduce).__name__}")
-        self.constraint, self.pruning, self.reduce = constraint, pruning, reduce
+        self._model, self._loss = model, _loss(loss)
+        self._optimizer = Adam() if optimizer is None else _optimizer(optimizer)
+        self._clip_norm, self._pruning, self._reduce = _clip_norm(clip_norm), _pruning(pruning, model), _reduce(reduce)
+        self._constraint = constraint
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
         self._health = Health(model, int(every)) if every else None
-        self.step_count = 0
+        # kernels count, in the call that makes the update
+        self._count = np.zeros(1, np.int64)
+        # the number of updates up to which was pruned what was due
+        self._pruned = 0
         self.val_losses: list[float] = []
         if hasattr(kernels(model.params), "direct"):
             # where each call would carry the model to the GPU it goes there for good
             model.to("cuda")
-        self.state = zeros((self.optimizer.state_rows, model.params.size), model.params)  # (S, P)
-        self.lock = threading.Lock()
-        self.rng = generator(seed)
+        self._state = zeros((self.optimizer.state_rows, model.params.size), model.params)  # (S, P)
+        # a signal's handler may come while this thread has it
+        self.lock = threading.RLock()
+        _trainers.add(self)
+        self.seed = seed
         self._record = np.zeros(2)  # loss, norm
         self._hyper = self.optimizer.hyper
-        self._scheduled = isinstance(self.optimizer.lr, Schedule)
         self._dtype = model.dtype
-        self._target_dtype = np.dtype(np.int64) if loss == "cross_entropy" else model.dtype
         self._bind()
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        found = successor("Trainer", optimizer, self._optimizer)
+        with self.lock:
+            self._optimizer, self._hyper = found, found.hyper
+            self._bind()
+
+    @property
+    def loss(self) -> str:
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: str) -> None:
+        loss = _loss(loss)
+        with self.lock:
+            self._loss = loss
+            self._bind()
+
+    @property
+    def clip_norm(self) -> float:
+        """Infinity where nothing is clipped."""
+        return self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, clip_norm: float | None) -> None:
+        clip_norm = _clip_norm(clip_norm)
+        with self.lock:
+            self._clip_norm = clip_norm
+            self._bind()
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._constraint
+
+    @constraint.setter
+    def constraint(self, constraint: Constraint | None) -> None:
+        constraints.checked("Trainer", constraint, "parameters", list(self.model.parameters().values()))
+        with self.lock:
+            self._constraint = constraint
+            self._bind()
+
+    @property
+    def pruning(self) -> GradualPruning | None:
+        return self._pruning
+
+    @pruning.setter
+    def pruning(self, pruning: GradualPruning | None) -> None:
+        pruning = _pruning(pruning, self.model)
+        with self.lock:
+            # what would have been due before is not made up for
+            self._pruned, self._pruning = self.step_count, pruning
+
+    @property
+    def reduce(self) -> Reduce | None:
+        return self._reduce
+
+    @reduce.setter
+    def reduce(self, reduce: Reduce | None) -> None:
+        reduce = _reduce(reduce)
+        with self.lock:
+            self._reduce = reduce
+            self._bind()
+
+    @property
+    def seed(self) -> int:
+        """Where the shuffling started; an assignment starts it anew."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.rng, self._seed = generator(seed), seed
+
+    @property
+    def state(self) -> np.ndarray:
+        """The optimiser's, (S, P)."""
+        return self._state
+
+    @state.setter
+    def state(self, state: np.ndarray) -> None:
+        values = check.array("Trainer", "state", state, "(S, P)", self._state.shape, self._state)
+        with self.lock:
+            self._state[...] = values
+
+    @property
+    def step_count(self) -> int:
+        """Updates so far."""
+        return int(self._count[0])
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._count[0] = self._pruned = check.count("Trainer", "step_count", count, least=0)
 
     def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | Later:
         """One update; the mean loss before it, of sequences over their own steps.
@@ -106,32 +213,45 @@ class Trainer:
         that was not made counts as a step.
         """
         with self.lock:
-            # the full check costs as much as a small net's step: arrays like those of the last one pass by
-            if not (
-                type(x) is np.ndarray
-                and type(y) is np.ndarray
-                and x.dtype is self._dtype
-                and y.dtype is self._target_dtype
-                and x.shape == self._shapes[0]
-                and y.shape == self._shapes[1]
-                and x.flags.carray
-                and y.flags.carray
-                and self._steps.params is self.model.params
-                and self._steps.mask is self.model._mask
-                and lengths is None
-            ):
-                if not self.model.is_here:
-                    return self._step_there(x, y, lengths)
-                x, y, lengths = self._checked("Trainer.step", x, y, lengths)
-                self._reserve(len(x))
-                self._shapes = x.shape, y.shape
-            if self._scheduled:
-                self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
-            status = self._steps.step(x, y, lengths, self.step_count, self._record)
-            if status != names.OK:
-                self._fail("Trainer.step", status, y)
-            self._count(1)
-            return self._record.item(0)
+            if self._running:
+                raise _nested("Trainer.step")
+            self._running = True
+            try:
+                return self._step(x, y, lengths)
+            finally:
+                self._running = False
+                if self._pruning:
+                    self._prune()
+
+    def _step(self, x: Any, y: Any, lengths: Any) -> float | Later:
+        if self._pruning:
+            # an interrupt may have come between the last update and this
+            self._prune()
+        # the full check costs as much as a small net's step: arrays like those of the last one pass by
+        if not (
+            type(x) is np.ndarray
+            and type(y) is np.ndarray
+            and x.dtype is self._dtype
+            and y.dtype is self._target_dtype
+            and x.shape == self._shapes[0]
+            and y.shape == self._shapes[1]
+            and x.flags.carray
+            and y.flags.carray
+            and self._steps.params is self._model.params
+            and self._steps.mask is self._model._mask
+            and lengths is None
+        ):
+            if not self.model.is_here:
+                return self._step_there(x, y, lengths)
+            x, y, lengths = self._checked("Trainer.step", x, y, lengths)
+            self._reserve(len(x))
+            self._shapes = x.shape, y.shape
+        if self._scheduled:
+            self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
+        status = self._steps.step(x, y, lengths, self._count.item(0), self._record)
+        if status != names.OK:
+            self._fail("Trainer.step", status, y)
+        return self._record.item(0)
 
     def _step_there(self, x: Any, y: Any, lengths: Any) -> Later:
         op = "Trainer.step"
@@ -140,7 +260,6 @@ class Trainer:
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
         record = doubles(2, self.model.params)
         status: Any = self._steps.step(data.x, data.y, data.lengths, self.step_count, record)
-        self._count(1)
         return Later(record[0], status, lambda: self._fail(op, int(status), data.y))
 
     def fit(
@@ -155,13 +274,18 @@ class Trainer:
         *,
         lengths: Any = None,
         window: int | None = None,
+        drop_last: bool = False,
     ) -> History:
         """Epochs of steps over batches of rows, the last batch perhaps short, in a new order each epoch.
 
         validation is (x, y), or (x, y, lengths), looked at after each epoch. progress shows a bar: None where stderr is a
         terminal. lengths (N,) are those of sequences x. With window, a batch's sequences are run that many steps at a time, an
-        update each, and states go on from window to window, gradients do not (truncated backpropagation through time).
-        Raises FloatingPointError at a gradient that is not finite: the updates before it stay, and it is not made.
+        update each, and states go on from window to window, gradients do not (truncated backpropagation through time). drop_last leaves
+        a short last batch out; rows that are fewer than batch_size are one batch, which stays.
+        Raises FloatingPointError at a gradient that is not finite: the updates before it stay, and it is not made; ValueError before the
+        first update where a batch of one row is too small for a batch norm. At a KeyboardInterrupt (Ctrl-C) it stops, after some 0.1 s in
+        a chain and before the next batch's update in any other model, warns, and returns the history of the epochs that were whole; the
+        updates of the last one stay, and are counted.
         """
         from tqdm import tqdm
 
@@ -176,48 +300,82 @@ class Trainer:
             seen = self._checked(f"{op}: validation", *validation)
         identity = np.arange(len(x))
         order = identity.copy()
+        short = len(x) % batch_size
         batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1
+        if drop_last and short:
+            batches, short = batches - 1, 0
+        self._check_batch_norm(op, data, short or batch_size, batch_size, steps)
         updates = batches * windows
         record, sizes, rates = np.zeros((updates, 2)), np.zeros(updates), np.full(updates, self._hyper[0])
         self._check_schedule(op, epochs * updates, validation is not None)
         history = History()
         shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
-        with tqdm(total=epochs, unit="epoch", disable=not shown) as bar:
-            for epoch in range(epochs):
-                started = time.perf_counter()
-                with self.lock:
-                    if self._scheduled:
-                        rates[:] = [self.optimizer.rate(self.step_count + i, self.val_losses) for i in range(updates)]
-                    if shuffle:
-                        np.copyto(order, identity)
-                        self.rng.shuffle(order)
-                    whole = Epoch(data, order, batch_size, steps, rates, self.step_count, record, sizes, updates)
-                    first = done = 0
-                    while first < batches:
-                        self._reserve(batch_size)
-                        # an epoch is one call but for pruning, before which its batches end
-                        count = self._until_pruning(batches - first, windows)
+        try:
+            with tqdm(total=epochs, unit="epoch", disable=not shown) as bar:
+                for epoch in range(epochs):
+                    started, before = time.perf_counter(), self.step_count
+                    with self.lock:
+                        if self._running:
+                            raise _nested(op)
+                        self._running, shuffling = True, self.rng.bit_generator.state
                         try:
-                            status = self._steps.epoch(whole.part(first, count, done))
-                        finally:
-                            self._count(self._steps.updates)
-                        first, done = first + count, done + self._steps.updates
-                        if status != names.OK:
+                            if self._pruning:
+                                self._prune()
+                            before = self.step_count
+                            if self._scheduled:
+                                rates[:] = [self.optimizer.rate(before + i, self.val_losses) for i in range(updates)]
+                            if shuffle:
+                                np.copyto(order, identity)
+                                self.rng.shuffle(order)
+                            rows = order[: batches * batch_size]
+                            whole = Epoch(data, rows, batch_size, steps, rates, before, record, sizes, updates)
                             part = "window" if steps else "batch"
-                            self._fail(f"Trainer.fit: epoch {epoch + 1}, {part} {done + 1}", status, data.y)
-                history.seconds.append(time.perf_counter() - started)
-                history.loss.append(float(record[:done, 0] @ sizes[:done] / sizes[:done].sum()))
-                history.grad_norm.append(float(record[:done, 1].mean()))
-                if validation is not None:
-                    loss, accuracy = evaluate(self.model, self.loss, seen)
-                    history.val_loss.append(loss)
-                    self.val_losses.append(loss)
-                    if accuracy is not None:
-                        history.val_accuracy.append(accuracy)
-                if shown:
-                    bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in vars(history).items() if values})
-                    bar.update()
+                            self._epoch(f"{op}: epoch {epoch + 1}, {part}", whole, windows)
+                        finally:
+                            self._running = False
+                            if self.step_count == before:
+                                self.rng.bit_generator.state = shuffling
+                            if self._pruning:
+                                self._prune()
+                        done = self.step_count - before
+                    seconds = time.perf_counter() - started
+                    found = {"loss": float(record[:done, 0] @ sizes[:done] / sizes[:done].sum())}
+                    found["grad_norm"] = float(record[:done, 1].mean())
+                    if validation is not None:
+                        loss, accuracy = evaluate(self.model, self.loss, seen)
+                        found["val_loss"] = loss
+                        self.val_losses.append(loss)
+                        if accuracy is not None:
+                            found["val_accuracy"] = accuracy
+                    # the last to come tells that an epoch is whole
+                    for name, value in (found | {"seconds": seconds}).items():
+                        getattr(history, name).append(value)
+                    if shown:
+                        bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in vars(history).items() if values})
+                        bar.update()
+        except KeyboardInterrupt:
+            epochs_made = len(history.seconds)
+            for values in vars(history).values():
+                del values[epochs_made:]
+            message = f"Training interrupted by user. Trainer.fit: {epochs_made} of {epochs} epochs were made"
+            warnings.warn(f"{message}; step_count is {self.step_count}", stacklevel=2)
         return history
+
+    def _epoch(self, label: str, whole: Epoch, windows: int) -> None:
+        """An epoch's updates: its batches end where pruning is due."""
+        first = done = 0
+        while first < whole.batches:
+            self._reserve(whole.batch_size)
+            count = self._until_pruning(whole.batches - first, windows)
+            try:
+                status = self._steps.epoch(whole.part(first, count, done))
+            finally:
+                done = self.step_count - whole.done
+                if self._pruning:
+                    self._prune()
+            first += count
+            if status != names.OK:
+                self._fail(f"{label} {done + 1}", status, whole.data.y)
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
         """(mean loss, accuracy); the accuracy is None for mse and poisson_nll."""
@@ -242,22 +400,62 @@ class Trainer:
 
     def _bind(self) -> None:
         self._shapes = None, None
-        if type(self.state) is not type(self.model.params):
+        self._scheduled = isinstance(self.optimizer.lr, Schedule)
+        self._target_dtype = np.dtype(np.int64) if self.loss == "cross_entropy" else self._dtype
+        if type(self._state) is not type(self.model.params):
             # the model was moved
-            self.state = gpu.here(self.state) if self.model.is_here else gpu.there(self.state)
+            self._state = gpu.here(self._state) if self.model.is_here else gpu.there(self._state)
         parameters = list(self.model.parameters().values())
         held = constraints.checked("Trainer", self.constraint, "parameters", parameters)
         reduction = None if self.reduce is None else Reduction(self.reduce, self.model)
-        rest = self.optimizer, self.state, self._hyper, self.clip_norm, held, reduction, self._health
+        rest = self.optimizer, self._state, self._hyper, self.clip_norm, held, self._count, reduction, self._health
         self._steps = steps_of(self.model, self.loss, *rest)
 
-    def _count(self, updates: int) -> None:
-        """Count updates, and prune if any was due."""
-        before = self.step_count
-        self.step_count += updates
-        due = self.pruning.next_due(before) if self.pruning else None
-        if self.pruning and due is not None and due <= self.step_count:
-            self.pruning.prune(self.model, self.step_count)
+    def _prune(self) -> None:
+        """Prune if that was due after one of the updates since it was last looked at."""
+        if self._pruning is None or self._pruned == self.step_count:
+            return
+        due = self._pruning.next_due(self._pruned)
+        if due is not None and due <= self.step_count:
+            try:
+                self._pruning.prune(self.model, self.step_count)
+            except KeyboardInterrupt:
+                # what is pruned twice is pruned once
+                self._pruning.prune(self.model, self.step_count)
+                self._pruned = self.step_count
+                raise
+        self._pruned = self.step_count
+
+    def _check_batch_norm(self, op: str, data: Data, rows: int, batch_size: int, steps: int | None) -> None:
+        """Raise now for what a batch norm would only in the middle of an epoch: a batch of one row that is too small for it."""
+        if rows > 1 or not self.model.statistics():
+            return
+        x, lengths, row = data.x[:1], None, 0
+        if self.model.recurrent:
+            # of all rows the one whose last window is shortest
+            ends = np.full(len(data.x), data.x.shape[1]) if data.lengths is None else np.maximum(data.lengths, 1)
+            width = steps or data.x.shape[1]
+            left = (ends - 1) % width + 1
+            row = int(left.argmin())
+            first = int(ends[row] - left[row])
+            x = data.x[row : row + 1, first : first + width]
+            lengths = None if data.lengths is None else left[row : row + 1]
+        before = Kept(self.model)
+        try:
+            if isinstance(self.model, SequenceModel):
+                self.model.forward(x, True, lengths=lengths)
+            else:
+                self.model.forward(x, True)
+        except ValueError as error:
+            what = f"batches have batch_size = {batch_size} row" if batch_size == 1 else "the last batch has one row"
+            ways = (
+                "a larger batch_size"
+                if batch_size == 1
+                else "drop_last=True, which leaves it out, or another batch_size"
+            )
+            raise ValueError(f"{op}: {what}, too few for a batch norm; the way out is {ways} ({error})") from error
+        finally:
+            before.restore()
 
     def _until_pruning(self, batches: int, windows: int) -> int:
         """How many of so many batches of so many windows come before pruning is due."""
@@ -288,3 +486,51 @@ class Trainer:
             check.labels(op, "y", y, (*y.shape, self.model.n_out), self.model.params)
         hint = "; health() of the trainer tells of every layer" if self._health is not None else ""
         raise check.no_update(op, self.model.gradients(), hint)
+
+
+# whose locks are fresh in a forked child: the thread that has one in the parent is not there
+_trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+
+
+def _after_in_child() -> None:
+    for trainer in list(_trainers):
+        trainer.lock, trainer._running = threading.RLock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_in_child)
+
+
+def _nested(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}: the trainer is in the middle of a step or a fit in this thread, which a signal's handler or reduce came out of"
+    )
+
+
+def _loss(loss: Any) -> str:
+    check.choice("Trainer", "loss", loss, names.LOSSES)
+    return loss
+
+
+def _optimizer(optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def _clip_norm(clip_norm: Any) -> float:
+    return math.inf if clip_norm in (None, math.inf) else check.number("Trainer", "clip_norm", clip_norm, zero=False)
+
+
+def _pruning(pruning: Any, model: Model) -> GradualPruning | None:
+    if not isinstance(pruning, GradualPruning | None):
+        raise TypeError(f"Trainer: pruning must be a GradualPruning, got {type(pruning).__name__}")
+    if pruning:
+        pruning.check(model)
+    return pruning
+
+
+def _reduce(reduce: Any) -> Reduce | None:
+    if reduce is not None and not callable(reduce):
+        raise TypeError(f"Trainer: reduce must be callable, got {type(reduce).__name__}")
+    return reduce

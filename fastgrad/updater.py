@@ -12,7 +12,7 @@ from fastgrad.kernels import names
 from fastgrad.later import Later
 from fastgrad.lists import Arrays, flat_masks, same_shapes
 from fastgrad.memory import doubles, zeros
-from fastgrad.optim import Optimizer
+from fastgrad.optim import Optimizer, successor
 
 
 class Updater:
@@ -22,6 +22,10 @@ class Updater:
     nothing is; what is pruned stays 0, and its state too. constraint is what params are held to after each update, one of fastgrad.optim's
     MaxValue and MaxNorm. val_losses, to which the caller may add, are what a schedule of the
     learning rate may look at. The arrays may not overlap.
+
+    optimizer, clip_norm and constraint may be assigned at any time, and are checked as here; an optimizer must be of the kind whose
+    state there is. What is counted is what was made: after an exception, a signal's as any other (KeyboardInterrupt), step_count is the
+    number of updates that params and state have seen.
     """
 
     def __init__(
@@ -34,19 +38,55 @@ class Updater:
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Updater: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-        self.optimizer = optimizer
-        self.clip_norm = math.inf if clip_norm is None else check.number("Updater", "clip_norm", clip_norm, zero=False)
+        self._optimizer, self.clip_norm = optimizer, clip_norm
         arrays = Arrays("Updater", "params", params)
         # the caller's arrays, in a list of our own
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
-        self.step_count = 0
+        # kernels count, in the call that makes the update
+        self._count = np.zeros(1, np.int64)
         self.val_losses: list[float] = []
         self.state = zeros((optimizer.state_rows, sum(a.size for a in arrays.flat)), arrays.flat[0])  # (S, P)
         self._shapes = [a.shape for a in arrays.flat]
         self._hyper, self._record = optimizer.hyper, np.full(1, np.nan)
-        self.constraint = constraint
-        self._held = checked("Updater", constraint, "params", arrays.flat)
+        self._constraint, self._held = constraint, checked("Updater", constraint, "params", arrays.flat)
         self.masks = masks
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer = successor("Updater", optimizer, self._optimizer)
+        self._hyper = self._optimizer.hyper
+
+    @property
+    def clip_norm(self) -> float:
+        """Infinity where nothing is clipped."""
+        return self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, clip_norm: float | None) -> None:
+        unlimited = clip_norm is None or clip_norm == math.inf
+        self._clip_norm = math.inf if unlimited else check.number("Updater", "clip_norm", clip_norm, zero=False)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._constraint
+
+    @constraint.setter
+    def constraint(self, constraint: Constraint | None) -> None:
+        arrays = Arrays("Updater", "params", self.params, self.state)
+        self._held, self._constraint = checked("Updater", constraint, "params", arrays.flat), constraint
+
+    @property
+    def step_count(self) -> int:
+        """Updates so far."""
+        return int(self._count[0])
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self._count[0] = check.count("Updater", "step_count", count, least=0)
 
     @property
     def masks(self) -> list[np.ndarray] | None:
@@ -77,22 +117,29 @@ class Updater:
         # a norm that is taken on a GPU is not waited for
         later = clips and not isinstance(self.state, np.ndarray)
         record = doubles(1, self.state) if later else self._record
-        status = params.kernels.update_arrays(
-            params.flat,
-            found.flat,
-            self.optimizer.code,
-            self.state,
-            self._hyper,
-            self.step_count + 1,
-            self.clip_norm,
-            self._mask,
-            self._held,
-            record if clips else None,
-        )
-        if not later and status != names.OK:
-            self._fail(op, found.flat)
-        params.write()
-        self.step_count += 1
+        before = self.step_count
+        try:
+            status = params.kernels.update_arrays(
+                params.flat,
+                found.flat,
+                self.optimizer.code,
+                self.state,
+                self._hyper,
+                before + 1,
+                self.clip_norm,
+                self._mask,
+                self._held,
+                record if clips else None,
+                updates=self._count,
+            )
+            if not later and status != names.OK:
+                self._fail(op, found.flat)
+            params.write()
+        except BaseException:
+            # what was counted has to be seen, whatever comes between
+            if self.step_count != before:
+                params.write()
+            raise
         if later:
             return Later(record[0], status, lambda: self._fail(op, found.flat))
         return self._record.item(0)

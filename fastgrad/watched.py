@@ -25,7 +25,7 @@ class Watched:
     updates = 0
 
     def __init__(self, steps: Any, health: Health) -> None:
-        self.params, self.mask, self.reserve = steps.params, steps.mask, steps.reserve
+        self.params, self.mask, self.reserve, self.whole = steps.params, steps.mask, steps.reserve, steps.whole
         self._steps, self._health = steps, health
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:

@@ -109,3 +109,7 @@ class Watch:
 
     def __init__(self, bands, rows, every):
         self.bands, self.rows, self.every, self.kept = bands, rows, every, None
+
+    def after(self, batches):
+        """What is asked of a call whose first batch is the one after so many."""
+        return Watch(self.bands, self.rows[batches:], self.every)

@@ -312,6 +312,7 @@ def project(launcher, parts, kernels, params, n, job, widths):
 @entry
 def _update_arrays(
     launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
+    updates,
 ):  # fmt: skip
     sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), np.empty(1, ARRAYS), np.empty(1, UPDATE)
     t, scale = job[0], 1.0
@@ -329,6 +330,8 @@ def _update_arrays(
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
     update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals))
+    if len(updates):
+        updates[0] += 1
     found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
     for a in range(len(found)):
         found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
@@ -342,6 +345,7 @@ def _update_arrays(
 UPDATE_KERNELS = update_arrays_part, norms_part, scale_part
 _KERNELS = Addresses(*UPDATE_KERNELS, square_arrays_part)
 _NO_RECORD = np.empty(0)
+NO_UPDATES = np.empty(0, np.int64)
 
 
 def held_by(masks, constraint):
@@ -353,12 +357,15 @@ def held_by(masks, constraint):
     return np.array([(*places, kind, limit)], HELD).view(np.int64)
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
+def update_arrays(
+    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
+):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed.
+    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that
+    whoever interrupts it finds as many updates made as are counted.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
@@ -367,4 +374,5 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         COST * int(to[-1, START]), _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
         _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
+        NO_UPDATES if updates is None else updates,
     )  # fmt: skip

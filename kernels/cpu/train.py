@@ -18,7 +18,7 @@ from .jit import Addresses, compiled, entry, given, kernel
 from .lists import COLUMNS, SUMS, add_array
 from .loops import squares
 from .loss import LOSS, loss_part, total
-from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
+from .optim import HELD, NO_UPDATES, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
 from .parallel import address_of, run, share
 from .simd import ROWS, address, address_or_null, advance, call, data, keep, pointer, void_pointer
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
@@ -165,12 +165,12 @@ def list_arrays(table, flat, size, widths, rows):
 @entry
 def _train(
     launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels, health,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, panels, health, updates,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
     nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
-    health: address of a HEALTH, or 0.
+    health: address of a HEALTH, or 0. updates (1,), or empty: counts them.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), np.empty(1, UPDATE)
@@ -251,6 +251,8 @@ def _train(
             launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
             watch_of(watch).moved if chain.watch else 0,
         )  # fmt: skip
+        if len(updates):
+            updates[0] += 1
         if chain.watch:
             report_updates(watch, batch, table, arrays)
     keep(room)
@@ -275,7 +277,7 @@ _KERNELS = Addresses(
 _NO_ORDER = np.empty(0, np.int64)
 
 
-def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health):
+def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
     # those of each launch, on average: what a thread has to be worth waking for
     operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
@@ -287,32 +289,35 @@ def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2
         operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, layers, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
         0 if held is None else address_of(held), step, record, *given(x.dtype, 1, row_weights), l2, panels(x.dtype),
-        0 if health is None else asked_by(health),
+        0 if health is None else asked_by(health), NO_UPDATES if updates is None else updates,
     )  # fmt: skip
 
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0, health=None,
+    step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm. health: a names.Watch, or None.
+    updates (1,), int64, or None: one is added to it with the update.
 
     Returns OK, BAD_LABEL or NONFINITE.
     """
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     # hyper begins with the rate
-    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record.reshape(1, -1), row_weights, l2, health)[0]
+    record = record.reshape(1, -1)
+    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record, row_weights, l2, health, updates)[0]
 
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
-    x may be names.Nonzeros. record (n_batches, 2); health: a names.Watch, or None. Returns (status, batches done).
+    x may be names.Nonzeros. record (n_batches, 2); health: a names.Watch, or None. updates (1,), int64, or None: one is added to it with
+    each update. Returns (status, batches done).
     """
     if len(order) == 0:
         return names.OK, 0
     net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
-    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health)
+    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates)

@@ -206,18 +206,22 @@ def settings(optimizer, hyper, step):
     return int(form), decay, shrink, lr, beta1, beta2, 1 - beta1, rest2, correction, eps, keep1
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
+def update_arrays(
+    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
+):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed.
+    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the launch, whatever comes of it.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated; with a record, on the device.
     """
     norm, status = None, None
     if record is not None:
         norm, status = device.xp.empty(1), device.xp.empty(1, np.int64)
     update_all(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved)
+    if updates is not None:
+        updates += 1
     if record is None:
         return names.OK
     give(norm, record)

@@ -153,9 +153,10 @@ def look(chain, bands, outputs, row):
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0, health=None,
+    step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm, or (3,) with l2. health: a names.Watch, or None.
+    updates (1,), int64, or None: one is added to it with the launch, whatever comes of it.
 
     Returns OK, BAD_LABEL or NONFINITE, as an array () on the device.
     """
@@ -164,6 +165,8 @@ def dense_chain_step(
     there = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
     before = device.xp.zeros(1, np.int64)
     status = run_step(chain, flat(x), flat(target), update, step, there, before, row_weights, l2, health, 0)
+    if updates is not None:
+        updates += 1
     if there is not record:
         give(there, record)
     return status.reshape(())
@@ -171,11 +174,12 @@ def dense_chain_step(
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
 
     x may be names.Nonzeros, of which an array is made. record (n_batches, 2), or 3 with l2; health: a names.Watch, or None.
+    updates (1,), int64, or None: at the end the updates that were made are added, and meanwhile one with each launch.
     Returns (status, batches done), for which it waits once.
     """
     xp, starts = device.xp, range(0, len(order), batch_size)
@@ -197,10 +201,14 @@ def dense_chain_epoch(
         batch_x, batch_target, weights = batch_of(start)
         asked = there[batch], statuses[-1], weights, l2, health, batch
         statuses.append(run_step(chain, batch_x, batch_target, update, step + batch, *asked))
+        if updates is not None:
+            updates += 1
     found = np.empty(len(statuses), np.int64)
     give(xp.concatenate(statuses), found)
     failed = np.flatnonzero(found)
     done = int(failed[0]) - 1 if len(failed) else len(starts)
+    if updates is not None:
+        updates -= len(starts) - done
     values = np.empty(there.shape)
     give(there, values)
     # of batches after one that failed there is nothing to tell

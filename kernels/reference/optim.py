@@ -67,12 +67,14 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
             params -= lr * g
 
 
-def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
+def update_arrays(
+    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
+):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed.
+    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update.
     Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
     """
     scale = 1.0
@@ -91,6 +93,8 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         bury(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
     hold(params, constraint)
+    if updates is not None:
+        updates += 1
     return OK
 
 

@@ -29,11 +29,11 @@ FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.S
 
 def dense_chain_step(
     x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0, health=None,
+    step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
 
-    health: a names.Watch, or None.
+    health: a names.Watch, or None. updates (1,), int64, or None: one is added to it with the update.
 
     Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite), which leave params and state untouched.
     """
@@ -86,17 +86,20 @@ def dense_chain_step(
         update_health(layers, before, params, health.rows[0])
     bury(params, state, masks)
     hold([a for pair in zip(weights, biases, strict=True) for a in pair if a is not None], constraint)
+    if updates is not None:
+        updates += 1
     return names.OK
 
 
 def dense_chain_epoch(
     x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None, updates=None,
 ):  # fmt: skip
     """A step on each batch of rows order[i : i + batch_size], the last one perhaps short; record (n_batches, 2), or 3 with l2.
 
     x may be names.Nonzeros; what is 0 in it may then add nothing, whatever it is multiplied with. health: a names.Watch, or None.
-    Each is made at its rate of rates (n_batches,), float64, which goes before hyper's.
+    Each is made at its rate of rates (n_batches,), float64, which goes before hyper's. updates (1,), int64, or None: one is added to it
+    with each update.
     Returns (status, batches done); the batch that fails is the last one looked at.
     """
     starts = range(0, len(order), batch_size)
@@ -105,8 +108,8 @@ def dense_chain_epoch(
         settings = np.array([rates[batch], *hyper[1:]])
         net = layers, parameters, loss, params, grads, work, optimizer, state, settings, clip_norm, masks, constraint
         row = None if row_weights is None else row_weights[rows]
-        watch = health and names.Watch(health.bands, health.rows[batch:], health.every)
-        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch], row, l2, watch)
+        watch = health and health.after(batch)
+        status = dense_chain_step(x[rows], target[rows], *net, step + batch, record[batch], row, l2, watch, updates)
         if status != names.OK:
             return status, batch
     return names.OK, len(starts)
