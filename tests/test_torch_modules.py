@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
 
 import fastgrad as fg  # noqa: E402
@@ -102,8 +103,110 @@ def test_the_lstm_refuses_what_it_cannot_take():
         module(torch.ones(2, 3, 4, dtype=DOUBLE))
     with pytest.raises(ValueError, match=r"lstm: input must have 4 channels, got \(2, 3, 5\)"):
         module(torch.ones(2, 3, 5))
-    with pytest.raises(ValueError, match=r"lstm: h_0 must be \(D, N, P\) = \(1, 3, 5\), got \(1, 2, 5\)"):
-        module(torch.ones(2, 3, 4), (torch.zeros(1, 2, 5), torch.zeros(1, 3, 5)))
+
+
+STATES = {
+    "two directions for one": ({}, lambda h, c: (h.repeat(2, 1, 1), c.repeat(2, 1, 1))),
+    "one layer for two": ({"num_layers": 2}, lambda h, c: (h[:1], c[:1])),
+    "one direction for two": ({"bidirectional": True}, lambda h, c: (h[:1], c[:1])),
+    "another batch": ({}, lambda h, c: (h[:, :1], c[:, :1])),
+    "another width": ({}, lambda h, c: (h[..., :2], c[..., :2])),
+    "c alone": ({"num_layers": 2}, lambda h, c: (h, torch.cat([c, c]))),
+    "c of the projection's width": ({"proj_size": 2}, lambda h, c: (h, c[..., :2])),
+    "no batch": ({}, lambda h, c: (h[:, 0], c[:, 0])),
+    "h alone": ({}, lambda h, c: (h, None)),
+    "one tensor": ({}, lambda h, c: torch.stack([h, c])),
+    "three": ({}, lambda h, c: (h, c, c)),
+}
+
+
+def message_of(function, *arguments):
+    """Of the error that a call raises, or ""."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_lstm_states_of_a_wrong_shape_are_refused_as_by_pytorch(case):
+    """Batched, without a batch, packed: never cut."""
+    settings, change = STATES[case]
+    ours, theirs = fgt.LSTM(4, 5, **settings), nn.LSTM(4, 5, **settings)
+    count = settings.get("num_layers", 1) * (2 if settings.get("bidirectional") else 1)
+    h, c = torch.zeros(count, 3, settings.get("proj_size", 5)), torch.zeros(count, 3, 5)
+    packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4), torch.ones(1, 4)])
+    for x in (torch.ones(2, 3, 4), packed, torch.ones(2, 4)):
+        wrong = change(h, c)
+        if torch.is_tensor(x) and x.dim() == 2:
+            # one tensor is two states there
+            if case in ("another batch", "no batch", "one tensor", "three"):
+                continue
+            wrong = change(h[:, :1], c[:, :1])
+            wrong = wrong[:, :, 0] if torch.is_tensor(wrong) else tuple(s if s is None else s[:, 0] for s in wrong)
+        with pytest.raises(RuntimeError) as caught:
+            ours(x, wrong)
+        message = message_of(theirs, x, wrong)
+        # PyTorch itself cuts c of packed rows
+        assert message or isinstance(x, PackedSequence)
+        if message.startswith(("Expected", "For")) and torch.is_tensor(x):
+            assert str(caught.value) == message
+    y, _ = ours(torch.ones(2, 3, 4), [h, c])
+    assert y.shape[:2] == (2, 3)
+
+
+def _functional(module, x):
+    swapped = {n: p.detach().cos().requires_grad_() for n, p in module.named_parameters()}
+    y = torch.func.functional_call(module, swapped, (x,))[0]
+    return [y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))]
+
+
+def _trained(change):
+    def steps(module, x):
+        torch.manual_seed(4)
+        change(module)
+        found = []
+        for _ in range(2):
+            module.zero_grad()
+            y = module(x)[0]
+            y.square().sum().backward()
+            found += [y, *(p.grad.clone() for p in module.parameters())]
+            with torch.no_grad():
+                for p in module.parameters():
+                    p -= 0.1 * p.grad
+        return found
+
+    return steps
+
+
+SWAPPED = {
+    "functional_call": _functional,
+    "weight_norm": _trained(lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0")),
+    "old weight_norm": _trained(lambda m: nn.utils.weight_norm(m, "weight_hh_l0")),
+    # every look at the weight in training moves its vectors, and PyTorch looks more often
+    "spectral_norm": _trained(lambda m: nn.utils.parametrizations.spectral_norm(m.eval(), "weight_ih_l0")),
+    "pruning": _trained(lambda m: prune.l1_unstructured(m, "weight_hh_l0_reverse", 0.5)),
+    "an exchanged parameter": _trained(lambda m: setattr(m, "bias_ih_l0", nn.Parameter(torch.ones(20, dtype=DOUBLE)))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", SWAPPED)
+def test_an_lstm_computes_with_the_weights_of_the_moment(case):
+    modules = [kind(4, 5, bidirectional=True, dtype=DOUBLE) for kind in (nn.LSTM, fgt.LSTM)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    found = [SWAPPED[case](module, torch.ones(3, 2, 4, dtype=DOUBLE).cumsum(0)) for module in modules]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-11)
+
+
+def test_an_ensemble_of_lstms_by_vmap_is_refused():
+    modules = [fgt.LSTM(4, 5) for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(modules)
+    with pytest.raises(NotImplementedError, match=r"lstm: torch\.func's transforms"):
+        torch.func.vmap(lambda p: torch.func.functional_call(modules[0], (p, buffers), (torch.ones(3, 2, 4),))[0])(
+            parameters
+        )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
+from fastgrad.torch import optim  # noqa: E402
 
 PAIRS = [(fgt.Adam, torch.optim.Adam), (fgt.AdamW, torch.optim.AdamW)]
 
@@ -250,3 +252,115 @@ def test_a_size_that_changed_is_refused_and_nothing_is_written(in_force):
         ):
             optimizer.step()
         assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+def _exchange_parameter(optimizer):
+    """As Gaussian splatting grows its parameters: the state of the old one, longer, for a new one."""
+    group = optimizer.param_groups[0]
+    old = group["params"][0]
+    new = nn.Parameter(torch.cat([old.detach(), torch.zeros_like(old.detach())]))
+    state = optimizer.state.pop(old)
+    group["params"][0] = new
+    optimizer.state[new] = {k: v if v.dim() == 0 else torch.cat([v, torch.zeros_like(v)]) for k, v in state.items()}
+
+
+def _keep_dictionary(optimizer):
+    group = optimizer.param_groups[0]
+    old = group["params"][0]
+    new = group["params"][0] = nn.Parameter(old.detach() * 0.5)
+    state = optimizer.state[old]
+    state["exp_avg"] = torch.zeros_like(new)
+    del optimizer.state[old]
+    optimizer.state[new] = state
+
+
+def _first(optimizer):
+    return optimizer.state[optimizer.param_groups[0]["params"][0]]
+
+
+CHANGES = {
+    "cleared": lambda o: o.state.clear(),
+    "a new dictionary": lambda o: setattr(o, "state", defaultdict(dict)),
+    "one parameter's popped": lambda o: o.state.pop(o.param_groups[0]["params"][1]),
+    "one parameter's cleared": lambda o: _first(o).clear(),
+    "steps set back in place": lambda o: [entry["step"].zero_() for entry in o.state.values()],
+    "one step exchanged": lambda o: _first(o).update(step=torch.tensor(7.0)),
+    "a moment exchanged": lambda o: _first(o).__setitem__("exp_avg", torch.ones_like(_first(o)["exp_avg"])),
+    "a moment exchanged for its equal": lambda o: _first(o).update(exp_avg=_first(o)["exp_avg"].clone()),
+    "a moment written to": lambda o: _first(o)["exp_avg_sq"].mul_(9),
+    "a parameter exchanged": _exchange_parameter,
+    "a parameter exchanged, its dictionary kept": _keep_dictionary,
+    "a group added": lambda o: o.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.float64))]}),
+    "its own state loaded": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "loaded, then changed": lambda o: (o.load_state_dict(o.state_dict()), _first(o)["step"].fill_(1)),
+    "amsgrad from now on": lambda o: (
+        o.param_groups[0].update(amsgrad=True),
+        [e.update(max_exp_avg_sq=e["exp_avg_sq"].clone()) for e in o.state.values()],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_state_is_pytorchs_and_read_at_every_step(in_force, change):
+    states, lists = [], []
+    for kind in PAIRS[0]:
+        optimizer = kind([nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (3, 1)], 0.1)
+        for step in range(6):
+            if step == 3:
+                CHANGES[change](optimizer)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            draw_gradients(params, step)
+            optimizer.step()
+            states.append([{k: v.clone() for k, v in optimizer.state[p].items()} for p in params])
+        lists.append(params)
+    torch.testing.assert_close(states[:6], states[6:], rtol=1e-12, atol=1e-14)
+    same(*lists)
+    assert all(type(entry) is dict for entry in optimizer.state_dict()["state"].values())
+
+
+def test_moments_of_another_shape_are_refused_and_nothing_written():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = fgt.Adam([p])
+    train(optimizer, [p], 1)
+    optimizer.state[p]["exp_avg"] = torch.zeros(1)
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"adam_step: exp_avg of a parameter must be \(3,\), got \(1,\)"):
+        train(optimizer, [p], 1)
+    same([p], [before])
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_step_that_is_interrupted_is_counted_if_it_was_made(monkeypatch, made):
+    params, expected = parameters(), parameters()
+    optimizer, theirs = fgt.Adam(params, 0.1), torch.optim.Adam(expected, 0.1)
+    train(optimizer, params, 2)
+    train(theirs, expected, 2)
+
+    def interrupted(*arguments):
+        if made:
+            update(*arguments)
+        raise KeyboardInterrupt
+
+    update = optim._update
+    monkeypatch.setattr(optim, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(optimizer, params, 1, first=2)
+    monkeypatch.undo()
+    if made:
+        train(theirs, expected, 1, first=2)
+    assert [entry["step"].item() for entry in optimizer.state.values()] == [2 + made] * 5
+    train(optimizer, params, 2, first=3)
+    train(theirs, expected, 2, first=3)
+    same(params, expected)
+
+
+def test_a_compiled_step_is_taken_out_of_the_program():
+    lists = [], []
+    for kind, params in zip(PAIRS[0], lists, strict=True):
+        params += parameters()[1:3]
+        optimizer = kind(params, 0.1)
+        step = torch.compile(optimizer.step, backend="eager") if kind is fgt.Adam else optimizer.step
+        for i in range(3):
+            draw_gradients(params, i)
+            step()
+    same(*lists)

@@ -11,7 +11,18 @@ from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
 from fastgrad.torch.register import Operator, direct, plain
-from fastgrad.torch.tensors import LAST, array, channels_last, channels_second, laid_out
+from fastgrad.torch.tensors import (
+    LAST,
+    RESULT_SAVED,
+    array,
+    channels_last,
+    channels_second,
+    laid,
+    laid_out,
+    like_last,
+    own,
+    saves_own,
+)
 
 Tensor = torch.Tensor
 OP = "batch_norm"
@@ -32,17 +43,40 @@ def batch_norm(
 ) -> Tensor:
     """y = act(norm(x) + residual), with x (N, C), (N, C, L) or (N, C, H, W), as torch.nn.functional.batch_norm.
 
-    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y is made like that.
+    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y lies like x.
     In training running_mean and running_var (C,), if given, are moved in place.
     """
+    y = batch_norm_last(
+        x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x))
+
+
+def batch_norm_last(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
     f = check.activation(OP, activation)
     tensors: tuple = x, gamma, beta, running_mean, running_var, residual
     settings: tuple = training, momentum, eps, *f
     if not plain(OP, x):
         y, *_, mean, var = _forward.op(*tensors, *settings)
         if training and running_mean is not None and running_var is not None:
-            running_mean.copy_(mean)
-            running_var.copy_(var)
+            # no part of the graph, though all that an operator returns is
+            with torch.no_grad():
+                running_mean.copy_(mean)
+                running_var.copy_(var)
         return y
     if torch.is_grad_enabled():
         return _BatchNorm.apply(*tensors, *settings)
@@ -64,7 +98,7 @@ def _run(
     *,
     in_place: bool = False,
 ) -> tuple[Tensor, ...]:
-    """y, z where the activation needs it, mean, rstd, and the running statistics as they are moved."""
+    """y, what the way back reads where that is not y (z, or a copy of y), mean, rstd, and the running statistics as they are moved."""
     xs, shape = _rows("x", x)
     f, dtype, width = Activation(code, parameter), xs.dtype, xs.shape[1:]
     if training and len(xs) == 1:
@@ -81,9 +115,8 @@ def _run(
     moved: list[Any] = [check.contiguous(r) if in_place else r.copy() for r in running] or [None, None]
     added = None if residual is None else _like("residual", residual, x)
     y = empty(shape, dtype)
-    z = empty(shape if f.needs_input else (0,), dtype)
     ys = y.reshape(xs.shape)
-    zs = z.reshape(xs.shape) if f.needs_input else ys
+    zs = empty(xs.shape, dtype) if f.needs_input else ys
     mean, rstd = np.empty(width), np.empty(width)
     ops = kernels()
     ops.batch_norm_statistics(xs, *moved, training, momentum, eps, True, mean, rstd)
@@ -93,7 +126,8 @@ def _run(
                 old[...] = new
             torch.autograd.graph.increment_version(tensor)
     ops.batch_norm_forward(xs, mean, rstd, g, b, added, f, zs, ys)
-    others = z, mean, rstd, *(np.empty(0, dtype) if r is None else r for r in moved)
+    kept = zs.reshape(shape) if f.needs_input else own(f, y)
+    others = kept, mean, rstd, *(np.empty(0, dtype) if r is None else r for r in moved)
     # what was moved in place is an argument, which no operator returns
     return channels_second(y), *(torch.from_numpy(a) for a in (others[:3] if in_place else others))
 
@@ -103,8 +137,7 @@ def _run_backward(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    y: Tensor,
-    z: Tensor,
+    kept: Tensor,
     mean: Tensor,
     rstd: Tensor,
     training: bool,
@@ -112,17 +145,19 @@ def _run_backward(
     parameter: float,
     wants: list[bool],
 ) -> list[Tensor]:
-    """dgamma, dbeta, and those that are wanted of dx and dresidual."""
-    f, (xs, shape), ys = Activation(code, parameter), _rows("x", x), _rows("y", y)[0]
-    zs = array(OP, "z", z).reshape(xs.shape) if f.needs_input else ys
+    """dgamma, dbeta, and those that are wanted of dx and dresidual. kept: y (N, C, ...), z or a copy of y (N, ..., C), or nothing."""
+    f, (xs, shape), dys = Activation(code, parameter), _rows("x", x), _like("dy", dy, x)
+    ys = dys
+    if code in RESULT_SAVED:
+        ys = _rows("y", kept)[0]
+    elif saves_own(code):
+        ys = array(OP, "kept", kept).reshape(xs.shape)
     vectors = [check.contiguous(array(OP, "gamma", v)) for v in (gamma, beta)]
     statistics = [array(OP, "mean", v) for v in (mean, rstd)]
     dgamma, dbeta = (np.empty_like(v) for v in vectors)
     dx, dz = (empty(shape, xs.dtype) if want else None for want in wants)
     dxs, dzs = (None if d is None else d.reshape(xs.shape) for d in (dx, dz))
-    kernels().batch_norm_backward(
-        _like("dy", dy, x), xs, *statistics, *vectors, f, training, zs, ys, dzs, dxs, dgamma, dbeta
-    )
+    kernels().batch_norm_backward(dys, xs, *statistics, *vectors, f, training, ys, ys, dzs, dxs, dgamma, dbeta)
     return [torch.from_numpy(dgamma), torch.from_numpy(dbeta), *(channels_second(d) for d in (dx, dz) if d is not None)]
 
 
@@ -148,29 +183,28 @@ def _fake(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     width = x.shape[1]
     y = laid_out(x)
-    z = x.new_empty((x.shape[0], *x.shape[2:], width) if Activation(code, 0).needs_input else 0)
+    kept = x.new_empty((x.shape[0], *x.shape[2:], width) if saves_own(code) else 0)
     running = width if running_mean is not None else 0
     mean, rstd = (x.new_empty(width, dtype=torch.float64) for _ in range(2))
-    return y, z, mean, rstd, x.new_empty(running), x.new_empty(running)
+    return y, kept, mean, rstd, x.new_empty(running), x.new_empty(running)
 
 
 def _fake_backward(
-    dy: Any, x: Tensor, gamma: Tensor, beta: Tensor, y: Any, z: Any, mean: Any, rstd: Any, training: Any, code: Any,
-    parameter: Any, wants: Any,
+    dy: Any, x: Tensor, gamma: Tensor, beta: Tensor, kept: Any, mean: Any, rstd: Any, training: Any, code: Any, parameter: Any,
+    wants: Any,
 ) -> list[Tensor]:  # fmt: skip
     return [torch.empty_like(gamma), torch.empty_like(beta), *(laid_out(x) for want in wants if want)]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, gamma, beta, _, _, residual, training, _, _, code, parameter = inputs
-    ctx.save_for_backward(x, gamma, beta, *output[:4])
+    ctx.save_for_backward(x, gamma, beta, output[0] if code in RESULT_SAVED else output[1], *output[2:4])
     ctx.settings, ctx.adds = (training, code, parameter), residual is not None
 
 
 def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
-    x, gamma, beta, y, *others = ctx.saved_tensors
     wants = [ctx.needs_input_grad[0], ctx.adds]
-    dgamma, dbeta, *made = _backward(dy, x, gamma, beta, y, *others, *ctx.settings, wants)
+    dgamma, dbeta, *made = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
     dx, dresidual = (made.pop(0) if want else None for want in wants)
     return dx, dgamma, dbeta, None, None, dresidual, *[None] * 5
 
@@ -182,7 +216,7 @@ _forward = Operator(
     _fake,
 )
 _backward = Operator(
-    f"{OP}_backward(Tensor dy, Tensor x, Tensor gamma, Tensor beta, Tensor y, Tensor z, Tensor mean, Tensor rstd, bool training,"
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor gamma, Tensor beta, Tensor kept, Tensor mean, Tensor rstd, bool training,"
     " int code, float parameter, bool[] wants) -> Tensor[]",
     _run_backward,
     _fake_backward,

@@ -12,9 +12,19 @@ from fastgrad.check import Pair
 from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
-from fastgrad.torch.batchnorm import batch_norm
+from fastgrad.torch.batchnorm import batch_norm_last
 from fastgrad.torch.register import Operator, direct, plain
-from fastgrad.torch.tensors import array, channels_last, channels_second, laid_out
+from fastgrad.torch.tensors import (
+    RESULT_SAVED,
+    array,
+    channels_last,
+    channels_second,
+    laid,
+    laid_out,
+    like_last,
+    own,
+    saves_own,
+)
 
 Tensor = torch.Tensor
 OP = "conv2d"
@@ -34,8 +44,29 @@ def conv2d(
 ) -> Tensor:
     """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
 
-    x is taken as it is in memory_format=torch.channels_last, and else copied; y is made like that. padding "same" and "valid" too.
+    x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
+    and else copied once more. padding "same" and "valid" too.
     """
+    y = conv2d_last(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
+
+
+def conv2d_last(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
     f = check.activation(OP, activation)
     padding = 0 if padding == "valid" else padding
     steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
@@ -67,11 +98,12 @@ def conv_block(
     residual: Tensor | None = None,
 ) -> Tensor:
     """act(batch_norm(conv(x, weight)) + residual): half of a residual block."""
-    z = conv2d(x, weight, stride=stride, padding=padding)
-    return batch_norm(
+    z = conv2d_last(x, weight, stride=stride, padding=padding)
+    y = batch_norm_last(
         z, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
         residual=residual,
     )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
 
 
 def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any) -> tuple[int, int, int, int]:
@@ -105,7 +137,7 @@ def _run(
     code: int,
     parameter: float,
 ) -> tuple[Tensor, Tensor]:
-    """y, and z where the activation needs it."""
+    """y, and what the way back reads where that is not y: z, or a copy of y."""
     xs = _image("x", x)
     channels, f = xs.shape[3], Activation(code, parameter)
     form = "(K, C / groups, kh, kw)"
@@ -128,15 +160,14 @@ def _run(
     z = empty(y.shape if f.needs_input else (0,), y.dtype)
     steps = tuple(stride), tuple(pads), tuple(dilation)
     kernels().conv2d_forward(xs, _turned(w), b, *steps, added, f, z if f.needs_input else y, y)
-    return channels_second(y), torch.from_numpy(z)
+    return channels_second(y), torch.from_numpy(z if f.needs_input else own(f, y))
 
 
 def _run_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    y: Tensor,
-    z: Tensor,
+    kept: Tensor,
     stride: Sequence[int],
     pads: Sequence[int],
     dilation: Sequence[int],
@@ -144,16 +175,17 @@ def _run_backward(
     parameter: float,
     wants: list[bool],
 ) -> list[Tensor]:
-    """dweight, and those that are wanted of dx, dbias and dresidual."""
-    f, xs, ys, dys = Activation(code, parameter), _image("x", x), _image("y", y), _image("dy", dy)
+    """dweight, and those that are wanted of dx, dbias and dresidual. kept: y (N, K, H', W'), z or its copy (N, H', W', K), or nothing."""
+    f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
+    ys = _image("y", kept) if code in RESULT_SAVED else array(OP, "kept", kept) if saves_own(code) else dys
     w = _turned(array(OP, "weight", weight))
     dx = empty(xs.shape, xs.dtype) if wants[0] else None
     db = empty((len(weight),), xs.dtype) if wants[1] else None
     dw = empty(w.shape, w.dtype)
     # without an activation dz is dy, which stays as it is
-    dz = dys if f.code == names.IDENTITY and not wants[2] else empty(ys.shape, ys.dtype)
+    dz = dys if f.code == names.IDENTITY and not wants[2] else empty(dys.shape, dys.dtype)
     steps = tuple(stride), tuple(pads), tuple(dilation)
-    kernels().conv2d_backward(dys, xs, w, *steps, f, array(OP, "z", z) if f.needs_input else ys, ys, dz, dx, dw, db)
+    kernels().conv2d_backward(dys, xs, w, *steps, f, ys, ys, dz, dx, dw, db)
     made = [torch.from_numpy(dw.transpose(3, 2, 0, 1))]
     made += [channels_second(dx)] if dx is not None else []
     made += [torch.from_numpy(db)] if db is not None else []
@@ -184,23 +216,22 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     shape = _made(x, weight, stride, pads, dilation)
     y = laid_out(x, shape)
-    return y, x.new_empty(y.permute(0, 2, 3, 1).shape if Activation(code, 0).needs_input else 0)
+    return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_own(code) else 0)
 
 
 def _fake_backward(
-    dy: Any, x: Tensor, weight: Tensor, y: Tensor, z: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any,
-    wants: Any,
+    dy: Any, x: Tensor, weight: Tensor, kept: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any, wants: Any
 ) -> list[Tensor]:  # fmt: skip
     outputs, channels, *size = weight.shape
     dweight = weight.new_empty(*size, channels, outputs).permute(3, 2, 0, 1)
     made = [laid_out(x) if wants[0] else None, weight.new_empty(outputs) if wants[1] else None]
-    made.append(laid_out(y) if wants[2] else None)
+    made.append(laid_out(dy) if wants[2] else None)
     return [dweight, *(d for d in made if d is not None)]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, weight, bias, residual, stride, pads, dilation, _, *f = inputs
-    ctx.save_for_backward(x, weight, *output)
+    ctx.save_for_backward(x, weight, output[0] if f[0] in RESULT_SAVED else output[1])
     ctx.settings, ctx.others = (stride, pads, dilation, *f), [bias is not None, residual is not None]
 
 
@@ -218,7 +249,7 @@ _forward = Operator(
     _fake,
 )
 _backward = Operator(
-    f"{OP}_backward(Tensor dy, Tensor x, Tensor weight, Tensor y, Tensor z, int[] stride, int[] pads, int[] dilation, int code,"
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor weight, Tensor kept, int[] stride, int[] pads, int[] dilation, int code,"
     " float parameter, bool[] wants) -> Tensor[]",
     _run_backward,
     _fake_backward,

@@ -16,7 +16,7 @@ from fastgrad.kernels.names import Activation, needs_input
 from fastgrad.memory import empty
 from fastgrad.torch.register import Operator, plain, refuse_second
 from fastgrad.torch.rooms import Room, Rooms
-from fastgrad.torch.tensors import array
+from fastgrad.torch.tensors import RESULT_SAVED, array, offloaded, saves_own
 
 Tensor = torch.Tensor
 OP = "dense_chain"
@@ -65,7 +65,7 @@ def chain(
             known["layers"] = layers
     if torch.is_grad_enabled():
         return _apply(x, residual, xs, layers, *tensors)
-    return _computed(xs, layers, residual)[0]
+    return _computed(xs, layers, residual, False)[0]
 
 
 def _rows(x: Tensor) -> np.ndarray:
@@ -119,7 +119,7 @@ def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
 
 
 class _Arrays(NamedTuple):
-    """What a call's way back needs, as kernels take it; saved holds zs and all outputs but the last."""
+    """What a call's way back needs, as kernels take it; saved holds zs, and in the place of the last output its copy."""
 
     x: np.ndarray
     layers: Layers
@@ -134,7 +134,7 @@ class _Forward(Room):
     def __init__(self, rows: int, layers: Layers) -> None:
         y = empty((rows, layers.widths[-1]), layers.dtype)
         self.saved = empty((_layout(rows, layers.widths, layers.codes)[0],), layers.dtype)
-        self.zs, self.outputs = _parts(self.saved, y, layers)
+        self.zs, self.outputs, self.own = _parts(self.saved, y, layers)
         self.lent, self.size = [y, self.saved], y.nbytes + self.saved.nbytes
 
 
@@ -152,7 +152,7 @@ class _Backward(Room):
         self.size = sum(a.nbytes for a in (*grads, *self.dzs))
 
 
-def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> tuple[Tensor, _Arrays]:
+def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None, recorded: bool = True) -> tuple[Tensor, _Arrays]:
     """y and what the way back needs."""
     taken = layers.rooms.take(_Forward, len(x), layers)
     room, added = taken[1], None
@@ -160,7 +160,12 @@ def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None) -> tuple[T
         shape = room.outputs[-1].shape
         added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", shape, layers.dtype)
     kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, room.zs, room.outputs)
-    made = torch.from_numpy(room.outputs[-1]), _Arrays(x, layers, room.zs, room.outputs, room.saved)
+    y, kept = room.outputs[-1], room.outputs
+    if room.own is not None:
+        if recorded:
+            np.copyto(room.own, y)
+        kept = [*kept[:-1], room.own]
+    made = torch.from_numpy(y), _Arrays(x, layers, room.zs, kept, room.saved)
     layers.rooms.give(taken)
     return made
 
@@ -173,7 +178,7 @@ def _run(
     parameters: Sequence[float],
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """y and, one after another, what the way back needs: every other layer's output, and z where an activation needs it."""
+    """y and, one after another, what the way back needs: every other layer's output, and z or a copy of y where that is not in y."""
     xs = _rows(x)
     y, made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
     return y, torch.from_numpy(made.saved)
@@ -186,15 +191,18 @@ def _run_backward(
     biased: Sequence[bool],
     codes: Sequence[int],
     parameters: Sequence[float],
-    y: Tensor,
+    y: Tensor | None,
     saved: Tensor,
     wants: Sequence[bool],
 ) -> list[Tensor]:
-    """dx if wanted, dresidual if wanted, dweights, and the dbiases that there are."""
+    """y: None where the way back does not read it. dx if wanted, dresidual if wanted, dweights, and the dbiases that there are."""
     xs, flat = array(OP, "x", x), array(OP, "saved", saved)
     layers = Layers(weights, [False] * len(weights), codes, parameters, xs)
     layers.biased = biased
-    return _back(_Arrays(xs, layers, *_parts(flat, array(OP, "y", y), layers), flat), dy, wants)
+    # without an activation behind the last layer its output is not read, and any array of the shape stands for it
+    zs, outputs, own = _parts(flat, array(OP, "y", dy if y is None else y), layers)
+    outputs = outputs if own is None else [*outputs[:-1], own]
+    return _back(_Arrays(xs, layers, zs, outputs, flat), dy, wants)
 
 
 def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
@@ -230,8 +238,14 @@ def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
     """Values of `saved`."""
     last = len(codes) - 1
     return rows * sum(
-        width * ((l < last) + needs_input(code)) for l, (width, code) in enumerate(zip(widths, codes, strict=True))
+        width * ((l < last) + needs_own(code, l == last))
+        for l, (width, code) in enumerate(zip(widths, codes, strict=True))
     )
+
+
+def needs_own(code: int, last: bool) -> bool:
+    """Whether `saved` has z of a layer, or of the last one a copy of y."""
+    return needs_input(code) or (last and saves_own(code))
 
 
 @lru_cache
@@ -242,20 +256,25 @@ def _layout(rows: int, widths: tuple[int, ...], codes: tuple[int, ...]) -> tuple
         output, z, size = -1, -1, rows * width
         if layer < last:
             output, at = at, at + size
-        if needs_input(code):
+        if needs_own(code, layer == last):
             z, at = at, at + size
         places.append(((rows, width), output, z))
     return at, places
 
 
-def _parts(saved: np.ndarray, y: np.ndarray, layers: Layers) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """zs and outputs, as kernels take them."""
-    zs, outputs, dtype, size = [], [], saved.dtype, saved.itemsize
-    for shape, at, z_at in _layout(len(y), layers.widths, layers.codes)[1]:
+def _parts(
+    saved: np.ndarray, y: np.ndarray, layers: Layers
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
+    """zs and outputs, as kernels take them, and the place of y's copy, if there is to be one."""
+    zs, outputs, own, dtype, size = [], [], None, saved.dtype, saved.itemsize
+    for (shape, at, z_at), code in zip(_layout(len(y), layers.widths, layers.codes)[1], layers.codes, strict=True):
         output = np.ndarray(shape, dtype, saved, at * size) if at >= 0 else y
         outputs.append(output)
-        zs.append(np.ndarray(shape, dtype, saved, z_at * size) if z_at >= 0 else output)
-    return zs, outputs
+        z = np.ndarray(shape, dtype, saved, z_at * size) if z_at >= 0 else output
+        if z_at >= 0 and not needs_input(code):
+            own, z = z, output
+        zs.append(z)
+    return zs, outputs, own
 
 
 def _fake(x: Tensor, arrays: Any, biased: Any, codes: Any, parameters: Any, residual: Any) -> tuple[Tensor, Tensor]:
@@ -265,11 +284,11 @@ def _fake(x: Tensor, arrays: Any, biased: Any, codes: Any, parameters: Any, resi
 
 
 def _fake_backward(
-    dy: Tensor, x: Tensor, weights: Any, biased: Any, codes: Any, parameters: Any, y: Tensor, saved: Any, wants: Any
+    dy: Tensor, x: Tensor, weights: Any, biased: Any, codes: Any, parameters: Any, y: Any, saved: Any, wants: Any
 ) -> list[Tensor]:
     made = [
         torch.empty_like(a, memory_format=torch.contiguous_format)
-        for a, want in zip((x, y), wants, strict=True)
+        for a, want in zip((x, dy), wants, strict=True)
         if want
     ]
     made += [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
@@ -278,8 +297,13 @@ def _fake_backward(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, arrays, ctx.biased, codes, parameters, residual = inputs
-    ctx.save_for_backward(x, *arrays[: len(codes)], *output)
+    ctx.save_for_backward(x, *arrays[: len(codes)], _read(output[0], codes), output[1])
     ctx.settings, ctx.adds = (codes, parameters), residual is not None
+
+
+def _read(y: Tensor, codes: Sequence[int]) -> Tensor | None:
+    """y, if the way back reads it."""
+    return y if codes[-1] in RESULT_SAVED else None
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
@@ -304,7 +328,7 @@ _forward = Operator(
     _fake,
 )
 _backward = Operator(
-    f"{OP}_backward(Tensor dy, Tensor x, Tensor[] weights, bool[] biased, int[] codes, float[] parameters, Tensor y, Tensor saved,"
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor[] weights, bool[] biased, int[] codes, float[] parameters, Tensor? y, Tensor saved,"
     " bool[] wants) -> Tensor[]",
     _run_backward,
     _fake_backward,
@@ -315,8 +339,16 @@ _forward.differentiable(_save, _differentiate)
 class _Chain(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Any, xs: np.ndarray, layers: Layers, *tensors: Tensor) -> Tensor:
-        y, ctx.arrays = _computed(xs, layers, residual)
-        ctx.save_for_backward(x, *tensors[: len(layers.codes)], y, torch.from_numpy(ctx.arrays.saved))
+        y, arrays = _computed(xs, layers, residual)
+        weights = list(tensors[: len(layers.codes)])
+        # as PyTorch's Linear: what only a gradient that nobody asks for would read may be written to
+        if not weights[0].requires_grad:
+            x = x.data
+        if not ctx.needs_input_grad[0]:
+            weights[0] = weights[0].data
+        if not offloaded():
+            ctx.arrays = arrays
+        ctx.save_for_backward(x, *weights, _read(y, layers.codes), torch.from_numpy(arrays.saved))
         ctx.biased, ctx.settings, ctx.adds = layers.biased, (layers.codes, layers.parameters), residual is not None
         return y
 

@@ -13,7 +13,7 @@ from fastgrad.gates import Weights, like
 from fastgrad.memory import empty
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
 from fastgrad.torch.register import Operator, plain, refuse_second
-from fastgrad.torch.tensors import array, integers
+from fastgrad.torch.tensors import array, integers, offloaded
 
 Tensor = torch.Tensor
 OP = "lstm"
@@ -85,9 +85,18 @@ class _Layer:
     def saved(self, flat: np.ndarray, way: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """gates (R, 4H), c and tanh_c (R, H) of a direction."""
         rows, hidden = len(self.xs), self.hidden
-        part = flat.reshape(-1, 6 * rows * hidden)[way] if flat.size else flat
+        part = flat[6 * rows * hidden * way : 6 * rows * hidden * (way + 1)]
         gates, c, tanh_c = np.split(part, [4 * rows * hidden, 5 * rows * hidden])
         return gates.reshape(rows, 4 * hidden), c.reshape(rows, hidden), tanh_c.reshape(rows, hidden)
+
+    def size(self) -> int:
+        """Values of what is saved: of each direction its gates, c and tanh c, and the outputs of all."""
+        return len(self.weights) * len(self.xs) * (6 * self.hidden + self.width)
+
+    def outputs(self, flat: np.ndarray) -> np.ndarray:
+        """h (R, D P), a copy of y's rows: PyTorch lets y be written to."""
+        rows, columns = len(self.xs), len(self.weights) * self.width
+        return flat[flat.size - rows * columns :].reshape(rows, columns)
 
 
 def _batch(x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | None) -> Batch:
@@ -147,7 +156,7 @@ def _run(
     projects: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, h_n, c_n, and of each direction its gates, c and tanh c, if there will be a way back."""
+    """y, h_n, c_n, and of each direction its gates, c and tanh c, and a copy of y, if there will be a way back."""
     a = _Layer(x, weights, h_0, c_0, batch_sizes, order, Form(directions, bias, projects))
     return _computed(a, batch_sizes is not None, keep)
 
@@ -158,7 +167,7 @@ def _computed(a: _Layer, packed: bool, keep: bool) -> tuple[Tensor, Tensor, Tens
     rows, dtype = len(a.xs), a.xs.dtype
     h = empty((rows, directions * a.width), dtype)
     h_n, c_n = empty(a.h_0.shape, dtype), empty(a.c_0.shape, dtype)
-    saved = empty((directions * 6 * rows * a.hidden if keep else 0,), dtype)
+    saved = empty((a.size() if keep else 0,), dtype)
     for way, w in enumerate(a.weights):
         if keep:
             room: Any = a.saved(saved, way)
@@ -168,6 +177,8 @@ def _computed(a: _Layer, packed: bool, keep: bool) -> tuple[Tensor, Tensor, Tens
             a.xs, *w, a.h_0[way], a.c_0[way], a.batch.order, a.batch.offsets, way == 1, *room, h[:, a.columns(way)],
             h_n[way], c_n[way],
         )  # fmt: skip
+    if keep:
+        np.copyto(a.outputs(saved), h)
     y = h if packed else sequences_of(h, a.batch)
     return torch.from_numpy(y), torch.from_numpy(h_n), torch.from_numpy(c_n), torch.from_numpy(saved)
 
@@ -185,13 +196,12 @@ def _run_backward(
     directions: int,
     bias: bool,
     projects: bool,
-    y: Tensor,
     saved: Tensor,
     wants_dx: bool,
 ) -> list[Tensor]:
     """dx if wanted, dh_0, dc_0, and the gradients of the weights in their order."""
     a = _Layer(x, weights, h_0, c_0, batch_sizes, order, Form(directions, bias, projects))
-    return _back(a, dy, dh_n, dc_n, batch_sizes, y, saved, wants_dx)
+    return _back(a, dy, dh_n, dc_n, batch_sizes, saved, wants_dx)
 
 
 def _back(
@@ -200,13 +210,12 @@ def _back(
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     batch_sizes: Tensor | None,
-    y: Tensor,
     saved: Tensor,
     wants_dx: bool,
 ) -> list[Tensor]:
     """The way back: what `_run_backward` returns."""
     dtype, flat = a.xs.dtype, array(OP, "saved", saved)
-    h = _rows(array(OP, "y", y), a.batch, batch_sizes)
+    h = a.outputs(flat)
     dh = None if dy is None else _rows(array(OP, "dy", dy), a.batch, batch_sizes)
     ends = [None if d is None else check.contiguous(array(OP, "dh_n", d)) for d in (dh_n, dc_n)]
     dh_0, dc_0 = empty(a.h_0.shape, dtype), empty(a.c_0.shape, dtype)
@@ -259,13 +268,13 @@ def _fake(
             )
         n = h_0.shape[1] if h_0 is not None else order.shape[0]
         rows, y = x.shape[0], x.new_empty(x.shape[0], directions * width)
-    saved = x.new_empty(directions * 6 * rows * hidden if keep else 0)
+    saved = x.new_empty(directions * rows * (6 * hidden + width) if keep else 0)
     return y, x.new_empty(directions, n, width), x.new_empty(directions, n, hidden), saved
 
 
 def _fake_backward(
     dy: Any, dh_n: Any, dc_n: Any, x: Tensor, weights: Any, h_0: Any, c_0: Any, batch_sizes: Any, order: Any, directions: int,
-    bias: Any, projects: Any, y: Any, saved: Any, wants_dx: bool,
+    bias: Any, projects: Any, saved: Any, wants_dx: bool,
 ) -> list[Tensor]:  # fmt: skip
     _, h_n, c_n, _ = _fake(x, weights, h_0, c_0, batch_sizes, order, directions, bias, projects, False)
     made = [h_n, c_n, *(w.new_empty(w.shape[::-1]).t() if w.dim() == 2 else torch.empty_like(w) for w in weights)]
@@ -277,20 +286,20 @@ def _fake_backward(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, weights, h_0, c_0, batch_sizes, order, *form = inputs
-    ctx.save_for_backward(x, h_0, c_0, batch_sizes, order, output[0], output[3], *weights)
+    ctx.save_for_backward(x, h_0, c_0, batch_sizes, order, output[3], *weights)
     ctx.form = form[:3]
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, wants_dx: bool) -> tuple[Any, Any, Any, list[Tensor]]:
     """dx, dh_0, dc_0, and those of the weights."""
-    x, h_0, c_0, batch_sizes, order, y, saved, *weights = ctx.saved_tensors
+    x, h_0, c_0, batch_sizes, order, saved, *weights = ctx.saved_tensors
     # the arrays of the forward serve one backward: see dense.py
     layer = ctx.__dict__.pop("layer", None)
     if layer is not None:
-        made = _back(layer, dy, dh_n, dc_n, batch_sizes, y, saved, wants_dx)
+        made = _back(layer, dy, dh_n, dc_n, batch_sizes, saved, wants_dx)
     else:
-        arguments = dy, dh_n, dc_n, x, weights, h_0, c_0, batch_sizes, order, *ctx.form, y, saved, wants_dx
+        arguments = dy, dh_n, dc_n, x, weights, h_0, c_0, batch_sizes, order, *ctx.form, saved, wants_dx
         # upstream gradients may be missing, so that it is x that says who is to be called
         made = _backward.run(*arguments) if plain(OP, x) and not torch.is_grad_enabled() else _backward.op(*arguments)
     dx = made.pop(0) if wants_dx else None
@@ -311,7 +320,7 @@ _forward = Operator(
 )
 _backward = Operator(
     f"{OP}_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor[] weights, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes,"
-    " Tensor? order, int directions, bool bias, bool projects, Tensor y, Tensor saved, bool wants_dx) -> Tensor[]",
+    " Tensor? order, int directions, bool bias, bool projects, Tensor saved, bool wants_dx) -> Tensor[]",
     _run_backward,
     _fake_backward,
 ).final()
@@ -324,8 +333,10 @@ class _Lstm(Function):
         ctx: Any, x: Tensor, h_0: Any, c_0: Any, batch_sizes: Any, order: Any, form: Form, *weights: Tensor
     ) -> tuple:
         inputs = x, weights, h_0, c_0, batch_sizes, order, *form
-        ctx.layer = _Layer(*inputs[:6], form)
-        output = _computed(ctx.layer, batch_sizes is not None, form.keep)
+        layer = _Layer(*inputs[:6], form)
+        output = _computed(layer, batch_sizes is not None, form.keep)
+        if not offloaded():
+            ctx.layer = layer
         _save(ctx, inputs, output)
         return output[:3]
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fastgrad import check
-from fastgrad.torch.layers import Chain, activation_of, block, named_activation, normalise
+from fastgrad.torch.layers import Plan, Residual, named_activation, normalise
+from fastgrad.torch.tensors import laid, like_last
 
 Tensor = torch.Tensor
 
@@ -17,7 +18,7 @@ class MLP(nn.Sequential):
     """Dense layers in a row, sizes[0] columns in, sizes[-1] out: the nn.Sequential of nn.Linear and activations, as one operator.
 
     activation follows every layer but the last, output the last one. Parameters are named "0.weight", "0.bias", "2.weight", ... as
-    PyTorch names them, and drawn as nn.Linear does. Hooks on the layers within are not called.
+    PyTorch names them, and drawn as nn.Linear does. A layer that is hooked, parametrised or exchanged runs as PyTorch's.
     """
 
     def __init__(
@@ -38,23 +39,11 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(n_in, n_out, bias, device, dtype), named_activation(activation)]
         layers[-1:] = [] if output == "identity" else [named_activation(output)]
         super().__init__(*layers)
+        self._plan = Plan()
+        self._plan.make(tuple(layers))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._chain(input)
-
-    @property
-    def _chain(self) -> Chain:
-        layers = tuple(self._modules.values())
-        found = self.__dict__.get("_made")
-        if found is None or found[0] != layers:
-            linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-            names = [activation_of(layer) for layer in layers if not isinstance(layer, nn.Linear)]
-            activations = [name or "identity" for name in names] + ["identity"] * (len(linears) - len(names))
-            found = self.__dict__["_made"] = layers, Chain(linears, activations)
-        return found[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+        return self._plan(self, input)
 
 
 class _Normalised:
@@ -68,8 +57,7 @@ class _Normalised:
         self.activation = activation
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        self._check_input_dim(input)  # type: ignore[attr-defined]
-        return normalise(self, input, self.activation, residual)
+        return laid(normalise(self, input, self.activation, residual), like_last(input))
 
 
 class BatchNorm1d(_Normalised, nn.BatchNorm1d):
@@ -79,7 +67,7 @@ class BatchNorm1d(_Normalised, nn.BatchNorm1d):
 class BatchNorm2d(_Normalised, nn.BatchNorm2d):
     """y = act(norm(x) + residual): torch.nn.BatchNorm2d, with what often follows it; `forward` takes the residual too.
 
-    Images in memory_format=torch.channels_last are taken as they are, others copied; y is channels_last.
+    Images in memory_format=torch.channels_last are taken as they are, others copied; y lies like them.
     """
 
 
@@ -106,4 +94,14 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return block(self, x)
+        residual = _PLAIN if self.downsample is None else _DOWN
+        layers = residual.layers(self)
+        if layers is not None:
+            return residual(layers, x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        h = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(h)) + shortcut).relu()
+
+
+_MAIN = "conv1", "bn1", None, "conv2", "bn2", None
+_PLAIN, _DOWN = (Residual(_MAIN, shortcut, ResidualBlock.forward) for shortcut in ("", "downsample"))

@@ -1,10 +1,12 @@
 """Adam and AdamW as PyTorch's optimizers: one pass over the memory of all parameters.
 
-The state of parameters that are updated together lies in one tensor, of which state_dict's entries are views; it is made at the first
-step, and again where another set of parameters has gradients.
+`state` is PyTorch's: of each parameter its step and moments, tensors that every step reads and writes. Those of parameters that are
+updated together lie in one piece of memory each; it is made at the first step, and again where another set of parameters has gradients
+or someone has put other entries into `state`, whose dictionaries say so.
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -51,9 +53,12 @@ class Adam(torch.optim.Optimizer):
         if refused := [option for option in REFUSED if options.get(option)]:
             raise ValueError(f"{name}: {', '.join(refused)} must be False")
         self._together: dict[int, list[_Together]] = {}
+        self.state: Any
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(params, settings | {"decoupled_weight_decay": self._decoupled})
 
+    # what is traced must not hand addresses to kernels: a compiled program leaves itself here and goes on behind it
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of all parameters that have gradients; the loss of the closure, if one is given."""
@@ -61,6 +66,10 @@ class Adam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if type(self.state) is not _State:
+            self.state = _State(self.state)
+        if self.state.changed:
+            self._together, self.state.changed = {}, False
         for i, group in enumerate(self.param_groups):
             params = group["params"]
             grads = [p.grad for p in params]
@@ -71,16 +80,19 @@ class Adam(torch.optim.Optimizer):
                 continue
             together = self._together.get(i, [])
             # parts are few: parameters of one dtype that began together
-            if not _same(params, together[0].params if len(together) == 1 else [p for t in together for p in t.params]):
-                together = self._together[i] = self._arranged(i, params, group["amsgrad"])
+            same = _same(params, together[0].params if len(together) == 1 else [p for t in together for p in t.params])
+            rows = ROWS if group["amsgrad"] else ROWS[:2]
+            if not same or not all(part.holds(rows) for part in together):
+                together = self._together[i] = self._arranged(params, rows)
             hyper = _hyper(group)
             for part in together:
                 part.update(grads if len(together) == 1 else [p.grad for p in part.params], hyper)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        self._write_steps()
-        return super().state_dict()
+        made = super().state_dict()
+        # dictionaries as anyone can load them
+        return {**made, "state": {key: _bare(entry) for key, entry in made["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for group in state_dict.get("param_groups", ()):
@@ -89,33 +101,32 @@ class Adam(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._write_steps()
-        return super().__getstate__()
+        made = super().__getstate__()
+        state = {p: _bare(entry) for p, entry in made["state"].items()}
+        return {**made, "state": defaultdict(dict, state)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # the state is in tensors of its own again
-        self._together = {}
+        self._together, self.state = {}, _State(self.state)
         for group in self.param_groups:
             group.setdefault("decoupled_weight_decay", self._decoupled)
 
-    def _write_steps(self) -> None:
-        for parts in self._together.values():
-            for part in parts:
-                for p in part.params:
-                    # each a tensor of its own, since PyTorch's optimizers count in place
-                    self.state[p]["step"] = torch.tensor(float(part.step))
-
-    def _arranged(self, group: int, params: list[Tensor], amsgrad: bool) -> list["_Together"]:
+    def _arranged(self, params: list[Tensor], rows: Sequence[str]) -> list["_Together"]:
         """Parameters that have made the same number of steps, with their state, which they keep."""
-        for p in params:
-            checked(type(self).__name__, "a parameter", p)
-        self._write_steps()
         parts: dict[tuple, list[Tensor]] = {}
         for p in params:
-            parts.setdefault((p.dtype, int(self.state[p].get("step", 0))), []).append(p)
-        rows = ROWS if amsgrad else ROWS[:2]
-        return [_Together(parts[key], key[1], rows, self.state) for key in parts]
+            checked(type(self).__name__, "a parameter", p)
+            _order(p)
+            # a parameter without state has none until it is updated
+            entry = self.state.get(p, {})
+            for name in rows:
+                if name in entry and entry[name].shape != p.shape:
+                    raise ValueError(
+                        f"{OP}: {name} of a parameter must be {tuple(p.shape)}, got {tuple(entry[name].shape)}"
+                    )
+            parts.setdefault((p.dtype, float(entry.get("step", 0))), []).append(p)
+        return [_Together(part, rows, self.state) for part in parts.values()]
 
 
 class AdamW(Adam):
@@ -136,29 +147,107 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
 
 
+class _Watched:
+    """What a dictionary is besides that: whoever writes to it says so."""
+
+    def _tell(self) -> None:
+        raise NotImplementedError
+
+
+def _telling(name: str) -> Callable:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._tell()
+        return getattr(super(_Watched, self), name)(*args, **kwargs)
+
+    return method
+
+
+for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(_Watched, _name, _telling(_name))
+
+
+class _Entry(_Watched, dict):
+    """A parameter's state. state: that which it was last arranged in."""
+
+    state: "_State"
+
+    def _tell(self) -> None:
+        self.state.changed = True
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+
+class _State(_Watched, defaultdict):
+    """Of all parameters; changed: whether something was put in or taken out since it was last looked at."""
+
+    def __init__(self, entries: dict[Tensor, dict]) -> None:
+        super().__init__(None)
+        self.changed = True
+        for p, entry in entries.items():
+            dict.__setitem__(self, p, entry)
+
+    def _tell(self) -> None:
+        self.changed = True
+
+    def __missing__(self, p: Tensor) -> "_Entry":
+        entry = _Entry()
+        entry.state = self
+        dict.__setitem__(self, p, entry)
+        return entry
+
+    def entry(self, p: Tensor) -> "_Entry":
+        """A parameter's, which tells from now on what is done to it."""
+        entry = self[p]
+        if type(entry) is not _Entry:
+            entry = _Entry(entry)
+            dict.__setitem__(self, p, entry)
+        entry.state = self
+        return entry
+
+    def __reduce__(self) -> tuple:
+        return defaultdict, (dict, {p: _bare(entry) for p, entry in self.items()})
+
+
+def _bare(entry: Any) -> Any:
+    return dict(entry) if type(entry) is _Entry else entry
+
+
 class _Together:
     """Parameters that are updated in one call, and their state, of which the optimizer's holds views."""
 
-    def __init__(self, params: list[Tensor], step: int, rows: Sequence[str], state: dict[Tensor, dict]) -> None:
-        # the kernels count, in the call that makes the update
-        self.params, self._count = params, np.array([step], np.int64)
+    def __init__(self, params: list[Tensor], rows: Sequence[str], state: _State) -> None:
+        self.params, self.rows = params, tuple(rows)
         self._orders = [_order(p) for p in params]
         self._sizes = [p.numel() for p in params]
         self.plain = all(p.is_contiguous() for p in params)
         self.state = torch.zeros(len(rows), sum(p.numel() for p in params), dtype=params[0].dtype)  # (S, P)
-        at = 0
-        for p, order in zip(params, self._orders, strict=True):
+        # steps of the parameters, and last how many updates of this part are counted in them: one addition counts all
+        dtype = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+        steps = torch.zeros(len(params) + 1, dtype=dtype)
+        self.updates, self._steps, at = np.zeros(1, np.int64), steps.numpy(), 0
+        for i, (p, order) in enumerate(zip(params, self._orders, strict=True)):
+            entry = state.entry(p)
+            self._steps[i] = float(entry.get("step", 0))
+            dict.__setitem__(entry, "step", steps[i])
             for row, name in zip(self.state, rows, strict=True):
                 place = row[at : at + p.numel()].view(p.permute(order).shape).permute(np.argsort(order).tolist())
-                if name in state[p]:
-                    place.copy_(state[p][name])
-                state[p][name] = place
+                if name in entry:
+                    place.copy_(entry[name])
+                dict.__setitem__(entry, name, place)
             at += p.numel()
         self._look()
 
-    @property
-    def step(self) -> int:
-        return int(self._count[0])
+    def holds(self, rows: Sequence[str]) -> bool:
+        """Whether this is the state that an update reads, and still of as many steps for each parameter: they may be written to."""
+        self._count()
+        steps = self._steps[:-1]
+        return self.rows == rows and bool((steps == steps[0]).all())
+
+    def _count(self) -> None:
+        # an update may have been made and the call been interrupted before it was counted
+        if self._steps[-1] < self.updates[0]:
+            self._steps += 1
 
     def _look(self) -> None:
         self._addresses = list(map(Tensor.data_ptr, self.params))
@@ -186,7 +275,10 @@ class _Together:
             found = arrays(OP, "gradients", grads)
             if not self.plain or not kernels().plain(found):
                 found = self._ordered(grads)
-        _update(self._arrays, found, self.state.numpy(), hyper, self.step + 1, self._count)
+        try:
+            _update(self._arrays, found, self.state.numpy(), hyper, int(self._steps[0]) + 1, self.updates)
+        finally:
+            self._count()
         torch.autograd.graph.increment_version(self.params)
 
 
@@ -209,10 +301,11 @@ def _hyper(group: dict[str, Any]) -> np.ndarray:
 
 
 def _update(
-    params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, count: Any = None
+    params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, updates: Any = None
 ) -> None:
-    settings = names.ADAM, state, hyper, step, np.inf, None, None, None
-    if kernels().update_arrays(params, grads, *settings, updates=count) != names.OK:
+    """updates (1,): counts with the update, in one call, so that an interrupt comes before both or after both."""
+    settings = names.ADAM, state, hyper, step, np.inf, None, None, None, None
+    if kernels().update_arrays(params, grads, *settings, updates) != names.OK:
         raise FloatingPointError(
             f"{OP}: the state or a parameter would not be finite in {state.dtype}: "
             "a gradient or parameter is too large for it, or eps too small; no update was made"

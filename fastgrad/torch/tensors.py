@@ -8,6 +8,7 @@ import torch
 
 from fastgrad import check
 from fastgrad.backend import kernels
+from fastgrad.kernels import names
 
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 FLOATS = torch.float32, torch.float64
@@ -15,6 +16,8 @@ DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 # of a tensor (N, C), (N, C, L) or (N, C, H, W) the axes of its array, channels last, and the way back
 LAST = {2: (0, 1), 3: (0, 2, 1), 4: (0, 2, 3, 1)}
 SECOND = {2: (0, 1), 3: (0, 2, 1), 4: (0, 3, 1, 2)}
+# activations whose result PyTorch saves; what the others, and layers without one, return may be written to in place
+RESULT_SAVED = frozenset({names.RELU, names.SIGMOID, names.TANH, names.SOFTMAX})
 
 
 def array(op: str, name: str, value: Any) -> np.ndarray:
@@ -74,6 +77,46 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 def channels_second(array: np.ndarray) -> torch.Tensor:
     """(N, ..., C) as a tensor (N, C, ...), a view."""
     return torch.from_numpy(array.transpose(SECOND[array.ndim]))
+
+
+def like_last(x: torch.Tensor) -> bool:
+    """Whether PyTorch takes images to be in memory_format=torch.channels_last: by their strides, whatever is one long."""
+    if x.dim() != 4:
+        return False
+    strides, shape = x.stride(), x.shape
+    least = 0
+    if strides[1] == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(shape[axis], 1)
+    return True
+
+
+def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
+    """y (N, C, ...), which lies with channels last, as PyTorch's would lie: like that, or contiguous."""
+    if last or y.dim() == 2:
+        return y
+    if y.is_contiguous():
+        # one channel or one pixel: the strides of what is one long still tell how it is meant
+        return y.permute(LAST[y.dim()]).view(y.shape)
+    return y.contiguous()
+
+
+def saves_own(code: int) -> bool:
+    """Whether a way back through this activation reads something that must not be y itself: z, or a copy of y."""
+    return code not in RESULT_SAVED and code != names.IDENTITY
+
+
+def own(f: names.Activation, y: np.ndarray) -> np.ndarray:
+    """A copy of an activation's result for the way back, or nothing where that reads y itself, z, or neither."""
+    return y.copy() if saves_own(f.code) and not f.needs_input else np.empty(0, y.dtype)
+
+
+def offloaded() -> bool:
+    """Whether what autograd saves goes through someone's hooks: a checkpoint, or save_on_cpu. Then nothing else may hold on to it."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def laid_out(x: torch.Tensor, shape: Iterable[int] | None = None) -> torch.Tensor:
