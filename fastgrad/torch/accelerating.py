@@ -20,7 +20,7 @@ from fastgrad.torch.layers import (
     dense,
     hooked,
     plain,
-)  # fmt: skip
+)
 from fastgrad.torch.recurrent import LSTM
 from fastgrad.torch.residual import recognised
 from fastgrad.torch.tensors import FLOATS
@@ -59,9 +59,13 @@ def accelerate(model: nn.Module) -> Report:
     """Replace in a PyTorch model, in place, what fastgrad fuses: nothing else about it changes.
 
     Chains of nn.Linear and activations, nn.Conv2d and nn.BatchNorm with what follows, both in nn.Sequential; nn.LSTM; and residual
-    blocks like torchvision's BasicBlock, found by their layers and tried out. Parameters, buffers and their names stay, so that an
-    optimizer and checkpoints go on; so do hooks on modules that are replaced as a whole. A layer with hooks of its own is not
-    fused with others. Returns a report of what was replaced, what was left and why; its undo() puts everything back.
+    blocks like torchvision's BasicBlock, known by their forward's code. Parameters, buffers and their names stay, so that an
+    optimizer and checkpoints go on; so do hooks on modules that are replaced as a whole. A layer is fused as long as it is exactly
+    PyTorch's own, which every call asks: one of a subclass, or with hooks, a patched forward, a parametrisation or another dtype
+    runs as PyTorch's, and so does all that is traced, exported or transformed. Copies and pickles stay accelerated; a report of
+    theirs undoes them too. torch.jit.script raises RuntimeError.
+
+    Returns a report of what was replaced, what was left and why; its undo() puts everything back.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
