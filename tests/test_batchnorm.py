@@ -477,7 +477,7 @@ def test_bad_upstream_gradients_are_refused(in_force, rng):
     refuses(TypeError, message, backward, in_float64(y))
 
 
-@pytest.mark.parametrize("size", [1e22, 3e37])
+@pytest.mark.parametrize("size", [1e22, 1e37])
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 def test_values_whose_squares_float32_cannot_hold(backend, name, size, rng):
     """As in float64; the running variance is the largest number there is."""
