@@ -97,8 +97,9 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """lr, times `factor` whenever more than `patience` validations in a row have found no loss less than (1 - threshold)
-    times the best one; never below `least`. PyTorch's ReduceLROnPlateau without cooldown."""
+    """lr, times `factor` whenever more than `patience` validations in a row have found no loss below best - threshold |best|, where
+    best is the least one so far; never below `least`. PyTorch's ReduceLROnPlateau without cooldown, but that a negative loss has to
+    fall too."""
 
     lr: float
     factor: float = 0.1
@@ -118,7 +119,7 @@ class ReduceOnPlateau(Schedule):
     def rate(self, step: int, losses: Sequence[float]) -> float:
         rate, best, waited = self.lr, math.inf, 0
         for loss in losses:
-            better = loss < best * (1 - self.threshold)
+            better = loss < best * (1 - math.copysign(self.threshold, best))
             best, waited = (loss, 0) if better else (best, waited + 1)
             if waited > self.patience:
                 rate, waited = max(rate * self.factor, self.least), 0

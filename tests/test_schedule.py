@@ -185,3 +185,18 @@ def test_bad_settings(make, error, message):
     with pytest.raises(error) as found:
         make()
     assert str(found.value) == message
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_plateau_lowers_the_rate_whatever_the_losses_sign(sign):
+    schedule = ReduceOnPlateau(1.0, 0.1, 2, 1e-4)
+    assert schedule.rate(0, [sign] * 8) == pytest.approx(0.01)
+    assert schedule.rate(0, [0.0] * 8) == pytest.approx(0.01)
+
+
+def test_negative_losses_that_rise_are_no_improvement_and_those_that_fall_are():
+    """A Poisson likelihood of counts is negative; PyTorch takes -0.95 for better than -1."""
+    schedule = ReduceOnPlateau(1.0, 0.1, 0, 0.1)
+    assert schedule.rate(0, [-1.0, -0.95, -0.92, -0.9, -0.88]) == pytest.approx(1e-4)
+    assert schedule.rate(0, [-1.0, -1.05]) == pytest.approx(0.1)
+    assert schedule.rate(0, [1.0, 0.5, -1.0, -1.2, -1.5]) == 1.0
