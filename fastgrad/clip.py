@@ -92,8 +92,8 @@ def clip_weights(params: Any, limit: float) -> None:
 def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: float = 1e-3) -> None:
     """Scale each unit's gradient g to the norm clipping max(||w||, eps) where its norm is larger, w being the unit's weights.
 
-    Units are an array's last axis: the columns of a dense w (C_in, C_out), the filters of a conv w (kh, kw, C_in, C_out). An array of one
-    axis, or with one alone that is longer than 1, is one unit. NaN in a norm leaves the unit as it is. The paper does not clip the last
+    Units are an array's last axis: the columns of a dense w (C_in, C_out), the filters of a conv w (kh, kw, C_in, C_out), also where C_in
+    is 1. An array of one axis is one unit. NaN in a norm leaves the unit as it is. The paper does not clip the last
     layer: leave it out of the lists. Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization", eq. 3.
     """
     op = "clip_grad_adaptive"
@@ -131,7 +131,7 @@ def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Units of each array, (n,)."""
     widths = np.ones(len(arrays), np.int64)
     for i, array in enumerate(arrays):
-        if sum(n != 1 for n in array.shape) > 1:
+        if array.ndim > 1:
             if array.ndim not in (2, 4):
                 raise ValueError(f"{op}: {name}[{i}] must have 1, 2 or 4 axes, got {array.shape}")
             widths[i] = max(array.shape[-1], 1)

@@ -120,7 +120,7 @@ def test_nothing_to_clip_leaves_every_bit(in_force, dtype, rng):
 
 def units_of(w):
     """Brock et al.'s unitwise_norm, with the axes of a dense (in, out) and a conv HWIO weight."""
-    if np.squeeze(w).ndim <= 1:
+    if w.ndim <= 1:
         return np.sqrt((w**2).sum())
     return np.sqrt((w**2).sum(axis=0 if w.ndim == 2 else (0, 1, 2), keepdims=True))
 
@@ -384,3 +384,12 @@ def test_bad_input_is_refused_and_nothing_written(in_force, rng):
     with pytest.raises(ValueError, match=r"^clip_grad_adaptive: clipping must be above 0 and finite, got 0$"):
         fg.clip_grad_adaptive(single, single, 0)
     assert all_bits([single, double]) == before
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (1, 1, 1, 64), (2, 64)])
+def test_a_layer_of_one_input_has_a_unit_for_each_output(in_force, dtype, shape):
+    w = np.full(shape, 2.0, dtype)
+    fg.project_weights(w, 3.0, per="unit")
+    assert (w == 2).all()
+    fg.project_weights(w, 1.0, per="unit")
+    np.testing.assert_allclose(np.linalg.norm(w.reshape(-1, 64), axis=0), 1, rtol=1e-6)

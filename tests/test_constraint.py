@@ -243,3 +243,26 @@ def test_bad_settings(error, message, call):
     with pytest.raises(error) as found:
         call()
     assert str(found.value) == message
+
+
+def net_of_one_input(kind):
+    if kind == "chain":
+        return fg.nn.DenseChain([1, 64, 1], "tanh", seed=0)
+    if kind == "lstm":
+        return fg.nn.Sequential(fg.nn.LSTM(1, 16, seed=0), fg.nn.Dense(16, 1, seed=0))
+    return fg.nn.Sequential(fg.nn.Conv2d(1, 64, 1, seed=0), fg.nn.GlobalAvgPool2d(), fg.nn.Dense(64, 1, seed=0))
+
+
+@pytest.mark.parametrize("kind", ["chain", "lstm", "conv"])
+def test_a_layer_of_one_input_is_held_unit_by_unit(in_force, kind):
+    """The norm of all its weights is above 3, that of each unit's one weight is not."""
+    model = net_of_one_input(kind)
+    x = np.ones({"chain": (3, 1), "lstm": (3, 2, 1), "conv": (3, 2, 2, 1)}[kind], np.float32)
+    first = next(iter(model.parameters().values()))
+    first[...] = np.where(np.arange(first.size) % 2, 2, -2).reshape(first.shape)
+    before = bits(model.params)
+    y = np.ones((*model.predict(x).shape,), np.float32)
+    fg.Trainer(model, "mse", SGD(0.0), constraint=MaxNorm(3.0)).step(x, y)
+    assert bits(model.params) == before
+    fg.Trainer(model, "mse", SGD(0.0), constraint=MaxNorm(1.0)).step(x, y)
+    np.testing.assert_allclose(np.abs(first), 1, rtol=1e-6)
