@@ -211,19 +211,62 @@ def test_rates_past_all_numbers_are_infinite_and_of_no_chance_zero(backend, dtyp
     z = np.array([[np.inf, -np.inf, 1e4, -1e4]], dtype)
     total, losses, gradient = run(backend, "poisson_nll", z, np.zeros_like(z))
     expected = np.array([[np.inf, 0, np.inf, 0]], dtype)
-    # 0 times infinity
-    np.testing.assert_array_equal(losses[0, 2:], expected[0, 2:])
+    np.testing.assert_array_equal(losses, expected)
     np.testing.assert_array_equal(gradient, expected)
-    assert math.isnan(total)
+    assert total == math.inf
 
 
-def test_impossible_classes(backend, dtype):
+@pytest.mark.parametrize("kind", ["labels", "one_hot"])
+def test_impossible_classes(backend, dtype, kind):
     """A logit of -inf is a class of no chance: it costs nothing unless it is the right one."""
     logits = np.array([[-np.inf, 0, 0], [-np.inf, 0, 0]], dtype)
-    total, losses, gradient = run(backend, "labels", logits, np.array([1, 0]))
+    labels = np.array([1, 0])
+    total, losses, gradient = run(
+        backend, kind, logits, np.eye(3, dtype=dtype)[labels] if kind == "one_hot" else labels
+    )
     np.testing.assert_allclose(losses, [math.log(2), math.inf], rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0, -0.5, 0.5], [-1, 0.5, 0.5]], rtol=1e-6)
     assert total == math.inf
+
+
+def test_a_class_of_target_0_past_all_numbers_costs_nothing(backend, dtype):
+    """The largest logit less the smallest one is infinite, though both are numbers."""
+    largest = np.finfo(dtype).max
+    logits = np.array([[largest, -largest], [largest, -largest]], dtype)
+    _, losses, gradient = run(backend, "one_hot", logits, np.eye(2, dtype=dtype))
+    np.testing.assert_array_equal(losses, [0, np.inf])
+    np.testing.assert_array_equal(gradient, [[0, 0], [1, -1]])
+
+
+def test_a_chance_of_0_or_1_that_is_certain_costs_nothing(backend, dtype):
+    logits = np.array([[-np.inf, np.inf, -np.inf, np.inf]], dtype)
+    _, losses, gradient = run(backend, "binary_cross_entropy", logits, np.array([[0, 0, 1, 1]], dtype))
+    np.testing.assert_array_equal(losses, [[0, np.inf, np.inf, 0]])
+    np.testing.assert_array_equal(gradient, [[0, 1, -1, 0]])
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "binary_cross_entropy", "poisson_nll"])
+def test_nan_beside_a_target_of_0_is_nan(backend, dtype, kind):
+    logits, target = np.array([[np.nan, 0.0], [0.0, 0.0]], dtype), np.array([[0, 1], [0, 1]], dtype)
+    _, losses, gradient = run(backend, kind, logits, target)
+    assert np.isnan(losses[0]).any()
+    assert np.isfinite(losses[1]).all()
+    assert np.isnan(gradient[0, 0])
+    assert np.isfinite(gradient[1]).all()
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_number_of_no_class_spoils_its_own_row_alone(backend, dtype, label, rng):
+    """As one may become after it was checked: 3 would be the next row's first logit, -1 the last one's."""
+    logits, labels = problem(rng, "labels", 5, 3, dtype)
+    _, expected, slopes = run(backend, "labels", logits, labels)
+    labels[2] = label
+    _, losses, gradient = run(backend, "labels", logits, labels)
+    others = [0, 1, 3, 4]
+    assert bits(losses[others]) == bits(expected[others])
+    assert bits(gradient[others]) == bits(slopes[others])
+    assert not np.isfinite(losses[2])
+    assert np.isnan(gradient[2]).all()
 
 
 def test_total_is_added_in_float64(backend, rng):

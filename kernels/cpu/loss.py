@@ -5,16 +5,23 @@ from numba import carray
 
 from .. import names
 from . import vmath
-from .jit import compiled, entry, kernel
+from .jit import compiled, entry, inlined, kernel
 from .loops import each
 from .parallel import address_of, launch, share
 from .simd import advance, data, pointer, real, void_pointer
 
 
+@inlined
+def times(t, log_p):
+    """t log_p, where 0 times an infinity is 0, and 0 times NaN is NaN."""
+    return real(0, t) if t == real(0, t) and abs(log_p) == real(np.inf, t) else t * log_p
+
+
 @compiled
 def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
     """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
-    a row of ten leaves most of its vectors empty."""
+    a row of ten leaves most of its vectors empty. A label of no class makes its row NaN: they are compared where they are used, since
+    another thread may write to them."""
     zs, ts, dzs, ls = carray(z, rows * n), carray(t, rows * n), carray(dz, rows * n), carray(losses, rows)
     totals = np.empty_like(ls)
     for i in range(rows):
@@ -24,11 +31,12 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
         for j in range(n):
             dzs[at + j] = zs[at + j] - largest
         if by_class:
-            ls[i] = -dzs[at + labels[i]]
+            label = labels[i]
+            ls[i] = -dzs[at + label] if 0 <= label < n else real(np.nan, scale)
         else:
             ls[i] = real(0, scale)
             for j in range(n):
-                ls[i] -= ts[at + j] * dzs[at + j]
+                ls[i] -= times(ts[at + j], dzs[at + j])
     each(vmath.exp, rows * n, dz, dz, ())
     for i in range(rows):
         total = real(0, scale)
@@ -43,9 +51,13 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
                 weight += ts[at + j]
         ls[i] += weight * vmath.log(totals[i])
         if by_class:
+            label = labels[i]
+            if not 0 <= label < n:
+                factor = real(np.nan, scale)
             for j in range(n):
                 dzs[at + j] *= factor
-            dzs[at + labels[i]] -= scale
+            if 0 <= label < n:
+                dzs[at + label] -= scale
         else:
             for j in range(n):
                 dzs[at + j] = dzs[at + j] * (weight * factor) - ts[at + j] * scale
@@ -55,8 +67,9 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
 def binary_cross_entropy_values(n, z, t, losses, dz, scale):
     zs, ts, ls, dzs = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n)
     for j in range(n):
-        positive = real(0, scale) if zs[j] < real(0, scale) else zs[j]
-        ls[j] = (positive - zs[j] * ts[j]) + vmath.softplus(-abs(zs[j]))
+        # max(z, 0) - z t, without a difference of infinities
+        weight = real(1, scale) - ts[j] if zs[j] > real(0, scale) else ts[j]
+        ls[j] = times(weight, abs(zs[j])) + vmath.softplus(-abs(zs[j]))
     for j in range(n):
         dzs[j] = (vmath.sigmoid(zs[j]) - ts[j]) * scale
 
@@ -89,7 +102,7 @@ def poisson_nll_values(n, z, t, losses, dz, scale):
     for j in range(n):
         dzs[j] = vmath.exp(zs[j])
     for j in range(n):
-        ls[j] = dzs[j] - zs[j] * ts[j]
+        ls[j] = dzs[j] - times(ts[j], zs[j])
         dzs[j] = (dzs[j] - ts[j]) * scale
 
 

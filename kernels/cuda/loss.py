@@ -76,9 +76,7 @@ def cross_entropy_rows(
         if bad:
             wanted = dtype(math.nan)
         dlogits[at] = (math.exp(shifted) / total * weight - wanted) * scale
-        # 0 times the infinite cost of a class of no chance is nothing if labels say so
-        if not by_class or column == label:
-            cost -= wanted * shifted
+        cost -= times(wanted, shifted)
     cost = add_across(shared, cost, width)
     mine = lane == 0 and end > 0
     if mine:
@@ -103,7 +101,7 @@ def loss_values(
             cost, slope = (z - t) * (z - t), dtype(2) * (z - t)
         elif kind == names.POISSON_NLL:
             rate = math.exp(z)
-            cost, slope = rate - z * t, rate - t
+            cost, slope = rate - times(t, z), rate - t
         else:
             cost, slope = binary_cost(z, t), sigmoid(z) - t
         losses[i] = cost
@@ -113,9 +111,15 @@ def loss_values(
 
 
 @function
+def times(t, log_p):
+    """t log_p, where 0 times an infinity is 0, and 0 times NaN is NaN."""
+    return real(0, t) if t == real(0, t) and abs(log_p) == real(math.inf, t) else t * log_p
+
+
+@function
 def binary_cost(z, t):
     """-t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z))."""
-    return (real(0, z) if z < real(0, z) else z) - z * t + softplus(-abs(z))
+    return times(real(1, t) - t if z > real(0, z) else t, abs(z)) + softplus(-abs(z))
 
 
 def class_losses(logits, labels, losses, dlogits, scale):
