@@ -630,3 +630,20 @@ def test_bad_upstream_gradients_are_refused_and_leave_the_next_as_it_was(inputs)
     refuses(TypeError, "conv2d: dy must be float32, got float64 (one call has one dtype)", backward,
             y.astype(np.float64))  # fmt: skip
     assert [bits(a) for a in backward(y)] == before
+
+
+@pytest.mark.parametrize(("size", "channels"), [(1, 2), (3, 2), (3, 8)], ids=["1x1", "3x3", "winograd"])
+def test_a_million_pixels_are_summed_in_blocks(cpu, size, channels, rng):
+    side = 1000
+    x = rng.random((1, side, side, channels), np.float32)
+    w = rng.standard_normal((size, size, channels, channels)).astype(np.float32)
+    y, backward = fg.conv2d(x, w, b=np.zeros(channels, np.float32))
+    dy = rng.random(y.shape, np.float32)
+    _, dw, db = backward(dy)
+    np.testing.assert_allclose(db, dy.sum(axis=(0, 1, 2), dtype=np.float64), rtol=3e-7)
+    n = y.shape[1]
+    for i, j in np.ndindex(size, size):
+        pixels = x[0, i : i + n, j : j + n].reshape(-1, channels).astype(np.float64)
+        np.testing.assert_allclose(dw[i, j], pixels.T @ dy.reshape(-1, channels), rtol=1e-5)
+    *_, with_one = with_threads(lambda: [bits(a) for a in backward(dy)[1:]])
+    assert with_one == [bits(dw), bits(db)]

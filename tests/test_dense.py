@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
+from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten, with_threads
 from chains import backward, forward, random_chain, random_net, run, torch_activation
 from fastgrad.kernels import reference
 from fastgrad.kernels.names import ACTIVATIONS, workspace_size
@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, relative
 from widths import VECTORS, Widths
+
+import fastgrad as fg
 
 EVERY = list(ACTIVATIONS)
 # the ends of a vector of 4, 8 or 16 values and of several, primes, and one more than a tile
@@ -338,3 +340,24 @@ def test_relative_tolerance_is_near_rounding():
     """The table is in units of rounding: a slip in one term of a sum of a thousand is seen."""
     assert relative("dense_chain", np.float32) < 32 * np.finfo(np.float32).eps
     assert relative("dense_chain", np.float64) < 32 * np.finfo(np.float64).eps
+
+
+def test_a_million_rows_are_summed_in_blocks(cpu, rng):
+    """PyTorch's db is off by 2e-7 here, one chain of float32 by 1e-3."""
+    rows = 2**20
+    x, dy = rng.random((rows, 2), np.float32), rng.random((rows, 3), np.float32)
+    w = rng.standard_normal((2, 3)).astype(np.float32)
+    _, backward = fg.dense(x, w, b=np.zeros(3, np.float32))
+    _, dw, db = backward(dy)
+    np.testing.assert_allclose(db, dy.sum(axis=0, dtype=np.float64), rtol=3e-7)
+    np.testing.assert_allclose(dw, x.astype(np.float64).T @ dy, rtol=5e-6)
+
+
+@pytest.mark.parametrize("columns", [5, 2100])
+def test_sums_over_many_rows_have_the_same_bits_on_any_number_of_threads(cpu, columns, rng):
+    x, dy = rng.random((10_000, 9), np.float32), rng.random((10_000, columns), np.float32)
+    w = rng.standard_normal((9, columns)).astype(np.float32)
+    _, backward = fg.dense(x, w, b=np.zeros(columns, np.float32))
+    first, *others = with_threads(lambda: [bits(a) for a in backward(dy)])
+    assert all(other == first for other in others)
+    np.testing.assert_allclose(backward(dy)[1], x.astype(np.float64).T @ dy, rtol=1e-5)

@@ -795,3 +795,17 @@ def test_a_refused_backward_leaves_the_next_one_as_it_was(inputs):
     with pytest.raises(ValueError, match="dc_n"):
         backward(y, None, y)
     assert [bits(a) for a in backward(y)] == before
+
+
+def test_gradients_of_a_million_steps_are_summed_in_blocks(cpu, rng):
+    """Of biases and peepholes: against the same in float64, whose chain loses nothing that counts."""
+    n, steps, hidden = 2**17, 8, 2
+    x = rng.random((n, steps, 1), np.float32)
+    shapes = {"w_ih": (1, 4 * hidden), "w_hh": (hidden, 4 * hidden), "b": (4 * hidden,), "peephole": (3, hidden)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    found = []
+    for dtype in (np.float32, np.float64):
+        _, backward = fg.lstm(x.astype(dtype), **{name: w.astype(dtype) for name, w in weights.items()})
+        found.append(backward(np.ones((n, steps, hidden), dtype)))
+    for ours, exact in zip(found[0][1:5], found[1][1:5], strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=5e-6, atol=5e-6 * np.abs(exact).max())

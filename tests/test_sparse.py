@@ -134,3 +134,11 @@ def test_an_array_with_more_is_left_alone(cpu, rng):
     x[:3] = 1
     assert compressed(x, 0.29) is None
     assert compressed(x, 0.3) is not None
+
+
+def test_many_rows_are_summed_in_the_blocks_of_the_dense_product(cpu, dtype, rng):
+    net = random_net(rng, (19, 11, 3), ["relu", "softmax"], dtype, 9000, loss="cross_entropy")
+    x, labels = mostly_zero(rng, (9000, 19), dtype), rng.integers(0, 3, 9000)
+    other = clone(net)
+    expected = outcome(net, *epoch(cpu, net, x, labels, np.arange(9000), 9000))
+    assert outcome(other, *epoch(cpu, other, nonzeros_of(x), labels, np.arange(9000), 9000)) == expected

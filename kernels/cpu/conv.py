@@ -7,7 +7,7 @@ the image itself.
 The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
 phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. Phases of few
 channels, which would leave vectors empty, are made as one pixel of all their channels, and folded into the image. A weight's gradient is
-one chain over all pixels in their order, whatever the thread that has it.
+a sum over all pixels in their order, whatever the thread that has it, a chain for each LONG of them.
 """
 
 import numpy as np
@@ -43,6 +43,8 @@ IDENTITY = names.ACTIVATIONS["identity"]
 LOWERED, DEPTH = 27_648, 192
 # channels that all phases of an input's gradient have at most to be folded, which fit into the vectors of a tile
 FOLDED = 16
+# pixels whose products are summed in one chain: whole steps of DEPTH
+LONG = 43 * DEPTH
 # rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
 # the first-level cache has few places
 TAPS, TAPS_ROW = 384, 400
@@ -55,7 +57,7 @@ CONV = np.dtype(
     ]
     + [(name, "i8") for name in "x panels panel_size b residual z y code lowered lowered_size in_place flags".split()]
     + [(name, "i8") for name in "fold_h fold_w fold_height fold_width fold_channels".split()]
-    + [(name, "i8") for name in "dz dw db".split()]
+    + [(name, "i8") for name in "dz dw db itemsize".split()]
     + [("parameter", "f8")]
 )
 FORWARD_PART, FLAGGED_PART, WEIGHTS_PART = range(3)
@@ -185,12 +187,14 @@ def conv_weights_part(part, parts, job, like):
     taps, outputs, pixels, width = taps_of(g), g.K // g.groups, g.N * g.rows * g.columns, VECTORS * lanes(like)
     if g.db:
         lo, hi = share(part, parts, g.K, 16)
-        column_sums(pixels, g.K, lo, hi, pointer(g.dz, like), pointer(g.db, like))
+        room = g.lowered + part * g.lowered_size * g.itemsize
+        column_sums(pixels, g.K, lo, hi, pointer(g.dz, like), pointer(g.db, like), room)
     lo, hi = share(part, parts, taps, ROWS)
     if lo == hi or not g.dw:
         return
     lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
     panels, none = advance(lowered, DEPTH * TAPS_ROW), pointer(g.N * 0, like)
+    sums = advance(panels, DEPTH * (outputs + 64))
     for first in range(lo, hi, TAPS):
         m = min(TAPS, hi - first)
         for group in range(g.groups):
@@ -202,7 +206,8 @@ def conv_weights_part(part, parts, job, like):
                 # a kernel of 1 x 1 too: its pixels may lie a power of two apart
                 lower(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
                 pack_b(n, outputs, advance(pointer(g.dz, like), p * g.K + group * outputs), g.K, 1, panels, n)
-                start, start_row, start_col = (none, 0, 0) if p == 0 else (dw, g.K, 1)
+                to, to_row = (dw, g.K) if p < LONG else (sums, outputs)
+                start, start_row, start_col = (none, 0, 0) if p % LONG == 0 else (to, to_row, 1)
                 tiles(
                     m,
                     outputs,
@@ -218,16 +223,20 @@ def conv_weights_part(part, parts, job, like):
                     start,
                     start_row,
                     start_col,
-                    dw,
-                    g.K,
+                    to,
+                    to_row,
                 )
+                if p >= LONG and (p % LONG == LONG - DEPTH or p + n == pixels):
+                    for i in range(m):
+                        row = advance(dw, i * g.K)
+                        zipped(add, outputs, (row, advance(sums, i * outputs)), (row,), ())
 
 
 @compiled
 def describe(g, x, groups, K, rows, columns, lowered, parts):
     g.N, g.H, g.W, g.C = x.shape
     g.groups, g.K, g.rows, g.columns, g.x = groups, K, rows, columns, address(x)
-    g.lowered, g.lowered_size = address(lowered), lowered.size // parts
+    g.lowered, g.lowered_size, g.itemsize = address(lowered), lowered.size // parts, lowered.itemsize
 
 
 @compiled
@@ -378,7 +387,7 @@ def _rooms(x, w):
     size = kh * kw * (channels * (outputs + 64) + outputs * (channels + 64))
     panels = _panels(x.dtype, groups * size)[0][: groups * size]
     taps = kh * kw * max(channels, outputs)
-    size = get_num_threads() * max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64))
+    size = get_num_threads() * max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64) + TAPS * outputs)
     return runs, panels, _lowered(x.dtype, size)[0][:size]
 
 

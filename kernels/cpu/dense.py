@@ -12,13 +12,13 @@ from numba import carray
 
 from .. import names
 from .activation import ACTIVATION, activate_part, differentiate_part
-from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, describe, gemm_part, panels
+from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part, panels
 from .health import begin_look, look_at_gradient, look_at_layer, padded
 from .jit import Addresses, compiled, entry, given, kernel
 from .lists import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
-from .loops import squares
+from .loops import add, squares, zipped
 from .parallel import address_of, run, share
-from .simd import ROWS, address, address_or_null, advance, call, keep, pointer, real, void_pointer
+from .simd import ROWS, address, address_or_null, advance, call, data, keep, pointer, real, void_pointer
 from .sparse import SPARSE
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
@@ -38,6 +38,9 @@ needs_input = compiled(names.needs_input)
 GRADIENT_ROWS = 480
 # and that are looked at while they are in the first cache
 FEW_ROWS = 16
+# rows that are summed in one chain of their dtype, and columns that are summed at a time: bytes of room for their sums
+SUMMED_ROWS, SUMMED_COLUMNS = 256, 1024
+SUMS_ROOM = 16 * SUMMED_COLUMNS + 8
 
 
 @compiled
@@ -122,15 +125,24 @@ def backward_rows(chain, lo, hi, panels):
 
 
 @compiled
-def column_sums(rows, columns, lo, hi, values, sums):
-    """Sums over all rows of the columns lo..hi of values (rows, columns), row after row."""
-    to = carray(advance(sums, lo), hi - lo)
-    for j in range(hi - lo):
-        to[j] = 0
-    for i in range(rows):
-        of = carray(advance(values, i * columns + lo), hi - lo)
-        for j in range(hi - lo):
-            to[j] += of[j]
+def column_sums(rows, columns, lo, hi, values, sums, room):
+    """Sums over all rows of the columns lo..hi of values (rows, columns): of each block of rows in their dtype, of all blocks in float64.
+
+    room: address of SUMS_ROOM bytes.
+    """
+    totals = data(carray(void_pointer((room + 7) // 8 * 8), SUMMED_COLUMNS, np.float64))
+    block = pointer((room + 7) // 8 * 8 + 8 * SUMMED_COLUMNS, values)
+    for first in range(lo, hi, SUMMED_COLUMNS):
+        n, source = min(SUMMED_COLUMNS, hi - first), advance(values, first)
+        clear(n, totals)
+        for begin in range(0, rows, SUMMED_ROWS):
+            clear(n, block)
+            for i in range(begin, min(begin + SUMMED_ROWS, rows)):
+                zipped(add, n, (block, advance(source, i * columns)), (block,), ())
+            zipped(add, n, (totals, block), (totals,), ())
+        of, to = carray(totals, n), carray(advance(sums, first), n)
+        for j in range(n):
+            to[j] = of[j]
 
 
 @compiled
@@ -171,6 +183,7 @@ def turned_gradient(chain, layer, part, parts, a, a_row, a_col, product):
         product, hi - lo, layer.n_in, chain.rows, layer.dz + lo * size, 1, layer.n_out, a, a_row, a_col,
         0, 0, layer.dw + lo * layer.n_in * size, layer.n_in, chain.panels + part * SCRATCH * size,
     )  # fmt: skip
+    product[0].sums = 1
     if hi > lo:
         call(chain.gemm, 0, 1, product)
 
@@ -200,6 +213,7 @@ def gradients_part(part, parts, job, like):
                     product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
                     0, 0, dw, layer.n_out, scratch,
                 )  # fmt: skip
+                product[0].sums = 1
                 call(chain.gemm, 0, 1, product)
             if chain.squares:
                 sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)
@@ -216,7 +230,8 @@ def gradients_part(part, parts, job, like):
                         look_at_gradient(chain.watch, part, l, values, (last - first) * layer.n_out)
         if layer.db:
             lo, hi = share(part, parts, layer.n_out, 16)
-            column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like))
+            room = chain.panels + part * SCRATCH * size
+            column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like), room)
         before += layer.n_in
         a, a_row, a_col = layer.y, layer.n_out, 1
 

@@ -9,6 +9,7 @@ import numpy as np
 from numba import carray
 
 from .jit import compiled, entry, inlined, kernel
+from .loops import add, zipped
 from .parallel import Scratch, get_num_threads, run, share
 from .simd import (
     ROWS,
@@ -37,6 +38,8 @@ ROWS_COPIED = 8
 # bytes that values apart from each other may spread over; columns that make up for copying A: see reads_well and copies_a
 SPREAD_IN_CACHE, COLUMNS = 16 * 1024, 512
 A_SCRATCH, B_SCRATCH = 80 * ROWS * DEEP, B_BYTES // 4
+# terms that are summed in one chain where there may be a million of them
+LONG = 8192
 # the largest piece of C that is turned
 TURNED_ROWS, TURNED_COLUMNS = 256, 960
 TURNED_AT, TURNED_SIZE = A_SCRATCH + B_SCRATCH, TURNED_ROWS * TURNED_COLUMNS
@@ -257,8 +260,29 @@ def turn(rows, columns, source, source_row, target, target_row):
         )
 
 
-# start: 0 is zero, and with start_row 0 a bias; start = c accumulates
-GEMM = np.dtype([(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels".split()])
+@compiled
+def blocked_sums(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels, none):
+    """`blocked` of a long K, in blocks of LONG: one chain of so many terms would lose digits. none: a null pointer."""
+    room, columns = advance(panels, TURNED_AT), min(N, TURNED_SIZE // ROWS)
+    rows, started = TURNED_SIZE // columns, not is_null(start)
+    for j in range(0, N, columns):
+        n, b_j = min(columns, N - j), advance(b, j * b_col)
+        for i in range(0, M, rows):
+            m, a_i, c_ij = min(rows, M - i), advance(a, i * a_row), advance(c, i * c_row + j)
+            start_ij = advance(start, i * start_row + j) if started else none
+            blocked(m, n, LONG, a_i, a_row, a_col, b_j, b_row, b_col, start_ij, start_row, c_ij, c_row, panels)
+            for k in range(LONG, K, LONG):
+                a_k, b_k, depth = advance(a_i, k * a_col), advance(b_j, k * b_row), min(LONG, K - k)
+                blocked(m, n, depth, a_k, a_row, a_col, b_k, b_row, b_col, none, 0, room, n, panels)
+                for r in range(m):
+                    c_r = advance(c_ij, r * c_row)
+                    zipped(add, n, (c_r, advance(room, r * n)), (c_r,), ())
+
+
+# start: 0 is zero, and with start_row 0 a bias; start = c accumulates; sums: 1 where K is a batch's rows, which may be many
+GEMM = np.dtype(
+    [(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels sums".split()]
+)
 
 
 @kernel(GEMM, needs=provide_microkernel)
@@ -285,6 +309,10 @@ def gemm_part(part, parts, job, like):
     start, panels = pointer(g.start, like), advance(panels, part * SCRATCH)
     if g.start:
         start = advance(start, rows[0] * g.start_row + columns[0])
+    if g.sums and g.K > LONG:
+        none = pointer(0 * g.K, like)
+        blocked_sums(M, N, g.K, a, a_row, a_col, b, b_row, b_col, start, g.start_row, c, c_row, panels, none)
+        return
     turns = b_row == 1 and b_col != 1 and g.start == 0 and 2 * M <= N and M <= TURNED_ROWS
     target, target_row, piece = c, c_row, M
     if turns:
@@ -306,7 +334,7 @@ def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c
     g.a, g.a_row, g.a_col = a, a_row, a_col
     g.b, g.b_row, g.b_col = b, b_row, b_col
     g.start, g.start_row = start, start_row
-    g.c, g.c_row, g.panels = c, c_row, panels
+    g.c, g.c_row, g.panels, g.sums = c, c_row, panels, 0
 
 
 _scratch = Scratch()

@@ -14,6 +14,7 @@ import numpy as np
 from numba import carray
 
 from . import vmath
+from .dense import SUMMED_ROWS
 from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, panels, turn
 from .jit import Addresses, compiled, entry, given, inlined, kernel
 from .loops import add, add_times, each, squares, times, zipped
@@ -306,9 +307,12 @@ def weights_part(part, parts, job, like):
         return
     lo, hi = share(part, parts, H, 16)
     n, offsets, order = hi - lo, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
-    sums = advance(pointer(g.dpeephole, like), lo)
-    for k in range(0 if g.accumulate else 3):
-        clear(n, advance(sums, k * H))
+    # sums (3, n) of a block of rows, and of all blocks in float64
+    sums = pointer(g.scratch + part * SCRATCH * g.itemsize, like)
+    wide = g.scratch + part * SCRATCH * g.itemsize + (3 * n * g.itemsize + 7) // 8 * 8
+    totals, done = data(carray(void_pointer(wide), 3 * n, np.float64)), 0
+    clear(3 * n, totals)
+    clear(3 * n, sums)
     for t in range(g.steps):
         other = t + 1 if g.reverse else t - 1
         earlier = offsets[other + 1] - offsets[other] if 0 <= other < g.steps else 0
@@ -319,8 +323,18 @@ def weights_part(part, parts, job, like):
                 before = advance(pointer(g.c_0, like), order[p] * H + lo)
             dz, c = advance(pointer(g.dz, like), row * 4 * H + lo), advance(pointer(g.c, like), row * H + lo)
             zipped(add_times, n, (sums, dz, before), (sums,), ())
-            zipped(add_times, n, (advance(sums, H), advance(dz, H), before), (advance(sums, H),), ())
-            zipped(add_times, n, (advance(sums, 2 * H), advance(dz, 3 * H), c), (advance(sums, 2 * H),), ())
+            zipped(add_times, n, (advance(sums, n), advance(dz, H), before), (advance(sums, n),), ())
+            zipped(add_times, n, (advance(sums, 2 * n), advance(dz, 3 * H), c), (advance(sums, 2 * n),), ())
+            done += 1
+            if done % SUMMED_ROWS == 0:
+                zipped(add, 3 * n, (totals, sums), (totals,), ())
+                clear(3 * n, sums)
+    zipped(add, 3 * n, (totals, sums), (totals,), ())
+    of = carray(totals, 3 * n)
+    for k in range(3):
+        to = carray(advance(pointer(g.dpeephole, like), k * H + lo), n)
+        for j in range(n):
+            to[j] = of[k * n + j] + (to[j] if g.accumulate else 0)
 
 
 @compiled
@@ -334,6 +348,7 @@ def summed(g, part, parts, M, N, a, a_row, b, dw):
     describe(
         job, M, hi - lo, g.rows, address_at(a), 1, a_row, address_at(advance(b, lo)), N, 1, start, N, c, N, scratch
     )
+    job[0].sums = 1
     call(g.gemm, 0, 1, job)
 
 

@@ -14,6 +14,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .. import names
+from .gemm import LONG
 from .jit import compiled, kernel
 from .parallel import address_of, launch, share
 from .simd import Emitter, advance, lanes, many_registers, pointer, void_pointer
@@ -152,10 +153,7 @@ def add_to_rows(typingctx, columns, count, which, first, values, dz, room):
     return types.void(i8, i8, which, i8, values, dz, room), codegen
 
 
-@intrinsic
-def copy_out(typingctx, columns, count, room, to, to_row):
-    """Rows of so many columns from room to where they lie."""
-
+def _out(adds, room, to):
     def codegen(context, builder, signature, args):
         columns, count, room, to, to_row = args
         emit = Emitter(context, builder, signature.args[2].dtype)
@@ -163,7 +161,13 @@ def copy_out(typingctx, columns, count, room, to, to_row):
         def body(row):
             def move(k, _):
                 of = emit.at(room, builder.mul(k, _I64(len(row.wide) * emit.width)))
-                row.store(row.load_wide(of), emit.at(to, builder.mul(k, to_row)))
+                place, values = emit.at(to, builder.mul(k, to_row)), row.load_wide(of)
+                if adds:
+                    # all are read before any is written, so that what two vectors have is added once
+                    values = [
+                        builder.fadd(before, value) for before, value in zip(row.load(place), values, strict=True)
+                    ]
+                row.store(values, place)
                 return []
 
             _over(emit, count, move)
@@ -172,6 +176,18 @@ def copy_out(typingctx, columns, count, room, to, to_row):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, room, to, types.int64), codegen
+
+
+@intrinsic
+def copy_out(typingctx, columns, count, room, to, to_row):
+    """Rows of so many columns from room to where they lie."""
+    return _out(False, room, to)
+
+
+@intrinsic
+def add_out(typingctx, columns, count, room, to, to_row):
+    """The same, added to what is there."""
+    return _out(True, room, to)
 
 
 @intrinsic
@@ -225,15 +241,20 @@ def sparse_gradient_part(part, parts, job, like):
     n = lanes(like)
     for j in range(0, g.n_out, MOST * n):
         columns = min(MOST * n, g.n_out - j)
-        clear = carray(room, (g.hi - g.lo) * ((columns + n - 1) // n * n))
-        clear[:] = 0
-        for i in range(g.rows):
-            lo, hi = starts[order[i]], starts[order[i] + 1]
-            lo = search(which, lo, hi, g.lo)
-            hi = search(which, lo, hi, g.hi)
-            dz, values = advance(pointer(g.of, like), i * g.n_out + j), advance(pointer(x.values, like), lo)
-            add_to_rows(columns, hi - lo, advance(which, lo), g.lo, values, dz, room)
-        copy_out(columns, g.hi - g.lo, room, advance(pointer(g.out, like), g.lo * g.n_out + j), g.n_out)
+        clear, out = carray(room, (g.hi - g.lo) * ((columns + n - 1) // n * n)), pointer(g.out, like)
+        # blocks of rows as of the dense product
+        for first in range(0, max(g.rows, 1), LONG):
+            clear[:] = 0
+            for i in range(first, min(first + LONG, g.rows)):
+                lo, hi = starts[order[i]], starts[order[i] + 1]
+                lo = search(which, lo, hi, g.lo)
+                hi = search(which, lo, hi, g.hi)
+                dz, values = advance(pointer(g.of, like), i * g.n_out + j), advance(pointer(x.values, like), lo)
+                add_to_rows(columns, hi - lo, advance(which, lo), g.lo, values, dz, room)
+            if first == 0:
+                copy_out(columns, g.hi - g.lo, room, advance(out, g.lo * g.n_out + j), g.n_out)
+            else:
+                add_out(columns, g.hi - g.lo, room, advance(out, g.lo * g.n_out + j), g.n_out)
 
 
 @kernel(COMPRESS)

@@ -35,6 +35,8 @@ from .vmath import fma
 TILE, SIDE, POINTS = 4, 6, 36
 # tiles that go through the products at a time, with what is in the second-level cache then; of a weight's gradient
 TILES, DEEP_TILES = 24, 48
+# tiles whose products are summed in one chain, about
+LONG = 8192
 # values that are transformed at a time where nothing else says so
 CHUNK = 512
 # fewer channels or outputs are not worth the transforms
@@ -335,6 +337,8 @@ def sums_of(g, lo, hi, channel, channels, room, like):
     v = advance(lines, SIDE * max(padded(g), TILE * g.wide * g.K))
     d = advance(v, POINTS * most * g.wide * g.C)
     null, width = pointer(g.N * 0, like), VECTORS * lanes(like)
+    # whole steps of the loop; the sums of the first so many lines, and those of the next, which are added to them, in as much room again
+    long = max(LONG // (most * g.wide), 1) * most
     clear(size, none)
     for first in range(0, g.lines, most):
         count = min(most, g.lines - first)
@@ -347,8 +351,11 @@ def sums_of(g, lo, hi, channel, channels, room, like):
         for p in range((hi - lo) * SIDE):
             a, b = advance(v, p * n * channels), advance(d, p * n * g.K)
             sums = advance(pointer(g.sums, like), ((SIDE * lo + p) * g.C + channel) * g.K)
-            start, start_row, start_col = (null, 0, 0) if first == 0 else (sums, g.K, 1)
-            tiles(channels, g.K, n, a, 1, channels, 1, 0, b, g.K, width, start, start_row, start_col, sums, g.K)
+            to = sums if first < long else advance(sums, POINTS * g.C * g.K)
+            start, start_row, start_col = (null, 0, 0) if first % long == 0 else (to, g.K, 1)
+            tiles(channels, g.K, n, a, 1, channels, 1, 0, b, g.K, width, start, start_row, start_col, to, g.K)
+            if first >= long and ((first + most) % long == 0 or first + most >= g.lines):
+                zipped(add, channels * g.K, (sums, to), (sums,), ())
 
 
 @kernel(WINOGRAD)
@@ -454,7 +461,8 @@ def weights(x, dz, top, left, dw):
     tiles = (DEEP_TILES + wide - 1) // wide * wide
     pixels = max(width * channels, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * K)
     room = get_num_threads() * max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
-    sums = POINTS * channels * K
+    # twice: see sums_of
+    sums = 2 * POINTS * channels * K
     run(
         2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, top, left, dw, _points(dtype, sums)[0][:sums],
         _room(dtype, room)[0][:room],

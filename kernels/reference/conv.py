@@ -51,7 +51,7 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
                 if dx is not None:
                     dpadded[pixels][..., c] += np.tensordot(dz[..., k], w[tap][:, k].T, axes=1)
         if db is not None:
-            db[...] = dz.sum(axis=(0, 1, 2))
+            db[...] = dz.sum(axis=(0, 1, 2), dtype=np.float64)
     if dx is not None:
         dx[...] = inner(dpadded, pads)
 

@@ -43,7 +43,7 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
         with np.errstate(over="ignore", invalid="ignore"):
             dweights[layer][...] = a.T @ dz
             if dbiases[layer] is not None:
-                dbiases[layer][...] = dz.sum(axis=0)
+                dbiases[layer][...] = dz.sum(axis=0, dtype=np.float64)
             if layer:
                 da = dz @ weights[layer].T
             elif dx is not None:

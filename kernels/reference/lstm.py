@@ -96,9 +96,10 @@ def lstm_backward(
         dw_ih += xs.T @ dz
         dw_hh += h_before.T @ dz
         if db is not None:
-            db += dz.sum(axis=0)
+            db += dz.sum(axis=0, dtype=np.float64).astype(db.dtype)
         if dpeephole is not None:
-            dpeephole += (dz_i * c_before).sum(axis=0), (dz_f * c_before).sum(axis=0), (dz_o * c).sum(axis=0)
+            products = dz_i * c_before, dz_f * c_before, dz_o * c
+            dpeephole += np.array([p.sum(axis=0, dtype=np.float64) for p in products]).astype(dpeephole.dtype)
         if dw_proj is not None:
             dw_proj += (o * tanh_c).T @ dr_all
         if squares is not None:
