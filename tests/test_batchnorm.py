@@ -475,3 +475,34 @@ def test_bad_upstream_gradients_are_refused(in_force, rng):
     refuses(TypeError, message, backward, None)
     message = "batch_norm: dy must be float32, got float64 (one call has one dtype)"
     refuses(TypeError, message, backward, in_float64(y))
+
+
+@pytest.mark.parametrize("size", [1e22, 1e37])
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_values_whose_squares_float32_cannot_hold(backend, name, size, rng):
+    """As in float64; the running variance is the largest number there is."""
+    p, activation = problem(rng, (300, 7), np.dtype(np.float32)), ACTIVATIONS[name]
+    p.x = (p.x * size).astype(np.float32)
+    found = []
+    for kernels, q in ((reference, p.map(in_float64)), (backend, p)):
+        dtype, (mean, rstd) = q.x.dtype, np.empty((2, 7))
+        kernels.batch_norm_statistics(q.x, q.running_mean, q.running_var, True, 0.3, 1e-5, True, mean, rstd)
+        y, dz, dx, dgamma, dbeta = (unwritten(a.shape, dtype) for a in (q.x, q.x, q.x, q.gamma, q.beta))
+        z = unwritten(q.x.shape, dtype) if activation.needs_input else y
+        kernels.batch_norm_forward(q.x, mean, rstd, q.gamma, q.beta, q.residual, activation, z, y)
+        saved = mean, rstd, q.gamma, q.beta, activation, True, z, y
+        kernels.batch_norm_backward(q.dy, q.x, *saved, dz, dx, dgamma, dbeta)
+        # what is of x's size, or one over it, on a scale that float64 holds
+        found.append((q.running_mean / size, mean / size, rstd * size, y, dz, dx * size, dgamma, dbeta))
+    for ours, exact in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=2e-5)
+    assert (p.running_var == np.finfo(np.float32).max).all()
+
+
+def test_a_running_variance_comes_back_from_values_of_1e22(in_force, rng):
+    p = problem(rng, (50, 3), np.dtype(np.float32), residual=False)
+    fg.batch_norm(p.x * np.float32(1e22), p.gamma, p.beta, p.running_mean, p.running_var, momentum=0.5)
+    for _ in range(300):
+        fg.batch_norm(p.x, p.gamma, p.beta, p.running_mean, p.running_var, momentum=0.5)
+    np.testing.assert_allclose(p.running_var, p.x.var(axis=0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(p.running_mean, p.x.mean(axis=0), rtol=1e-5, atol=1e-6)

@@ -93,7 +93,7 @@ def add_products(total, products, dz, x, high):
 
 @inlined
 def below_mean(dz, x, high, scale, slope, offset):
-    return (scale * dz + ((x - high) * slope + offset),)
+    return (scale * (dz + ((x - high) * slope + offset)),)
 
 
 def fused(f, derivative):
@@ -112,7 +112,7 @@ def fused(f, derivative):
     @inlined
     def below_fused(dy, x, high, scale, shift, slope, offset, p):
         dz = dy * derivative(f((x - high) * scale + shift, p), p)
-        return (scale * dz + ((x - high) * slope + offset),)
+        return (scale * (dz + ((x - high) * slope + offset)),)
 
     return add_fused, add_kept, below_fused
 
@@ -334,6 +334,27 @@ def of_batch(launcher, parts, kernels, x, mean, var, room):
         for r in range(rows * repeat, M):
             m, s = merged(m, s, np.float64(x[r, c]), 0.0, float(r), 1.0)
         mean[c], var[c] = m, s / M
+        if not np.isfinite(var[c]):
+            mean[c], var[c] = wide_moments(x, c)
+
+
+@compiled
+def wide_moments(x, c):
+    """Mean and var of a column in float64: of values whose squares, or sums, overflow in the dtype."""
+    start, total, square = np.float64(x[0, c]), 0.0, 0.0
+    for r in range(len(x)):
+        total += np.float64(x[r, c]) - start
+    mean = start + total / len(x)
+    for r in range(len(x)):
+        square += (np.float64(x[r, c]) - mean) ** 2
+    return mean, square / len(x)
+
+
+@compiled
+def held_by_dtype(value, like):
+    """A finite value that is past the array's dtype is the largest of it: a running variance would never come back from infinity."""
+    most = np.float64(np.finfo(like.dtype).max)
+    return most if most < value < np.inf else value
 
 
 @entry
@@ -351,7 +372,7 @@ def _statistics(
         for c in range(len(running_mean)):
             var = rstd[c] * M / (M - 1) if unbiased else rstd[c]
             running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c]
-            running_var[c] = (1 - momentum) * running_var[c] + momentum * var
+            running_var[c] = held_by_dtype((1 - momentum) * running_var[c] + momentum * var, running_var)
     for c in range(C):
         rstd[c] = 1 / np.sqrt(rstd[c] + eps)
 
@@ -422,9 +443,8 @@ def _backward(
         low = mean[c] - room[0, c]
         products = (products - low * total) * rstd[c]
         dbeta[c], dgamma[c] = total, products
-        scale = gamma[c] * rstd[c] / g.M
-        slope[c] = -scale * rstd[c] * products
-        offset[c] = scale * rstd[c] * products * low - scale * total
+        slope[c] = -rstd[c] * products / g.M
+        offset[c] = (rstd[c] * products * low - total) / g.M
     repeat_columns(g, slope)
     repeat_columns(g, offset)
     if dx.size:

@@ -16,6 +16,7 @@ subtracted in two parts.
 
 import math
 
+import numpy as np
 from numba import cuda, float64
 
 from .. import names
@@ -81,7 +82,7 @@ def block_moments(dtype: Real, rows: Integer, columns: Integer, width: Integer, 
 @wide_kernel
 def moments(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, depth: Integer, blocks: Integer,
-    moving: Integer, momentum: WideNumber, eps: WideNumber, unbiased: Integer, parts: Wide,
+    moving: Integer, momentum: WideNumber, eps: WideNumber, unbiased: Integer, most: WideNumber, parts: Wide,
     running_mean: Values, running_var: Values, mean: Wide, rstd: Wide,
 ):  # fmt: skip
     """mean and rstd from the blocks' moments, and with `moving` the running ones moved."""
@@ -98,7 +99,9 @@ def moments(
         if moving:
             var = squares / (rows - 1 if unbiased else rows)
             running_mean[column] = dtype((1.0 - momentum) * float64(running_mean[column]) + momentum * middle)
-            running_var[column] = dtype((1.0 - momentum) * float64(running_var[column]) + momentum * var)
+            value = (1.0 - momentum) * float64(running_var[column]) + momentum * var
+            # from infinity it would never come back
+            running_var[column] = dtype(most if most < value < math.inf else value)
 
 
 @wide_kernel
@@ -188,7 +191,7 @@ def sums(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, blocks: Integer,
     parts: Wide, mean: Wide, rstd: Wide, gamma: Values, dgamma: Values, dbeta: Values, below: Values,
 ):  # fmt: skip
-    """dgamma and dbeta from the blocks' sums, and (slope, offset) of dx = scale dz + (x - high) slope + offset to below (2, columns)."""
+    """dgamma and dbeta from the blocks' sums, and (slope, offset) of dx = scale (dz + (x - high) slope + offset) to below (2, columns)."""
     shared, column = cuda.shared.array(BLOCK, float64), tile_column(width)
     total, products = 0.0, 0.0
     if column < columns:
@@ -198,11 +201,11 @@ def sums(
             products += parts[blocks * columns + at]
     total, products = add_down(shared, total, width), add_down(shared, products, width)
     if cuda.threadIdx.x < width and column < columns:
-        low, scale = mean[column] - float64(dtype(mean[column])), float64(gamma[column]) * rstd[column] / max(rows, 1)
+        low = mean[column] - float64(dtype(mean[column]))
         products = (products - low * total) * rstd[column]
         dgamma[column], dbeta[column] = dtype(products), dtype(total)
-        below[column] = dtype(-scale * rstd[column] * products)
-        below[columns + column] = dtype(scale * rstd[column] * products * low - scale * total)
+        below[column] = dtype(-rstd[column] * products / max(rows, 1))
+        below[columns + column] = dtype((rstd[column] * products * low - total) / max(rows, 1))
 
 
 @wide_kernel
@@ -221,7 +224,7 @@ def inputs(
             if code != names.IDENTITY:
                 z = from_mean * scale + shift
                 value *= slope(code, p, bend(code, p, z) if is_relu(code) else saved[at])
-            dx[at] = scale * value + (from_mean * steep + offset)
+            dx[at] = scale * (value + (from_mean * steep + offset))
 
 
 def shares(rows, columns):
@@ -253,7 +256,7 @@ def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps,
         parts = device.xp.empty((2, grid[0], columns))
         launch(block_moments, x.dtype, grid, rows, columns, tile_width(columns), depth, x, parts)
         over_columns, width = joined(columns)
-        settings = grid[0], running_mean is not None, momentum, eps, unbiased
+        settings = grid[0], running_mean is not None, momentum, eps, unbiased, float(np.finfo(x.dtype).max)
         arrays = parts, running_mean, running_var, mean, rstd
         launch(moments, x.dtype, over_columns, rows, columns, width, depth, *settings, *arrays)
 

@@ -21,7 +21,8 @@ def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps,
     """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
     momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
 
-    Two passes in float64, from the first row, so that a constant channel has exactly 0 for its var.
+    Two passes in float64, from the first row, so that a constant channel has exactly 0 for its var. A running var that the dtype cannot
+    hold is the largest value that it can, from which it comes back.
     """
     count, var = len(x), 1.0
     mean[...] = 0
@@ -35,7 +36,8 @@ def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps,
             if running_mean is not None:
                 moved = var * count / (count - 1) if unbiased else var
                 for running, batch in ((running_mean, mean), (running_var, moved)):
-                    running[...] = (1 - momentum) * running.astype(np.float64) + momentum * batch
+                    value = (1 - momentum) * running.astype(np.float64) + momentum * batch
+                    running[...] = np.where(np.isfinite(value), np.minimum(value, np.finfo(x.dtype).max), value)
         rstd[...] = 1 / np.sqrt(var + eps)
 
 
