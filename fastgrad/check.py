@@ -12,6 +12,8 @@ from fastgrad.kernels.names import ACTIVATIONS, Activation
 Pair = tuple[int, int]
 
 INT64 = np.dtype(np.int64)
+# the largest size, step or count: kernels multiply two of them in int64
+MOST = 2**31 - 1
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 # activations whose parameter a caller may choose
 PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
@@ -190,7 +192,8 @@ def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
         # where steps begin and end is worked out here
         value = gpu.taken(op, name, value).get()
     try:
-        found = np.asarray(value)
+        # a copy before it is looked at: another thread may write to what the caller has
+        found = np.array(value)
     except ValueError:
         raise TypeError(f"{op}: {name} must be integers (N,), got a nested {type(value).__name__}") from None
     if found.dtype.kind not in "iu" and found.size:
@@ -200,7 +203,7 @@ def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
     wrong = np.flatnonzero((found < 0) | (found > steps))
     if len(wrong):
         raise ValueError(f"{op}: {name} must be in 0..{steps}, got {found[wrong[0]]} at index {wrong[0]}")
-    return found.astype(np.int64)
+    return found.astype(np.int64, copy=False)
 
 
 def activation(op: str, value: Any, name: str = "activation") -> Activation:
@@ -239,14 +242,16 @@ def choice(op: str, name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"{op}: {name} must be one of {', '.join(known)}; got {value!r}")
 
 
-def count(op: str, name: str, value: Any, least: int = 1) -> int:
-    """value as an integer no smaller than least."""
+def count(op: str, name: str, value: Any, least: int = 1, most: int | None = MOST) -> int:
+    """value as an integer no smaller than least, and no larger than most."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
     if number < least or isinstance(value, bool):
         raise ValueError(f"{op}: {name} must be an integer of at least {least}, got {value}")
+    if most is not None and number > most:
+        raise ValueError(f"{op}: {name} must be an integer of at most {most}, got {value}")
     return number
 
 
@@ -298,7 +303,18 @@ def _sizes(form: str, shape: Sequence[int | None]) -> str:
 
 
 def no_update(op: str, gradients: dict[str, np.ndarray], hint: str = "") -> FloatingPointError:
-    """The error of a step whose gradients' norm is not finite."""
+    """The error of a step whose gradients' norm is not finite, or which would end in what is not."""
     bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
-    where = f"the gradient is not finite in {', '.join(bad)}" if bad else "the gradient's norm overflows"
-    return FloatingPointError(f"{op}: {where}; no update was made{hint}")
+    with np.errstate(over="ignore"):
+        squares = [float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients.values()]
+    if bad:
+        what = f"the gradient is not finite in {', '.join(bad)}"
+    elif not np.isfinite(sum(squares)):
+        what = "the gradient's norm overflows"
+    else:
+        dtype = next((gradient.dtype for gradient in gradients.values()), "the dtype")
+        what = (
+            f"the optimiser's state or the parameters would not be finite in {dtype}: "
+            "a gradient, parameter or rate is too large for it, or eps too small"
+        )
+    return FloatingPointError(f"{op}: {what}; no update was made{hint}")

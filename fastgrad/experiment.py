@@ -120,8 +120,11 @@ def net(
 
 def batches(n: int, steps: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
     """Rows of each step: epochs in new orders, without what is left of one."""
-    steps, size = check.count("health", "steps", steps), min(check.count("health", "batch-size", batch_size), n)
-    rng, order = np.random.default_rng(check.count("health", "seed", seed, 0)), np.empty(0, np.int64)
+    steps, size = (
+        check.count("health", "steps", steps),
+        min(check.count("health", "batch-size", batch_size, most=None), n),
+    )
+    rng, order = np.random.default_rng(check.count("health", "seed", seed, 0, None)), np.empty(0, np.int64)
     for _ in range(steps):
         if len(order) < size:
             order = rng.permutation(n)

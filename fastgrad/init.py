@@ -175,7 +175,7 @@ def _gain(op: str, activation: Any) -> float:
 def _generator(op: str, rng: Any) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
-    return generator(check.count(op, "rng, if no numpy Generator,", rng, 0))
+    return generator(check.count(op, "rng, if no numpy Generator,", rng, 0, None))
 
 
 def _empty(op: str, shape: Shape, dtype: DTypeLike) -> np.ndarray:

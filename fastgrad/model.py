@@ -117,7 +117,7 @@ class Model:
     def _batches(self, x: np.ndarray, batch_size: int) -> list[slice]:
         op = f"{type(self).__name__}.predict"
         check.place(op, "x", x)
-        batch_size = check.count(op, "batch_size", batch_size)
+        batch_size = check.count(op, "batch_size", batch_size, most=None)
         return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
 
     def _forward(

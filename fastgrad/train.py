@@ -170,7 +170,8 @@ class Trainer:
         # numpy takes rows of nothing else without copying it whole
         data = data._replace(x=check.contiguous(data.x))
         steps = window_size(op, self.model, window)
-        epochs, batch_size = check.count(op, "epochs", epochs), min(check.count(op, "batch_size", batch_size), len(x))
+        epochs, batch_size = check.count(op, "epochs", epochs), check.count(op, "batch_size", batch_size, most=None)
+        batch_size = min(batch_size, len(x))
         if validation is not None:
             check.each(op, "validation", validation, 3 if self.model.recurrent and len(validation) == 3 else 2)
             seen = self._checked(f"{op}: validation", *validation)

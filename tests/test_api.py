@@ -468,3 +468,71 @@ def test_public_names_are_what_they_say():
     assert callable(fg.dense)
     with pytest.raises(AttributeError, match="has no attribute 'lstm_cells'"):
         _ = fg.lstm_cells
+
+
+IMAGE = np.ones((1, 4, 4, 1), np.float32)
+KERNEL = np.ones((2, 2, 1, 1), np.float32)
+TOO_LARGE = {
+    "conv2d: stride": lambda n: fg.conv2d(IMAGE, KERNEL, stride=n),
+    "conv2d: padding": lambda n: fg.conv2d(IMAGE, KERNEL, padding=n),
+    "conv2d: dilation": lambda n: fg.conv2d(IMAGE, KERNEL, dilation=n),
+    "conv2d: groups": lambda n: fg.conv2d(IMAGE, KERNEL, groups=n),
+    "max_pool2d: size": lambda n: fg.max_pool2d(IMAGE, n),
+    "max_pool2d: stride": lambda n: fg.max_pool2d(IMAGE, 2, stride=(1, n)),
+    "avg_pool2d: padding": lambda n: fg.avg_pool2d(IMAGE, 2, padding=(n, 0)),
+    "Conv2d: n_in": lambda n: fg.nn.Conv2d(n, 1, 3),
+    "Conv2d: size": lambda n: fg.nn.Conv2d(1, 1, n),
+    "Conv2d: stride": lambda n: fg.nn.Conv2d(1, 1, 3, stride=n),
+    "MaxPool2d: stride": lambda n: fg.nn.MaxPool2d(2, stride=n),
+    "Flatten: n_out": lambda n: fg.nn.Flatten(n),
+    "DenseChain: sizes": lambda n: fg.nn.DenseChain([2, n]),
+    "BatchNorm: n": lambda n: fg.nn.BatchNorm(n),
+    "LSTM: hidden_size": lambda n: fg.nn.LSTM(1, n),
+    "LSTM: num_layers": lambda n: fg.nn.LSTM(1, 1, num_layers=n),
+    "LSTM: proj_size": lambda n: fg.nn.LSTM(1, 2, proj_size=n),
+    "normal: shape": lambda n: fg.init.normal((n, 2), 0),
+    "Steps: every": lambda n: fg.schedule.Steps(0.1, n),
+    "Cosine: steps": lambda n: fg.schedule.Cosine(0.1, n),
+    "Trainer: health": lambda n: fg.Trainer(fg.nn.DenseChain([2, 2]), health=n),
+    "fit: epochs": lambda n: fg.Trainer(fg.nn.DenseChain([2, 2])).fit(np.ones((1, 2), np.float32), np.zeros(1, int), n),
+    "set_num_threads: count": lambda n: fg.set_num_threads(n),
+}
+
+
+@pytest.mark.parametrize("n", [2**31, 2**63 - 1, 2**63, 10**30])
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_an_integer_past_all_sizes_is_refused(name, n):
+    """A stride of 2**63 - 1 ran for ever: products of two sizes must fit into int64."""
+    op, argument = name.split(": ")
+    with pytest.raises(ValueError, match=rf"{op}.*{argument}.*must be an integer of at most 2147483647, got {n}"):
+        TOO_LARGE[name](n)
+
+
+def test_a_stride_past_the_image_makes_one_window(in_force):
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    y, backward = fg.conv2d(x, KERNEL, stride=2**31 - 1)
+    np.testing.assert_array_equal(y, [[[[10]]]])
+    dx, dw = backward(np.ones_like(y))
+    assert dx.sum() == 4
+    assert bits(dw) == bits(x[0, :2, :2, :, None])
+    y, backward = fg.max_pool2d(x, 2, stride=2**31 - 1)
+    assert y.item() == 5
+    assert backward(np.ones_like(y)).sum() == 1
+
+
+def test_a_batch_size_past_all_rows_is_one_batch():
+    model = fg.nn.DenseChain([2, 2])
+    x = np.ones((3, 2), np.float32)
+    np.testing.assert_array_equal(model.predict(x, 10**30), model.predict(x))
+    fg.Trainer(model).fit(x, np.zeros(3, int), batch_size=10**30)
+
+
+def test_lengths_that_change_after_they_were_checked_are_not_read_again(cpu, monkeypatch):
+    """Another thread may write to them: what is looked at is a copy."""
+    from fastgrad import check
+
+    lengths = np.array([2, 1])
+    found = check.lengths("lstm", "lengths", lengths, 2, 2)
+    assert not np.may_share_memory(found, lengths)
+    narrow = lengths.astype(np.int32)
+    assert not np.may_share_memory(check.lengths("lstm", "lengths", narrow, 2, 2), narrow)

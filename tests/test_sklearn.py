@@ -425,3 +425,28 @@ except ImportError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == 'fastgrad.sklearn needs scikit-learn from 1.7 on: pip install "fastgrad[sklearn]"'
+
+
+@pytest.mark.parametrize("broken", ["column", "negative column", "start"])
+def test_a_sparse_matrix_with_numbers_of_no_column_is_refused(broken):
+    """Kernels would read, and write, where there is nothing."""
+    rng = np.random.default_rng(0)
+    x = sparse.random_array((60, 50), density=0.05, format="csr", rng=rng, dtype=np.float64)
+    if broken == "start":
+        x.indptr[3] = 10**6
+    else:
+        x.indices[7] = -1 if broken == "negative column" else 10**6
+    with pytest.raises(ValueError, match=r"indices|index|indptr"):
+        fast.MLPClassifier(max_iter=1).fit(x, rng.integers(0, 2, 60))
+
+
+def test_columns_out_of_order_that_a_matrix_calls_sorted_are_sorted():
+    rng = np.random.default_rng(0)
+    x = sparse.random_array((60, 50), density=0.1, format="csr", rng=rng, dtype=np.float64)
+    y, sorted_x = rng.integers(0, 2, 60), x.copy()
+    for row in range(60):
+        part = slice(x.indptr[row], x.indptr[row + 1])
+        x.indices[part], x.data[part] = x.indices[part][::-1].copy(), x.data[part][::-1].copy()
+    x.has_canonical_format = True
+    found, expected = (fast.MLPClassifier(max_iter=2, random_state=0).fit(a, y) for a in (x, sorted_x))
+    np.testing.assert_array_equal(found.coefs_[0], expected.coefs_[0])

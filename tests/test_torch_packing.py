@@ -278,3 +278,14 @@ def test_under_autocast_transforms_and_fake_tensors_they_are_pytorchs():
         fakes = mode.from_tensor(x), mode.from_tensor(lengths)
         found, expected = (outcome(m.pack_padded_sequence, *fakes, True) for m in (fgt, rnn))
     assert found == expected
+
+
+def test_an_lstm_refuses_a_packed_sequence_whose_numbers_fit_no_rows():
+    """Kernels would read, and write, where there is nothing."""
+    rows, layer = torch.ones(5, 2), fgt.LSTM(2, 3)
+    with pytest.raises((ValueError, IndexError)):
+        layer(PackedSequence(rows, torch.tensor([2, 3])))
+    with pytest.raises((ValueError, IndexError)):
+        layer(PackedSequence(rows, torch.tensor([3, 2]), torch.tensor([0, 1, 7]), torch.tensor([0, 1, 2])))
+    with pytest.raises((ValueError, IndexError)):
+        layer(PackedSequence(rows, torch.tensor([3, 2]), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])))

@@ -61,9 +61,10 @@ def for_training(X: Any, dtype: np.dtype) -> np.ndarray | names.Nonzeros:
         found = compressed(x, FEW)
         return x if found is None else found
     rows = X.tocsr()
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
+    # a copy before it is looked at: another thread may write to what the caller has, and what it knows of itself may no longer be so
+    rows = type(rows)((rows.data, rows.indices, rows.indptr), shape=rows.shape, copy=True)
+    rows.check_format(full_check=True)
+    rows.sum_duplicates()
     columns = rows.indices.astype(np.int32, copy=False)
     return names.Nonzeros(rows.indptr.astype(np.int64), columns, np.ascontiguousarray(rows.data, dtype), X.shape[1])
 

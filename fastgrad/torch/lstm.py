@@ -94,10 +94,15 @@ def _batch(x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | None) -> B
     if batch_sizes is None:
         check.array(OP, "x", x, "(N, T, C)", (None, None, None))
         return sequences(OP, x.shape[:2], None)
-    sizes = integers(OP, "batch_sizes", batch_sizes)
+    # copies before they are looked at: another thread may write to what the caller has
+    sizes = integers(OP, "batch_sizes", batch_sizes).astype(np.int64)
+    if len(sizes) and (sizes[-1] < 1 or (np.diff(sizes) > 0).any()):
+        raise ValueError(f"{OP}: batch_sizes must be at least 1 and not rise from step to step")
     check.array(OP, "x", x, "(R, C)", (int(sizes.sum()), None))
     n = int(sizes[0]) if len(sizes) else 0
-    found = np.arange(n) if order is None else integers(OP, "order", order)
+    found = np.arange(n) if order is None else integers(OP, "order", order).astype(np.int64)
+    if order is not None and not np.array_equal(np.sort(found), np.arange(n)):
+        raise ValueError(f"{OP}: order must have each of 0..{n - 1} once, got {found.shape} integers")
     return Batch(found, np.append(0, np.cumsum(sizes)), (n, len(sizes)), False)
 
 

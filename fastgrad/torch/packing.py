@@ -76,7 +76,8 @@ def _falling(values: Tensor) -> np.ndarray | None:
     """Integers above 0 none of which is above the one before it; None if they are not."""
     if not _integers(values):
         return None
-    found = values.numpy()
+    # a copy before it is looked at: another thread may write to what the caller has
+    found = values.numpy().copy()
     return found if len(found) and found[-1] > 0 and (found[:-1] >= found[1:]).all() else None
 
 
