@@ -63,7 +63,8 @@ class Updater:
     def step(self, grads: Any) -> float | Later:
         """One update from gradients like params, which stay as they are; their norm, or NaN without clip_norm.
 
-        With clip_norm, raises FloatingPointError where the norm is not finite. After an error all is as before.
+        Raises FloatingPointError where the update would leave state or parameters that are not finite though all was, and with
+        clip_norm where the norm is not finite. After an error all is as before.
         On a GPU nothing waits for the norm: it is read, and the error raised, when it is used, as float(norm). Until then the update
         that was not made counts as a step.
         """
@@ -74,9 +75,9 @@ class Updater:
             same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
         clips = self.clip_norm < math.inf
-        # a norm that is taken on a GPU is not waited for
-        later = clips and not isinstance(self.state, np.ndarray)
-        record = doubles(1, self.state) if later else self._record
+        # on a GPU neither the norm nor how the step has ended is waited for
+        later = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
+        record = doubles(1, self.state) if later and clips else self._record
         status = params.kernels.update_arrays(
             params.flat,
             found.flat,
@@ -120,7 +121,7 @@ class Updater:
         if state["optimizer"] != type(self.optimizer).__name__:
             raise ValueError(f"{op}: optimizer must be {type(self.optimizer).__name__}, got {state['optimizer']}")
         values = check.array(op, "state", state["state"], "(S, P)", self.state.shape, self.state)
-        step = check.count(op, "step", state["step"], least=0)
+        step = check.count(op, "step", state["step"], least=0, most=2**53)
         masks = None if state["masks"] is None else flat_masks(op, state["masks"], self._shapes, self.state)
         self.val_losses = [float(loss) for loss in state["val_losses"]]
         self.state[...], self.step_count, self._mask = values, step, masks

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from arrays import bits, with_threads
-from fastgrad.kernels import reference
+from fastgrad.kernels import names, reference
 from fastgrad.kernels.names import NONFINITE, OK
 from tolerances import assert_close
 
@@ -278,4 +278,81 @@ def test_a_norm_that_is_not_finite_updates_nothing(backend, optimizer, dtype, pl
     assert backend.update_arrays([params], [grads], *settings, record) == NONFINITE
     assert math.isnan(record[0]) if math.isnan(value) else record[0] == math.inf
     assert (params == 1).all()
+    assert not state.any()
+
+
+# an optimiser, and a gradient and state whose next second moment, or velocity, float32 cannot hold
+OVERFLOWS = {
+    "adam": (Adam(0.1), 1e21, 0.0),
+    "amsgrad": (Adam(0.1, amsgrad=True), 1e21, 0.0),
+    "adamw": (AdamW(0.1), -1e21, 0.0),
+    "rmsprop": (RMSprop(0.1), 1e21, 0.0),
+    "rmsprop, momentum": (RMSprop(0.1, momentum=0.5), 1e21, 0.0),
+    "adagrad": (Adagrad(0.1), 1e20, 0.0),
+    "adagrad, sum": (Adagrad(0.1), 1.2e19, 3e38),
+    "momentum": (SGD(0.1, 0.9), 3e38, 3e38),
+    "momentum above 1": (SGD(0.1, 10.0), 1.0, 1e38),
+    "no eps": (Adam(0.1, eps=0.0), 0.0, 0.0),
+    "eps of no float32": (RMSprop(0.1, eps=1e-60), 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("takes_norm", [False, True])
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_an_update_that_would_end_in_what_is_not_finite_is_not_made(backend, name, takes_norm):
+    optimizer, gradient, state_before = OVERFLOWS[name]
+    params, grads = np.ones(2000, np.float32), np.ones(2000, np.float32)
+    state = np.full((optimizer.state_rows, 2000), 0.5, np.float32)
+    grads[1500], state[:, 1500] = gradient, state_before
+    before = bits(params), bits(state)
+    record = np.empty(1) if takes_norm else None
+    settings = optimizer.code, state, optimizer.hyper, 2, math.inf, None, None
+    assert backend.update_arrays([params], [grads], *settings, record) == NONFINITE
+    assert (bits(params), bits(state)) == before
+    # nothing revives what is pruned, nor can it overflow
+    masks = np.arange(2000) != 1500
+    settings = optimizer.code, state, optimizer.hyper, 2, math.inf, masks, None
+    assert backend.update_arrays([params], [grads], *settings, record) == OK
+    assert params[1500] == 0
+    assert np.isfinite(params).all()
+    assert np.isfinite(state).all()
+
+
+def test_decay_of_a_vast_parameter_can_overflow_as_well(backend):
+    params, grads, state = np.full(5, 1e22, np.float32), np.zeros(5, np.float32), np.zeros((2, 5), np.float32)
+    settings = names.ADAM, state, Adam(0.1, weight_decay=1.0).hyper, 1, math.inf, None, None
+    assert backend.update_arrays([params], [grads], *settings, None) == NONFINITE
+    assert (params == np.float32(1e22)).all()
+    assert not state.any()
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "adagrad", "momentum"])
+def test_a_vast_gradient_that_fits_is_updated_as_in_float64(backend, name, rng):
+    optimizer = OPTIMIZERS[name]
+    params = rng.standard_normal(40).astype(np.float32)
+    grads = (rng.standard_normal(40) * 1e18).astype(np.float32)
+    exact, state = params.astype(np.float64), empty_state(optimizer, 40, np.float32)
+    updated(backend, optimizer, params, grads, state, 1)
+    exact_state = empty_state(optimizer, 40, np.float64)
+    updated(reference, optimizer, exact, grads.astype(np.float64), exact_state, 1)
+    np.testing.assert_allclose(params, exact, rtol=1e-5)
+    np.testing.assert_allclose(state, exact_state, rtol=1e-5)
+
+
+def test_a_step_of_a_chain_that_would_overflow_is_not_made(backend):
+    """Its gradient is 1e21, whose norm float64 holds."""
+    params, grads = np.zeros(2, np.float32), np.zeros(2, np.float32)
+    layers, state = np.array([(1, 1, 0, 1, names.IDENTITY)], np.int64), np.zeros((2, 2), np.float32)
+    x, target = np.ones((1, 1), np.float32), np.full((1, 1), -5e20, np.float32)
+    net = layers, np.zeros(1), names.MSE, params, grads, np.empty(names.workspace_size((1, 1), 1), np.float32)
+    settings = names.ADAM, state, Adam(0.1).hyper, math.inf, None, None
+    record = np.zeros(2)
+    assert backend.dense_chain_step(x, target, *net, *settings, 0, record) == NONFINITE
+    assert not params.any()
+    assert not state.any()
+    status, done = backend.dense_chain_epoch(
+        x, target, np.zeros(1, np.int64), 1, np.full(1, 0.1), *net, *settings, 0, np.zeros((1, 2))
+    )
+    assert (status, done) == (NONFINITE, 0)
+    assert not params.any()
     assert not state.any()

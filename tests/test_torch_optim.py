@@ -216,3 +216,17 @@ def test_a_sparse_gradient_is_refused_and_nothing_written():
         optimizer.step()
     assert (dense == 1).all()
     np.testing.assert_array_equal(embedding.weight.detach(), before)
+
+
+def test_a_step_whose_state_float32_cannot_hold_raises_and_changes_nothing(torch):
+    """PyTorch's second moment is infinite from then on, and the parameter never moves again."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = fgt.Adam([p], lr=0.1)
+    p.grad = torch.full((3,), 0.5)
+    optimizer.step()
+    before = p.detach().clone(), {name: v.clone() for name, v in optimizer.state_dict()["state"][0].items()}
+    p.grad = torch.tensor([0.0, 1e21, 0.0])
+    with pytest.raises(FloatingPointError, match="would not be finite in float32"):
+        optimizer.step()
+    assert torch.equal(p, before[0])
+    assert all(torch.equal(v, before[1][name]) for name, v in optimizer.state_dict()["state"][0].items())

@@ -450,3 +450,21 @@ def test_a_state_of_another_optimizer_is_refused(in_force, tmp_path):
         ValueError, f"load: {path} has the state of Adagrad, the trainer's optimizer is SGD", fg.load, path, trainer
     )
     assert state_of(trainer) == before
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: fg.nn.DenseChain([2, 1], "identity"), lambda: fg.nn.Sequential(fg.nn.Dense(2, 1))]
+)
+def test_a_step_whose_state_float32_cannot_hold_raises_and_changes_nothing(in_force, make):
+    trainer = fg.Trainer(make(), "mse", fg.optim.Adam(0.1))
+    x, y = np.ones((4, 2), np.float32), np.full((4, 1), 1e21, np.float32)
+    before = trainer.model.params.copy()
+    with pytest.raises(FloatingPointError, match="would not be finite in float32"):
+        trainer.step(x, y)
+    with pytest.raises(FloatingPointError, match="would not be finite in float32"):
+        trainer.fit(x, y)
+    np.testing.assert_array_equal(trainer.model.params, before)
+    assert not trainer.state.any()
+    assert trainer.step_count == 0
+    trainer.step(x, x[:, :1])
+    assert trainer.step_count == 1

@@ -221,3 +221,30 @@ def test_a_state_that_does_not_fit_changes_nothing(in_force):
             updater.load_state_dict(state)
         assert str(found.value) == message
         assert all_bits(updater) == before
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e30])
+def test_an_update_whose_state_float32_cannot_hold_raises_and_changes_nothing(in_force, clip_norm):
+    """Its second moment would be infinite, and the weight never move again."""
+    params = np.ones(3, np.float32)
+    updater = fg.Updater(params, Adam(0.1), clip_norm)
+    updater.step(np.full(3, 0.5, np.float32))
+    before = all_bits(updater)
+    message = "would not be finite in float32: a gradient, parameter or rate is too large for it, or eps too small"
+    with pytest.raises(FloatingPointError, match=message):
+        updater.step(np.array([0, 1e21, 0], np.float32))
+    assert all_bits(updater) == before
+    updater.step(np.full(3, 0.1, np.float32))
+    assert (params < 0.9).all()
+    assert updater.step_count == 2
+
+
+def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(there):
+    params = there.array(np.ones(3, np.float32))
+    updater = fg.Updater(params, Adam(0.1))
+    assert math.isnan(updater.step(there.array(np.full(3, 0.5, np.float32))))
+    before = bits(params.get()), bits(updater.state.get())
+    outcome = updater.step(there.array(np.array([0, 1e21, 0], np.float32)))
+    with pytest.raises(FloatingPointError, match="would not be finite in float32"):
+        float(outcome)
+    assert (bits(params.get()), bits(updater.state.get())) == before

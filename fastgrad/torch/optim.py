@@ -198,7 +198,12 @@ def _hyper(group: dict[str, Any]) -> np.ndarray:
 
 
 def _update(params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int) -> None:
-    kernels().update_arrays(params, grads, names.ADAM, state, hyper, step, np.inf, None, None, None)
+    settings = names.ADAM, state, hyper, step, np.inf, None, None, None
+    if kernels().update_arrays(params, grads, *settings) != names.OK:
+        raise FloatingPointError(
+            f"{OP}: the state or a parameter would not be finite in {state.dtype}: "
+            "a gradient or parameter is too large for it, or eps too small; no update was made"
+        )
 
 
 def _run(params: Sequence[Tensor], grads: Sequence[Tensor], state: Tensor, hyper: Sequence[float], step: int) -> None:

@@ -66,6 +66,11 @@ HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limi
 COST = 32
 # the square of a larger float64 has not vanished
 SMALL = 1e-130
+# of float32 and float64: a value whose square, or which itself, is lost when it is added to the largest one, so that no sum overflows by
+# it; and the least normal one
+SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**-1022)
+# an update's length over the rate is at most the largest gradient, or where it is divided by a root about this
+STEP = 1e4
 
 
 @inlined
@@ -309,38 +314,128 @@ def project(launcher, parts, kernels, params, n, job, widths):
     keep(scales)
 
 
+@compiled
+def norm_of(launcher, parts, kernel, arrays, n):
+    """The norm of all values of a table's arrays. kernel: square_arrays_part."""
+    sums, job = np.empty(arrays[n, SUMS]), np.zeros(1, ARRAYS)
+    t, squared = job[0], 0.0
+    t.grads, t.n, t.sums = address(arrays), n, address(sums)
+    call(launcher, kernel, parts, job)
+    for square in sums:
+        squared += square
+    keep(sums)
+    return math.sqrt(squared)
+
+
+@compiled
+def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
+    """Whether the update of finite values may lead to what is not finite: a bound, by the norm of the gradients before scaling."""
+    t, k = update[0], 0 if size == 4 else 1
+    largest = norm * t.scale
+    if t.optimizer != names.SGD:
+        if max(t.inside, t.outside) < LEAST[k]:
+            return True
+        if t.decay != 0:
+            largest += t.decay * norm_of(launcher, parts, kernels[3], params, n)
+    # NaN is no bound
+    return not (largest <= SAFE[k] and t.beta1 <= 1 and t.lr * max(largest, STEP) <= LOST[k])
+
+
+@compiled
+def value_at(address, i, size):
+    """Value number i of an array of float32 or float64."""
+    if size == 4:
+        return np.float64(carray(void_pointer(address + 4 * i), 1, np.float32)[0])
+    return carray(void_pointer(address + 8 * i), 1, np.float64)[0]
+
+
+@compiled
+def copy_bytes(n, source, target):
+    of, to = carray(void_pointer(source), n, np.uint8), carray(void_pointer(target), n, np.uint8)
+    for i in range(n):
+        to[i] = of[i]
+
+
+@compiled
+def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
+    """Whether a value that is finite, as are its state and gradient, is not in the copies, or its state."""
+    for a in range(n):
+        for i in range(params[a + 1, START] - params[a, START]):
+            before, after = value_at(params[a, ADDRESS], i, size), value_at(copies[a, ADDRESS], i, size)
+            was, still = np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, size)), np.isfinite(after)
+            for row in range(rows):
+                place = row * stride + params[a, PLACE] + i
+                was &= np.isfinite(value_at(state, place, size))
+                still &= np.isfinite(value_at(state_copy, place, size))
+            if was and not still:
+                return True
+    return False
+
+
+@compiled
+def update_copies(launcher, parts, kernels, params, grads, n, update, held, moved, size):
+    """update_all on copies of params and state, which go back where nothing finite has become anything else; OK or NONFINITE."""
+    t, values = update[0], params[n, START]
+    state, length = t.state, t.rows * t.stride * size
+    room, copies = np.empty((values * size + length + 7) // 8), params.copy()
+    for a in range(n):
+        copies[a, ADDRESS] = address(room) + params[a, START] * size
+        copy_bytes((params[a + 1, START] - params[a, START]) * size, params[a, ADDRESS], copies[a, ADDRESS])
+    t.state = address(room) + values * size
+    copy_bytes(length, state, t.state)
+    update_all(launcher, parts, kernels, copies, grads, n, update, held, moved)
+    spoilt = spoils(params, copies, grads, n, state, t.state, t.stride, t.rows, size)
+    if not spoilt:
+        for a in range(n):
+            copy_bytes((params[a + 1, START] - params[a, START]) * size, copies[a, ADDRESS], params[a, ADDRESS])
+        copy_bytes(length, t.state, state)
+    t.state = state
+    keep(room)
+    return names.NONFINITE if spoilt else names.OK
+
+
+@compiled
+def update_soundly(launcher, parts, kernels, params, grads, n, update, held, moved, norm, size):
+    """update_all, but of nothing where it would end in what is not finite; OK or NONFINITE.
+
+    norm: of the gradients before scaling; size: bytes of a value. A bound by the norm says of nearly every update that it cannot; of what
+    is left it is found out.
+    """
+    if may_overflow(launcher, parts, kernels, params, n, update, norm, size):
+        return update_copies(launcher, parts, kernels, params, grads, n, update, held, moved, size)
+    update_all(launcher, parts, kernels, params, grads, n, update, held, moved)
+    return names.OK
+
+
 @entry
 def _update_arrays(
-    launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
+    launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved, size,
 ):  # fmt: skip
-    sums, job, update = np.empty(grads[n, SUMS] if record.size else 0), np.empty(1, ARRAYS), np.empty(1, UPDATE)
-    t, scale = job[0], 1.0
+    update, scale, norm = np.empty(1, UPDATE), 1.0, 0.0
+    # without state nothing is kept that could be spoilt for good
+    if record.size or rows:
+        norm = norm_of(launcher, parts, kernels[3], grads, n)
     if record.size:
-        t.grads, t.n, t.sums = address(grads), n, address(sums)
-        call(launcher, kernels[3], parts, job)
-        squared = 0.0
-        for square in sums:
-            squared += square
-        norm = math.sqrt(squared)
         record[0] = norm
         if not math.isfinite(norm):
             return names.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
-    update_all(launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals))
+    status = update_soundly(
+        launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals), norm, size
+    )
     found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
     for a in range(len(found)):
         found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
     keep(totals)
-    keep(sums)
     keep(update)
-    return names.OK
+    return status
 
 
-# what update_all asks for, and after it what a driver has of its own
-UPDATE_KERNELS = update_arrays_part, norms_part, scale_part
-_KERNELS = Addresses(*UPDATE_KERNELS, square_arrays_part)
+# what update_soundly asks for
+UPDATE_KERNELS = update_arrays_part, norms_part, scale_part, square_arrays_part
+_KERNELS = Addresses(*UPDATE_KERNELS)
 _NO_RECORD = np.empty(0)
 
 
@@ -359,12 +454,12 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
     has changed, and of what was there, summed.
-    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
     """
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
     held = held_by(masks, constraint)
     return run(
         COST * int(to[-1, START]), _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
-        _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
+        _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved), dtype.itemsize,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from .jit import Addresses, compiled, entry, given, kernel
 from .lists import COLUMNS, SUMS, add_array
 from .loops import squares
 from .loss import LOSS, loss_part, total
-from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_all
+from .optim import HELD, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_soundly
 from .parallel import address_of, run, share
 from .simd import ROWS, address, address_or_null, advance, call, data, keep, pointer, void_pointer
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
@@ -247,10 +247,12 @@ def _train(
             update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
-        update_all(
+        status = update_soundly(
             launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
-            watch_of(watch).moved if chain.watch else 0,
+            watch_of(watch).moved if chain.watch else 0, norm, size,
         )  # fmt: skip
+        if status != names.OK:
+            return status, batch
         if chain.watch:
             report_updates(watch, batch, table, arrays)
     keep(room)

@@ -38,62 +38,111 @@ from .reduce import add_down
 NORM_BLOCKS = 512
 
 
+# of float32 and float64: a value whose square, or which itself, is lost when it is added to the largest one, so that no sum overflows by
+# it; and the least normal one
+SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**-1022)
+# an update's length over the rate is at most the largest gradient, or where it is divided by a root about this
+STEP = 1e4
+
+
 @wide_kernel
-def square_chunks(dtype: Real, count: Integer, chunks: Integers, x: Arrays, sums: Wide):
-    shared, total = cuda.shared.array(BLOCK, float64), 0.0
+def square_chunks(
+    dtype: Real, count: Integer, doubtful: Number, clip_norm: Number, code: Integer, rows: Integer, form: Integer, size: Integer,
+    decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
+    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, counted: Integer, chunks: Integers,
+    p: Arrays, x: Arrays, state: Values, masks: Flags, numbers: Values, sums: Wide,
+):  # fmt: skip
+    """Sums of gradients' squares by blocks; -inf where the update of finite values would lead to what is not finite.
+
+    Of gradients above `doubtful` the update is tried. What clips them is not known here, but that it leaves none above clip_norm.
+    """
+    if counted:
+        lr, correction, eps = numbers[0], numbers[1], numbers[2]
+    shared, total, sound = cuda.shared.array(BLOCK, float64), 0.0, True
     for chunk in range(cuda.blockIdx.x, count, cuda.gridDim.x):
         a, _, _, _, row, end = chunk_of(chunks, chunk)
+        start = chunks[chunk * COLUMNS + BEFORE]
         while row < end:
-            value = float64(x[a][row])
+            g = x[a][row]
+            value = float64(g)
             total += value * value
+            at = start + row
+            if abs(g) > doubtful and (not masked or masks[at]):
+                before, d = p[a][row], clip_norm if g > clip_norm else -clip_norm if g < -clip_norm else g
+                if decay != dtype(0):
+                    d += decay * before
+                first, second, third = values_at(dtype, rows, size, state, at)
+                was = is_finite(before) and is_finite(g)
+                was = was and is_finite(first) and is_finite(second) and is_finite(third)
+                step, first, second, third = brought(
+                    code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1
+                )
+                after = shrink * before - step
+                after = limit if after > limit else -limit if after < -limit else after
+                still = is_finite(after) and is_finite(first) and is_finite(second) and is_finite(third)
+                sound = sound and (still or not was)
             row += BLOCK
-    total = add_down(shared, total, 1)
+    total = add_down(shared, total if sound else -math.inf, 1)
     if cuda.threadIdx.x == 0:
         sums[cuda.blockIdx.x] = total
 
 
 @function
-def norm_of(shared, parts, sums):
-    """The norm from all blocks' sums of squares, for every thread."""
-    total = 0.0
-    for i in range(cuda.threadIdx.x, parts, BLOCK):
-        total += sums[i]
-    return math.sqrt(add_down(shared, total, 1))
+def is_finite(value):
+    return abs(value) < real(math.inf, value)
 
 
 @function
-def brought(code, rows, form, d, at, size, state, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
-    """What an update takes off a parameter whose gradient is d, and its state at a place brought forward."""
+def squares_of(shared, parts, sums):
+    """The sum of all blocks' sums, for every thread."""
+    total = 0.0
+    for i in range(cuda.threadIdx.x, parts, BLOCK):
+        total += sums[i]
+    return add_down(shared, total, 1)
+
+
+@function
+def values_at(dtype, rows, size, state, at):
+    """The state of a place, 0 for rows that it has not."""
+    first, second, third = dtype(0), dtype(0), dtype(0)
+    if rows > 0:
+        first = state[at]
+    if rows > 1:
+        second = state[size + at]
+    if rows > 2:
+        third = state[2 * size + at]
+    return first, second, third
+
+
+@function
+def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
+    """What an update takes off a parameter whose gradient is d, and the rows of its state brought forward."""
     if code == names.ADAM:
-        m = beta1 * state[at] + rest1 * d
-        v = beta2 * state[size + at] + rest2 * d * d
-        state[at], state[size + at] = m, v
+        first = beta1 * first + rest1 * d
+        second = beta2 * second + rest2 * d * d
         if rows == 3:
             # what is not a number stays in both
-            most = state[2 * size + at]
-            v = most if most >= v or most != most else v
-            state[2 * size + at] = v
-        return lr * m / (math.sqrt(v) * correction + eps)
+            third = third if third >= second or third != third else second
+        root = math.sqrt(third if rows == 3 else second)
+        return lr * first / (root * correction + eps), first, second, third
     if code != names.SGD:
-        last = (rows - 1) * size + at
-        v = beta2 * state[last] + rest2 * d * d
-        state[last] = v
+        # the second moment is the last row
+        v = beta2 * (second if rows == 2 else first) + rest2 * d * d
         d = d / (math.sqrt(v + eps) if form else math.sqrt(v) + eps)
         if rows == 2:
-            d = beta1 * state[at] + d
-            state[at] = d
-        return lr * d
+            first = beta1 * first + d
+            return lr * first, first, v, third
+        return lr * d, v, second, third
     if rows:
         # at the first step the velocity is the gradient, whatever was there
-        v = keep1 * state[at] + d if keep1 != real(0, d) else d
-        state[at] = v
-        return lr * (d + beta1 * v if form else v)
-    return lr * d
+        first = keep1 * first + d if keep1 != real(0, d) else d
+        return lr * (d + beta1 * first if form else first), first, second, third
+    return lr * d, first, second, third
 
 
 @wide_kernel
 def update_chunks(
-    dtype: Real, parts: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
+    dtype: Real, parts: Integer, clips: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
     decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
     correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer, follows: Integer,
     counted: Integer, count: Integer, chunks: Integers,
@@ -104,16 +153,19 @@ def update_chunks(
         lr, correction, eps = numbers[0], numbers[1], numbers[2]
     scale = dtype(1)
     if parts:
-        found = norm_of(cuda.shared.array(BLOCK, float64), parts, sums)
-        outcome = before[0] if follows else names.OK
-        if outcome == names.OK and not found < math.inf:
+        squares = squares_of(cuda.shared.array(BLOCK, float64), parts, sums)
+        outcome, sound = before[0] if follows else names.OK, squares != -math.inf
+        found = math.sqrt(squares) if sound else math.inf
+        if outcome == names.OK and not (sound and (found < math.inf or not clips)):
             outcome = names.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
-            norm[0] = found
+            if clips:
+                norm[0] = found
             status[0] = outcome
         if outcome != names.OK:
             return
-        scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
+        if clips:
+            scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
     if cuda.blockIdx.x >= count:
         # of no values there is a norm too
         return
@@ -125,7 +177,16 @@ def update_chunks(
         d = grads[a][row] * scale
         if decay != dtype(0):
             d += decay * before
-        step = brought(code, rows, form, d, at, size, state, lr, beta1, beta2, rest1, rest2, correction, eps, keep1)
+        first, second, third = values_at(dtype, rows, size, state, at)
+        step, first, second, third = brought(
+            code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1
+        )
+        if rows > 0:
+            state[at] = first
+        if rows > 1:
+            state[size + at] = second
+        if rows > 2:
+            state[2 * size + at] = third
         value = shrink * before - step
         if watched:
             change = float64(value) - float64(before)
@@ -206,22 +267,31 @@ def settings(optimizer, hyper, step):
     return int(form), decay, shrink, lr, beta1, beta2, 1 - beta1, rest2, correction, eps, keep1
 
 
+def doubtful(optimizer, numbers, dtype):
+    """The gradient above which the update of finite values may lead to what is not finite; -1 where any may."""
+    k = 0 if dtype == np.float32 else 1
+    decay, _, lr, beta1, *_, eps, _ = numbers
+    if optimizer != names.SGD and (decay or eps < LEAST[k]):
+        return -1.0
+    return min(SAFE[k], LOST[k] / lr if lr else math.inf) if beta1 <= 1 and lr * STEP <= LOST[k] else -1.0
+
+
 def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
     has changed, and of what was there, summed.
-    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated; with a record, on the device.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated. It
+    lies on the device where there is a record or state.
     """
-    norm, status = None, None
-    if record is not None:
-        norm, status = device.xp.empty(1), device.xp.empty(1, np.int64)
+    norm = None if record is None else device.xp.empty(1)
+    # without state nothing is kept that could be spoilt for good
+    status = device.xp.empty(1, np.int64) if record is not None or len(state) else None
     update_all(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved)
-    if record is None:
-        return names.OK
-    give(norm, record)
-    return status.reshape(())
+    if record is not None:
+        give(norm, record)
+    return names.OK if status is None else status.reshape(())
 
 
 def update_all(
@@ -230,11 +300,7 @@ def update_all(
     """update_arrays, which leaves norm (1,) and status (1,) on the device; where `before` (1,) is not OK, that is the status."""
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)
-    parts, sums = 0, None
-    if norm is not None:
-        parts = min(max(chunks.count, 1), NORM_BLOCKS)
-        sums = xp.empty(parts)
-        launch(square_chunks, dtype, parts, chunks.count, chunks.chunks, gradients, sums)
+    parts, sums, clips = 0, None, norm is not None
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
     counted, later = device.counted(state, step) if optimizer == names.ADAM else None, None
@@ -244,11 +310,21 @@ def update_all(
         later = xp.empty(3, dtype)
         launch(count_update, dtype, 1, form, first, *hyper.tolist()[:4], done, later)
     limit = constraint.limit if constraint is not None and constraint.kind == names.MAX_VALUE else math.inf
+    values = [p.reshape(-1) for p in params]
+    flags = None if masks is None else masks.view("u1")
+    if status is not None:
+        parts = min(max(chunks.count, 1), NORM_BLOCKS)
+        sums = xp.empty(parts)
+        launch(
+            square_chunks, dtype, parts, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
+            len(state), form, state.shape[1], *numbers, limit, masks is not None, counted is not None, chunks.chunks,
+            values, gradients, state, flags, later, sums,
+        )  # fmt: skip
     arrays = (
-        [p.reshape(-1) for p in params],
+        values,
         gradients,
         state,
-        None if masks is None else masks.view("u1"),
+        flags,
         sums,
         norm,
         before,
@@ -257,7 +333,7 @@ def update_all(
         later,
     )
     launch(
-        update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clip_norm, optimizer, len(state), form,
+        update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clips, clip_norm, optimizer, len(state), form,
         state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, counted is not None,
         chunks.count, chunks.chunks, *arrays,
     )  # fmt: skip

@@ -21,6 +21,9 @@ constraint, a names.Constraint:
     MAX_VALUE       -limit <= p <= limit
     MAX_NORM        p *= limit / n where n, the norm of all arrays together, is larger
     MAX_NORM_EACH   the same of each unit of clip.py, in rows of `widths` values
+
+An update that would end in p or state that is not finite, where p, state and gradient of the value are, is not made: of a second moment
+that overflows there is no way back.
 """
 
 import math
@@ -73,7 +76,7 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
     state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
     of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
     has changed, and of what was there, summed.
-    Returns OK, or NONFINITE for a norm that is not finite, and then nothing is updated.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
     """
     scale = 1.0
     if record is not None:
@@ -81,7 +84,7 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         if not math.isfinite(norm):
             return NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
-    at = 0
+    kept, at = [a.copy() for a in (*params, state)], 0
     for a, (p, g) in enumerate(zip(params, grads, strict=True)):
         rows, p = slice(at, at + p.size), p.reshape(-1)
         before = None if moved is None else p.copy()
@@ -91,7 +94,22 @@ def update_arrays(params, grads, optimizer, state, hyper, step, clip_norm, masks
         bury(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
     hold(params, constraint)
-    return OK
+    return OK if is_sound(params, grads, state, kept) else NONFINITE
+
+
+def is_sound(params, grads, state, kept):
+    """Whether all that was finite is; where not, params and state are again what they were. kept: their copies, state's last."""
+    *before, state_before = (np.isfinite(a) for a in kept)
+    was = _flat(before) & _flat(np.isfinite(g) for g in grads) & state_before.all(axis=0)
+    sound = not (was & ~(_flat(np.isfinite(p) for p in params) & np.isfinite(state).all(axis=0))).any()
+    if not sound:
+        for a, copy in zip((*params, state), kept, strict=True):
+            a[...] = copy
+    return sound
+
+
+def _flat(arrays):
+    return np.concatenate([a.reshape(-1) for a in arrays])
 
 
 def bury(params, state, masks):

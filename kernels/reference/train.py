@@ -22,7 +22,7 @@ from .. import names
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
 from .health import layer_health, update_health
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
-from .optim import bury, hold, norm_of, update
+from .optim import bury, hold, is_sound, norm_of, update
 
 FUSED = {names.CROSS_ENTROPY: names.SOFTMAX, names.BINARY_CROSS_ENTROPY: names.SIGMOID}
 
@@ -35,7 +35,8 @@ def dense_chain_step(
 
     health: a names.Watch, or None.
 
-    Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite), which leave params and state untouched.
+    Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite, or an update that would end in what is not), which leave params
+    and state untouched.
     """
     weights, biases, activations = layer_views(layers, parameters, params)
     dweights, dbiases, _ = layer_views(layers, parameters, grads)
@@ -78,14 +79,17 @@ def dense_chain_step(
     if watched:
         gradients = [[a for a in pair if a is not None] for pair in zip(dweights, dbiases, strict=True)]
         layer_health(health, gradients, outputs, health.rows[0])
-        before = params.copy()
     if not math.isfinite(norm):
         return names.NONFINITE
+    kept = [params.copy(), state.copy()]
     update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
-    if watched:
-        update_health(layers, before, params, health.rows[0])
+    after = params.copy() if watched else None
     bury(params, state, masks)
     hold([a for pair in zip(weights, biases, strict=True) for a in pair if a is not None], constraint)
+    if not is_sound([params], [grads], state, kept):
+        return names.NONFINITE
+    if watched:
+        update_health(layers, kept[0], after, health.rows[0])
     return names.OK
 
 
