@@ -394,3 +394,14 @@ def test_training_lowers_the_loss_to_nothing(backend, dtype, rng):
         status, loss, _ = step(backend, net, x, labels, number)
         assert status == OK
     assert loss < 0.01
+
+
+@pytest.mark.parametrize("name", ["state", "grads"])
+def test_kernels_compare_the_sizes_of_what_a_step_writes(name, cpu, rng):
+    net = random_net(rng, (5, 4), ["softmax"], np.float32, 3, loss="cross_entropy")
+    x, labels = rng.standard_normal((3, 5)).astype(np.float32), rng.integers(0, 4, 3)
+    before = bits(net.params)
+    setattr(net, name, getattr(net, name)[..., :-1].copy())
+    with pytest.raises(ValueError, match="dense_chain_step: state and grads must have 24 values a row like params"):
+        step(cpu, net, x, labels)
+    assert bits(net.params) == before

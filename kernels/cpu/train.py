@@ -294,6 +294,9 @@ _NO_ORDER = np.empty(0, np.int64)
 
 def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates):
     layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
+    if state.size != len(state) * params.size or grads.size != params.size:
+        # kernels take from the table of layers where the values of all three lie
+        raise ValueError(f"dense_chain_step: state and grads must have {params.size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
     operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
     nonzeros = _NO_ORDER
