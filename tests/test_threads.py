@@ -176,16 +176,16 @@ def interrupted_calls():
     rng, interrupts = np.random.default_rng(5), 0
     while interrupts < 500:
         try:
-            # again and again, since one that arrives in a finaliser is lost
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3), 1e-2)
-            while True:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+            # not for ever, since a signal that arrives in a finaliser is lost
+            for _ in range(1000):
                 gemm.matmul(a, a, product)
                 if interrupts % 50 == 0:
                     # workers that sleep must wake
                     time.sleep(0.005)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except Interrupt:
             interrupts += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
     assert meet(kernel)
     assert large_work() == expected
     assert len(parallel._workers) == 1
