@@ -36,7 +36,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def warmup(options: argparse.Namespace) -> None:
-    """Compile the kernels of the "cpu" backend into the cache, which takes a minute or so."""
+    """Compile the kernels of the "cpu" backend into the cache, which takes some minutes."""
     from tqdm import tqdm
 
     tasks = load("cpu").warmup_tasks()

@@ -61,13 +61,13 @@ def concurrent_calls():
     assert not wrong
 
 
-def check_in_child(expected):
-    """Whether a forked child computes the expected."""
+def check_in_child(expected, kernel=None):
+    """Whether a forked child computes the expected, and its threads meet in the kernel."""
     child = os.fork()
     if child == 0:
         right = False
         try:
-            right = large_work() == expected and large_work() == expected
+            right = large_work() == expected and large_work() == expected and (kernel is None or meet(kernel))
         finally:
             os._exit(0 if right else 1)
     _, status = os.waitpid(child, 0)
@@ -103,6 +103,8 @@ def forked_child_of_another_thread():
 def forked_child_of_a_busy_parent():
     """A child that starts while other threads are in the middle of calls."""
     expected, wrong, stop = expected_work(), [], threading.Event()
+    kernel = meeting_kernel()
+    assert meet(kernel)
 
     def repeat():
         while not stop.is_set():
@@ -115,12 +117,142 @@ def forked_child_of_a_busy_parent():
     try:
         for _ in range(8):
             time.sleep(0.02)
-            assert check_in_child(expected)
+            assert check_in_child(expected, kernel)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def meeting_kernel():
+    """A new kernel, compiled in each process, whose parts wait for each other for some seconds; each that meets all others says so."""
+    from fastgrad.kernels.cpu import atomic
+    from fastgrad.kernels.cpu.jit import kernel
+    from fastgrad.kernels.cpu.parallel import wait
+    from numba import carray
+
+    @kernel(np.dtype([("begun", "i8"), ("met", "i8")]))
+    def meet_part(part, parts, job, like):
+        counts = carray(job, 1)[0]
+        atomic.add(counts.begun, 1)
+        pauses = 0
+        while atomic.load(counts.begun) < parts and pauses < 1 << 26:
+            pauses = wait(pauses)
+        atomic.add(counts.met, atomic.load(counts.begun) // parts)
+
+    return meet_part
+
+
+def meet(kernel):
+    """Whether two threads take part in a launch: one alone would do a part after the other. A worker may fall asleep before a launch."""
+    from fastgrad.kernels.cpu import parallel
+
+    for _ in range(5):
+        begun, met = np.zeros((2, 1), np.int64)
+        job = np.array([(begun.ctypes.data, met.ctypes.data)], kernel.job)
+        parallel.launch(kernel, np.dtype("f4"), job, 1e9)
+        if met[0] == 2:
+            return True
+    return False
+
+
+class Interrupt(Exception):
+    pass
+
+
+def interrupt(signum, frame):
+    raise Interrupt
+
+
+def interrupted_calls():
+    """Hundreds of signals whose handler raises, wherever they arrive: the pool works on, with no more threads than it had."""
+    from fastgrad.kernels.cpu import gemm, parallel
+
+    expected, kernel = expected_work(), meeting_kernel()
+    assert meet(kernel)
+    a, product = np.ones((128, 128)), np.empty((128, 128))
+    signal.signal(signal.SIGALRM, interrupt)
+    rng, interrupts = np.random.default_rng(5), 0
+    while interrupts < 500:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+            # not for ever, since a signal that arrives in a finaliser is lost
+            for _ in range(1000):
+                gemm.matmul(a, a, product)
+                if interrupts % 50 == 0:
+                    # workers that sleep must wake
+                    time.sleep(0.005)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            interrupts += 1
+    assert meet(kernel)
+    assert large_work() == expected
+    assert len(parallel._workers) == 1
+    assert threading.active_count() == 2
+
+
+def interrupted_compilation():
+    """Signals whose handler raises while kernels are compiled: it raises at once, and what is compiled works."""
+    expected, interrupts = expected_work(), 0
+    signal.signal(signal.SIGALRM, interrupt)
+    rng = np.random.default_rng(6)
+    for _ in range(4):
+        kernel = meeting_kernel()
+        while True:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 0.1))
+                kernel.address(np.dtype("f4"))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                break
+            except Interrupt:
+                interrupts += 1
+        assert meet(kernel)
+    assert interrupts > 4
+    assert large_work() == expected
+
+
+def calls_in_a_handler():
+    """A handler that computes and compiles, over a main thread that computes and compiles."""
+    from fastgrad.kernels.cpu import gemm
+
+    expected, handled = expected_work(), []
+
+    def handler(signum, frame):
+        kernel = meeting_kernel()
+        handled.append(large_work() == expected and kernel.address(np.dtype("f4")) != 0)
+
+    signal.signal(signal.SIGALRM, handler)
+    a, product = np.ones((128, 128)), np.empty((128, 128))
+    while len(handled) < 4:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        if len(handled) % 2:
+            meeting_kernel().address(np.dtype("f4"))
+        else:
+            gemm.matmul(a, a, product)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert all(handled)
+    assert meet(meeting_kernel())
+
+
+def forked_child_of_a_compiling_parent():
+    """A child that starts while another thread compiles, and compiles and uses the pool itself."""
+    expected, stop = expected_work(), threading.Event()
+
+    def compile_on():
+        while not stop.is_set():
+            meeting_kernel().address(np.dtype("f4"))
+
+    compiling = threading.Thread(target=compile_on)
+    compiling.start()
+    try:
+        for _ in range(3):
+            time.sleep(0.05)
+            assert check_in_child(expected, meeting_kernel())
+    finally:
+        stop.set()
+        compiling.join()
+    assert meet(meeting_kernel())
 
 
 def is_expected(expected):
@@ -195,7 +327,8 @@ def borrowed_threads():
 
 SCENARIOS = [
     every_part_once, workers_sleep, concurrent_calls, forked_child, forked_child_before_threads, forked_child_of_another_thread,
-    forked_child_of_a_busy_parent, multiprocessing_fork, borrowed_threads,
+    forked_child_of_a_busy_parent, forked_child_of_a_compiling_parent, multiprocessing_fork, borrowed_threads, interrupted_calls,
+    interrupted_compilation, calls_in_a_handler,
 ]  # fmt: skip
 
 
