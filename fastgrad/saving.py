@@ -70,6 +70,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
         raise ValueError(f"load: {path} is not a whole safetensors file: {error}") from error
     if isinstance(model, Trainer):
         with model.lock:
+            model._refuse_nested("load")
             for name, generator in _generators(model):
                 if name in metadata:
                     generator.bit_generator.state = json.loads(metadata[name])
