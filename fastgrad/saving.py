@@ -118,6 +118,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             raise ValueError(f"load: {path}: {OPTIMIZER}step must be at least 0 and below 2**53, got {step_count}")
         states, val_losses = _metadata(path, model, metadata)
         with model.lock:
+            model._refuse_nested("load")
             for generator, state in states:
                 generator.bit_generator.state = state
             model.val_losses = val_losses

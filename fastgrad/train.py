@@ -49,9 +49,9 @@ class Trainer:
     optimizer, loss, clip_norm, constraint, pruning, reduce and seed may be assigned between steps, and are checked as here; an optimizer
     must be of the kind whose state there is. state may be assigned an array like it, and step_count a number. What is counted is what
     was made: an exception, a signal's as any other (KeyboardInterrupt), leaves parameters, statistics, state, generators and step_count as
-    they are after a whole number of updates. A signal's handler may save, predict and evaluate; a step or a fit in one, while this
-    thread's own runs, raises RuntimeError. On the backends "numpy" and "cuda" an update is several calls, between which an exception may
-    come.
+    they are after a whole number of updates. A signal's handler may save, predict and evaluate; a step, a fit or a load in one, while
+    this thread's own runs, raises RuntimeError. On the backends "numpy" and "cuda" an update is several calls, between which an exception
+    may come.
 
     reduce shares each step among processes that run the same program, each with rows of its own: an all-reduce that puts the sum over
     all processes, or the mean, into a flat array in place. It is called once a step, between backward and clipping, with the gradients'
@@ -214,8 +214,7 @@ class Trainer:
         that was not made counts as a step.
         """
         with self.lock:
-            if self._running:
-                raise _nested("Trainer.step")
+            self._refuse_nested("Trainer.step")
             self._running = True
             try:
                 return self._step(x, y, lengths)
@@ -315,8 +314,7 @@ class Trainer:
                 for epoch in range(epochs):
                     started, before = time.perf_counter(), self.step_count
                     with self.lock:
-                        if self._running:
-                            raise _nested(op)
+                        self._refuse_nested(op)
                         self._running, shuffling = True, self.rng.bit_generator.state
                         try:
                             if self._pruning:
@@ -396,6 +394,13 @@ class Trainer:
         if not isinstance(self.model, SequenceModel):
             raise ValueError("Trainer.predict: lengths are for models with an LSTM")
         return self.model.predict(x, batch_size, lengths=lengths)
+
+    def _refuse_nested(self, op: str) -> None:
+        """Raise where this thread, which has the lock, is in a step or an epoch already: what changes the trainer would tear it."""
+        if self._running:
+            raise RuntimeError(
+                f"{op}: the trainer is in the middle of a step or a fit in this thread, which a signal's handler or reduce came out of"
+            )
 
     def _bind(self) -> None:
         self._shapes = None, None
@@ -505,12 +510,6 @@ def _bar(epochs: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=epochs, unit="epoch")
-
-
-def _nested(op: str) -> RuntimeError:
-    return RuntimeError(
-        f"{op}: the trainer is in the middle of a step or a fit in this thread, which a signal's handler or reduce came out of"
-    )
 
 
 def _loss(loss: Any) -> str:

@@ -25,7 +25,7 @@ class Updater:
 
     optimizer, clip_norm and constraint may be assigned at any time, and are checked as here; an optimizer must be of the kind whose
     state there is. What is counted is what was made: after an exception, a signal's as any other (KeyboardInterrupt), step_count is the
-    number of updates that params and state have seen.
+    number of updates that params and state have seen, on the backend "cpu", where an update is one call.
     """
 
     def __init__(
