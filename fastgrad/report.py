@@ -169,7 +169,8 @@ def verdict(
     for limit, most in limits.items():
         if norm > most > 0:
             return Verdict("exploding", f"grad_norm {norm:.2g} over {limit}", _either(*clip, rate, *init, *hold))
-    if dead >= HALF:
+    # outputs of 0 have a slope but where 0 is a limit, or where they are what is left of gelu and silu
+    if dead >= HALF and (saturated >= HALF or code in (names.GELU, names.GELU_TANH, names.SILU)):
         leaky = ["activation='leaky_relu'"] if code in (names.RELU, names.CLIPPED_RELU) else []
         cause = f"{dead:.0%} of the units at {HALF:.0%} or more"
         return Verdict("dead", cause, _either(rate, *leaky, *init, *batch_norm))

@@ -530,7 +530,7 @@ def test_an_lstm_is_advised_what_an_lstm_can_have(in_force):
     trainer = fg.Trainer(model, health=True, clip_norm=1.0)
     with pytest.raises(FloatingPointError):
         trainer.step(x, y)
-    assert cures(trainer.health()) == {"exploding": "a smaller learning rate"}
+    assert trainer.health().verdicts["layers.0.0"].cure == "a smaller learning rate"
 
 
 def test_the_layers_of_one_block_are_not_held_against_those_of_another_kind(in_force):
@@ -546,6 +546,15 @@ def test_a_net_that_has_learnt_all_is_healthy(in_force):
     x = np.ones((4, 3), "f4")
     net = DenseChain([3, 4, 2], "tanh", init="constant")
     assert set(illnesses(trained(net, x, net.predict(x), loss="mse").health())) == {"healthy"}
+
+
+def test_weights_that_start_at_0_are_not_dead(in_force):
+    x, y = data()
+    net = Sequential(Dense(12, 16, "tanh", init="zeros"), Dense(16, 5, init="zeros"))
+    net.layers[1].w[...] = np.random.default_rng(0).standard_normal((16, 5))
+    report = trained(net, x, y, optimizer=SGD(0.01)).health()
+    assert report.as_dict()["layers.0/dead"] == 1
+    assert set(illnesses(report)) == {"healthy"}
 
 
 def test_relus_that_are_dead_are_told_before_their_effect(in_force):

@@ -486,3 +486,31 @@ def test_no_more_is_held_for_backward_than_gates_cells_and_the_input(in_force, r
     states = 2 * 8 * hidden
     held = sum(found().size for found in blocks if found() is not None) // 4 - y.size - states
     assert held == rows * (4 * hidden + hidden + hidden + columns)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 2, "peephole": True}])
+@pytest.mark.parametrize("pool", [None, "last", "mean"])
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 3), (3, 4, 3)], ids=["no_sequence", "no_step", "lengths_0"])
+def test_of_no_steps_states_stay_and_gradients_are_zero(in_force, shape, pool, options):
+    """As in PyTorch of no sequence; PyTorch refuses sequences of no step."""
+    layer = LSTM(3, 5, pool=pool, seed=0, **options)
+    n, width = shape[0], layer.n_out // layer.directions
+    state = tuple(
+        np.full((layer.num_layers * layer.directions, n, w), value, np.float32) for w, value in ((width, 2), (5, 3))
+    )
+    lengths = np.zeros(n, np.int64) if shape[1] == 4 else None
+    x = np.ones(shape, np.float32)
+    for training in (False, True):
+        layer.grads[...] = 9
+        y, backward = layer.forward(x, training, lengths=lengths, state=state)
+        assert y.shape == ((*shape[:2], layer.n_out) if pool is None else (n, layer.n_out))
+        assert (y == (2 if pool == "last" else 0)).all()
+        dx = backward(np.ones_like(y))
+        assert dx.shape == shape
+        assert not dx.any()
+        assert not layer.grads.any()
+    y, ends = layer.run(x, state, lengths)
+    for found, given in zip(ends, state, strict=True):
+        np.testing.assert_array_equal(found, given)
+    for size in (None, 2):
+        np.testing.assert_array_equal(layer.predict(x, size, lengths=lengths), np.zeros_like(y))
