@@ -10,7 +10,7 @@ from fastgrad import check
 from fastgrad.constraint import Constraint, checked
 from fastgrad.kernels import names
 from fastgrad.later import Later
-from fastgrad.lists import Arrays, flat_masks, same_shapes
+from fastgrad.lists import Arrays, apart, flat_masks, same_shapes
 from fastgrad.memory import doubles, zeros
 from fastgrad.optim import Optimizer
 
@@ -37,6 +37,7 @@ class Updater:
         self.optimizer = optimizer
         self.clip_norm = math.inf if clip_norm is None else check.number("Updater", "clip_norm", clip_norm, zero=False)
         arrays = Arrays("Updater", "params", params)
+        apart("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a list of our own
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
         self.step_count = 0
