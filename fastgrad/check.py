@@ -1,5 +1,6 @@
 """The one place that words errors of type, shape and layout: `op: argument must be this, got that`."""
 
+import numbers
 import operator
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -274,22 +275,40 @@ def number(
     op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf, most: float | None = None
 ) -> float:
     """value as a finite float from 0 (or above it), below `below`, and no larger than `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < below or not (value or zero) or (most is not None and value > most):
+    found = _real(op, name, value)
+    if not 0 <= found < below or not (found or zero) or (most is not None and found > most):
         above = f"at most {most:g}" if most is not None else "finite" if below == np.inf else f"below {below:g}"
         bounds = f"{'at least' if zero else 'above'} 0 and {above}"
-        raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
-    return float(value)
+        raise ValueError(f"{op}: {name} must be {bounds}, got {_shown(value)}")
+    return found
 
 
 def finite(op: str, name: str, value: Any) -> float:
     """value as a finite float of either sign."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    found = _real(op, name, value)
+    if not np.isfinite(found):
+        raise ValueError(f"{op}: {name} must be finite, got {_shown(value)}")
+    return found
+
+
+def _real(op: str, name: str, value: Any) -> float:
+    """A number of Python or NumPy as a float, infinite where it is too large for one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not np.isfinite(value):
-        raise ValueError(f"{op}: {name} must be finite, got {value}")
-    return float(value)
+    number: Any = value
+    try:
+        return float(number)
+    except OverflowError:
+        return np.inf if number > 0 else -np.inf
+
+
+def _shown(value: Any) -> str:
+    """A number as an error tells of it: Python writes no integer of some thousand digits."""
+    try:
+        float(value)
+        return str(value)
+    except (OverflowError, ValueError):
+        return f"{type(value).__name__} that no float holds"
 
 
 def dtype(op: str, value: Any) -> np.dtype:

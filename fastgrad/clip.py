@@ -125,7 +125,8 @@ def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
 
 
 def _norm_type(op: str, value: float) -> float:
-    infinite = isinstance(value, float) and value == np.inf
+    """p, for which PyTorch too takes "inf"; a number that is too large for a float is no infinity that was asked for."""
+    infinite = value == "inf" if isinstance(value, str) else isinstance(value, float | np.floating) and value == np.inf
     return np.inf if infinite else check.number(op, "norm_type", value, zero=False)
 
 

@@ -30,7 +30,10 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     _refuse(op, layer, "PyTorch", "peephole")
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     suffixes = _torch_suffixes(layer)
-    has_bias = any(name.startswith("bias") for name in state_dict)
+    if not isinstance(state_dict, Mapping):
+        hint = "; its state_dict() is one" if hasattr(state_dict, "state_dict") else ""
+        raise TypeError(f"{op}: state_dict must be a mapping of names to arrays, got {_kind(state_dict)}{hint}")
+    has_bias = any(str(name).startswith("bias") for name in state_dict)
     for suffix, w in zip(suffixes, layer._weights, strict=True):
         columns = w.w_ih.shape[1]
         shapes["weight_ih" + suffix] = "(4H, C)", w.w_ih.shape[::-1]
@@ -42,7 +45,7 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     if missing := [name for name in shapes if name not in state_dict]:
         raise ValueError(f"{op}: state_dict has no {', '.join(missing)}")
     if unknown := [name for name in state_dict if name not in shapes]:
-        raise ValueError(f"{op}: state_dict has {', '.join(unknown)}, which the layer has not")
+        raise ValueError(f"{op}: state_dict has {', '.join(map(str, unknown))}, which the layer has not")
     values = {name: _array(op, name, state_dict[name], *form, layer.dtype) for name, form in shapes.items()}
     found = []
     for suffix in suffixes:
@@ -144,7 +147,7 @@ def to_onnx(layer: LSTM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 def _refuse(op: str, layer: Any, library: str, *lacks: str) -> None:
     """layer must be an LSTM without what the library's has not."""
     if not isinstance(layer, LSTM):
-        raise TypeError(f"{op}: layer must be an fg.nn.LSTM, got {type(layer).__name__}")
+        raise TypeError(f"{op}: layer must be an fg.nn.LSTM, got {_kind(layer)}")
     for name in lacks:
         if getattr(layer, name):
             raise ValueError(f"{op}: the layer has {name}, which {library}'s LSTM has not")
@@ -152,9 +155,20 @@ def _refuse(op: str, layer: Any, library: str, *lacks: str) -> None:
         raise ValueError(f"{op}: the layer must have num_layers 1, got {layer.num_layers}; ONNX has a node for each")
 
 
+def _kind(value: Any) -> str:
+    """The type, with its library where that is another one: many have an LSTM."""
+    library, name = type(value).__module__.split(".")[0], type(value).__name__
+    return name if library in ("builtins", "fastgrad") else f"{library}'s {name}"
+
+
 def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     # tensors become arrays without their library
-    value = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    if hasattr(value, "detach"):
+        try:
+            value = value.detach().cpu().numpy()
+        except TypeError:
+            # of a dtype that NumPy has not
+            raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}") from None
     return check.array(op, name, value, form, shape, dtype, of_model=True)
 
 

@@ -1,5 +1,6 @@
 """Lists of arrays as training code has them: any shapes and layouts, one dtype, written in place."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class Arrays:
         # what the copies in `flat` are to be put back into
         self._given: list[Any] = []
         self.kernels = kernels(arrays[0])
+        if written and len(set(map(id, arrays))) < len(arrays):
+            first, again = _twice(arrays)
+            raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{again}] again")
         if not self.kernels.plain(arrays) or not (
             like is None or (arrays[0].dtype == like.dtype and type(arrays[0]) is type(like))
         ):
@@ -50,6 +54,28 @@ class Arrays:
         for array, copy in zip(self._given, self.flat, strict=False):
             if array is not copy and not (isinstance(array, np.ndarray) and np.may_share_memory(array, copy)):
                 array[...] = copy
+
+
+def _twice(arrays: list[Any]) -> tuple[int, int]:
+    """The places of the first array that is there twice."""
+    places: dict[int, int] = {}
+    for i, array in enumerate(arrays):
+        if id(array) in places:
+            return places[id(array)], i
+        places[id(array)] = i
+    raise AssertionError
+
+
+def apart(op: str, name: str, arrays: list[Any]) -> None:
+    """Raise for arrays that share memory: what is done to one would be done to the other."""
+    bounds = sorted(
+        (*np.lib.array_utils.byte_bounds(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size
+    )
+    for (_, end, i), (start, _, j) in pairwise(bounds):
+        if start < end and np.shares_memory(arrays[i], arrays[j]):
+            raise ValueError(
+                f"{op}: {name} must be arrays of their own, {name}[{min(i, j)}] and {name}[{max(i, j)}] share memory"
+            )
 
 
 def same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:

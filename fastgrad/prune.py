@@ -7,7 +7,7 @@ import numpy as np
 
 from fastgrad import check, gpu
 from fastgrad.backend import kernels
-from fastgrad.lists import Arrays, flat_masks
+from fastgrad.lists import Arrays, apart, flat_masks
 from fastgrad.model import Model, views
 
 SCOPES = "array", "global"
@@ -46,6 +46,7 @@ def prune(
     if names is not None:
         raise TypeError(f"{op}: names are for models")
     arrays = Arrays(op, "params", params)
+    apart(op, "params", [params] if arrays.single else list(params))
     shapes = [a.shape for a in arrays.flat]
     flat = flat_masks(op, [None] * len(shapes) if masks is None else masks, shapes, arrays.flat[0])
     named = {"params" if arrays.single else f"params[{i}]": a for i, a in enumerate(arrays.flat)}

@@ -10,7 +10,7 @@ from fastgrad import check
 from fastgrad.constraint import Constraint, checked
 from fastgrad.kernels import names
 from fastgrad.later import Later
-from fastgrad.lists import Arrays, flat_masks, same_shapes
+from fastgrad.lists import Arrays, apart, flat_masks, same_shapes
 from fastgrad.memory import doubles, zeros
 from fastgrad.optim import Optimizer, successor
 
@@ -40,6 +40,7 @@ class Updater:
             raise TypeError(f"Updater: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
         self._optimizer, self.clip_norm = optimizer, clip_norm
         arrays = Arrays("Updater", "params", params)
+        apart("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a list of our own
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
         # kernels count, in the call that makes the update

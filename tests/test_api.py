@@ -461,6 +461,27 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("module", "library", "message"),
+    [
+        ("torch", "torch", 'fastgrad.torch needs PyTorch from 2.4 on: pip install "fastgrad[torch]"'),
+        ("jax", "jax", 'fastgrad.jax needs JAX from 0.5 on: pip install "fastgrad[jax]"'),
+        ("sklearn", "sklearn", 'fastgrad.sklearn needs scikit-learn from 1.7 on: pip install "fastgrad[sklearn]"'),
+    ],
+)
+def test_an_adapter_without_its_library_tells_what_to_install(module, library, message):
+    code = f"""
+import sys
+sys.modules["{library}"] = None
+try:
+    import fastgrad.{module}
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == message
+
+
 def test_public_names_are_what_they_say():
     for name in fg.__all__:
         assert getattr(fg, name) is not None

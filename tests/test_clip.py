@@ -1,6 +1,8 @@
 """Clipping: PyTorch and the papers' formulas as oracles, NaN and infinity anywhere, no overflow, every layout, any number of threads."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -393,3 +395,85 @@ def test_a_layer_of_one_input_has_a_unit_for_each_output(in_force, dtype, shape)
     assert (w == 2).all()
     fg.project_weights(w, 1.0, per="unit")
     np.testing.assert_allclose(np.linalg.norm(w.reshape(-1, 64), axis=0), 1, rtol=1e-6)
+
+
+NUMBERS = {
+    "huge": (10**400, ValueError, "max_norm must be above 0 and finite, got int that no float holds"),
+    "huge below 0": (-(10**5000), ValueError, "max_norm must be above 0 and finite, got int that no float holds"),
+    "huge fraction": (Fraction(10**400), ValueError, "must be above 0 and finite, got Fraction that no float holds"),
+    "longdouble": (np.longdouble("1e400"), ValueError, "max_norm must be above 0 and finite, got 1e\\+400|got inf"),
+    "nan": (np.float32("nan"), ValueError, "max_norm must be above 0 and finite, got nan"),
+    "infinite": (np.float16("inf"), ValueError, "max_norm must be above 0 and finite, got inf"),
+    "zero": (-0.0, ValueError, "max_norm must be above 0 and finite, got -0.0"),
+    "below 0": (np.int8(-1), ValueError, "max_norm must be above 0 and finite, got -1"),
+    "word": ("inf", TypeError, "max_norm must be a number, got str"),
+    "bool": (np.True_, TypeError, "max_norm must be a number, got bool"),
+    "decimal": (Decimal(1), TypeError, "max_norm must be a number, got Decimal"),
+    "array": (np.array(1.0), TypeError, "max_norm must be a number, got ndarray"),
+    "complex": (1 + 0j, TypeError, "max_norm must be a number, got complex"),
+    "none": (None, TypeError, "max_norm must be a number, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_what_is_no_number_in_range_is_named(kind):
+    value, error, message = NUMBERS[kind]
+    grads = [np.array([3.0, 4.0])]
+    for clip in (fg.clip_grad_norm, fg.clip_grad_norm_each, fg.project_weights):
+        with pytest.raises(error, match=f"^{clip.__name__}: .*({message})"):
+            clip(grads, value)
+    np.testing.assert_array_equal(grads[0], [3.0, 4.0])
+
+
+@pytest.mark.parametrize("value", [1, np.int8(1), np.uint64(1), np.float16(1), np.longdouble(1), Fraction(1)])
+def test_numbers_of_python_and_numpy_are_numbers(value):
+    for found in (
+        fg.clip_grad_norm([np.array([3.0, 4.0])], value),
+        fg.clip_grad_norm([np.array([3.0, 4.0])], 1, value),
+    ):
+        assert found == fg.clip_grad_norm([np.array([3.0, 4.0])], 1.0, 1.0 if found.norm == 7 else 2.0)
+
+
+@pytest.mark.parametrize("infinity", [np.float16("inf"), np.float32("inf"), np.longdouble("inf"), "inf", math.inf])
+def test_infinity_of_any_kind_is_a_norm(infinity):
+    assert fg.clip_grad_norm([np.array([3.0, -4.0])], 1.0, infinity).norm == 4
+    for wrong in (10**400, -math.inf, "2"):
+        with pytest.raises((ValueError, TypeError), match="clip_grad_norm: norm_type must be"):
+            fg.clip_grad_norm([np.array([3.0, -4.0])], 1.0, wrong)
+
+
+WRITERS = {
+    "clip_grad_norm": lambda a: fg.clip_grad_norm(a, 1.0),
+    "clip_grad_norm_each": lambda a: fg.clip_grad_norm_each(a, 1.0),
+    "clip_grad_value": lambda a: fg.clip_grad_value(a, 1.0),
+    "clip_weights": lambda a: fg.clip_weights(a, 1.0),
+    "clip_grad_adaptive": lambda a: fg.clip_grad_adaptive(a, [w.copy() for w in a]),
+    "project_weights": lambda a: fg.project_weights(a, 1.0),
+    "prune": lambda a: fg.prune(a, 0.5),
+    "Updater": lambda a: fg.Updater(a, fg.optim.SGD(1.0)),
+}
+
+
+@pytest.mark.parametrize("op", WRITERS)
+def test_an_array_that_is_twice_in_a_list_is_refused(op):
+    """It would be scaled, pruned or updated twice."""
+    a, b = np.array([3.0, 4.0]), np.array([1.0])
+    with pytest.raises(
+        ValueError, match=rf"^{op}: (grads|params) must be arrays of their own, got .*\[0\] as .*\[2\] again"
+    ):
+        WRITERS[op]([a, b, a])
+    np.testing.assert_array_equal(a, [3.0, 4.0])
+    # parts of one array are arrays of their own
+    whole = np.array([3.0, 4.0, 5.0, 6.0])
+    WRITERS[op]([whole[2:], whole[:2]])
+
+
+@pytest.mark.parametrize("op", ["prune", "Updater"])
+def test_arrays_that_share_memory_are_refused_where_it_is_kept(op):
+    whole = np.arange(6.0)
+    message = rf"^{op}: params must be arrays of their own, params\[0\] and params\[2\] share memory"
+    with pytest.raises(ValueError, match=message):
+        WRITERS[op]([whole[2:], np.ones(3), whole[:3]])
+    np.testing.assert_array_equal(whole, np.arange(6.0))
+    # every other value
+    WRITERS[op]([whole[::2], whole[1::2]])

@@ -262,6 +262,28 @@ def test_layers_that_the_library_has_not():
     refuses(TypeError, "to_torch: layer must be an fg.nn.LSTM, got Dense", convert.to_torch, Dense(3, 5))
 
 
+def test_what_is_no_state_dict_or_no_layer_is_named(torch):
+    layer, module, convert = LSTM(3, 5), torch.nn.LSTM(3, 5), fg.convert
+    before = bits(layer.params)
+    message = "from_torch: state_dict must be a mapping of names to arrays, got torch's LSTM; its state_dict() is one"
+    refuses(TypeError, message, convert.from_torch, layer, module)
+    message = "from_torch: layer must be an fg.nn.LSTM, got torch's LSTM"
+    refuses(TypeError, message, convert.from_torch, module, layer)
+    refuses(TypeError, message, convert.from_torch, module, module.state_dict())
+    message = "from_torch: state_dict must be a mapping of names to arrays, got {}"
+    for value in ([], None, 3, "path"):
+        refuses(TypeError, message.format(type(value).__name__), convert.from_torch, layer, value)
+    message = "from_torch: state_dict has 3, which the layer has not"
+    refuses(ValueError, message, convert.from_torch, layer, {**convert.to_torch(layer), 3: np.zeros(1)})
+    half = {name: tensor.bfloat16() for name, tensor in module.state_dict().items()}
+    refuses(TypeError, "from_torch: weight_ih_l0 must be float32, got torch.bfloat16", convert.from_torch, layer, half)
+    message = "from_keras: weights must be a list or tuple, got LSTM"
+    refuses(TypeError, message, convert.from_keras, layer, module)
+    message = "to_torch: layer must be an fg.nn.LSTM, got torch's LSTM"
+    refuses(TypeError, message, convert.to_torch, module)
+    assert bits(layer.params) == before
+
+
 def test_nothing_else_is_imported():
     program = "import fastgrad as fg, sys; fg.convert.to_torch(fg.nn.LSTM(2, 3)); print([m for m in sys.modules if m in names])"
     names = "torch", "tensorflow", "keras", "onnx"

@@ -92,3 +92,12 @@ def test_the_digits_are_learnt_by_the_emulated_kernels(there, reader):
                 run(shorter, f"python block {number}", names)
         losses.append(names["history"].loss)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head():
+    """GitHub takes a | for the end of a cell, in code too, unless it is escaped."""
+    tables = re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE)
+    assert len(tables) > 5
+    for table in tables:
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(cells) == 1, table

@@ -36,6 +36,8 @@ def varying(arrays: Any, axes: frozenset[str]) -> Any:
         missing = tuple(sorted(axes - axes_of(a)))
         if not missing:
             return a
-        return jax.lax.pcast(a, missing, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(a, missing)
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(a, missing, to="varying")
+        return jax.lax.pvary(a, missing)  # type: ignore[attr-defined]
 
     return jax.tree.map(cast, arrays) if axes else arrays

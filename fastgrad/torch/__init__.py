@@ -5,6 +5,12 @@ float32 or float64 on the CPU; under autocast they run in float32. There is no s
 PyTorch's own threads where these are OpenMP's.
 """
 
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    # 2.4 is the first with torch.library.custom_op
+    raise ImportError('fastgrad.torch needs PyTorch from 2.4 on: pip install "fastgrad[torch]"') from error
+
 from fastgrad.torch.accelerating import accelerate
 from fastgrad.torch.batchnorm import batch_norm
 from fastgrad.torch.clip import clip_grad_norm_

@@ -57,7 +57,7 @@ def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_no
     try:
         clipped = clip_together(OP, given, max_norm, norm_type, None, handling)
     except FloatingPointError as error:
-        raise RuntimeError(f"{OP}: {error}") from None
+        raise RuntimeError(str(error)) from None
     if clipped.scale != 1:
         torch.autograd.graph.increment_version(grads)
     return torch.tensor(clipped.norm, dtype=grads[0].dtype)
