@@ -314,13 +314,46 @@ def test_a_written_input_is_found_by_autograd():
         y.sum().backward()
 
 
-def test_autocast_runs_in_float32():
+AUTOCAST = {
+    "dense_chain": (lambda x: fgt.dense_chain(x, [torch.ones(3, 4)]), lambda x: F.relu(F.linear(x, torch.ones(3, 4)))),
+    "with a residual": (
+        lambda x: fgt.dense_chain(x, [torch.ones(3, 4)], residual=torch.ones(2, 3)),
+        lambda x: F.relu(F.linear(x, torch.ones(3, 4)) + torch.ones(2, 3)),
+    ),
+    "conv2d": (
+        lambda x: fgt.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+        lambda x: F.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+    ),
+    "batch_norm": (
+        lambda x: fgt.batch_norm(x, torch.ones(4), torch.ones(4)),
+        lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True),
+    ),
+    "cross_entropy": (
+        lambda x: fgt.cross_entropy(x, torch.tensor([0, 3])),
+        lambda x: F.cross_entropy(x, torch.tensor([0, 3])),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", AUTOCAST)
+def test_results_have_the_dtypes_of_pytorch_under_autocast(case, low):
+    ours, theirs = AUTOCAST[case]
+    for dtype in (torch.float32, low):
+        x = draw(2, 4, dtype=torch.float32).to(dtype)
+        with torch.autocast("cpu", low):
+            found, expected = ours(x), theirs(x)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_autocast_computes_in_float32_and_gradients_are_float32():
     x, weights, biases, _ = chain_inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = fgt.dense_chain(x.bfloat16(), weights, biases)
-        conv = fgt.conv2d(torch.ones(1, 1, 3, 3, dtype=torch.bfloat16), torch.ones(1, 1, 3, 3))
-    assert y.dtype == conv.dtype == torch.float32
-    same(y, fgt.dense_chain(x.bfloat16().float(), weights, biases), weights, rtol=1e-6, atol=1e-6)
+    expected = fgt.dense_chain(x.bfloat16().float(), weights, biases)
+    torch.testing.assert_close(y, expected.bfloat16())
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), [x, *weights]))
 
 
 def test_meta_and_fake_tensors_find_shapes():

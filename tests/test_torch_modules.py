@@ -200,6 +200,24 @@ def test_an_lstm_computes_with_the_weights_of_the_moment(case):
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("states", "proj_size"), [(False, 0), (True, 0), (False, 3)])
+def test_an_lstm_behind_a_linear_layer_trains_under_autocast(states, proj_size):
+    torch.manual_seed(0)
+    linear, theirs = nn.Linear(3, 4), nn.LSTM(4, 5, 2, proj_size=proj_size)
+    ours = fgt.LSTM(4, 5, 2, proj_size=proj_size)
+    ours.load_state_dict(theirs.state_dict())
+    x, found = torch.randn(6, 2, 3), []
+    hx = (torch.ones(2, 2, 5), torch.ones(2, 2, 5)) if states else None
+    for module in (ours, theirs):
+        with torch.autocast("cpu", torch.bfloat16):
+            y, (h, c) = module(linear(x), hx)
+        found.append([y, h, c, *torch.autograd.grad(y.float().square().sum(), module.parameters())])
+    for mine, other in zip(*found, strict=True):
+        assert mine.dtype == other.dtype
+        torch.testing.assert_close(mine, other, rtol=0.1, atol=0.1)
+
+
 def test_an_ensemble_of_lstms_by_vmap_is_refused():
     modules = [fgt.LSTM(4, 5) for _ in range(2)]
     parameters, buffers = torch.func.stack_module_state(modules)

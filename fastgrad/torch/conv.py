@@ -13,7 +13,7 @@ from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
 from fastgrad.torch.batchnorm import batch_norm_last
-from fastgrad.torch.register import Operator, direct, plain
+from fastgrad.torch.register import Operator, direct, plain, product, refuse_tangents
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
     array,
@@ -67,6 +67,7 @@ def conv2d_last(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    refuse_tangents(OP, x, weight, bias, residual)
     f = check.activation(OP, activation)
     padding = 0 if padding == "valid" else padding
     steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
@@ -75,7 +76,7 @@ def conv2d_last(
     pads = _pads(x, weight, *steps, padding)
     settings = steps[0], pads, steps[1], groups, *f
     if not plain(OP, x):
-        return _forward.op(x, weight, bias, residual, *settings)[0]
+        return product(_forward.op(x, weight, bias, residual, *settings)[0], x, residual)
     if torch.is_grad_enabled():
         return _Conv.apply(x, weight, bias, residual, *settings)
     return _run(x, weight, bias, residual, *settings)[0]

@@ -6,7 +6,7 @@ import torch
 
 from fastgrad import check
 from fastgrad import loss as losses
-from fastgrad.torch.register import Operator, direct, plain
+from fastgrad.torch.register import Operator, direct, plain, refuse_tangents
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
@@ -19,6 +19,7 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
     Class numbers outside 0..C - 1, the -100 of ignore_index too, are an error.
     """
     check.choice(OP, "reduction", reduction, losses.REDUCTIONS)
+    refuse_tangents(OP, logits, target)
     if not plain(OP, logits):
         return _forward.op(logits, target, reduction)[0]
     if torch.is_grad_enabled():
