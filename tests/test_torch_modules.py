@@ -1,6 +1,7 @@
 """Modules beside PyTorch's own: state_dict both ways, every option of the LSTM, training, processes."""
 
 import copy
+import inspect
 import itertools
 import pickle
 import subprocess
@@ -246,7 +247,14 @@ def test_an_mlp_is_the_sequential_of_pytorch(in_force, activation):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3, "eps": 1e-3}],
+    [
+        {},
+        {"momentum": None},
+        {"affine": False},
+        *([{"bias": False}] if "bias" in inspect.signature(nn.BatchNorm2d).parameters else []),
+        {"track_running_stats": False},
+        {"momentum": 0.3, "eps": 1e-3},
+    ],
 )
 @pytest.mark.parametrize("images", [True, False])
 def test_batch_norms_are_pytorchs(in_force, images, options):

@@ -45,8 +45,14 @@ def conv2d(
     """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
 
     x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
-    and else copied once more. padding "same" and "valid" too.
+    and else copied once more. padding "same" and "valid" too. One image (C, H, W) gives one.
     """
+    if isinstance(x, Tensor) and x.dim() == 3:
+        y = conv2d(
+            x.unsqueeze(0), weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            activation=activation, residual=None if residual is None else residual.unsqueeze(0),
+        )  # fmt: skip
+        return y.squeeze(0)
     y = conv2d_last(
         x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
         residual=residual,

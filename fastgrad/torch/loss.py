@@ -1,5 +1,6 @@
 """Cross entropy with its gradient in one pass: the operator."""
 
+import math
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ def _run(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor
     floats = isinstance(target, torch.Tensor) and target.is_floating_point()
     labels = array(OP, "target", target) if floats else integers(OP, "target", target)
     loss, dlogits = losses.cross_entropy(values, labels, reduction)
+    if reduction == "mean" and not len(values):
+        # of no rows, as PyTorch has it
+        loss = math.nan
     made = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
     return made, torch.from_numpy(dlogits)
 

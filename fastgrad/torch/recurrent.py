@@ -36,6 +36,8 @@ class LSTM(nn.RNNBase):
             x = x.transpose(0, 1)
         if hx is not None:
             hx = self._states(hx, x, batch_sizes, batched)
+        if not packed and not x.shape[1]:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         y, h_n, c_n = self._layers(x, hx, batch_sizes, order)
         if packed:
             return PackedSequence(y, batch_sizes, order, back), (h_n, c_n)
