@@ -153,6 +153,74 @@ def test_clipping_is_pytorchs(in_force, norm_type, max_norm):
     assert fgt.clip_grad_norm_(ours, 1.0).isnan()
 
 
+CLIPS = {
+    "of two dtypes": ((torch.float32, torch.float64), 1.0, 2.0),
+    "of two dtypes, the wider first": ((torch.float64, torch.float32), 1.0, 2.0),
+    "of 16 bits": ((torch.bfloat16, torch.float32), 1.0, 2.0),
+    "of 16 bits alone": ((torch.float16,), 1.0, 1.0),
+    "by the largest, in words": ((torch.float32,), 1.0, "inf"),
+    "by NumPy's infinity": ((torch.float32,), 1.0, np.float32("inf")),
+    "by a tensor": ((torch.float32,), torch.tensor(1.0), torch.tensor(2.0)),
+    "by a parameter": ((torch.float64,), nn.Parameter(torch.tensor(1.0)), 2),
+    "to nothing": ((torch.float32,), 0, 2.0),
+    "by how many are not 0": ((torch.float32,), 1.0, 0),
+    "by the smallest": ((torch.float32,), 1.0, -np.inf),
+    "none": ((), 1.0, "2"),
+}
+
+
+@pytest.mark.parametrize("case", CLIPS)
+def test_clipping_takes_what_pytorchs_takes(case):
+    dtypes, max_norm, norm_type = CLIPS[case]
+    found = []
+    for clip in (fgt.clip_grad_norm_, nn.utils.clip_grad_norm_):
+        params = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+        for i, p in enumerate(params):
+            p.grad = torch.tensor([2.0, -3.0, 4.0 + i]).to(p.dtype)
+        found.append([clip(params, max_norm, norm_type), *(p.grad for p in params)])
+    torch.testing.assert_close(*found)
+
+
+def test_errors_of_clipping_name_it_once():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.tensor([1.0, np.inf])
+    for error, message, arguments in (
+        (RuntimeError, "clip_grad_norm_: grads must be finite, got NaN or infinity in 0", (1.0, 2.0, True)),
+        (ValueError, "clip_grad_norm_: norm_type must be a number, got 'fro'", (1.0, "fro")),
+        (TypeError, "clip_grad_norm_: max_norm must be a number, got None", (None,)),
+        (ValueError, "clip_grad_norm_: max_norm must be above 0 and finite, got -1.0", (-1.0,)),
+    ):
+        with pytest.raises(error) as caught:
+            fgt.clip_grad_norm_([p], *arguments)
+        assert str(caught.value) == message
+
+
+def test_no_rows_no_steps_and_one_image_are_as_in_pytorch():
+    w, v = draw(3, 4), draw(6, 4, 3, 3)
+    for shape in ((0, 4), (0, 2, 4), (2, 0, 4), (4,)):
+        x = draw(*shape)
+        same(fgt.dense_chain(x, [w], None, "tanh"), torch.tanh(F.linear(x, w)), [x, w])
+    image = draw(4, 5, 6)
+    same(
+        fgt.conv2d(image, v, activation="relu", residual=draw(6, 3, 4)),
+        F.relu(F.conv2d(image, v) + draw(6, 3, 4)),
+        [image, v],
+    )
+    net = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 1), nn.SiLU()).double()
+    expected = net(image)
+    fgt.accelerate(net)
+    same(net(image), expected, [image, *net.parameters()])
+    none = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
+    for reduction in ("mean", "sum", "none"):
+        torch.testing.assert_close(
+            fgt.cross_entropy(*none, reduction), F.cross_entropy(*none, reduction=reduction), equal_nan=True
+        )
+    lstm = fgt.LSTM(4, 3, batch_first=True)
+    assert lstm(torch.zeros(0, 2, 4))[0].shape == (0, 2, 3)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+        lstm(torch.zeros(2, 0, 4))
+
+
 def test_results_share_memory_and_inputs_do_not_change(in_force):
     x = draw(5, 4)
     assert np.shares_memory(tensors.array("op", "x", x), x.detach().numpy())
@@ -314,13 +382,46 @@ def test_a_written_input_is_found_by_autograd():
         y.sum().backward()
 
 
-def test_autocast_runs_in_float32():
+AUTOCAST = {
+    "dense_chain": (lambda x: fgt.dense_chain(x, [torch.ones(3, 4)]), lambda x: F.relu(F.linear(x, torch.ones(3, 4)))),
+    "with a residual": (
+        lambda x: fgt.dense_chain(x, [torch.ones(3, 4)], residual=torch.ones(2, 3)),
+        lambda x: F.relu(F.linear(x, torch.ones(3, 4)) + torch.ones(2, 3)),
+    ),
+    "conv2d": (
+        lambda x: fgt.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+        lambda x: F.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+    ),
+    "batch_norm": (
+        lambda x: fgt.batch_norm(x, torch.ones(4), torch.ones(4)),
+        lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True),
+    ),
+    "cross_entropy": (
+        lambda x: fgt.cross_entropy(x, torch.tensor([0, 3])),
+        lambda x: F.cross_entropy(x, torch.tensor([0, 3])),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", AUTOCAST)
+def test_results_have_the_dtypes_of_pytorch_under_autocast(case, low):
+    ours, theirs = AUTOCAST[case]
+    for dtype in (torch.float32, low):
+        x = draw(2, 4, dtype=torch.float32).to(dtype)
+        with torch.autocast("cpu", low):
+            found, expected = ours(x), theirs(x)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_autocast_computes_in_float32_and_gradients_are_float32():
     x, weights, biases, _ = chain_inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = fgt.dense_chain(x.bfloat16(), weights, biases)
-        conv = fgt.conv2d(torch.ones(1, 1, 3, 3, dtype=torch.bfloat16), torch.ones(1, 1, 3, 3))
-    assert y.dtype == conv.dtype == torch.float32
-    same(y, fgt.dense_chain(x.bfloat16().float(), weights, biases), weights, rtol=1e-6, atol=1e-6)
+    expected = fgt.dense_chain(x.bfloat16().float(), weights, biases)
+    torch.testing.assert_close(y, expected.bfloat16())
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), [x, *weights]))
 
 
 def test_meta_and_fake_tensors_find_shapes():

@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
@@ -158,3 +159,58 @@ def test_what_is_saved_goes_through_hooks_and_nothing_else_holds_it(name):
     y = run(x)
     first = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), first)
+
+
+OPERATORS = {
+    "dense_chain": lambda x: fgt.dense_chain(x, [torch.ones(3, 4, dtype=DOUBLE)]),
+    "batch_norm": lambda x: fgt.batch_norm(x, torch.ones(4, dtype=DOUBLE), torch.ones(4, dtype=DOUBLE)),
+    "conv2d": lambda x: fgt.conv2d(x[None, None], torch.ones(1, 1, 2, 2, dtype=DOUBLE)),
+    "cross_entropy": lambda x: fgt.cross_entropy(x, torch.zeros(5, dtype=torch.long)),
+    "lstm": lambda x: fgt.LSTM(4, 2, dtype=DOUBLE)(x)[0],
+}
+
+
+# PyTorch's own table of decompositions is compiled by torch.jit at the first dual tensor
+SCRIPTED = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
+@SCRIPTED
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_forward_mode_is_refused_and_no_tangent_is_lost(name, recorded):
+    x = draw(5, 4).detach()
+    with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+        OPERATORS[name](x)
+        with pytest.raises(NotImplementedError, match=f"{name}: there is no forward-mode derivative"):
+            OPERATORS[name](forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@SCRIPTED
+def test_tangents_of_weights_and_of_what_is_packed_are_seen():
+    w = draw(3, 4).detach()
+    x = draw(2, 5, 4).detach()
+    with torch.no_grad(), forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            fgt.dense_chain(x, [forward_ad.make_dual(w, torch.ones_like(w))])
+        # PyTorch's own has none either
+        with pytest.raises(NotImplementedError, match="forward AD with _pack_padded_sequence"):
+            fgt.pack_padded_sequence(forward_ad.make_dual(x, 2 * x), [5, 3], True)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_inference_mode_computes_the_same(name):
+    x = draw(5, 4)
+    torch.manual_seed(0)
+    expected = OPERATORS[name](x)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        found = OPERATORS[name](x)
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_a_norm_made_in_inference_mode_moves_its_statistics():
+    with torch.inference_mode():
+        mine, theirs = fgt.BatchNorm1d(3), nn.BatchNorm1d(3)
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(mine(x), theirs(x))
+        torch.testing.assert_close(mine.state_dict(), theirs.state_dict())

@@ -1,6 +1,7 @@
 """Modules beside PyTorch's own: state_dict both ways, every option of the LSTM, training, processes."""
 
 import copy
+import inspect
 import itertools
 import pickle
 import subprocess
@@ -200,6 +201,24 @@ def test_an_lstm_computes_with_the_weights_of_the_moment(case):
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(("states", "proj_size"), [(False, 0), (True, 0), (False, 3)])
+def test_an_lstm_behind_a_linear_layer_trains_under_autocast(states, proj_size):
+    torch.manual_seed(0)
+    linear, theirs = nn.Linear(3, 4), nn.LSTM(4, 5, 2, proj_size=proj_size)
+    ours = fgt.LSTM(4, 5, 2, proj_size=proj_size)
+    ours.load_state_dict(theirs.state_dict())
+    x, found = torch.randn(6, 2, 3), []
+    hx = (torch.ones(2, 2, 5), torch.ones(2, 2, 5)) if states else None
+    for module in (ours, theirs):
+        with torch.autocast("cpu", torch.bfloat16):
+            y, (h, c) = module(linear(x), hx)
+        found.append([y, h, c, *torch.autograd.grad(y.float().square().sum(), module.parameters())])
+    for mine, other in zip(*found, strict=True):
+        assert mine.dtype == other.dtype
+        torch.testing.assert_close(mine, other, rtol=0.1, atol=0.1)
+
+
 def test_an_ensemble_of_lstms_by_vmap_is_refused():
     modules = [fgt.LSTM(4, 5) for _ in range(2)]
     parameters, buffers = torch.func.stack_module_state(modules)
@@ -228,7 +247,14 @@ def test_an_mlp_is_the_sequential_of_pytorch(in_force, activation):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3, "eps": 1e-3}],
+    [
+        {},
+        {"momentum": None},
+        {"affine": False},
+        *([{"bias": False}] if "bias" in inspect.signature(nn.BatchNorm2d).parameters else []),
+        {"track_running_stats": False},
+        {"momentum": 0.3, "eps": 1e-3},
+    ],
 )
 @pytest.mark.parametrize("images", [True, False])
 def test_batch_norms_are_pytorchs(in_force, images, options):

@@ -80,9 +80,7 @@ def test_gradients_that_lie_otherwise_than_their_parameters(in_force):
     same(*lists)
 
 
-@pytest.mark.parametrize(
-    "wrong", [torch.ones(3, dtype=torch.float64), torch.ones(3, device="meta"), torch.ones(3).to_sparse()]
-)
+@pytest.mark.parametrize("wrong", [torch.ones(3, device="meta"), torch.ones(3).to_sparse()])
 def test_one_gradient_that_cannot_be_clipped_is_refused(wrong):
     params = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros_like(wrong))]
     params[0].grad, params[1].grad = torch.full((3,), 9.0), wrong

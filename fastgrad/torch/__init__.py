@@ -1,8 +1,8 @@
 """fastgrad's kernels in PyTorch: `import fastgrad.torch as fgt`.
 
 Operators share their tensors' memory, are differentiated by autograd, and are registered for torch.compile. They take dense tensors of
-float32 or float64 on the CPU; under autocast they run in float32. There is no second derivative, and no torch.func. They run on
-PyTorch's own threads where these are OpenMP's.
+float32 or float64 on the CPU; under autocast they compute in float32 and return the dtype that PyTorch's would. There is no second
+derivative, no forward-mode one, and no torch.func. They run on PyTorch's own threads where these are OpenMP's.
 """
 
 try:

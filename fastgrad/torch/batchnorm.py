@@ -10,7 +10,7 @@ from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
-from fastgrad.torch.register import Operator, direct, plain
+from fastgrad.torch.register import Operator, direct, low, plain, refuse_tangents
 from fastgrad.torch.tensors import (
     LAST,
     RESULT_SAVED,
@@ -69,6 +69,7 @@ def batch_norm_last(
     """The same with channels last in memory, whatever lies how: what is within a fused run."""
     f = check.activation(OP, activation)
     tensors: tuple = x, gamma, beta, running_mean, running_var, residual
+    refuse_tangents(OP, *tensors)
     settings: tuple = training, momentum, eps, *f
     if not plain(OP, x):
         y, *_, mean, var = _forward.op(*tensors, *settings)
@@ -77,7 +78,10 @@ def batch_norm_last(
             with torch.no_grad():
                 running_mean.copy_(mean)
                 running_var.copy_(var)
-        return y
+        # no product: PyTorch's norm returns what it takes
+        return (
+            y if low(x) is None else y.to(x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
+        )
     if torch.is_grad_enabled():
         return _BatchNorm.apply(*tensors, *settings)
     return _run(*tensors, *settings, in_place=True)[0]

@@ -13,7 +13,7 @@ from fastgrad.kernels import names
 from fastgrad.kernels.names import Activation
 from fastgrad.memory import empty
 from fastgrad.torch.batchnorm import batch_norm_last
-from fastgrad.torch.register import Operator, direct, plain
+from fastgrad.torch.register import Operator, direct, plain, product, refuse_tangents
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
     array,
@@ -45,8 +45,14 @@ def conv2d(
     """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
 
     x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
-    and else copied once more. padding "same" and "valid" too.
+    and else copied once more. padding "same" and "valid" too. One image (C, H, W) gives one.
     """
+    if isinstance(x, Tensor) and x.dim() == 3:
+        y = conv2d(
+            x.unsqueeze(0), weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            activation=activation, residual=None if residual is None else residual.unsqueeze(0),
+        )  # fmt: skip
+        return y.squeeze(0)
     y = conv2d_last(
         x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
         residual=residual,
@@ -67,6 +73,7 @@ def conv2d_last(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    refuse_tangents(OP, x, weight, bias, residual)
     f = check.activation(OP, activation)
     padding = 0 if padding == "valid" else padding
     steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
@@ -75,7 +82,7 @@ def conv2d_last(
     pads = _pads(x, weight, *steps, padding)
     settings = steps[0], pads, steps[1], groups, *f
     if not plain(OP, x):
-        return _forward.op(x, weight, bias, residual, *settings)[0]
+        return product(_forward.op(x, weight, bias, residual, *settings)[0], x, residual)
     if torch.is_grad_enabled():
         return _Conv.apply(x, weight, bias, residual, *settings)
     return _run(x, weight, bias, residual, *settings)[0]

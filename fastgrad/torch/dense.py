@@ -14,7 +14,7 @@ from fastgrad import check
 from fastgrad.backend import kernels
 from fastgrad.kernels.names import Activation, needs_input
 from fastgrad.memory import empty
-from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.register import Operator, plain, product, refuse_second, refuse_tangents
 from fastgrad.torch.rooms import Room, Rooms
 from fastgrad.torch.tensors import RESULT_SAVED, array, offloaded, saves_own
 
@@ -51,12 +51,18 @@ def chain(
 ) -> Tensor:
     """The chain with activations by number, see kernels/names.py; known: where the next call finds the layers."""
     if getattr(x, "ndim", 2) != 2:
-        rows = x.reshape(-1, x.shape[-1]) if x.ndim else x
-        added = None if residual is None else residual.reshape(-1, residual.shape[-1])
-        return chain(rows, weights, biases, codes, parameters, added, known).reshape(*x.shape[:-1], -1)
+        if not x.ndim:
+            raise ValueError(f"{OP}: x must be (..., C), got a tensor without axes")
+        # sizes said, since of nothing none can be inferred
+        rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
+        added = None if residual is None else residual.reshape(prod(residual.shape[:-1]), residual.shape[-1])
+        y = chain(rows, weights, biases, codes, parameters, added, known)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
     tensors = [*weights, *[b for b in biases if b is not None]]
+    refuse_tangents(OP, x, residual, *tensors)
     if not plain(OP, x):
-        return _forward.op(x, tensors, [b is not None for b in biases], codes, parameters, residual)[0]
+        y = _forward.op(x, tensors, [b is not None for b in biases], codes, parameters, residual)[0]
+        return product(y, x, residual)
     xs = _rows(x)
     layers = known.get("layers") if known is not None else None
     if layers is None or not layers.fit(tensors, xs):

@@ -249,9 +249,9 @@ class Convolved:
     def inner(self, x: Tensor, last: bool) -> tuple[Tensor, bool]:
         """y with channels last in memory, and whether PyTorch's would be like that, as last tells of x."""
         f = "identity" if self.activation is None else pointwise(self.activation)
-        if f is None:
-            y = through(self.layers, laid(x, last))
-            return y, like_last(y)
+        # PyTorch's layers take one image without a batch, too
+        if f is None or (self.conv is not None and x.dim() != 4):
+            return through(self.layers, laid(x, last) if x.dim() == 4 else x), True
         if self.norm is None:
             return convolve(self.conv, x, last, f)
         if self.conv is not None:

@@ -1,12 +1,13 @@
 """Cross entropy with its gradient in one pass: the operator."""
 
+import math
 from typing import Any
 
 import torch
 
 from fastgrad import check
 from fastgrad import loss as losses
-from fastgrad.torch.register import Operator, direct, plain
+from fastgrad.torch.register import Operator, direct, plain, refuse_tangents
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
@@ -19,6 +20,7 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
     Class numbers outside 0..C - 1, the -100 of ignore_index too, are an error.
     """
     check.choice(OP, "reduction", reduction, losses.REDUCTIONS)
+    refuse_tangents(OP, logits, target)
     if not plain(OP, logits):
         return _forward.op(logits, target, reduction)[0]
     if torch.is_grad_enabled():
@@ -32,6 +34,9 @@ def _run(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor
     floats = isinstance(target, torch.Tensor) and target.is_floating_point()
     labels = array(OP, "target", target) if floats else integers(OP, "target", target)
     loss, dlogits = losses.cross_entropy(values, labels, reduction)
+    if reduction == "mean" and not len(values):
+        # of no rows, as PyTorch has it
+        loss = math.nan
     made = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
     return made, torch.from_numpy(dlogits)
 

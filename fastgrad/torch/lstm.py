@@ -12,7 +12,7 @@ from fastgrad.backend import kernels
 from fastgrad.gates import Weights, like
 from fastgrad.memory import empty
 from fastgrad.rows import Batch, rows_of, sequences, sequences_of
-from fastgrad.torch.register import Operator, plain, refuse_second
+from fastgrad.torch.register import Operator, low, plain, refuse_second, refuse_tangents
 from fastgrad.torch.tensors import array, integers, offloaded
 
 Tensor = torch.Tensor
@@ -52,8 +52,16 @@ def lstm(
     sequence of the states comes first, second, ... Returns y (N, T, D P), or (R, D P), and h_n and c_n like the states.
     """
     form = Form(directions, bias, projects, torch.is_grad_enabled())
+    refuse_tangents(OP, x, h_0, c_0, *weights)
     if not plain(OP, x):
-        return _forward.op(x, list(weights), h_0, c_0, batch_sizes, order, *form)[:3]
+        y, h_n, c_n, _ = _forward.op(x, list(weights), h_0, c_0, batch_sizes, order, *form)
+        dtype = low(x)
+        if dtype is None:
+            return y, h_n, c_n
+        # PyTorch's gates are products, c is carried on in the dtype it began with, and h is their product or the projection's
+        of_c = torch.promote_types(dtype, x.dtype if c_0 is None else c_0.dtype)
+        of_h = dtype if projects else of_c
+        return y.to(of_h), h_n.to(of_h), c_n.to(of_c)
     if form.keep:
         return _Lstm.apply(x, h_0, c_0, batch_sizes, order, form, *weights)
     return _run(x, weights, h_0, c_0, batch_sizes, order, *form)[:3]

@@ -236,18 +236,26 @@ class _Together:
                     place.copy_(entry[name])
                 dict.__setitem__(entry, name, place)
             at += p.numel()
+        # the steps as they were when they were found to be one
+        self._seen = b""
         self._look()
 
     def holds(self, rows: Sequence[str]) -> bool:
         """Whether this is the state that an update reads, and still of as many steps for each parameter: they may be written to."""
         self._count()
-        steps = self._steps[:-1]
-        return self.rows == rows and bool((steps == steps[0]).all())
+        return self.rows == rows and (self._steps.tobytes() == self._seen or self._are_one())
+
+    def _are_one(self) -> bool:
+        one = bool((self._steps[:-1] == self._steps[0]).all())
+        if one:
+            self._seen = self._steps.tobytes()
+        return one
 
     def _count(self) -> None:
         # an update may have been made and the call been interrupted before it was counted
-        if self._steps[-1] < self.updates[0]:
+        if self._steps.item(-1) < self.updates.item(0):
             self._steps += 1
+            self._seen = self._steps.tobytes()
 
     def _look(self) -> None:
         self._addresses = list(map(Tensor.data_ptr, self.params))
@@ -276,7 +284,7 @@ class _Together:
             if not self.plain or not kernels().plain(found):
                 found = self._ordered(grads)
         try:
-            _update(self._arrays, found, self.state.numpy(), hyper, int(self._steps[0]) + 1, self.updates)
+            _update(self._arrays, found, self.state.numpy(), hyper, int(self._steps.item(0)) + 1, self.updates)
         finally:
             self._count()
         torch.autograd.graph.increment_version(self.params)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -67,7 +67,7 @@ def pad_packed_sequence(
 
 def _takes(op: str, x: Any, axes: int) -> bool:
     """Whether kernels take x, of this many axes or more, in this call."""
-    if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active():
+    if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     return plain(op, x) and x.layout is torch.strided and x.dtype in FLOATS and x.dim() >= axes and x.numel() > 0
 

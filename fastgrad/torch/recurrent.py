@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastgrad.torch.lstm import OP, lstm
+from fastgrad.torch.register import low
 from fastgrad.torch.tensors import checked
 
 Tensor = torch.Tensor
@@ -16,7 +17,7 @@ class LSTM(nn.RNNBase):
     """torch.nn.LSTM by fastgrad's kernels: the same arguments, parameters, state_dict, inputs and outputs, PackedSequence too.
 
     Dropout between layers draws from PyTorch's generator. Differences: tensors on the CPU alone, float32 or float64; under autocast it
-    runs in float32; there is no second derivative.
+    computes in float32 and returns what PyTorch's would; there is no second derivative.
     """
 
     # no subclass of torch.nn.LSTM, which torch.compile refuses to trace
@@ -35,6 +36,8 @@ class LSTM(nn.RNNBase):
             x = x.transpose(0, 1)
         if hx is not None:
             hx = self._states(hx, x, batch_sizes, batched)
+        if not packed and not x.shape[1]:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         y, h_n, c_n = self._layers(x, hx, batch_sizes, order)
         if packed:
             return PackedSequence(y, batch_sizes, order, back), (h_n, c_n)
@@ -43,7 +46,9 @@ class LSTM(nn.RNNBase):
         return y if self.batch_first else y.transpose(0, 1), (h_n, c_n)
 
     def _check(self, x: Any, batch_sizes: Any, order: Any) -> None:
-        checked(OP, "input", x)
+        # autocast casts what is not of float32
+        if not isinstance(x, Tensor) or low(x) is None:
+            checked(OP, "input", x)
         for name, value in (("batch_sizes", batch_sizes), ("sorted_indices", order)):
             if value is not None and not value.is_cpu:
                 raise TypeError(f"{OP}: {name} of the PackedSequence must be on the CPU, got {value.device}")

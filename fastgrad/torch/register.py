@@ -9,10 +9,35 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch.autograd import forward_ad
 
 from fastgrad.torch.tensors import PLAIN
 
 NAMESPACE = "fastgrad"
+
+
+def refuse_tangents(op: str, *values: Any) -> None:
+    """Forward-mode differentiation would lose the tangents of these: none of an operator's formulas goes forward."""
+    if forward_ad._current_level < 0:
+        return
+    for value in values:
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(f"{op}: there is no forward-mode derivative; PyTorch's own layers have one")
+
+
+def low(x: Any) -> torch.dtype | None:
+    """What PyTorch's matrix products of x would return under the autocast in force; None outside of one, and for float64."""
+    if not torch.is_autocast_enabled("cpu") or not x.is_floating_point() or x.dtype is torch.float64:
+        return None
+    return torch.get_autocast_dtype("cpu")
+
+
+def product(y: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """y, which was computed in float32, in the dtype that PyTorch's product of x, plus the residual, would have under autocast."""
+    dtype = low(x)
+    if dtype is None:
+        return y
+    return y.to(dtype if residual is None else torch.promote_types(dtype, residual.dtype))
 
 
 def plain(op: str, x: Any) -> bool:

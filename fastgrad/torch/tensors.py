@@ -1,6 +1,7 @@
 """Tensors as NumPy arrays over the same memory, and what an operator takes of them."""
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,11 @@ def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
     """y (N, C, ...), which lies with channels last, as PyTorch's would lie: like that, or contiguous."""
     if last or y.dim() == 2:
         return y
-    if y.is_contiguous():
-        # one channel or one pixel: the strides of what is one long still tell how it is meant
-        return y.permute(LAST[y.dim()]).view(y.shape)
-    return y.contiguous()
+    if not y.is_contiguous():
+        return y.contiguous()
+    _, channels, *pixels = y.shape
+    # of one channel or one pixel: the strides of what is one long still tell how it is meant
+    return y.permute(LAST[y.dim()]).view(y.shape) if channels == 1 or prod(pixels) == 1 else y
 
 
 def saves_own(code: int) -> bool:

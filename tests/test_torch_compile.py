@@ -1,0 +1,100 @@
+"""Every public entry of fastgrad.torch through two training steps under torch.compile: the numbers of plain calls."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import fastgrad.torch as fgt  # noqa: E402
+
+
+class Entry(nn.Module):
+    """A module whose forward is one of the functions."""
+
+    def __init__(self, function, *shapes):
+        super().__init__()
+        self.function = function
+        self.parameters_ = nn.ParameterList(nn.Parameter(torch.linspace(-1, 1, n).reshape(s)) for n, s in shapes)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x):
+        return self.function(self, x, *self.parameters_)
+
+
+def packed(self, x, w):
+    rows = fgt.pack_padded_sequence(x * w, torch.tensor([4, 2]), batch_first=True)
+    return fgt.pad_packed_sequence(rows, batch_first=True)[0]
+
+
+IMAGE, ROWS, SEQUENCE = torch.randn(4, 3, 5, 5), torch.randn(6, 3), torch.randn(2, 4, 3)
+NORM = (3, (3,)), (3, (3,))
+ENTRIES = {
+    "dense_chain": lambda: (Entry(lambda s, x, w: fgt.dense_chain(x, [w], None, "tanh"), (6, (2, 3))), ROWS),
+    "conv2d": lambda: (Entry(lambda s, x, w: fgt.conv2d(x, w, activation="relu"), (54, (2, 3, 3, 3))), IMAGE),
+    "batch_norm": lambda: (Entry(lambda s, x, g, b: fgt.batch_norm(x, g, b, s.mean, s.var), *NORM), IMAGE),
+    "conv_block": lambda: (
+        Entry(lambda s, x, w, g, b: fgt.conv_block(x, w, g, b, s.mean, s.var), (81, (3, 3, 3, 3)), *NORM),
+        IMAGE,
+    ),
+    "cross_entropy": lambda: (
+        Entry(lambda s, x, w: fgt.cross_entropy(x * w, torch.tensor([0, 1, 2, 0, 1, 2])), (3, (3,))),
+        ROWS,
+    ),
+    "packing": lambda: (Entry(packed, (3, (3,))), SEQUENCE),
+    "MLP": lambda: (fgt.MLP([3, 5, 2], "gelu"), ROWS),
+    "LSTM": lambda: (fgt.LSTM(3, 4, 2, batch_first=True), SEQUENCE),
+    "BatchNorm1d": lambda: (fgt.BatchNorm1d(3, activation="silu"), ROWS),
+    "BatchNorm2d": lambda: (fgt.BatchNorm2d(3, activation="relu"), IMAGE),
+    "ResidualBlock": lambda: (fgt.ResidualBlock(3, 4), IMAGE),
+    "accelerate": lambda: (accelerated(), IMAGE),
+}
+
+
+def accelerated():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4), nn.Tanh())
+    fgt.accelerate(net)
+    return net
+
+
+def trained(model, x, backend=None):
+    """Losses and state after two steps; the whole step is compiled, clipping and update included."""
+    optimizer = fgt.AdamW(model.parameters(), 0.1)
+
+    def step():
+        optimizer.zero_grad()
+        y = model(x)
+        loss = (y[0] if isinstance(y, tuple) else y).square().mean()
+        loss.backward()
+        norm = fgt.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        return loss.detach(), norm
+
+    if backend:
+        step = torch.compile(step, backend=backend)
+    return [*(step() for _ in range(2)), model.state_dict(), optimizer.state_dict()["state"]]
+
+
+def check(entry, backend):
+    torch.manual_seed(0)
+    model, x = ENTRIES[entry]()
+    other = copy.deepcopy(model)
+    torch._dynamo.reset()
+    torch.testing.assert_close(trained(model, x, backend), trained(other, x), rtol=1e-4, atol=1e-5)
+    assert all(b.grad_fn is None for b in model.buffers())
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_two_compiled_training_steps_are_two_plain_ones(entry):
+    check(entry, "eager")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("entry", ["BatchNorm2d", "LSTM"])
+def test_two_training_steps_by_the_code_generator_are_two_plain_ones(entry):
+    with torch._inductor.config.patch(force_disable_caches=True):
+        check(entry, "inductor")
