@@ -1,6 +1,5 @@
 """Lists of arrays as training code has them: any shapes and layouts, one dtype, written in place."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,14 +67,19 @@ def _twice(arrays: list[Any]) -> tuple[int, int]:
 
 def apart(op: str, name: str, arrays: list[Any]) -> None:
     """Raise for arrays that share memory: what is done to one would be done to the other."""
-    bounds = sorted(
-        (*np.lib.array_utils.byte_bounds(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size
-    )
-    for (_, end, i), (start, _, j) in pairwise(bounds):
-        if start < end and np.shares_memory(arrays[i], arrays[j]):
-            raise ValueError(
-                f"{op}: {name} must be arrays of their own, {name}[{min(i, j)}] and {name}[{max(i, j)}] share memory"
-            )
+    # NumPy 2 has it elsewhere
+    bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
+    bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
+    reaching: list[tuple[int, int]] = []
+    for start, end, i in bounds:
+        reaching = [(other, j) for other, j in reaching if other > start]
+        for _, j in reaching:
+            if np.shares_memory(arrays[i], arrays[j]):
+                first, second = sorted((i, j))
+                raise ValueError(
+                    f"{op}: {name} must be arrays of their own, {name}[{first}] and {name}[{second}] share memory"
+                )
+        reaching.append((end, i))
 
 
 def same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:

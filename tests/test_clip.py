@@ -475,5 +475,7 @@ def test_arrays_that_share_memory_are_refused_where_it_is_kept(op):
     with pytest.raises(ValueError, match=message):
         WRITERS[op]([whole[2:], np.ones(3), whole[:3]])
     np.testing.assert_array_equal(whole, np.arange(6.0))
-    # every other value
+    # every other value, and a part of these behind one that is between
     WRITERS[op]([whole[::2], whole[1::2]])
+    with pytest.raises(ValueError, match=r"params\[0\] and params\[2\] share memory"):
+        WRITERS[op]([whole[::2], whole[1:2], whole[2:3]])
