@@ -33,70 +33,68 @@ _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 def activation_forward(z, y, activation):
     """y = f(z); y may be z."""
     p = activation.parameter
-    with np.errstate(over="ignore", invalid="ignore"):
-        match activation.code:
-            case names.IDENTITY:
-                y[...] = z
-            case names.RELU:
-                y[...] = np.maximum(z, 0)
-            case names.LEAKY_RELU:
-                y[...] = np.where(z > 0, z, p * z)
-            case names.CLIPPED_RELU:
-                y[...] = np.minimum(np.maximum(z, 0), p)
-            case names.SIGMOID:
-                y[...] = sigmoid(z)
-            case names.TANH:
-                y[...] = np.tanh(z)
-            case names.ELU:
-                y[...] = np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
-            case names.SELU:
-                y[...] = SELU_SCALE * np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
-            case names.GELU:
-                y[...] = _times(z, _normal_cdf(z))
-            case names.GELU_TANH:
-                y[...] = _times(z, sigmoid(_gelu_2u(z)))
-            case names.SILU:
-                y[...] = _times(z, sigmoid(z))
-            case names.SOFTPLUS:
-                y[...] = softplus(z)
-            case names.SOFTMAX:
-                e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
-                y[...] = e / e.sum(axis=-1, keepdims=True)
+    match activation.code:
+        case names.IDENTITY:
+            y[...] = z
+        case names.RELU:
+            y[...] = np.maximum(z, 0)
+        case names.LEAKY_RELU:
+            y[...] = np.where(z > 0, z, p * z)
+        case names.CLIPPED_RELU:
+            y[...] = np.minimum(np.maximum(z, 0), p)
+        case names.SIGMOID:
+            y[...] = sigmoid(z)
+        case names.TANH:
+            y[...] = np.tanh(z)
+        case names.ELU:
+            y[...] = np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
+        case names.SELU:
+            y[...] = SELU_SCALE * np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
+        case names.GELU:
+            y[...] = _times(z, _normal_cdf(z))
+        case names.GELU_TANH:
+            y[...] = _times(z, sigmoid(_gelu_2u(z)))
+        case names.SILU:
+            y[...] = _times(z, sigmoid(z))
+        case names.SOFTPLUS:
+            y[...] = softplus(z)
+        case names.SOFTMAX:
+            e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
+            y[...] = e / e.sum(axis=-1, keepdims=True)
 
 
 def activation_backward(dy, z, y, dz, activation):
     """dz = dy f'(z), from z where activation.needs_input, else from y; the other may be None. dz may be dy."""
     p = activation.parameter
-    with np.errstate(over="ignore", invalid="ignore"):
-        match activation.code:
-            case names.IDENTITY:
-                dz[...] = dy
-            case names.RELU:
-                dz[...] = dy * np.heaviside(y, 0)
-            case names.LEAKY_RELU:
-                dz[...] = dy * np.where(y > 0, y.dtype.type(1), y.dtype.type(p))
-            case names.CLIPPED_RELU:
-                dz[...] = dy * np.heaviside(y, 0) * np.heaviside(p - y, 0)
-            case names.SIGMOID:
-                dz[...] = dy * y * (1 - y)
-            case names.TANH:
-                dz[...] = dy * (1 - y * y)
-            case names.ELU:
-                dz[...] = dy * np.where(y > 0, y.dtype.type(1), y + p)
-            case names.SELU:
-                dz[...] = dy * np.where(y > 0, y.dtype.type(SELU_SCALE), y + SELU_SCALE * p)
-            case names.GELU:
-                dz[...] = dy * (_normal_cdf(z) + _times(z, np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
-            case names.GELU_TANH:
-                g, one_minus_g = sigmoid(_gelu_2u(z)), sigmoid(-_gelu_2u(z))
-                z_d2u = 2 * math.sqrt(2 / math.pi) * z * (1 + 3 * 0.044715 * z * z)
-                dz[...] = dy * (g + _times(z_d2u, g * one_minus_g))
-            case names.SILU:
-                dz[...] = dy * (sigmoid(z) + _times(z, sigmoid(z) * sigmoid(-z)))
-            case names.SOFTPLUS:
-                dz[...] = dy * -np.expm1(-y)
-            case names.SOFTMAX:
-                dz[...] = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+    match activation.code:
+        case names.IDENTITY:
+            dz[...] = dy
+        case names.RELU:
+            dz[...] = dy * np.heaviside(y, 0)
+        case names.LEAKY_RELU:
+            dz[...] = dy * np.where(y > 0, y.dtype.type(1), y.dtype.type(p))
+        case names.CLIPPED_RELU:
+            dz[...] = dy * np.heaviside(y, 0) * np.heaviside(p - y, 0)
+        case names.SIGMOID:
+            dz[...] = dy * y * (1 - y)
+        case names.TANH:
+            dz[...] = dy * (1 - y * y)
+        case names.ELU:
+            dz[...] = dy * np.where(y > 0, y.dtype.type(1), y + p)
+        case names.SELU:
+            dz[...] = dy * np.where(y > 0, y.dtype.type(SELU_SCALE), y + SELU_SCALE * p)
+        case names.GELU:
+            dz[...] = dy * (_normal_cdf(z) + _times(z, np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
+        case names.GELU_TANH:
+            g, one_minus_g = sigmoid(_gelu_2u(z)), sigmoid(-_gelu_2u(z))
+            z_d2u = 2 * math.sqrt(2 / math.pi) * z * (1 + 3 * 0.044715 * z * z)
+            dz[...] = dy * (g + _times(z_d2u, g * one_minus_g))
+        case names.SILU:
+            dz[...] = dy * (sigmoid(z) + _times(z, sigmoid(z) * sigmoid(-z)))
+        case names.SOFTPLUS:
+            dz[...] = dy * -np.expm1(-y)
+        case names.SOFTMAX:
+            dz[...] = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 
 def sigmoid(z):

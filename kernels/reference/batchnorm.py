@@ -26,27 +26,25 @@ def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps,
     """
     count, var = len(x), 1.0
     mean[...] = 0
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        if not training:
-            mean[...], var = running_mean, running_var.astype(np.float64)
-        elif count:
-            from_first = x.astype(np.float64) - x[0]
-            mean[...] = x[0] + from_first.mean(axis=0)
-            var = ((x - mean) ** 2).mean(axis=0)
-            if running_mean is not None:
-                moved = var * count / (count - 1) if unbiased else var
-                for running, batch in ((running_mean, mean), (running_var, moved)):
-                    value = (1 - momentum) * running.astype(np.float64) + momentum * batch
-                    running[...] = np.where(np.isfinite(value), np.minimum(value, np.finfo(x.dtype).max), value)
-        rstd[...] = 1 / np.sqrt(var + eps)
+    if not training:
+        mean[...], var = running_mean, running_var.astype(np.float64)
+    elif count:
+        from_first = x.astype(np.float64) - x[0]
+        mean[...] = x[0] + from_first.mean(axis=0)
+        var = ((x - mean) ** 2).mean(axis=0)
+        if running_mean is not None:
+            moved = var * count / (count - 1) if unbiased else var
+            for running, batch in ((running_mean, mean), (running_var, moved)):
+                value = (1 - momentum) * running.astype(np.float64) + momentum * batch
+                running[...] = np.where(np.isfinite(value), np.minimum(value, np.finfo(x.dtype).max), value)
+    rstd[...] = 1 / np.sqrt(var + eps)
 
 
 def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        z[...] = (x - mean) * rstd * gamma + beta
-        if residual is not None:
-            z += residual
+    z[...] = (x - mean) * rstd * gamma + beta
+    if residual is not None:
+        z += residual
     activation_forward(z, y, activation)
 
 
@@ -58,10 +56,9 @@ def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z,
     if dz is None:
         dz = np.empty_like(dy)
     activation_backward(dy, z, y, dz, activation)
-    with np.errstate(over="ignore", invalid="ignore"):
-        xhat = (x - mean) * rstd
-        sum_dz, sum_dz_xhat = dz.sum(axis=0, dtype=np.float64), (dz * xhat).sum(axis=0)
-        dbeta[...], dgamma[...] = sum_dz, sum_dz_xhat
-        if dx is not None:
-            below = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
-            dx[...] = gamma * rstd * (dz - below)
+    xhat = (x - mean) * rstd
+    sum_dz, sum_dz_xhat = dz.sum(axis=0, dtype=np.float64), (dz * xhat).sum(axis=0)
+    dbeta[...], dgamma[...] = sum_dz, sum_dz_xhat
+    if dx is not None:
+        below = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
+        dx[...] = gamma * rstd * (dz - below)

@@ -29,8 +29,7 @@ def _norm(x, p):
     if p == np.inf:
         return largest
     unit = np.where(plain, largest, 1)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.where(plain, unit * ((x / unit) ** p).sum(axis=0) ** (1 / p), largest)
+    return np.where(plain, unit * ((x / unit) ** p).sum(axis=0) ** (1 / p), largest)
 
 
 def joint_norm(norms, p):
@@ -44,14 +43,12 @@ def scale_arrays(arrays, widths, scales):
     for a, array in enumerate(arrays):
         width = 1 if widths is None else widths[a]
         rows = array.reshape(-1, width)
-        with np.errstate(invalid="ignore", under="ignore"):
-            rows[...] = rows * scales[first : first + width]
+        rows[...] = rows * scales[first : first + width]
         first += width
 
 
 def clamp_arrays(arrays, limit):
     """Each value of the arrays to -limit .. limit; NaN stays."""
     for array in arrays:
-        with np.errstate(over="ignore"):
-            bound = array.dtype.type(limit)
+        bound = array.dtype.type(limit)
         np.clip(array, -bound, bound, out=array)

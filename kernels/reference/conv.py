@@ -26,15 +26,14 @@ from .activation import activation_backward, activation_forward
 def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
     padded = pad(x, pads, 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        z[...] = 0
-        for tap, pixels in taps(w.shape, z.shape, stride, dilation):
-            for c, k in channel_groups(x, w):
-                z[..., k] += np.tensordot(padded[pixels][..., c], w[tap][:, k], axes=1)
-        if b is not None:
-            z += b
-        if residual is not None:
-            z += residual
+    z[...] = 0
+    for tap, pixels in taps(w.shape, z.shape, stride, dilation):
+        for c, k in channel_groups(x, w):
+            z[..., k] += np.tensordot(padded[pixels][..., c], w[tap][:, k], axes=1)
+    if b is not None:
+        z += b
+    if residual is not None:
+        z += residual
     activation_forward(z, y, activation)
 
 
@@ -43,15 +42,14 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
     activation_backward(dy, z, y, dz, activation)
     padded = pad(x, pads, 0)
     dpadded = np.zeros_like(padded)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for tap, pixels in taps(w.shape, dz.shape, stride, dilation):
-            for c, k in channel_groups(x, w):
-                if dw is not None:
-                    dw[tap][:, k] = np.tensordot(padded[pixels][..., c], dz[..., k], axes=((0, 1, 2), (0, 1, 2)))
-                if dx is not None:
-                    dpadded[pixels][..., c] += np.tensordot(dz[..., k], w[tap][:, k].T, axes=1)
-        if db is not None:
-            db[...] = dz.sum(axis=(0, 1, 2), dtype=np.float64)
+    for tap, pixels in taps(w.shape, dz.shape, stride, dilation):
+        for c, k in channel_groups(x, w):
+            if dw is not None:
+                dw[tap][:, k] = np.tensordot(padded[pixels][..., c], dz[..., k], axes=((0, 1, 2), (0, 1, 2)))
+            if dx is not None:
+                dpadded[pixels][..., c] += np.tensordot(dz[..., k], w[tap][:, k].T, axes=1)
+    if db is not None:
+        db[...] = dz.sum(axis=(0, 1, 2), dtype=np.float64)
     if dx is not None:
         dx[...] = inner(dpadded, pads)
 

@@ -20,12 +20,11 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
     last = len(weights) - 1
     a = x
     for layer, (w, b, activation, z, y) in enumerate(zip(weights, biases, activations, zs, outputs, strict=True)):
-        with np.errstate(over="ignore", invalid="ignore"):
-            z[...] = a @ w
-            if b is not None:
-                z += b
-            if layer == last and residual is not None:
-                z += residual
+        z[...] = a @ w
+        if b is not None:
+            z += b
+        if layer == last and residual is not None:
+            z += residual
         activation_forward(z, y, activation)
         a = y
 
@@ -40,14 +39,13 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
         dz = dzs[layer]
         activation_backward(da, zs[layer], outputs[layer], dz, activations[layer])
         a = outputs[layer - 1] if layer else x
-        with np.errstate(over="ignore", invalid="ignore"):
-            dweights[layer][...] = a.T @ dz
-            if dbiases[layer] is not None:
-                dbiases[layer][...] = dz.sum(axis=0, dtype=np.float64)
-            if layer:
-                da = dz @ weights[layer].T
-            elif dx is not None:
-                dx[...] = dz @ weights[0].T
+        dweights[layer][...] = a.T @ dz
+        if dbiases[layer] is not None:
+            dbiases[layer][...] = dz.sum(axis=0, dtype=np.float64)
+        if layer:
+            da = dz @ weights[layer].T
+        elif dx is not None:
+            dx[...] = dz @ weights[0].T
 
 
 def dense_chain_infer(x, layers, parameters, params, out):

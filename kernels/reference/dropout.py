@@ -17,10 +17,9 @@ def dropout(x, rate, key, y):
 
 def random(count, key):
     """The first numbers from a key, uint64 (count,)."""
-    with np.errstate(over="ignore"):
-        bits = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key)
-        bits = (bits ^ bits >> np.uint64(30)) * np.uint64(FIRST)
-        bits = (bits ^ bits >> np.uint64(27)) * np.uint64(SECOND)
+    bits = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key)
+    bits = (bits ^ bits >> np.uint64(30)) * np.uint64(FIRST)
+    bits = (bits ^ bits >> np.uint64(27)) * np.uint64(SECOND)
     return bits ^ bits >> np.uint64(31)
 
 

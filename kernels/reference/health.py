@@ -31,8 +31,7 @@ def output_health(outputs, bands, found):
         # limits are rounded to what they are compared with
         low, high, flat_low, flat_high = band.astype(y.dtype)
         wide = y.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            moments = np.array([wide.mean(), wide.std()]) if y.size else np.full(2, np.nan)
+        moments = np.array([wide.mean(), wide.std()]) if y.size else np.full(2, np.nan)
         row[:2] = np.where(np.isfinite(moments), moments, np.nan)
         saturated = (y <= low) | (y >= high)
         flat = (y == 0) | (y <= flat_low) | (y >= flat_high)
@@ -42,8 +41,7 @@ def output_health(outputs, bands, found):
 def change(before, after):
     """The sums of the squares of what has changed, and of what was there."""
     before, after = before.astype(np.float64), after.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.square(after - before).sum(), np.square(before).sum()
+    return np.square(after - before).sum(), np.square(before).sum()
 
 
 def layer_health(watch, gradients, outputs, row):

@@ -19,52 +19,48 @@ from .activation import sigmoid
 
 def cross_entropy(logits, labels, losses, dlogits, scale):
     """losses (N,) and dlogits (N, C) = scale dz are written."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        if labels.ndim == 1:
-            # read once: another thread may write to them
-            known = (labels := labels.copy()) == np.clip(labels, 0, logits.shape[1] - 1)
-            labels[~known] = 0
-        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        e = np.exp(shifted)
-        total = e.sum(axis=1, keepdims=True)
-        minus_log_p = np.log(total) - shifted
-        if labels.ndim == 1:
-            rows = np.arange(len(labels))
-            losses[...] = minus_log_p[rows, labels]
-            dlogits[...] = e / total
-            dlogits[rows, labels] -= 1
-            losses[~known] = dlogits[~known] = np.nan
-        else:
-            losses[...] = _times(labels, minus_log_p).sum(axis=1)
-            dlogits[...] = e / total * labels.sum(axis=1, keepdims=True) - labels
-        dlogits *= scale
+    if labels.ndim == 1:
+        # read once: another thread may write to them
+        known = (labels := labels.copy()) == np.clip(labels, 0, logits.shape[1] - 1)
+        labels[~known] = 0
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    e = np.exp(shifted)
+    total = e.sum(axis=1, keepdims=True)
+    minus_log_p = np.log(total) - shifted
+    if labels.ndim == 1:
+        rows = np.arange(len(labels))
+        losses[...] = minus_log_p[rows, labels]
+        dlogits[...] = e / total
+        dlogits[rows, labels] -= 1
+        losses[~known] = dlogits[~known] = np.nan
+    else:
+        losses[...] = _times(labels, minus_log_p).sum(axis=1)
+        dlogits[...] = e / total * labels.sum(axis=1, keepdims=True) - labels
+    dlogits *= scale
     return float(losses.sum(dtype=np.float64))
 
 
 def binary_cross_entropy(logits, targets, losses, dlogits, scale):
     """losses and dlogits = scale dz are written, of the logits' shape."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # max(z, 0) - z t, without a difference of infinities
-        losses[...] = _times(np.where(logits > 0, 1 - targets, targets), np.abs(logits))
-        losses += np.log1p(np.exp(-np.abs(logits)))
-        dlogits[...] = (sigmoid(logits) - targets) * scale
+    # max(z, 0) - z t, without a difference of infinities
+    losses[...] = _times(np.where(logits > 0, 1 - targets, targets), np.abs(logits))
+    losses += np.log1p(np.exp(-np.abs(logits)))
+    dlogits[...] = (sigmoid(logits) - targets) * scale
     return float(losses.sum(dtype=np.float64))
 
 
 def poisson_nll(z, target, losses, dz, scale):
     """losses and dz = scale (exp(z) - target) are written, of z's shape."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        rate = np.exp(z)
-        losses[...] = rate - _times(target, z)
-        dz[...] = (rate - target) * scale
+    rate = np.exp(z)
+    losses[...] = rate - _times(target, z)
+    dz[...] = (rate - target) * scale
     return float(losses.sum(dtype=np.float64))
 
 
 def mse(y, target, losses, dy, scale):
     """losses and dy = 2 scale (y - target) are written, of y's shape."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        losses[...] = np.square(y - target)
-        dy[...] = 2 * (y - target) * scale
+    losses[...] = np.square(y - target)
+    dy[...] = 2 * (y - target) * scale
     return float(losses.sum(dtype=np.float64))
 
 

@@ -30,27 +30,26 @@ def lstm_forward(
     """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
     hidden = c_0.shape[1]
     state_h, state_c = h_0[order], c_0[order]
-    with np.errstate(over="ignore", invalid="ignore"):
-        gates[...] = xs @ w_ih
-        if b is not None:
-            gates += b
-        for t in steps(offsets, reverse):
-            rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
-            z, c_before = gates[rows] + state_h[:n] @ w_hh, state_c[:n]
-            i, f, g, o = (z[:, k * hidden : (k + 1) * hidden] for k in range(4))
-            if peephole is not None:
-                i += peephole[0] * c_before
-                f += peephole[1] * c_before
-            i[...], f[...], g[...] = sigmoid(i), sigmoid(f), np.tanh(g)
-            c_now = f * c_before + i * g
-            if peephole is not None:
-                o += peephole[2] * c_now
-            o[...] = sigmoid(o)
-            squashed = np.tanh(c_now)
-            h[rows] = o * squashed if w_proj is None else (o * squashed) @ w_proj
-            gates[rows], state_h[:n], state_c[:n] = z, h[rows], c_now
-            if c is not None:
-                c[rows], tanh_c[rows] = c_now, squashed
+    gates[...] = xs @ w_ih
+    if b is not None:
+        gates += b
+    for t in steps(offsets, reverse):
+        rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
+        z, c_before = gates[rows] + state_h[:n] @ w_hh, state_c[:n]
+        i, f, g, o = (z[:, k * hidden : (k + 1) * hidden] for k in range(4))
+        if peephole is not None:
+            i += peephole[0] * c_before
+            f += peephole[1] * c_before
+        i[...], f[...], g[...] = sigmoid(i), sigmoid(f), np.tanh(g)
+        c_now = f * c_before + i * g
+        if peephole is not None:
+            o += peephole[2] * c_now
+        o[...] = sigmoid(o)
+        squashed = np.tanh(c_now)
+        h[rows] = o * squashed if w_proj is None else (o * squashed) @ w_proj
+        gates[rows], state_h[:n], state_c[:n] = z, h[rows], c_now
+        if c is not None:
+            c[rows], tanh_c[rows] = c_now, squashed
     h_n[order], c_n[order] = state_h, state_c
 
 
@@ -71,39 +70,38 @@ def lstm_backward(
     i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(4))
     dz_i, dz_f, dz_g, dz_o = (dz[:, k * hidden : (k + 1) * hidden] for k in range(4))
     dr_all = np.empty((len(h), h_0.shape[1]), h.dtype)  # every step's whole dL/dh_t
-    with np.errstate(over="ignore", invalid="ignore"):
-        for t in reversed(steps(offsets, reverse)):
-            rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
-            dh_t = state_dh[:n] if dh is None else state_dh[:n] + dh[rows]
-            dr_all[rows] = dh_t
-            dr = dh_t if w_proj is None else dh_t @ w_proj.T
-            dz_o[rows] = dr * tanh_c[rows] * o[rows] * (1 - o[rows])
-            dc = state_dc[:n] + dr * o[rows] * (1 - tanh_c[rows] ** 2)
-            if peephole is not None:
-                dc += peephole[2] * dz_o[rows]
-            dz_i[rows] = dc * g[rows] * i[rows] * (1 - i[rows])
-            dz_f[rows] = dc * c_before[rows] * f[rows] * (1 - f[rows])
-            dz_g[rows] = dc * i[rows] * (1 - g[rows] ** 2)
-            state_dc[:n] = dc * f[rows]
-            if peephole is not None:
-                state_dc[:n] += peephole[0] * dz_i[rows] + peephole[1] * dz_f[rows]
-            state_dh[:n] = dz[rows] @ w_hh.T
-        if dxs is not None:
-            dxs[...] = dz @ w_ih.T
-        for gradient in (dw_ih, dw_hh, db, dpeephole, dw_proj):
-            if gradient is not None and not accumulate:
-                gradient[...] = 0
-        dw_ih += xs.T @ dz
-        dw_hh += h_before.T @ dz
-        if db is not None:
-            db += dz.sum(axis=0, dtype=np.float64).astype(db.dtype)
-        if dpeephole is not None:
-            products = dz_i * c_before, dz_f * c_before, dz_o * c
-            dpeephole += np.array([p.sum(axis=0, dtype=np.float64) for p in products]).astype(dpeephole.dtype)
-        if dw_proj is not None:
-            dw_proj += (o * tanh_c).T @ dr_all
-        if squares is not None:
-            squares[...] = (dr_all.astype(np.float64) ** 2).sum(axis=1)
+    for t in reversed(steps(offsets, reverse)):
+        rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
+        dh_t = state_dh[:n] if dh is None else state_dh[:n] + dh[rows]
+        dr_all[rows] = dh_t
+        dr = dh_t if w_proj is None else dh_t @ w_proj.T
+        dz_o[rows] = dr * tanh_c[rows] * o[rows] * (1 - o[rows])
+        dc = state_dc[:n] + dr * o[rows] * (1 - tanh_c[rows] ** 2)
+        if peephole is not None:
+            dc += peephole[2] * dz_o[rows]
+        dz_i[rows] = dc * g[rows] * i[rows] * (1 - i[rows])
+        dz_f[rows] = dc * c_before[rows] * f[rows] * (1 - f[rows])
+        dz_g[rows] = dc * i[rows] * (1 - g[rows] ** 2)
+        state_dc[:n] = dc * f[rows]
+        if peephole is not None:
+            state_dc[:n] += peephole[0] * dz_i[rows] + peephole[1] * dz_f[rows]
+        state_dh[:n] = dz[rows] @ w_hh.T
+    if dxs is not None:
+        dxs[...] = dz @ w_ih.T
+    for gradient in (dw_ih, dw_hh, db, dpeephole, dw_proj):
+        if gradient is not None and not accumulate:
+            gradient[...] = 0
+    dw_ih += xs.T @ dz
+    dw_hh += h_before.T @ dz
+    if db is not None:
+        db += dz.sum(axis=0, dtype=np.float64).astype(db.dtype)
+    if dpeephole is not None:
+        products = dz_i * c_before, dz_f * c_before, dz_o * c
+        dpeephole += np.array([p.sum(axis=0, dtype=np.float64) for p in products]).astype(dpeephole.dtype)
+    if dw_proj is not None:
+        dw_proj += (o * tanh_c).T @ dr_all
+    if squares is not None:
+        squares[...] = (dr_all.astype(np.float64) ** 2).sum(axis=1)
     dh_0[order], dc_0[order] = state_dh, state_dc
 
 

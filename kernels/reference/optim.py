@@ -39,35 +39,34 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
     """Update number `step` of params (P,) and state (S, P) from grads * grad_scale."""
     # python floats, since a float64 scalar of numpy would widen float32 arrays
     lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        g = grads * float(grad_scale)
-        if decoupled:
-            params *= 1 - lr * weight_decay
-        elif weight_decay:
-            g += weight_decay * params
-        if optimizer == ADAM:
-            m, v, *largest = state
-            m[...] = beta1 * m + (1 - beta1) * g
-            v[...] = beta2 * v + (1 - beta2) * g * g
-            for most in largest:
-                np.maximum(most, v, out=most)
-                v = most
-            correction = math.sqrt(1 - beta2**step)
-            params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / correction + (eps / correction if form else eps))
-        elif optimizer != SGD:
-            *momenta, v = state
-            v[...] = v + g * g if optimizer == ADAGRAD else beta2 * v + (1 - beta2) * g * g
-            g /= np.sqrt(v + eps) if form else np.sqrt(v) + eps
-            for m in momenta:
-                m[...] = beta1 * m + g
-                g = m
-            params -= lr * g
-        elif len(state):
-            (v,) = state
-            v[...] = g if step == 1 else beta1 * v + g
-            params -= lr * (g + beta1 * v if form else v)
-        else:
-            params -= lr * g
+    g = grads * float(grad_scale)
+    if decoupled:
+        params *= 1 - lr * weight_decay
+    elif weight_decay:
+        g += weight_decay * params
+    if optimizer == ADAM:
+        m, v, *largest = state
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g * g
+        for most in largest:
+            np.maximum(most, v, out=most)
+            v = most
+        correction = math.sqrt(1 - beta2**step)
+        params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / correction + (eps / correction if form else eps))
+    elif optimizer != SGD:
+        *momenta, v = state
+        v[...] = v + g * g if optimizer == ADAGRAD else beta2 * v + (1 - beta2) * g * g
+        g /= np.sqrt(v + eps) if form else np.sqrt(v) + eps
+        for m in momenta:
+            m[...] = beta1 * m + g
+            g = m
+        params -= lr * g
+    elif len(state):
+        (v,) = state
+        v[...] = g if step == 1 else beta1 * v + g
+        params -= lr * (g + beta1 * v if form else v)
+    else:
+        params -= lr * g
 
 
 def update_arrays(
@@ -144,5 +143,4 @@ def hold(params, constraint):
 
 def norm_of(arrays):
     """The square root of the sum of all squares, in float64."""
-    with np.errstate(over="ignore"):
-        return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))
+    return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))

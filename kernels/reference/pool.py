@@ -32,32 +32,29 @@ def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
     in_image = pad(np.ones_like(x, bool), pads, False)
     dpadded = np.zeros_like(padded)
     found = np.zeros(y.shape, bool)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for _, pixels in taps(size, y.shape, stride):
-            largest = (padded[pixels] == y) | (np.isnan(padded[pixels]) & np.isnan(y))
-            first = largest & in_image[pixels] & ~found
-            dpadded[pixels] += np.where(first, dy, 0)
-            found |= first
+    for _, pixels in taps(size, y.shape, stride):
+        largest = (padded[pixels] == y) | (np.isnan(padded[pixels]) & np.isnan(y))
+        first = largest & in_image[pixels] & ~found
+        dpadded[pixels] += np.where(first, dy, 0)
+        found |= first
     dx[...] = inner(dpadded, pads)
 
 
 def avg_pool2d_forward(x, size, stride, pads, include_pad, y):
     """y (N, H', W', C)."""
     padded = pad(x, pads, 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        y[...] = 0
-        for _, pixels in taps(size, y.shape, stride):
-            y += padded[pixels]
-        y /= counts(x.shape, y.shape, size, stride, pads, include_pad).astype(y.dtype)
+    y[...] = 0
+    for _, pixels in taps(size, y.shape, stride):
+        y += padded[pixels]
+    y /= counts(x.shape, y.shape, size, stride, pads, include_pad).astype(y.dtype)
 
 
 def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
     """dx (N, H, W, C) is overwritten."""
     dpadded = pad(np.zeros_like(dx), pads, 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        shares = dy / counts(dx.shape, dy.shape, size, stride, pads, include_pad).astype(dy.dtype)
-        for _, pixels in taps(size, dy.shape, stride):
-            dpadded[pixels] += shares
+    shares = dy / counts(dx.shape, dy.shape, size, stride, pads, include_pad).astype(dy.dtype)
+    for _, pixels in taps(size, dy.shape, stride):
+        dpadded[pixels] += shares
     dx[...] = inner(dpadded, pads)
 
 
