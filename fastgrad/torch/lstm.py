@@ -8,6 +8,7 @@ import torch
 from torch.autograd import Function
 
 from fastgrad import check
+from fastgrad.arithmetic import silent
 from fastgrad.backend import kernels
 from fastgrad.gates import Weights, like
 from fastgrad.memory import empty
@@ -242,7 +243,8 @@ def _back(
         made += [d.w_proj.T] if d.w_proj is not None else []
     if wants_dx:
         if len(dxs) == 2:
-            np.add(dxs[0], dxs[1], out=dxs[0])
+            with silent:
+                np.add(dxs[0], dxs[1], out=dxs[0])
         made.insert(0, sequences_of(dxs[0], a.batch) if batch_sizes is None else dxs[0])
     made[wants_dx:wants_dx] = [dh_0, dc_0]
     return [torch.from_numpy(d) for d in made]
