@@ -298,5 +298,7 @@ def product(x, w, b, z):
     """z (N, K) = b + x w, of x names.Nonzeros (N, C), w (C, K) and b (K,); all C-contiguous and of one dtype."""
     order = np.arange(len(x))
     nonzeros = np.array([*map(address_of, (x.starts, x.columns, x.values, order))])
-    job = np.array([address_of(nonzeros), len(x), 0, len(x), w.shape[1], address_of(w), address_of(b), address_of(z), 0])
+    job = np.array(
+        [address_of(nonzeros), len(x), 0, len(x), w.shape[1], address_of(w), address_of(b), address_of(z), 0]
+    )
     launch(product_part, x.dtype, job, 2 * len(x.values) * w.shape[1])
