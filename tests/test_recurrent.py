@@ -393,7 +393,7 @@ def test_saved_and_loaded(tmp_path, dtype):
     layer.params[...] = 0
     fg.load(tmp_path / "layer", layer)
     assert bits(layer.params) == bits(values)
-    message = f"load: {tmp_path / 'layer'} has 0.reverse.b, 0.reverse.peephole"
+    message = f"load: {tmp_path / 'layer'}: the model has no 0.reverse.b, 0.reverse.peephole"
     with pytest.raises(ValueError, match=message):
         fg.load(tmp_path / "layer", lstm(dtype, num_layers=2, proj_size=2, peephole=True))
 
