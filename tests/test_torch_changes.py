@@ -137,7 +137,7 @@ CHANGES = {
     "block, hook before": (Block, lambda m: m.bn2.register_forward_pre_hook(
         lambda s, a, k: ((a[0] * 2,), k), with_kwargs=True)),
     "block, hook backward": (Block, lambda m: m.conv2.register_full_backward_hook(lambda s, dx, dy: (dx[0] * 2,))),
-    "block, hook before backward": (Block, lambda m: m.bn2.register_full_backward_pre_hook(lambda s, dy: (dy[0] * 2,))),
+    "block, hook before backward": (Block, lambda m: m.conv2.register_full_backward_pre_hook(lambda s, dy: (dy[0] * 2,))),
     "block, exchanged norm": (Block, lambda m: setattr(m, "bn1", nn.GroupNorm(2, 4).double())),
     "block, exchanged convolution": (Block, lambda m: setattr(m, "conv1", nn.Conv2d(3, 4, 5, 2, 2).double())),
     "block, known activation": (Block, lambda m: setattr(m, "relu", nn.SiLU())),

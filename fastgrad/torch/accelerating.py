@@ -158,7 +158,7 @@ class FusedBlock(Fused):
 class AcceleratedLSTM(LSTM):
     """What an nn.LSTM is while it is accelerated: fgt.LSTM where that takes its parameters, and else PyTorch's."""
 
-    check_forward_args = nn.LSTM.check_forward_args
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
 
@@ -166,7 +166,7 @@ class AcceleratedLSTM(LSTM):
         if isinstance(input, torch.fx.Proxy):
             raise RuntimeError(NO_SCRIPT)
         if aside() or not self._fused():
-            return nn.LSTM.forward(self, input, hx)  # type: ignore[arg-type]
+            return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
         return super().forward(input, hx)
 
     def _fused(self) -> bool:
@@ -233,7 +233,7 @@ def _again(name: str, module: nn.Module, fused: Fused, report: Report) -> set[nn
     """Of a module that is accelerated already, perhaps as a copy of one: this report's undo() holds for it too."""
     report.left.append((name, "is accelerated already"))
     report._undo.append(partial(fused.undo, module))
-    if isinstance(fused, FusedBlock):
+    if not isinstance(fused, FusedSequential):
         return set(module.modules())
     return {layer for step in fused.plan.steps if isinstance(step, Chain | Convolved) for layer in step.layers}
 

@@ -72,7 +72,7 @@ def _unpatched(kind: Any) -> bool:
     """Whether a known class still computes with these methods. Spelled out, so that torch.compile can trace it."""
     forward, call, implementation, wrapped, last = KNOWN[kind]
     if kind is nn.Conv2d:
-        own = kind._conv_forward
+        own: Any = kind._conv_forward
     elif kind in NORMS:
         own = kind._check_input_dim
     else:
@@ -337,11 +337,11 @@ class Residual:
             if name in own or plain(layer) is not kind:
                 return None
             found.append(layer)
-        for at, name in ((2, act1), (5, act2)):
+        for at, act in ((2, act1), (5, act2)):
             f: Any = "relu"
-            if name is not None:
-                layer = children.get(name)
-                f = pointwise(layer) if plain(layer) is not None and name not in own else None
+            if act is not None:
+                layer = children.get(act)
+                f = pointwise(layer) if plain(layer) is not None and act not in own else None
             if f is None:
                 return None
             found.insert(at, f)
@@ -350,9 +350,9 @@ class Residual:
         other = children.get(self.shortcut)
         if self.shortcut in own:
             return None
-        kind = plain(other)
-        inner = tuple(other._modules.values()) if kind is nn.Sequential else ()  # type: ignore[union-attr]
-        if kind is nn.Identity or (kind is nn.Sequential and not inner):
+        of = plain(other)
+        inner = tuple(other._modules.values()) if of is nn.Sequential else ()  # type: ignore[union-attr]
+        if of is nn.Identity or (of is nn.Sequential and not inner):
             return [*found, None, None]
         if len(inner) != 2 or plain(inner[0]) is not nn.Conv2d or plain(inner[1]) is not nn.BatchNorm2d:
             return None

@@ -91,7 +91,7 @@ class _Module:
         children, own = self._module._modules, self._module.__dict__
         if hasattr(type(self._module), name):
             raise _UnknownError
-        value = own[name] if name in own else children[name]
+        value: Any = own[name] if name in own else children[name]
         if type(value) in SETTINGS:
             self._settings[name] = value
             return value
