@@ -213,6 +213,7 @@ def _run_backward(
     return _back(a, dy, dh_n, dc_n, batch_sizes, saved, wants_dx)
 
 
+@silent
 def _back(
     a: _Layer,
     dy: Tensor | None,
@@ -243,8 +244,7 @@ def _back(
         made += [d.w_proj.T] if d.w_proj is not None else []
     if wants_dx:
         if len(dxs) == 2:
-            with silent:
-                np.add(dxs[0], dxs[1], out=dxs[0])
+            np.add(dxs[0], dxs[1], out=dxs[0])
         made.insert(0, sequences_of(dxs[0], a.batch) if batch_sizes is None else dxs[0])
     made[wants_dx:wants_dx] = [dh_0, dc_0]
     return [torch.from_numpy(d) for d in made]
