@@ -9,6 +9,7 @@ import numpy as np
 
 from fastgrad import gpu
 from fastgrad.kernels import reference
+from fastgrad.kernels.names import OK
 
 
 class Ferry:
@@ -23,14 +24,18 @@ class Ferry:
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.direct, name)
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any, updates: Any = None, **named: Any) -> Any:
             there: dict[Any, tuple[np.ndarray, Any]] = {}
             moved = [_moved(a, there) for a in arguments]
             result = function(*moved, **{key: _moved(a, there) for key, a in named.items()})
             for host, copy in there.values():
                 if host.flags.writeable:
                     host[...] = copy.get()
-            return _back(result)
+            result = _back(result)
+            if updates is not None:
+                # on the GPU they are counted before it is known whether they were made
+                updates += result[1] if isinstance(result, tuple) else result == OK
+            return result
 
         # so that backends' signatures can be compared
         call.__wrapped__ = function  # type: ignore[attr-defined]

@@ -45,6 +45,8 @@ from . import blas
 BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
 # blocks of a grid that covers values of any number, each thread taking several
 MOST_BLOCKS = 1024
+# threads of a block, and blocks that a multiprocessor is to have at once: the compiler keeps to as few registers
+BOUNDS = BLOCK, 4
 # lists of arrays whose addresses stay on the device
 KEPT_LISTS = 64
 
@@ -128,7 +130,7 @@ class Kernel:
             scalar = numba.from_dtype(dtype)
             signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
             with offline(cc):
-                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False)
+                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=BOUNDS)
             self._ptx[dtype.char, cc] = found
         return found
 

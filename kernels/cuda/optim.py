@@ -291,11 +291,16 @@ def update_arrays(
     # without state nothing is kept that could be spoilt for good
     status = device.xp.empty(1, np.int64) if record is not None or len(state) else None
     update_all(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved)
-    if updates is not None:
-        updates += 1
+    count(updates, status)
     if record is not None:
         give(norm, record)
     return names.OK if status is None else status.reshape(())
+
+
+def count(updates, status):
+    """One more in updates (1,), where there are; on a GPU whatever comes of the launch, for which nobody waits."""
+    if updates is not None and not (isinstance(status, np.ndarray) and status.item() != names.OK):
+        updates += 1
 
 
 def update_all(

@@ -22,7 +22,7 @@ from .dense import dense_chain_backward, dense_chain_forward
 from .device import BLOCK, Integer, Integers, Real, Wide, WideNumber, constant, flat, give, launch, wide_kernel
 from .health import array_health, leave_ratios, output_health
 from .loss import class_losses, value_losses
-from .optim import update_all
+from .optim import count, update_all
 from .reduce import add_down
 
 
@@ -165,8 +165,7 @@ def dense_chain_step(
     there = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
     before = device.xp.zeros(1, np.int64)
     status = run_step(chain, flat(x), flat(target), update, step, there, before, row_weights, l2, health, 0)
-    if updates is not None:
-        updates += 1
+    count(updates, status)
     if there is not record:
         give(there, record)
     return status.reshape(())
