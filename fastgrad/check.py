@@ -66,8 +66,7 @@ def _floating(op: str, name: str, value: Any, like: Any, of_model: bool) -> np.n
             wanted = f"{dtype} like the model"
             cure = f"; astype(np.{dtype}), or dtype='{value.dtype}' for the model"
         else:
-            # a dtype alone is what the argument always has, or a layer's own
-            wanted, cure = str(dtype), "" if like is dtype else " (one call has one dtype)"
+            wanted, cure = str(dtype), " (one call has one dtype)"
         raise TypeError(f"{op}: {name} must be {wanted}, got {value.dtype}{cure}")
     if not isinstance(value, np.ndarray):
         return value

@@ -516,7 +516,6 @@ TOO_LARGE = {
     "Cosine: steps": lambda n: fg.schedule.Cosine(0.1, n),
     "Trainer: health": lambda n: fg.Trainer(fg.nn.DenseChain([2, 2]), health=n),
     "fit: epochs": lambda n: fg.Trainer(fg.nn.DenseChain([2, 2])).fit(np.ones((1, 2), np.float32), np.zeros(1, int), n),
-    "set_num_threads: count": lambda n: fg.set_num_threads(n),
 }
 
 
@@ -527,6 +526,13 @@ def test_an_integer_past_all_sizes_is_refused(name, n):
     op, argument = name.split(": ")
     with pytest.raises(ValueError, match=rf"{op}.*{argument}.*must be an integer of at most 2147483647, got {n}"):
         TOO_LARGE[name](n)
+
+
+@pytest.mark.parametrize("n", [4097, 65_536, 2**63])
+def test_more_threads_than_any_machine_has_are_refused(n):
+    """A launch counts its parts in 16 bits: 65,536 threads were waited for forever."""
+    with pytest.raises(ValueError, match=f"set_num_threads: count must be an integer of at most 4096, got {n}"):
+        fg.set_num_threads(n)
 
 
 def test_a_stride_past_the_image_makes_one_window(in_force):

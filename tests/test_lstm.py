@@ -760,7 +760,7 @@ def test_bad_upstream_gradients_are_refused(inputs, lengths):
     for wrong in (np.empty(3), np.empty((5, 4))):
         message = f"lstm: step_norms must be (T,) = (4,), got {wrong.shape}"
         refuses(ValueError, message, backward, y, step_norms=wrong)
-    message = "lstm: step_norms must be float64, got float32"
+    message = "lstm: step_norms must be float64, got float32 (one call has one dtype)"
     refuses(TypeError, message, backward, y, step_norms=np.empty(4, np.float32))
     message = "lstm: dh_n must be a NumPy array, got float; np.asarray(value, dtype) makes one"
     refuses(TypeError, message, backward, None, 1.0)
