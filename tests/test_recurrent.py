@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import weakref
 
 import numpy as np
 import pytest
@@ -472,19 +471,17 @@ def test_no_more_is_held_for_backward_than_gates_cells_and_the_input(in_force, r
     # powers of two, which memory does not round
     rows, columns, hidden = 8 * 64, 16, 32
     model = fg.nn.LSTM(columns, hidden)
-    blocks, block = [], memory.Block
-
-    def recorded(*arguments):
-        made = block(*arguments)
-        blocks.append(weakref.ref(made))
-        return made
-
     monkeypatch.setattr(memory, "LARGE", 1)
-    monkeypatch.setattr(memory, "Block", recorded)
+    monkeypatch.setattr(memory, "_memory", memory.Memory())
     y, _backward = model.forward(rng.standard_normal((8, 64, columns), np.float32), training=True)
+    lent = [
+        (size, count > memory.FREE)
+        for size, blocks in memory._memory._blocks.items()
+        for count in memory.counts(blocks, len(blocks))
+    ]
     # those it begins with; the last ones are let go with the state
     states = 2 * 8 * hidden
-    held = sum(found().size for found in blocks if found() is not None) // 4 - y.size - states
+    held = sum(size for size, is_lent in lent if is_lent) // 4 - y.size - states
     assert held == rows * (4 * hidden + hidden + hidden + columns)
 
 
