@@ -11,9 +11,9 @@ import fastgrad as fg
 from fastgrad import memory
 
 SIZES = [784, 64, 64, 10]
-BATCH = 128
-# a batch's layer of 64 is 32 kB, the parameters 218 kB: no array of the net's size passes, but a few of the output's, 5 kB
-LARGE = 30_000
+BATCH = 256
+# a batch's layer of 64 is 64 kB, the parameters 218 kB: no array of the net's size passes, but a few of the output's, 10 kB, and objects
+LARGE = 60_000
 
 
 @pytest.fixture
