@@ -14,7 +14,9 @@ warnings.simplefilter("ignore")
 nn, rng = fg.nn, np.random.default_rng(0)
 x, y = rng.standard_normal((512, 64)).astype(np.float32), rng.integers(0, 3, 512)
 trainer = fg.Trainer(nn.Sequential(nn.Dense(64, 256), nn.BatchNorm(256, "relu"), nn.Dense(256, 3), seed=0))
+# all is compiled before: a child's alarm does not wait for that
 trainer.step(x, y)
+trainer.fit(x, y, batch_size=64, progress=False)
 trainer.predict(x)
 over = threading.Event()
 
@@ -24,7 +26,7 @@ def train():
         trainer.fit(x, y, batch_size=64, epochs=2, progress=False)
 
 
-thread = threading.Thread(target=train)
+thread = threading.Thread(target=train, daemon=True)
 thread.start()
 path = os.path.join(tempfile.mkdtemp(), "trainer.safetensors")
 for _ in range(8):
