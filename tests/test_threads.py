@@ -174,16 +174,21 @@ def interrupted_calls():
     a, product = np.ones((128, 128)), np.empty((128, 128))
     signal.signal(signal.SIGALRM, interrupt)
     rng, interrupts = np.random.default_rng(5), 0
+
+    def calls():
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+        # not for ever, since a signal that arrives in a finaliser is lost
+        for _ in range(1000):
+            gemm.matmul(a, a, product)
+            if interrupts % 50 == 0:
+                # workers that sleep must wake
+                time.sleep(0.005)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     while interrupts < 500:
+        # a function of its own: Python 3.13 may raise at a loop's jump back as if it stood outside of the try
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
-            # not for ever, since a signal that arrives in a finaliser is lost
-            for _ in range(1000):
-                gemm.matmul(a, a, product)
-                if interrupts % 50 == 0:
-                    # workers that sleep must wake
-                    time.sleep(0.005)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            calls()
         except Interrupt:
             interrupts += 1
     assert meet(kernel)
