@@ -159,14 +159,12 @@ def _metadata(
     path: Any, trainer: Trainer, metadata: dict[str, str]
 ) -> tuple[list[tuple[np.random.Generator, dict[str, Any]]], list[float]]:
     """What a trainer's file has beside arrays: the state of each generator, and the validation losses."""
-    generators = dict(_generators(trainer))
-    if missing := [name for name in (OPTIMIZER + "name", VAL_LOSSES, *generators) if name not in metadata]:
+    if missing := [name for name in (OPTIMIZER + "name", VAL_LOSSES, RNG) if name not in metadata]:
         raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
-    if unknown := sorted(name for name in metadata if name.split(".")[0] == RNG and name not in generators):
-        raise ValueError(f"load: {path}: the model has no generators {', '.join(unknown)}")
     if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
         raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
-    states = [(generator, _state(path, name, metadata[name], generator)) for name, generator in generators.items()]
+    # those of layers are as many as draw in training: a model with other dropout goes on with its own
+    states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
     losses = _parsed(path, VAL_LOSSES, metadata[VAL_LOSSES])
     try:
         if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):

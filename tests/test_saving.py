@@ -68,8 +68,6 @@ DAMAGED = {
     "no state": (without("optimizer.state"), "the file has no optimizer.state"),
     "no losses": (without("val_losses"), "the file has no metadata val_losses"),
     "no generator": (without("rng"), "the file has no metadata rng"),
-    "no generator of a layer": (without("rng.0"), "the file has no metadata rng.0"),
-    "one generator more": (lambda a, m: (a, {**m, "rng.1": m["rng"]}), "the model has no generators rng.1"),
     "losses that are no JSON": (metadata(val_losses="[oops"), "metadata val_losses must be JSON"),
     "losses that nest": (metadata(val_losses="[" * 100_000), "metadata val_losses must be JSON"),
     "losses that are no list": (metadata(val_losses='{"a": 1}'), "metadata val_losses must be a list of floats"),

@@ -434,10 +434,10 @@ def outside_kernels(monkeypatch):
     """Bytes that a call holds at once above what was there before it, but for what kernels make for themselves."""
 
     def measured(inner):
-        def kernel(*arguments):
+        def kernel(*arguments, **named):
             peaks.append(tracemalloc.get_traced_memory()[1])
             try:
-                return inner(*arguments)
+                return inner(*arguments, **named)
             finally:
                 tracemalloc.reset_peak()
 
