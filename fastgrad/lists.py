@@ -13,10 +13,13 @@ class Arrays:
     """A list of arrays for kernels, which take C-contiguous ones alone: `flat` has copies of the others, and `write` takes these back.
 
     value: an array or a list of at least one, of one dtype and place (those of `like`, an array, if any); `kernels` are those for them.
-    Raises TypeError or ValueError, also where an array is to be written and cannot be. The arrays may not overlap.
+    Raises TypeError or ValueError, also where an array is to be written and cannot be. The arrays may not overlap; known: none is there
+    twice.
     """
 
-    def __init__(self, op: str, name: str, value: Any, like: Any = None, *, written: bool = True) -> None:
+    def __init__(
+        self, op: str, name: str, value: Any, like: Any = None, *, written: bool = True, known: bool = False
+    ) -> None:
         self.single = isinstance(value, np.ndarray) or gpu.is_there(value)
         if not self.single:
             check.each(op, name, value)
@@ -25,7 +28,7 @@ class Arrays:
         # what the copies in `flat` are to be put back into
         self._given: list[Any] = []
         self.kernels = kernels(arrays[0])
-        if written and len(set(map(id, arrays))) < len(arrays):
+        if written and not known and len(set(map(id, arrays))) < len(arrays):
             first, again = _twice(arrays)
             raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{again}] again")
         if not self.kernels.plain(arrays) or not (

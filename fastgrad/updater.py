@@ -1,6 +1,7 @@
 """An optimiser for training code of any kind: lists of arrays, clipped and updated in place."""
 
 import math
+import operator
 from math import prod
 from typing import Any
 
@@ -43,6 +44,8 @@ class Updater:
         apart("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a list of our own
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
+        # those of them whose shapes were looked at
+        self._known = list(self.params)
         # kernels count, in the call that makes the update
         self._count = np.zeros(1, np.int64)
         self.val_losses: list[float] = []
@@ -113,14 +116,18 @@ class Updater:
         """
         op = "Updater.step"
         self._check_state(op)
-        params = Arrays(op, "params", self.params, self.state)
+        # to ask all for their shapes takes longer than many a small one's update
+        known = len(self.params) == len(self._known) and all(map(operator.is_, self.params, self._known))
+        params = Arrays(op, "params", self.params, self.state, known=known)
         found = Arrays(op, "grads", grads, self.state, written=False)
-        shapes = [a.shape for a in params.flat]
-        if shapes != self._shapes:
-            raise ValueError(
-                f"{op}: params must have the shapes that Updater was made with, {self._shapes}, got {shapes}"
-            )
-        if [a.shape for a in found.flat] != shapes:
+        if not known:
+            shapes = [a.shape for a in params.flat]
+            if shapes != self._shapes:
+                raise ValueError(
+                    f"{op}: params must have the shapes that Updater was made with, {self._shapes}, got {shapes}"
+                )
+            self._known = list(self.params)
+        if [a.shape for a in found.flat] != self._shapes:
             same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
         clips = self.clip_norm < math.inf
