@@ -94,7 +94,7 @@ def test_two_compiled_training_steps_are_two_plain_ones(entry):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("entry", ["BatchNorm2d", "LSTM"])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_two_training_steps_by_the_code_generator_are_two_plain_ones(entry):
     with torch._inductor.config.patch(force_disable_caches=True):
         check(entry, "inductor")
