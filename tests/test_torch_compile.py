@@ -44,6 +44,10 @@ ENTRIES = {
         Entry(lambda s, x, w: fgt.cross_entropy(x * w, torch.tensor([0, 1, 2, 0, 1, 2])), (3, (3,))),
         ROWS,
     ),
+    "lstm": lambda: (
+        Entry(lambda s, x, *weights: fgt.lstm(x, weights, bias=False)[0], (24, (8, 3)), (16, (8, 2))),
+        SEQUENCE,
+    ),
     "packing": lambda: (Entry(packed, (3, (3,))), SEQUENCE),
     "MLP": lambda: (fgt.MLP([3, 5, 2], "gelu"), ROWS),
     "LSTM": lambda: (fgt.LSTM(3, 4, 2, batch_first=True), SEQUENCE),
