@@ -45,7 +45,7 @@ from . import blas
 BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
 # blocks of a grid that covers values of any number, each thread taking several
 MOST_BLOCKS = 1024
-# threads of a block, and blocks that a multiprocessor is to have at once: the compiler keeps to as few registers
+# threads of a block, and blocks that a multiprocessor is to have at once
 BOUNDS = BLOCK, 4
 # lists of arrays whose addresses stay on the device
 KEPT_LISTS = 64
@@ -120,6 +120,7 @@ class Kernel:
     def __init__(self, function, wide=False):
         self.function, self.wide = function, wide
         self.name = function.__name__
+        self.bounds = None
         self.parameters = [p.annotation for p in inspect.signature(function).parameters.values()]
         self._ptx = {}
         KERNELS.append(self)
@@ -130,7 +131,7 @@ class Kernel:
             scalar = numba.from_dtype(dtype)
             signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
             with offline(cc):
-                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=BOUNDS)
+                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)
             self._ptx[dtype.char, cc] = found
         return found
 
@@ -156,6 +157,12 @@ def kernel(function):
 def wide_kernel(function):
     """Decorator: a kernel that adds up in float64 whatever its dtype."""
     return Kernel(function, wide=True)
+
+
+def bounded(kernel):
+    """Decorator: a kernel that would need a few registers more than BOUNDS leave, and for which the compiler finds a way with as few."""
+    kernel.bounds = BOUNDS
+    return kernel
 
 
 def function(inner):

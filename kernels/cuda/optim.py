@@ -25,6 +25,7 @@ from .device import (
     Values,
     Wide,
     WideNumber,
+    bounded,
     function,
     give,
     launch,
@@ -45,6 +46,7 @@ SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**
 STEP = 1e4
 
 
+@bounded
 @wide_kernel
 def square_chunks(
     dtype: Real, count: Integer, doubtful: Number, clip_norm: Number, code: Integer, rows: Integer, form: Integer, size: Integer,
@@ -140,6 +142,7 @@ def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, 
     return lr * d, first, second, third
 
 
+@bounded
 @wide_kernel
 def update_chunks(
     dtype: Real, parts: Integer, clips: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
