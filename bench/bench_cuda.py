@@ -6,7 +6,7 @@ import pytest
 
 from bench.compare import clock
 from bench.workloads import CUDA
-from fastgrad.backend import missing
+from fastgrad.core.backend import missing
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif(bool(missing("cuda")), reason=f"needs a GPU: {missing('cuda')}")]
 

@@ -14,7 +14,7 @@ from bench import report
 from bench.peers import MODULES, VARIANTS, contenders, device
 from bench.workers import WorkerError, Workers, available_threads
 from bench.workloads import WORKLOADS
-from fastgrad.backend import missing
+from fastgrad.core.backend import missing
 
 FASTGRAD, REFERENCE = "fastgrad", "NumPy"
 TURN = 0.2  # seconds of calls in a row

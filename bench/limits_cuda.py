@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from fastgrad import gpu
+from fastgrad.core import device as gpu
 
 SIDE = 4096  # of the matrices
 COPIED = 1 << 28  # values
@@ -14,7 +14,7 @@ class Limits:
     """Product rate and memory bandwidth. They take no threads."""
 
     def __init__(self, threads):
-        self.xp = gpu.device().xp
+        self.xp = gpu.cuda_device().xp
         self.arrays = {}
 
     def _seconds(self, name, shape, function):

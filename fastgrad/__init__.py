@@ -3,10 +3,10 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
-from fastgrad import convert, health, init, nn, optim, schedule
-from fastgrad.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
-from fastgrad.batchnorm import batch_norm
-from fastgrad.clip import (
+from fastgrad import convert, gpu, health, init, nn, optim, schedule
+from fastgrad.core.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
+from fastgrad.functional.batch_norm import batch_norm
+from fastgrad.functional.clip import (
     clip_grad_adaptive,
     clip_grad_norm,
     clip_grad_norm_each,
@@ -14,16 +14,15 @@ from fastgrad.clip import (
     clip_weights,
     project_weights,
 )
-from fastgrad.conv import conv2d
-from fastgrad.dense import dense, dense_chain
-from fastgrad.gradual import GradualPruning
-from fastgrad.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
-from fastgrad.lstm import lstm, lstm_cell
-from fastgrad.pool import avg_pool2d, global_avg_pool2d, max_pool2d
-from fastgrad.prune import prune
-from fastgrad.saving import load, save
-from fastgrad.train import Trainer
-from fastgrad.updater import Updater
+from fastgrad.functional.conv import conv2d
+from fastgrad.functional.dense import dense, dense_chain
+from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from fastgrad.functional.lstm import lstm, lstm_cell
+from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
+from fastgrad.optim.updater import Updater
+from fastgrad.pruning import GradualPruning, prune
+from fastgrad.training.checkpoint import load, save
+from fastgrad.training.trainer import Trainer
 
 __all__ = [
     "BackendError",
@@ -47,6 +46,7 @@ __all__ = [
     "dense_chain",
     "get_num_threads",
     "global_avg_pool2d",
+    "gpu",
     "health",
     "init",
     "load",

@@ -14,10 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import check
-from fastgrad.arithmetic import silent
-from fastgrad.gates import Weights
-from fastgrad.recurrent import LSTM
+from fastgrad.core import check
+from fastgrad.core.errstate import silent
+from fastgrad.functional.lstm_weights import LSTMWeights
+from fastgrad.nn.lstm import LSTM
+
+__all__ = [
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+]
 
 # of our gates i, f, g, o the places in ONNX's i, o, f, c, and the other way; the peepholes i, f, o are the same either way
 FROM_ONNX, TO_ONNX, PEEPHOLES = [0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1]
@@ -51,7 +60,7 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     for suffix in suffixes:
         projection = values.get("weight_hr" + suffix)
         found.append(
-            Weights(
+            LSTMWeights(
                 values["weight_ih" + suffix].T,
                 values["weight_hh" + suffix].T,
                 values["bias_ih" + suffix] + values["bias_hh" + suffix] if has_bias else None,
@@ -93,7 +102,7 @@ def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
             for i, form, like in zip(values, forms, ours, strict=False)
             if like is not None
         ]
-        found.append(Weights(*arrays))
+        found.append(LSTMWeights(*arrays))
     _write(layer, found)
 
 
@@ -119,7 +128,7 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
         if not layer.peephole:
             raise ValueError(f"{op}: P must be None, for the layer has no peephole")
     found = [
-        Weights(
+        LSTMWeights(
             _permuted(W[d], FROM_ONNX).T,
             _permuted(R[d], FROM_ONNX).T,
             None if B is None else _permuted(B[d, :columns] + B[d, columns:], FROM_ONNX),
@@ -182,7 +191,7 @@ def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
     return gates.reshape(4, -1, *gates.shape[1:])[order].reshape(gates.shape)
 
 
-def _write(layer: LSTM, found: list[Weights]) -> None:
+def _write(layer: LSTM, found: list[LSTMWeights]) -> None:
     for ours, theirs in zip(layer._weights, found, strict=True):
         for to, value in zip(ours, theirs, strict=True):
             if to is not None:

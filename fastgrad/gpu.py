@@ -1,145 +1,19 @@
-"""Arrays on a GPU: whether the "cuda" backend can run here, and how what lies there is taken, without a copy."""
+"""Work on a GPU: whether there is one, and calls recorded as a CUDA graph."""
 
-import ctypes
 import importlib
-import importlib.util
-import os
-from functools import cache
-from math import prod
 from typing import Any
 
-import numpy as np
+from fastgrad.core.device import cuda_device, missing
 
-from fastgrad import streams
-
-# what numba-cuda compiles for at least, and what loads its PTX
-LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
-PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
-# DLPack's names of a GPU's memory: its own, and managed
-DLPACK_CUDA = 2, 13
+__all__ = [
+    "capture",
+    "is_available",
+]
 
 
-class BackendError(RuntimeError):
-    """A backend cannot run here; the message says what is missing."""
-
-
-def missing() -> str:
-    """What the "cuda" backend lacks here, or an empty string."""
-    lacks = [f"the package {name}" for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
-    if not has_driver():
-        lacks.append("an NVIDIA driver")
-    return f"missing {', '.join(lacks)}" if lacks else _wrong()
-
-
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _wrong() -> str:
-    """What is wrong with what there is."""
-    try:
-        cupy = importlib.import_module("cupy")
-        found = tuple(int(part) for part in cupy.__version__.split(".")[:2])
-        if found < LEAST_CUPY:
-            return f"CuPy must be at least {_dotted(LEAST_CUPY)}, got {cupy.__version__}"
-        if not cupy.cuda.runtime.getDeviceCount():
-            return "there is no GPU"
-        capability = cupy.cuda.Device().compute_capability
-        if (int(capability[:-1]), int(capability[-1])) < LEAST_CAPABILITY:
-            return f"compute capability must be at least {_dotted(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
-        # a library of its own, which CuPy loads when it is first asked for
-        _ = cupy.cuda.cublas
-        importlib.import_module("fastgrad.kernels.cuda")
-    except Exception as error:
-        # whatever a driver or a broken installation raises is the reason
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-@cache
-def device() -> Any:
-    """The module that knows the device and its arrays; BackendError where none can run."""
-    reason = missing()
-    if reason:
-        raise BackendError(f'the backend "cuda" cannot run here: {reason}')
-    return importlib.import_module("fastgrad.kernels.cuda.device")
-
-
-def is_there(value: Any) -> bool:
-    """Whether this lies on a GPU: CuPy's arrays, and what speaks DLPack or has __cuda_array_interface__."""
-    if isinstance(value, np.ndarray):
-        return False
-    if hasattr(value, "__dlpack_device__"):
-        return value.__dlpack_device__()[0] in DLPACK_CUDA
-    return hasattr(value, "__cuda_array_interface__")
-
-
-def taken(op: str, name: str, value: Any) -> Any:
-    """The device's array over the memory of what lies on the current GPU, in order with its owner's stream."""
-    xp, given = device().xp, value
-    if type(value) is not xp.ndarray:
-        try:
-            value = streams.borrowed(xp, value)
-        except Exception as error:
-            # each library has its own error for what it does not give away
-            kind = type(value).__name__
-            raise TypeError(f"{op}: {name} cannot be taken from its {kind} without a copy: {error}") from error
-    current = device().where()
-    if value.device.id != current:
-        raise ValueError(
-            f"{op}: {name} must be on the current GPU, {current}, got an array on GPU {value.device.id}; "
-            f"a call in `with cupy.cuda.Device({value.device.id}):` runs there"
-        )
-    if value is not given:
-        streams.order(xp, given, value)
-    return value
-
-
-def together(op: str, name: str, value: Any, like: Any) -> None:
-    """value must lie where `like` does, another array of the call; each on the current GPU or on none."""
-    if is_there(value) and not is_there(like):
-        raise TypeError(
-            f"{op}: {name} must be a NumPy array like the call's other arrays, got one on GPU {value.device.id}; "
-            f"cupy.asnumpy({name}) copies it"
-        )
-    if is_there(like) and not is_there(value):
-        raise TypeError(
-            f"{op}: {name} must be on GPU {like.device.id} like the call's other arrays, got a NumPy array; "
-            f"cupy.asarray({name}) copies it"
-        )
-
-
-def there(value: Any) -> Any:
-    """On the GPU: a copy of a NumPy array, and all else as it is."""
-    return device().xp.asarray(value) if isinstance(value, np.ndarray) else value
-
-
-def here(value: Any) -> Any:
-    """A NumPy array of what may be on the GPU."""
-    return value if isinstance(value, np.ndarray) else value.get()
-
-
-def constant(value: np.ndarray, like: Any) -> Any:
-    """A small array where `like` is; on a GPU it is copied there once while a training loop asks for the same."""
-    return value if isinstance(like, np.ndarray) else device().constant(value)
-
-
-def address(value: Any) -> int:
-    """Where an array's values begin."""
-    return value.ctypes.data if isinstance(value, np.ndarray) else value.data.ptr
-
-
-def rows_of(value: Any, rows: np.ndarray) -> Any:
-    """Rows of an array on the GPU, by their numbers."""
-    return device().xp.take(value, there(rows), axis=0)
+def is_available() -> bool:
+    """Whether the backend "cuda" can run here; `python -m fastgrad info` says what is missing."""
+    return not missing()
 
 
 def capture(function: Any) -> Any:
@@ -149,22 +23,5 @@ def capture(function: Any) -> Any:
     rate, are as they were, but updates are counted. The callable returns what function() did, whose arrays are written anew. function
     may not wait for values: losses and norms are read outside.
     """
-    device()
-    return importlib.import_module("fastgrad.kernels.cuda.graph").Captured(function)
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array on the current GPU, from CuPy's pool."""
-    try:
-        return device().xp.empty(shape, dtype)
-    except MemoryError as error:
-        size = prod(shape) * np.dtype(dtype).itemsize
-        raise MemoryError(
-            f"an array {shape} of {dtype}, {size:,} bytes, does not fit into the memory of GPU {device().where()}: {error}"
-        ) from error
-
-
-def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    found = empty(shape, dtype)
-    found[...] = 0
-    return found
+    cuda_device()
+    return importlib.import_module("fastgrad.kernels.cuda.engine.graph").Captured(function)

@@ -19,19 +19,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastgrad import check
-from fastgrad.arithmetic import silent
-from fastgrad.backend import kernels
-from fastgrad.kernels import names
-from fastgrad.memory import empty
-from fastgrad.model import draw_key, generator
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
+from fastgrad.core.random import draw_key, generator
+from fastgrad.kernels import types
+
+__all__ = [
+    "constant",
+    "fan_in_uniform",
+    "fans",
+    "gain",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "normal",
+    "orthogonal",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+]
 
 Shape = tuple[int, ...]
 Rng = np.random.Generator | int
 Form = str | tuple[str, float]
 
 # as PyTorch's calculate_gain, for each activation's code; of a leaky relu see gain
-GAINS = {names.IDENTITY: 1.0, names.SIGMOID: 1.0, names.TANH: 5 / 3, names.RELU: math.sqrt(2), names.SELU: 0.75}
+GAINS = {types.IDENTITY: 1.0, types.SIGMOID: 1.0, types.TANH: 5 / 3, types.RELU: math.sqrt(2), types.SELU: 0.75}
 
 
 def fans(shape: Shape, gates: int = 1) -> tuple[int, int]:
@@ -166,10 +183,10 @@ def _fans(op: str, shape: Shape, gates: int = 1) -> tuple[int, int]:
 
 def _gain(op: str, activation: Any) -> float:
     code, parameter = check.activation(op, activation)
-    if code == names.LEAKY_RELU:
+    if code == types.LEAKY_RELU:
         return math.sqrt(2 / (1 + parameter * parameter))
     if code not in GAINS:
-        known = [name for name, f in names.ACTIVATIONS.items() if f.code in (names.LEAKY_RELU, *GAINS)]
+        known = [name for name, f in types.ACTIVATIONS.items() if f.code in (types.LEAKY_RELU, *GAINS)]
         raise ValueError(f"{op}: activation must be one with a known gain, {', '.join(known)}; got {activation!r}")
     return GAINS[code]
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastgrad import check
+from fastgrad.core import check
+
+__all__ = [
+    "Cosine",
+    "Exponential",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Steps",
+    "WarmUp",
+]
 
 
 class Schedule:

@@ -3,17 +3,27 @@
 import contextlib
 import importlib
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+TESTS = Path(__file__).parent
+# what tests share, for this process and for those that it starts
+SHARED = [str(TESTS / name) for name in ("support", "training", "nn", "kernels")]
+sys.path[:0] = SHARED
+# bench/, of which there are tests
+sys.path.append(str(TESTS.parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([*SHARED, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 BACKENDS = {"numpy": "fastgrad.kernels.reference", "cpu": "fastgrad.kernels.cpu"}
 # the files whose tests over all backends run over the CUDA backend too: those of ops that it has
 ON_CUDA = {
     "test_activation",
-    "test_api",
+    "test_functions",
     "test_backends",
-    "test_batchnorm",
+    "test_batch_norm",
     "test_clip",
     "test_constraint",
     "test_conv",
@@ -26,10 +36,10 @@ ON_CUDA = {
     "test_optim",
     "test_padding",
     "test_pool",
-    "test_prune",
+    "test_pruning",
     "test_recurrent",
     "test_sparse",
-    "test_train",
+    "test_training_step",
     "test_updater",
 }
 # of each such test so many cases, since an emulated launch takes milliseconds; on a GPU all run
@@ -40,7 +50,7 @@ LONG = {
     "test_health",
     "test_lstm",
     "test_padding",
-    "test_prune",
+    "test_pruning",
     "test_recurrent",
     "test_100_steps_match_pytorch",
     "test_matches_pytorch_for_100_updates",
@@ -51,9 +61,9 @@ LONG = {
 OF_OWN_GEMMS = {"test_a_sequence_has_the_same_bits_alone_and_in_a_batch"}
 # and of many hundreds none: what they prove is the same on any backend, or proven by tests against PyTorch
 TOO_LONG = {
-    "test_batchnorm.py::test_any_shapes_and_activations",
-    "test_batchnorm.py::test_gradients_are_central_differences",
-    "test_batchnorm.py::test_matches_the_reference_past_the_caches",
+    "test_batch_norm.py::test_any_shapes_and_activations",
+    "test_batch_norm.py::test_gradients_are_central_differences",
+    "test_batch_norm.py::test_matches_the_reference_past_the_caches",
     "test_conv.py::test_gradients_come_in_the_order_of_the_given_inputs",
     "test_health.py::test_a_report_does_not_change_with_later_steps",
     "test_health.py::test_convolutions_batch_norm_and_lstms_look_as_in_pytorch",
@@ -67,9 +77,9 @@ TOO_LONG = {
     "test_lstm.py::test_matches_the_reference_at_large_shapes",
     "test_padding.py::test_training_and_its_reports_do_not_see_the_padding",
     "test_padding.py::test_windows_do_not_see_the_padding",
-    "test_prune.py::test_a_pruned_chain_trains_as_pytorchs",
-    "test_prune.py::test_epochs_prune_when_steps_do",
-    "test_prune.py::test_training_goes_on_from_a_file_with_the_same_bits",
+    "test_pruning.py::test_a_pruned_chain_trains_as_pytorchs",
+    "test_pruning.py::test_epochs_prune_when_steps_do",
+    "test_pruning.py::test_training_goes_on_from_a_file_with_the_same_bits",
     "test_recurrent.py::test_a_sequential_runs_from_the_states_of_its_layers",
     "test_recurrent.py::test_copies_are_whole_and_apart",
     "test_recurrent.py::test_dropout_is_for_training_alone_and_from_the_seed",
@@ -78,7 +88,7 @@ TOO_LONG = {
     "test_recurrent.py::test_gradients_through_dropout_are_central_differences",
     "test_recurrent.py::test_pools_are_of_the_sequences_own_steps",
     "test_recurrent.py::test_rows_are_copied_on_the_way_in_and_out_alone",
-    "test_train.py::test_training_lowers_the_loss_to_nothing",
+    "test_training_step.py::test_training_lowers_the_loss_to_nothing",
 }
 ONNX_COUNTS = pytest.StashKey()
 # (registers, bytes of shared memory) by kernel, dtype and compute capability
@@ -114,7 +124,7 @@ def pytest_collection_modifyitems(config, items):
 
 def no_gpu():
     """Why kernels cannot run on a GPU here, or an empty string."""
-    from fastgrad.backend import missing
+    from fastgrad.core.backend import missing
 
     return missing("cuda")
 
@@ -124,7 +134,7 @@ def emulator():
     """The CUDA backend's executor from here on: ptxsim, or in a process for it Numba's simulator."""
     pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
     from emulation import Emulator, Simulator
-    from fastgrad.kernels.cuda import device
+    from fastgrad.kernels.cuda.engine import device
 
     emulator = Simulator() if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else Emulator()
     device.use(emulator)
@@ -150,21 +160,21 @@ def fake_gpu():
 def there(fake_gpu, monkeypatch):
     """A fake GPU in the place of one, for arrays that lie there."""
     from fastgrad.kernels import cuda
-    from fastgrad.kernels.cuda import device, lists
+    from fastgrad.kernels.cuda.engine import array_table, device
 
-    from fastgrad import gpu
-    from fastgrad.ferry import Ferry
+    from fastgrad.core import device as gpu
+    from fastgrad.core.host_transfer import HostArrayAdapter
 
     monkeypatch.setattr(gpu, "missing", lambda: "")
-    monkeypatch.setitem(importlib.import_module("fastgrad.backend")._loaded, "cuda", Ferry(cuda))
+    monkeypatch.setitem(importlib.import_module("fastgrad.core.backend")._loaded, "cuda", HostArrayAdapter(cuda))
     monkeypatch.setattr(fake_gpu, "current", 0)
     before = device.use(fake_gpu)
     # what is kept is of another's arrays
-    for kept in (gpu.device, lists._table):
+    for kept in (gpu.cuda_device, array_table._table):
         kept.cache_clear()
     yield fake_gpu
     device.use(before)
-    for kept in (gpu.device, lists._table):
+    for kept in (gpu.cuda_device, array_table._table):
         kept.cache_clear()
 
 
@@ -190,7 +200,7 @@ def in_force(request):
     """Tests of the public API: the backend that runs them."""
     import fastgrad
 
-    loaded = importlib.import_module("fastgrad.backend")._loaded
+    loaded = importlib.import_module("fastgrad.core.backend")._loaded
     name, where = request.param, contextlib.nullcontext()
     if name == "cuda":
         # as if there were a GPU

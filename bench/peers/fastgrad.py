@@ -4,12 +4,12 @@ import importlib
 import warnings
 
 import numpy as np
-from fastgrad.kernels.names import ACTIVATIONS
+from fastgrad.kernels.types import ACTIVATIONS
 
 import fastgrad as fg
 from bench import blocks
 from bench.peers import Runner
-from fastgrad.backend import kernels
+from fastgrad.core.backend import kernels
 
 
 def setup(threads):

@@ -1,29 +1,29 @@
 """fastgrad on a GPU: its arrays lie there."""
 
 from bench.peers import OnGpu, fastgrad
-from fastgrad import gpu
+from fastgrad.core import device
 
 
 def setup(threads):
     # says what is missing
-    gpu.device()
+    device.cuda_device()
 
 
 def there(value):
     """Arrays in lists and tuples, on the GPU."""
-    return type(value)(map(there, value)) if isinstance(value, list | tuple) else gpu.there(value)
+    return type(value)(map(there, value)) if isinstance(value, list | tuple) else device.to_gpu(value)
 
 
 def here(value):
     """And back."""
     if isinstance(value, list | tuple):
         return type(value)(map(here, value))
-    return gpu.here(value) if gpu.is_there(value) else value
+    return device.to_host(value) if device.on_gpu(value) else value
 
 
 class OnCuda(OnGpu):
     def wait(self):
-        gpu.device().xp.cuda.Device().synchronize()
+        device.cuda_device().xp.cuda.Device().synchronize()
 
     def fetch(self, result):
         return super().fetch(here(result))

@@ -6,9 +6,9 @@ where a function is traced is the one that it keeps.
 """
 
 try:
-    from fastgrad.jax.batchnorm import batch_norm
-    from fastgrad.jax.dense import dense_chain
-    from fastgrad.jax.lstm import lstm
+    from fastgrad.jax.ops.batch_norm import batch_norm
+    from fastgrad.jax.ops.dense import dense_chain
+    from fastgrad.jax.ops.lstm import lstm
 except ImportError as error:
     # 0.5 is the first with jax.ffi
     raise ImportError('fastgrad.jax needs JAX from 0.5 on: pip install "fastgrad[jax]"') from error

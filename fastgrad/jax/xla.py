@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fastgrad.backend import backend, use_backend
-from fastgrad.jax.given import axes_of, varying
+from fastgrad.core.backend import backend, use_backend
+from fastgrad.jax.arguments import axes_of, varying
 
 # words of 8 bytes in a call frame: places of what is read; the metadata extension is how XLA asks for the version at registration
 EXTENSION, API, ARGUMENTS, RESULTS, ATTRIBUTES, WORDS = 1, 2, 9, 14, 20, 21

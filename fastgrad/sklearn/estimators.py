@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import validate_data
 
-from fastgrad.kernels import names
+from fastgrad.kernels import types
 from fastgrad.sklearn.descent import Descent
 from fastgrad.sklearn.problem import ACTIVATIONS, Problem, chain_of, dense, for_training, is_sparse_work
 
@@ -85,11 +85,11 @@ class Fast:
                 self._random_state.shuffle(shuffled)
                 order = order[shuffled]
             status, done, losses = self._optimizer.epoch(problem, order, batch_size)
-            if status != names.OK and self.early_stopping:
+            if status != types.OK and self.early_stopping:
                 # scikit-learn makes the update and all those after it, and ends with the best weights before
                 problem.chain.params[...] = np.nan
                 losses[done + 1 :] = np.nan
-            elif status != names.OK:
+            elif status != types.OK:
                 raise ValueError(
                     f"{type(self).__name__}: the gradient of batch {done + 1} in epoch {self.n_iter_ + 1} is not finite, and was not "
                     "applied: X may have to be scaled, or learning_rate_init to be lower"

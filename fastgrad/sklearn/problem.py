@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import xlogy
 
-from fastgrad import check
-from fastgrad.backend import backend, kernels
-from fastgrad.chains import DenseChain
-from fastgrad.dense import dense as dense_layer
-from fastgrad.dense import dense_chain
-from fastgrad.epoch import Pace
-from fastgrad.kernels import names
-from fastgrad.memory import empty
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import backend, kernels
+from fastgrad.core.pace import Pace
+from fastgrad.functional.dense import dense as dense_layer
+from fastgrad.functional.dense import dense_chain
+from fastgrad.kernels import types
+from fastgrad.nn.dense import DenseChain
 from fastgrad.optim import SGD, Adam
 
 # ours by scikit-learn's name; the exp of its Poisson regression is part of the loss
@@ -59,7 +59,7 @@ def is_sparse_work(X: Any) -> bool:
     return not isinstance(X, np.ndarray) and backend() == "cpu" and X.nnz <= FEW * X.shape[0] * X.shape[1]
 
 
-def for_training(X: Any, dtype: np.dtype) -> np.ndarray | names.Nonzeros:
+def for_training(X: Any, dtype: np.dtype) -> np.ndarray | types.Nonzeros:
     """X (N, C), which may be sparse, by what is not 0 in it, where that is little and the CPU trains; else as `dense`."""
     if backend() != "cpu" or not (isinstance(X, np.ndarray) or is_sparse_work(X)):
         return dense(X, dtype)
@@ -75,12 +75,12 @@ def for_training(X: Any, dtype: np.dtype) -> np.ndarray | names.Nonzeros:
     rows.check_format(full_check=True)
     rows.sum_duplicates()
     columns = rows.indices.astype(np.int32, copy=False)
-    return names.Nonzeros(rows.indptr.astype(np.int64), columns, np.ascontiguousarray(rows.data, dtype), X.shape[1])
+    return types.Nonzeros(rows.indptr.astype(np.int64), columns, np.ascontiguousarray(rows.data, dtype), X.shape[1])
 
 
-def chain_of(x: np.ndarray | names.Nonzeros, weights: list, biases: list, activations: list) -> np.ndarray:
+def chain_of(x: np.ndarray | types.Nonzeros, weights: list, biases: list, activations: list) -> np.ndarray:
     """y (N, K) of a chain of dense layers."""
-    if isinstance(x, names.Nonzeros):
+    if isinstance(x, types.Nonzeros):
         from fastgrad.kernels.cpu.sparse import product
 
         w = check.contiguous(
@@ -96,7 +96,7 @@ def chain_of(x: np.ndarray | names.Nonzeros, weights: list, biases: list, activa
     return dense_chain(x, weights, biases, activations)[0] if weights else x
 
 
-def checked_sizes(estimator: Any, x: np.ndarray | names.Nonzeros, y: np.ndarray, sample_weight: Any) -> list[int]:
+def checked_sizes(estimator: Any, x: np.ndarray | types.Nonzeros, y: np.ndarray, sample_weight: Any) -> list[int]:
     """Columns into the chain and out of each layer, after all that goes into it has been compared; ValueError where it does not fit."""
     op, coefs, intercepts = type(estimator).__name__, estimator.coefs_, estimator.intercepts_
     hidden = np.atleast_1d(estimator.hidden_layer_sizes).tolist()
@@ -130,7 +130,7 @@ class Problem:
     estimator's weights.
     """
 
-    def __init__(self, estimator: Any, x: np.ndarray | names.Nonzeros, y: np.ndarray, sample_weight: Any) -> None:
+    def __init__(self, estimator: Any, x: np.ndarray | types.Nonzeros, y: np.ndarray, sample_weight: Any) -> None:
         sizes = checked_sizes(estimator, x, y, sample_weight)
         # scikit-learn's arithmetic takes one column of y for that of every output
         y = np.broadcast_to(y, (len(x), sizes[-1]))
@@ -164,15 +164,15 @@ class Problem:
         """Updates on batches by `order`: (status, batches done, scikit-learn's loss of each). To count (1,) each is added as it is made."""
         starts = np.arange(0, len(order), batch_size)
         chain, hyper, record = self.chain, optimizer.hyper, np.zeros((len(starts), 3))
-        gathered = 0 if isinstance(self.x, names.Nonzeros) else chain.n_in
-        work = empty((names.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
-        net = chain.table, chain.activation_parameters, names.LOSSES[self.link.loss], chain.params, chain.grads, work
+        gathered = 0 if isinstance(self.x, types.Nonzeros) else chain.n_in
+        work = empty((types.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
+        net = chain.table, chain.activation_parameters, types.LOSSES[self.link.loss], chain.params, chain.grads, work
         settings = optimizer.code, state, hyper, np.inf, None, None
         rates, l2 = np.full(len(starts), hyper[0]), float(self.estimator.alpha) / self.link.gradient_factor
         # all batches of a fit have one size
         pace = self.pace = self.pace or Pace(6 * batch_size * chain.params.size)
-        status, done = names.OK, 0
-        while done < len(starts) and status == names.OK:
+        status, done = types.OK, 0
+        while done < len(starts) and status == types.OK:
             # other backends look at signals in a call
             batches = pace.batches() if backend() == "cpu" else len(starts)
             rows, part = order[done * batch_size : (done + batches) * batch_size], slice(done, done + batches)

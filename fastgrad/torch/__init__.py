@@ -11,17 +11,16 @@ except ImportError as error:
     # 2.4 is the first with torch.library.custom_op
     raise ImportError('fastgrad.torch needs PyTorch from 2.4 on: pip install "fastgrad[torch]"') from error
 
-from fastgrad.torch.accelerating import accelerate
-from fastgrad.torch.batchnorm import batch_norm
-from fastgrad.torch.clip import clip_grad_norm_
-from fastgrad.torch.conv import conv2d, conv_block
-from fastgrad.torch.dense import dense_chain
-from fastgrad.torch.loss import cross_entropy
-from fastgrad.torch.lstm import lstm
-from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.acceleration import accelerate
+from fastgrad.torch.modules import LSTM, MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.ops.batch_norm import batch_norm
+from fastgrad.torch.ops.clip import clip_grad_norm_
+from fastgrad.torch.ops.conv import conv2d, conv_block
+from fastgrad.torch.ops.dense import dense_chain
+from fastgrad.torch.ops.loss import cross_entropy
+from fastgrad.torch.ops.lstm import lstm
+from fastgrad.torch.ops.packing import pack_padded_sequence, pad_packed_sequence
 from fastgrad.torch.optim import Adam, AdamW
-from fastgrad.torch.packing import pack_padded_sequence, pad_packed_sequence
-from fastgrad.torch.recurrent import LSTM
 from fastgrad.torch.threads import share
 
 share()

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgrad.backend import kernels
-from fastgrad.kernels import names
+from fastgrad.core.backend import kernels
+from fastgrad.kernels import types
 from fastgrad.optim import Adam as AdamSettings
 from fastgrad.optim import AdamW as AdamWSettings
-from fastgrad.torch.register import Operator
+from fastgrad.torch.registration import Operator
 from fastgrad.torch.tensors import array, arrays, checked, placed
 
 Tensor = torch.Tensor
@@ -312,8 +312,8 @@ def _update(
     params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, updates: Any = None
 ) -> None:
     """updates (1,): counts with the update, in one call, so that an interrupt comes before both or after both."""
-    settings = names.ADAM, state, hyper, step, np.inf, None, None, None
-    if kernels().update_arrays(params, grads, *settings, updates=updates) != names.OK:
+    settings = types.ADAM, state, hyper, step, np.inf, None, None, None
+    if kernels().update_arrays(params, grads, *settings, updates=updates) != types.OK:
         raise FloatingPointError(
             f"{OP}: the state or a parameter would not be finite in {state.dtype}: "
             "a gradient or parameter is too large for it, or eps too small; no update was made"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgrad import check
-from fastgrad.backend import kernels
-from fastgrad.kernels import names
+from fastgrad.core import check
+from fastgrad.core.backend import kernels
+from fastgrad.kernels import types
 
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 FLOATS = torch.float32, torch.float64
@@ -18,7 +18,7 @@ DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 LAST = {2: (0, 1), 3: (0, 2, 1), 4: (0, 2, 3, 1)}
 SECOND = {2: (0, 1), 3: (0, 2, 1), 4: (0, 3, 1, 2)}
 # activations whose result PyTorch saves; what the others, and layers without one, return may be written to in place
-RESULT_SAVED = frozenset({names.RELU, names.SIGMOID, names.TANH, names.SOFTMAX})
+RESULT_SAVED = frozenset({types.RELU, types.SIGMOID, types.TANH, types.SOFTMAX})
 
 
 def array(op: str, name: str, value: Any) -> np.ndarray:
@@ -108,10 +108,10 @@ def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
 
 def saves_own(code: int) -> bool:
     """Whether a way back through this activation reads something that must not be y itself: z, or a copy of y."""
-    return code not in RESULT_SAVED and code != names.IDENTITY
+    return code not in RESULT_SAVED and code != types.IDENTITY
 
 
-def own(f: names.Activation, y: np.ndarray) -> np.ndarray:
+def own(f: types.Activation, y: np.ndarray) -> np.ndarray:
     """A copy of an activation's result for the way back, or nothing where that reads y itself, z, or neither."""
     return y.copy() if saves_own(f.code) and not f.needs_input else np.empty(0, y.dtype)
 
@@ -143,7 +143,7 @@ def placed(tensors: list[torch.Tensor], like: Any = None) -> Any:
     None where the kernels in force take arrays alone, or a tensor is not contiguous or no dense float on the CPU. like: what this
     returned, of parameters of which these are gradients and so of the same sizes, dtype and device.
     """
-    made = getattr(kernels(), "Places", None)
+    made = getattr(kernels(), "AddressList", None)
     if made is None or not set(map(type, tensors)) <= PLAIN:
         return None
     try:

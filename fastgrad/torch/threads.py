@@ -11,10 +11,10 @@ LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
 
 def share() -> None:
     """Have kernels of the "cpu" backend run on the threads of the OpenMP library that PyTorch calls, if it does."""
-    from fastgrad.kernels.cpu import parallel
+    from fastgrad.kernels.cpu.engine import thread_pool
 
     if found := _parallel():
-        parallel.borrow(found, torch.get_num_threads)
+        thread_pool.use_openmp(found, torch.get_num_threads)
 
 
 def _parallel() -> int:

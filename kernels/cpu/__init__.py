@@ -1,29 +1,22 @@
 """The Numba backend: compiled kernels for the CPU."""
 
-from functools import partial
-
-import numpy as np
-
-from .. import names
-from . import gemm, jit, parallel
 from .activation import activation_backward, activation_forward
-from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
-from .dropout import dropout
+from .dropout import dropout_forward
+from .engine.array_table import AddressList as AddressList
+from .engine.object_memory import plain
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
-from .lists import Places as Places
-from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
+from .packing import gather_rows, scatter_rows
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
-from .prune import prune_below, prune_smallest
-from .rows import gather_rows, scatter_rows
-from .sparse import compressed
-from .train import dense_chain_epoch, dense_chain_step
+from .pruning import prune_below, prune_smallest
+from .training_step import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -45,7 +38,7 @@ __all__ = [
     "dense_chain_forward",
     "dense_chain_infer",
     "dense_chain_step",
-    "dropout",
+    "dropout_forward",
     "gather_rows",
     "joint_norm",
     "lstm_backward",
@@ -65,89 +58,3 @@ __all__ = [
     "uniform",
     "update_arrays",
 ]
-
-
-def warmup_tasks():
-    """(label, task) pairs that together compile everything, or load it from the cache."""
-    tasks = [("launchers", parallel.start)]
-    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
-        tasks += [(f"{k.function.__name__} {dtype}", partial(k.address, dtype)) for k in jit.KERNELS]
-        tasks.append((f"drivers {dtype}", partial(_call_drivers, dtype)))
-    return tasks
-
-
-def _call_drivers(dtype):
-    """Every function that Python calls, on the smallest arrays."""
-    one, flat, none = np.ones((1, 1), dtype), np.zeros(2, dtype), np.zeros((0, 2), dtype)
-    layers, parameters = np.array([[1, 1, 0, 1, names.IDENTITY]]), np.zeros(1)
-    net = (
-        layers,
-        parameters,
-        names.CROSS_ENTROPY,
-        flat,
-        flat.copy(),
-        np.empty(16, dtype),
-        names.SGD,
-        none,
-        np.zeros(7),
-        np.inf,
-        None,
-        None,
-        0,
-    )
-    for target in (one, np.zeros(1, np.int64)):
-        dense_chain_step(one, target, *net, np.empty(2))
-    update_arrays([one], [one.copy()], names.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
-    compressed(one, 1.0)
-    dense_chain_infer(one, layers, parameters, flat, one.copy())
-    plain([one])
-    array_norms(
-        Places(np.array([parallel.address_of(one)]), np.ones(1, np.int64), dtype),
-        None,
-        2.0,
-        np.empty(1),
-        np.empty(1, np.int64),
-    )
-    prune_smallest([one.copy()], np.ones(1, np.bool_), 1)
-    array_norms([one], None, 2.0, np.empty(1), np.empty(1, np.int64))
-    joint_norm(np.zeros(1), 2.0)
-    array_health([one], np.empty((1, 4)))
-    output_health([one], np.zeros((1, 4)), np.empty((1, 4)))
-    identity = names.ACTIVATIONS["identity"]
-    y, dz = [one.copy()], [one.copy()]
-    dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)
-    dense_chain_backward(one, one, [one], [identity], y, y, dz, None, [one.copy()], [None])
-    y, dz = [one.copy(), one.copy()], [one.copy(), one.copy()]
-    dense_chain_forward(one, [one, one], [None, None], [identity, identity], None, y, y)
-    dense_chain_backward(
-        one, one, [one, one], [identity, identity], y, y, dz, None, [one.copy(), one.copy()], [None, None]
-    )
-    gemm.matmul(one, one, one.copy())
-    mse(one, one, one.copy(), one.copy(), 1.0)
-    cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
-    mean, var = np.zeros(1), np.ones(1)
-    batch_norm_statistics(one, None, None, True, 0.1, 1e-5, True, mean, var)
-    batch_norm_forward(one, mean, var, flat[:1], flat[:1], None, identity, one.copy(), one.copy())
-    gradients = [flat[:1].copy(), flat[:1].copy()]
-    batch_norm_backward(one, one, mean, var, *gradients, identity, True, one, one, None, one.copy(), *gradients)
-    image, pair, pads = np.ones((1, 1, 1, 1), dtype), (1, 1), (0, 0, 0, 0)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, image, None, pair, pads, pair, None, identity, *outputs)
-    conv2d_backward(image, image, image, pair, pads, pair, identity, *outputs, *outputs, image.copy(), None)
-    # a channel of two with a kernel of its own, for depthwise.py
-    image, w = np.ones((1, 1, 1, 2), dtype), np.ones((1, 1, 1, 2), dtype)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, w, None, pair, pads, pair, None, identity, *outputs)
-    conv2d_backward(image, image, w, pair, pads, pair, identity, *outputs, *outputs, w.copy(), None)
-    # enough of everything for winograd.py
-    image, w = np.ones((1, 4, 4, 8), dtype), np.ones((3, 3, 8, 8), dtype)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, w, None, pair, (1, 1, 1, 1), pair, None, identity, *outputs)
-    conv2d_backward(image, image, w, pair, (1, 1, 1, 1), pair, identity, *outputs, *outputs, w.copy(), None)
-    order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
-    gates, states = w.copy(), [one.copy() for _ in range(7)]
-    lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])
-    c, tanh_c, h, *_, dh_0, dc_0 = states
-    gradients = w.copy(), w.copy(), w[0].copy()
-    arrays = one, w, w, None, None, one, one, order, offsets, False, gates, c, tanh_c, h, gates, one.copy()
-    lstm_backward(one, None, None, *arrays, *gradients, None, None, dh_0, dc_0, None, False)

@@ -1,18 +1,18 @@
 """Activations y = f(z) and their derivatives, as in kernels/reference/activation.py, over contiguous values.
 
-Each is a line of arithmetic on one value; simd's `each` and `each_times` make it a loop that LLVM vectorises. They run in place, on y
+Each is a line of arithmetic on one value; `map_values` and `map_values_times` make it a loop that LLVM vectorises. They run in place, on y
 and on dz: a loop over two arrays that might be one would stay scalar. An activation whose derivative needs z gets z and y apart.
 """
 
 import numpy as np
 from numba import carray
 
-from .. import names
-from . import vmath
-from .jit import compiled, inlined, kernel
-from .loops import each, each_times
-from .parallel import address_of, launch, share
-from .simd import advance, copy, pointer, real
+from .. import types
+from .engine import vector_math
+from .engine.compile import device_function, inline_function, kernel
+from .engine.intrinsics import address_of, advance, copy, pointer, real
+from .engine.thread_pool import launch, thread_range
+from .engine.vector_loops import map_values, map_values_times
 
 SELU_SCALE = 1.0507009873554805
 INV_SQRT_2PI = 0.3989422804014327
@@ -20,133 +20,135 @@ INV_SQRT_2PI = 0.3989422804014327
 GELU_SLOPE, GELU_CUBE = 1.5957691216057308, 0.044715
 
 
-@inlined
+@inline_function
 def relu(z, p):
     return real(0, z) if z < real(0, z) else z
 
 
-@inlined
+@inline_function
 def leaky_relu(z, p):
     return z if z > real(0, z) else p * z
 
 
-@inlined
+@inline_function
 def clipped_relu(z, p):
     z = real(0, z) if z < real(0, z) else z
     return p if z > p else z
 
 
-@inlined
+@inline_function
 def sigmoid(z, p):
-    return vmath.sigmoid(z)
+    return vector_math.sigmoid(z)
 
 
-@inlined
+@inline_function
 def tanh(z, p):
-    return vmath.tanh(z)
+    return vector_math.tanh(z)
 
 
-@inlined
+@inline_function
 def elu(z, p):
-    return z if z > real(0, z) else p * vmath.expm1(z)
+    return z if z > real(0, z) else p * vector_math.expm1(z)
 
 
-@inlined
+@inline_function
 def selu(z, p):
     return real(SELU_SCALE, z) * elu(z, p)
 
 
-@inlined
+@inline_function
 def softplus(z, p):
-    return vmath.softplus(z)
+    return vector_math.softplus(z)
 
 
-@inlined
+@inline_function
 def gated(z, gate):
     """z * gate, and its limit 0 where z is -inf and the gate has closed."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
-@inlined
+@inline_function
 def gelu_logit(z):
     return real(GELU_SLOPE, z) * (z + real(GELU_CUBE, z) * z * z * z)
 
 
-@inlined
+@inline_function
 def gelu(z, p):
-    return gated(z, vmath.normal_cdf(z))
+    return gated(z, vector_math.normal_cdf(z))
 
 
-@inlined
+@inline_function
 def gelu_tanh(z, p):
-    return gated(z, vmath.sigmoid(gelu_logit(z)))
+    return gated(z, vector_math.sigmoid(gelu_logit(z)))
 
 
-@inlined
+@inline_function
 def silu(z, p):
-    return gated(z, vmath.sigmoid(z))
+    return gated(z, vector_math.sigmoid(z))
 
 
-@inlined
+@inline_function
 def relu_slope(y, p):
     # a NaN in y stays one, here and below
     return real(1, y) if y > real(0, y) else y * real(0, y)
 
 
-@inlined
+@inline_function
 def leaky_relu_slope(y, p):
     return real(1, y) if y > real(0, y) else p
 
 
-@inlined
+@inline_function
 def clipped_relu_slope(y, p):
     return real(0, y) if y >= p else relu_slope(y, p)
 
 
-@inlined
+@inline_function
 def sigmoid_slope(y, p):
     return y * (real(1, y) - y)
 
 
-@inlined
+@inline_function
 def tanh_slope(y, p):
     return real(1, y) - y * y
 
 
-@inlined
+@inline_function
 def elu_slope(y, p):
     return real(1, y) if y > real(0, y) else y + p
 
 
-@inlined
+@inline_function
 def selu_slope(y, p):
     return real(SELU_SCALE, y) if y > real(0, y) else y + real(SELU_SCALE, y) * p
 
 
-@inlined
+@inline_function
 def softplus_slope(y, p):
-    return -vmath.expm1(-y)
+    return -vector_math.expm1(-y)
 
 
-@inlined
+@inline_function
 def gelu_slope(z, p):
-    return vmath.normal_cdf(z) + gated(z, vmath.exp(real(-0.5, z) * z * z) * real(INV_SQRT_2PI, z))
+    return vector_math.normal_cdf(z) + gated(z, vector_math.exp(real(-0.5, z) * z * z) * real(INV_SQRT_2PI, z))
 
 
-@inlined
+@inline_function
 def gelu_tanh_slope(z, p):
     u = gelu_logit(z)
-    g = vmath.sigmoid(u)
-    return g + gated(real(GELU_SLOPE, z) * z * (real(1, z) + real(3 * GELU_CUBE, z) * z * z), g * vmath.sigmoid(-u))
+    g = vector_math.sigmoid(u)
+    return g + gated(
+        real(GELU_SLOPE, z) * z * (real(1, z) + real(3 * GELU_CUBE, z) * z * z), g * vector_math.sigmoid(-u)
+    )
 
 
-@inlined
+@inline_function
 def silu_slope(z, p):
-    g = vmath.sigmoid(z)
-    return g + gated(z, g * vmath.sigmoid(-z))
+    g = vector_math.sigmoid(z)
+    return g + gated(z, g * vector_math.sigmoid(-z))
 
 
-@compiled
+@device_function
 def softmax(rows, columns, y):
     """Rows of y (rows, columns), in place."""
     for i in range(rows):
@@ -157,7 +159,7 @@ def softmax(rows, columns, y):
         for j in range(columns):
             row[j] -= largest
     # over all rows at once, since a row of ten leaves most of its vectors empty
-    each(vmath.exp, rows * columns, y, y, ())
+    map_values(vector_math.exp, rows * columns, y, y, ())
     for i in range(rows):
         row = carray(advance(y, i * columns), columns)
         total = real(0, row[0])
@@ -167,7 +169,7 @@ def softmax(rows, columns, y):
             row[j] /= total
 
 
-@compiled
+@device_function
 def softmax_slope(rows, columns, y, dz):
     """dz_i = y_i (dz_i - sum_j dz_j y_j) by rows, in place."""
     for i in range(rows):
@@ -179,69 +181,69 @@ def softmax_slope(rows, columns, y, dz):
             row[j] = ys[j] * (row[j] - total)
 
 
-@compiled
+@device_function
 def activate(code, parameter, rows, columns, z, y):
     """y = f(z), rows x columns contiguous. z is y but for gelu, gelu_tanh and silu, where the two are apart."""
     n = rows * columns
     if n == 0:
         return
     p = real(parameter, carray(y, 1)[0])
-    if code == names.RELU:
-        each(relu, n, y, y, (p,))
-    elif code == names.LEAKY_RELU:
-        each(leaky_relu, n, y, y, (p,))
-    elif code == names.CLIPPED_RELU:
-        each(clipped_relu, n, y, y, (p,))
-    elif code == names.SIGMOID:
-        each(sigmoid, n, y, y, (p,))
-    elif code == names.TANH:
-        each(tanh, n, y, y, (p,))
-    elif code == names.ELU:
-        each(elu, n, y, y, (p,))
-    elif code == names.SELU:
-        each(selu, n, y, y, (p,))
-    elif code == names.SOFTPLUS:
-        each(softplus, n, y, y, (p,))
-    elif code == names.GELU:
-        each(gelu, n, z, y, (p,))
-    elif code == names.GELU_TANH:
-        each(gelu_tanh, n, z, y, (p,))
-    elif code == names.SILU:
-        each(silu, n, z, y, (p,))
-    elif code == names.SOFTMAX:
+    if code == types.RELU:
+        map_values(relu, n, y, y, (p,))
+    elif code == types.LEAKY_RELU:
+        map_values(leaky_relu, n, y, y, (p,))
+    elif code == types.CLIPPED_RELU:
+        map_values(clipped_relu, n, y, y, (p,))
+    elif code == types.SIGMOID:
+        map_values(sigmoid, n, y, y, (p,))
+    elif code == types.TANH:
+        map_values(tanh, n, y, y, (p,))
+    elif code == types.ELU:
+        map_values(elu, n, y, y, (p,))
+    elif code == types.SELU:
+        map_values(selu, n, y, y, (p,))
+    elif code == types.SOFTPLUS:
+        map_values(softplus, n, y, y, (p,))
+    elif code == types.GELU:
+        map_values(gelu, n, z, y, (p,))
+    elif code == types.GELU_TANH:
+        map_values(gelu_tanh, n, z, y, (p,))
+    elif code == types.SILU:
+        map_values(silu, n, z, y, (p,))
+    elif code == types.SOFTMAX:
         softmax(rows, columns, y)
 
 
-@compiled
+@device_function
 def differentiate(code, parameter, rows, columns, z, y, dz):
     """dz *= f', from z for gelu, gelu_tanh and silu, else from y; rows x columns contiguous."""
     n = rows * columns
     if n == 0:
         return
     p = real(parameter, carray(dz, 1)[0])
-    if code == names.RELU:
-        each_times(relu_slope, n, y, dz, (p,))
-    elif code == names.LEAKY_RELU:
-        each_times(leaky_relu_slope, n, y, dz, (p,))
-    elif code == names.CLIPPED_RELU:
-        each_times(clipped_relu_slope, n, y, dz, (p,))
-    elif code == names.SIGMOID:
-        each_times(sigmoid_slope, n, y, dz, (p,))
-    elif code == names.TANH:
-        each_times(tanh_slope, n, y, dz, (p,))
-    elif code == names.ELU:
-        each_times(elu_slope, n, y, dz, (p,))
-    elif code == names.SELU:
-        each_times(selu_slope, n, y, dz, (p,))
-    elif code == names.SOFTPLUS:
-        each_times(softplus_slope, n, y, dz, (p,))
-    elif code == names.GELU:
-        each_times(gelu_slope, n, z, dz, (p,))
-    elif code == names.GELU_TANH:
-        each_times(gelu_tanh_slope, n, z, dz, (p,))
-    elif code == names.SILU:
-        each_times(silu_slope, n, z, dz, (p,))
-    elif code == names.SOFTMAX:
+    if code == types.RELU:
+        map_values_times(relu_slope, n, y, dz, (p,))
+    elif code == types.LEAKY_RELU:
+        map_values_times(leaky_relu_slope, n, y, dz, (p,))
+    elif code == types.CLIPPED_RELU:
+        map_values_times(clipped_relu_slope, n, y, dz, (p,))
+    elif code == types.SIGMOID:
+        map_values_times(sigmoid_slope, n, y, dz, (p,))
+    elif code == types.TANH:
+        map_values_times(tanh_slope, n, y, dz, (p,))
+    elif code == types.ELU:
+        map_values_times(elu_slope, n, y, dz, (p,))
+    elif code == types.SELU:
+        map_values_times(selu_slope, n, y, dz, (p,))
+    elif code == types.SOFTPLUS:
+        map_values_times(softplus_slope, n, y, dz, (p,))
+    elif code == types.GELU:
+        map_values_times(gelu_slope, n, z, dz, (p,))
+    elif code == types.GELU_TANH:
+        map_values_times(gelu_tanh_slope, n, z, dz, (p,))
+    elif code == types.SILU:
+        map_values_times(silu_slope, n, z, dz, (p,))
+    elif code == types.SOFTMAX:
         softmax_slope(rows, columns, y, dz)
 
 
@@ -262,7 +264,7 @@ ACTIVATION = np.dtype(
 @kernel(ACTIVATION)
 def activate_part(part, parts, job, like):
     t = carray(job, 1)[0]
-    lo, hi = share(part, parts, t.rows, 1)
+    lo, hi = thread_range(part, parts, t.rows, 1)
     at = lo * t.columns
     z, y = advance(pointer(t.z, like), at), advance(pointer(t.y, like), at)
     activate(t.code, t.parameter, hi - lo, t.columns, z, y)
@@ -272,7 +274,7 @@ def activate_part(part, parts, job, like):
 def differentiate_part(part, parts, job, like):
     """dz = dy f', a few rows at a time, while they are in cache."""
     t = carray(job, 1)[0]
-    lo, hi = share(part, parts, t.rows, 1)
+    lo, hi = thread_range(part, parts, t.rows, 1)
     step = max(1, CHUNK // max(1, t.columns))
     for row in range(lo, hi, step):
         rows, at = min(step, hi - row), row * t.columns

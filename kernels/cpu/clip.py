@@ -1,4 +1,4 @@
-"""Norms of lists of arrays and what clips by them, as in kernels/reference/clip.py: each a pass over memory, in blocks of lists.py.
+"""Norms of lists of arrays and what clips by them, as in kernels/reference/clip.py: each a pass over memory, in blocks of array_table.py.
 
 Powers are summed as they are. Where a sum overflowed, or is so small that powers may have vanished, they are summed again of values over
 the largest one: rare, and so the usual pass reads each value once and divides nothing.
@@ -7,8 +7,7 @@ the largest one: rare, and so the usual pass reads each value once and divides n
 import numpy as np
 from numba import carray
 
-from .jit import compiled, entry, inlined, kernel
-from .lists import (
+from .engine.array_table import (
     ADDRESS,
     START,
     SUMS,
@@ -22,9 +21,21 @@ from .lists import (
     sums_of,
     table,
 )
-from .loops import each, squares, zipped
-from .parallel import address_of, launch, run, share
-from .simd import address, advance, data, local, local_zeros, pointer, real, run_kernel, void_pointer
+from .engine.compile import device_function, driver, inline_function, kernel
+from .engine.intrinsics import (
+    address,
+    address_of,
+    advance,
+    data,
+    local,
+    local_zeros,
+    pointer,
+    real,
+    run_kernel,
+    void_pointer,
+)
+from .engine.thread_pool import launch, run, thread_range
+from .engine.vector_loops import map_arrays, map_values, squares
 
 # factors: of each unit what values are multiplied with, or 0; sums and counts: by block, the units' and of values that are not finite;
 # chosen: of each array whether it takes part, or 0 for all
@@ -43,18 +54,18 @@ TINY = 1e-280
 LEAST = 2.0**-1000
 
 
-@inlined
+@inline_function
 def add_absolute(total, x, factor):
     return (total + abs(np.float64(x)) * factor,)
 
 
-@inlined
+@inline_function
 def add_square(total, x, factor):
     scaled = np.float64(x) * factor
     return (total + scaled * scaled,)
 
 
-@inlined
+@inline_function
 def larger(total, x, factor):
     """NaN once there is one."""
     value = abs(np.float64(x)) * factor
@@ -62,34 +73,34 @@ def larger(total, x, factor):
     return (total if total != total else most,)
 
 
-@inlined
+@inline_function
 def add_power(total, x, factor, p):
     return (total + (abs(np.float64(x)) * factor) ** p,)
 
 
-@compiled
+@device_function
 def add_rows(power, p, n, size, width, total, x, factor):
     """total[j] += |x[r + j] factor[j]|^p, or the larger of the two, for n columns of rows that begin at r = 0, width, ... below size."""
     for r in range(0, size, width):
         row = advance(x, r)
         if power == SQUARE:
-            zipped(add_square, n, (total, row, factor), (total,), ())
+            map_arrays(add_square, n, (total, row, factor), (total,), ())
         elif power == ABSOLUTE:
-            zipped(add_absolute, n, (total, row, factor), (total,), ())
+            map_arrays(add_absolute, n, (total, row, factor), (total,), ())
         elif power == LARGEST:
-            zipped(larger, n, (total, row, factor), (total,), ())
+            map_arrays(larger, n, (total, row, factor), (total,), ())
         else:
-            zipped(add_power, n, (total, row, factor), (total,), (p,))
+            map_arrays(add_power, n, (total, row, factor), (total,), (p,))
 
 
-@compiled
+@device_function
 def joined(power, total, more):
     if power == LARGEST:
         return total if total >= more or total != total else more
     return total + more
 
 
-@compiled
+@device_function
 def add_unit(power, p, n, x, factor, room):
     """The sum of an array's block, in lanes; room holds them and as many factors."""
     lanes, factors = data(room), data(room[LANES:])
@@ -104,7 +115,7 @@ def add_unit(power, p, n, x, factor, room):
     return total
 
 
-@compiled
+@device_function
 def not_finite(x, n):
     values, found = carray(x, n), 0
     for i in range(n):
@@ -112,7 +123,7 @@ def not_finite(x, n):
     return found
 
 
-@compiled
+@device_function
 def sum_block(power, p, x, size, totals, factors, room):
     """totals (width,): the units' sums in a block of rows; how many values are not finite, looked at where a sum is not.
 
@@ -145,7 +156,7 @@ def norms_part(part, parts, job, like):
     counts = carray(void_pointer(g.counts), t[g.n, SUMS], np.int64)
     factors = carray(void_pointer(g.factors), t[g.n, UNITS], np.float64) if g.factors else none
     chosen = carray(void_pointer(g.chosen), g.n if g.chosen else 0, np.bool_)
-    lo, hi = share(part, parts, t[g.n, START], 64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
         if not chosen.size or chosen[a]:
@@ -155,7 +166,7 @@ def norms_part(part, parts, job, like):
         a, at = next_block(t, g.n, a, at)
 
 
-@compiled
+@device_function
 def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
     """norms from the blocks' sums in their order, and which are sums that overflowed or less than `least`; whether there are any."""
     any_doubtful = False
@@ -182,7 +193,7 @@ def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful
     return any_doubtful
 
 
-@compiled
+@device_function
 def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful):
     """norms that are doubtful, of values over the largest of their unit."""
     chosen, units = np.empty(n, np.bool_), norms.size
@@ -205,7 +216,7 @@ def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, do
             norms[unit] = again[unit] / factors[unit]
 
 
-@entry
+@driver
 def _norms(launcher, parts, kernel, t, n, power, p, least, norms, nonfinite):
     sums, counts, doubtful = np.empty(t[n, SUMS]), np.empty(t[n, SUMS], np.int64), np.empty(norms.size, np.bool_)
     job = local_zeros(1, NORMS)
@@ -228,7 +239,7 @@ def array_norms(arrays, widths, p, norms, nonfinite):
     )  # fmt: skip
 
 
-@compiled
+@device_function
 def norm_of_norms(norms, p):
     largest = 0.0
     for norm in norms:
@@ -242,13 +253,13 @@ def norm_of_norms(norms, p):
     return largest * total ** (1 / p)
 
 
-@entry
+@driver
 def joint_norm(norms, p):
     """The norm of all values of which these are norms (U,) of parts."""
     return norm_of_norms(norms, p)
 
 
-@inlined
+@inline_function
 def scaled(x, scale):
     return (real(np.float64(x) * scale, x),)
 
@@ -259,7 +270,7 @@ def scale_part(part, parts, job, like):
     g = carray(job, 1)[0]
     t = rows_at(g.table, g.n)
     scales = carray(void_pointer(g.scales), t[g.n, UNITS], np.float64)
-    lo, hi = share(part, parts, t[g.n, START], 64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = previous_block(t, *first_block(t, g.n, hi))
     while a >= 0 and t[a, START] + at >= lo:
         size, width, unit = block_size(t, a, at), t[a, WIDTH], t[a, UNITS]
@@ -270,7 +281,7 @@ def scale_part(part, parts, job, like):
         if width > 1 and some:
             for r in range(0, size, width):
                 row = advance(x, r)
-                zipped(scaled, width, (row, data(scales[unit:])), (row,), ())
+                map_arrays(scaled, width, (row, data(scales[unit:])), (row,), ())
         elif some:
             values, scale = carray(x, size), scales[unit]
             for i in range(size):
@@ -285,7 +296,7 @@ def scale_arrays(arrays, widths, scales):
     launch(scale_part, arrays[0].dtype, job, 2 * int(rows[-1, START]))
 
 
-@inlined
+@inline_function
 def clamped(x, limit):
     return -limit if x < -limit else limit if x > limit else x
 
@@ -294,11 +305,11 @@ def clamped(x, limit):
 def clamp_part(part, parts, job, like):
     g = carray(job, 1)[0]
     t = rows_at(g.table, g.n)
-    lo, hi = share(part, parts, t[g.n, START], 64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
         size, x = block_size(t, a, at), advance(pointer(t[a, ADDRESS], like), at)
-        each(clamped, size, x, x, (real(g.limit, carray(x, 1)[0]),))
+        map_values(clamped, size, x, x, (real(g.limit, carray(x, 1)[0]),))
         a, at = next_block(t, g.n, a, at)
 
 

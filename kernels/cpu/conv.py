@@ -13,17 +13,12 @@ a sum over all pixels in their order, whatever the thread that has it, a chain f
 import numpy as np
 from numba import carray
 
-from .. import names
+from .. import types
 from . import depthwise, winograd
 from .activation import activate, activation_backward
 from .dense import column_sums
-from .gemm import clear, pack_b, panel_tiles, tiles
-from .jit import Addresses, compiled, entry, given, kernel
-from .loops import add, zipped
-from .parallel import run, share
-from .simd import (
-    ROWS,
-    VECTORS,
+from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
@@ -32,13 +27,16 @@ from .simd import (
     lanes,
     local_zeros,
     pointer,
-    provide_microkernel,
     run_kernel,
     void_pointer,
 )
+from .engine.microkernel import ROWS, VECTORS, provide_microkernel
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, map_arrays
+from .gemm import clear, pack_b, panel_tiles, tiles
 from .winograd import TILE
 
-IDENTITY = names.ACTIVATIONS["identity"]
+IDENTITY = types.ACTIVATIONS["identity"]
 # values of lowered pixels that leave room for panels in the second-level cache; pixels that a weight's gradient takes at a time
 LOWERED, DEPTH = 27_648, 192
 # channels that all phases of an input's gradient have at most to be folded, which fit into the vectors of a tile
@@ -63,7 +61,7 @@ CONV = np.dtype(
 FORWARD_PART, FLAGGED_PART, WEIGHTS_PART = range(3)
 
 
-@compiled
+@device_function
 def taps_of(g):
     """Columns of the lowered matrix."""
     runs, n = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), 0
@@ -72,8 +70,8 @@ def taps_of(g):
     return n * (g.C // g.groups)
 
 
-@compiled
-def lower(g, group, first, n, lo, hi, rows, row, like):
+@device_function
+def im2row(g, group, first, n, lo, hi, rows, row, like):
     """rows (n, row): the columns lo..hi of the lowered matrix for n pixels of the output, from the first on."""
     runs, channels = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), g.C // g.groups
     done = 0
@@ -105,8 +103,8 @@ def lower(g, group, first, n, lo, hi, rows, row, like):
         done += pixels
 
 
-@compiled
-def fold(g, line, column, n, z, like):
+@device_function
+def col2im(g, line, column, n, z, like):
     """n pixels z of all phases, of a line from a column on, to where each phase has them in the image."""
     image, i = line // g.rows, line % g.rows * g.fold_h
     j, width = column * g.fold_w, g.fold_w * g.fold_channels
@@ -118,7 +116,7 @@ def fold(g, line, column, n, z, like):
             copy(min(width, left - k * width), of, advance(pointer(g.z, like), to + k * width))
 
 
-@compiled
+@device_function
 def convolve(g, p, n, taps, lowered, like):
     """n pixels of the output, p the first; of one row of it where rows are apart."""
     outputs, line = g.K // g.groups, p // g.columns
@@ -128,7 +126,7 @@ def convolve(g, p, n, taps, lowered, like):
         if g.in_place:
             a, a_row = advance(pointer(g.x, like), p * g.C), g.C
         else:
-            lower(g, group, p, n, 0, taps, lowered, taps, like)
+            im2row(g, group, p, n, 0, taps, lowered, taps, like)
         panels, b = advance(pointer(g.panels, like), group * g.panel_size), pointer(g.b, like)
         if g.b:
             b = advance(b, group * outputs)
@@ -137,11 +135,11 @@ def convolve(g, p, n, taps, lowered, like):
             z = advance(lowered, n * taps)
         panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
         if g.fold_h:
-            fold(g, line, p % g.columns, n, z, like)
+            col2im(g, line, p % g.columns, n, z, like)
     if g.y:
         z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
         if g.residual:
-            zipped(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
+            map_arrays(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
         activate(g.code, g.parameter, n, g.K, z, y)
 
 
@@ -151,7 +149,7 @@ def conv_part(part, parts, job, like):
     g = carray(job, 1)[0]
     taps, pixels = taps_of(g), g.N * g.rows * g.columns
     in_line = g.out_row == g.columns * g.out_pixel and g.out_image == g.rows * g.out_row
-    lo, hi = share(part, parts, pixels, ROWS) if in_line else share(part, parts, pixels, g.columns)
+    lo, hi = thread_range(part, parts, pixels, ROWS) if in_line else thread_range(part, parts, pixels, g.columns)
     most = max(ROWS, LOWERED // max(taps, 1) // ROWS * ROWS)
     lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
     p = lo
@@ -170,7 +168,7 @@ def conv_flagged_part(part, parts, job, like):
     high, wide = (g.rows + TILE - 1) // TILE, (g.columns + TILE - 1) // TILE
     flags = carray(void_pointer(g.flags), g.N * high * wide, np.uint8)
     lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
-    lo, hi = share(part, parts, len(flags), 1)
+    lo, hi = thread_range(part, parts, len(flags), 1)
     for tile in range(lo, hi):
         if flags[tile]:
             line, j = tile // wide, tile % wide * TILE
@@ -186,10 +184,10 @@ def conv_weights_part(part, parts, job, like):
     g = carray(job, 1)[0]
     taps, outputs, pixels, width = taps_of(g), g.K // g.groups, g.N * g.rows * g.columns, VECTORS * lanes(like)
     if g.db:
-        lo, hi = share(part, parts, g.K, 16)
+        lo, hi = thread_range(part, parts, g.K, 16)
         room = g.lowered + part * g.lowered_size * g.itemsize
         column_sums(pixels, g.K, lo, hi, pointer(g.dz, like), pointer(g.db, like), room)
-    lo, hi = share(part, parts, taps, ROWS)
+    lo, hi = thread_range(part, parts, taps, ROWS)
     if lo == hi or not g.dw:
         return
     lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
@@ -204,7 +202,7 @@ def conv_weights_part(part, parts, job, like):
             for p in range(0, pixels, DEPTH):
                 n = min(DEPTH, pixels - p)
                 # a kernel of 1 x 1 too: its pixels may lie a power of two apart
-                lower(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
+                im2row(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
                 pack_b(n, outputs, advance(pointer(g.dz, like), p * g.K + group * outputs), g.K, 1, panels, n)
                 to, to_row = (dw, g.K) if p < LONG else (sums, outputs)
                 start, start_row, start_col = (none, 0, 0) if p % LONG == 0 else (to, to_row, 1)
@@ -229,17 +227,17 @@ def conv_weights_part(part, parts, job, like):
                 if p >= LONG and (p % LONG == LONG - DEPTH or p + n == pixels):
                     for i in range(m):
                         row = advance(dw, i * g.K)
-                        zipped(add, outputs, (row, advance(sums, i * outputs)), (row,), ())
+                        map_arrays(add, outputs, (row, advance(sums, i * outputs)), (row,), ())
 
 
-@compiled
+@device_function
 def describe(g, x, groups, K, rows, columns, lowered, parts):
     g.N, g.H, g.W, g.C = x.shape
     g.groups, g.K, g.rows, g.columns, g.x = groups, K, rows, columns, address(x)
     g.lowered, g.lowered_size, g.itemsize = address(lowered), lowered.size // parts, lowered.itemsize
 
 
-@compiled
+@device_function
 def describe_taps(g, kh, kw, stride, pads, dilation, runs):
     """The taps of every pixel of the output, a row of the kernel in one run where its pixels lie side by side."""
     joined = g.groups == 1 and dilation[1] == 1
@@ -251,13 +249,13 @@ def describe_taps(g, kh, kw, stride, pads, dilation, runs):
     g.in_place = is_product(kh, kw, g.groups, stride, pads)
 
 
-@compiled
+@device_function
 def is_product(kh, kw, groups, stride, pads):
     """Whether the convolution is the product of the pixels, as they lie, and w."""
     return kh * kw * groups == 1 and max(stride) == 1 and max(pads) == 0
 
 
-@entry
+@driver
 def _forward(
     launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, panels_size, room
 ):  # fmt: skip
@@ -279,7 +277,7 @@ def _forward(
     run_kernel(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job, (runs,))
 
 
-@entry
+@driver
 def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, room):
     kh, kw, channels, K = dw.shape
     job, runs = local_zeros(1, CONV), np.empty((kh * kw, 3), np.int64)
@@ -290,7 +288,7 @@ def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_
     run_kernel(launcher, kernels[WEIGHTS_PART], parts, job, (runs,))
 
 
-@compiled
+@device_function
 def met(phase, pad, size, step, dilation, taps):
     """The taps, last first, that pixels phase, phase + step, ... of the image have met, and where the first output is that met them."""
     n = 0
@@ -301,13 +299,13 @@ def met(phase, pad, size, step, dilation, taps):
     return n
 
 
-@compiled
+@device_function
 def pack_whole(rows, columns, w, panels):
     """An array w (rows, columns), contiguous, into panels."""
     pack_b(rows, columns, data(w), columns, 1, data(panels), rows)
 
 
-@compiled
+@device_function
 def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
     """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
     kh, kw, C, K = w.shape
@@ -336,7 +334,7 @@ def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
     g.fold_h, g.fold_w, g.fold_height, g.fold_width, g.fold_channels = *stride, dx.shape[1], dx.shape[2], C
 
 
-@entry
+@driver
 def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, folds, panels_size, room):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
@@ -404,8 +402,8 @@ def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
             return
     panels, lowered = _room_sizes(x, w)
     run(
-        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride, pads, dilation,
-        *given(x.dtype, 4, residual), *activation, z, y, flags, panels, scratch=(x.dtype, panels, lowered),
+        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride, pads, dilation,
+        *or_empty(x.dtype, 4, residual), *activation, z, y, flags, panels, scratch=(x.dtype, panels, lowered),
     )  # fmt: skip
 
 
@@ -422,7 +420,7 @@ def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, 
         winograd.weights(x, dz, *pads[:2], dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
-        arrays = w if dw is None else dw, wants_dw, *given(x.dtype, 1, db)
+        arrays = w if dw is None else dw, wants_dw, *or_empty(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, *geometry, *arrays, scratch=(x.dtype, 0, _room_sizes(x, w)[1]))
     if channelwise and dx is not None:
         depthwise.inputs(dz, w, *geometry, dx)

@@ -10,17 +10,12 @@ from functools import lru_cache
 import numpy as np
 from numba import carray
 
-from .. import names
+from .. import types
 from .activation import ACTIVATION, activate_part, differentiate_part
-from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part
-from .health import begin_look, look_at_gradient, look_at_layer, padded
-from .jit import Addresses, compiled, entry, given, kernel
-from .lists import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
-from .loops import add, squares, zipped
-from .parallel import address_of, run, share
-from .simd import (
-    ROWS,
+from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.intrinsics import (
     address,
+    address_of,
     address_or_null,
     advance,
     call,
@@ -32,6 +27,12 @@ from .simd import (
     run_kernel,
     void_pointer,
 )
+from .engine.microkernel import ROWS
+from .engine.object_memory import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, map_arrays, squares
+from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part
+from .health import begin_look, look_at_gradient, look_at_layer, padded
 from .sparse import SPARSE
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
@@ -47,7 +48,7 @@ CHAIN = np.dtype(
     + [("decay", "f8")]
 )
 LAYER_BYTES = LAYER.itemsize
-needs_input = compiled(names.needs_input)
+needs_input = device_function(types.needs_input)
 # rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
 GRADIENT_ROWS = 480
 # and that are looked at while they are in the first cache
@@ -57,12 +58,12 @@ SUMMED_ROWS, SUMMED_COLUMNS = 256, 1024
 SUMS_ROOM = 16 * SUMMED_COLUMNS + 8
 
 
-@compiled
+@device_function
 def layers_of(chain):
     return carray(void_pointer(chain.layers), chain.depth, LAYER)
 
 
-@compiled
+@device_function
 def activate_rows(chain, function, layer, lo, hi, job):
     """Rows lo..hi of a layer through its activation, forward or backward."""
     t = job[0]
@@ -72,7 +73,7 @@ def activate_rows(chain, function, layer, lo, hi, job):
     call(function, 0, 1, job)
 
 
-@compiled
+@device_function
 def forward_rows(chain, part, lo, hi, panels, like):
     """Rows lo..hi, the part's, through all layers."""
     product, job = local(1, GEMM), local(1, ACTIVATION)
@@ -100,7 +101,7 @@ def forward_rows(chain, part, lo, hi, panels, like):
         a, a_row, a_col = layer.y + at, layer.n_out, 1
 
 
-@compiled
+@device_function
 def sparse_product(chain, function, layer, lo, hi, of, out, scratch):
     """Rows lo..hi of the first layer's z or dw."""
     product = local(1, SPARSE)
@@ -110,7 +111,7 @@ def sparse_product(chain, function, layer, lo, hi, of, out, scratch):
     call(function, 0, 1, product)
 
 
-@compiled
+@device_function
 def add_bias(rows, columns, residual, b, z, like):
     """z = residual + b, where there is a b."""
     bias = carray(pointer(b, like), columns)
@@ -121,7 +122,7 @@ def add_bias(rows, columns, residual, b, z, like):
             to[j] = of[j] + bias[j] if b else of[j]
 
 
-@compiled
+@device_function
 def backward_rows(chain, lo, hi, panels):
     """Rows lo..hi back through all layers: dz of the last layer holds dy, and every dz is left for the weights' gradients."""
     product, job = local(1, GEMM), local(1, ACTIVATION)
@@ -138,7 +139,7 @@ def backward_rows(chain, lo, hi, panels):
             call(chain.gemm, 0, 1, product)
 
 
-@compiled
+@device_function
 def column_sums(rows, columns, lo, hi, values, sums, room):
     """Sums over all rows of the columns lo..hi of values (rows, columns): of each block of rows in their dtype, of all blocks in float64.
 
@@ -152,14 +153,14 @@ def column_sums(rows, columns, lo, hi, values, sums, room):
         for begin in range(0, rows, SUMMED_ROWS):
             clear(n, block)
             for i in range(begin, min(begin + SUMMED_ROWS, rows)):
-                zipped(add, n, (block, advance(source, i * columns)), (block,), ())
-            zipped(add, n, (totals, block), (totals,), ())
+                map_arrays(add, n, (block, advance(source, i * columns)), (block,), ())
+            map_arrays(add, n, (totals, block), (totals,), ())
         of, to = carray(totals, n), carray(advance(sums, first), n)
         for j in range(n):
             to[j] = of[j]
 
 
-@compiled
+@device_function
 def decay_rows(rows, columns, w, dw, decay, sums):
     """dw += decay w, and the sum of squares of every row of w."""
     of, to = carray(w, rows * columns), carray(dw, rows * columns)
@@ -172,14 +173,14 @@ def decay_rows(rows, columns, w, dw, decay, sums):
 @kernel(CHAIN)
 def forward_part(part, parts, job, like):
     chain = carray(job, 1)[0]
-    lo, hi = share(part, parts, chain.rows, ROWS)
+    lo, hi = thread_range(part, parts, chain.rows, ROWS)
     forward_rows(chain, part, lo, hi, chain.panels + part * SCRATCH * chain.itemsize, like)
 
 
 @kernel(CHAIN)
 def backward_part(part, parts, job, like):
     chain = carray(job, 1)[0]
-    lo, hi = share(part, parts, chain.rows, ROWS)
+    lo, hi = thread_range(part, parts, chain.rows, ROWS)
     last = layers_of(chain)[chain.depth - 1]
     n, at = (hi - lo) * last.n_out, lo * last.n_out
     to, of = carray(advance(pointer(last.dz, like), at), n), carray(advance(pointer(chain.dy, like), at), n)
@@ -188,11 +189,11 @@ def backward_part(part, parts, job, like):
     backward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize)
 
 
-@compiled
+@device_function
 def turned_gradient(chain, layer, part, parts, a, a_row, a_col, product):
     """The part's rows of dw^T = dz^T a."""
     size = chain.itemsize
-    lo, hi = share(part, parts, layer.n_out, ROWS)
+    lo, hi = thread_range(part, parts, layer.n_out, ROWS)
     describe(
         product, hi - lo, layer.n_in, chain.rows, layer.dz + lo * size, 1, layer.n_out, a, a_row, a_col,
         0, 0, layer.dw + lo * layer.n_in * size, layer.n_in, chain.panels + part * SCRATCH * size,
@@ -214,7 +215,7 @@ def gradients_part(part, parts, job, like):
         layer = layers[l]
         if layer.dw_turned:
             turned_gradient(chain, layer, part, parts, a, a_row, a_col, product)
-        lo, hi = share(part, parts, 0 if layer.dw_turned else layer.n_in, ROWS)
+        lo, hi = thread_range(part, parts, 0 if layer.dw_turned else layer.n_in, ROWS)
         if chain.watch:
             begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
@@ -243,34 +244,34 @@ def gradients_part(part, parts, job, like):
                         values = pointer(dw + first * layer.n_out * size, like)
                         look_at_gradient(chain.watch, part, l, values, (last - first) * layer.n_out)
         if layer.db:
-            lo, hi = share(part, parts, layer.n_out, 16)
+            lo, hi = thread_range(part, parts, layer.n_out, 16)
             room = chain.panels + part * SCRATCH * size
             column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like), room)
         before += layer.n_in
         a, a_row, a_col = layer.y, layer.n_out, 1
 
 
-@compiled
+@device_function
 def fields_of(items, l, none):
-    """The fields of array number l of a list with its items at this address: see lists.py. 0 for None, and where there is no list."""
+    """The fields of array number l of a list with its items at this address: see array_table.py. 0 for None, and where there is no list."""
     found = word(items, l) if items else none
     return found + HEAD if found != none else 0
 
 
-@compiled
+@device_function
 def data_of(items, l, none):
     """Address of the array's values, or 0."""
     fields = fields_of(items, l, none)
     return word(fields, DATA) if fields else 0
 
 
-@compiled
+@device_function
 def items_of(found, none):
     """Address of a list's items; 0 for None."""
     return word(found + HEAD, ITEMS) if found != none else 0
 
 
-@compiled
+@device_function
 def read_chain(job, layers, x, lists, activations, none, size, panels, kernels):
     """Fill the records of a chain from the objects themselves: x, the seven lists as below, and (code, parameter) of every layer."""
     weights, biases, zs = items_of(lists[0], none), items_of(lists[1], none), items_of(lists[2], none)
@@ -294,7 +295,7 @@ def read_chain(job, layers, x, lists, activations, none, size, panels, kernels):
         layer.dw_turned = 1 - (low_word(dw, FLAGS) & 1) if dw else 0
 
 
-@entry
+@driver
 def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, residual, room):
     layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
     read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
@@ -302,7 +303,7 @@ def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, 
     run_kernel(launcher, kernels[3], parts, job, (layers,))
 
 
-@entry
+@driver
 def _backward_chain(launcher, parts, kernels, x, lists, activations, none, size, dy, dx, room):
     layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
     read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
@@ -326,7 +327,7 @@ def _run_chain(driver, x, weights, activations, lists, ends):
     )  # fmt: skip
 
 
-@compiled
+@device_function
 def one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels):
     """A chain of one layer of contiguous x and w."""
     chain, layer = job[0], layers[0]
@@ -337,7 +338,7 @@ def one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels):
     layer.code, layer.parameter, layer.z, layer.y = code, parameter, address(z), address(y)
 
 
-@entry
+@driver
 def _forward(launcher, parts, kernels, x, w, b, residual, code, parameter, z, y, room):
     layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
     one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
@@ -345,7 +346,7 @@ def _forward(launcher, parts, kernels, x, w, b, residual, code, parameter, z, y,
     run_kernel(launcher, kernels[3], parts, job, ())
 
 
-@entry
+@driver
 def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx, dw, db, room):
     layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
     one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
@@ -369,7 +370,7 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
     residual = None if residual is None else np.ascontiguousarray(residual)
     if _is_one(x, weights):
         b = None if biases[0] is None else np.ascontiguousarray(biases[0])
-        arrays = x, weights[0], *given(x.dtype, 1, b), *given(x.dtype, 2, residual)
+        arrays = x, weights[0], *or_empty(x.dtype, 1, b), *or_empty(x.dtype, 2, residual)
         run(
             _operations(x, weights), _forward, _LAYER[x.dtype.char], *arrays, *activations[0], zs[0], outputs[0],
             scratch=(x.dtype, 0, SCRATCH),
@@ -387,7 +388,7 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
     """
     dy = np.ascontiguousarray(dy)
     if _is_one(x, weights) and dweights[0].flags.c_contiguous:
-        outs = dzs[0], *given(x.dtype, 2, dx), dweights[0], *given(x.dtype, 1, dbiases[0])
+        outs = dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0])
         run(
             _operations(x, weights), _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0],
             outputs[0], *outs, scratch=(x.dtype, 0, SCRATCH),
@@ -402,14 +403,14 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
 INFER_ROWS = 20 * ROWS
 
 
-@compiled
+@device_function
 def rows_at_once(rows, parts):
     """How many of its rows a part of infer takes through the chain at a time: it has buffers for so many."""
     grains = (rows + ROWS - 1) // ROWS
     return min(rows, INFER_ROWS, (grains + parts - 1) // parts * ROWS)
 
 
-@compiled
+@device_function
 def flat_layers(layers, table, parameters, params, grads, size):
     """Fill LAYER records from a table of offsets into params and grads (their addresses; grads 0: none)."""
     for l in range(len(table)):
@@ -429,7 +430,7 @@ def infer_part(part, parts, job, like):
     Behind the layers' records are as many for each part, which are its own.
     """
     whole = carray(job, 1)[0]
-    lo, hi = share(part, parts, whole.rows, ROWS)
+    lo, hi = thread_range(part, parts, whole.rows, ROWS)
     mine, layers_at = local(1, CHAIN), whole.layers + (part + 1) * whole.depth * LAYER_BYTES
     layers = carray(void_pointer(layers_at), whole.depth, LAYER)
     chain, size = mine[0], whole.itemsize
@@ -461,7 +462,7 @@ def infer_part(part, parts, job, like):
         forward_rows(chain, 0, 0, min(most, hi - i), panels, like)
 
 
-@entry
+@driver
 def _infer(launcher, parts, kernels, x, table, parameters, params, out, room):
     layers, job = np.empty((parts + 1) * len(table), LAYER), local_zeros(1, CHAIN)
     size = x.itemsize
@@ -481,7 +482,7 @@ _LAYER = Addresses(gemm_part, activate_part, differentiate_part, forward_part, b
 
 
 def dense_chain_infer(x, layers, parameters, params, out):
-    """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
+    """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
     run(
         2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out,
         scratch=(x.dtype, 0, SCRATCH),

@@ -16,11 +16,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .activation import activate
+from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.intrinsics import (
+    Emitter,
+    address,
+    address_or_null,
+    advance,
+    lanes,
+    local_zeros,
+    pointer,
+    run_kernel,
+    void_pointer,
+)
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, map_arrays
 from .gemm import clear
-from .jit import Addresses, compiled, entry, given, kernel
-from .loops import add, zipped
-from .parallel import run, share
-from .simd import Emitter, address, address_or_null, advance, lanes, local_zeros, pointer, run_kernel, void_pointer
 
 # taps (n_taps, 3): row and column of the image, seen from the pixel's own, and which of w's; columns first..last of the output have all
 # their taps' columns in the image. out_*: values from one image, row and pixel of the output to the next. zeros: a row of the image,
@@ -166,7 +176,7 @@ four_pixels, one_pixel = _pixels(PIXELS), _pixels(1)
 three_taps, one_tap = _weights(TAPS), _weights(1)
 
 
-@compiled
+@device_function
 def place_taps(g, sources, image, i, j, weights):
     """Where the taps of the output's pixel (i, j) and their rows of the weights, at an address, lie: to sources (n_taps, 2)."""
     taps = carray(void_pointer(g.taps), (g.n_taps, 3), np.int64)
@@ -183,7 +193,7 @@ def depthwise_part(part, parts, job, like):
     g = carray(job, 1)[0]
     C, table = g.C, g.sources + part * g.n_taps * 16
     sources, b, step = carray(void_pointer(table), (g.n_taps, 2), np.int64), pointer(g.b, like), g.step_w * g.C
-    lo, hi = share(part, parts, g.N * g.rows, 1)
+    lo, hi = thread_range(part, parts, g.N * g.rows, 1)
     for line in range(lo, hi):
         image, i = line // g.rows, line % g.rows
         at = image * g.out_image + i * g.out_row
@@ -203,7 +213,7 @@ def depthwise_part(part, parts, job, like):
         if g.y:
             n = g.columns * C
             if g.residual:
-                zipped(add, n, (z, advance(pointer(g.residual, like), at)), (z,), ())
+                map_arrays(add, n, (z, advance(pointer(g.residual, like), at)), (z,), ())
             activate(g.code, g.parameter, g.columns, C, z, advance(pointer(g.y, like), at))
 
 
@@ -213,7 +223,7 @@ def depthwise_weights_part(part, parts, job, like):
     g = carray(job, 1)[0]
     C, table = g.C, g.sources + part * g.n_taps * 16
     sources = carray(void_pointer(table), (g.n_taps, 2), np.int64)
-    lo, hi = share(part, parts, C, SIDE_BY_SIDE * lanes(like))
+    lo, hi = thread_range(part, parts, C, SIDE_BY_SIDE * lanes(like))
     for t in range(g.n_taps if lo < hi else 0):
         clear(hi - lo, advance(pointer(g.dw, like), t * C + lo))
     for line in range(g.N * g.rows if lo < hi else 0):
@@ -237,7 +247,7 @@ def depthwise_weights_part(part, parts, job, like):
             j += n
 
 
-@compiled
+@device_function
 def describe(g, x, rows, columns, stride, taps, sources, zeros):
     """Taps (n_taps, 3) over x (N, H, W, C), for so many rows and columns of the output."""
     g.N, g.H, g.W, g.C = x.shape
@@ -249,13 +259,13 @@ def describe(g, x, rows, columns, stride, taps, sources, zeros):
         g.last = min(g.last, (g.step_w - 1 + g.W - taps[t, 1]) // g.step_w)
 
 
-@compiled
+@device_function
 def rooms(parts, n_taps, columns, step, like):
     """Sources (parts, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
     return np.empty((parts, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
-@entry
+@driver
 def _forward(launcher, parts, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
     sources, zeros = rooms(parts, len(taps), z.shape[2], stride[1], x)
     job = local_zeros(1, DEPTHWISE)
@@ -267,7 +277,7 @@ def _forward(launcher, parts, kernels, x, w, b, stride, taps, residual, code, pa
     run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
 
 
-@entry
+@driver
 def _inputs(launcher, parts, kernels, dz, w, stride, taps, n_taps, dx):
     """taps (phases, most taps, 3), of which a phase has n_taps (phases,): for the image's pixels by their place in the stride."""
     sources, zeros = rooms(parts, taps.shape[1], dx.shape[2], 1, dz)
@@ -284,7 +294,7 @@ def _inputs(launcher, parts, kernels, dz, w, stride, taps, n_taps, dx):
             run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
 
 
-@entry
+@driver
 def _weights_gradient(launcher, parts, kernels, x, dz, stride, taps, dw):
     sources, zeros = rooms(parts, len(taps), dz.shape[2], stride[1], x)
     job = local_zeros(1, DEPTHWISE)
@@ -307,8 +317,8 @@ def suits(x, w):
 def forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     """As conv2d_forward."""
     run(
-        COST * z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *given(x.dtype, 1, b), stride,
-        _taps(w.shape, pads, dilation), *given(x.dtype, 4, residual), *activation, z, y,
+        COST * z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride,
+        _taps(w.shape, pads, dilation), *or_empty(x.dtype, 4, residual), *activation, z, y,
     )  # fmt: skip
 
 

@@ -8,27 +8,11 @@ C must have unit column stride; where it has not, `matmul` turns the product aro
 import numpy as np
 from numba import carray
 
-from .jit import compiled, entry, inlined, kernel
-from .loops import add, zipped
-from .parallel import run, share
-from .simd import (
-    ROWS,
-    VECTORS,
-    WIDE,
-    address,
-    advance,
-    copy,
-    is_null,
-    lanes,
-    local,
-    microkernel,
-    pointer,
-    prefetch,
-    provide_microkernel,
-    run_kernel,
-    transpose,
-    vector_bits,
-)
+from .engine.compile import device_function, driver, inline_function, kernel
+from .engine.intrinsics import address, advance, copy, is_null, lanes, local, pointer, prefetch, run_kernel, vector_bits
+from .engine.microkernel import ROWS, VECTORS, WIDE, microkernel, provide_microkernel, transpose
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, map_arrays
 
 VECTOR_BYTES = vector_bits() // 8
 # a block of B stays in the second-level cache, which gives it back as fast as it is used, and leaves room there for what else the
@@ -47,7 +31,7 @@ TURNED_AT, TURNED_SIZE = A_SCRATCH + B_SCRATCH, TURNED_ROWS * TURNED_COLUMNS
 SCRATCH = TURNED_AT + TURNED_SIZE
 
 
-@inlined
+@inline_function
 def copy_strided(n, source, step, target):
     """target[i] = source[i * step] for i < n."""
     to = carray(target, n)
@@ -55,7 +39,7 @@ def copy_strided(n, source, step, target):
         to[i] = carray(advance(source, i * step), 1)[0]
 
 
-@inlined
+@inline_function
 def clear(n, target):
     """target[i] = 0 for i < n."""
     to = carray(target, n)
@@ -63,13 +47,13 @@ def clear(n, target):
         to[i] = 0
 
 
-@inlined
+@inline_function
 def tile_rows(left):
     """Rows of the next tile. The last two share theirs evenly: a tile of a row or two would wait for its own additions."""
     return (left + 1) // 2 if ROWS < left < 2 * ROWS else min(ROWS, left)
 
 
-@compiled
+@device_function
 def pack_b(kc, nc, b, b_row, b_col, panels, depth):
     """Panels of VECTORS vectors' columns, each (depth, width) contiguous, of which kc rows are written, and no columns past the last."""
     n = lanes(b)
@@ -96,7 +80,7 @@ def pack_b(kc, nc, b, b_row, b_col, panels, depth):
             copy_strided(columns, advance(block, k * b_row), b_col, advance(panel, k * width))
 
 
-@compiled
+@device_function
 def pack_a(mc, kc, a, a_row, a_col, panels):
     """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k.
 
@@ -133,7 +117,7 @@ def pack_a(mc, kc, a, a_row, a_col, panels):
         i, t = i + rows, t + 1
 
 
-@compiled
+@device_function
 def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start, start_row, start_col, c, c_row):
     """One block of C, a row of tiles after another: a tile of A stays in the first-level cache and B streams past it.
 
@@ -153,7 +137,7 @@ def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start
         i, t = i + rows, t + 1
 
 
-@compiled
+@device_function
 def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row):
     """At most three rows: wider tiles, over B where it lies."""
     wide, width = lanes(c) * WIDE[M], VECTORS * lanes(c)
@@ -165,7 +149,7 @@ def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c,
         j += columns
 
 
-@compiled
+@device_function
 def panel_tiles(mc, nc, K, a, a_row, panels, start, start_row, c, c_row):
     """C = start + A @ B for B in panels over all of K, block by block as above. A null start is zero, start_row 0 a bias."""
     width, start_col, itemsize = VECTORS * lanes(c), 1, VECTOR_BYTES // lanes(c)
@@ -186,14 +170,14 @@ def panel_tiles(mc, nc, K, a, a_row, panels, start, start_row, c, c_row):
             )  # fmt: skip
 
 
-@inlined
+@inline_function
 def reads_well(length, stride, itemsize):
     """Whether so many values a stride apart share the first-level cache: its sets repeat every 4 KiB, and 64 bytes are one line."""
     step = abs(stride) * itemsize
     return length * max(64, step & -step) <= SPREAD_IN_CACHE
 
 
-@inlined
+@inline_function
 def copies_a(N, k_block, a_row, a_col, itemsize):
     """Whether A goes into panels: where its rows lie transposed, and too far apart for the lines they share to stay in cache, or where
     they lie multiples of 2 KiB apart, which the first-level cache keeps in few places, and enough columns make up for it.
@@ -203,7 +187,7 @@ def copies_a(N, k_block, a_row, a_col, itemsize):
     return not reads_well(k_block, a_col, itemsize)
 
 
-@compiled
+@device_function
 def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
     """C[M, N] = start + A[M, K] @ B[K, N]; start null is zero, start_row 0 a bias, start = c accumulates; panels: SCRATCH values."""
     start_col = 1
@@ -246,8 +230,8 @@ def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_ro
                 )  # fmt: skip
 
 
-@compiled
-def turn(rows, columns, source, source_row, target, target_row):
+@device_function
+def transpose_rows(rows, columns, source, source_row, target, target_row):
     """target = source^T, for source (rows, columns)."""
     n = lanes(source)
     whole_rows, whole_columns = rows - rows % n, columns - columns % n
@@ -261,7 +245,7 @@ def turn(rows, columns, source, source_row, target, target_row):
         )
 
 
-@compiled
+@device_function
 def blocked_sums(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels, none):
     """`blocked` of a long K, in blocks of LONG: one chain of so many terms would lose digits. none: a null pointer."""
     room, columns = advance(panels, TURNED_AT), min(N, TURNED_SIZE // ROWS)
@@ -277,7 +261,7 @@ def blocked_sums(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c,
                 blocked(m, n, depth, a_k, a_row, a_col, b_k, b_row, b_col, none, 0, room, n, panels)
                 for r in range(m):
                     c_r = advance(c_ij, r * c_row)
-                    zipped(add, n, (c_r, advance(room, r * n)), (c_r,), ())
+                    map_arrays(add, n, (c_r, advance(room, r * n)), (c_r,), ())
 
 
 # start: 0 is zero, and with start_row 0 a bias; start = c accumulates; sums: 1 where K is a batch's rows, which may be many
@@ -296,11 +280,11 @@ def gemm_part(part, parts, job, like):
     """
     g = carray(job, 1)[0]
     width = VECTORS * lanes(like)
-    rows, columns = share(part, parts, g.M, ROWS), (0, g.N)
+    rows, columns = thread_range(part, parts, g.M, ROWS), (0, g.N)
     n_panels = (g.N + width - 1) // width
     idle = (parts - n_panels % parts) % parts
     if 8 * idle <= n_panels and (g.a_col == 1 or g.N >= g.M):
-        rows, columns = (0, g.M), share(part, parts, g.N, width)
+        rows, columns = (0, g.M), thread_range(part, parts, g.N, width)
     M, N = rows[1] - rows[0], columns[1] - columns[0]
     if M == 0 or N == 0:
         return
@@ -324,10 +308,10 @@ def gemm_part(part, parts, job, like):
         a_i = advance(a, i * a_row)
         blocked(m, N, g.K, a_i, a_row, a_col, b, b_row, b_col, start, g.start_row, target, target_row, panels)
         if turns:
-            turn(m, N, target, target_row, advance(c, i), c_row)
+            transpose_rows(m, N, target, target_row, advance(c, i), c_row)
 
 
-@compiled
+@device_function
 def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
     """Fill a GEMM record."""
     g = job[0]
@@ -338,7 +322,7 @@ def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c
     g.c, g.c_row, g.panels, g.sums = c, c_row, panels, 0
 
 
-@entry
+@driver
 def _matmul(launcher, parts, function, a, b, out, accumulate, room):
     job, size, panels = local(1, GEMM), out.itemsize, address(room)
     a_row, a_col, b_row, b_col = a.strides[0] // size, a.strides[1] // size, b.strides[0] // size, b.strides[1] // size

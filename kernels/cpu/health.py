@@ -11,14 +11,15 @@ import math
 import numpy as np
 from numba import carray
 
-from .. import names
-from .jit import compiled, entry, kernel
-from .lanes import about_first, change, change_wide, judge, largest_and_zeros, value_of
-from .lists import ADDRESS, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
-from .loops import squares
+from .. import types
+from .engine.array_table import ADDRESS, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
+from .engine.compile import device_function, driver, kernel
+from .engine.intrinsics import address, address_of, advance, data, local, pointer, real, run_kernel, void_pointer
+from .engine.microkernel import ROWS
+from .engine.reductions import about_first, change, change_wide, max_and_zero_count, output_statistics, value_of
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import squares
 from .loss import total
-from .parallel import address_of, run, share
-from .simd import ROWS, address, advance, data, local, pointer, real, run_kernel, void_pointer
 
 # values that are looked at while they are in the first cache
 BLOCK = 2048
@@ -29,18 +30,18 @@ OFF = 64
 TINY = 1e-280
 
 
-@compiled
+@device_function
 def padded(units):
     """Flags of so many units, up to whole vectors."""
     return (units + 15) // 16 * 16
 
 
-@compiled
+@device_function
 def look_at_block(rows, columns, y, bands, alive, sums):
     """A block of outputs (rows, columns): sums (3,) = its mean, the sum of squares about it, and how many are saturated."""
     n, one = rows * columns, carray(y, 1)[0]
     low, high, flat_low, flat_high = real(bands[0], one), real(bands[1], one), real(bands[2], one), real(bands[3], one)
-    total, square, sums[2] = judge(y, rows, columns, alive, low, high, flat_low, flat_high)
+    total, square, sums[2] = output_statistics(y, rows, columns, alive, low, high, flat_low, flat_high)
     # also where the first value is so far off that the difference would lose bits
     if not (LEAST < square < MOST and square < OFF * (square - total * total / n)):
         total, square = about_first(y, n)
@@ -48,7 +49,7 @@ def look_at_block(rows, columns, y, bands, alive, sums):
     sums[1] = 0.0 if rest < 0 else rest
 
 
-@compiled
+@device_function
 def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
     """Rows lo..hi of outputs y, lo a multiple of grain: blocks of `grain` rows, of which sums (blocks, 3) are written, and flags."""
     flags = carray(alive, padded(columns))
@@ -60,7 +61,7 @@ def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
         look_at_block(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
 
 
-@compiled
+@device_function
 def moved(before, after, n, totals):
     """totals (2,): the sums of the squares of after - before, and of before."""
     totals[0], totals[1] = change(before, after, n)
@@ -68,7 +69,7 @@ def moved(before, after, n, totals):
         totals[0], totals[1] = change_wide(before, after, n)
 
 
-@compiled
+@device_function
 def sum_moved(totals, first, last):
     """Both sums of the blocks first..last."""
     change_square, square = 0.0, 0.0
@@ -77,7 +78,7 @@ def sum_moved(totals, first, last):
     return change_square, square
 
 
-@compiled
+@device_function
 def join(rows, columns, grain, sums, found):
     """found (4,): mean, spread and saturated share, from the sums of blocks; dead stays."""
     blocks, n = (rows + grain - 1) // grain, rows * columns
@@ -96,7 +97,7 @@ def join(rows, columns, grain, sums, found):
     found[2] = saturated / n if n else 0.0
 
 
-@compiled
+@device_function
 def dead(rows, columns, parts, stride, alive):
     """The share of columns without a flag of any part; parts' flags begin `stride` apart."""
     if rows == 0 or columns == 0:
@@ -112,7 +113,7 @@ def dead(rows, columns, parts, stride, alive):
     return 1 - alive_columns / columns
 
 
-@compiled
+@device_function
 def scaled_norm(values, n, largest):
     """The norm of values whose squares vanish or overflow."""
     total, x = 0.0, carray(values, n)
@@ -122,7 +123,7 @@ def scaled_norm(values, n, largest):
     return total
 
 
-@compiled
+@device_function
 def not_finite(values, n):
     found, x = 0, carray(values, n)
     for i in range(n):
@@ -130,7 +131,7 @@ def not_finite(values, n):
     return found
 
 
-@compiled
+@device_function
 def describe_gradient(squared, largest, zeros, pieces, found):
     """found (4,): norm, largest magnitude, share of zeros, and how many are not finite. pieces: (values, how many) of the gradient."""
     n, bad = 0, 0
@@ -146,7 +147,7 @@ def describe_gradient(squared, largest, zeros, pieces, found):
     found[0], found[1], found[2], found[3] = norm, largest, zeros / max(n, 1), bad
 
 
-@compiled
+@device_function
 def ratio(moved, weight):
     """||dw|| / ||w|| from their squares."""
     if moved == 0:
@@ -159,11 +160,11 @@ def ratio(moved, weight):
 WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
 # what Python asks for: see names.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
-KINDS = len(names.HEALTH)
+KINDS = len(types.HEALTH)
 WORDS = len(WATCH.names)
 
 
-@compiled
+@device_function
 def sizes_of(table, batch_size, parts):
     """Blocks of rows, and units of all layers, in whole vectors."""
     units = 0
@@ -172,14 +173,14 @@ def sizes_of(table, batch_size, parts):
     return (batch_size + ROWS - 1) // ROWS, units
 
 
-@compiled
+@device_function
 def watch_size(table, batch_size, parts, changes):
     """Words that a WATCH and what it names take."""
     blocks, units = sizes_of(table, batch_size, parts)
     return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
 
 
-@compiled
+@device_function
 def describe_watch(watch, health, table, batch_size, parts, changes):
     """A WATCH at the beginning of an array of float64, with room behind it."""
     w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
@@ -194,23 +195,23 @@ def describe_watch(watch, health, table, batch_size, parts, changes):
         totals[i] = 0
 
 
-@compiled
+@device_function
 def is_due(health, step):
     return step % carray(void_pointer(health), 1, HEALTH)[0].every == 0
 
 
-@compiled
+@device_function
 def report_of(w, batch):
     """(L, 9), what is told of a batch."""
     return carray(void_pointer(w.rows + 8 * batch * w.depth * KINDS), (w.depth, KINDS), np.float64)
 
 
-@compiled
+@device_function
 def watch_of(address):
     return carray(void_pointer(address), 1, WATCH)[0]
 
 
-@compiled
+@device_function
 def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
     """Rows lo..hi of a layer's output, which begins at y; `before`: flags of the layers before it."""
     w = watch_of(watch)
@@ -220,7 +221,7 @@ def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
     look_at_rows(lo, hi, ROWS, columns, pointer(y, like), bands, alive, sums)
 
 
-@compiled
+@device_function
 def begin_look(watch, part, l):
     """The part has seen nothing of a layer's gradient."""
     w = watch_of(watch)
@@ -228,17 +229,17 @@ def begin_look(watch, part, l):
     look[0], look[1] = 0, 0
 
 
-@compiled
+@device_function
 def look_at_gradient(watch, part, l, values, n):
     """n values more of the part's gradient of a layer's weights."""
     w = watch_of(watch)
     look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
-    largest, zeros = largest_and_zeros(values, n)
+    largest, zeros = max_and_zero_count(values, n)
     look[0] = max(look[0], largest)
     look[1] += zeros
 
 
-@compiled
+@device_function
 def report_layers(watch, batch, parts, rows, table, grads, norms):
     """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far. watch: an array."""
     w, first, before = watch_of(address(watch)), 0, 0
@@ -252,7 +253,7 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
         values, bias = data(grads[table[l, 2] :]), data(grads)
         if b >= 0:
             bias = data(grads[b:])
-            more, none = largest_and_zeros(bias, n_out)
+            more, none = max_and_zero_count(bias, n_out)
             squared, largest, zeros = squared + squares(bias, n_out), max(largest, more), zeros + none
         pieces = (values, n_in * n_out), (bias, n_out if b >= 0 else 0)
         describe_gradient(squared, value_of(largest, values), zeros, pieces, found[l])
@@ -263,7 +264,7 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
         first, before = first + n_in, before + padded(n_out)
 
 
-@compiled
+@device_function
 def report_updates(watch, batch, table, arrays):
     """Tell of a batch's updates; watch: an array; arrays: a table of w and b of every layer."""
     w, a = watch_of(address(watch)), 0
@@ -295,16 +296,16 @@ def look_at_arrays_part(part, parts, job, like):
     t = rows_at(g.table, g.n)
     sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
     looks = carray(void_pointer(g.looks), (t[g.n, SUMS], 2), np.int64)
-    lo, hi = share(part, parts, t[g.n, START], 64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
         x, size, place = advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at), sums_of(t, a, at)
         sums[place] = squares(x, size)
-        looks[place, 0], looks[place, 1] = largest_and_zeros(x, size)
+        looks[place, 0], looks[place, 1] = max_and_zero_count(x, size)
         a, at = next_block(t, g.n, a, at)
 
 
-@entry
+@driver
 def _look_at_arrays(launcher, parts, function, like, t, n, found):
     sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
     job = local(1, GRADIENTS)
@@ -332,7 +333,7 @@ def array_health(arrays, found):
 OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
 
 
-@compiled
+@device_function
 def rows_in_block(columns):
     return max(1, BLOCK // max(columns, 1))
 
@@ -347,20 +348,20 @@ def look_at_outputs_part(part, parts, job, like):
     for a in range(g.n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
-        lo, hi = share(part, parts, rows, grain)
+        lo, hi = thread_range(part, parts, rows, grain)
         n = (rows + grain - 1) // grain
         sums = carray(void_pointer(g.sums + blocks * 24), (n, 3), np.float64)
         look_at_rows(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
         alive, blocks = advance(alive, padded(columns)), blocks + n
 
 
-@compiled
+@device_function
 def dead_of(rows, columns, parts, stride, alive, first):
     """`dead` of flags that begin with number `first` of an array."""
     return dead(rows, columns, parts, stride, advance(data(alive), first))
 
 
-@entry
+@driver
 def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
     n, blocks, units = len(outputs), 0, 0
     for a in range(n):

@@ -9,10 +9,10 @@ from numba import carray
 
 from ..reference import orthogonal
 from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
-from .dropout import GAMMA, mixed
-from .jit import inlined, kernel
-from .parallel import address_of, launch, share
-from .simd import advance, local, pointer, real
+from .engine.compile import inline_function, kernel
+from .engine.intrinsics import address_of, advance, local, pointer, real
+from .engine.random import GAMMA, mixed
+from .engine.thread_pool import launch, thread_range
 
 __all__ = ["normal", "orthogonal", "uniform"]
 
@@ -28,7 +28,7 @@ NORMALS = 2 * BLOCK
 UNIFORM_COST, NORMAL_COST = 16, 24
 
 
-@inlined
+@inline_function
 def radius(high):
     shifted = np.int32(np.float32(np.float32(high) + UNIT).view(np.int32) + TO_ROOT)
     k = np.float32(np.int32(np.int32(shifted >> 23) - EXPONENTS))
@@ -38,7 +38,7 @@ def radius(high):
     return np.sqrt(-TWO_LN2 * k - TWO * s * (TWO + x * (((L[3] * x + L[2]) * x + L[1]) * x + L[0])))
 
 
-@inlined
+@inline_function
 def normals(high, low):
     r = radius(high)
     r = -r if np.int32(low & TURNS) else r
@@ -53,7 +53,7 @@ def normals(high, low):
 @kernel(DRAW)
 def uniform_part(part, parts, job, like):
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, g.size, 64)
+    lo, hi = thread_range(part, parts, g.size, 64)
     out = carray(advance(pointer(g.out, like), lo), hi - lo)
     state, start, scale = g.key + np.uint64(lo) * GAMMA, g.start, g.scale
     for i in range(hi - lo):
@@ -65,7 +65,7 @@ def uniform_part(part, parts, job, like):
 @kernel(DRAW)
 def normal_part(part, parts, job, like):
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, (g.size + 1) // 2, BLOCK)
+    lo, hi = thread_range(part, parts, (g.size + 1) // 2, BLOCK)
     high, low, z = local(BLOCK, np.int32), local(BLOCK, np.int32), local(NORMALS, np.float32)
     mean, std = g.start, g.scale
     for first in range(lo, hi, BLOCK):

@@ -3,21 +3,21 @@
 import numpy as np
 from numba import carray
 
-from .. import names
-from . import vmath
-from .jit import compiled, entry, inlined, kernel
-from .loops import each
-from .parallel import address_of, launch, share
-from .simd import advance, data, local_zeros, pointer, real, void_pointer
+from .. import types
+from .engine import vector_math
+from .engine.compile import device_function, driver, inline_function, kernel
+from .engine.intrinsics import address_of, advance, data, local_zeros, pointer, real, void_pointer
+from .engine.thread_pool import launch, thread_range
+from .engine.vector_loops import map_values
 
 
-@inlined
+@inline_function
 def times(t, log_p):
     """t log_p, where 0 times an infinity is 0, and 0 times NaN is NaN."""
     return real(0, t) if t == real(0, t) and abs(log_p) == real(np.inf, t) else t * log_p
 
 
-@compiled
+@device_function
 def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
     """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
     a row of ten leaves most of its vectors empty. A label of no class makes its row NaN: they are compared where they are used, since
@@ -36,7 +36,7 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
             ls[i] = real(0, scale)
             for j in range(n):
                 ls[i] -= times(ts[at + j], dzs[at + j])
-    each(vmath.exp, rows * n, dz, dz, ())
+    map_values(vector_math.exp, rows * n, dz, dz, ())
     for i in range(rows):
         at, weight, total = i * n, real(1, scale), real(0, scale)
         for j in range(n):
@@ -46,7 +46,7 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
             weight = real(0, scale)
             for j in range(n):
                 weight += ts[at + j]
-        ls[i] += weight * vmath.log(total)
+        ls[i] += weight * vector_math.log(total)
         if by_class:
             label = labels[i]
             if not 0 <= label < n:
@@ -60,18 +60,18 @@ def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
                 dzs[at + j] = dzs[at + j] * (weight * factor) - ts[at + j] * scale
 
 
-@compiled
+@device_function
 def binary_cross_entropy_values(n, z, t, losses, dz, scale):
     zs, ts, ls, dzs = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n)
     for j in range(n):
         # max(z, 0) - z t, without a difference of infinities
         weight = real(1, scale) - ts[j] if zs[j] > real(0, scale) else ts[j]
-        ls[j] = times(weight, abs(zs[j])) + vmath.softplus(-abs(zs[j]))
+        ls[j] = times(weight, abs(zs[j])) + vector_math.softplus(-abs(zs[j]))
     for j in range(n):
-        dzs[j] = (vmath.sigmoid(zs[j]) - ts[j]) * scale
+        dzs[j] = (vector_math.sigmoid(zs[j]) - ts[j]) * scale
 
 
-@compiled
+@device_function
 def mse_values(n, y, t, losses, dy, scale):
     ys, ts, ls, dys = carray(y, n), carray(t, n), carray(losses, n), carray(dy, n)
     for j in range(n):
@@ -80,7 +80,7 @@ def mse_values(n, y, t, losses, dy, scale):
         dys[j] = real(2, scale) * (ys[j] - ts[j]) * scale
 
 
-@compiled
+@device_function
 def total(source, n):
     """The sum of n values in float64, in eight chains that do not wait for each other."""
     sums, values = local_zeros(8, np.float64), carray(source, n)
@@ -93,11 +93,11 @@ def total(source, n):
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
-@compiled
+@device_function
 def poisson_nll_values(n, z, t, losses, dz, scale):
     zs, ts, ls, dzs = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n)
     for j in range(n):
-        dzs[j] = vmath.exp(zs[j])
+        dzs[j] = vector_math.exp(zs[j])
     for j in range(n):
         ls[j] = dzs[j] - times(ts[j], zs[j])
         dzs[j] = (dzs[j] - ts[j]) * scale
@@ -110,25 +110,25 @@ LOSS = np.dtype([(name, "i8") for name in "kind rows columns y labels target los
 @kernel(LOSS)
 def loss_part(part, parts, job, like):
     t = carray(job, 1)[0]
-    lo, hi = share(part, parts, t.rows, 1)
+    lo, hi = thread_range(part, parts, t.rows, 1)
     n = t.columns
     if n == 0:
         return
     scale = real(t.scale, carray(pointer(t.dy, like), 1)[0])
     y, target = advance(pointer(t.y, like), lo * n), advance(pointer(t.target, like), lo * n)
     dy, losses = advance(pointer(t.dy, like), lo * n), pointer(t.losses, like)
-    if t.kind == names.CROSS_ENTROPY:
+    if t.kind == types.CROSS_ENTROPY:
         labels = carray(void_pointer(t.labels + lo * 8), hi - lo, np.int64)
         cross_entropy_rows(hi - lo, n, y, labels, t.labels != 0, target, advance(losses, lo), dy, scale)
-    elif t.kind == names.BINARY_CROSS_ENTROPY:
+    elif t.kind == types.BINARY_CROSS_ENTROPY:
         binary_cross_entropy_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
-    elif t.kind == names.MSE:
+    elif t.kind == types.MSE:
         mse_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
     else:
         poisson_nll_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
 
 
-@entry
+@driver
 def _total(values):
     return total(data(values), values.size)
 
@@ -139,7 +139,7 @@ COST = 32
 
 def _launch(kind, y, target, losses, dy, scale):
     """The loss of contiguous copies; an elementwise one takes any shape, as one row."""
-    shape = y.shape if kind == names.CROSS_ENTROPY else (1, y.size)
+    shape = y.shape if kind == types.CROSS_ENTROPY else (1, y.size)
     arrays = [np.ascontiguousarray(a) for a in (y, target)] + [
         np.zeros(losses.shape, y.dtype),
         np.empty(y.shape, y.dtype),
@@ -154,19 +154,19 @@ def _launch(kind, y, target, losses, dy, scale):
 
 def cross_entropy(logits, labels, losses, dlogits, scale):
     """losses (N,) and dlogits (N, C) are written; labels int64 (N,) or of the logits' dtype (N, C)."""
-    return _launch(names.CROSS_ENTROPY, logits, labels, losses, dlogits, scale)
+    return _launch(types.CROSS_ENTROPY, logits, labels, losses, dlogits, scale)
 
 
 def binary_cross_entropy(logits, targets, losses, dlogits, scale):
     """losses and dlogits are written, of the logits' shape."""
-    return _launch(names.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
+    return _launch(types.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
 
 
 def mse(y, target, losses, dy, scale):
     """losses and dy are written, of y's shape."""
-    return _launch(names.MSE, y, target, losses, dy, scale)
+    return _launch(types.MSE, y, target, losses, dy, scale)
 
 
 def poisson_nll(z, target, losses, dz, scale):
     """losses and dz are written, of z's shape."""
-    return _launch(names.POISSON_NLL, z, target, losses, dz, scale)
+    return _launch(types.POISSON_NLL, z, target, losses, dz, scale)

@@ -11,15 +11,10 @@ Thread `part` of `parts` has the positions part, part + parts, ... in the order 
 import numpy as np
 from numba import carray
 
-from . import vmath
 from .dense import SUMMED_ROWS
-from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, turn
-from .jit import Addresses, compiled, entry, given, inlined, kernel
-from .loops import add, add_times, each, squares, times, zipped
-from .parallel import run, share
-from .rows import offsets_of
-from .simd import (
-    VECTORS,
+from .engine import vector_math
+from .engine.compile import Addresses, device_function, driver, inline_function, kernel, or_empty
+from .engine.intrinsics import (
     address,
     address_at,
     address_or_null,
@@ -31,11 +26,15 @@ from .simd import (
     local,
     local_zeros,
     pointer,
-    provide_microkernel,
     real,
     run_kernel,
     void_pointer,
 )
+from .engine.microkernel import VECTORS, provide_microkernel
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, add_times, map_arrays, map_values, squares, times
+from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, transpose_rows
+from .packing import offsets_of
 
 PACK = np.dtype([(name, "i8") for name in "depth K start N w w_row w_col panels".split()])
 LSTM = np.dtype(
@@ -60,7 +59,7 @@ def pack_part(part, parts, job, like):
     """The part's columns of w (K, N) into panels of this depth, where they are the columns from `start` on."""
     g = carray(job, 1)[0]
     width = VECTORS * lanes(like)
-    lo, hi = share(part, parts, g.N, width)
+    lo, hi = thread_range(part, parts, g.N, width)
     w, at = advance(pointer(g.w, like), lo * g.w_col), g.start + lo
     # they may begin in the middle of a panel, behind another w's
     rest = min(hi - lo, -at % width)
@@ -70,7 +69,7 @@ def pack_part(part, parts, job, like):
     pack_b(g.K, hi - lo - rest, advance(w, rest * g.w_col), g.w_row, g.w_col, to, g.depth)
 
 
-@compiled
+@device_function
 def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, start_row, c, c_row):
     """c (rows, N) = start + a (rows, K) @ w (K, N), which lies in panels where it has no strides; a null start is zero, start_row 0
     a bias.
@@ -89,14 +88,14 @@ def product(g, part, rows, N, K, a, a_row, w, w_row, w_col, start, start_row, c,
     call(g.gemm, 0, 1, job)
 
 
-@inlined
+@inline_function
 def cell(i, f, g, before):
     """c_t, twice: it is kept, and the state."""
     c = f * before + i * g
     return c, c
 
 
-@inlined
+@inline_function
 def gates_slopes(i, f, g, o, tanh_c, before, dr, dc):
     """dz of all four gates, and dc of the step before."""
     one = real(1, i)
@@ -106,7 +105,7 @@ def gates_slopes(i, f, g, o, tanh_c, before, dr, dc):
     )  # fmt: skip
 
 
-@inlined
+@inline_function
 def gates_slopes_peeping(i, f, g, o, tanh_c, before, dr, dc, p_i, p_f, p_o):
     one = real(1, i)
     dz_o = dr * tanh_c * o * (one - o)
@@ -115,7 +114,7 @@ def gates_slopes_peeping(i, f, g, o, tanh_c, before, dr, dc, p_i, p_f, p_o):
     return dz_i, dz_f, dz_g, dz_o, dc * f + (p_i * dz_i + p_f * dz_f)
 
 
-@compiled
+@device_function
 def under_way(part, parts, n):
     """How many of the first n positions are the part's."""
     return (n - part + parts - 1) // parts
@@ -168,13 +167,13 @@ def lstm_forward_part(part, parts, job, like):
     write_states(part, parts, order, H, state_c, H, g.c_n)
 
 
-@compiled
+@device_function
 def sum_before(part, parts, n):
     """Positions of the parts before this one."""
     return part * (n // parts) + min(part, n % parts)
 
 
-@compiled
+@device_function
 def read_states(part, parts, order, columns, source, states, states_row):
     """The rows of the part's sequences, in its order; zeros where there is no source."""
     for i in range(under_way(part, parts, len(order))):
@@ -185,28 +184,28 @@ def read_states(part, parts, order, columns, source, states, states_row):
             clear(columns, row)
 
 
-@compiled
+@device_function
 def write_states(part, parts, order, columns, states, states_row, target):
     for i in range(under_way(part, parts, len(order))):
         row = advance(pointer(target, states), order[part + i * parts] * columns)
         copy(columns, advance(states, i * states_row), row)
 
 
-@compiled
+@device_function
 def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, h):
     """One row's z to its gates, in place, and its c, tanh c and o tanh c."""
     i, f, g, o = z, advance(z, H), advance(z, 2 * H), advance(z, 3 * H)
     if peeps:
-        zipped(add_times, H, (i, peephole, state_c), (i,), ())
-        zipped(add_times, H, (f, advance(peephole, H), state_c), (f,), ())
-    each(vmath.sigmoid, 2 * H, i, i, ())
-    each(vmath.tanh, H, g, g, ())
-    zipped(cell, H, (i, f, g, state_c), (c, state_c), ())
+        map_arrays(add_times, H, (i, peephole, state_c), (i,), ())
+        map_arrays(add_times, H, (f, advance(peephole, H), state_c), (f,), ())
+    map_values(vector_math.sigmoid, 2 * H, i, i, ())
+    map_values(vector_math.tanh, H, g, g, ())
+    map_arrays(cell, H, (i, f, g, state_c), (c, state_c), ())
     if peeps:
-        zipped(add_times, H, (o, advance(peephole, 2 * H), c), (o,), ())
-    each(vmath.sigmoid, H, o, o, ())
-    each(vmath.tanh, H, c, tanh_c, ())
-    zipped(times, H, (o, tanh_c), (h,), ())
+        map_arrays(add_times, H, (o, advance(peephole, 2 * H), c), (o,), ())
+    map_values(vector_math.sigmoid, H, o, o, ())
+    map_values(vector_math.tanh, H, c, tanh_c, ())
+    map_arrays(times, H, (o, tanh_c), (h,), ())
 
 
 @kernel(LSTM, needs=provide_microkernel)
@@ -230,7 +229,7 @@ def lstm_backward_part(part, parts, job, like):
         for i in range(rows):
             row, dh = first + i * parts, advance(state_dh, i * state_row)
             if g.dh:
-                zipped(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,), ())
+                map_arrays(add, P, (dh, advance(pointer(g.dh, like), row * g.dh_row)), (dh,), ())
             if g.squares:
                 carray(void_pointer(g.squares), row + 1, np.float64)[row] = squares(dh, P)
             if g.w_proj:
@@ -253,7 +252,7 @@ def lstm_backward_part(part, parts, job, like):
             dr_i = advance(dr, i * H) if g.w_proj else advance(state_dh, i * state_row)
             if g.w_proj:
                 r = advance(pointer(g.r, like), row * H)
-                zipped(times, H, (advance(gates, 3 * H), tanh_c), (r,), ())
+                map_arrays(times, H, (advance(gates, 3 * H), tanh_c), (r,), ())
             gates_backward(H, gates, tanh_c, c_before, dr_i, pointer(g.peephole, like), g.peephole != 0, dz, dc)
         dz, dz_row = advance(pointer(g.dz, like), first * 4 * H), parts * 4 * H
         dxs, dxs_row = advance(pointer(g.dxs, like), first * g.C), parts * g.C
@@ -267,7 +266,7 @@ def lstm_backward_part(part, parts, job, like):
     write_states(part, parts, order, H, state_dc, H, g.dc_0)
 
 
-@compiled
+@device_function
 def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
     """One row's dr and dc to its dz, and dc of the step before, in place."""
     i, f, g, o = gates, advance(gates, H), advance(gates, 2 * H), advance(gates, 3 * H)
@@ -275,9 +274,9 @@ def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
     sources, targets = (i, f, g, o, tanh_c, c_before, dr, dc), (dz_i, dz_f, dz_g, dz_o, dc)
     if peeps:
         peepholes = peephole, advance(peephole, H), advance(peephole, 2 * H)
-        zipped(gates_slopes_peeping, H, sources + peepholes, targets, ())
+        map_arrays(gates_slopes_peeping, H, sources + peepholes, targets, ())
     else:
-        zipped(gates_slopes, H, sources, targets, ())
+        map_arrays(gates_slopes, H, sources, targets, ())
 
 
 GRADIENTS = np.dtype(
@@ -303,7 +302,7 @@ def weights_part(part, parts, job, like):
         summed(g, part, parts, H, P, pointer(g.r, like), H, pointer(g.total, like), pointer(g.dw_proj, like))
     if not g.dpeephole:
         return
-    lo, hi = share(part, parts, H, 16)
+    lo, hi = thread_range(part, parts, H, 16)
     n, offsets, order = hi - lo, offsets_of(g), carray(void_pointer(g.order), g.n, np.int64)
     # sums (3, n) of a block of rows, and of all blocks in float64
     sums = pointer(g.scratch + part * SCRATCH * g.itemsize, like)
@@ -320,14 +319,14 @@ def weights_part(part, parts, job, like):
             if p >= earlier:
                 before = advance(pointer(g.c_0, like), order[p] * H + lo)
             dz, c = advance(pointer(g.dz, like), row * 4 * H + lo), advance(pointer(g.c, like), row * H + lo)
-            zipped(add_times, n, (sums, dz, before), (sums,), ())
-            zipped(add_times, n, (advance(sums, n), advance(dz, H), before), (advance(sums, n),), ())
-            zipped(add_times, n, (advance(sums, 2 * n), advance(dz, 3 * H), c), (advance(sums, 2 * n),), ())
+            map_arrays(add_times, n, (sums, dz, before), (sums,), ())
+            map_arrays(add_times, n, (advance(sums, n), advance(dz, H), before), (advance(sums, n),), ())
+            map_arrays(add_times, n, (advance(sums, 2 * n), advance(dz, 3 * H), c), (advance(sums, 2 * n),), ())
             done += 1
             if done % SUMMED_ROWS == 0:
-                zipped(add, 3 * n, (totals, sums), (totals,), ())
+                map_arrays(add, 3 * n, (totals, sums), (totals,), ())
                 clear(3 * n, sums)
-    zipped(add, 3 * n, (totals, sums), (totals,), ())
+    map_arrays(add, 3 * n, (totals, sums), (totals,), ())
     of = carray(totals, 3 * n)
     for k in range(3):
         to = carray(advance(pointer(g.dpeephole, like), k * H + lo), n)
@@ -335,10 +334,10 @@ def weights_part(part, parts, job, like):
             to[j] = of[k * n + j] + (to[j] if g.accumulate else 0)
 
 
-@compiled
+@device_function
 def summed(g, part, parts, M, N, a, a_row, b, dw):
     """The part's columns of dw (M, N) = a (rows, M)^T @ b (rows, N), added to what dw holds if the gradients accumulate."""
-    lo, hi = share(part, parts, N, VECTORS * lanes(a))
+    lo, hi = thread_range(part, parts, N, VECTORS * lanes(a))
     if hi == lo or M == 0:
         return
     job, c = local(1, GEMM), address_at(advance(dw, lo))
@@ -350,12 +349,12 @@ def summed(g, part, parts, M, N, a, a_row, b, dw):
     call(g.gemm, 0, 1, job)
 
 
-@compiled
+@device_function
 def row_stride(array):
     return array.strides[0] // array.itemsize
 
 
-@compiled
+@device_function
 def describe_steps(
     g, launcher, parts, kernels, panels, mode, turned, x_in_time, w_ih, w_hh, sizes, projects, w_proj, rooms
 ):
@@ -383,7 +382,7 @@ def describe_steps(
         g.w_proj, g.w_proj_row, g.w_proj_col = readable(mode, turned, w_proj, (g.H, g.P), rooms[3])
 
 
-@compiled
+@device_function
 def describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
     """The arrays that both ways through time have in common."""
     g.n, g.order = len(order), address(order)
@@ -393,14 +392,14 @@ def describe_arrays(g, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c
     g.gates, g.c, g.tanh_c = address(gates), address_or_null(c), address_or_null(tanh_c)
 
 
-@compiled
+@device_function
 def strides_of(w, turned):
     """Of w, or its transpose if turned: from row to row and from column to column."""
     row, column = w.strides[0] // w.itemsize, w.strides[1] // w.itemsize
     return (column, row) if turned else (row, column)
 
 
-@compiled
+@device_function
 def fill(launcher, parts, kernels, turned, w, shape, panels, depth, start):
     """w of this shape, or its transpose if turned, into panels, behind `start` rows of another w, columns if turned."""
     job = local(1, PACK)
@@ -413,18 +412,18 @@ def fill(launcher, parts, kernels, turned, w, shape, panels, depth, start):
     run_kernel(launcher, kernels[PACK_PART], parts, job, ())
 
 
-@compiled
+@device_function
 def readable(mode, turned, w, shape, room):
     """w of this shape, or its transpose if turned, for products that read it as it lies: address and strides."""
     row, column = strides_of(w, turned)
     rows, columns = (shape[1], shape[0]) if turned else shape
     if column == 1 or (turned and mode == IN_PLACE):
         return address(w), row, column
-    turn(columns, rows, data(w), column, data(room), columns)
+    transpose_rows(columns, rows, data(w), column, data(room), columns)
     return address(room), columns, 1
 
 
-@compiled
+@device_function
 def multiply(launcher, function, parts, panels, M, N, K, a, a_row, b, b_row, b_col, start, c):
     """c (M, N) = start (N,) + a (M, K) @ b (K, N), by addresses."""
     job = local(1, GEMM)
@@ -432,7 +431,7 @@ def multiply(launcher, function, parts, panels, M, N, K, a, a_row, b, b_row, b_c
     run_kernel(launcher, function, parts, job, ())
 
 
-@entry
+@driver
 def _forward(
     launcher, parts, kernels, projects, xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse,
     gates, c, tanh_c, h, h_n, c_n, room_sizes, room,
@@ -453,7 +452,7 @@ def _forward(
     in_time(launcher, kernels[FORWARD_PART], parts, g.n, job)
 
 
-@compiled
+@device_function
 def mode_of(steps, n, parts):
     """How the products in time read their weights."""
     if steps <= FEW_STEPS:
@@ -461,14 +460,14 @@ def mode_of(steps, n, parts):
     return IN_ROWS if n <= FEW_ROWS * parts else IN_PANELS
 
 
-@compiled
+@device_function
 def cut(room, sizes):
     """Four arrays of these sizes from the beginning of room: see _room_sizes."""
     first, second, third = sizes[0], sizes[0] + sizes[1], sizes[0] + sizes[1] + sizes[2]
     return room[:first], room[first:second], room[second:third], room[third : third + sizes[3]]
 
 
-@compiled
+@device_function
 def in_time(launcher, function, parts, n, job):
     """Run a part of the above. A single sequence has nothing to share."""
     if n == 1:
@@ -477,7 +476,7 @@ def in_time(launcher, function, parts, n, job):
         run_kernel(launcher, function, parts, job, ())
 
 
-@entry
+@driver
 def _backward(
     launcher, parts, kernels, projects, has_dh, dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets,
     reverse, gates, c, tanh_c, h, dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate, room_sizes, room,
@@ -534,8 +533,8 @@ def lstm_forward(
     sizes = _room_sizes(w_ih, w_hh, w_proj, n, H)
     run(
         2 * len(xs) * columns * (C + len(w_hh)), _forward, _KERNELS[dtype.char], w_proj is not None,
-        xs[:0], w_ih[:0], w_hh[:0], *given(dtype, 1, b), *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
-        *given(dtype, 2, c, tanh_c), h[:0], h_n, c_n, sizes, scratch=(dtype, sum(sizes), SCRATCH + 2 * H),
+        xs[:0], w_ih[:0], w_hh[:0], *or_empty(dtype, 1, b), *or_empty(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates,
+        *or_empty(dtype, 2, c, tanh_c), h[:0], h_n, c_n, sizes, scratch=(dtype, sum(sizes), SCRATCH + 2 * H),
     )  # fmt: skip
 
 
@@ -554,8 +553,8 @@ def lstm_backward(
     shared = sum(sizes) + rows * (C + P + 1 + (0 if w_proj is None else H + P))
     run(
         4 * rows * 4 * H * (C + P), _backward, _KERNELS[dtype.char], w_proj is not None, dh is not None,
-        *given(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih[:0], w_hh[:0],
-        *given(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h[:0], dz,
-        *given(dtype, 2, dxs), dw_ih, dw_hh, *given(dtype, 1, db), *given(dtype, 2, dpeephole, dw_proj),
-        dh_0, dc_0, *given(np.dtype(np.float64), 1, squares), accumulate, sizes, scratch=(dtype, shared, SCRATCH),
+        *or_empty(dtype, 2, None if dh is None else dh[:0], dh_n, dc_n), xs[:0], w_ih[:0], w_hh[:0],
+        *or_empty(dtype, 2, peephole, w_proj), h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h[:0], dz,
+        *or_empty(dtype, 2, dxs), dw_ih, dw_hh, *or_empty(dtype, 1, db), *or_empty(dtype, 2, dpeephole, dw_proj),
+        dh_0, dc_0, *or_empty(np.dtype(np.float64), 1, squares), accumulate, sizes, scratch=(dtype, shared, SCRATCH),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, weight decay and update in one pass over memory.
 
-A rule is what happens to one value; `zipped` makes a loop of it. What a rule is given is worked out once a call, in float64: bias
+A rule is what happens to one value; `map_arrays` makes a loop of it. What a rule is given is worked out once a call, in float64: bias
 corrections are in `lr` and `correction`. Each value of Adam costs a square root and a division, whose unit bounds the speed
 while the arrays are in cache; beyond it memory does, with 28 bytes a float32.
 """
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import carray
 
-from .. import names
+from .. import types
 from .clip import (
     SCALE,
     SQUARE,
@@ -24,9 +24,7 @@ from .clip import (
     scale_part,
     sum_block,
 )
-from .health import moved, sum_moved
-from .jit import Addresses, compiled, entry, inlined, kernel
-from .lists import (
+from .engine.array_table import (
     ADDRESS,
     LENGTH,
     PLACE,
@@ -42,22 +40,25 @@ from .lists import (
     sums_of,
     table,
 )
-from .loops import each, squares, zipped
-from .parallel import address_of, run, share
-from .simd import (
+from .engine.compile import Addresses, device_function, driver, inline_function, kernel
+from .engine.intrinsics import (
     address,
+    address_of,
     address_or_null,
     advance,
     copy,
     data,
+    hide_alias,
     local,
     local_zeros,
     pointer,
     real,
     run_kernel,
-    unseen,
     void_pointer,
 )
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import map_arrays, map_values, squares
+from .health import moved, sum_moved
 
 # rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
 # outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
@@ -87,18 +88,18 @@ SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**
 STEP = 1e4
 
 
-@inlined
+@inline_function
 def gradient(g, p, scale, decay):
     """The clipped gradient, with L2 decay where there is any: 0 * p would turn an infinite p into NaN."""
     return g * scale + decay * p if decay != real(0, p) else g * scale
 
 
-@inlined
+@inline_function
 def sgd(p, g, scale, decay, shrink, lr):
     return (shrink * p - lr * gradient(g, p, scale, decay),)
 
 
-@inlined
+@inline_function
 def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
     """keep: what is kept of the velocity; at the first step it is the gradient itself."""
     d = gradient(g, p, scale, decay)
@@ -106,7 +107,7 @@ def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
     return shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v), v
 
 
-@inlined
+@inline_function
 def adam(p, g, m, v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
     d = gradient(g, p, scale, decay)
     m = beta1 * m + rest1 * d
@@ -114,7 +115,7 @@ def adam(p, g, m, v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, corre
     return shrink * p - lr * m / (np.sqrt(v) * correction + eps), m, v
 
 
-@inlined
+@inline_function
 def amsgrad(p, g, m, v, most, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
     d = gradient(g, p, scale, decay)
     m = beta1 * m + rest1 * d
@@ -124,7 +125,7 @@ def amsgrad(p, g, m, v, most, scale, decay, shrink, lr, beta1, beta2, rest1, res
     return shrink * p - lr * m / (np.sqrt(most) * correction + eps), m, v, most
 
 
-@inlined
+@inline_function
 def rmsprop(p, g, v, scale, decay, shrink, lr, beta2, rest2, inside, outside):
     """Adagrad's too, with 1 for beta2 and for rest2."""
     d = gradient(g, p, scale, decay)
@@ -132,7 +133,7 @@ def rmsprop(p, g, v, scale, decay, shrink, lr, beta2, rest2, inside, outside):
     return shrink * p - lr * (d / (np.sqrt(v + inside) + outside)), v
 
 
-@inlined
+@inline_function
 def momentum_rmsprop(p, g, m, v, scale, decay, shrink, lr, beta2, rest2, inside, outside, momentum):
     d = gradient(g, p, scale, decay)
     v = beta2 * v + rest2 * d * d
@@ -140,7 +141,7 @@ def momentum_rmsprop(p, g, m, v, scale, decay, shrink, lr, beta2, rest2, inside,
     return shrink * p - lr * m, m, v
 
 
-@compiled
+@device_function
 def update_values(t, n, params, grads, state):
     """Update n values, of which `state` is the first row's place."""
     if n == 0:
@@ -153,23 +154,23 @@ def update_values(t, n, params, grads, state):
     inside, outside = real(t.inside, one), real(t.outside, one)
     moments = common + (beta1, beta2, real(t.rest1, one), rest2, real(t.correction, one), outside)  # noqa: RUF005
     root = common + (beta2, rest2, inside, outside)  # noqa: RUF005
-    if t.optimizer == names.ADAM and t.rows == 2:
-        zipped(adam, n, (params, grads, state, second), (params, state, second), moments)
-    elif t.optimizer == names.ADAM:
+    if t.optimizer == types.ADAM and t.rows == 2:
+        map_arrays(adam, n, (params, grads, state, second), (params, state, second), moments)
+    elif t.optimizer == types.ADAM:
         third = advance(second, t.stride)
-        zipped(amsgrad, n, (params, grads, state, second, third), (params, state, second, third), moments)
-    elif t.optimizer != names.SGD and t.rows == 1:
-        zipped(rmsprop, n, (params, grads, state), (params, state), root)
-    elif t.optimizer != names.SGD:
-        zipped(momentum_rmsprop, n, (params, grads, state, second), (params, state, second), root + (beta1,))  # noqa: RUF005
+        map_arrays(amsgrad, n, (params, grads, state, second, third), (params, state, second, third), moments)
+    elif t.optimizer != types.SGD and t.rows == 1:
+        map_arrays(rmsprop, n, (params, grads, state), (params, state), root)
+    elif t.optimizer != types.SGD:
+        map_arrays(momentum_rmsprop, n, (params, grads, state, second), (params, state, second), root + (beta1,))  # noqa: RUF005
     elif t.rows:
         velocity = common + (beta1, real(t.keep1, one), real(t.nesterov, one))  # noqa: RUF005
-        zipped(momentum_sgd, n, (params, grads, state), (params, state), velocity)
+        map_arrays(momentum_sgd, n, (params, grads, state), (params, state), velocity)
     else:
-        zipped(sgd, n, (params, grads), (params,), common)
+        map_arrays(sgd, n, (params, grads), (params,), common)
 
 
-@compiled
+@device_function
 def update_watched(t, n, params, grads, state, before, totals):
     """update_values, and what it has moved; before: room for n values."""
     copy(n, params, before)
@@ -177,7 +178,7 @@ def update_watched(t, n, params, grads, state, before, totals):
     moved(before, params, n, carray(void_pointer(totals), 2, np.float64))
 
 
-@compiled
+@device_function
 def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     """Fill an UPDATE record; lr is the rate of this update, whatever hyper says."""
     t = job[0]
@@ -196,13 +197,13 @@ def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     t.lr, t.beta1, t.beta2, t.rest1, t.rest2 = lr, beta1, beta2, 1 - beta1, 1 - beta2
     t.correction, t.inside, t.outside = 1.0, 0.0, eps
     t.keep1, t.nesterov = 0.0 if step == 1 else beta1, form
-    if optimizer == names.ADAM:
+    if optimizer == types.ADAM:
         t.lr = lr / (1 - beta1**step)
         t.correction = 1 / math.sqrt(1 - beta2**step)
         if form:
             t.outside = eps * t.correction
     else:
-        if optimizer == names.ADAGRAD:
+        if optimizer == types.ADAGRAD:
             t.beta2, t.rest2 = 1.0, 1.0
         if form:
             t.inside, t.outside = eps, 0.0
@@ -213,29 +214,29 @@ def square_arrays_part(part, parts, job, like):
     g = carray(job, 1)[0]
     t = rows_at(g.grads, g.n)
     sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
-    lo, hi = share(part, parts, t[g.n, START], 64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
         sums[sums_of(t, a, at)] = squares(advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at))
         a, at = next_block(t, g.n, a, at)
 
 
-@inlined
+@inline_function
 def alive(x, mask):
     """0 for what is pruned, NaN too."""
     return (x if mask else real(0, x),)
 
 
-@compiled
-def bury(n, params, row, stride, rows, mask):
+@device_function
+def zero_pruned(n, params, row, stride, rows, mask):
     """Make n values that are pruned 0, and their state in every row."""
-    zipped(alive, n, (unseen(params), mask), (params,), ())
+    map_arrays(alive, n, (hide_alias(params), mask), (params,), ())
     for _ in range(rows):
-        zipped(alive, n, (unseen(row), mask), (row,), ())
+        map_arrays(alive, n, (hide_alias(row), mask), (row,), ())
         row = advance(row, stride)
 
 
-@compiled
+@device_function
 def sum_held(g, t, a, at, params, size):
     """The squares of a block of updated values, by unit."""
     place, width, room = sums_of(t, a, at), t[a, WIDTH], local(SUMS_AND_FACTORS, np.float64)
@@ -251,7 +252,7 @@ def update_arrays_part(part, parts, job, like):
     g = carray(job, 1)[0]
     t = carray(void_pointer(g.update), 1, UPDATE)[0]
     params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
-    lo, hi = share(part, parts, params[g.n, START], 64)
+    lo, hi = thread_range(part, parts, params[g.n, START], 64)
     a, at = previous_block(params, *first_block(params, g.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
         size, flat = block_size(params, a, at), params[a, PLACE] + at
@@ -263,15 +264,15 @@ def update_arrays_part(part, parts, job, like):
         else:
             update_values(t, size, p, d, row)
         if g.masks:
-            bury(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
-        if g.kind == names.MAX_VALUE:
-            each(clamped, size, p, p, (real(g.limit, carray(p, 1)[0]),))
-        elif g.kind != names.FREE:
+            zero_pruned(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
+        if g.kind == types.MAX_VALUE:
+            map_values(clamped, size, p, p, (real(g.limit, carray(p, 1)[0]),))
+        elif g.kind != types.FREE:
             sum_held(g, params, a, at, p, size)
         a, at = previous_block(params, a, at)
 
 
-@compiled
+@device_function
 def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals):
     """The update that a record describes, and what it leads to. kernels: update_arrays_part, norms_part and scale_part.
 
@@ -287,13 +288,13 @@ def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, 
     if held:
         h = carray(void_pointer(held), 1, HELD)[0]
         t.masks, t.kind, t.limit = h.masks, h.kind, h.limit
-        if t.kind == names.MAX_NORM or t.kind == names.MAX_NORM_EACH:
+        if t.kind == types.MAX_NORM or t.kind == types.MAX_NORM_EACH:
             project(launcher, parts, kernels, params, n, job, room, totals, carray(void_pointer(h.widths), n, np.int64))
             return
     run_kernel(launcher, kernels[0], parts, job, (room, totals))
 
 
-@compiled
+@device_function
 def project(launcher, parts, kernels, params, n, job, room, totals, widths):
     """Update, and scale what then has a larger norm than the limit. room and totals: as the job has them."""
     limit = job[0].limit
@@ -309,7 +310,7 @@ def project(launcher, parts, kernels, params, n, job, room, totals, widths):
     for a in range(n):
         if widths[a] == 0:
             norms[params[a, UNITS]] = 0
-    if job[0].kind == names.MAX_NORM:
+    if job[0].kind == types.MAX_NORM:
         norms[:] = norm_of_norms(norms, 2.0)
     any_larger = False
     for a in range(n):
@@ -324,7 +325,7 @@ def project(launcher, parts, kernels, params, n, job, room, totals, widths):
         run_kernel(launcher, kernels[2], parts, scale, (scales,))
 
 
-@compiled
+@device_function
 def norm_of(launcher, parts, kernel, arrays, n):
     """The norm of all values of a table's arrays. kernel: square_arrays_part."""
     sums, job = np.empty(arrays[n, SUMS]), local_zeros(1, ARRAYS)
@@ -336,12 +337,12 @@ def norm_of(launcher, parts, kernel, arrays, n):
     return math.sqrt(squared)
 
 
-@compiled
+@device_function
 def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
     """Whether the update of finite values may lead to what is not finite: a bound, by the norm of the gradients before scaling."""
     t, k = update[0], 0 if size == 4 else 1
     largest = norm * t.scale
-    if t.optimizer != names.SGD:
+    if t.optimizer != types.SGD:
         if max(t.inside, t.outside) < LEAST[k]:
             return True
         if t.decay != 0:
@@ -350,7 +351,7 @@ def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
     return not (largest <= SAFE[k] and t.beta1 <= 1 and t.lr * max(largest, STEP) <= LOST[k])
 
 
-@compiled
+@device_function
 def value_at(address, i, size):
     """Value number i of an array of float32 or float64."""
     if size == 4:
@@ -358,14 +359,14 @@ def value_at(address, i, size):
     return carray(void_pointer(address + 8 * i), 1, np.float64)[0]
 
 
-@compiled
+@device_function
 def copy_bytes(n, source, target):
     of, to = carray(void_pointer(source), n, np.uint8), carray(void_pointer(target), n, np.uint8)
     for i in range(n):
         to[i] = of[i]
 
 
-@compiled
+@device_function
 def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
     """Whether a value that is finite, as are its state and gradient, is not in the copies, or its state."""
     for a in range(n):
@@ -381,7 +382,7 @@ def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
     return False
 
 
-@compiled
+@device_function
 def update_copies(launcher, parts, kernels, params, grads, n, update, held, moved, size, totals, copies, room):
     """update_all on copies of params and state, which go back where nothing finite has become anything else; OK or NONFINITE.
 
@@ -401,10 +402,10 @@ def update_copies(launcher, parts, kernels, params, grads, n, update, held, move
             copy_bytes((params[a + 1, START] - params[a, START]) * size, copies[a, ADDRESS], params[a, ADDRESS])
         copy_bytes(length, t.state, state)
     t.state = state
-    return names.NONFINITE if spoilt else names.OK
+    return types.NONFINITE if spoilt else types.OK
 
 
-@compiled
+@device_function
 def update_soundly(launcher, parts, kernels, params, grads, n, update, held, moved, norm, size, totals):
     """update_all, but of nothing where it would end in what is not finite; OK or NONFINITE.
 
@@ -417,10 +418,10 @@ def update_soundly(launcher, parts, kernels, params, grads, n, update, held, mov
             launcher, parts, kernels, params, grads, n, update, held, moved, size, totals, params.copy(), room
         )
     update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals)
-    return names.OK
+    return types.OK
 
 
-@entry
+@driver
 def _update_arrays(
     launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
     updates, size,
@@ -435,14 +436,14 @@ def _update_arrays(
     if record.size:
         record[0] = norm
         if not math.isfinite(norm):
-            return names.NONFINITE
+            return types.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
     status = update_soundly(
         launcher, parts, kernels, params, grads, n, update, held, address_or_null(totals), norm, size, totals
     )
-    if status == names.OK and len(updates):
+    if status == types.OK and len(updates):
         updates[0] += 1
     found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
     for a in range(len(found)):
@@ -463,7 +464,7 @@ def held_by(masks, constraint):
     """A HELD, or None: what it names must be kept by the caller."""
     if masks is None and constraint is None:
         return None
-    kind, limit, widths = constraint or (names.FREE, np.inf, None)
+    kind, limit, widths = constraint or (types.FREE, np.inf, None)
     places = (0 if a is None else address_of(a) for a in (masks, widths))
     return np.array([(*places, kind, limit)], HELD).view(np.int64)
 

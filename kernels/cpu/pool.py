@@ -6,11 +6,11 @@ A thread has images of its own, since windows that overlap meet in dx.
 import numpy as np
 from numba import carray
 
+from .engine.compile import device_function, driver, inline_function, kernel
+from .engine.intrinsics import address, address_of, advance, copy, pointer, real, run_kernel
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear
-from .jit import compiled, entry, inlined, kernel
-from .loops import add, add_times, times, zipped
-from .parallel import address_of, run, share
-from .simd import address, advance, copy, pointer, real, run_kernel
 
 POOL = np.dtype(
     [
@@ -22,26 +22,26 @@ POOL = np.dtype(
 COST = 4
 
 
-@inlined
+@inline_function
 def larger(y, x):
     """NaN stays, and comes."""
     return (y if y > x or y != y else x,)
 
 
-@inlined
+@inline_function
 def to_first(dx, taken, x, y, dy):
     """dy goes to the first pixel that is the largest; taken is 1 where it has gone."""
     hit = taken == real(0, x) and (x == y or x != x)
     return dx + (dy if hit else real(0, x)), real(1, x) if hit else taken
 
 
-@compiled
+@device_function
 def bounds(i, step, before, size, limit):
     """First pixel of the i-th window and the one past its last, of those that the image has."""
     return max(0, i * step - before), min(limit, i * step - before + size)
 
 
-@compiled
+@device_function
 def weight(g, pixels, like):
     """Of each of a window's pixels in its mean."""
     return real(1 / (g.size_h * g.size_w if g.include_pad else pixels), carray(like, 1)[0])
@@ -51,7 +51,7 @@ def weight(g, pixels, like):
 def pool_forward_part(part, parts, job, like):
     g = carray(job, 1)[0]
     C = g.C
-    lo, hi = share(part, parts, g.N * g.rows, 1)
+    lo, hi = thread_range(part, parts, g.N * g.rows, 1)
     for line in range(lo, hi):
         image, i = line // g.rows, line % g.rows
         h0, h1 = bounds(i, g.step_h, g.top, g.size_h, g.H)
@@ -65,11 +65,11 @@ def pool_forward_part(part, parts, job, like):
                         copy(C, x, y)
                         first = False
                     elif g.mean:
-                        zipped(add, C, (y, x), (y,), ())
+                        map_arrays(add, C, (y, x), (y,), ())
                     else:
-                        zipped(larger, C, (y, x), (y,), ())
+                        map_arrays(larger, C, (y, x), (y,), ())
             if g.mean:
-                zipped(times, C, (y,), (y,), (weight(g, (h1 - h0) * (w1 - w0), y),))
+                map_arrays(times, C, (y,), (y,), (weight(g, (h1 - h0) * (w1 - w0), y),))
 
 
 @kernel(POOL)
@@ -77,7 +77,7 @@ def pool_backward_part(part, parts, job, like):
     g = carray(job, 1)[0]
     C = g.C
     taken = advance(pointer(g.room, like), part * C)
-    lo, hi = share(part, parts, g.N, 1)
+    lo, hi = thread_range(part, parts, g.N, 1)
     clear((hi - lo) * g.H * g.W * C, advance(pointer(g.dx, like), lo * g.H * g.W * C))
     for line in range(lo * g.rows, hi * g.rows):
         image, i = line // g.rows, line % g.rows
@@ -92,13 +92,13 @@ def pool_backward_part(part, parts, job, like):
                     pixel = ((image * g.H + h) * g.W + w) * C
                     dx = advance(pointer(g.dx, like), pixel)
                     if g.mean:
-                        zipped(add_times, C, (dx, dy), (dx,), (part_of_dy,))
+                        map_arrays(add_times, C, (dx, dy), (dx,), (part_of_dy,))
                     else:
                         x, y = advance(pointer(g.x, like), pixel), advance(pointer(g.y, like), at)
-                        zipped(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
+                        map_arrays(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
 
 
-@entry
+@driver
 def _run(launcher, parts, function, job, room):
     """job: the fields of a POOL but for room, its last, which has C values for each part."""
     job[-1] = address(room)

@@ -13,11 +13,11 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .. import names
+from .. import types as names
+from .engine.compile import device_function, kernel
+from .engine.intrinsics import Emitter, address_of, advance, lanes, many_registers, pointer, void_pointer
+from .engine.thread_pool import launch, thread_range
 from .gemm import LONG
-from .jit import compiled, kernel
-from .parallel import address_of, launch, share
-from .simd import Emitter, advance, lanes, many_registers, pointer, void_pointer
 
 _I64 = ir.IntType(64)
 # vectors of a row that are done at a time
@@ -200,7 +200,7 @@ def integers(typingctx, address):
     return types.CPointer(types.int32)(types.int64), codegen
 
 
-@compiled
+@device_function
 def search(columns, lo, hi, column):
     """The first place from lo on, at most hi, whose column is not before this one."""
     if lo == hi or carray(advance(columns, lo), 1)[0] >= column:
@@ -213,7 +213,7 @@ def search(columns, lo, hi, column):
     return lo + 1
 
 
-@compiled
+@device_function
 def forward_rows(g, first, last, like):
     """Rows first..last of z = b + x w."""
     x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
@@ -240,7 +240,7 @@ def sparse_forward_part(part, parts, job, like):
 def product_part(part, parts, job, like):
     """The part's rows of z = b + x w."""
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, g.rows, 1)
+    lo, hi = thread_range(part, parts, g.rows, 1)
     forward_rows(g, lo, hi, like)
 
 
@@ -276,7 +276,7 @@ def count_part(part, parts, job, like):
     """starts[i + 1] = how many values of the part's rows are not 0."""
     g = carray(job, 1)[0]
     starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
-    lo, hi = share(part, parts, g.rows, 1)
+    lo, hi = thread_range(part, parts, g.rows, 1)
     for i in range(lo, hi):
         row, n = carray(advance(pointer(g.x, like), i * g.row), g.row), 0
         for k in range(g.row):
@@ -291,7 +291,7 @@ def compress_part(part, parts, job, like):
     starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
     columns = carray(void_pointer(g.columns), starts[g.rows], np.int32)
     values = carray(pointer(g.values, like), starts[g.rows])
-    lo, hi = share(part, parts, g.rows, 1)
+    lo, hi = thread_range(part, parts, g.rows, 1)
     for i in range(lo, hi):
         row, at, k = carray(advance(pointer(g.x, like), i * g.row), g.row), starts[i], 0
         # what is 0 is written over; where the row's last has been found, nothing more is written

@@ -13,25 +13,23 @@ import numpy as np
 from numba import carray
 
 from .activation import activate
-from .gemm import clear, pack_b, panel_tiles, tiles
-from .jit import Addresses, compiled, entry, given, inlined, kernel
-from .loops import add, zipped
-from .parallel import run, share
-from .simd import (
-    ROWS,
-    VECTORS,
+from .engine.compile import Addresses, device_function, driver, inline_function, kernel, or_empty
+from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
     lanes,
     local_zeros,
     pointer,
-    provide_microkernel,
     real,
     run_kernel,
     void_pointer,
 )
-from .vmath import fma
+from .engine.microkernel import ROWS, VECTORS, provide_microkernel
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import add, map_arrays
+from .engine.vector_math import fma
+from .gemm import clear, pack_b, panel_tiles, tiles
 
 TILE, SIDE, POINTS = 4, 6, 36
 # tiles that go through the products at a time, with what is in the second-level cache then; of a weight's gradient
@@ -53,7 +51,7 @@ WINOGRAD = np.dtype(
 KERNEL_PART, PANELS_PART, FORWARD_PART, SUMS_PART, GRADIENT_PART = range(5)
 
 
-@inlined
+@inline_function
 def of_image(a, b, c, d, e, f):
     """B^T, on six values."""
     even, odd = fma(real(-2, a), c, e), fma(real(HALF_ROOT, a), d, real(-ROOT, a) * b)
@@ -62,7 +60,7 @@ def of_image(a, b, c, d, e, f):
     return first, even + odd, even - odd, half_even + half_odd, half_even - half_odd, last
 
 
-@inlined
+@inline_function
 def of_kernel(a, b, c):
     """G, on three values."""
     even, odd = fma(real(-TWO_THIRDS, a), a, real(-THIRD, a) * c), real(-ROOT_THIRD, a) * b
@@ -70,7 +68,7 @@ def of_kernel(a, b, c):
     return a, even + odd, even - odd, far_even + far_odd, far_even - far_odd, c
 
 
-@inlined
+@inline_function
 def to_outputs(a, b, c, d, e, f):
     """A^T, on six values."""
     even, odd, far_even, far_odd = b + c, b - c, d + e, d - e
@@ -82,7 +80,7 @@ def to_outputs(a, b, c, d, e, f):
     )
 
 
-@inlined
+@inline_function
 def to_pixels(a, b, c, d, e, f, bias, seen):
     """to_outputs, with the bias; `seen` stays 0 as long as all is finite."""
     first, second, third, fourth = to_outputs(a, b, c, d, e, f)
@@ -90,7 +88,7 @@ def to_pixels(a, b, c, d, e, f, bias, seen):
     return first, second, third, fourth, fma(first + second + (third + fourth), real(0, a), seen)
 
 
-@inlined
+@inline_function
 def of_upstream(a, b, c, d):
     """A, on four values."""
     even, odd = fma(real(0.5, a), c, a), fma(real(QUARTER_ROOT, a), d, real(HALF_ROOT, a) * b)
@@ -98,7 +96,7 @@ def of_upstream(a, b, c, d):
     return a, even + odd, even - odd, far_even + far_odd, far_even - far_odd, d
 
 
-@inlined
+@inline_function
 def to_kernel(a, b, c, d, e, f):
     """G^T, on six values."""
     even, odd, far_even, far_odd = b + c, c - b, d + e, d - e
@@ -109,7 +107,7 @@ def to_kernel(a, b, c, d, e, f):
     )
 
 
-@compiled
+@device_function
 def six(first, step):
     """Pointers `step` values apart."""
     return (
@@ -122,7 +120,7 @@ def six(first, step):
     )
 
 
-@compiled
+@device_function
 def line_of(pixels, height, row, size, none):
     """A row of an image of so many values a row, or zeros above and below it."""
     return advance(pixels, row * size) if 0 <= row < height else none
@@ -133,7 +131,7 @@ def winograd_kernel_part(part, parts, job, like):
     """u (36, *w.shape[2:]): the part's values of the transformed w, turned by half a circle for an input's gradient."""
     g = carray(job, 1)[0]
     size = g.C * g.K
-    lo, hi = share(part, parts, size, CHUNK)
+    lo, hi = thread_range(part, parts, size, CHUNK)
     room = advance(pointer(g.room, like), part * g.room_size)
     for at in range(lo, hi, CHUNK):
         n = min(CHUNK, hi - at)
@@ -143,31 +141,31 @@ def winograd_kernel_part(part, parts, job, like):
                 a, b, c = 8 - a, 8 - b, 8 - c
             w = advance(pointer(g.w, like), at)
             taps = advance(w, a * size), advance(w, b * size), advance(w, c * size)
-            zipped(of_kernel, n, taps, six(advance(room, j * CHUNK), 3 * CHUNK), ())
+            map_arrays(of_kernel, n, taps, six(advance(room, j * CHUNK), 3 * CHUNK), ())
         for i in range(SIDE):
             taps = advance(room, 3 * i * CHUNK)
             taps = taps, advance(taps, CHUNK), advance(taps, 2 * CHUNK)
-            zipped(of_kernel, n, taps, six(advance(pointer(g.u, like), SIDE * i * size + at), size), ())
+            map_arrays(of_kernel, n, taps, six(advance(pointer(g.u, like), SIDE * i * size + at), size), ())
 
 
 @kernel(WINOGRAD)
 def winograd_panels_part(part, parts, job, like):
     """The part's points of u, as the products take them; transposed for an input's gradient."""
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, POINTS, 1)
+    lo, hi = thread_range(part, parts, POINTS, 1)
     for p in range(lo, hi):
         u, panels = advance(pointer(g.u, like), p * g.C * g.K), advance(pointer(g.panels, like), p * g.panel_size)
         row, column = (1, g.C) if g.turned else (g.K, 1)
         pack_b(g.C, g.K, u, row, column, panels, g.C)
 
 
-@compiled
+@device_function
 def padded(g):
     """Values of a line of tiles' pixels of the image."""
     return (TILE * g.wide + 2) * g.C
 
 
-@compiled
+@device_function
 def image_columns(g, line, lines, none, like):
     """lines (6, padded): the line's six rows of x through B^T from above to below, between zeros."""
     image, i = line // g.high, line % g.high
@@ -186,10 +184,10 @@ def image_columns(g, line, lines, none, like):
         to = advance(lines, r * n)
         clear(left, to)
         clear(n - left - values, advance(to, left + values))
-    zipped(of_image, values, rows, six(advance(lines, left), n), ())
+    map_arrays(of_image, values, rows, six(advance(lines, left), n), ())
 
 
-@compiled
+@device_function
 def image_points(lo, hi, g, lines, channel, channels, tile, n, v):
     """v (hi - lo rows of 6 points, n tiles, channels): the lines' columns through B, as tiles from the tile-th on."""
     size = padded(g)
@@ -197,14 +195,14 @@ def image_points(lo, hi, g, lines, channel, channels, tile, n, v):
         for j in range(g.wide):
             pixels = six(advance(lines, i * size + TILE * j * g.C + channel), g.C)
             points = advance(v, ((i - lo) * SIDE * n + tile + j) * channels)
-            zipped(of_image, channels, pixels, six(points, n * channels), ())
+            map_arrays(of_image, channels, pixels, six(points, n * channels), ())
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
 def winograd_part(part, parts, job, like):
     """The part's lines of tiles, a few at a time."""
     g = carray(job, 1)[0]
-    lo, hi = share(part, parts, g.lines, 1)
+    lo, hi = thread_range(part, parts, g.lines, 1)
     most = (TILES + g.wide - 1) // g.wide
     room = advance(pointer(g.room, like), part * g.room_size)
     none, null = room, pointer(g.N * 0, like)
@@ -226,7 +224,7 @@ def winograd_part(part, parts, job, like):
             line_outputs(g, first + line, line * g.wide, n, m, sums, none, like)
 
 
-@compiled
+@device_function
 def line_outputs(g, line, tile, n, m, sums, none, like):
     """The line's pixels, from its tiles' products m (36, n, K), and what follows a convolution."""
     image, i = line // g.high, line % g.high
@@ -239,7 +237,7 @@ def line_outputs(g, line, tile, n, m, sums, none, like):
             advance(to, 2 * SIDE * size),
             advance(to, 3 * SIDE * size),
         )
-        zipped(to_outputs, size, six(points, SIDE * n * g.K), targets, ())
+        map_arrays(to_outputs, size, six(points, SIDE * n * g.K), targets, ())
     seen = advance(sums, SIDE * TILE * size)
     beyond, bias = advance(seen, g.K), pointer(g.b, like) if g.b else none
     clear(g.K, seen)
@@ -258,17 +256,17 @@ def line_outputs(g, line, tile, n, m, sums, none, like):
                 advance(pixel, 3 * g.K) if left > 3 else advance(beyond, 2 * g.K),
                 seen,
             )
-            zipped(to_pixels, g.K, (*from_six, bias, seen), targets, ())
+            map_arrays(to_pixels, g.K, (*from_six, bias, seen), targets, ())
     if not_finite(g.K, seen):
         flag(g, line, height, z, like)
     if g.y:
         y, values = advance(pointer(g.y, like), at), height * g.columns * g.K
         if g.residual:
-            zipped(add, values, (z, advance(pointer(g.residual, like), at)), (z,), ())
+            map_arrays(add, values, (z, advance(pointer(g.residual, like), at)), (z,), ())
         activate(g.code, g.parameter, height * g.columns, g.K, z, y)
 
 
-@compiled
+@device_function
 def not_finite(n, values):
     found, total = carray(values, n), real(0, carray(values, 1)[0])
     for k in range(n):
@@ -276,7 +274,7 @@ def not_finite(n, values):
     return total != total
 
 
-@compiled
+@device_function
 def flag(g, line, height, z, like):
     """Flag the line's tiles that have a value which is not finite."""
     flags = carray(void_pointer(g.flags + line * g.wide), g.wide, np.uint8)
@@ -287,7 +285,7 @@ def flag(g, line, height, z, like):
                 flags[j] = 1
 
 
-@compiled
+@device_function
 def upstream_columns(g, line, lines, none, like):
     """lines (6, 4 wide, K): the line's four rows of dz, through A from above to below, before zeros."""
     image, i = line // g.high, line % g.high
@@ -301,10 +299,10 @@ def upstream_columns(g, line, lines, none, like):
     )
     for r in range(SIDE):
         clear(n - size, advance(lines, r * n + size))
-    zipped(of_upstream, size, rows, six(lines, n), ())
+    map_arrays(of_upstream, size, rows, six(lines, n), ())
 
 
-@compiled
+@device_function
 def upstream_points(lo, hi, g, lines, tile, n, d):
     """d (hi - lo rows of 6 points, n tiles, K): A^T of the line's columns, as its tiles from the tile-th on."""
     size = TILE * g.wide * g.K
@@ -313,7 +311,7 @@ def upstream_points(lo, hi, g, lines, tile, n, d):
             pixel = advance(lines, i * size + TILE * j * g.K)
             pixels = pixel, advance(pixel, g.K), advance(pixel, 2 * g.K), advance(pixel, 3 * g.K)
             points = advance(d, ((i - lo) * SIDE * n + tile + j) * g.K)
-            zipped(of_upstream, g.K, pixels, six(points, n * g.K), ())
+            map_arrays(of_upstream, g.K, pixels, six(points, n * g.K), ())
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
@@ -321,15 +319,15 @@ def winograd_sums_part(part, parts, job, like):
     """sums (36, C, K): the products of the part's points, over all tiles in their order. More than six parts share the channels too."""
     g = carray(job, 1)[0]
     blocks = (parts + SIDE - 1) // SIDE
-    begin, end = share(part, parts, SIDE * blocks, 1)
+    begin, end = thread_range(part, parts, SIDE * blocks, 1)
     for block in range(begin // SIDE, (end + SIDE - 1) // SIDE):
         lo, hi = max(begin - block * SIDE, 0), min(end - block * SIDE, SIDE)
-        channel, behind = share(block, blocks, g.C, ROWS)
+        channel, behind = thread_range(block, blocks, g.C, ROWS)
         if channel < behind:
             sums_of(g, lo, hi, channel, behind - channel, advance(pointer(g.room, like), part * g.room_size), like)
 
 
-@compiled
+@device_function
 def sums_of(g, lo, hi, channel, channels, room, like):
     """The sums of the rows lo..hi of points and of so many channels."""
     most = (DEEP_TILES + g.wide - 1) // g.wide
@@ -356,7 +354,7 @@ def sums_of(g, lo, hi, channel, channels, room, like):
             start, start_row, start_col = (null, 0, 0) if first % long == 0 else (to, g.K, 1)
             tiles(channels, g.K, n, a, 1, channels, 1, 0, b, g.K, width, start, start_row, start_col, to, g.K)
             if first >= long and ((first + most) % long == 0 or first + most >= g.lines):
-                zipped(add, channels * g.K, (sums, to), (sums,), ())
+                map_arrays(add, channels * g.K, (sums, to), (sums,), ())
 
 
 @kernel(WINOGRAD)
@@ -364,21 +362,21 @@ def winograd_gradient_part(part, parts, job, like):
     """The part's values of dw (3, 3, C, K), from the sums."""
     g = carray(job, 1)[0]
     size = g.C * g.K
-    lo, hi = share(part, parts, size, CHUNK)
+    lo, hi = thread_range(part, parts, size, CHUNK)
     room = advance(pointer(g.room, like), part * g.room_size)
     for at in range(lo, hi, CHUNK):
         n = min(CHUNK, hi - at)
         for j in range(SIDE):
             points, to = advance(pointer(g.sums, like), j * size + at), advance(room, j * CHUNK)
             targets = to, advance(to, SIDE * CHUNK), advance(to, 2 * SIDE * CHUNK)
-            zipped(to_kernel, n, six(points, SIDE * size), targets, ())
+            map_arrays(to_kernel, n, six(points, SIDE * size), targets, ())
         for i in range(3):
             dw = advance(pointer(g.dw, like), 3 * i * size + at)
             targets = dw, advance(dw, size), advance(dw, 2 * size)
-            zipped(to_kernel, n, six(advance(room, i * SIDE * CHUNK), CHUNK), targets, ())
+            map_arrays(to_kernel, n, six(advance(room, i * SIDE * CHUNK), CHUNK), targets, ())
 
 
-@compiled
+@device_function
 def describe(g, x, K, rows, columns, top, left, room, parts):
     g.N, g.H, g.W, g.C = x.shape
     g.K, g.rows, g.columns, g.top, g.left = K, rows, columns, top, left
@@ -386,7 +384,7 @@ def describe(g, x, K, rows, columns, top, left, room, parts):
     g.lines, g.x, g.room, g.room_size = g.N * g.high, address(x), address(room), room.size // parts
 
 
-@entry
+@driver
 def _convolve(
     launcher, parts, kernels, x, w, b, top, left, turned, residual, code, parameter, z, y, flags, points_size, room
 ):  # fmt: skip
@@ -404,7 +402,7 @@ def _convolve(
     run_kernel(launcher, kernels[FORWARD_PART], parts, job, ())
 
 
-@entry
+@driver
 def _weights(launcher, parts, kernels, x, dz, top, left, dw, sums_size, room):
     job = local_zeros(1, WINOGRAD)
     g = job[0]
@@ -446,8 +444,8 @@ def convolve(x, w, b, top, left, turned, residual, activation, z, y):
     room = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
     flags = np.zeros((n, high * wide), np.uint8)
     run(
-        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *given(dtype, 1, b), top, left, turned,
-        *given(dtype, 4, residual), *activation, z, *given(dtype, 4, y), flags, points, scratch=(dtype, points, room),
+        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), top, left, turned,
+        *or_empty(dtype, 4, residual), *activation, z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, room),
     )  # fmt: skip
     return flags
 

@@ -1,21 +1,21 @@
 """The CUDA backend: Numba-CUDA kernels over CuPy arrays."""
 
 from .activation import activation_backward, activation_forward
-from .batchnorm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
+from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
-from .dropout import dropout
+from .dropout import dropout_forward
+from .engine.array_table import plain
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
-from .lists import plain
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
+from .packing import gather_rows, scatter_rows
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
-from .prune import prune_below, prune_smallest
-from .rows import gather_rows, scatter_rows
-from .train import dense_chain_epoch, dense_chain_step
+from .pruning import prune_below, prune_smallest
+from .training_step import dense_chain_epoch, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -37,7 +37,7 @@ __all__ = [
     "dense_chain_forward",
     "dense_chain_infer",
     "dense_chain_step",
-    "dropout",
+    "dropout_forward",
     "gather_rows",
     "joint_norm",
     "lstm_backward",

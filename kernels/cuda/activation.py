@@ -12,10 +12,10 @@ import math
 
 from numba import cuda
 
-from .. import names
-from . import device
-from .device import BLOCK, Integer, Number, Real, Values, flat, function, kernel, launch, real, written
-from .reduce import (
+from .. import types
+from .engine import device
+from .engine.device import BLOCK, Integer, Number, Real, Values, flat, function, kernel, launch, real, written
+from .engine.reductions import (
     add_across,
     add_down,
     larger,
@@ -83,27 +83,27 @@ def gelu_logit(z):
 @function
 def activate(code, p, z):
     """f(z), of all but softmax."""
-    if code == names.RELU:
+    if code == types.RELU:
         return relu(z)
-    if code == names.LEAKY_RELU:
+    if code == types.LEAKY_RELU:
         return leaky_relu(p, z)
-    if code == names.CLIPPED_RELU:
+    if code == types.CLIPPED_RELU:
         return clipped_relu(p, z)
-    if code == names.SIGMOID:
+    if code == types.SIGMOID:
         return sigmoid(z)
-    if code == names.TANH:
+    if code == types.TANH:
         return math.tanh(z)
-    if code == names.ELU:
+    if code == types.ELU:
         return z if z > real(0, z) else p * math.expm1(z)
-    if code == names.SELU:
+    if code == types.SELU:
         return real(SELU_SCALE, z) * (z if z > real(0, z) else p * math.expm1(z))
-    if code == names.GELU:
+    if code == types.GELU:
         return gated(z, normal_cdf(z))
-    if code == names.GELU_TANH:
+    if code == types.GELU_TANH:
         return gated(z, sigmoid(gelu_logit(z)))
-    if code == names.SILU:
+    if code == types.SILU:
         return gated(z, sigmoid(z))
-    if code == names.SOFTPLUS:
+    if code == types.SOFTPLUS:
         return softplus(z)
     return z
 
@@ -124,29 +124,29 @@ def gelu_tanh_slope(z):
 def slope(code, p, saved):
     """f'(z), from z for gelu, gelu_tanh and silu, else from y; of all but softmax."""
     one, zero = real(1, saved), real(0, saved)
-    if code == names.RELU:
+    if code == types.RELU:
         return relu_slope(saved)
-    if code == names.LEAKY_RELU:
+    if code == types.LEAKY_RELU:
         return one if saved > zero else p
-    if code == names.CLIPPED_RELU:
+    if code == types.CLIPPED_RELU:
         return zero if saved >= p else relu_slope(saved)
-    if code == names.SIGMOID:
+    if code == types.SIGMOID:
         return saved * (one - saved)
-    if code == names.TANH:
+    if code == types.TANH:
         return one - saved * saved
-    if code == names.ELU:
+    if code == types.ELU:
         return one if saved > zero else saved + p
-    if code == names.SELU:
+    if code == types.SELU:
         return real(SELU_SCALE, saved) if saved > zero else saved + real(SELU_SCALE, saved) * p
-    if code == names.GELU:
+    if code == types.GELU:
         bell = math.exp(real(-0.5, saved) * saved * saved) * real(INV_SQRT_2PI, saved)
         return normal_cdf(saved) + gated(saved, bell)
-    if code == names.GELU_TANH:
+    if code == types.GELU_TANH:
         return gelu_tanh_slope(saved)
-    if code == names.SILU:
+    if code == types.SILU:
         g = sigmoid(saved)
         return g + gated(saved, g * sigmoid(-saved))
-    if code == names.SOFTPLUS:
+    if code == types.SOFTPLUS:
         return -math.expm1(-saved)
     return one
 
@@ -218,7 +218,7 @@ def differentiate_tiles(
     if column < columns:
         for row in range(tile_row(width), row_limit(width, rows), BLOCK // width):
             at = row * columns + column
-            value = dy[at] if code == names.IDENTITY else dy[at] * slope(code, p, saved[at])
+            value = dy[at] if code == types.IDENTITY else dy[at] * slope(code, p, saved[at])
             dz[at] = value
             total += value
     if summed:
@@ -251,7 +251,7 @@ def activate_matrix(z, b, residual, y, activation, keep):
     width = tile_width(columns)
     options = BIAS * (b is not None) + RESIDUAL * (residual is not None) + KEEP * keep
     arrays = options, z, b, residual, y
-    if activation.code == names.SOFTMAX:
+    if activation.code == types.SOFTMAX:
         launch(softmax_tiles, y.dtype, -(-rows // (BLOCK // width)), rows, columns, width, *arrays)
     else:
         launch(activate_tiles, y.dtype, tiles(rows, columns), rows, columns, width, *activation, *arrays)
@@ -261,7 +261,7 @@ def differentiate_matrix(dy, saved, dz, db, activation):
     """dz (rows, columns) = dy f' from the saved z or y, and db (columns,) its sum over rows, or None; C-contiguous. dz may be dy."""
     rows, columns = dz.shape
     width, grid = tile_width(columns), tiles(rows, columns)
-    if activation.code == names.SOFTMAX:
+    if activation.code == types.SOFTMAX:
         launch(softmax_slope_tiles, dz.dtype, -(-rows // (BLOCK // width)), rows, columns, width, dy, saved, dz)
         if db is not None:
             sum_rows(dz, db)

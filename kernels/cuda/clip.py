@@ -10,8 +10,9 @@ import math
 import numpy as np
 from numba import cuda, float64, int64
 
-from . import device
-from .device import (
+from .engine import device
+from .engine.array_table import COLUMNS, PARTS, UNITS, chunk_of, flat, table
+from .engine.device import (
     BLOCK,
     Arrays,
     Integers,
@@ -25,8 +26,7 @@ from .device import (
     launch,
     wide_kernel,
 )
-from .lists import COLUMNS, PARTS, UNITS, chunk_of, flat, table
-from .reduce import add_down, largest_down
+from .engine.reductions import add_down, largest_down
 
 # a sum of powers below this may have lost some
 LEAST = 1e-280

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import int64
 
-from .. import names
-from . import device
+from .. import types
 from .activation import activate_matrix, differentiate_matrix
-from .device import BLOCK, Integer, Real, Values, flat, function, kernel, launch
-from .reduce import row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
+from .engine import device
+from .engine.device import BLOCK, Integer, Real, Values, flat, function, kernel, launch
+from .engine.reductions import row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
 
 # bytes of columns at a time: products of that size keep any GPU busy
 UNFOLDED = 1 << 28
@@ -196,7 +196,7 @@ def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
             columns = _columns(windows, outputs, room)
             _unfold(windows, x[images], columns)
             _multiply(columns, _grouped(kernels, windows.groups), sums[outputs], windows.groups)
-    if b is not None or residual is not None or activation.code != names.IDENTITY:
+    if b is not None or residual is not None or activation.code != types.IDENTITY:
         added = None if residual is None else _matrix(residual)
         activate_matrix(sums, b, added, _matrix(y), activation, keep=z is not y)
 

@@ -6,9 +6,9 @@ array is not.
 """
 
 from ..reference.dense import layer_views
-from . import device
 from .activation import activate_matrix, differentiate_matrix
-from .device import flat, written
+from .engine import device
+from .engine.device import flat, written
 
 
 def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
@@ -39,7 +39,7 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
 
 
 def dense_chain_infer(x, layers, parameters, params, out):
-    """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
+    """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
     weights, biases, activations = layer_views(layers, parameters, params)
     outputs = [device.xp.empty((len(x), w.shape[1]), x.dtype) for w in weights[:-1]]
     with written(out) as y:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..reference.dropout import limit
-from .device import Bits, Integer, Number, Real, Values, blocks, first, function, kernel, launch, stride
+from .engine.device import Bits, Integer, Number, Real, Values, blocks, first, function, kernel, launch, stride
 
 GAMMA, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
@@ -23,6 +23,6 @@ def drop_values(dtype: Real, n: Integer, key: Bits, least: Bits, factor: Number,
         y[i] = x[i] * (factor if random(key, i) >= least else dtype(0))
 
 
-def dropout(x, rate, key, y):
-    """y like x, and maybe x; 0 <= rate < 1. Backward is dropout(dy, rate, key, dx)."""
+def dropout_forward(x, rate, key, y):
+    """y like x, and maybe x; 0 <= rate < 1. Backward is dropout_forward(dy, rate, key, dx)."""
     launch(drop_values, x.dtype, blocks(x.size), x.size, key, limit(rate), 1 / (1 - rate), x, y)

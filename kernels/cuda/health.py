@@ -11,10 +11,11 @@ import math
 import numpy as np
 from numba import cuda, float64, int64
 
-from .. import names
-from . import device
+from .. import types
 from .clip import joined, norm_again, norm_from
-from .device import (
+from .engine import device
+from .engine.array_table import COLUMNS, END, PARTS, chunk_of, flat, table
+from .engine.device import (
     BLOCK,
     Arrays,
     Flags,
@@ -29,11 +30,10 @@ from .device import (
     launch,
     wide_kernel,
 )
-from .lists import COLUMNS, END, PARTS, chunk_of, flat, table
-from .reduce import add_down, largest_down
+from .engine.reductions import add_down, largest_down
 
 # values of a layer's row, of which the updates' ratio is the last
-WIDTH = len(names.HEALTH)
+WIDTH = len(types.HEALTH)
 
 
 @wide_kernel
@@ -92,7 +92,7 @@ def divide_changes(
                 changed += moved[2 * a]
                 weight += moved[2 * a + 1]
         ratio = math.inf
-        if status[0] != names.OK:
+        if status[0] != types.OK:
             ratio = math.nan
         elif changed == 0.0:
             ratio = 0.0

@@ -15,9 +15,9 @@ from numba import cuda
 
 from .. import reference
 from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
-from . import device
-from .device import Bits, Integer, Real, Values, WideNumber, blocks, first, function, launch, stride, wide_kernel
 from .dropout import random
+from .engine import device
+from .engine.device import Bits, Integer, Real, Values, WideNumber, blocks, first, function, launch, stride, wide_kernel
 
 try:
     single, double = cuda.libdevice.fmul_rn, cuda.libdevice.dmul_rn

@@ -9,10 +9,10 @@ import math
 
 from numba import cuda, float64
 
-from .. import names
-from . import device
+from .. import types
 from .activation import sigmoid, softplus
-from .device import (
+from .engine import device
+from .engine.device import (
     BLOCK,
     Integer,
     Integers,
@@ -30,7 +30,7 @@ from .device import (
     wide_kernel,
     written,
 )
-from .reduce import add_across, add_down, larger, largest_across, tile_width, total_of
+from .engine.reductions import add_across, add_down, larger, largest_across, tile_width, total_of
 
 
 @function
@@ -97,9 +97,9 @@ def loss_values(
     total = 0.0
     for i in range(first(), n, stride()):
         z, t = y[i], targets[i]
-        if kind == names.MSE:
+        if kind == types.MSE:
             cost, slope = (z - t) * (z - t), dtype(2) * (z - t)
-        elif kind == names.POISSON_NLL:
+        elif kind == types.POISSON_NLL:
             rate = math.exp(z)
             cost, slope = rate - times(t, z), rate - t
         else:
@@ -151,17 +151,17 @@ def cross_entropy(logits, labels, losses, dlogits, scale):
 
 def binary_cross_entropy(logits, targets, losses, dlogits, scale):
     """losses and dlogits are written, of the logits' shape."""
-    return _elementwise(names.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
+    return _elementwise(types.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
 
 
 def mse(y, target, losses, dy, scale):
     """losses and dy are written, of y's shape."""
-    return _elementwise(names.MSE, y, target, losses, dy, scale)
+    return _elementwise(types.MSE, y, target, losses, dy, scale)
 
 
 def poisson_nll(z, target, losses, dz, scale):
     """losses and dz are written, of z's shape."""
-    return _elementwise(names.POISSON_NLL, z, target, losses, dz, scale)
+    return _elementwise(types.POISSON_NLL, z, target, losses, dz, scale)
 
 
 def _elementwise(kind, y, target, losses, dy, scale):

@@ -5,7 +5,7 @@ gradients of the input and of the weights after it. A step is one GEMM, with w_h
 unit of each sequence: forward it makes gates, cell and output of both parts of z, backward dz of what comes from above and from the step
 after. With a projection a step is one GEMM and one launch more.
 
-How many sequences a step has is read by kernels alone, as in rows.py: the GEMMs of ragged sequences have the rows of all of them, and
+How many sequences a step has is read by kernels alone, as in packing.py: the GEMMs of ragged sequences have the rows of all of them, and
 those that are not under way come out as nobody reads them. Backward these are read from a room of one step; full sequences, which the
 shapes tell, have a step's rows of dz at a known place, and no room.
 """
@@ -16,9 +16,9 @@ import math
 from numba import cuda, float64
 
 from ..reference.lstm import steps
-from . import device
 from .activation import sigmoid
-from .device import (
+from .engine import device
+from .engine.device import (
     BLOCK,
     Integer,
     Integers,
@@ -34,8 +34,8 @@ from .device import (
     stride,
     wide_kernel,
 )
-from .reduce import add_across, add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
-from .rows import on_device, step_blocks, under_way
+from .engine.reductions import add_across, add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
+from .packing import on_device, step_blocks, under_way
 
 # what there is: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h; a room
 # of one step; the whole dL/dh to keep; dL/dr, of a projection

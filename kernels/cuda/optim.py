@@ -11,10 +11,11 @@ import math
 import numpy as np
 from numba import cuda, float64
 
-from .. import names
-from . import device
+from .. import types
 from .clip import norms_of, scale_arrays
-from .device import (
+from .engine import device
+from .engine.array_table import BEFORE, COLUMNS, chunk_of, flat, table
+from .engine.device import (
     BLOCK,
     Arrays,
     Flags,
@@ -32,8 +33,7 @@ from .device import (
     real,
     wide_kernel,
 )
-from .lists import BEFORE, COLUMNS, chunk_of, flat, table
-from .reduce import add_down
+from .engine.reductions import add_down
 
 # each block of the update reads as many sums
 NORM_BLOCKS = 512
@@ -119,7 +119,7 @@ def values_at(dtype, rows, size, state, at):
 @function
 def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
     """What an update takes off a parameter whose gradient is d, and the rows of its state brought forward."""
-    if code == names.ADAM:
+    if code == types.ADAM:
         first = beta1 * first + rest1 * d
         second = beta2 * second + rest2 * d * d
         if rows == 3:
@@ -127,7 +127,7 @@ def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, 
             third = third if third >= second or third != third else second
         root = math.sqrt(third if rows == 3 else second)
         return lr * first / (root * correction + eps), first, second, third
-    if code != names.SGD:
+    if code != types.SGD:
         # the second moment is the last row
         v = beta2 * (second if rows == 2 else first) + rest2 * d * d
         d = d / (math.sqrt(v + eps) if form else math.sqrt(v) + eps)
@@ -157,15 +157,15 @@ def update_chunks(
     scale = dtype(1)
     if parts:
         squares = squares_of(cuda.shared.array(BLOCK, float64), parts, sums)
-        outcome, sound = before[0] if follows else names.OK, squares != -math.inf
+        outcome, sound = before[0] if follows else types.OK, squares != -math.inf
         found = math.sqrt(squares) if sound else math.inf
-        if outcome == names.OK and not (sound and (found < math.inf or not clips)):
-            outcome = names.NONFINITE
+        if outcome == types.OK and not (sound and (found < math.inf or not clips)):
+            outcome = types.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
             if clips:
                 norm[0] = found
             status[0] = outcome
-        if outcome != names.OK:
+        if outcome != types.OK:
             return
         if clips:
             scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
@@ -262,9 +262,9 @@ def settings(optimizer, hyper, step):
     lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rest2, correction = 1 - beta2, 1.0
-    if optimizer == names.ADAM:
+    if optimizer == types.ADAM:
         lr, correction, eps = corrected(form, lr, beta1**step, beta2**step, eps)
-    elif optimizer == names.ADAGRAD:
+    elif optimizer == types.ADAGRAD:
         beta2, rest2 = 1.0, 1.0
     keep1 = 0.0 if step == 1 else beta1
     return int(form), decay, shrink, lr, beta1, beta2, 1 - beta1, rest2, correction, eps, keep1
@@ -274,7 +274,7 @@ def doubtful(optimizer, numbers, dtype):
     """The gradient above which the update of finite values may lead to what is not finite; -1 where any may."""
     k = 0 if dtype == np.float32 else 1
     decay, _, lr, beta1, *_, eps, _ = numbers
-    if optimizer != names.SGD and (decay or eps < LEAST[k]):
+    if optimizer != types.SGD and (decay or eps < LEAST[k]):
         return -1.0
     return min(SAFE[k], LOST[k] / lr if lr else math.inf) if beta1 <= 1 and lr * STEP <= LOST[k] else -1.0
 
@@ -297,12 +297,12 @@ def update_arrays(
     count(updates, status)
     if record is not None:
         give(norm, record)
-    return names.OK if status is None else status.reshape(())
+    return types.OK if status is None else status.reshape(())
 
 
 def count(updates, status):
     """One more in updates (1,), where there are; on a GPU whatever comes of the launch, for which nobody waits."""
-    if updates is not None and not (isinstance(status, np.ndarray) and status.item() != names.OK):
+    if updates is not None and not (isinstance(status, np.ndarray) and status.item() != types.OK):
         updates += 1
 
 
@@ -315,13 +315,13 @@ def update_all(
     parts, sums, clips = 0, None, norm is not None
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
-    counted, later = device.counted(state, step) if optimizer == names.ADAM else None, None
+    counted, later = device.counted(state, step) if optimizer == types.ADAM else None, None
     if counted:
         # a graph's replays are updates of different numbers; momentum's first one comes before them, when the graph is made
         first, done = counted
         later = xp.empty(3, dtype)
         launch(count_update, dtype, 1, form, first, *hyper.tolist()[:4], done, later)
-    limit = constraint.limit if constraint is not None and constraint.kind == names.MAX_VALUE else math.inf
+    limit = constraint.limit if constraint is not None and constraint.kind == types.MAX_VALUE else math.inf
     values = [p.reshape(-1) for p in params]
     flags = None if masks is None else masks.view("u1")
     if status is not None:
@@ -353,18 +353,18 @@ def update_all(
         found = xp.empty((len(params), 2))
         launch(add_changes, dtype, len(params), chunks.firsts, changes, found)
         give(found, moved)
-    if constraint is not None and constraint.kind != names.MAX_VALUE:
-        hold(params, constraint, status)
+    if constraint is not None and constraint.kind != types.MAX_VALUE:
+        apply_constraint(params, constraint, status)
 
 
-def hold(params, constraint, status):
+def apply_constraint(params, constraint, status):
     """Hold updated weights to a norm; NaN in one leaves what it is the norm of as it is, as does an update that was not made."""
     kind, limit, widths = constraint
     xp = device.xp
     held = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
     norms = norms_of(held, widths, 2.0)
-    limited = norms_of([norms], None, 2.0) if kind == names.MAX_NORM else norms
-    wanted = limited > limit if status is None else (limited > limit) & (status == names.OK)
+    limited = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
+    wanted = limited > limit if status is None else (limited > limit) & (status == types.OK)
     scales = xp.where(wanted, limit / xp.where(wanted, limited, 1.0), 1.0)
     scale_arrays(held, widths, xp.broadcast_to(scales, norms.shape).copy())

@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numba import cuda
 
-from .device import BLOCK, Integer, Real, Values, function, kernel, launch
-from .reduce import add_down, larger, largest_down, tile_column, tile_width
+from .engine.device import BLOCK, Integer, Real, Values, function, kernel, launch
+from .engine.reductions import add_down, larger, largest_down, tile_column, tile_width
 
 WARP = 32
 

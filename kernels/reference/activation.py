@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from .. import names
+from .. import types
 
 SELU_SCALE = 1.0507009873554805
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
@@ -34,31 +34,31 @@ def activation_forward(z, y, activation):
     """y = f(z); y may be z."""
     p = activation.parameter
     match activation.code:
-        case names.IDENTITY:
+        case types.IDENTITY:
             y[...] = z
-        case names.RELU:
+        case types.RELU:
             y[...] = np.maximum(z, 0)
-        case names.LEAKY_RELU:
+        case types.LEAKY_RELU:
             y[...] = np.where(z > 0, z, p * z)
-        case names.CLIPPED_RELU:
+        case types.CLIPPED_RELU:
             y[...] = np.minimum(np.maximum(z, 0), p)
-        case names.SIGMOID:
+        case types.SIGMOID:
             y[...] = sigmoid(z)
-        case names.TANH:
+        case types.TANH:
             y[...] = np.tanh(z)
-        case names.ELU:
+        case types.ELU:
             y[...] = np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
-        case names.SELU:
+        case types.SELU:
             y[...] = SELU_SCALE * np.where(z > 0, z, p * np.expm1(np.minimum(z, 0)))
-        case names.GELU:
+        case types.GELU:
             y[...] = _times(z, _normal_cdf(z))
-        case names.GELU_TANH:
+        case types.GELU_TANH:
             y[...] = _times(z, sigmoid(_gelu_2u(z)))
-        case names.SILU:
+        case types.SILU:
             y[...] = _times(z, sigmoid(z))
-        case names.SOFTPLUS:
+        case types.SOFTPLUS:
             y[...] = softplus(z)
-        case names.SOFTMAX:
+        case types.SOFTMAX:
             e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
             y[...] = e / e.sum(axis=-1, keepdims=True)
 
@@ -67,33 +67,33 @@ def activation_backward(dy, z, y, dz, activation):
     """dz = dy f'(z), from z where activation.needs_input, else from y; the other may be None. dz may be dy."""
     p = activation.parameter
     match activation.code:
-        case names.IDENTITY:
+        case types.IDENTITY:
             dz[...] = dy
-        case names.RELU:
+        case types.RELU:
             dz[...] = dy * np.heaviside(y, 0)
-        case names.LEAKY_RELU:
+        case types.LEAKY_RELU:
             dz[...] = dy * np.where(y > 0, y.dtype.type(1), y.dtype.type(p))
-        case names.CLIPPED_RELU:
+        case types.CLIPPED_RELU:
             dz[...] = dy * np.heaviside(y, 0) * np.heaviside(p - y, 0)
-        case names.SIGMOID:
+        case types.SIGMOID:
             dz[...] = dy * y * (1 - y)
-        case names.TANH:
+        case types.TANH:
             dz[...] = dy * (1 - y * y)
-        case names.ELU:
+        case types.ELU:
             dz[...] = dy * np.where(y > 0, y.dtype.type(1), y + p)
-        case names.SELU:
+        case types.SELU:
             dz[...] = dy * np.where(y > 0, y.dtype.type(SELU_SCALE), y + SELU_SCALE * p)
-        case names.GELU:
+        case types.GELU:
             dz[...] = dy * (_normal_cdf(z) + _times(z, np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
-        case names.GELU_TANH:
+        case types.GELU_TANH:
             g, one_minus_g = sigmoid(_gelu_2u(z)), sigmoid(-_gelu_2u(z))
             z_d2u = 2 * math.sqrt(2 / math.pi) * z * (1 + 3 * 0.044715 * z * z)
             dz[...] = dy * (g + _times(z_d2u, g * one_minus_g))
-        case names.SILU:
+        case types.SILU:
             dz[...] = dy * (sigmoid(z) + _times(z, sigmoid(z) * sigmoid(-z)))
-        case names.SOFTPLUS:
+        case types.SOFTPLUS:
             dz[...] = dy * -np.expm1(-y)
-        case names.SOFTMAX:
+        case types.SOFTMAX:
             dz[...] = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 

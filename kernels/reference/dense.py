@@ -11,7 +11,7 @@ dresidual is dz of the last layer.
 
 import numpy as np
 
-from ..names import Activation
+from ..types import Activation
 from .activation import activation_backward, activation_forward
 
 
@@ -49,7 +49,7 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
 
 
 def dense_chain_infer(x, layers, parameters, params, out):
-    """out (N, K_L) = y, over flat params laid out as in train.py; keeps nothing."""
+    """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
     weights, biases, activations = layer_views(layers, parameters, params)
     outputs = [np.empty((len(x), w.shape[1]), x.dtype) for w in weights[:-1]] + [out]
     # a z is needed by backward only: every activation runs in place
@@ -57,7 +57,7 @@ def dense_chain_infer(x, layers, parameters, params, out):
 
 
 def layer_views(layers, parameters, flat):
-    """Weights and biases as views into flat, and activations: a list each, after the table described in train.py."""
+    """Weights and biases as views into flat, and activations: a list each, after the table described in training_step.py."""
     weights, biases, activations = [], [], []
     for (n_in, n_out, w_offset, b_offset, code), parameter in zip(layers.tolist(), parameters.tolist(), strict=True):
         weights.append(flat[w_offset : w_offset + n_in * n_out].reshape(n_in, n_out))

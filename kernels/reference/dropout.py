@@ -9,8 +9,8 @@ import numpy as np
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def dropout(x, rate, key, y):
-    """y like x, and maybe x; 0 <= rate < 1. Backward is dropout(dy, rate, key, dx)."""
+def dropout_forward(x, rate, key, y):
+    """y like x, and maybe x; 0 <= rate < 1. Backward is dropout_forward(dy, rate, key, dx)."""
     factor = x.dtype.type(1 / (1 - rate))
     y[...] = x * np.where(random(x.size, key).reshape(x.shape) >= limit(rate), factor, 0).astype(x.dtype)
 

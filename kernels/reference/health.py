@@ -12,7 +12,7 @@ the rows are its pixels or steps. An output of no rows has no mean and spread (N
 
 import numpy as np
 
-from .. import names
+from .. import types
 from .clip import array_norms
 
 
@@ -48,15 +48,15 @@ def layer_health(watch, gradients, outputs, row):
     """row (L, 9) of a chain: gradients, a list for each layer, and outputs (rows, columns). The updates' ratio is NaN so far."""
     array_health([np.concatenate([g.reshape(-1) for g in layer]) for layer in gradients], row[:, :4])
     output_health(outputs, watch.bands, row[:, 4:8])
-    row[:, names.HEALTH.index("update_ratio")] = np.nan
+    row[:, types.HEALTH.index("update_ratio")] = np.nan
 
 
 def update_health(layers, before, after, row):
-    """The updates' ratio in row (L, 9), from flat parameters laid out as in train.py."""
+    """The updates' ratio in row (L, 9), from flat parameters laid out as in training_step.py."""
     for l, (n_in, n_out, w, b, _) in enumerate(layers.tolist()):
         places = [slice(w, w + n_in * n_out), *([slice(b, b + n_out)] if b >= 0 else [])]
         moved, weight = np.sum([change(before[place], after[place]) for place in places], axis=0)
-        row[l, names.HEALTH.index("update_ratio")] = ratio(moved, weight)
+        row[l, types.HEALTH.index("update_ratio")] = ratio(moved, weight)
 
 
 def ratio(moved, weight):

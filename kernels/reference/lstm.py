@@ -11,7 +11,7 @@ Backwards, with dh and dc from above and from the step after:
     dz_i = dc g i (1 - i)               dz_f = dc c_{t-1} f (1 - f)         dz_g = dc i (1 - g^2)
     dh_{t-1} = dz w_hh^T                dc_{t-1} = dc f + p_i dz_i + p_f dz_f
 
-Sequences are rows as rows.py lays them out; with `reverse` the steps run from each sequence's last to its first, and "before" means the
+Sequences are rows as packing.py lays them out; with `reverse` the steps run from each sequence's last to its first, and "before" means the
 step after.
 
 w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,

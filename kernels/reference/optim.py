@@ -30,7 +30,7 @@ import math
 
 import numpy as np
 
-from ..names import ADAGRAD, ADAM, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
+from ..types import ADAGRAD, ADAM, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .health import change
 
@@ -92,9 +92,9 @@ def update_arrays(
         update(p, g.reshape(-1), optimizer, state[:, rows], hyper, step, scale)
         if moved is not None:
             moved[a] = change(before, p)
-        bury(p, state[:, rows], None if masks is None else masks[rows])
+        zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
-    hold(params, constraint)
+    apply_constraint(params, constraint)
     if not is_sound(params, grads, state, kept):
         return NONFINITE
     if updates is not None:
@@ -117,14 +117,14 @@ def _flat(arrays):
     return np.concatenate([a.reshape(-1) for a in arrays])
 
 
-def bury(params, state, masks):
+def zero_pruned(params, state, masks):
     """What is pruned is 0, and so is its state."""
     if masks is not None:
         params[~masks] = 0
         state[:, ~masks] = 0
 
 
-def hold(params, constraint):
+def apply_constraint(params, constraint):
     """Hold updated weights to a constraint. NaN in a norm leaves what it is the norm of as it is."""
     if constraint is None:
         return

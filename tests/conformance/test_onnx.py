@@ -13,16 +13,7 @@ import pytest
 from arrays import unwritten
 from conftest import BACKENDS, ONNX_COUNTS
 from convs import geometry
-from fastgrad.kernels.names import (
-    ACTIVATIONS,
-    ADAM,
-    CLIPPED_RELU,
-    ELU,
-    LEAKY_RELU,
-    SELU,
-    SGD,
-    Activation,
-)
+from fastgrad.kernels.types import ACTIVATIONS, ADAM, CLIPPED_RELU, ELU, LEAKY_RELU, SELU, SGD, Activation
 from tolerances import assert_close
 
 import fastgrad as fg

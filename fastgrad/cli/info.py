@@ -1,0 +1,39 @@
+"""python -m fastgrad info: what is installed, which backends run, and how the "cpu" backend is set up."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import fastgrad
+from fastgrad.core.backend import BACKENDS, missing
+
+
+def run() -> None:
+    """Print a line for each fact."""
+    print(f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite")))
+    for name in BACKENDS:
+        reason = missing(name)
+        chosen = ", in force" if name == fastgrad.backend() else ""
+        print(f"backend {name}: {reason or 'runs'}{chosen}")
+    if fastgrad.backend() not in BACKENDS:
+        print(f"backend {fastgrad.backend()}: unknown, but named by FASTGRAD_BACKEND")
+    if missing("cpu"):
+        return
+    from fastgrad.kernels.cpu.engine import cache, intrinsics, thread_pool
+
+    print(f"threads: {thread_pool.get_num_threads()}")
+    print(f"vectors: {intrinsics.vector_bits()} bits")
+    folders = cache.folders()
+    for folder in folders:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f"cache: {folder}, {size / 1e6:.1f} MB{'' if os.access(folder, os.W_OK) else ', not writable'}")
+    if not folders:
+        print("cache: none, since no folder can be had that others cannot write to; each process compiles its kernels")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

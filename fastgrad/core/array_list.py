@@ -1,0 +1,112 @@
+"""Lists of arrays as training code has them: any shapes and layouts, one dtype, written in place."""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.core.allocator import zeros
+from fastgrad.core.backend import kernels
+
+
+class ArrayList:
+    """A list of arrays for kernels, which take C-contiguous ones alone: `flat` has copies of the others, and `write` takes these back.
+
+    value: an array or a list of at least one, of one dtype and place (those of `like`, an array, if any); `kernels` are those for them.
+    Raises TypeError or ValueError, also where an array is to be written and cannot be. The arrays may not overlap; known: none is there
+    twice.
+    """
+
+    def __init__(
+        self, op: str, name: str, value: Any, like: Any = None, *, written: bool = True, known: bool = False
+    ) -> None:
+        self.single = isinstance(value, np.ndarray) or device.on_gpu(value)
+        if not self.single:
+            check.each(op, name, value)
+        # a list of our own: the caller's may change meanwhile
+        arrays = [value] if self.single else list(value)
+        # what the copies in `flat` are to be put back into
+        self._given: list[Any] = []
+        self.kernels = kernels(arrays[0])
+        if written and not known and len(set(map(id, arrays))) < len(arrays):
+            first, again = _twice(arrays)
+            raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{again}] again")
+        if not self.kernels.plain(arrays) or not (
+            like is None or (arrays[0].dtype == like.dtype and type(arrays[0]) is type(like))
+        ):
+            arrays = self._contiguous(op, name, arrays, like, written)
+        self.flat = arrays
+
+    def _contiguous(self, op: str, name: str, arrays: list[Any], like: Any, written: bool) -> list[np.ndarray]:
+        found: list[np.ndarray] = []
+        for i, array in enumerate(arrays):
+            what = name if self.single else f"{name}[{i}]"
+            whole = check.floating(op, what, array, found[0] if found else like)
+            found.append(check.contiguous(whole))
+            if isinstance(array, np.ndarray):
+                self._given.append(array)
+                if written and not array.flags.writeable:
+                    raise ValueError(f"{op}: {what} must be writable, got a read-only array")
+            else:
+                self._given.append(whole)
+        return found
+
+    def write(self) -> None:
+        """Put what became of copies into the arrays that were given."""
+        for array, copy in zip(self._given, self.flat, strict=False):
+            if array is not copy and not (isinstance(array, np.ndarray) and np.may_share_memory(array, copy)):
+                array[...] = copy
+
+
+def _twice(arrays: list[Any]) -> tuple[int, int]:
+    """The places of the first array that is there twice."""
+    places: dict[int, int] = {}
+    for i, array in enumerate(arrays):
+        if id(array) in places:
+            return places[id(array)], i
+        places[id(array)] = i
+    raise AssertionError
+
+
+def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
+    """Raise for arrays that share memory: what is done to one would be done to the other."""
+    # NumPy 2 has it elsewhere
+    bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
+    bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
+    reaching: list[tuple[int, int]] = []
+    for start, end, i in bounds:
+        reaching = [(other, j) for other, j in reaching if other > start]
+        for _, j in reaching:
+            if np.shares_memory(arrays[i], arrays[j]):
+                first, second = sorted((i, j))
+                raise ValueError(
+                    f"{op}: {name} must be arrays of their own, {name}[{first}] and {name}[{second}] share memory"
+                )
+        reaching.append((end, i))
+
+
+def check_same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:
+    """Two lists of arrays that belong together."""
+    if len(arrays) != len(others):
+        raise ValueError(f"{op}: {name} must have length {len(others)} like {other}, got {len(arrays)}")
+    for i, (array, like) in enumerate(zip(arrays, others, strict=True)):
+        if array.shape != like.shape:
+            raise ValueError(f"{op}: {name}[{i}] must be {like.shape} like {other}[{i}], got {array.shape}")
+
+
+def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]], like: np.ndarray) -> np.ndarray:
+    """Masks of arrays of these shapes as one, bool (P,), where `like` is: those given for each, or one for one; all True for None."""
+    masks = [masks] if isinstance(masks, np.ndarray) or device.on_gpu(masks) else masks
+    check.each(op, "masks", masks, len(shapes))
+    found = []
+    for i, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
+        if mask is None:
+            mask = zeros(shape, like) == 0
+        if not hasattr(mask, "dtype") or mask.dtype != np.bool_:
+            kind = f"an array of {mask.dtype}" if hasattr(mask, "dtype") else type(mask).__name__
+            raise TypeError(f"{op}: masks[{i}] must be an array of bool, got {kind}")
+        mask = check.place(op, f"masks[{i}]", mask, like)
+        if mask.shape != shape:
+            raise ValueError(f"{op}: masks[{i}] must be {shape}, got {mask.shape}")
+        found.append(mask.reshape(-1))
+    return np.concatenate(found)

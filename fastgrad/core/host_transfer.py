@@ -1,0 +1,61 @@
+"""NumPy arrays where the "cuda" backend is in force: each call copies them to the GPU, and what it may have written back.
+
+So programs run on a GPU as they are, and give NumPy arrays. What is to be fast keeps its arrays there: those are never copied.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import device
+from fastgrad.kernels import reference
+from fastgrad.kernels.types import OK
+
+
+class HostArrayAdapter:
+    """The kernels of a module over NumPy arrays; `direct`: the module, for arrays that lie on the GPU."""
+
+    # asks about the caller's arrays, which copies would hide
+    plain = staticmethod(reference.plain)
+
+    def __init__(self, module: Any) -> None:
+        self.direct, self.__all__, self.__name__ = module, module.__all__, module.__name__
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.direct, name)
+
+        def call(*arguments: Any, updates: Any = None, **named: Any) -> Any:
+            there: dict[Any, tuple[np.ndarray, Any]] = {}
+            moved = [_to_gpu(a, there) for a in arguments]
+            result = function(*moved, **{key: _to_gpu(a, there) for key, a in named.items()})
+            for host, copy in there.values():
+                if host.flags.writeable:
+                    host[...] = copy.get()
+            result = _to_host(result)
+            if updates is not None:
+                # on the GPU they are counted before it is known whether they were made
+                updates += result[1] if isinstance(result, tuple) else result == OK
+            return result
+
+        # so that backends' signatures can be compared
+        call.__wrapped__ = function  # type: ignore[attr-defined]
+        call.__module__ = function.__module__
+        return call
+
+
+def _to_gpu(value: Any, there: dict[Any, tuple[np.ndarray, Any]]) -> Any:
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_to_gpu(v, there) for v in value)
+    if not isinstance(value, np.ndarray):
+        return value
+    # one array given twice is one array there
+    place = value.ctypes.data, value.shape, value.strides, value.dtype
+    if place not in there:
+        there[place] = value, device.cuda_device().xp.asarray(value)
+    return there[place][1]
+
+
+def _to_host(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_to_host(r) for r in result)
+    return result.get()[()] if device.on_gpu(result) else result

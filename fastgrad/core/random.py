@@ -1,0 +1,13 @@
+"""Random generators, and keys for the random numbers of kernels."""
+
+import numpy as np
+
+
+def generator(seed: int | None) -> np.random.Generator:
+    """The generator of this seed; 0 for None."""
+    return np.random.Generator(np.random.PCG64(0 if seed is None else seed))
+
+
+def draw_key(rng: np.random.Generator) -> int:
+    """A key for the kernels' random numbers."""
+    return int(rng.integers(2**64, dtype=np.uint64))

@@ -1,0 +1,1 @@
+"""Functions over arrays: each returns its result and the function that differentiates it."""

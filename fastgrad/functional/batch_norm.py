@@ -1,0 +1,134 @@
+"""Batch normalisation with what often follows it: a residual and an activation."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty, empty_float64
+from fastgrad.core.backend import kernels
+from fastgrad.kernels.types import Activation
+
+
+def batch_norm(
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    unbiased: bool = True,
+    activation: str | tuple[str, float] = "identity",
+    residual: np.ndarray | None = None,
+) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
+    """y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual), with x and residual (..., C) (Ioffe & Szegedy 2015).
+
+    gamma, beta, running_mean and running_var are (C,). In training mean and var are those of the batch, over all axes but the last, the
+    var biased, and the running ones, if given, are updated in place: r = (1 - momentum) r + momentum batch. Else they are the running ones.
+
+                  update of r                         to get it here            running var    eps
+        PyTorch   (1 - momentum) r + momentum batch   momentum=momentum         unbiased       1e-5
+        Keras     momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-3
+        ONNX      momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-5
+
+    PyTorch's momentum is 0.1, Keras's 0.99 (here 0.01) and ONNX's 0.9 (here 0.1). With unbiased the var that goes into running_var has
+    the squares divided by M - 1, with M values a channel, in place of M.
+
+    Returns (y, backward); backward(dy) returns the gradients of the given ones of x, gamma, beta, residual, in this order.
+    Backward reads x, gamma, beta and y, so none of them may be written before it.
+    Raises TypeError and ValueError, naming the argument; then the running statistics are as before.
+    """
+    op = "batch_norm"
+    f = check.activation(op, activation)
+    x = check.channels_last(op, "x", x)
+    width = x.shape[-1:]
+    gamma, beta = (check.array(op, name, value, "(C,)", width, x) for name, value in (("gamma", gamma), ("beta", beta)))
+    momentum = check.number(op, "momentum", momentum, most=1)
+    eps = check.number(op, "eps", eps)
+    running = check_running(op, running_mean, running_var, width, x, bool(training))
+    if residual is not None:
+        residual = check.array(op, "residual", residual, "like x", x.shape, x)
+    y, rows_backward = run(op, x, gamma, beta, running, bool(training), momentum, eps, bool(unbiased), f, residual)
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
+        dgamma, dbeta = empty(width, x), empty(width, x)
+        dx, dresidual = rows_backward(dy, dgamma, dbeta)
+        return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
+
+    return y, backward
+
+
+def run(
+    op: str,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    running: tuple[np.ndarray, np.ndarray] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+    activation: Activation,
+    residual: np.ndarray | None = None,
+) -> tuple[np.ndarray, Callable[..., tuple[Any, Any]]]:
+    """Batch norm over checked arrays: (y, backward).
+
+    backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
+    """
+    ops, shape = kernels(x), x.shape
+    count, channels = prod(shape[:-1]), shape[-1]
+    if training and count == 1:
+        raise ValueError(f"{op}: x must have more than one value a channel in training, got {shape}")
+
+    def rows(a: np.ndarray) -> np.ndarray:
+        return check.contiguous(a).reshape(count, channels)
+
+    # all that may fail for want of memory comes before the running statistics are moved
+    y = empty(shape, x)
+    z = empty(shape, x) if activation.needs_input else y
+    zs, ys = (a.reshape(count, channels) for a in (z, y))
+    added = None if residual is None else rows(residual)
+    mean, rstd = empty_float64(channels, x), empty_float64(channels, x)
+    xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
+    moved = [None, None] if running is None else [check.contiguous(r) for r in running]
+    ops.batch_norm_statistics(xs, *moved, training, momentum, eps, unbiased, mean, rstd)
+    for r, new in zip(running or (), moved, strict=False):
+        if training and new is not r:
+            r[...] = new
+    ops.batch_norm_forward(xs, mean, rstd, gamma, beta, added, activation, zs, ys)
+
+    def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
+        dys = check.upstream(op, dy, y).reshape(count, channels)
+        dz = None if residual is None else empty(shape, x)
+        dx = empty(shape, x) if want_dx else None
+        dzs, dxs = (None if a is None else a.reshape(count, channels) for a in (dz, dx))
+        ops.batch_norm_backward(dys, xs, mean, rstd, gamma, beta, activation, training, zs, ys, dzs, dxs, dgamma, dbeta)
+        return dx, dz
+
+    return y, backward
+
+
+def check_running(
+    op: str, mean: Any, var: Any, shape: tuple[int, ...], like: Any, training: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The running statistics, which evaluation needs and training writes; None without."""
+    named = {"running_mean": mean, "running_var": var}
+    missing = [name for name, value in named.items() if value is None]
+    if missing and (not training or len(missing) == 1):
+        why = "together with the other" if training else "in evaluation (training=False)"
+        raise ValueError(f"{op}: {' and '.join(missing)} must be given {why}, got None")
+    if missing:
+        return None
+    found = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
+    for i, (name, value) in enumerate(named.items()):
+        if isinstance(value, np.ndarray):
+            # the caller's array is written, not an aligned copy
+            found[i] = value
+            if training and not value.flags.writeable:
+                raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
+    return found[0], found[1]

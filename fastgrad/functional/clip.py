@@ -1,0 +1,168 @@
+"""Clipping: gradients by norm, by value and by the size of their weights; and weights themselves. All in place.
+
+Each takes an array or a list of arrays of one dtype and any shapes and layouts, which may not overlap. Where a call raises, none has been
+written.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.array_list import ArrayList, check_same_shapes
+from fastgrad.core.errstate import silent
+
+ON_NONFINITE = "raise", "skip", "ignore"
+PER = "all", "array", "unit"
+# PyTorch's term, which keeps a norm of 0 from dividing
+EPS = 1e-6
+
+
+class Clipped(NamedTuple):
+    """What clip_grad_norm found and did.
+
+    norm: of all values; scale: what they were multiplied with; norms (n,): of each array before; nonfinite: names of the arrays with NaN or
+    infinity.
+    """
+
+    norm: float
+    scale: float
+    norms: np.ndarray
+    nonfinite: list[str]
+
+
+def clip_grad_norm(
+    grads: Any,
+    max_norm: float,
+    norm_type: float = 2.0,
+    names: Sequence[str] | None = None,
+    on_nonfinite: str = "raise",
+) -> Clipped:
+    """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), where norm is that of all values together.
+
+    norm_type: 1, 2, inf or any p > 0 for (sum |g|^p)^(1/p). names: of the arrays; without them "0", "1", ... If one has NaN or
+    infinity, "raise" raises FloatingPointError with the names, "skip" only returns them, and neither writes; "ignore" takes the norm as
+    it is: infinity makes zeros and NaN, and NaN all NaN. As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, alg. 1).
+    """
+    op = "clip_grad_norm"
+    return clip_together(op, ArrayList(op, "grads", grads), max_norm, norm_type, names, on_nonfinite)
+
+
+def clip_together(
+    op: str, arrays: Any, max_norm: float, norm_type: float, names: Sequence[str] | None, on_nonfinite: str
+) -> Clipped:
+    """clip_grad_norm of Arrays, or of what is like them."""
+    max_norm = check.number(op, "max_norm", max_norm, zero=False)
+    p = _norm_type(op, norm_type)
+    check.choice(op, "on_nonfinite", on_nonfinite, ON_NONFINITE)
+    if names is not None:
+        check.each(op, "names", names, len(arrays.flat))
+    norms, counts = _norms(arrays, p)
+    norm = arrays.kernels.joint_norm(norms, p)
+    bad = [str(i) if names is None else names[i] for i in np.flatnonzero(counts).tolist()] if counts.any() else []
+    if bad and on_nonfinite == "raise":
+        raise FloatingPointError(f"{op}: grads must be finite, got NaN or infinity in {', '.join(bad)}")
+    scale = max_norm / (norm + EPS)
+    if scale >= 1 or (bad and on_nonfinite == "skip"):
+        return Clipped(norm, 1.0, norms, bad)
+    _scale(arrays, None, np.full(len(norms), scale))
+    return Clipped(norm, scale, norms, bad)
+
+
+def clip_grad_norm_each(grads: Any, max_norm: float, norm_type: float = 2.0) -> np.ndarray:
+    """clip_grad_norm of each array by itself. NaN in a norm leaves the array as it is. Returns the norms (n,) before."""
+    op = "clip_grad_norm_each"
+    max_norm, p = check.number(op, "max_norm", max_norm, zero=False), _norm_type(op, norm_type)
+    arrays = ArrayList(op, "grads", grads)
+    norms, _ = _norms(arrays, p)
+    _scale(arrays, None, _at_most_one(max_norm, norms + EPS))
+    return norms
+
+
+def clip_grad_value(grads: Any, limit: float) -> None:
+    """Each value to -limit .. limit; NaN stays. As torch.nn.utils.clip_grad_value_."""
+    _clamp("clip_grad_value", "grads", grads, limit)
+
+
+def clip_weights(params: Any, limit: float) -> None:
+    """Each weight to -limit .. limit (Arjovsky et al. 2017, alg. 1); NaN stays."""
+    _clamp("clip_weights", "params", params, limit)
+
+
+@silent
+def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: float = 1e-3) -> None:
+    """Scale each unit's gradient g to the norm clipping max(||w||, eps) where its norm is larger, w being the unit's weights.
+
+    Units are an array's last axis: the columns of a dense w (C_in, C_out), the filters of a conv w (kh, kw, C_in, C_out), also where C_in
+    is 1. An array of one axis is one unit. NaN in a norm leaves the unit as it is. The paper does not clip the last
+    layer: leave it out of the lists. Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization", eq. 3.
+    """
+    op = "clip_grad_adaptive"
+    clipping, eps = check.number(op, "clipping", clipping, zero=False), check.number(op, "eps", eps, zero=False)
+    arrays = ArrayList(op, "grads", grads)
+    weights = ArrayList(op, "params", params, arrays.flat[0], written=False)
+    check_same_shapes(op, "grads", arrays.flat, "params", weights.flat)
+    widths = units(op, "grads", arrays.flat)
+    (norms, _), (sizes, _) = _norms(arrays, 2.0, widths), _norms(weights, 2.0, widths)
+    _scale(arrays, widths, _at_most_one(clipping * np.maximum(sizes, eps), norms))
+
+
+def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
+    """Scale weights to the norm max_norm where theirs is larger: of all together, of each array, or of each unit of clip_grad_adaptive.
+
+    NaN in a norm leaves what it is the norm of as it is. Per unit it is the max-norm constraint of Srivastava et al. 2014, section 5.1.
+    """
+    op = "project_weights"
+    max_norm = check.number(op, "max_norm", max_norm, zero=False)
+    check.choice(op, "per", per, PER)
+    arrays = ArrayList(op, "params", params)
+    widths = units(op, "params", arrays.flat) if per == "unit" else None
+    norms, _ = _norms(arrays, 2.0, widths)
+    if per == "all":
+        norms = np.full(len(norms), arrays.kernels.joint_norm(norms, 2.0))
+    _scale(arrays, widths, _at_most_one(max_norm, norms))
+
+
+def _norm_type(op: str, value: float) -> float:
+    """p, for which PyTorch too takes "inf"; a number that is too large for a float is no infinity that was asked for."""
+    infinite = value == "inf" if isinstance(value, str) else isinstance(value, float | np.floating) and value == np.inf
+    return np.inf if infinite else check.number(op, "norm_type", value, zero=False)
+
+
+def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    """Units of each array, (n,)."""
+    widths = np.ones(len(arrays), np.int64)
+    for i, array in enumerate(arrays):
+        if array.ndim > 1:
+            if array.ndim not in (2, 4):
+                raise ValueError(f"{op}: {name}[{i}] must have 1, 2 or 4 axes, got {array.shape}")
+            widths[i] = max(array.shape[-1], 1)
+    return widths
+
+
+def _norms(arrays: ArrayList, p: float, widths: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of all units, and of each array how many values are not finite."""
+    count = len(arrays.flat)
+    norms, counts = np.empty(count if widths is None else int(widths.sum())), np.empty(count, np.int64)
+    arrays.kernels.array_norms(arrays.flat, widths, p, norms, counts)
+    return norms, counts
+
+
+@silent
+def _at_most_one(limits: Any, norms: np.ndarray) -> np.ndarray:
+    """limits / norms where norms are larger."""
+    return np.divide(limits, norms, out=np.ones_like(norms), where=norms > limits)
+
+
+def _scale(arrays: ArrayList, widths: np.ndarray | None, scales: np.ndarray) -> None:
+    if (scales != 1).any():
+        arrays.kernels.scale_arrays(arrays.flat, widths, scales)
+        arrays.write()
+
+
+def _clamp(op: str, name: str, value: Any, limit: float) -> None:
+    limit = check.number(op, "limit", limit)
+    arrays = ArrayList(op, name, value)
+    arrays.kernels.clamp_arrays(arrays.flat, limit)
+    arrays.write()

@@ -1,0 +1,103 @@
+"""The fused convolution of images y = act(conv(x, w) + b + residual)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.check import Pair
+from fastgrad.kernels import types
+from fastgrad.kernels.types import Activation
+
+
+def conv2d(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    activation: str | tuple[str, float] = "identity",
+    residual: np.ndarray | None = None,
+) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
+    """y = act(conv(x, w) + b + residual), with images x (N, H, W, C), w (kh, kw, C / groups, K), b (K,), residual like y.
+
+    y[n, i, j, k] = sum over a, b, c of x[n, i sh + a dh - top, j sw + b dw - left, c] w[a, b, c, k]: no flip, as in every framework.
+    stride (sh, sw) and dilation (dh, dw) are an integer or a pair, vertical and horizontal. So is padding, in zeros on either
+    side; "same" makes y as large as x, or ceil(H / sh) by ceil(W / sw), any odd zero being at the bottom and right. Each of
+    the groups makes K / groups outputs of C / groups channels, in their order.
+
+    Returns (y, backward); y (N, H', W', K) with H' = (H + top + bottom - dh (kh - 1) - 1) // sh + 1, W' likewise.
+    backward(dy) returns the gradients of the given inputs, in the order x, w, b, residual.
+    Backward reads x, w and y, so none of them may be written before it.
+    Raises TypeError and ValueError, naming the argument.
+    """
+    op = "conv2d"
+    f = check.activation(op, activation)
+    x = check.images(op, x)
+    n, *image, channels = x.shape
+    groups = check.count(op, "groups", groups)
+    if channels % groups:
+        raise ValueError(f"{op}: groups must divide the channels of x, {channels}, got {groups}")
+    form = "(kh, kw, C, K)" if groups == 1 else "(kh, kw, C / groups, K)"
+    w = check.array(op, "w", w, form, (None, None, channels // groups, None), x)
+    if 0 in w.shape:
+        raise ValueError(f"{op}: w must have at least one row, column and output, got {w.shape}")
+    outputs = w.shape[3]
+    if outputs % groups:
+        raise ValueError(f"{op}: groups must divide the outputs of w, {outputs}, got {groups}")
+    stride, dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+    reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
+    pads, made = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
+    if b is not None:
+        b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
+    if residual is not None:
+        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *made, outputs), x)
+        residual = check.contiguous(residual)
+    w = check.contiguous(w)
+    y, run_backward = run(op, x, w, b, stride, pads, dilation, f, residual, (n, *made, outputs))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
+        dw = empty(w.shape, w)
+        db = None if b is None else empty(b.shape, b)
+        dx, dresidual = run_backward(dy, dw, db)
+        return (dx, dw, *(() if db is None else (db,)), *(() if residual is None else (dresidual,)))
+
+    return y, backward
+
+
+def run(
+    op: str,
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    stride: Pair,
+    pads: tuple[int, int, int, int],
+    dilation: Pair,
+    f: Activation,
+    residual: np.ndarray | None,
+    shape: tuple[int, ...],
+) -> tuple[np.ndarray, Callable[..., tuple[Any, np.ndarray]]]:
+    """The convolution of checked arrays, y of this shape: (y, backward).
+
+    backward(dy, dw, db) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
+    """
+    ops = kernels(x)
+    y = empty(shape, x)  # (N, H', W', K)
+    z = empty(y.shape, y) if f.needs_input else y
+    ops.conv2d_forward(x, w, b, stride, pads, dilation, residual, f, z, y)
+
+    def backward(dy: Any, dw: np.ndarray, db: np.ndarray | None, want_dx: bool = True) -> tuple[Any, np.ndarray]:
+        dy = check.upstream(op, dy, y)
+        # without an activation dz is dy, which stays as it is
+        dz = dy if f.code == types.IDENTITY and residual is None else empty(y.shape, y)
+        dx = empty(x.shape, x) if want_dx else None
+        ops.conv2d_backward(dy, x, w, stride, pads, dilation, f, z, y, dz, dx, dw, db)
+        return dx, dz
+
+    return y, backward

@@ -1,0 +1,33 @@
+"""Gradient health: the report of a list of gradients, and the reports that a Trainer makes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.array_list import ArrayList
+from fastgrad.core.backend import kernels
+from fastgrad.health.monitor import GRADIENTS
+from fastgrad.health.report import Report, Traits
+from fastgrad.kernels.types import HEALTH
+
+__all__ = ["Report", "of"]
+
+
+def of(grads: Any, names: Sequence[str] | None = None) -> Report:
+    """The report of gradients alone, an array or a list of arrays of one dtype: for training code of any kind.
+
+    names: of the arrays, from the first layer's to the last's; without them "0", "1", ... What is not known of outputs and updates is NaN.
+    """
+    op = "health.of"
+    arrays = ArrayList(op, "grads", grads, written=False)
+    if names is not None:
+        check.each(op, "names", names, len(arrays.flat))
+    values = np.full((len(arrays.flat), len(HEALTH)), np.nan)
+    gradients = np.empty((len(values), 4))
+    kernels().array_health(arrays.flat, gradients)
+    values[:, GRADIENTS] = gradients
+    labels = [str(i) for i in range(len(values))] if names is None else list(names)
+    nothing = [None] * len(values), [Traits()] * len(values)
+    return Report(labels, *nothing, 0, values, np.zeros(1, np.int64), values[None])

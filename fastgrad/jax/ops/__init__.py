@@ -1,0 +1,1 @@
+"""JAX functions over the kernels, one module an op."""

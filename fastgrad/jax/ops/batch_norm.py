@@ -1,0 +1,143 @@
+"""Batch normalisation, with a residual and an activation."""
+
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.functional.batch_norm import check_running
+from fastgrad.jax.arguments import axes_of, checkable, varying
+from fastgrad.jax.xla import call, host
+from fastgrad.kernels.types import Activation
+
+
+class Settings(NamedTuple):
+    training: bool
+    momentum: float
+    eps: float
+    unbiased: bool
+    activation: Activation
+
+
+def batch_norm(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    unbiased: bool = True,
+    activation: str | tuple[str, float] = "identity",
+    residual: Any = None,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """fastgrad.batch_norm: (y, running_mean, running_var) of x (..., C), where the last two are new arrays, or None if none were given.
+
+    They take no part in gradients.
+    """
+    op = "batch_norm"
+    f = check.activation(op, activation)
+    given = {
+        "x": x,
+        "gamma": gamma,
+        "beta": beta,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "residual": residual,
+    }
+    seen = {name: None if a is None else checkable(op, name, a) for name, a in given.items()}
+    like = check.channels_last(op, "x", seen["x"])
+    for name in ("gamma", "beta"):
+        check.array(op, name, seen[name], "(C,)", like.shape[-1:], like.dtype)
+    # nothing is written in place here: copies are writable
+    mean, var = (np.array(a) if isinstance(a, np.ndarray) else a for a in (seen["running_mean"], seen["running_var"]))
+    check_running(op, mean, var, like.shape[-1:], like.dtype, bool(training))
+    if residual is not None:
+        check.array(op, "residual", seen["residual"], "like x", like.shape, like.dtype)
+    if training and prod(like.shape[:-1]) == 1:
+        raise ValueError(f"{op}: x must have more than one value a channel in training, got {like.shape}")
+    momentum, eps = check.number(op, "momentum", momentum, most=1), check.number(op, "eps", eps)
+    settings = Settings(bool(training), momentum, eps, bool(unbiased), f)
+    arrays = tuple(None if a is None else jnp.asarray(a) for a in given.values())
+    return _norm(settings, varying(arrays, axes_of(arrays)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _norm(settings: Settings, arrays: tuple) -> tuple:
+    return tuple(_forward(settings, arrays, keep=False))
+
+
+def _forward(settings: Settings, arrays: tuple, keep: bool) -> list:
+    """y, the running statistics and, with keep, the bits of mean and rstd, float64, and z where backward needs it."""
+    x, gamma, _, mean, var, _ = arrays
+    # JAX may have no float64
+    bits = jax.ShapeDtypeStruct((*gamma.shape, 2), np.dtype(np.uint32))
+    kept = [bits, bits, x if settings.activation.needs_input else None] if keep else []
+    return call("batch_norm", host_norm_forward, [x, mean, var, *kept], arrays, **settings._asdict())
+
+
+def _vjp_forward(settings: Settings, arrays: tuple) -> tuple[tuple, tuple]:
+    y, mean, var, *saved = _forward(settings, arrays, keep=True)
+    return (y, mean, var), (arrays, y, saved)
+
+
+def _vjp_backward(settings: Settings, saved: tuple, gradients: tuple) -> tuple:
+    (x, gamma, beta, _, _, residual), y, kept = saved
+    results, arguments = [x, gamma, beta, residual], [gradients[0], x, gamma, beta, y, *kept]
+    dx, dgamma, dbeta, dresidual = call("batch_norm", host_norm_backward, results, arguments, **settings._asdict())
+    return ((dx, dgamma, dbeta, None, None, dresidual),)
+
+
+_norm.defvjp(_vjp_forward, _vjp_backward)
+
+
+def _rows(a: Any) -> Any:
+    return None if a is None else a.reshape(-1, a.shape[-1])
+
+
+@host
+def host_norm_forward(results: list, arguments: list, activation: list, **settings: Any) -> None:
+    x, gamma, beta, mean, var, residual = arguments
+    y, new_mean, new_var, *kept = results
+    f, xs, ys = Activation(*activation), _rows(x), _rows(y)
+    batch_mean, rstd, z = kept or [np.empty(len(gamma)), np.empty(len(gamma)), None]
+    batch_mean, rstd = (a.reshape(-1).view(np.float64) for a in (batch_mean, rstd))
+    zs = _rows(z) if z is not None else empty(xs.shape, xs.dtype) if f.needs_input else ys
+    for new, old in ((new_mean, mean), (new_var, var)):
+        if new is not None:
+            new[...] = old
+    statistics = settings["training"], settings["momentum"], settings["eps"], settings["unbiased"]
+    kernels().batch_norm_statistics(xs, new_mean, new_var, *statistics, batch_mean, rstd)
+    kernels().batch_norm_forward(xs, batch_mean, rstd, gamma, beta, _rows(residual), f, zs, ys)
+
+
+@host
+def host_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
+    dy, x, gamma, beta, y, mean, rstd, z = arguments
+    dx, dgamma, dbeta, dresidual = results
+    mean, rstd = (a.reshape(-1).view(np.float64) for a in (mean, rstd))
+    zs, ys = _rows(y if z is None else z), _rows(y)
+    kernels().batch_norm_backward(
+        _rows(dy),
+        _rows(x),
+        mean,
+        rstd,
+        gamma,
+        beta,
+        Activation(*activation),
+        training,
+        zs,
+        ys,
+        _rows(dresidual),
+        _rows(dx),
+        dgamma,
+        dbeta,
+    )

@@ -1,0 +1,90 @@
+"""Chains of dense layers."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.jax.arguments import axes_of, checkable, varying
+from fastgrad.jax.xla import call, host
+from fastgrad.kernels.types import Activation
+
+
+def dense_chain(
+    x: Any, weights: Sequence[Any], biases: Sequence[Any] | None, activations: str | tuple[str, float] | list
+) -> jax.Array:
+    """fastgrad.dense_chain: y (N, K_L) of x (N, K_0), weights[l] (K_l, K_l+1) and biases[l] (K_l+1,) or None, or no biases at all."""
+    op = "dense_chain"
+    check.each(op, "weights", weights)
+    biases = [None] * len(weights) if biases is None else biases
+    check.each(op, "biases", biases, len(weights))
+    fs = check.activations(op, activations, len(weights))
+    x_like = check.array(op, "x", checkable(op, "x", x), "(N, C)", (None, None))
+    width = x_like.shape[1]
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        name = f"weights[{layer}]"
+        w_like = check.array(op, name, checkable(op, name, w), "(C_in, C_out)", (width, None), x_like.dtype)
+        width, name = w_like.shape[1], f"biases[{layer}]"
+        if b is not None:
+            check.array(op, name, checkable(op, name, b), "(C_out,)", (width,), x_like.dtype)
+    arrays = x, tuple(weights), tuple(biases)
+    return _chain(tuple(fs), *varying(arrays, axes_of(arrays)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chain(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple) -> jax.Array:
+    return _forward(fs, x, weights, biases, keep=False)[0]
+
+
+def _forward(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple, keep: bool) -> list[jax.Array]:
+    """y, and with keep all outputs but y, and the z that backward needs."""
+    outputs = [jax.ShapeDtypeStruct((len(x), w.shape[1]), x.dtype) for w in weights]
+    zs = [y if f.needs_input else None for f, y in zip(fs, outputs, strict=True)]
+    results = [outputs[-1], *outputs[:-1], *zs] if keep else outputs[-1:]
+    return call("dense_chain", host_dense_forward, results, [x, *weights, *biases], activations=fs)
+
+
+def _vjp_forward(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple) -> tuple[jax.Array, tuple]:
+    y, *saved = _forward(fs, x, weights, biases, keep=True)
+    return y, (x, weights, biases, y, saved)
+
+
+def _vjp_backward(fs: tuple[Activation, ...], saved: tuple, dy: Any) -> tuple:
+    x, weights, biases, y, inner = saved
+    depth = len(weights)
+    found = call(
+        "dense_chain", host_dense_backward, [x, *weights, *biases], [dy, x, *weights, y, *inner], activations=fs
+    )
+    return found[0], tuple(found[1 : depth + 1]), tuple(found[depth + 1 :])
+
+
+_chain.defvjp(_vjp_forward, _vjp_backward)
+
+
+@host
+def host_dense_forward(results: list, arguments: list, activations: list) -> None:
+    fs, depth = [Activation(*f) for f in activations], len(activations)
+    x, weights, biases = arguments[0], arguments[1 : depth + 1], arguments[depth + 1 :]
+    y, *kept = results
+    outputs = [*(kept[: depth - 1] or [empty((len(x), w.shape[1]), x.dtype) for w in weights[:-1]]), y]
+    zs = kept[depth - 1 :] or [
+        empty(a.shape, a.dtype) if f.needs_input else None for f, a in zip(fs, outputs, strict=True)
+    ]
+    zs = [a if z is None else z for z, a in zip(zs, outputs, strict=True)]
+    kernels().dense_chain_forward(x, weights, biases, fs, None, zs, outputs)
+
+
+@host
+def host_dense_backward(results: list, arguments: list, activations: list) -> None:
+    fs, depth = [Activation(*f) for f in activations], len(activations)
+    dy, x, *rest = arguments
+    weights, y, inner, zs = rest[:depth], rest[depth], rest[depth + 1 : 2 * depth], rest[2 * depth :]
+    outputs = [*inner, y]
+    zs = [a if z is None else z for z, a in zip(zs, outputs, strict=True)]
+    dzs = [empty(a.shape, a.dtype) for a in outputs]
+    dx, dweights, dbiases = results[0], results[1 : depth + 1], results[depth + 1 :]
+    kernels().dense_chain_backward(dy, x, weights, fs, zs, outputs, dzs, dx, dweights, dbiases)

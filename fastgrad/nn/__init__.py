@@ -1,0 +1,29 @@
+"""Layers, and models made of them."""
+
+from fastgrad.nn.batch_norm import BatchNorm
+from fastgrad.nn.container import Sequential
+from fastgrad.nn.conv import Conv2d
+from fastgrad.nn.dense import Dense, DenseChain
+from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.lstm import LSTM
+from fastgrad.nn.model import Model
+from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
+from fastgrad.nn.residual import Residual
+from fastgrad.nn.resnet import ResNet
+
+__all__ = [
+    "LSTM",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv2d",
+    "Dense",
+    "DenseChain",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "MaxPool2d",
+    "Model",
+    "ResNet",
+    "Residual",
+    "Sequential",
+]

@@ -1,0 +1,82 @@
+"""The batch norm layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.random import generator
+from fastgrad.functional.batch_norm import run
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+
+
+class BatchNorm(ResidualLayer):
+    """Batch normalisation of n channels, those of rows, of every step of sequences or of images; see fg.batch_norm.
+
+    A forward in training takes the statistics of its batch and moves running_mean and running_var (n,) towards them; others
+    take the running ones, which are saved, loaded and copied with the parameters "gamma", 1 at first, and "beta", 0.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        activation: str | tuple[str, float] = "identity",
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        unbiased: bool = True,
+        *,
+        dtype: Any = "float32",
+    ) -> None:
+        op = type(self).__name__
+        self.n_in = self.n_out = n = check.count(op, "n", n)
+        self.output = check.activation(op, activation)
+        self.momentum = check.number(op, "momentum", momentum, most=1)
+        self.eps = check.number(op, "eps", eps)
+        self.unbiased = bool(unbiased)
+        super().__init__({"gamma": (n,), "beta": (n,)}, dtype, None)
+        self._running = np.zeros(n, self.dtype), np.ones(n, self.dtype)
+        self._start(generator(None))
+
+    @property
+    def gamma(self) -> np.ndarray:
+        return self._weights[0]
+
+    @property
+    def beta(self) -> np.ndarray:
+        return self._weights[1]
+
+    @property
+    def running_mean(self) -> np.ndarray:
+        return self._running[0]
+
+    @property
+    def running_var(self) -> np.ndarray:
+        return self._running[1]
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        return {"running_mean": self.running_mean, "running_var": self.running_var}
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, ResidualLayerBackward]:
+        op = type(self).__name__
+        x = check.channels_last(op, "x", x)
+        x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
+        if residual is not None:
+            residual = self._array(op, "residual", residual, "like x", x.shape)
+        settings = training, self.momentum, self.eps, self.unbiased
+        y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
+        return y, lambda dy: backward(dy, *self._gradients, dx)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._gradients = (list(views(flat, self._shapes).values()) for flat in (params, grads))
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        self._running = move(self._running[0]), move(self._running[1])
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        self.gamma[...] = 1
+        self.beta[...] = 0

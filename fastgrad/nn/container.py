@@ -1,0 +1,168 @@
+"""Models made of other models: the base Container, and Sequential, layers one after the other."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.random import generator
+from fastgrad.nn.model import Backward, ForwardContext, Model
+from fastgrad.nn.sequence import SequenceModel
+
+
+class Container(SequenceModel):
+    """A model made of others, its checked parts, by name; their parameters move into its flat arrays, named "name.w", ..."""
+
+    def __init__(self, parts: dict[str, Model], seed: int | None) -> None:
+        self.parts = parts
+        shapes = {f"{name}.{key}": shape for name, part in parts.items() for key, shape in part._shapes.items()}
+        values = np.concatenate([part.params for part in parts.values()])
+        self.recurrent, self.images, self.bidirectional = (
+            any(getattr(part, name) for part in parts.values()) for name in ("recurrent", "images", "bidirectional")
+        )
+        super().__init__(shapes, _dtype(parts), seed)
+        self._params[...] = values
+        if any(part._mask is not None for part in parts.values()):
+            self._wear(np.concatenate([_mask(part) for part in parts.values()]))
+        rng = generator(seed)
+        for part in parts.values():
+            part.owned = type(self).__name__
+            part._restart(rng)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        return {f"{name}.{key}": a for name, part in self.parts.items() for key, a in part.statistics().items()}
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [generator for part in self.parts.values() for generator in part._generators()]
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        for part in self.parts.values():
+            part._move_statistics(move)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        offset = 0
+        for part in self.parts.values():
+            end = offset + part.params.size
+            part._home(params[offset:end], grads[offset:end])
+            offset = end
+
+    def _wear(self, mask: np.ndarray | None) -> None:
+        super()._wear(mask)
+        offset = 0
+        for part in self.parts.values():
+            end = offset + part.params.size
+            part._wear(None if mask is None else mask[offset:end])
+            offset = end
+
+    def _restart(self, rng: np.random.Generator) -> None:
+        if self.seed is None:
+            for part in self.parts.values():
+                part._restart(rng)
+
+
+def _mask(part: Model) -> np.ndarray:
+    return np.ones(part.params.size, np.bool_) if part._mask is None else part._mask
+
+
+def _dtype(parts: dict[str, Model]) -> np.dtype:
+    """The one dtype; a part without parameters has any."""
+    return next((part.dtype for part in parts.values() if part.params.size), next(iter(parts.values())).dtype)
+
+
+def check_children(op: str, parts: dict[str, Any]) -> None:
+    """Parts must be models of one dtype, each of which nobody owns yet."""
+    seen: list[Model] = []
+    for label, part in parts.items():
+        if not isinstance(part, Model):
+            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(part).__name__}")
+        if part.owned or any(part is other for other in seen):
+            raise ValueError(f"{op}: {label} is part of a {part.owned or op} already; a layer belongs to one")
+        if not part.is_here:
+            raise ValueError(
+                f"{op}: {label} is on a GPU; make the model of parts that are not, and move it whole with to()"
+            )
+        seen.append(part)
+    dtype = _dtype(parts)
+    for label, part in parts.items():
+        if part.dtype != dtype and part.params.size:
+            raise TypeError(f"{op}: {label} must be {dtype}, got {part.dtype}")
+
+
+class Sequential(Container):
+    """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
+
+    Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
+    initial weights in order from this one's, unless their weights were written since. Layers of rows beside an LSTM that
+    does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+    """
+
+    def __init__(self, *layers: Model, seed: int | None = None) -> None:
+        op = type(self).__name__
+        check.each(op, "layers", layers)
+        check_children(op, {f"layers[{i}]": layer for i, layer in enumerate(layers)})
+        _check_order(op, layers)
+        super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
+        self.layers = layers
+        self.output = layers[-1].output
+        self.pools, self.keeps = any(layer.pools for layer in layers), all(layer.keeps for layer in layers)
+        first = next((layer for layer in layers if not layer.keeps), layers[0])
+        self.n_in, self.n_out = first.n_in, first.n_out
+        for layer in layers:
+            self.n_out = self.n_out if layer.keeps else layer.n_out
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
+        states, backwards = [], []
+        for layer, layer_context in self._contexts(context):
+            x, end, layer_backward = layer._forward(x, layer_context)
+            states.append(end)
+            backwards.append(layer_backward)
+
+        def backward(dy: np.ndarray) -> np.ndarray:
+            for layer_backward in reversed(backwards):
+                dy = layer_backward(dy)
+            return dy
+
+        return x, states if self.recurrent else None, backward
+
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
+        states = []
+        for layer, layer_context in self._contexts(context):
+            x, end = layer._infer(x, layer_context)
+            states.append(end)
+        return x, states if self.recurrent else None
+
+    def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
+        """Every layer with its context."""
+        op, starts = type(self).__name__, context.state
+        if starts is not None:
+            check.each(op, "state", starts, len(self.layers))
+            for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
+                if start is not None and not layer.recurrent:
+                    raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")
+        inner = context._replace(logits=False, state=None)
+        for i, layer in enumerate(self.layers):
+            own = inner
+            if layer is self.layers[-1]:
+                own = own._replace(logits=context.logits)
+            if starts is not None:
+                own = own._replace(state=starts[i])
+            yield layer, own
+            if i == 0:
+                inner = inner._replace(want_dx=True)
+            if layer.pools:
+                # what comes after a pool is a row of each sequence
+                inner = inner._replace(packed=None)
+
+
+def _check_order(op: str, layers: tuple[Model, ...]) -> None:
+    width, pooled = None, False
+    for i, layer in enumerate(layers):
+        if width is not None and layer.n_in is not None and layer.n_in != width:
+            raise ValueError(f"{op}: layers[{i}] must take {width} columns, got {layer.n_in}")
+        if pooled and (layer.recurrent or layer.images):
+            kind = "sequences" if layer.recurrent else "images"
+            raise ValueError(f"{op}: layers[{i}] must take rows (N, C), for a layer before it pools {kind}")
+        width = width if layer.keeps else layer.n_out
+        pooled = pooled or layer.pools

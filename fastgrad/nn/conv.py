@@ -1,0 +1,98 @@
+"""The convolution layer of images (N, H, W, C)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.check import Pair
+from fastgrad.core.random import generator
+from fastgrad.functional.conv import run
+from fastgrad.init import chosen
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+
+
+class Conv2d(ResidualLayer):
+    """A convolution of n_in channels to n_out; see fg.conv2d. Its parameters are w (kh, kw, n_in / groups, n_out) and b (n_out,).
+
+    init names one of fastgrad.init or is a function of (shape, rng); b starts at 0.
+    """
+
+    images = True
+    n_in: int
+    n_out: int
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        size: int | Pair,
+        *,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        activation: str | tuple[str, float] = "identity",
+        bias: bool = True,
+        init: str | Callable[..., np.ndarray] = "he_uniform",
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        self.n_in, self.n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
+        size, self.groups = check.pair(op, "size", size), check.count(op, "groups", groups)
+        for name, n in (("n_in", self.n_in), ("n_out", self.n_out)):
+            if n % self.groups:
+                raise ValueError(f"{op}: groups must divide {name}, {n}, got {self.groups}")
+        self.stride, self.dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+        self.padding = padding
+        self._reach = self.dilation[0] * (size[0] - 1) + 1, self.dilation[1] * (size[1] - 1) + 1
+        # an image of the kernel's reach has a window whatever the padding
+        check.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
+        self.output = check.activation(op, activation)
+        self._init = chosen(op, init)
+        shapes: dict[str, tuple[int, ...]] = {"w": (*size, self.n_in // self.groups, self.n_out)}
+        if bias:
+            shapes["b"] = (self.n_out,)
+        super().__init__(shapes, dtype, seed)
+        self._start(generator(seed))
+
+    @property
+    def w(self) -> np.ndarray:
+        return self._weights[0]
+
+    @property
+    def b(self) -> np.ndarray | None:
+        return self._weights[1]
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, ResidualLayerBackward]:
+        op = type(self).__name__
+        x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
+        x = check.images(op, x)
+        n, height, width, _ = x.shape
+        pads, made = check.windows(
+            op, "the kernel's reach", self._reach, (height, width), self.stride, self.padding, half=False
+        )
+        shape = n, *made, self.n_out
+        if residual is not None:
+            residual = check.contiguous(
+                self._array(op, "residual", residual, "(N, H', W', K)", shape)
+            )  # fmt: skip
+        w, b = self._weights
+        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
+        return y, lambda dy: backward(dy, *self._gradients, dx)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._gradients = self._arrays_of(params), self._arrays_of(grads)
+
+    def _arrays_of(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        found = views(flat, self._shapes)
+        return found["w"], found.get("b")
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)

@@ -1,0 +1,249 @@
+"""Dense layers, chains of them that run as one call, and chains without their pruned units."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.check import PARAMETERS
+from fastgrad.core.random import generator
+from fastgrad.functional.dense import dense_chain, run
+from fastgrad.init import chosen
+from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
+from fastgrad.nn.model import IDENTITY, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.sequence import TimeRows
+
+
+class DenseChain(ResidualLayer):
+    """Dense layers in a row: sizes[0] columns in, sizes[-1] out; of sequences (N, T, C) over every step.
+
+    activation is the hidden layers', with output for the last ("identity" if None); or a list of one for each layer.
+    init names one of fastgrad.init or is a function of (shape, rng); biases start at 0.
+    Parameters are named "0.w", "0.b", "1.w", ...; weights and biases hold the same views, a list entry a layer.
+    """
+
+    n_in: int
+    n_out: int
+    _name = "{layer}.{array}"
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str | tuple[str, float] | list = "relu",
+        output: str | tuple[str, float] | None = None,
+        *,
+        init: str | Callable[..., np.ndarray] = "he_uniform",
+        dtype: Any = "float32",
+        seed: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        op = type(self).__name__
+        check.each(op, "sizes", sizes)
+        if len(sizes) < 2:
+            raise ValueError(f"{op}: sizes must have length at least 2, got {len(sizes)}")
+        self.sizes = tuple(check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes))
+        self.n_in, self.n_out = self.sizes[0], self.sizes[-1]
+        self._activations = _activations(op, activation, output, len(sizes) - 1)
+        self.output = self._activations[-1]
+        self._bias = bool(bias)
+        self._init = chosen(op, init)
+        shapes: dict[str, tuple[int, ...]] = {}
+        rows, offset = [], 0
+        for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):
+            w_offset, b_offset = offset, offset + n_in * n_out
+            shapes[self._name.format(layer=layer, array="w")] = n_in, n_out
+            if bias:
+                shapes[self._name.format(layer=layer, array="b")] = (n_out,)
+            rows.append((n_in, n_out, w_offset, b_offset if bias else -1, self._activations[layer].code))
+            offset = b_offset + (n_out if bias else 0)
+        # what the kernels of whole chains read: see kernels/reference/training_step.py
+        self.table = np.array(rows, np.int64)  # (L, 5)
+        self._logit_table = self.table.copy()
+        if self.output.code in (SOFTMAX, SIGMOID):
+            self._logit_table[-1, 4] = IDENTITY.code
+        self.activation_parameters = np.array([f.parameter for f in self._activations])  # (L,)
+        super().__init__(shapes, dtype, seed)
+        self._start(generator(seed))
+
+    @property
+    def weights(self) -> tuple[np.ndarray, ...]:
+        return self._weights
+
+    @property
+    def biases(self) -> tuple[np.ndarray | None, ...]:
+        return self._biases
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, ResidualLayerBackward]:
+        op = type(self).__name__
+        if getattr(x, "ndim", 2) == 3:
+            steps = TimeRows(op, x, self)
+            added = None if residual is None else steps.rows(residual)
+            y, rows_backward = self._fused(steps.rows(x), training, activation, added, dx)
+            return steps.sequences(y), steps.backward(rows_backward, y)
+        x = self._array(op, "x", x, "(N, C)", (None, self.n_in))
+        if residual is not None:
+            residual = self._array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out))
+        activations = [*self._activations[:-1], activation]
+        y, backward = run(op, x, self._weights, self._biases, activations, residual)
+        return y, lambda dy: backward(dy, *self._layers_of(self._grads))
+
+    def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
+        if batch_size is not None:
+            return super().predict(x, batch_size, logits=logits)
+        # a single row costs less than the full check: arrays that are as they should be pass by
+        if not (
+            type(x) is np.ndarray
+            and x.dtype is self.dtype
+            and x.ndim == 2
+            and x.shape[1] == self.n_in
+            and x.flags.carray
+            and type(self._params) is np.ndarray
+        ):
+            if self._carries(x):
+                return device.to_host(self.predict(device.to_gpu(x), logits=logits))
+            name = f"{type(self).__name__}.predict"
+            if getattr(x, "ndim", 2) == 3:
+                steps = TimeRows(name, x, self)
+                return steps.sequences(self.predict(steps.rows(x), logits=logits))
+            x = check.contiguous(self._array(name, "x", x, "(N, C)", (None, self.n_in)))
+        out = empty((x.shape[0], self.n_out), x)
+        table = self._logit_table if logits else self.table
+        kernels(x).dense_chain_infer(x, table, self.activation_parameters, self._params, out)
+        return out
+
+    def compact(self) -> "DenseChain":
+        """A new chain that gives the same, without the hidden units that read nothing or that nothing reads: their weights are all 0.
+
+        A unit that reads nothing is the same for all rows, and goes into the next biases. Of each layer at least one unit stays.
+        """
+        return compacted(self)
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._biases = self._layers_of(params)
+
+    def _layers_of(self, flat: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray | None, ...]]:
+        arrays = tuple(views(flat, self._shapes).values())
+        return (arrays[::2], arrays[1::2]) if self._bias else (arrays, (None,) * len(arrays))
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        for w in self._weights:
+            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w)
+
+
+class Dense(DenseChain):
+    """One dense layer, n_in columns to n_out; its parameters are named "w" and "b"."""
+
+    _name = "{array}"
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        activation: str | tuple[str, float] = "identity",
+        *,
+        init: str | Callable[..., np.ndarray] = "he_uniform",
+        dtype: Any = "float32",
+        seed: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__([n_in, n_out], [activation], init=init, dtype=dtype, seed=seed, bias=bias)
+
+    @property
+    def w(self) -> np.ndarray:
+        return self._weights[0]
+
+    @property
+    def b(self) -> np.ndarray | None:
+        return self._biases[0]
+
+
+def _activations(op: str, activation: Any, output: Any, layers: int) -> list[Activation]:
+    if isinstance(activation, list):
+        if output is not None:
+            raise ValueError(f"{op}: output must be left out where activation is a list, whose last entry it is")
+        return check.activations(op, activation, layers)
+    hidden = check.activation(op, activation)
+    return [hidden] * (layers - 1) + [check.activation(op, "identity" if output is None else output, "output")]
+
+
+def compacted(chain: "DenseChain") -> "DenseChain":
+    """A new chain of the same function, without units that nothing reads and units that read nothing.
+
+    What reads nothing is the same for every row, and goes into the next layer's biases. A softmax inside the chain sees the whole of
+    its row, and so its layer stays whole; of a layer of which nothing would stay one unit does.
+    """
+    if not chain.is_here:
+        here = deepcopy(chain)
+        here.to("cpu")
+        compact = compacted(here)
+        compact.to("cuda")
+        return compact
+    weights, biases, kept = list(chain.weights), list(chain.biases), _read(chain)
+    for layer, activation in enumerate(chain._activations[:-1]):
+        w, b = weights[layer][kept[layer]], biases[layer]
+        constant = kept[layer + 1] & ~w.any(axis=0)
+        if activation.code == SOFTMAX or not constant.any():
+            continue
+        if constant.sum() == kept[layer + 1].sum():
+            constant[np.flatnonzero(constant)[0]] = False
+        kept[layer + 1] = kept[layer + 1] & ~constant
+        biases[layer + 1] = _folded(activation, b, constant, weights[layer + 1], biases[layer + 1])
+    bias = any(b is not None for b in biases)
+    activations = [_name(f) for f in chain._activations]
+    compact = DenseChain([int(k.sum()) for k in kept], activations, init="zeros", dtype=chain.dtype, bias=bias)
+    for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(kept), strict=True):
+        into_w[...] = w[np.ix_(*cut)]
+        if b is not None and into_b is not None:
+            into_b[...] = b[cut[1]]
+    if chain._mask is not None:
+        compact._wear(_masks(chain, chain._mask, compact, kept))
+    return compact
+
+
+def _read(chain: "DenseChain") -> list[np.ndarray]:
+    """Of each layer's inputs, and the outputs, which are read, directly or not."""
+    read = [np.ones(chain.n_out, np.bool_)]
+    for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
+        some = w[:, read[0]].any(axis=1) | (activation.code == SOFTMAX)
+        some[0] |= not some.any()
+        read.insert(0, some)
+    return [np.ones(chain.n_in, np.bool_), *read]
+
+
+def _folded(
+    activation: Activation, b: np.ndarray | None, constant: np.ndarray, w: np.ndarray, into: np.ndarray | None
+) -> np.ndarray | None:
+    """The next layer's biases, with what constant units give it: two small layers, of which the first reads a 0."""
+    units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
+    start = None if b is None else b[constant]
+    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
+    return y[0] if into is not None or y.any() else None
+
+
+def _name(activation: Activation) -> str | tuple[str, float]:
+    """As a user gives it."""
+    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
+    return (
+        exact[0]
+        if exact
+        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
+    )
+
+
+def _masks(chain: "DenseChain", mask: np.ndarray, compact: "DenseChain", kept: list[np.ndarray]) -> np.ndarray:
+    """The masks of what stays. A pruned bias lives again where it has become what constant units give."""
+    found = np.ones(compact.params.size, np.bool_)
+    parts = [*zip(*chain._layers_of(mask), strict=True)], [*zip(*compact._layers_of(found), strict=True)]
+    for (w, b), (into_w, into_b), bias, cut in zip(*parts, compact.biases, pairwise(kept), strict=True):
+        into_w[...] = w[np.ix_(*cut)]
+        if b is not None and into_b is not None:
+            into_b[...] = b[cut[1]] | (bias != 0)
+    return found

@@ -1,0 +1,47 @@
+"""The dropout layer."""
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import copied, empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.random import draw_key, generator
+from fastgrad.nn.model import Backward
+from fastgrad.nn.pool import ParameterFreeLayer
+
+
+class Dropout(ParameterFreeLayer):
+    """In training y = x / (1 - rate), or 0 for a share `rate` of the values, drawn anew for each forward; else a copy of x. x of any shape.
+
+    Which values are dropped depends on the seed and the number of forwards before, not on backend or threads; no mask is kept.
+    """
+
+    images, keeps = False, True
+
+    def __init__(self, rate: float = 0.5, *, seed: int | None = None) -> None:
+        self.rate = check.number(type(self).__name__, "rate", rate, below=1)
+        super().__init__()
+        self.seed = seed
+        self._start(generator(seed))
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        op = type(self).__name__
+        x = check.contiguous(check.floating(op, "x", x))
+        if not training or not self.rate:
+            return copied(x), lambda dy: copied(check.upstream(op, dy, x))
+        forward, rate, key = kernels(x).dropout_forward, self.rate, draw_key(self._rng)
+        y = empty(x.shape, x)
+        forward(x, rate, key, y)
+
+        def backward(dy: np.ndarray) -> np.ndarray:
+            dy, dx = check.upstream(op, dy, y), empty(y.shape, y)
+            forward(dy, rate, key, dx)
+            return dx
+
+        return y, backward
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [self._rng] if self.rate else []
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        self._rng = generator(int(rng.integers(2**63)))

@@ -1,0 +1,187 @@
+"""The LSTM layer: directions, layers on top of each other, dropout between them, and states."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
+from fastgrad.core.random import draw_key, generator
+from fastgrad.functional.lstm import run_rows
+from fastgrad.functional.lstm_weights import LSTMWeights
+from fastgrad.functional.packing import PackedBatch, pack, packed_batch, unpack
+from fastgrad.init import uniform
+from fastgrad.nn.model import Backward, ForwardContext, views
+from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
+
+State = tuple[np.ndarray, np.ndarray]
+STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
+
+
+class LSTM(SequenceModel):
+    """num_layers LSTMs on top of each other over x (N, T, input_size), or twice as many with a second direction; see fg.lstm.
+
+    y is (N, T, D P), with D directions and P = proj_size, or hidden_size where that is 0: 0 past a sequence's end. With pool
+    it is (N, D P): "last", the last layer's h after each sequence's last step, or "mean", the mean of its own steps (0 if it
+    has none). dropout is the share of values between layers that training sets to 0, the others divided by what is left.
+    A state is a pair h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's directions side by side.
+
+    Weights and biases are drawn from +-1 / sqrt(hidden_size), and forget_bias is added to b of the gates f. Parameters are
+    named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction "0.reverse.w_ih", ...
+    """
+
+    recurrent = True
+    n_in: int
+    n_out: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        peephole: bool = False,
+        forget_bias: float = 0.0,
+        *,
+        pool: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        self.n_in = self.input_size = check.count(op, "input_size", input_size)
+        self.hidden_size = check.count(op, "hidden_size", hidden_size)
+        self.num_layers = check.count(op, "num_layers", num_layers)
+        self.bidirectional = bool(bidirectional)
+        self.dropout = check.number(op, "dropout", dropout, below=1)
+        if self.dropout and self.num_layers == 1:
+            raise ValueError(f"{op}: dropout is between layers and needs num_layers of at least 2")
+        self.proj_size = check.count(op, "proj_size", proj_size, least=0)
+        self.peephole = bool(peephole)
+        self.forget_bias = check.number(op, "forget_bias", forget_bias)
+        if pool is not None:
+            check.choice(op, "pool", pool, [name for name in POOLS if name])
+        self.pool, self.pools = pool, pool is not None
+        self.directions = 2 if self.bidirectional else 1
+        hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
+        self.n_out = self.directions * projected
+        self._widths = projected, hidden
+        # of every layer's directions
+        self._prefixes = [
+            f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
+        ]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, prefix in enumerate(self._prefixes):
+            width = self.n_in if i < self.directions else self.n_out
+            shapes |= {prefix + "w_ih": (width, 4 * hidden), prefix + "w_hh": (projected, 4 * hidden)}
+            shapes[prefix + "b"] = (4 * hidden,)
+            if peephole:
+                shapes[prefix + "peephole"] = 3, hidden
+            if proj_size:
+                shapes[prefix + "w_proj"] = hidden, projected
+        super().__init__(shapes, dtype, seed)
+        self._start(generator(seed))
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State, Backward]:
+        rows, batch, state = self._checked(x, context)
+        y, ends, layers, unpool = self._run(rows, batch, state, context.training, True)
+        dx = context.want_dx
+        # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
+        whole = context.packed is None
+        if whole and not self.pools:
+            y = unpack(y, batch)
+
+        @silent
+        def backward(dy: np.ndarray) -> np.ndarray:
+            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
+            dh, dh_n = unpool(pack(dy, batch) if whole and not self.pools else dy)
+            for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
+                dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
+                for way, way_back in enumerate(ways_back):
+                    part = self._columns(way)
+                    upstream = (None if a is None else a[:, part] for a in (dh, dh_n))
+                    way_back(self._gradients[layer * self.directions + way], *upstream, None, dxs[way])
+                if len(dxs) == 2 and dxs[0] is not None:
+                    dxs[0] += dxs[1]
+                if key is not None:
+                    kernels(dy).dropout_forward(dxs[0], self.dropout, key, dxs[0])
+                dh, dh_n = dxs[0], None
+            if not dx:
+                return dy
+            return unpack(dxs[0], batch) if whole else dxs[0]
+
+        return y, ends, backward
+
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State]:
+        rows, batch, state = self._checked(x, context)
+        y, ends, *_ = self._run(rows, batch, state, False, False)
+        return unpack(y, batch) if context.packed is None and not self.pools else y, ends
+
+    def _run(
+        self, h: np.ndarray, batch: PackedBatch, state: Any, training: bool, keep: bool
+    ) -> tuple[np.ndarray, State, list, Unpool]:
+        """(y, state, of each layer what the way back needs, the way back through the pool) of rows h (R, C)."""
+        (h_0, c_0), (h_n, c_n) = (
+            [empty((len(self._weights), len(batch.order), width), h) for width in self._widths] for _ in range(2)
+        )
+        for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
+            start[...] = given
+        layers = []
+        for layer in range(self.num_layers):
+            xs, key = h, None
+            if layer and training and self.dropout:
+                xs, key = empty(h.shape, h), draw_key(self._rng)
+                kernels(h).dropout_forward(h, self.dropout, key, xs)
+            h, ways_back = empty((len(xs), self.n_out), xs), []
+            for way in range(self.directions):
+                i = layer * self.directions + way
+                arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
+                ways_back.append(run_rows(*arrays, keep=keep, once=training)[1])
+            if keep:
+                layers.append((xs.shape, ways_back, key))
+        y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch)
+        return y, (h_n, c_n), layers, unpool
+
+    def _columns(self, way: int) -> slice:
+        """A direction's part of the rows."""
+        width = self._widths[0]
+        return slice(way * width, (way + 1) * width)
+
+    def _checked(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, PackedBatch, Any]:
+        """(rows, batch, state)."""
+        op, batch, state = type(self).__name__, context.packed, context.state
+        if batch is None:
+            x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
+            batch = packed_batch(op, x.shape[:2], None)
+        if state is not None:
+            check.each(op, "state", state, 2)
+            for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
+                self._array(op, f"state[{i}]", given, form, (len(self._weights), len(batch.order), width))
+        return x if context.packed else pack(x, batch), batch, state
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [self._rng] if self.dropout else []
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        self._weights, self._gradients = self._weights_of(params), self._weights_of(grads)
+
+    def _weights_of(self, flat: np.ndarray) -> list[LSTMWeights]:
+        found = views(flat, self._shapes)
+        return [
+            LSTMWeights._make(found.get(prefix + name) for name in LSTMWeights._fields) for prefix in self._prefixes
+        ]
+
+    @silent
+    def _draw(self, rng: np.random.Generator) -> None:
+        limit = 1 / math.sqrt(self.hidden_size)
+        for w in views(self._params, self._shapes).values():
+            w[...] = uniform(w.shape, rng, limit=limit)
+        for prefix in self._prefixes:
+            self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
+        # of the keys
+        self._rng = generator(int(rng.integers(2**63)))

@@ -1,0 +1,245 @@
+"""The base of all layers: parameters in one flat array, their gradients in another, and named views into the two.
+
+ResidualLayer is the base of layers whose last step adds a residual and applies an activation: what a residual block ends in.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.functional.packing import PackedBatch
+from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
+
+Backward = Callable[[np.ndarray], np.ndarray]
+IDENTITY = ACTIVATIONS["identity"]
+
+
+class ForwardContext(NamedTuple):
+    """What a layer has to know of the forward pass that it is part of."""
+
+    training: bool = False
+    # a last softmax or sigmoid is left out
+    logits: bool = False
+    # the sequences whose own steps the rows x (R, C) are, without padding; None where x is as the user gave it
+    packed: PackedBatch | None = None
+    # what recurrent layers begin from
+    state: Any = None
+    # whether backward has to return dx, which a first layer's need not
+    want_dx: bool = True
+
+
+class Model:
+    """Named arrays in the flat `params` and `grads`; write into the views (`dense.w[...] = w`), not over them."""
+
+    # channels in and out; None where any number will do, or where it depends on the images
+    n_in: int | None
+    n_out: int | None
+    # as many channels come out as go in
+    keeps = False
+    # the activation that the output has passed, if any
+    output = IDENTITY
+    # takes sequences (N, T, C), with their lengths and with states
+    recurrent = False
+    # takes images (N, H, W, C)
+    images = False
+    # makes one row of each sequence or image
+    pools = False
+    # reads sequences from their ends too, so that they cannot come window by window
+    bidirectional = False
+    # which of params live, flat (P,), once some are pruned
+    _mask: np.ndarray | None = None
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
+        self.dtype = check.dtype(type(self).__name__, dtype)
+        self.seed = seed
+        self.owned = ""  # by what kind of model
+        self._shapes = shapes
+        size = sum(prod(shape) for shape in shapes.values())
+        self._home(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
+
+    @property
+    def params(self) -> np.ndarray:
+        """All parameters, flat (P,)."""
+        return self._params
+
+    @property
+    def grads(self) -> np.ndarray:
+        """Their gradients after the last backward, flat (P,)."""
+        return self._grads
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Views of params by name."""
+        return views(self._params, self._shapes)
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Views of grads by name."""
+        return views(self._grads, self._shapes)
+
+    def to(self, backend: str) -> "Model":
+        """Move all that the model keeps to the GPU ("cuda"), or to NumPy's memory ("cpu"); views taken before are not its any more.
+
+        A Trainer moves its model where "cuda" is in force. A model on a GPU takes arrays that are there, and predict NumPy's too, for
+        which it returns NumPy's. Returns the model.
+        """
+        check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
+        if self.owned:
+            raise ValueError(f"Model.to: the model is part of a {self.owned}; move that")
+        if (backend == "cpu") != self.is_here:
+            move = device.to_host if backend == "cpu" else device.to_gpu
+            params, grads, mask = move(self._params), move(self._grads), self._mask
+            self._move_statistics(move)
+            self._home(params, grads)
+            self._wear(None if mask is None else move(mask))
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the model's arrays are NumPy's."""
+        return type(self._params) is np.ndarray
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Of each parameter, by name, where it is not pruned, bool; nothing where nothing is pruned."""
+        return {} if self._mask is None else views(self._mask, self._shapes)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """What training keeps beside the parameters, by name: the running means and variances of batch norms."""
+        return {}
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        """(y, backward); backward(dy) overwrites the gradients and returns dx.
+
+        With training an LSTM goes back once only: it takes the memory of what it has read.
+        With logits, a last softmax or sigmoid is left out.
+        """
+        raise NotImplementedError
+
+    def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
+        """y alone, batch_size rows at a time; any number of threads may predict at once."""
+        if self._carries(x):
+            return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits))
+        if batch_size is None:
+            return self.forward(x, logits=logits)[0]
+        return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
+
+    def _carries(self, x: Any) -> bool:
+        """Whether x has to be taken to the model, on a GPU."""
+        return isinstance(x, np.ndarray) and not self.is_here
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.predict(x)
+
+    def _batches(self, x: np.ndarray, batch_size: int) -> list[slice]:
+        op = f"{type(self).__name__}.predict"
+        check.place(op, "x", x)
+        batch_size = check.count(op, "batch_size", batch_size, most=None)
+        return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
+
+    def _array(self, op: str, name: str, value: Any, form: str, shape: Sequence[int | None]) -> np.ndarray:
+        """value as check.array has it, of the model's dtype and where the model is."""
+        return check.array(op, name, value, form, shape, self._params, of_model=True)
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
+        """(y, state, backward); where dx is not wanted backward may return anything. Of packed rows y is rows, unless they are pooled."""
+        y, backward = self.forward(x, context.training, logits=context.logits)
+        return y, None, backward
+
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
+        """(y, state), with nothing kept for backward."""
+        return self.predict(x, logits=context.logits), None
+
+    def _generators(self) -> list[np.random.Generator]:
+        """What training draws from."""
+        return []
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        self._params, self._grads = params, grads
+
+    def _wear(self, mask: np.ndarray | None) -> None:
+        """Have this mask (P,), or none."""
+        self._mask = mask
+
+    def _move_statistics(self, move: Callable[[Any], Any]) -> None:
+        """Move what `statistics` returns."""
+
+    def _draw(self, rng: np.random.Generator) -> None:
+        raise NotImplementedError
+
+    def _start(self, rng: np.random.Generator) -> None:
+        self._draw(rng)
+        self._drawn = zlib.crc32(self._params.data)
+
+    def _restart(self, rng: np.random.Generator) -> None:
+        """Draw again from the owner's generator, unless a seed was given or the values were changed since."""
+        if self.seed is None and zlib.crc32(self._params.data) == self._drawn:
+            self._start(rng)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
+        rebuilt = "_weights", "_biases", "_gradients"
+        return {name: value for name, value in vars(self).items() if name not in rebuilt}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
+        vars(self).update(state, dtype=np.dtype(state["dtype"].name))
+        self._home(self._params, self._grads)
+        self._wear(self._mask)
+
+
+class StateSnapshot:
+    """What a forward in training changes beside its memory, to be put back where it fails."""
+
+    def __init__(self, model: Model) -> None:
+        self._statistics = [(a, a.copy()) for a in model.statistics().values()]
+        self._generators = [(g, g.bit_generator.state) for g in model._generators()]
+
+    def restore_unless(self, fine: Any) -> None:
+        """restore of statistics on a GPU, without waiting for what is fine (), bool, there; what is drawn from is not put back."""
+        for a, before in self._statistics:
+            a[...] = np.where(fine, a, before)
+
+    def restore(self) -> None:
+        for a, before in self._statistics:
+            a[...] = before
+        for g, state in self._generators:
+            g.bit_generator.state = state
+
+
+def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of these shapes, one after the other in flat."""
+    found, offset = {}, 0
+    for name, shape in shapes.items():
+        size = prod(shape)
+        found[name] = flat[offset : offset + size].reshape(shape)
+        offset += size
+    return found
+
+
+def before_loss(activation: Activation, logits: bool) -> Activation:
+    """The activation, or none of it where it is a softmax or sigmoid and logits are asked for."""
+    return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
+
+
+# (dx, dresidual) of dy; the second is anything without a residual, and so is the first where it is not asked for
+ResidualLayerBackward = Callable[[np.ndarray], tuple[Any, Any]]
+
+
+class ResidualLayer(Model):
+    """y = act(what the layer makes of x + residual); `output` is the activation of its own."""
+
+    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
+        y, _, backward = self._forward(x, ForwardContext(training, logits))
+        return y, backward
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
+        activation = before_loss(self.output, context.logits)
+        y, backward = self._fused(x, context.training, activation, None, context.want_dx)
+        return y, None, lambda dy: backward(dy)[0]
+
+    def _fused(
+        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+    ) -> tuple[np.ndarray, ResidualLayerBackward]:
+        raise NotImplementedError

@@ -1,0 +1,124 @@
+"""Residual blocks."""
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.container import Container, Sequential, check_children
+from fastgrad.nn.model import (
+    IDENTITY,
+    Backward,
+    ForwardContext,
+    Model,
+    ResidualLayer,
+    ResidualLayerBackward,
+    before_loss,
+)
+
+
+class Residual(Container):
+    """y = act(body(x) + shortcut(x)), the shortcut x itself if it is None (He et al. 2015, eq. 1 and 2).
+
+    Parameters are named "body.w", or "body.0.w", ... of a Sequential, and "shortcut.w". A body's last layer without an activation
+    adds the shortcut and applies act by itself. Body and shortcut may be layers of rows or of images, without an LSTM.
+    """
+
+    def __init__(
+        self,
+        body: Model,
+        shortcut: Model | None = None,
+        activation: str | tuple[str, float] = "identity",
+        *,
+        seed: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        self.output = check.activation(op, activation)
+        parts = {"body": body} | ({} if shortcut is None else {"shortcut": shortcut})
+        check_children(op, parts)
+        for name, part in parts.items():
+            if part.recurrent:
+                raise ValueError(f"{op}: {name} must be without an LSTM")
+        widths = [body.n_out, body.n_in if shortcut is None else shortcut.n_out]
+        if None not in widths and widths[0] != widths[1]:
+            hint = "; a layer as shortcut makes them equal" if shortcut is None else ""
+            raise ValueError(f"{op}: body makes {widths[0]} columns and shortcut {widths[1]}{hint}")
+        if shortcut is not None and None not in (body.n_in, shortcut.n_in) and body.n_in != shortcut.n_in:
+            raise ValueError(f"{op}: shortcut must take {body.n_in} columns as body, got {shortcut.n_in}")
+        super().__init__(parts, seed)
+        self.body, self.shortcut = body, shortcut
+        self.n_in, self.n_out = (
+            next((n for n in (getattr(part, name) for part in parts.values()) if n is not None), None)
+            for name in ("n_in", "n_out")
+        )
+        self.keeps, self.pools = all(part.keeps for part in parts.values()), body.pools
+        layers = _leaves(body)
+        last = layers[-1]
+        # the body before the layer that the sum is part of, if there is one
+        self._last = last if isinstance(last, ResidualLayer) and last.output == IDENTITY else None
+        self._layers = layers if self._last is None else layers[:-1]
+
+    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None, Backward]:
+        training, dx, activation = context.training, context.want_dx, before_loss(self.output, context.logits)
+        context = context._replace(logits=False)
+        added, shortcut_backward = x, None
+        if self.shortcut is not None:
+            added, _, shortcut_backward = self.shortcut._forward(x, context)
+        h, backwards = x, []
+        for i, layer in enumerate(self._layers):
+            h, _, layer_backward = layer._forward(h, context._replace(want_dx=dx or i > 0))
+            backwards.append(layer_backward)
+        want = dx or bool(backwards)
+        if self._last is None:
+            y, sum_backward = self._sum(h, added, training, activation)
+        else:
+            y, sum_backward = self._last._fused(h, training, activation, added, want)
+
+        @silent
+        def backward(dy: np.ndarray) -> np.ndarray:
+            d, dadded = sum_backward(dy)
+            for layer_backward in reversed(backwards):
+                d = layer_backward(d)
+            if shortcut_backward is not None:
+                dadded = shortcut_backward(dadded)
+            # d is memory of the body's, or of the sum's own: no one else's
+            return np.add(d, dadded, out=d) if dx else dy
+
+        return y, None, backward
+
+    def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None]:
+        activation = before_loss(self.output, context.logits)
+        context = context._replace(logits=False)
+        added = x if self.shortcut is None else self.shortcut._infer(x, context)[0]
+        h = x
+        for layer in self._layers:
+            h = layer._infer(h, context)[0]
+        if self._last is None:
+            return self._sum(h, added, False, activation)[0], None
+        return self._last._fused(h, False, activation, added, False)[0], None
+
+    @silent
+    def _sum(
+        self, h: np.ndarray, added: np.ndarray, training: bool, activation: Activation
+    ) -> tuple[np.ndarray, ResidualLayerBackward]:
+        """act(h + added), after a body whose last layer cannot add."""
+        op, ops = type(self).__name__, kernels(h)
+        added = check.array(op, "shortcut", added, "like the body's output", h.shape, h)
+        z = np.add(h, added, out=empty(h.shape, h))
+        y = empty(h.shape, h) if activation.needs_input else z
+        rows = -1, h.shape[-1]
+        ops.activation_forward(z.reshape(rows), y.reshape(rows), activation)
+
+        def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            dy, dz = check.upstream(op, dy, y), empty(h.shape, h)
+            ops.activation_backward(*(a.reshape(rows) for a in (dy, z, y, dz)), activation)
+            return dz, dz
+
+        return y, backward
+
+
+def _leaves(model: Model) -> list[Model]:
+    """The layers of Sequentials within each other, in their order."""
+    return [leaf for layer in model.layers for leaf in _leaves(layer)] if isinstance(model, Sequential) else [model]

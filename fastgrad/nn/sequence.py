@@ -1,0 +1,162 @@
+"""Models of sequences (N, T, C): lengths and packing, layers of rows over every time step, and how an LSTM's steps are pooled.
+
+A pool is a function (h, h_n, batch) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P).
+It returns (y, backward); backward(dy) returns the gradients of h, and of h_n as (N, D P), or None where there is none.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.core.allocator import empty
+from fastgrad.core.errstate import silent
+from fastgrad.functional.packing import PackedBatch, above, pack, packed_batch, unpack
+from fastgrad.nn.model import Backward, ForwardContext, Model, ResidualLayerBackward, StateSnapshot
+
+
+class SequenceModel(Model):
+    """A model that may take sequences: the way in for their lengths and for the states of its recurrent layers.
+
+    Sequences with lengths are packed to rows of their own steps here, and laid out again where they come out, so that no layer sees
+    what lies past their ends: y is 0 there, and so is dx.
+    """
+
+    def forward(
+        self, x: np.ndarray, training: bool = False, *, logits: bool = False, lengths: Any = None, state: Any = None
+    ) -> tuple[np.ndarray, Backward]:
+        """(y, backward) as of Model.forward; lengths (N,), each 0..T, and the state to begin from are those of run."""
+        before = StateSnapshot(self) if training else None
+        try:
+            x, batch = self._packed(x, lengths, state)
+            y, _, backward = self._forward(x, ForwardContext(training, logits, batch, state))
+        except BaseException:
+            if before is not None:
+                before.restore()
+            raise
+        if batch is None:
+            return y, backward
+        y = self._laid_out(y, batch)
+        return y, self._backward_of_packed(backward, y, batch)
+
+    def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        """(y, state) after x (N, T, C), from a state that an earlier run returned, or zeros: step by step or window by window."""
+        return self._infer_sequences(x, ForwardContext(state=state), lengths)
+
+    def predict(
+        self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False, lengths: Any = None
+    ) -> np.ndarray:
+        if self._carries(x):
+            return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits, lengths=lengths))
+        if batch_size is None:
+            return self._infer_sequences(x, ForwardContext(logits=logits), lengths)[0]
+        if lengths is None:
+            return super().predict(x, batch_size, logits=logits)
+        op = f"{type(self).__name__}.predict"
+        self._check_recurrent(lengths, None)
+        x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
+        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+        batches = self._batches(x, batch_size)
+        return np.concatenate([self.predict(x[rows], logits=logits, lengths=lengths[rows]) for rows in batches])
+
+    def _infer_sequences(self, x: np.ndarray, context: ForwardContext, lengths: Any) -> tuple[np.ndarray, Any]:
+        """_infer of sequences x (N, T, C) of these lengths."""
+        x, batch = self._packed(x, lengths, context.state)
+        y, state = self._infer(x, context._replace(packed=batch))
+        return y if batch is None else self._laid_out(y, batch), state
+
+    def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
+        """x, or where there are lengths the rows of the sequences' own steps, with the batch that they are packed by."""
+        self._check_recurrent(lengths, state)
+        if lengths is None:
+            return x, None
+        op = type(self).__name__
+        x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
+        batch = packed_batch(op, x.shape[:2], lengths)
+        return pack(x, batch), batch
+
+    def _laid_out(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
+        """Of rows the sequences, 0 past their ends; what is pooled is so already."""
+        return y if self.pools else unpack(y, batch)
+
+    def _backward_of_packed(self, rows_backward: Backward, y: np.ndarray, batch: PackedBatch) -> Backward:
+        """The way back to sequences, from that through packed rows."""
+
+        def backward(dy: np.ndarray) -> np.ndarray:
+            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
+            return unpack(rows_backward(dy if self.pools else pack(dy, batch)), batch)
+
+        return backward
+
+    def _check_recurrent(self, lengths: Any, state: Any) -> None:
+        if not self.recurrent and (lengths is not None or state is not None):
+            raise ValueError(f"{type(self).__name__}: lengths and state are for models with an LSTM")
+
+
+class TimeRows:
+    """Sequences x (N, T, C) as rows (N T, C) in the order in which they lie in memory, and such rows as sequences."""
+
+    def __init__(self, op: str, x: Any, model: Model) -> None:
+        x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
+        self.op, self.shape = op, x.shape[:2]
+        # step by step, as an LSTM's output does
+        self.by_step = x.transpose(1, 0, 2).flags.c_contiguous
+
+    def rows(self, x: np.ndarray) -> np.ndarray:
+        return (x.transpose(1, 0, 2) if self.by_step else x).reshape(-1, x.shape[2])
+
+    def sequences(self, rows: np.ndarray) -> np.ndarray:
+        n, steps = self.shape
+        if self.by_step:
+            return rows.reshape(steps, n, rows.shape[1]).transpose(1, 0, 2)
+        return rows.reshape(n, steps, rows.shape[1])
+
+    def backward(self, rows_backward: ResidualLayerBackward, y: np.ndarray) -> ResidualLayerBackward:
+        """The way back through the sequences, from that through rows with the output y (N T, K)."""
+
+        def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            dy = check.array(self.op, "dy", dy, "like the output", (*self.shape, y.shape[1]), y)
+            dx, dresidual = rows_backward(self.rows(dy))
+            return self.sequences(dx), self.sequences(dresidual)
+
+        return backward
+
+
+Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
+
+
+def every(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+    """y (R, D P) = h."""
+    return h, lambda dy: (dy, None)
+
+
+def last(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+    """y (N, D P) = h_n."""
+    return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
+
+
+@silent
+def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+    """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
+    order, offsets = batch.order, batch.offsets
+    n, under_way = len(order), np.diff(offsets)
+    counts = np.maximum(above(under_way, n), 1).astype(h.dtype)[:, None]  # (N, 1)
+    total, y = (empty((n, h.shape[1]), h) for _ in range(2))
+    total[...] = 0
+    for t, rows in enumerate(under_way):
+        total[:rows] += h[offsets[t] : offsets[t + 1]]
+    total /= counts
+    y[order] = total
+
+    @silent
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
+        share, dh = dy[order] / counts, empty(h.shape, h)
+        for t, rows in enumerate(under_way):
+            dh[offsets[t] : offsets[t + 1]] = share[:rows]
+        return dh, None
+
+    return y, backward
+
+
+POOLS: dict[str | None, Callable[..., tuple[np.ndarray, Unpool]]] = {None: every, "last": last, "mean": mean}

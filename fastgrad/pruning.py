@@ -1,0 +1,209 @@
+"""Pruning by magnitude: at once, of arrays or a model, and little by little while a model trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.core.array_list import ArrayList, check_disjoint, flat_masks
+from fastgrad.core.backend import kernels
+from fastgrad.nn.model import Model, views
+
+SCOPES = "array", "global"
+
+
+def prune(
+    params: Any,
+    amount: float | None = None,
+    threshold: float | None = None,
+    scope: str = "array",
+    units: bool = False,
+    masks: Any = None,
+    names: Sequence[str] | None = None,
+) -> Any:
+    """Set what is smallest of an array, a list of arrays or a model to 0, and return where it is not: masks, bool, like params.
+
+    amount: how much is pruned afterwards, what was pruned before included: a share (float, 0 to 1) or a number (int) of the values, of
+    each array or, with scope "global", of all together. Or threshold: what is pruned is less than it. Of equal values the first go.
+    units: prune whole units by their norms, the columns of the last axis; amount then is of units. masks: what is pruned already, as
+    an earlier call returned it. As l1_unstructured, global_unstructured and ln_structured (n=2, over the output) of torch.nn.utils.prune.
+
+    Of a model the arrays of `names` are pruned, by default all of two or more axes, and with units all named "w" but the last, which
+    makes the output; with a unit its bias goes. The model keeps its masks, and a Trainer has them in its updates. Returns model.masks().
+    Raises ValueError for NaN, with the array's name; after an error all is as before.
+    """
+    op = "prune"
+    if (amount is None) == (threshold is None):
+        raise ValueError(f"{op}: one of amount and threshold must be given, got {'none' if amount is None else 'both'}")
+    if threshold is not None:
+        check.number(op, "threshold", threshold)
+    check.choice(op, "scope", scope, SCOPES)
+    if isinstance(params, Model):
+        if masks is not None:
+            raise TypeError(f"{op}: masks are for arrays; a model keeps its own")
+        return _prune_model(op, params, names, amount, threshold, scope, units)
+    if names is not None:
+        raise TypeError(f"{op}: names are for models")
+    arrays = ArrayList(op, "params", params)
+    check_disjoint(op, "params", [params] if arrays.single else list(params))
+    shapes = [a.shape for a in arrays.flat]
+    flat = flat_masks(op, [None] * len(shapes) if masks is None else masks, shapes, arrays.flat[0])
+    named = {"params" if arrays.single else f"params[{i}]": a for i, a in enumerate(arrays.flat)}
+    _prune(op, named, flat, amount, threshold, scope, units)
+    arrays.write()
+    found = list(views(flat, {name: a.shape for name, a in named.items()}).values())
+    return found[0] if arrays.single else found
+
+
+def _prune_model(
+    op: str, model: Model, names: Any, amount: Any, threshold: Any, scope: str, units: bool
+) -> dict[str, np.ndarray]:
+    if model.owned:
+        raise ValueError(f"{op}: the model is part of a {model.owned}; prune that, with names")
+    if not model.is_here:
+        # pruning is rare, and chosen by what is on the host
+        model.to("cpu")
+        try:
+            _prune_model(op, model, names, amount, threshold, scope, units)
+        finally:
+            model.to("cuda")
+        return model.masks()
+    every, whole = model.parameters(), model._mask
+    named = {name: every[name] for name in names_of(op, model, names, units)}
+    mask = np.ones(model.params.size, np.bool_) if whole is None else whole.copy()
+    parts = views(mask, model._shapes)
+    flat = np.concatenate([parts[name].reshape(-1) for name in named])
+    _prune(op, named, flat, amount, threshold, scope, units)
+    for name, part in views(flat, {name: a.shape for name, a in named.items()}).items():
+        parts[name][...] = part
+        bias = name.removesuffix("w") + "b"
+        if units and bias in parts and parts[bias].shape == part.shape[-1:]:
+            parts[bias][...] &= _living(part)
+    kernels().prune_below([model.params], mask, 0.0)
+    if whole is None:
+        model._wear(mask)
+    else:
+        whole[...] = mask
+    return model.masks()
+
+
+def names_of(op: str, model: Model, names: Any, units: bool) -> list[str]:
+    """The arrays of a model that are pruned."""
+    weights = [name for name, a in model.parameters().items() if a.ndim > 1]
+    if names is not None:
+        check.each(op, "names", names)
+        for i, name in enumerate(names):
+            check.choice(op, f"names[{i}]", name, weights)
+        return list(dict.fromkeys(names))
+    if units:
+        weights = [name for name in weights if name.rpartition(".")[2] == "w"][:-1]
+    if not weights:
+        raise ValueError(f"{op}: the model has no {'units but its outputs' if units else 'weights'}")
+    return weights
+
+
+def _prune(
+    op: str, named: dict[str, np.ndarray], flat: np.ndarray, amount: Any, threshold: Any, scope: str, units: bool
+) -> None:
+    """prune, of C-contiguous arrays by name and their masks, flat (P,); all is checked before anything is written."""
+    arrays, masks = list(named.values()), list(views(flat, {name: a.shape for name, a in named.items()}).values())
+    if units and (bad := next((name for name, a in named.items() if a.ndim not in (2, 4) or not a.size), None)):
+        raise ValueError(f"{op}: units are of arrays with 2 or 4 axes and with values, got {bad} {named[bad].shape}")
+    widths = np.array([a.shape[-1] if units else 1 for a in arrays], np.int64)
+    norms, unused = np.empty(widths.sum()), np.empty(len(arrays), np.int64)
+    ops = kernels(arrays[0])
+    ops.array_norms(arrays, widths, 2.0 if units else np.inf, norms, unused)
+    norm_parts = np.split(norms, np.cumsum(widths)[:-1])
+    if bad := ", ".join(name for name, part in zip(named, norm_parts, strict=True) if np.isnan(part).any()):
+        raise ValueError(f"{op}: NaN has no magnitude, and is in {bad}")
+    if not units:
+        _choose(op, list(named), arrays, flat, amount, threshold, scope)
+        return
+    living = device.to_host(np.concatenate([_living(mask) for mask in masks]))
+    _choose(op, list(named), norm_parts, living, amount, threshold, scope)
+    for mask, part in zip(masks, np.split(living, np.cumsum(widths)[:-1]), strict=True):
+        mask &= part if isinstance(mask, np.ndarray) else device.to_gpu(part)
+    ops.prune_below(arrays, flat, 0.0)
+
+
+def _choose(
+    op: str, names: list[str], arrays: list[np.ndarray], flat: np.ndarray, amount: Any, threshold: Any, scope: str
+) -> None:
+    """Prune arrays, which may be norms of units, in place."""
+    if threshold is not None:
+        kernels(arrays[0]).prune_below(arrays, flat, float(threshold))
+        return
+    groups = [arrays] if scope == "global" else [[a] for a in arrays]
+    sizes = [sum(a.size for a in group) for group in groups]
+    wholes = ["all"] if scope == "global" else names
+    counts = [_count(op, amount, size, name) for size, name in zip(sizes, wholes, strict=True)]
+    ends = np.cumsum(sizes)
+    for group, count, start, end in zip(groups, counts, ends - sizes, ends, strict=True):
+        mask = flat[start:end]
+        kernels(group[0]).prune_smallest(group, mask, max(0, count - int(np.count_nonzero(~mask))))
+
+
+def _count(op: str, amount: Any, size: int, name: str) -> int:
+    """How many of `size` are to be pruned."""
+    if isinstance(amount, bool) or not isinstance(amount, int | np.integer):
+        return round(check.number(op, "amount", amount, most=1.0) * size)
+    if not 0 <= amount <= size:
+        raise ValueError(f"{op}: amount must be at least 0 and at most {size}, the number in {name}, got {amount}")
+    return int(amount)
+
+
+def _living(mask: np.ndarray) -> np.ndarray:
+    """Of each unit whether any of it lives, (K,)."""
+    return np.any(mask.reshape(-1, mask.shape[-1]), axis=0)
+
+
+@dataclass(frozen=True)
+class GradualPruning:
+    """The share that is pruned grows from `initial` to `final` between updates `begin` and `end`, every so many updates.
+
+    share(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3, quickly while there is much to prune and then ever more
+    slowly: Zhu & Gupta 2017, "To prune, or not to prune", section 3. A Trainer prunes its model after the updates that are due, the
+    others as `prune` does with scope, units and names. Other training code asks `next_due` and `share`.
+    """
+
+    final: float
+    begin: int
+    end: int
+    every: int
+    initial: float = 0.0
+    scope: str = "array"
+    units: bool = False
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        op = "GradualPruning"
+        for name in ("final", "initial"):
+            check.number(op, name, getattr(self, name), most=1.0)
+        if self.initial > self.final:
+            raise ValueError(f"{op}: initial must be at most final, {self.final}, got {self.initial}")
+        check.count(op, "begin", self.begin, least=0)
+        check.count(op, "end", self.end, least=self.begin + 1)
+        check.count(op, "every", self.every)
+        check.choice(op, "scope", self.scope, SCOPES)
+
+    def share(self, step: int) -> float:
+        """The share that is pruned after so many updates."""
+        left = min(max((self.end - step) / (self.end - self.begin), 0.0), 1.0)
+        return self.final + (self.initial - self.final) * left**3
+
+    def next_due(self, step: int) -> int | None:
+        """The next number of updates after `step` at which to prune: begin, begin + every, ... and end."""
+        if step >= self.end:
+            return None
+        passed = max(step - self.begin, -1) // self.every + 1
+        return min(self.begin + passed * self.every, self.end)
+
+    def check(self, model: Model) -> None:
+        """Raise for names that the model has not."""
+        names_of("GradualPruning", model, self.names, self.units)
+
+    def prune(self, model: Model, step: int) -> None:
+        """Prune a model as is due after so many updates."""
+        prune(model, self.share(step), scope=self.scope, units=self.units, names=self.names)

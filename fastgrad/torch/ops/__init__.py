@@ -1,0 +1,1 @@
+"""PyTorch operators over the kernels, one module an op."""

@@ -1,0 +1,229 @@
+"""Batch normalisation with what often follows it: the operator."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.kernels.types import Activation
+from fastgrad.torch.registration import Operator, direct, low, plain, refuse_tangents
+from fastgrad.torch.tensors import (
+    LAST,
+    RESULT_SAVED,
+    array,
+    channels_last,
+    channels_second,
+    laid,
+    laid_out,
+    like_last,
+    own,
+    saves_own,
+)
+
+Tensor = torch.Tensor
+OP = "batch_norm"
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = act(norm(x) + residual), with x (N, C), (N, C, L) or (N, C, H, W), as torch.nn.functional.batch_norm.
+
+    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y lies like x.
+    In training running_mean and running_var (C,), if given, are moved in place.
+    """
+    y = batch_norm_last(
+        x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x))
+
+
+def batch_norm_last(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    f = check.activation(OP, activation)
+    tensors: tuple = x, gamma, beta, running_mean, running_var, residual
+    refuse_tangents(OP, *tensors)
+    settings: tuple = training, momentum, eps, *f
+    if not plain(OP, x):
+        y, *_, mean, var = _forward.op(*tensors, *settings)
+        if training and running_mean is not None and running_var is not None:
+            # no part of the graph, though all that an operator returns is
+            with torch.no_grad():
+                running_mean.copy_(mean)
+                running_var.copy_(var)
+        # no product: PyTorch's norm returns what it takes
+        return (
+            y if low(x) is None else y.to(x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
+        )
+    if torch.is_grad_enabled():
+        return _BatchNorm.apply(*tensors, *settings)
+    return _run(*tensors, *settings, in_place=True)[0]
+
+
+def _run(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    code: int,
+    parameter: float,
+    *,
+    in_place: bool = False,
+) -> tuple[Tensor, ...]:
+    """y, what the way back reads where that is not y (z, or a copy of y), mean, rstd, and the running statistics as they are moved."""
+    xs, shape = _rows("x", x)
+    f, dtype, width = Activation(code, parameter), xs.dtype, xs.shape[1:]
+    if training and len(xs) == 1:
+        raise ValueError(f"{OP}: x must have more than one value a channel in training, got {tuple(x.shape)}")
+    g, b = (
+        check.contiguous(check.array(OP, n, array(OP, n, v), "(C,)", width, dtype))
+        for n, v in (("gamma", gamma), ("beta", beta))
+    )
+    given = running_mean is not None and running_var is not None
+    if not training and not given:
+        raise ValueError(f"{OP}: running_mean and running_var must be given in evaluation (training=False)")
+    named: Any = (("running_mean", running_mean), ("running_var", running_var)) if given else ()
+    running = [check.array(OP, name, array(OP, name, r), "(C,)", width, dtype) for name, r in named]
+    moved: list[Any] = [check.contiguous(r) if in_place else r.copy() for r in running] or [None, None]
+    added = None if residual is None else _like("residual", residual, x)
+    y = empty(shape, dtype)
+    ys = y.reshape(xs.shape)
+    zs = empty(xs.shape, dtype) if f.needs_input else ys
+    mean, rstd = np.empty(width), np.empty(width)
+    ops = kernels()
+    ops.batch_norm_statistics(xs, *moved, training, momentum, eps, True, mean, rstd)
+    if in_place and training:
+        for (_, tensor), old, new in zip(named, running, moved, strict=False):
+            if old is not new:
+                old[...] = new
+            torch.autograd.graph.increment_version(tensor)
+    ops.batch_norm_forward(xs, mean, rstd, g, b, added, f, zs, ys)
+    kept = zs.reshape(shape) if f.needs_input else own(f, y)
+    others = kept, mean, rstd, *(np.empty(0, dtype) if r is None else r for r in moved)
+    # what was moved in place is an argument, which no operator returns
+    return channels_second(y), *(torch.from_numpy(a) for a in (others[:3] if in_place else others))
+
+
+def _run_backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    training: bool,
+    code: int,
+    parameter: float,
+    wants: list[bool],
+) -> list[Tensor]:
+    """dgamma, dbeta, and those that are wanted of dx and dresidual. kept: y (N, C, ...), z or a copy of y (N, ..., C), or nothing."""
+    f, (xs, shape), dys = Activation(code, parameter), _rows("x", x), _like("dy", dy, x)
+    ys = dys
+    if code in RESULT_SAVED:
+        ys = _rows("y", kept)[0]
+    elif saves_own(code):
+        ys = array(OP, "kept", kept).reshape(xs.shape)
+    vectors = [check.contiguous(array(OP, "gamma", v)) for v in (gamma, beta)]
+    statistics = [array(OP, "mean", v) for v in (mean, rstd)]
+    dgamma, dbeta = (np.empty_like(v) for v in vectors)
+    dx, dz = (empty(shape, xs.dtype) if want else None for want in wants)
+    dxs, dzs = (None if d is None else d.reshape(xs.shape) for d in (dx, dz))
+    kernels().batch_norm_backward(dys, xs, *statistics, *vectors, f, training, ys, ys, dzs, dxs, dgamma, dbeta)
+    return [torch.from_numpy(dgamma), torch.from_numpy(dbeta), *(channels_second(d) for d in (dx, dz) if d is not None)]
+
+
+def _rows(name: str, value: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(M, C), and the shape (N, ..., C) of which it is the rows."""
+    a = array(OP, name, value)
+    if a.ndim not in LAST or not a.shape[1]:
+        raise ValueError(f"{OP}: {name} must be (N, C), (N, C, L) or (N, C, H, W), got {a.shape}")
+    last = check.contiguous(channels_last(a))
+    return last.reshape(-1 if last.size else last.size // last.shape[-1], last.shape[-1]), last.shape
+
+
+def _like(name: str, value: Tensor, x: Tensor) -> np.ndarray:
+    a = array(OP, name, value)
+    shape = tuple(x.shape)
+    check.array(OP, name, a, "like x", shape, array(OP, "x", x).dtype)
+    return check.contiguous(channels_last(a)).reshape(-1, a.shape[1])
+
+
+def _fake(
+    x: Tensor, gamma: Any, beta: Any, running_mean: Any, running_var: Any, residual: Any, training: Any, momentum: Any, eps: Any,
+    code: int, parameter: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    width = x.shape[1]
+    y = laid_out(x)
+    kept = x.new_empty((x.shape[0], *x.shape[2:], width) if saves_own(code) else 0)
+    running = width if running_mean is not None else 0
+    mean, rstd = (x.new_empty(width, dtype=torch.float64) for _ in range(2))
+    return y, kept, mean, rstd, x.new_empty(running), x.new_empty(running)
+
+
+def _fake_backward(
+    dy: Any, x: Tensor, gamma: Tensor, beta: Tensor, kept: Any, mean: Any, rstd: Any, training: Any, code: Any, parameter: Any,
+    wants: Any,
+) -> list[Tensor]:  # fmt: skip
+    return [torch.empty_like(gamma), torch.empty_like(beta), *(laid_out(x) for want in wants if want)]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, gamma, beta, _, _, residual, training, _, _, code, parameter = inputs
+    ctx.save_for_backward(x, gamma, beta, output[0] if code in RESULT_SAVED else output[1], *output[2:4])
+    ctx.settings, ctx.adds = (training, code, parameter), residual is not None
+
+
+def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
+    wants = [ctx.needs_input_grad[0], ctx.adds]
+    dgamma, dbeta, *made = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
+    dx, dresidual = (made.pop(0) if want else None for want in wants)
+    return dx, dgamma, dbeta, None, None, dresidual, *[None] * 5
+
+
+_forward = Operator(
+    f"{OP}(Tensor x, Tensor gamma, Tensor beta, Tensor? running_mean, Tensor? running_var, Tensor? residual, bool training,"
+    " float momentum, float eps, int code, float parameter) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+_backward = Operator(
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor gamma, Tensor beta, Tensor kept, Tensor mean, Tensor rstd, bool training,"
+    " int code, float parameter, bool[] wants) -> Tensor[]",
+    _run_backward,
+    _fake_backward,
+).final()
+_forward.differentiable(_save, _differentiate)
+_BatchNorm = direct(OP, functools.partial(_run, in_place=True), _save, _differentiate)

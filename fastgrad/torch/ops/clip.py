@@ -1,0 +1,94 @@
+"""Clipping the gradients of parameters by their norm."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastgrad.core.array_list import ArrayList
+from fastgrad.core.backend import kernels
+from fastgrad.functional.clip import clip_together
+from fastgrad.torch.registration import Operator
+from fastgrad.torch.tensors import arrays, placed
+
+Tensor = torch.Tensor
+OP = "clip_grad_norm_"
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: Any,
+    norm_type: Any = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_ in two passes over memory: multiply all gradients by min(1, max_norm / (norm + 1e-6)).
+
+    Returns the norm before. Where it is not finite, error_if_nonfinite raises RuntimeError and writes nothing. foreach is PyTorch's,
+    and changes nothing here. What kernels do not take is left to PyTorch's function: gradients of several dtypes or of 16 bits, a
+    max_norm of 0, a norm_type of 0 or below.
+    """
+    max_norm, norm_type = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [p.grad for p in given if p.grad is not None]
+    if not grads:
+        return torch.tensor(0.0)
+    dtypes = {grad.dtype for grad in grads}
+    ours = dtypes <= {torch.float32} or dtypes <= {torch.float64}
+    if max_norm == 0 or norm_type <= 0 or (not ours and all(map(_plain, grads))):
+        return nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite)
+    # a norm of which nothing is clipped is PyTorch's way to ask for it
+    limit = sys.float_info.max if max_norm == np.inf else max_norm
+    if torch.compiler.is_compiling():
+        return _clip.op(grads, limit, norm_type, error_if_nonfinite)
+    return _run(grads, limit, norm_type, error_if_nonfinite)
+
+
+def _number(name: str, value: Any) -> float:
+    """What PyTorch takes as a number: tensors of one value, and strings such as "inf"."""
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise type(error)(f"{OP}: {name} must be a number, got {value!r}") from None
+
+
+def _plain(grad: Tensor) -> bool:
+    return grad.is_cpu and grad.layout is torch.strided and grad.is_floating_point()
+
+
+class _Placed:
+    """The gradients where they lie, as the functions of functional/clip.py take a list of arrays."""
+
+    def __init__(self, places: Any) -> None:
+        self.flat, self.kernels = places, kernels()
+
+    def write(self) -> None:
+        """Nothing: none is a copy."""
+
+
+def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    handling = "raise" if error_if_nonfinite else "ignore"
+    found = placed(list(grads))
+    given = ArrayList(OP, "gradients", arrays(OP, "gradients", grads)) if found is None else _Placed(found)
+    try:
+        clipped = clip_together(OP, given, max_norm, norm_type, None, handling)
+    except FloatingPointError as error:
+        raise RuntimeError(str(error)) from None
+    if clipped.scale != 1:
+        torch.autograd.graph.increment_version(grads)
+    return torch.tensor(clipped.norm, dtype=grads[0].dtype)
+
+
+def _fake(grads: Sequence[Tensor], max_norm: Any, norm_type: Any, error_if_nonfinite: Any) -> Tensor:
+    return grads[0].new_empty(())
+
+
+_clip = Operator(
+    f"{OP}(Tensor(a!)[] grads, float max_norm, float norm_type, bool error_if_nonfinite) -> Tensor",
+    _run,
+    _fake,
+    ("grads",),
+)

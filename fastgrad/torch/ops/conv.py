@@ -1,0 +1,265 @@
+"""The fused convolution of images: the operator, and a block of it with batch norm."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.core.check import Pair
+from fastgrad.kernels import types
+from fastgrad.kernels.types import Activation
+from fastgrad.torch.ops.batch_norm import batch_norm_last
+from fastgrad.torch.registration import Operator, direct, plain, product, refuse_tangents
+from fastgrad.torch.tensors import (
+    RESULT_SAVED,
+    array,
+    channels_last,
+    channels_second,
+    laid,
+    laid_out,
+    like_last,
+    own,
+    saves_own,
+)
+
+Tensor = torch.Tensor
+OP = "conv2d"
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
+
+    x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
+    and else copied once more. padding "same" and "valid" too. One image (C, H, W) gives one.
+    """
+    if isinstance(x, Tensor) and x.dim() == 3:
+        y = conv2d(
+            x.unsqueeze(0), weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            activation=activation, residual=None if residual is None else residual.unsqueeze(0),
+        )  # fmt: skip
+        return y.squeeze(0)
+    y = conv2d_last(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
+
+
+def conv2d_last(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    activation: str | tuple[str, float] = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    refuse_tangents(OP, x, weight, bias, residual)
+    f = check.activation(OP, activation)
+    padding = 0 if padding == "valid" else padding
+    steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
+    if not plain(OP, x) and x.dim() != 4:
+        raise ValueError(f"{OP}: x must be (N, C, H, W), got {tuple(x.shape)}")
+    pads = _pads(x, weight, *steps, padding)
+    settings = steps[0], pads, steps[1], groups, *f
+    if not plain(OP, x):
+        return product(_forward.op(x, weight, bias, residual, *settings)[0], x, residual)
+    if torch.is_grad_enabled():
+        return _Conv.apply(x, weight, bias, residual, *settings)
+    return _run(x, weight, bias, residual, *settings)[0]
+
+
+def conv_block(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | tuple[str, float] = "relu",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(batch_norm(conv(x, weight)) + residual): half of a residual block."""
+    z = conv2d_last(x, weight, stride=stride, padding=padding)
+    y = batch_norm_last(
+        z, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
+        residual=residual,
+    )  # fmt: skip
+    return laid(y, like_last(x) or like_last(weight))
+
+
+def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any) -> tuple[int, int, int, int]:
+    """top, left, bottom and right, checked."""
+    if x.dim() != 4 or weight.dim() != 4:
+        raise ValueError(
+            f"{OP}: x and weight must be (N, C, H, W) and (K, C, kh, kw), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    reach = dilation[0] * (weight.shape[2] - 1) + 1, dilation[1] * (weight.shape[3] - 1) + 1
+    image = x.shape[2], x.shape[3]
+    return check.windows(OP, "the kernel's reach", reach, image, stride, padding, half=False)[0]
+
+
+def _made(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
+    """The shape (N, K, H', W') of y."""
+    (_, _, *image), (outputs, _, *size) = x.shape, weight.shape
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True)]
+    h, w = ((image[i] + pads[i] + pads[i + 2] - reach[i]) // stride[i] + 1 for i in range(2))
+    return x.shape[0], outputs, h, w
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    code: int,
+    parameter: float,
+) -> tuple[Tensor, Tensor]:
+    """y, and what the way back reads where that is not y: z, or a copy of y."""
+    xs = _image("x", x)
+    channels, f = xs.shape[3], Activation(code, parameter)
+    form = "(K, C / groups, kh, kw)"
+    wanted = None, channels // groups, None, None
+    w = check.array(OP, "weight", array(OP, "weight", weight), form, wanted, xs.dtype)
+    if channels % groups or len(w) % groups:
+        raise ValueError(
+            f"{OP}: groups must divide the channels of x, {channels}, and those of y, {len(w)}, got {groups}"
+        )
+    b = None
+    if bias is not None:
+        b = check.contiguous(check.array(OP, "bias", array(OP, "bias", bias), "(K,)", (len(w),), xs.dtype))
+    n, outputs, *made = _made(x, weight, stride, pads, dilation)
+    added = None
+    if residual is not None:
+        added = array(OP, "residual", residual)
+        added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *made), xs.dtype)
+        added = check.contiguous(channels_last(added))
+    y = empty((n, *made, outputs), xs.dtype)
+    z = empty(y.shape if f.needs_input else (0,), y.dtype)
+    steps = tuple(stride), tuple(pads), tuple(dilation)
+    kernels().conv2d_forward(xs, _turned(w), b, *steps, added, f, z if f.needs_input else y, y)
+    return channels_second(y), torch.from_numpy(z if f.needs_input else own(f, y))
+
+
+def _run_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    stride: Sequence[int],
+    pads: Sequence[int],
+    dilation: Sequence[int],
+    code: int,
+    parameter: float,
+    wants: list[bool],
+) -> list[Tensor]:
+    """dweight, and those that are wanted of dx, dbias and dresidual. kept: y (N, K, H', W'), z or its copy (N, H', W', K), or nothing."""
+    f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
+    ys = _image("y", kept) if code in RESULT_SAVED else array(OP, "kept", kept) if saves_own(code) else dys
+    w = _turned(array(OP, "weight", weight))
+    dx = empty(xs.shape, xs.dtype) if wants[0] else None
+    db = empty((len(weight),), xs.dtype) if wants[1] else None
+    dw = empty(w.shape, w.dtype)
+    # without an activation dz is dy, which stays as it is
+    dz = dys if f.code == types.IDENTITY and not wants[2] else empty(dys.shape, dys.dtype)
+    steps = tuple(stride), tuple(pads), tuple(dilation)
+    kernels().conv2d_backward(dys, xs, w, *steps, f, ys, ys, dz, dx, dw, db)
+    made = [torch.from_numpy(dw.transpose(3, 2, 0, 1))]
+    made += [channels_second(dx)] if dx is not None else []
+    made += [torch.from_numpy(db)] if db is not None else []
+    return made + ([channels_second(dz)] if wants[2] else [])
+
+
+def _image(name: str, value: Tensor) -> np.ndarray:
+    """(N, H, W, C), contiguous."""
+    return check.images(OP, channels_last(check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4)))
+
+
+def _turned(w: np.ndarray) -> np.ndarray:
+    """(kh, kw, C, K) of (K, C, kh, kw)."""
+    return check.contiguous(w.transpose(2, 3, 1, 0))
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    residual: Any,
+    stride: Any,
+    pads: Any,
+    dilation: Any,
+    groups: Any,
+    code: int,
+    parameter: Any,
+) -> tuple[Tensor, Tensor]:
+    shape = _made(x, weight, stride, pads, dilation)
+    y = laid_out(x, shape)
+    return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_own(code) else 0)
+
+
+def _fake_backward(
+    dy: Any, x: Tensor, weight: Tensor, kept: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any, wants: Any
+) -> list[Tensor]:  # fmt: skip
+    outputs, channels, *size = weight.shape
+    dweight = weight.new_empty(*size, channels, outputs).permute(3, 2, 0, 1)
+    made = [laid_out(x) if wants[0] else None, weight.new_empty(outputs) if wants[1] else None]
+    made.append(laid_out(dy) if wants[2] else None)
+    return [dweight, *(d for d in made if d is not None)]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, residual, stride, pads, dilation, _, *f = inputs
+    ctx.save_for_backward(x, weight, output[0] if f[0] in RESULT_SAVED else output[1])
+    ctx.settings, ctx.others = (stride, pads, dilation, *f), [bias is not None, residual is not None]
+
+
+def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
+    wants = [ctx.needs_input_grad[0], *ctx.others]
+    dweight, *made = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
+    dx, dbias, dresidual = (made.pop(0) if want else None for want in wants)
+    return dx, dweight, dbias, dresidual, *[None] * 6
+
+
+_forward = Operator(
+    f"{OP}(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] pads, int[] dilation, int groups, int code,"
+    " float parameter) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
+_backward = Operator(
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor weight, Tensor kept, int[] stride, int[] pads, int[] dilation, int code,"
+    " float parameter, bool[] wants) -> Tensor[]",
+    _run_backward,
+    _fake_backward,
+).final()
+_forward.differentiable(_save, _differentiate)
+_Conv = direct(OP, _run, _save, _differentiate)

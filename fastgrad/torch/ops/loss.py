@@ -1,0 +1,64 @@
+"""Cross entropy with its gradient in one pass: the operator."""
+
+import math
+from typing import Any
+
+import torch
+
+from fastgrad.core import check
+from fastgrad.functional import loss as losses
+from fastgrad.torch.registration import Operator, direct, plain, refuse_tangents
+from fastgrad.torch.tensors import array, integers
+
+Tensor = torch.Tensor
+OP = "cross_entropy"
+
+
+def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """torch.nn.functional.cross_entropy of logits (N, C), with class numbers (N,) or probabilities (N, C).
+
+    Class numbers outside 0..C - 1, the -100 of ignore_index too, are an error.
+    """
+    check.choice(OP, "reduction", reduction, losses.REDUCTIONS)
+    refuse_tangents(OP, logits, target)
+    if not plain(OP, logits):
+        return _forward.op(logits, target, reduction)[0]
+    if torch.is_grad_enabled():
+        return _CrossEntropy.apply(logits, target, reduction)
+    return _run(logits, target, reduction)[0]
+
+
+def _run(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """The loss and dlogits."""
+    values = array(OP, "logits", logits)
+    floats = isinstance(target, torch.Tensor) and target.is_floating_point()
+    labels = array(OP, "target", target) if floats else integers(OP, "target", target)
+    loss, dlogits = losses.cross_entropy(values, labels, reduction)
+    if reduction == "mean" and not len(values):
+        # of no rows, as PyTorch has it
+        loss = math.nan
+    made = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
+    return made, torch.from_numpy(dlogits)
+
+
+def _run_backward(dloss: Tensor, dlogits: Tensor) -> Tensor:
+    return dlogits * (dloss[:, None] if dloss.dim() else dloss)
+
+
+def _fake(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    loss = logits.new_empty(logits.shape[:1] if reduction == "none" else ())
+    return loss, torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _differentiate(ctx: Any, dloss: Tensor, *unused: Any) -> tuple:
+    return _backward(dloss, *ctx.saved_tensors), None, None
+
+
+_forward = Operator(f"{OP}(Tensor logits, Tensor target, str reduction) -> (Tensor, Tensor)", _run, _fake)
+_backward = Operator(f"{OP}_backward(Tensor dloss, Tensor dlogits) -> Tensor", _run_backward, _run_backward).final()
+_forward.differentiable(_save, _differentiate)
+_CrossEntropy = direct(OP, _run, _save, _differentiate)

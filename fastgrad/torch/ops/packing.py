@@ -1,0 +1,147 @@
+"""PyTorch's packing of padded sequences and its inverse: one copy of rows each, and one for its gradient.
+
+Both are linear, and the gradient of each is the other. What PyTorch does not trace itself cannot be an operator of ours: how many rows
+there are is in the values of the lengths.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd import Function, forward_ad
+from torch.nn.utils import rnn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.functional.packing import PackedBatch, above
+from fastgrad.torch.registration import plain
+from fastgrad.torch.tensors import FLOATS, PLAIN
+
+Tensor = torch.Tensor
+PACK, PAD = "pack_padded_sequence", "pad_packed_sequence"
+
+
+def pack_padded_sequence(
+    input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
+) -> PackedSequence:
+    """torch.nn.utils.rnn.pack_padded_sequence: the same PackedSequence, and the same errors.
+
+    input (T, N, *), or (N, T, *) with batch_first; lengths: N integers, falling if enforce_sorted. Plain calls of dense float32 or
+    float64 on the CPU are ours; all others (other dtypes and devices, compiled, traced, under autocast) go to PyTorch's function.
+    """
+    if _takes(PACK, input, 2):
+        given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        ends, order = given.long(), None
+        if not enforce_sorted:
+            ends, order = torch.sort(ends, descending=True)
+        n, steps = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+        found = _falling(ends)
+        if found is not None and len(found) == n and found[0] <= steps:
+            under_way = above(found, steps)
+            # a copy, since the PackedSequence's own may be written to before its gradient is asked for
+            batch = _batch(np.arange(n) if order is None else order.numpy().copy(), under_way)
+            data = _Pack.apply(input, batch, batch_first)
+            return PackedSequence(data, torch.from_numpy(under_way[: found[0]].copy()), order)
+    return rnn.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
+
+
+def pad_packed_sequence(
+    sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """torch.nn.utils.rnn.pad_packed_sequence: the same values, lengths and errors. sequence: PyTorch's or ours.
+
+    Returns the sequences (T, N, *), or (N, T, *) with batch_first, padded to the longest one's length or to total_length, and the
+    lengths (N,). Whose a call is, is as with `pack_padded_sequence`.
+    """
+    if isinstance(sequence, PackedSequence) and _takes(PAD, sequence.data, 1):
+        batch = _batch_of(sequence, total_length)
+        if batch is not None and isinstance(padding_value, (int, float)):
+            lengths = np.empty(batch.shape[0], np.int64)
+            lengths[batch.order] = above(np.diff(batch.offsets), len(lengths))
+            padded = _Pad.apply(sequence.data, batch, batch_first, padding_value)
+            return padded, torch.from_numpy(lengths)
+    return rnn.pad_packed_sequence(sequence, batch_first, padding_value, total_length)
+
+
+def _takes(op: str, x: Any, axes: int) -> bool:
+    """Whether kernels take x, of this many axes or more, in this call."""
+    if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return plain(op, x) and x.layout is torch.strided and x.dtype in FLOATS and x.dim() >= axes and x.numel() > 0
+
+
+def _falling(values: Tensor) -> np.ndarray | None:
+    """Integers above 0 none of which is above the one before it; None if they are not."""
+    if not _integers(values):
+        return None
+    # a copy before it is looked at: another thread may write to what the caller has
+    found = values.numpy().copy()
+    return found if len(found) and found[-1] > 0 and (found[:-1] >= found[1:]).all() else None
+
+
+def _integers(values: Any) -> bool:
+    if type(values) not in PLAIN or not values.is_cpu or values.layout is not torch.strided:
+        return False
+    return values.dtype is torch.int64 and values.dim() == 1
+
+
+def _batch(order: np.ndarray, under_way: np.ndarray) -> PackedBatch:
+    return PackedBatch(order, np.append(0, np.cumsum(under_way)), (len(order), len(under_way)), False)
+
+
+def _batch_of(sequence: PackedSequence, total_length: int | None) -> PackedBatch | None:
+    """Where the rows of a PackedSequence go; None if that is not as it should be."""
+    sizes, places = _falling(sequence.batch_sizes), sequence.unsorted_indices
+    if sizes is None or sizes.sum() != len(sequence.data):
+        return None
+    order, steps = np.arange(sizes[0]), len(sizes) if total_length is None else total_length
+    if not isinstance(steps, int) or steps < len(sizes):
+        return None
+    if places is not None:
+        found = places.numpy() if _integers(places) else order[:0]
+        first, order = order, np.argsort(found)
+        if not np.array_equal(found[order], first):
+            return None
+    return _batch(order, np.append(sizes, np.zeros(steps - len(sizes), np.int64)))
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().resolve_neg().numpy()
+
+
+class _Pack(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, batch: PackedBatch, batch_first: bool) -> Tensor:
+        ctx.form = batch, batch_first
+        xs = _array(x)
+        by_sequence = (xs if batch_first else xs.swapaxes(0, 1)).reshape(*batch.shape, -1)
+        rows = empty((int(batch.offsets[-1]), by_sequence.shape[2]), xs)
+        kernels().gather_rows(by_sequence, batch.order, batch.offsets, rows)
+        return torch.from_numpy(rows.reshape(-1, *xs.shape[2:]))
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple:  # type: ignore[override]
+        return _Pad.apply(d, *ctx.form, 0), None, None
+
+
+class _Pad(Function):
+    @staticmethod
+    def forward(ctx: Any, data: Tensor, batch: PackedBatch, batch_first: bool, value: float) -> Tensor:
+        ctx.form = batch, batch_first
+        rows = _array(data)
+        n, steps = batch.shape
+        x = empty((n, steps, *rows.shape[1:]) if batch_first else (steps, n, *rows.shape[1:]), rows)
+        by_sequence = (x if batch_first else x.swapaxes(0, 1)).reshape(n, steps, -1)
+        kernels().scatter_rows(check.contiguous(rows.reshape(len(rows), -1)), batch.order, batch.offsets, by_sequence)
+        if value != 0:
+            # PyTorch says which values there is no such number of
+            fill = torch.full((), value, dtype=data.dtype, device="cpu").numpy()
+            for i, end in zip(batch.order, above(np.diff(batch.offsets), n), strict=True):
+                by_sequence[i, end:] = fill
+        return torch.from_numpy(x)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple:  # type: ignore[override]
+        return _Pack.apply(d, *ctx.form), None, None, None

@@ -1,0 +1,1 @@
+"""The trainer: data, steps, epochs, evaluation, and files to go on from."""

@@ -1,0 +1,90 @@
+"""Steps that several processes share: every one has rows of its own, and an all-reduce makes one gradient of theirs.
+
+The gradients' sums over the rows go through it, with the number of rows, so that batches may differ in size: the mean is over all rows of
+all processes. Whether it leaves sums over the processes or means of them is the same, since rows are counted by it too.
+
+On a GPU the array lies there, and is filled and read there. The host waits where it has to know before it goes on: at a trainer's first
+step and the first of an epoch, whether the processes agree, since those that do not would call the all-reduce more often than others; and
+in a window where a process has no rows of its own, whether others have. Of the steps between, whether the processes agreed is part of the
+step's status, and told when that is read.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import device
+from fastgrad.core.allocator import zeros
+from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
+from fastgrad.nn.model import Model
+
+# puts the sum over all processes, or the mean, into a flat array in place
+Reduce = Callable[[Any], Any]
+
+# after the gradients: the sum of losses, the number of rows, and signs: 1, and 1 or -1 for each bit of what all processes must agree on
+LOSS, ROWS, SIGNS = 0, 1, 2
+TAIL = SIGNS + 1 + 32
+# no count of rows, nor a mean of counts, is smaller
+LEAST = 1e-9
+# a step's status beside those of kernels/names.py
+DISAGREED = -1
+
+
+def disagreement() -> RuntimeError:
+    what = "parameters, settings of the optimiser, number of updates and number of batches"
+    return RuntimeError(f"Trainer: reduce: {what} must be the same in all processes; no update was made")
+
+
+class AllReduce:
+    """An all-reduce, and the one array (P + 35,) that it is given."""
+
+    # whether the processes agreed at the last call, on a GPU an array () there
+    agreed: Any = True
+    # whether they did where the epoch began, so that nobody has to wait for it to be told
+    sure = False
+
+    def __init__(self, reduce: Reduce, model: Model) -> None:
+        self._reduce, self._model = reduce, model
+        self._values = zeros((model.params.size + TAIL,), model.params)
+        # no number has a bit 32, which stands for the 1
+        bits = np.arange(32, -1, -1)
+        self._bits = bits if model.is_here else device.to_gpu(bits)
+        self._first = True
+
+    @silent
+    def __call__(self, total: Any, rows: int, settings: bytes) -> tuple[Any, Any]:
+        """Turn the model's gradients, sums over this process's rows, into means over all; (mean loss (1,), rows, or their mean).
+
+        total: of the losses. settings: what must be the same in all processes; so must parameters at the first call.
+        """
+        values, grads, tail = self._values, self._model.grads, self._values[-TAIL:]
+        values[: grads.size] = grads
+        seen = zlib.crc32(settings)
+        if self._first:
+            seen = zlib.crc32(device.to_host(self._model.params).data, seen)
+        tail[LOSS], tail[ROWS], tail[SIGNS:] = total, rows, 1 - 2 * (seen >> self._bits & 1)
+        self._run()
+        # 1 and -1 of different processes add up to less than their number
+        self.agreed = (np.abs(tail[SIGNS:]) == tail[SIGNS]).all()
+        if (self._model.is_here or not self.sure) and not self.agreed:
+            raise disagreement()
+        self._first, self.sure = False, True
+        grads[...] = values[: grads.size]
+        everyone = tail[ROWS:SIGNS].astype(np.float64)
+        # of no rows there are no sums; and no update is made of NaN
+        scale = np.where(self.agreed, 1 / np.maximum(everyone, LEAST), np.nan)
+        kernels(grads).scale_arrays([grads], None, scale)
+        return tail[LOSS] * scale, everyone[0]
+
+    def _run(self) -> None:
+        try:
+            returned = self._reduce(self._values)
+        except Exception as error:
+            kind = type(error).__name__
+            raise RuntimeError(f"Trainer: reduce failed, and no update was made: {kind}: {error}") from error
+        if returned is not None and returned is not self._values:
+            kind = type(returned).__name__
+            raise TypeError(f"Trainer: reduce must work in place and return None, got {kind}; no update was made")

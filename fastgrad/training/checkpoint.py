@@ -1,0 +1,258 @@
+"""Models and trainers in safetensors files.
+
+A model's file holds its parameters and running statistics by name, and once it is pruned its masks. A trainer's holds the
+optimiser's state and step count too, and as metadata the optimiser's name, the validation losses, and the states of the
+generators that shuffle and drop out; a model loads from either. A file is written beside its place, flushed to the disk and
+moved there; when it is loaded, all of it is checked before anything changes.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import device
+from fastgrad.nn.model import Model, views
+from fastgrad.training.trainer import Trainer
+
+DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
+OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
+# counts from here on are not whole in float64, in which Adam's corrections are taken
+STEPS = 2**53
+
+
+def save(path: str | os.PathLike, model: Model | Trainer) -> None:
+    """Write the model, or the trainer with its model, to path.
+
+    A file that is there is replaced as a whole, behind a symbolic link too, and keeps its mode; where saving fails it stays as it was.
+    """
+    from safetensors.numpy import save as serialized
+
+    if isinstance(model, Trainer):
+        # in a signal's handler a step may be under way
+        with model.lock, model._steps.whole():
+            metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
+            metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
+            content = serialized(_here(_arrays("save", model)), metadata)
+    else:
+        content = serialized(_here(_arrays("save", model)))
+    try:
+        _replace(Path(os.path.realpath(_path("save", path))), content)
+    except OSError as error:
+        raise _os_error("save", path, error) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Make this the content of the file, which may be there."""
+    found = path.stat() if os.path.lexists(path) else None
+    mode = 0o666
+    if found is not None:
+        _regular(found)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        mode = stat.S_IMODE(found.st_mode)
+    temporary = path.with_name(f".fastgrad-{uuid.uuid4().hex}")
+    try:
+        # never more open than the file that it takes the place of
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777))
+        temporary.write_bytes(content)
+        _sync(temporary, os.O_RDWR)
+        if found is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                # whose it was: root alone may
+                os.chown(temporary, found.st_uid, found.st_gid)
+            os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # the new name is on the disk once its folder is; some systems have no such thing
+    with contextlib.suppress(OSError):
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: str | os.PathLike, model: Model | Trainer) -> None:
+    """Read into the model, or the trainer and its model, what `save` wrote; the same names, shapes and dtype.
+
+    Raises ValueError, TypeError or OSError, with the path, and then changes nothing.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    arrays = _arrays("load", model)
+    try:
+        # what is no file may block whoever reads it
+        _regular(os.stat(_path("load", path)))
+        with safe_open(path, "numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if isinstance(model, Model):
+                parts = {name: part for name, part in parts.items() if not name.startswith(OPTIMIZER)}
+            mask = _mask(path, model, any(name.startswith(MASK) for name in parts))
+            masks = {} if mask is None else _masks(views(mask, _model(model)._shapes))
+            arrays = {name: a for name, a in arrays.items() if not name.startswith(MASK)} | masks
+            _check(path, arrays, parts)
+            values = {name: file.get_tensor(name) for name in arrays}
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"load: {path}: not a whole safetensors file: {error}") from error
+    except OSError as error:
+        raise _os_error("load", path, error) from error
+    for name in masks:
+        if values[name].size and values[name].view(np.uint8).max() > 1:
+            raise ValueError(f"load: {path}: {name} must be bool, got a byte that is neither 0 nor 1")
+    if isinstance(model, Trainer):
+        step_count = int(values[OPTIMIZER + "step"][0])
+        if not 0 <= step_count < STEPS:
+            raise ValueError(f"load: {path}: {OPTIMIZER}step must be at least 0 and below 2**53, got {step_count}")
+        states, val_losses = _metadata(path, model, metadata)
+        with model.lock:
+            model._refuse_nested("load")
+            for generator, state in states:
+                generator.bit_generator.state = state
+            model.val_losses = val_losses
+            model.step_count = step_count
+            _copy(values, arrays)
+            model.model._wear(mask)
+    else:
+        _copy(values, arrays)
+        model._wear(mask)
+
+
+def _path(op: str, path: Any) -> str:
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"{op}: path must be a str or an os.PathLike, got {type(path).__name__}") from None
+    if "\0" in name:
+        raise ValueError(f"{op}: {name!r}: a path has no null character")
+    return name
+
+
+def _regular(found: os.stat_result) -> None:
+    """Raise for what is no file but a folder, a pipe or a device."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+
+
+def _os_error(op: str, path: Any, error: OSError) -> OSError:
+    """The same error, said as all others of the operation are."""
+    said = type(error)(f"{op}: {path}: {error.strerror or error}")
+    said.errno = error.errno
+    return said
+
+
+def _metadata(
+    path: Any, trainer: Trainer, metadata: dict[str, str]
+) -> tuple[list[tuple[np.random.Generator, dict[str, Any]]], list[float]]:
+    """What a trainer's file has beside arrays: the state of each generator, and the validation losses."""
+    if missing := [name for name in (OPTIMIZER + "name", VAL_LOSSES, RNG) if name not in metadata]:
+        raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
+    if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
+        raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
+    # those of layers are as many as draw in training: a model with other dropout goes on with its own
+    states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
+    losses = _parsed(path, VAL_LOSSES, metadata[VAL_LOSSES])
+    try:
+        if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):
+            raise ValueError
+        # which may be NaN or infinite
+        return states, [float(loss) for loss in losses]
+    except (ValueError, OverflowError):
+        raise ValueError(f"load: {path}: metadata {VAL_LOSSES} must be a list of floats") from None
+
+
+def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> dict[str, Any]:
+    """The state of a generator, which one of the same kind has taken as it is."""
+    state = _parsed(path, name, text)
+    trial = type(generator.bit_generator)()
+    try:
+        trial.state = state
+        # those of its own are odd: with another increment it repeats itself early
+        if trial.state == state and state["state"]["inc"] % 2 and state["has_uint32"] in (0, 1):
+            return state
+    except (ValueError, TypeError, KeyError, OverflowError):
+        pass
+    raise ValueError(f"load: {path}: metadata {name} must be the state of a {type(trial).__name__} generator")
+
+
+def _parsed(path: Any, name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"load: {path}: metadata {name} must be JSON: {error}") from None
+
+
+def _here(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: device.to_host(a) for name, a in arrays.items()}
+
+
+def _arrays(op: str, model: Any) -> dict[str, np.ndarray]:
+    if isinstance(model, Model):
+        return {**model.parameters(), **model.statistics(), **_masks(model.masks())}
+    if isinstance(model, Trainer):
+        step = np.array([model.step_count], np.int64)
+        return {**_arrays(op, model.model), OPTIMIZER + "state": model.state, OPTIMIZER + "step": step}
+    raise TypeError(f"{op}: model must be a layer of fastgrad.nn or a Trainer, got {type(model).__name__}")
+
+
+def _model(model: Model | Trainer) -> Model:
+    return model.model if isinstance(model, Trainer) else model
+
+
+def _masks(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {MASK + name: mask for name, mask in masks.items()}
+
+
+def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
+    """Where the file's masks go, flat (P,), if it has any: into new memory, so that a load that fails changes nothing."""
+    model = _model(model)
+    if model.owned and (pruned or model.masks()):
+        raise ValueError(
+            f"load: {path}: the file or the model has masks, and the model is part of a {model.owned}; load into that"
+        )
+    if not pruned:
+        return None
+    mask = np.ones(model.params.size, np.bool_)
+    return mask if model.is_here else device.to_gpu(mask)
+
+
+def _optimizer(trainer: Trainer) -> str:
+    return type(trainer.optimizer).__name__
+
+
+def _generators(trainer: Trainer) -> list[tuple[str, np.random.Generator]]:
+    layers = trainer.model._generators()
+    return [(RNG, trainer.rng), *((f"{RNG}.{i}", generator) for i, generator in enumerate(layers))]
+
+
+def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any]) -> None:
+    if missing := [name for name in arrays if name not in parts]:
+        raise ValueError(f"load: {path}: the file has no {', '.join(missing)}")
+    if unknown := sorted(parts.keys() - arrays):
+        raise ValueError(f"load: {path}: the model has no {', '.join(unknown)}")
+    for name, array in arrays.items():
+        part = parts[name]
+        shape, dtype = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+        if shape != array.shape:
+            raise ValueError(f"load: {path}: {name} must be {array.shape}, got {shape}")
+        if dtype != array.dtype:
+            raise TypeError(f"load: {path}: {name} must be {array.dtype}, got {dtype}")
+
+
+def _copy(values: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        array[...] = values[name]

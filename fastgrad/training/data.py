@@ -1,0 +1,128 @@
+"""A trainer's data, checked: inputs, targets and the lengths of sequences; and the plan of an epoch over it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.functional.packing import PackedBatch, pack
+from fastgrad.nn.model import Model
+
+
+class TrainingData(NamedTuple):
+    """x (N, C), (N, T, C) or (N, H, W, C), y like the output or class numbers, and lengths (N,) or None."""
+
+    x: np.ndarray
+    y: np.ndarray
+    lengths: np.ndarray | None
+
+
+def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True) -> TrainingData:
+    """Data for this model and loss, where the model is; whatever lies past the sequences' ends may be anything.
+
+    Without `values` what class numbers are is not looked at, for which the host would wait.
+    """
+    if not model.is_here:
+        x, y = device.to_gpu(x), device.to_gpu(y)
+    if model.recurrent:
+        x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
+    else:
+        form, axes = ("(N, H, W, C)", 4) if model.images else ("(N, C)", 2)
+        x = model._array(op, "x", x, form, (*[None] * (axes - 1), model.n_in))
+        x = check.contiguous(x)
+        if model.images and not (model.pools and model.n_out):
+            raise ValueError(
+                f"{op}: model must make a row of known length of each image; GlobalAvgPool2d() and Flatten(n_out) do"
+            )
+        if lengths is not None:
+            raise ValueError(f"{op}: lengths are for models with an LSTM")
+    if not len(x):
+        raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
+    shape = *(x.shape[:1] if model.pools else x.shape[:-1]), model.n_out
+    if lengths is not None:
+        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+    if len(shape) == 3:
+        if not (shape[1] if lengths is None else lengths.any()):
+            raise ValueError(
+                f"{op}: x must have at least one step, got {x.shape}{'' if lengths is None else ' and lengths 0'}"
+            )
+        if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
+            y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
+    if loss == "cross_entropy":
+        values = values and (lengths is None or model.is_here)
+        return TrainingData(x, check.labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
+    form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
+    return TrainingData(x, check.contiguous(model._array(op, "y", y, form, shape)), lengths)
+
+
+def window_size(op: str, model: Model, window: Any) -> int | None:
+    """The steps of a window; None for whole sequences."""
+    if window is None:
+        return None
+    if not model.recurrent or model.pools or model.bidirectional:
+        raise ValueError(f"{op}: window is for models with an LSTM that runs forwards only and pools nothing")
+    return check.count(op, "window", window)
+
+
+def windows(data: TrainingData, steps: int | None, every: bool) -> Iterator[TrainingData]:
+    """The data, or windows of that many steps of it: every one, or those until no sequence has a step left."""
+    x, y, lengths = data
+    if steps is None:
+        yield data
+        return
+    for first in range(0, x.shape[1], steps):
+        left = None if lengths is None else np.clip(lengths - first, 0, steps)
+        if not every and left is not None and not left.any():
+            return
+        yield TrainingData(x[:, first : first + steps], y[:, first : first + steps], left)
+
+
+def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
+    """The sequences' own steps of targets (N, T, K) or class numbers (N, T), in the order of rows."""
+    if target.ndim == 3:
+        return pack(target, batch)
+    # kernels copy rows of floats; the bits are the same
+    return pack(target.view(np.float64)[..., None], batch).view(np.int64).reshape(-1)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Updates on batches of rows, one after the other; of sequences in windows, those of a batch after each other.
+
+    order (N,): data's rows, batch by batch; rates (U,): of the updates, before which there were `done`; planned: how many the whole epoch
+    has at most. Written are record (U, 2), mean losses and norms, and sizes (U,), over how many rows each mean is: NumPy's arrays.
+    """
+
+    data: TrainingData
+    order: np.ndarray
+    batch_size: int
+    window: int | None
+    rates: np.ndarray
+    done: int
+    record: np.ndarray
+    sizes: np.ndarray
+    planned: int
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    @property
+    def windows(self) -> int:
+        """Updates of a batch; fewer where its sequences end early."""
+        return len(self.sizes) // self.batches
+
+    def part(self, first: int, batches: int, made: int) -> "EpochPlan":
+        """At most so many batches from `first` on; those before it have made `made` updates."""
+        last = min(first + batches, self.batches)
+        updates = slice(made, made + (last - first) * self.windows)
+        return replace(
+            self,
+            order=self.order[first * self.batch_size : last * self.batch_size],
+            rates=self.rates[updates],
+            done=self.done + made,
+            record=self.record[updates],
+            sizes=self.sizes[updates],
+        )

@@ -1,0 +1,50 @@
+"""What a fit leaves behind: one value an epoch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core.errstate import silent
+
+
+@dataclass
+class History:
+    """Lists with one value for each epoch.
+
+    loss is the mean over the epoch's rows as they were trained on; val_loss and val_accuracy are taken after the epoch
+    from the validation data, and empty without; grad_norm is the mean over the batches of the gradient's norm before
+    clipping; seconds is the training alone.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def plot(self, path: Any = None) -> Any:
+        """Losses, accuracy and gradient norm by epoch, as a matplotlib Figure; written to path too, if given."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError('History.plot needs matplotlib: pip install "fastgrad[plot]"') from error
+        panels = [{"loss": self.loss, "val_loss": self.val_loss}, {"grad_norm": self.grad_norm}]
+        if self.val_accuracy:
+            panels.insert(1, {"val_accuracy": self.val_accuracy})
+        figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            for label, values in panel.items():
+                if values:
+                    axes.plot(range(1, len(values) + 1), values, label=label)
+            axes.set_xlabel("epoch")
+            axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+@silent
+def means(record: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """(loss, norm) of updates with these mean losses and norms (U, 2); the loss is the mean over all of their rows, sizes (U,)."""
+    return float(record[:, 0] @ sizes / sizes.sum()), float(record[:, 1].mean())

@@ -1,0 +1,1 @@
+"""What CPU kernels are built from: compilation, vectors, threads, and memory."""

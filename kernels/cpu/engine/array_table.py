@@ -1,0 +1,158 @@
+"""Lists of arrays: a table of where they lie, and their values cut into blocks, which threads share whatever array they lie in.
+
+How to use it. In Python, `rows = table(arrays)` of C-contiguous arrays of one dtype, or of an AddressList; put their number and
+`address_of(rows)` into the job, and keep arrays and rows until the launch is over. In the kernel, a part goes through the blocks that
+begin in its share of all values:
+
+    t = rows_at(job.table, job.n)
+    lo, hi = thread_range(part, parts, t[job.n, START], 64)
+    a, at = first_block(t, job.n, lo)
+    while a < job.n and t[a, START] + at < hi:
+        size = block_size(t, a, at)  # of array number a, values at .. at + size
+        ...                          # advance(pointer(t[a, ADDRESS], like), at)
+        a, at = next_block(t, job.n, a, at)
+
+No block lies in two arrays or two parts, and blocks do not depend on the number of threads: what is summed by blocks has one order. An
+op over several lists of equal sizes (params, grads, state) walks one table and takes the other lists' addresses from theirs.
+The table is filled by machine code: see object_memory.py.
+"""
+
+import numpy as np
+from numba import carray
+
+from .compile import device_function, driver
+from .intrinsics import void_pointer
+from .object_memory import DATA, HEAD, ITEMS, NDIM, SHAPE, low_word, word
+
+# columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; how many
+# sums the blocks before have, `width` each, and how many units the arrays before; and where the array's values begin in a flat one that
+# has a value for each. Row n holds the totals
+ADDRESS, START, LENGTH, WIDTH, SUMS, UNITS, PLACE = range(7)
+COLUMNS = 7
+# values in a block: 64 KiB of float32 stay in the first two caches, and cost some microseconds
+BLOCK = 16384
+# rows of units in a block at least
+ROWS = 64
+
+
+@device_function
+def add_array(table, a, address, size, width, place, block):
+    """Put array number a, of this many values, after those before it; its blocks have about `block` values."""
+    if a == 0:
+        table[0, START], table[0, SUMS], table[0, UNITS] = 0, 0, 0
+    width = max(width, 1)
+    # of few rows, their sums would cost as much as the rows
+    length = block if width == 1 else max(ROWS, block // width) * width
+    table[a, ADDRESS], table[a, LENGTH], table[a, WIDTH], table[a, PLACE] = address, length, width, place
+    table[a + 1, START] = table[a, START] + size
+    table[a + 1, SUMS] = table[a, SUMS] + (size + length - 1) // length * width
+    table[a + 1, UNITS] = table[a, UNITS] + width
+
+
+@driver
+def _fill(items, n, widths, table):
+    items, place = word(items + HEAD, ITEMS), 0
+    for a in range(n):
+        fields = word(items, a) + HEAD
+        shape, size = word(fields, SHAPE), 1
+        for axis in range(low_word(fields, NDIM)):
+            size *= word(shape, axis)
+        add_array(table, a, word(fields, DATA), size, widths[a] if widths.size else 1, place, BLOCK)
+        place += size
+
+
+class AddressList:
+    """Stands for a list of arrays whose owner knows where they lie: addresses and sizes, int64 (n,). [0] has their dtype, and no values."""
+
+    def __init__(self, addresses, sizes, dtype):
+        self.addresses, self.sizes, self._like = addresses, sizes, np.empty(0, dtype)
+
+    def __len__(self):
+        return len(self.addresses)
+
+    def __getitem__(self, _):
+        return self._like
+
+
+@driver
+def _fill_places(addresses, sizes, widths, table):
+    place = 0
+    for a in range(len(addresses)):
+        add_array(table, a, addresses[a], sizes[a], widths[a] if widths.size else 1, place, BLOCK)
+        place += sizes[a]
+
+
+ONES = np.empty(0, np.int64)
+
+
+def table(arrays, widths=ONES):
+    """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, 0 and none: 1."""
+    rows = np.empty((len(arrays) + 1, COLUMNS), np.int64)
+    if isinstance(arrays, AddressList):
+        _fill_places(arrays.addresses, arrays.sizes, widths, rows)
+    else:
+        _fill(id(arrays), len(arrays), widths, rows)
+    return rows
+
+
+@device_function
+def rows_at(address, n):
+    """A table, in a kernel."""
+    return carray(void_pointer(address), (n + 1, COLUMNS), np.int64)
+
+
+@device_function
+def block_size(t, a, at):
+    return min(t[a, LENGTH], t[a + 1, START] - t[a, START] - at)
+
+
+@device_function
+def _filled(t, n, a, at):
+    """(a, at), or the beginning of the next array with values if this one ends there."""
+    while a < n and t[a, START] + at >= t[a + 1, START]:
+        a, at = a + 1, 0
+    return a, at
+
+
+@device_function
+def next_block(t, n, a, at):
+    """The block after that at (a, at): array n if there is none."""
+    return _filled(t, n, a, at + t[a, LENGTH])
+
+
+@device_function
+def previous_block(t, a, at):
+    """The block before that at (a, at): array -1 if there is none."""
+    if at:
+        return a, at - t[a, LENGTH]
+    a -= 1
+    while a >= 0 and t[a, START] == t[a + 1, START]:
+        a -= 1
+    return a, (t[a + 1, START] - t[a, START] - 1) // t[a, LENGTH] * t[a, LENGTH] if a >= 0 else 0
+
+
+@device_function
+def first_block(t, n, value):
+    """(a, at): the first block that begins with this value of all or after it: values `at` on of array a, n if there is none."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if t[middle + 1, START] <= value:
+            low = middle + 1
+        else:
+            high = middle
+    if low == n:
+        return n, 0
+    length = t[low, LENGTH]
+    return _filled(t, n, low, (value - t[low, START] + length - 1) // length * length)
+
+
+@device_function
+def sums_of(t, a, at):
+    """Where the sums of the block at (a, at) lie among all: `width` of them."""
+    return t[a, SUMS] + at // t[a, LENGTH] * t[a, WIDTH]
+
+
+def addresses_of(arrays):
+    """The addresses alone, (n,): of a list whose sizes another's table has."""
+    return np.ascontiguousarray(table(arrays)[:-1, ADDRESS])

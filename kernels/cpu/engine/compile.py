@@ -1,0 +1,163 @@
+"""How kernels are compiled. Where the machine code is kept is in cache.py.
+
+A kernel is one C function of (part, parts, job, like): `job` is a record of addresses, strides and sizes, `like` a null pointer
+that carries the dtype. So a kernel is compiled once a dtype whatever the layout, depth or width of what it works on; calling it costs
+a fraction of a microsecond; and one launcher (thread_pool.py) serves all of them, on one thread or many.
+
+No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
+vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
+"""
+
+import _thread
+import atexit
+import threading
+from functools import lru_cache, partial
+
+import numba
+import numpy as np
+from numba import from_dtype, njit, types
+from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
+
+from .cache import Cache
+
+if numba.config.DISABLE_JIT:
+    # what the backend lacks, as its users are told
+    raise ImportError("NUMBA_DISABLE_JIT is set, and without Numba's compiler there are no kernels")
+
+# the lock inside Numba's, whose own acquire is Python, in which a handler may raise
+compiler_lock = global_compiler_lock._lock
+# the process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away
+atexit.register(compiler_lock.acquire)
+
+_OPTIONS = {"error_model": "numpy", "nogil": True}
+# a function that only kernels call needs no way in from Python or C
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def uninterrupted(function, *arguments):
+    """function(*arguments), run to its end whatever signals arrive.
+
+    An exception out of a signal handler would leave Numba, LLVM or the pool of threads in a state that nobody expects. Python runs
+    handlers on the main thread alone, so there another thread does the work. What a handler raises comes out of here at once.
+    """
+    # the main thread waits in vain for another where it has the compiler's lock itself
+    if threading.get_ident() != threading.main_thread().ident or compiler_lock._is_owned():
+        return function(*arguments)
+    outcome, done = [], threading.Lock()
+    done.acquire()
+
+    def work():
+        try:
+            outcome.append((function(*arguments), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            done.release()
+
+    try:
+        # threading.Thread's start is Python, and so can be interrupted itself
+        _thread.start_new_thread(work, ())
+    except RuntimeError:
+        # no thread can be had, as when the interpreter is about to end
+        return function(*arguments)
+    done.acquire()
+    result, error = outcome.pop()
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        # the traceback holds this frame
+        del error
+
+
+# by function and types of arguments. There is one machine code of each, since the memory of some is shared: see atomic.memory
+_c_functions = {}
+
+
+def c_function(function, arguments):
+    """Compile a function of these argument types, or load it from the cache; its address is `.address`."""
+    return _c_functions.get((function, arguments)) or uninterrupted(_compile, function, arguments)
+
+
+@global_compiler_lock
+def _compile(function, arguments):
+    result = _c_functions.get((function, arguments))
+    if result is None:
+        result = CFunc(function, (arguments, types.void), locals={}, options={**_OPTIONS, "nopython": True})
+        result._cache = Cache(function, ("C function", _OPTIONS))
+        result.compile()
+        _c_functions[function, arguments] = result
+    return result
+
+
+KERNELS: list["Kernel"] = []
+
+
+class Kernel:
+    """A function (part, parts, job, like), compiled at its first use with a dtype."""
+
+    def __init__(self, function, job, needs):
+        self.function, self.job, self.needs = function, job, needs
+        self._compiled = {}
+        KERNELS.append(self)
+
+    def address(self, dtype) -> int:
+        """Address of the machine code for float32 or float64."""
+        code = self._compiled.get(dtype.char) or uninterrupted(self._compile, dtype)
+        return code.address
+
+    @global_compiler_lock
+    def _compile(self, dtype):
+        if self.needs:
+            self.needs(dtype)
+        scalar = from_dtype(dtype)
+        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
+        code = self._compiled[dtype.char] = c_function(self.function, arguments)
+        return code
+
+
+class Addresses(dict):
+    """Addresses of kernels for a driver to call, an int64 array for each dtype's character."""
+
+    def __init__(self, *kernels):
+        super().__init__()
+        self.kernels = kernels
+
+    def __missing__(self, char):
+        found = self[char] = np.array([k.address(np.dtype(char)) for k in self.kernels], np.int64)
+        return found
+
+
+@lru_cache
+def _none(dtype, ndim):
+    return np.empty((0,) * ndim, dtype)
+
+
+def or_empty(dtype, ndim, *arrays):
+    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See simd's address_or_null."""
+    return (_none(dtype, ndim) if a is None else a for a in arrays)
+
+
+def kernel(job, needs=None):
+    """Decorator: a kernel whose job is a record of this dtype. needs(dtype) is called before it is compiled or loaded."""
+    return lambda function: Kernel(function, job, needs)
+
+
+def driver(function):
+    """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
+    dispatcher = njit(**_OPTIONS)(function)
+    dispatcher._cache = Cache(function, ("driver", _OPTIONS))
+    dispatcher._compile_for_args = partial(uninterrupted, dispatcher._compile_for_args)
+    return dispatcher
+
+
+def device_function(function):
+    """A function called from kernels, whose machine code holds it."""
+    return njit(**_INNER)(function)
+
+
+def inline_function(function):
+    """A small function that must disappear into its caller's loop for the loop to vectorise."""
+    return njit(forceinline=True, **_INNER)(function)

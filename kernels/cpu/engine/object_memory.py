@@ -1,0 +1,53 @@
+"""NumPy arrays and lists of them as they lie in memory, read by machine code.
+
+To ask 1,000 arrays for their addresses takes Python longer than their norms take. The fields are those of NumPy's C interface
+(PyArrayObject_fields in ndarraytypes.h), whose places are part of its ABI.
+"""
+
+import numpy as np
+from numba import carray
+
+from .compile import device_function, driver
+from .intrinsics import void_pointer
+
+# what every object begins with, its type last; then, in words of 8 bytes, the fields of an array, and of a list its size and its items
+HEAD = object.__basicsize__
+DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 0, 1, 2, 3, 5, 6
+ITEMS = 1
+# C-contiguous, aligned and writable
+NEEDED = 0x1 | 0x100 | 0x400
+# other processes have other addresses, so machine code is given them
+KIND, FLOAT32, FLOAT64 = id(np.ndarray), id(np.dtype(np.float32)), id(np.dtype(np.float64))
+
+
+@device_function
+def word(address, place):
+    """The word at this place after an address."""
+    return carray(void_pointer(address + 8 * place), 1, np.int64)[0]
+
+
+@device_function
+def low_word(address, place):
+    """The C int at this place."""
+    return carray(void_pointer(address + 8 * place), 1, np.int32)[0]
+
+
+@driver
+def _all_plain(items, n, kind, float32, float64):
+    items = word(items + HEAD, ITEMS)
+    first = word(word(items, 0) + HEAD, DTYPE)
+    if first != float32 and first != float64:
+        return False
+    for a in range(n):
+        array = word(items, a)
+        # an object that is no array may be shorter than one
+        if word(array + HEAD, -1) != kind:
+            return False
+        if word(array + HEAD, DTYPE) != first or low_word(array + HEAD, FLAGS) & NEEDED != NEEDED:
+            return False
+    return True
+
+
+def plain(arrays):
+    """Whether all of a list (not empty) are NumPy's own arrays, C-contiguous, aligned and writable, of one dtype, float32 or float64."""
+    return type(arrays[0]) is np.ndarray and _all_plain(id(arrays), len(arrays), KIND, FLOAT32, FLOAT64)

@@ -1,0 +1,193 @@
+"""Magnitude pruning of lists of arrays, as in kernels/reference/pruning.py.
+
+The bits of |x|, as an integer, are in the order of the values. So the largest value that goes is found digit by digit, from the first: a
+pass counts how many values have each digit, of those that begin with the digits found. Then what is smaller goes, and as many of its
+equals as there is room for, the first ones: each block is told how many of its own.
+"""
+
+import numpy as np
+from numba import carray
+
+from .engine.array_table import (
+    ADDRESS,
+    PLACE,
+    START,
+    SUMS,
+    block_size,
+    first_block,
+    next_block,
+    rows_at,
+    sums_of,
+    table,
+)
+from .engine.compile import Addresses, device_function, driver, inline_function, kernel
+from .engine.intrinsics import (
+    address,
+    address_of,
+    advance,
+    data,
+    hide_alias,
+    local,
+    magnitude,
+    pointer,
+    real,
+    run_kernel,
+    void_pointer,
+)
+from .engine.thread_pool import launch, run, thread_range
+from .engine.vector_loops import map_arrays
+
+# bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
+DIGIT, LANES = 11, 4
+COUNTERS = LANES << DIGIT
+# of a value: its bits that follow the `begin` found so far, and of them those after `shift`; counters: COUNTERS for each part. equals and
+# going: of each block how many are equal to `begin`, and how many of these go
+SELECT = np.dtype([(name, "i8") for name in "table n masks begin shift counters equals going".split()])
+BELOW = np.dtype([(name, "i8") for name in "table n masks".split()] + [("threshold", "f8")])
+# a pass over a value costs as much as this many multiplications and additions
+COST = 8
+
+
+@kernel(SELECT)
+def digits_part(part, parts, job, like):
+    """Count the digits of living values that begin so."""
+    g = carray(job, 1)[0]
+    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
+    counters = carray(void_pointer(g.counters + 8 * COUNTERS * part), COUNTERS, np.int64)
+    counters[:] = 0
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
+    a, at = first_block(t, g.n, lo)
+    while a < g.n and t[a, START] + at < hi:
+        size, first = block_size(t, a, at), t[a, PLACE] + at
+        x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
+        for i in range(size):
+            bits = magnitude(x[i]) >> g.shift
+            # adding 0 is cheaper than guessing where a branch goes
+            counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += masks[first + i] & (bits >> DIGIT == g.begin)
+        a, at = next_block(t, g.n, a, at)
+
+
+@kernel(SELECT)
+def equals_part(part, parts, job, like):
+    """Count the living values of each block that are the one found."""
+    g = carray(job, 1)[0]
+    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
+    equals = carray(void_pointer(g.equals), t[g.n, SUMS], np.int64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
+    a, at = first_block(t, g.n, lo)
+    while a < g.n and t[a, START] + at < hi:
+        size, first, found = block_size(t, a, at), t[a, PLACE] + at, 0
+        x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
+        for i in range(size):
+            found += masks[first + i] & (magnitude(x[i]) == g.begin)
+        equals[sums_of(t, a, at)] = found
+        a, at = next_block(t, g.n, a, at)
+
+
+@inline_function
+def from_on(x, mask, least):
+    lives = np.uint8(mask & (magnitude(x) >= least))
+    return (x if lives else real(0, x)), lives
+
+
+@kernel(SELECT)
+def prune_part(part, parts, job, like):
+    """What is smaller goes, and the first equals of each block."""
+    g = carray(job, 1)[0]
+    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
+    going = carray(void_pointer(g.going), t[g.n, SUMS], np.int64)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
+    a, at = first_block(t, g.n, lo)
+    while a < g.n and t[a, START] + at < hi:
+        size, first, left = block_size(t, a, at), t[a, PLACE] + at, going[sums_of(t, a, at)]
+        values = advance(pointer(t[a, ADDRESS], like), at)
+        x, i = carray(values, size), 0
+        while left:
+            if masks[first + i] and magnitude(x[i]) == g.begin:
+                masks[first + i] = 0
+                left -= 1
+            i += 1
+        mask = data(masks[first:])
+        map_arrays(from_on, size, (hide_alias(values), hide_alias(mask)), (values, mask), (g.begin,))
+        a, at = next_block(t, g.n, a, at)
+
+
+@device_function
+def counted(counters, digit):
+    """How many values have this digit."""
+    total = 0
+    for part in range(len(counters)):
+        for lane in range(LANES):
+            total += counters[part, digit * LANES + lane]
+    return total
+
+
+@driver
+def _prune(launcher, parts, kernels, t, n, masks, count, bits):
+    job, counters = local(1, SELECT), np.empty((parts, COUNTERS), np.int64)
+    equals, going = np.empty(t[n, SUMS], np.int64), np.zeros(t[n, SUMS], np.int64)
+    g, left = job[0], count
+    g.table, g.n, g.masks, g.counters = address(t), n, address(masks), address(counters)
+    g.equals, g.going, g.begin = address(equals), address(going), 0
+    # the first digit is short by what is no multiple
+    shift = (bits - 1) // DIGIT * DIGIT
+    while count and shift >= 0:
+        g.shift = shift
+        run_kernel(launcher, kernels[0], parts, job, (counters,))
+        digit, found = 0, counted(counters, 0)
+        while found < left:
+            left -= found
+            digit += 1
+            found = counted(counters, digit)
+        g.begin = (g.begin << DIGIT) + digit
+        shift -= DIGIT
+    if count:
+        run_kernel(launcher, kernels[1], parts, job, (equals,))
+        for block in range(len(equals)):
+            going[block] = min(left, equals[block])
+            left -= going[block]
+    run_kernel(launcher, kernels[2], parts, job, (going,))
+
+
+_KERNELS = Addresses(digits_part, equals_part, prune_part)
+
+
+def _with_masks(arrays, masks):
+    """The arrays' table, of which kernels take where an array's masks begin."""
+    rows = table(arrays)
+    if masks.size != rows[-1, START]:
+        raise ValueError(f"prune: masks must have {rows[-1, START]} values like the arrays, got {masks.size}")
+    return rows
+
+
+def prune_smallest(arrays, masks, count):
+    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    rows, dtype = _with_masks(arrays, masks), arrays[0].dtype
+    bits = 8 * dtype.itemsize - 1
+    run(COST * masks.size, _prune, _KERNELS[dtype.char], rows, len(arrays), masks.view(np.uint8), count, bits)
+
+
+@inline_function
+def not_below(x, mask, threshold):
+    lives = np.uint8(mask & (abs(x) >= threshold))
+    return (x if lives else real(0, x)), lives
+
+
+@kernel(BELOW)
+def below_part(part, parts, job, like):
+    g = carray(job, 1)[0]
+    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
+    lo, hi = thread_range(part, parts, t[g.n, START], 64)
+    a, at = first_block(t, g.n, lo)
+    while a < g.n and t[a, START] + at < hi:
+        size, mask = block_size(t, a, at), data(masks[t[a, PLACE] + at :])
+        x = advance(pointer(t[a, ADDRESS], like), at)
+        map_arrays(not_below, size, (hide_alias(x), hide_alias(mask)), (x, mask), (real(g.threshold, carray(x, 1)[0]),))
+        a, at = next_block(t, g.n, a, at)
+
+
+def prune_below(arrays, masks, threshold):
+    """Prune |x| < threshold."""
+    rows = _with_masks(arrays, masks)
+    job = np.array([(address_of(rows), len(arrays), address_of(masks), threshold)], BELOW)
+    launch(below_part, arrays[0].dtype, job, COST * masks.size)

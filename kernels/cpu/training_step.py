@@ -1,0 +1,342 @@
+"""Training steps of a dense chain in one compiled call, as in kernels/reference/training_step.py.
+
+Three launches a step: rows forward, loss and backward; weights' gradients with their squares; the update, which clips. Two threads meet
+only between them. All arrays are flat; a batch of an epoch is gathered by the threads that use it.
+"""
+
+import math
+
+import numpy as np
+from numba import carray
+
+from .. import types
+from .activation import activate_part, differentiate_part
+from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
+from .engine.array_table import COLUMNS, SUMS, add_array
+from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.intrinsics import (
+    address,
+    address_of,
+    address_or_null,
+    advance,
+    call,
+    data,
+    local,
+    local_zeros,
+    pointer,
+    run_kernel,
+    void_pointer,
+)
+from .engine.microkernel import ROWS
+from .engine.thread_pool import run, thread_range
+from .engine.vector_loops import squares
+from .gemm import SCRATCH, gemm_part
+from .health import asked_by, describe_watch, is_due, report_layers, report_updates, watch_of, watch_size
+from .loss import LOSS, loss_part, total
+from .optim import HELD, NO_UPDATES, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_soundly
+from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
+
+# the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
+# which is 0 for rows as they are; target_row: values of a target row; row_weights: of all rows, or 0
+TRAIN = np.dtype(
+    [
+        (name, "i8")
+        for name in "chain loss kind labels target losses order rows_x rows_target target_row row_weights".split()
+    ]
+    + [("scale", "f8")]
+)
+
+
+# values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
+BLOCK = 4096
+
+
+@device_function
+def gather(n, order, source, target, lo, hi):
+    """target[i] = source[order[i]], rows of n values."""
+    for i in range(lo, hi):
+        of, to = carray(advance(source, order[i] * n), n), carray(advance(target, i * n), n)
+        for j in range(n):
+            to[j] = of[j]
+
+
+@device_function
+def weigh(n, weight, values):
+    """values = weight values."""
+    to = carray(values, n)
+    for j in range(n):
+        to[j] *= weight
+
+
+@kernel(TRAIN)
+def train_part(part, parts, job, like):
+    """The part's rows: forward, loss and backward."""
+    train = carray(job, 1)[0]
+    chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
+    lo, hi = thread_range(part, parts, chain.rows, ROWS)
+    size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
+    if train.order:
+        order = carray(void_pointer(train.order), chain.rows, np.int64)
+        if not chain.nonzeros:
+            gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
+        if train.labels:
+            labels = carray(void_pointer(train.labels), chain.rows, np.int64)
+            every = carray(void_pointer(train.rows_target), 1, np.int64)
+            for i in range(lo, hi):
+                labels[i] = every[order[i]]
+        else:
+            gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
+    forward_rows(chain, part, lo, hi, panels, like)
+    last = layers_of(chain)[chain.depth - 1]
+    job = local(1, LOSS)
+    t, at = job[0], lo * last.n_out * size
+    t.kind, t.rows, t.columns, t.scale = train.kind, hi - lo, last.n_out, train.scale
+    t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
+    t.y, t.dy = last.y + at, last.dz + at
+    t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
+    call(train.loss, 0, 1, job)
+    if train.row_weights:
+        each = 1 if train.kind == types.CROSS_ENTROPY else last.n_out
+        for i in range(lo, hi):
+            row = carray(void_pointer(train.order), chain.rows, np.int64)[i] if train.order else i
+            weight = carray(advance(pointer(train.row_weights, like), row), 1)[0]
+            weigh(each, weight, advance(pointer(train.losses, like), i * each))
+            weigh(last.n_out, weight, advance(pointer(last.dz, like), i * last.n_out))
+    backward_rows(chain, lo, hi, panels)
+
+
+@device_function
+def fuse(kind, last):
+    """A loss that is taken from the logits takes the place of the last activation."""
+    softmax = kind == types.CROSS_ENTROPY and last.code == types.SOFTMAX
+    sigmoid = kind == types.BINARY_CROSS_ENTROPY and last.code == types.SIGMOID
+    if softmax or sigmoid:
+        last.code = types.IDENTITY
+
+
+@device_function
+def lay_out(layers, work, n, size):
+    """A block of n rows a layer for every y, then every z, then every dz; returns what is left of `work`."""
+    block = 0
+    for l in range(len(layers)):
+        block += n * layers[l].n_out * size
+    y = work
+    for l in range(len(layers)):
+        layer = layers[l]
+        layer.y, layer.dz = y, y + 2 * block
+        layer.z = y + block if needs_input(layer.code) else y
+        y += n * layer.n_out * size
+    return work + 3 * block
+
+
+@device_function
+def has_bad_label(target, order, first, n, classes):
+    """Whether one of the batch's labels is no class."""
+    for i in range(first, first + n):
+        label = target[order[i] if len(order) else i]
+        if label < 0 or label >= classes:
+            return True
+    return False
+
+
+@device_function
+def sum_of(row_weights, order, first, n):
+    """The sum of the batch's weights, n where there are none."""
+    if len(row_weights) == 0:
+        return np.float64(n)
+    found = 0.0
+    for i in range(first, first + n):
+        found += row_weights[order[i] if len(order) else i]
+    return found
+
+
+@device_function
+def sum_values(values, first, n):
+    """The sum in float64 of n values of an array."""
+    return total(advance(data(values), first), n)
+
+
+@device_function
+def gradient_norm(norms, grads, table):
+    """The norm of all gradients, from the squares of every row of every dw."""
+    squared = total(data(norms), norms.size)
+    for l in range(len(table)):
+        b = table[l, 3]
+        if b >= 0:
+            squared += squares(data(grads[b:]), table[l, 1])
+    return math.sqrt(squared)
+
+
+@device_function
+def list_arrays(table, flat, size, widths, rows):
+    """Fill a table of array_table.py with w and b of every layer; returns how many there are."""
+    n, every = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
+    for l in range(len(table)):
+        n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
+        add_array(rows, n, flat + w * size, n_in * n_out, every[n] if widths else 1, w, BLOCK)
+        n += 1
+        if b >= 0:
+            add_array(rows, n, flat + b * size, n_out, every[n] if widths else 1, b, BLOCK)
+            n += 1
+    return n
+
+
+@driver
+def _train(
+    launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, health, updates, panels,
+):  # fmt: skip
+    """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
+
+    nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
+    health: address of a HEALTH, or 0. updates (1,), or empty: counts them.
+    """
+    depth, size = len(table), x.itemsize
+    layers, update = np.empty(depth, LAYER), local(1, UPDATE)
+    rows_job, job = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
+    chain, train = rows_job[0], job[0]
+    flat_layers(layers, table, parameters, address(params), address(grads), size)
+    fuse(kind, layers[depth - 1])
+    n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
+    rows = len(order) if len(order) else len(x)
+    batch_size = min(batch_size, rows)
+    inputs = 0
+    for l in range(depth):
+        inputs += table[l, 0]
+    weight_squares = np.zeros(inputs if l2 else 0)
+
+    tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
+    arrays, gradients = tables[0], tables[1]
+    list_arrays(table, address(grads), size, 0, gradients)
+    n_arrays = list_arrays(
+        table, address(params), size, carray(void_pointer(held), 1, HELD)[0].widths if held else 0, arrays
+    )
+
+    blocks = arrays[n_arrays, SUMS]
+    # what is looked at lies behind the norms
+    room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
+    norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
+    watch = room[inputs:]
+    if health:
+        describe_watch(watch, health, table, batch_size, parts, blocks)
+
+    train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
+    chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
+    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), address(panels)
+    chain.squares = address(weight_squares) if l2 else 0
+    train.row_weights = address(row_weights) if len(row_weights) else 0
+    chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
+    chain.nonzeros, chain.sparse_forward, chain.sparse_gradient = address_or_null(nonzeros), kernels[6], kernels[7]
+    x_size = 0 if chain.nonzeros else n_in * size
+    batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
+    for batch in range(batches):
+        first = batch * batch_size
+        n = min(batch_size, rows - first)
+        if by_class and has_bad_label(target, order, first, n, n_out):
+            return types.BAD_LABEL, batch
+
+        chain.rows, chain.x = n, lay_out(layers, address(work), n, size)
+        train.target, train.labels = chain.x + n * x_size, address(labels) if by_class else 0
+        train.losses = train.target + n * n_out * size
+        losses = (train.losses - address(work)) // size
+        if chain.nonzeros:
+            carray(void_pointer(chain.nonzeros), 1, NONZEROS)[0].order = address(order) + first * 8
+        if len(order):
+            train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
+        else:
+            chain.x = address(x)
+            train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
+        columns = 1 if kind == types.CROSS_ENTROPY else n_out
+        weight = sum_of(row_weights, order, first, n)
+        train.scale = 1 / (weight * columns) if weight * columns else 0.0
+        chain.decay = l2 / weight if weight else 0.0
+        chain.watch = address(watch) if health and is_due(health, step + batch) else 0
+        run_kernel(launcher, kernels[0], parts, job, (layers, labels, room))
+        run_kernel(launcher, kernels[1], parts, rows_job, (layers, weight_squares, room))
+
+        norm = gradient_norm(norms, grads, table)
+        record[batch, 0], record[batch, 1] = sum_values(work, losses, n * columns) * train.scale, norm
+        if l2:
+            record[batch, 2] = sum_values(weight_squares, 0, weight_squares.size)
+        if chain.watch:
+            report_layers(watch, batch, parts, n, table, grads, norms)
+        if not math.isfinite(norm):
+            return types.NONFINITE, batch
+        describe_update(
+            update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
+            min(1.0, clip_norm / (norm + 1e-6)),
+        )  # fmt: skip
+        status = update_soundly(
+            launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
+            watch_of(chain.watch).moved if chain.watch else 0, norm, size, room,
+        )  # fmt: skip
+        if status != types.OK:
+            return status, batch
+        if len(updates):
+            updates[0] += 1
+        if chain.watch:
+            report_updates(watch, batch, table, arrays)
+    return types.OK, batches
+
+
+_KERNELS = Addresses(
+    train_part,
+    gradients_part,
+    gemm_part,
+    activate_part,
+    differentiate_part,
+    loss_part,
+    sparse_forward_part,
+    sparse_gradient_part,
+    *UPDATE_KERNELS,
+)
+_NO_ORDER = np.empty(0, np.int64)
+
+
+def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates):
+    layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
+    if state.size != len(state) * params.size or grads.size != params.size:
+        # kernels take from the table of layers where the values of all three lie
+        raise ValueError(f"dense_chain_step: state and grads must have {params.size} values a row like params")
+    # those of each launch, on average: what a thread has to be worth waking for
+    operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
+    nonzeros = _NO_ORDER
+    if isinstance(x, types.Nonzeros):
+        addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
+        nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
+    return run(
+        operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, layers, parameters,
+        loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
+        0 if held is None else address_of(held), step, record, *or_empty(x.dtype, 1, row_weights), l2,
+        0 if health is None else asked_by(health), NO_UPDATES if updates is None else updates, scratch=(x.dtype, 0, SCRATCH),
+    )  # fmt: skip
+
+
+def dense_chain_step(
+    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
+    step, record, row_weights=None, l2=0.0, health=None, updates=None,
+):  # fmt: skip
+    """The update after `step` others; record (2,) = mean loss and norm. health: a names.Watch, or None.
+    updates (1,), int64, or None: one is added to it with the update.
+
+    Returns OK, BAD_LABEL or NONFINITE.
+    """
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
+    # hyper begins with the rate
+    record = record.reshape(1, -1)
+    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record, row_weights, l2, health, updates)[0]
+
+
+def dense_chain_epoch(
+    x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
+    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None, updates=None,
+):  # fmt: skip
+    """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
+
+    x may be names.Nonzeros. record (n_batches, 2); health: a names.Watch, or None. updates (1,), int64, or None: one is added to it with
+    each update. Returns (status, batches done).
+    """
+    if len(order) == 0:
+        return types.OK, 0
+    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
+    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates)

@@ -1,0 +1,1 @@
+"""What CUDA kernels are built from: the device and its launches, reductions, tables of arrays, graphs."""

@@ -1,0 +1,105 @@
+"""Lists of arrays: one launch works on all of them, a block of threads on a chunk.
+
+An array is seen as rows of `width` values, 1 but where its columns are units of clip.py. A chunk is some rows of some columns, as
+a tile of reductions.py lies over them; none is of two arrays. A kernel is given the chunks' table and the arrays,
+
+    chunks: Integers, x: Arrays
+
+and each of its blocks, one for each chunk, goes over its own:
+
+    a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
+    if column < width:
+        while row < end:
+            ...                                  # x[a][row * width + column]
+            row += BLOCK // tile
+
+All of a list lie one after the other in what is as long as all, as an optimiser's state is: chunks[BEFORE] values are before this array.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numba import cuda
+
+from . import device
+from .device import BLOCK, function
+
+# columns of a table: array; its width; the tile's width; first column; first row and the row after the last; values of arrays before;
+# units of arrays before; where its parts begin, `tile` of them
+ARRAY, WIDTH, TILE, COLUMN, ROW, END, BEFORE, UNITS, PARTS = range(9)
+COLUMNS = 9
+# a thread takes this many values
+DEPTH = 8
+
+
+class Table:
+    """The chunks (n, COLUMNS) of arrays of these sizes and widths, and the groups of chunks with the same columns of one array.
+
+    groups (m, 6): first chunk, how many, width, the tile's width, first column, units of arrays before. firsts (arrays + 1,) and
+    group_firsts: where each array's chunks and groups begin.
+    """
+
+    def __init__(self, sizes, widths):
+        chunks, groups, firsts, group_firsts = [], [], [], []
+        before = units = parts = 0
+        for a, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+            rows, tile = size // width, min(1 << (width - 1).bit_length(), BLOCK)
+            step = DEPTH * (BLOCK // tile)
+            firsts.append(len(chunks))
+            group_firsts.append(len(groups))
+            for column in range(0, width, tile):
+                first = len(chunks)
+                for row in range(0, rows, step):
+                    chunks.append((a, width, tile, column, row, min(row + step, rows), before, units, parts))
+                    parts += tile
+                groups.append((first, len(chunks) - first, width, tile, column, units))
+            before, units = before + size, units + width
+        self.count, self.groups_count, self.parts, self.units = len(chunks), len(groups), parts, units
+        tables = chunks, groups, [*firsts, len(chunks)], [*group_firsts, len(groups)]
+        self.chunks, self.groups, self.firsts, self.group_firsts = (
+            device.xp.asarray(np.array(rows, np.int64).reshape(-1)) for rows in tables
+        )
+
+
+@lru_cache(maxsize=64)
+def _table(sizes, widths, _):
+    return Table(sizes, widths)
+
+
+def table(arrays, widths=None):
+    """The table of arrays of these sizes; that of a training loop is made once."""
+    widths = (1,) * len(arrays) if widths is None else tuple(int(w) for w in widths)
+    return _table(tuple(a.size for a in arrays), widths, device.queue())
+
+
+@function
+def chunk_of(chunks, number):
+    """(array, width, tile, column, row, end) of a chunk: this thread's column and first row, and the end of rows."""
+    at, t = number * COLUMNS, cuda.threadIdx.x
+    tile = chunks[at + TILE]
+    column, row = chunks[at + COLUMN] + (t & (tile - 1)), chunks[at + ROW] + t // tile
+    return chunks[at + ARRAY], chunks[at + WIDTH], tile, column, row, chunks[at + END]
+
+
+def flat(arrays):
+    """A list of the arrays' values, C-contiguous."""
+    return [device.flat(a).reshape(-1) for a in arrays]
+
+
+def plain(arrays):
+    """Whether all of a list (not empty) are arrays of the current device, C-contiguous, aligned and writable, and float32 or float64."""
+    first, kind, current = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.where()
+    return first in (np.float32, np.float64) and all(
+        type(a) is kind and a.dtype == first and device.usable(a) and _writable(a) and _where(a, current) == current
+        for a in arrays
+    )
+
+
+def _where(array, current):
+    # an emulated device has NumPy's
+    return getattr(getattr(array, "device", None), "id", current)
+
+
+def _writable(array):
+    # CuPy's always are
+    return getattr(array.flags, "writeable", True)

@@ -1,0 +1,397 @@
+"""Where kernels run: the array module, the one `launch`, and kernels compiled once for each dtype.
+
+How an op is written here:
+
+    @function                                        a function of kernels, float32 or float64 as its arguments are
+    def relu(z):
+        return z if z > real(0, z) else real(0, z)
+
+    @kernel                                          annotations are the types of the parameters
+    def relu_values(dtype: Real, n: Integer, z: Values, y: Values):
+        i = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
+        if i < n:
+            y[i] = relu(z[i])
+
+    def relu_forward(z, y):                          a launcher: works out a grid, launches, and nothing else
+        launch(relu_values, y.dtype, blocks(y.size), y.size, z, y)
+
+Arrays arrive as pointers to values in C order, without a shape: `flat` gives an array that is, and `None` is a pointer that the kernel
+must not read, for which it gets a flag. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
+`dtype` is float32 or float64 inside the kernel: `dtype(0)` and `cuda.shared.array(BLOCK, dtype)`; elsewhere `real(0, z)` is a number of
+z's type. A literal like 0.5 alone would be float64 and make a float32 kernel slow, which a test looks for. The exception is a kernel
+of sums that the contract has in float64, of losses and norms: `@wide_kernel`.
+
+Sums are taken in one fixed order, so every run has the same bits: reductions.py has them, and the only atomics count integers. Only `xp`
+makes arrays; neither it nor a launch waits for the device.
+
+Numba compiles a kernel to PTX, on any machine; CuPy loads it and launches it, which costs a few microseconds where Numba's own launch
+takes tens for each array. So what runs without a GPU is the same PTX with the same arguments: tests put an executor of theirs in
+the place of the GPU, with `use`.
+"""
+
+import contextlib
+import inspect
+import os
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+from numba import cuda
+
+from . import cublas as blas
+
+# threads in a block; Numba's simulator has a thread of Python for each
+BLOCK = 32 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else 256
+# blocks of a grid that covers values of any number, each thread taking several
+MOST_BLOCKS = 1024
+# threads of a block, and blocks that a multiprocessor is to have at once
+BOUNDS = BLOCK, 4
+# lists of arrays whose addresses stay on the device
+KEPT_LISTS = 64
+
+
+class Real:
+    """Annotation: the kernel's float type itself."""
+
+
+class Integer:
+    """Annotation: an int64."""
+
+
+class Number:
+    """Annotation: a number of the kernel's float type."""
+
+
+class WideNumber:
+    """Annotation: a float64."""
+
+
+class Values:
+    """Annotation: a pointer to values of the kernel's float type."""
+
+
+class Wide:
+    """Annotation: a pointer to float64, whatever the kernel's type."""
+
+
+class Integers:
+    """Annotation: a pointer to int64."""
+
+
+class Bits:
+    """Annotation: a uint64."""
+
+
+class Flags:
+    """Annotation: a pointer to bytes, 0 or 1."""
+
+
+class Arrays:
+    """Annotation: pointers to values of each of a list of arrays, x[a][i]."""
+
+
+class BitArrays:
+    """Annotation: as Arrays, but pointers to integers with the values' bits."""
+
+
+def _numba_types(annotation, scalar):
+    return {
+        Real: numba.types.NumberClass(scalar),
+        Integer: numba.types.int64,
+        Number: scalar,
+        WideNumber: numba.types.float64,
+        Values: numba.types.CPointer(scalar),
+        Wide: numba.types.CPointer(numba.types.float64),
+        Integers: numba.types.CPointer(numba.types.int64),
+        Bits: numba.types.uint64,
+        Flags: numba.types.CPointer(numba.types.uint8),
+        Arrays: numba.types.CPointer(numba.types.CPointer(scalar)),
+        BitArrays: numba.types.CPointer(numba.types.CPointer(getattr(numba.types, f"int{scalar.bitwidth}"))),
+    }[annotation]
+
+
+KERNELS: list["Kernel"] = []
+
+
+class Kernel:
+    """A kernel's source, and its PTX by dtype and compute capability. wide: float64 has its place in the float32 one."""
+
+    def __init__(self, function, wide=False):
+        self.function, self.wide = function, wide
+        self.name = function.__name__
+        self.bounds = None
+        self.parameters = [p.annotation for p in inspect.signature(function).parameters.values()]
+        self._ptx = {}
+        KERNELS.append(self)
+
+    def ptx(self, dtype, cc):
+        found = self._ptx.get((dtype.char, cc))
+        if found is None:
+            scalar = numba.from_dtype(dtype)
+            signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
+            with offline(cc):
+                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)
+            self._ptx[dtype.char, cc] = found
+        return found
+
+    def arguments(self, dtype, given):
+        """What a launch passes on: numbers of the kernel's type, lists of arrays, and 0 for the type itself and for None."""
+        found = []
+        for annotation, value in zip(self.parameters, (0, *given), strict=True):
+            if annotation is Number:
+                value = dtype.type(value)
+            elif annotation is Integer:
+                value = int(value)
+            elif annotation is Bits:
+                value = np.uint64(value)
+            found.append(0 if value is None else value)
+        return found
+
+
+def kernel(function):
+    """Decorator: a kernel, compiled at its first launch with a dtype."""
+    return Kernel(function)
+
+
+def wide_kernel(function):
+    """Decorator: a kernel that adds up in float64 whatever its dtype."""
+    return Kernel(function, wide=True)
+
+
+def bounded(kernel):
+    """Decorator: a kernel that would need a few registers more than BOUNDS leave, and for which the compiler finds a way with as few."""
+    kernel.bounds = BOUNDS
+    return kernel
+
+
+def function(inner):
+    """Decorator: a function that kernels call."""
+    return cuda.jit(device=True)(inner)
+
+
+@function
+def real(value, like):
+    """A number of the type of `like`."""
+    return type(like)(value)
+
+
+@contextlib.contextmanager
+def offline(cc):
+    """Let numba compile functions of kernels for this compute capability; it would ask a driver for one."""
+    from numba.cuda import dispatcher  # the simulator has none
+
+    before = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before
+
+
+class GPU:
+    """The current CUDA device, by CuPy."""
+
+    # while a graph is recorded: see counted
+    counts = None
+
+    def __init__(self):
+        import cupy
+
+        self.xp = cupy
+        self._loaded, self._lists = {}, {}
+
+    def address(self, array):
+        return array.data.ptr
+
+    def where(self):
+        return self.xp.cuda.Device().id
+
+    def queue(self):
+        return self.where(), self.xp.cuda.get_current_stream().ptr
+
+    def _addresses(self, arrays):
+        """A list's addresses on the device. Those of a training loop are copied there once."""
+        key = self.queue(), tuple(a.data.ptr for a in arrays)
+        found = self._lists.pop(key, None)
+        if found is None:
+            found = self.xp.asarray(np.array(key[1], np.uint64))
+        # the last one used stays longest
+        self._lists[key] = found
+        if len(self._lists) > KEPT_LISTS:
+            del self._lists[next(iter(self._lists))]
+        return found
+
+    def launch(self, kernel, dtype, grid, arguments):
+        device = self.xp.cuda.Device()
+        key = kernel, dtype.char, device.id
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            capability = device.compute_capability
+            ptx = kernel.ptx(dtype, (int(capability[:-1]), int(capability[-1])))
+            module = self.xp.cuda.function.Module()
+            module.load(ptx.encode())
+            # the module lives as long as its function
+            loaded = self._loaded[key] = module.get_function(entry(ptx))
+        given = [self._addresses(a) if isinstance(a, list) else a for a in arguments]
+        loaded(grid, (BLOCK, 1, 1), given)
+
+    def cublas(self):
+        return blas.library()
+
+    def record(self, function):
+        """(what function() returns, a function that runs its launches again): see graph.py."""
+        cuda = self.xp.cuda
+        pool, stream, before = cuda.MemoryPool(), cuda.Stream(non_blocking=True), cuda.get_current_stream()
+        # addresses that others have there may go while the graph is used
+        kept, self._lists = self._lists, {}
+        stream.wait_event(before.record())
+        xp, self.counts = self.xp, {}
+        try:
+            with cuda.using_allocator(pool.malloc), stream:
+                self.xp = blas.Products(xp, stream, self.cublas())
+                function()
+                stream.synchronize()
+                stream.begin_capture()
+                try:
+                    result = function()
+                finally:
+                    graph = stream.end_capture()
+        finally:
+            products, self.xp = self.xp, xp
+            addresses, self._lists = self._lists, kept
+            counts, self.counts = self.counts, None
+
+        def replay():
+            graph.launch()
+            # these live as long as the graph
+            return pool, addresses, products.workspace, counts
+
+        return result, replay
+
+
+def entry(ptx):
+    """The name of the kernel in its PTX."""
+    return ptx.split(".entry ", 1)[1].split("(", 1)[0].strip()
+
+
+_executor = None
+
+
+def use(executor):
+    """Run on this from now on (None: on the GPU), and return the one before.
+
+    It is anything with GPU's xp, counts, address, where, queue and launch.
+    """
+    global _executor
+    before, _executor = _executor, executor
+    return before
+
+
+def _current():
+    global _executor
+    if _executor is None:
+        _executor = GPU()
+    return _executor
+
+
+def record(function):
+    """See graph.py."""
+    return _current().record(function)
+
+
+def __getattr__(name):
+    # device.xp: the array module, which without a GPU is NumPy
+    if name == "xp":
+        return _current().xp
+    raise AttributeError(name)
+
+
+def launch(kernel, dtype, grid, *given):
+    """Run a kernel over (columns, rows) of blocks, or a number of them; no block, no launch."""
+    columns, rows = grid if isinstance(grid, tuple) else (grid, 1)
+    if columns and rows:
+        _current().launch(kernel, dtype, (columns, rows, 1), kernel.arguments(dtype, given))
+
+
+def blocks(n):
+    """Blocks for n values: one for each BLOCK of them, up to MOST_BLOCKS, where threads take several."""
+    return min(-(-n // BLOCK), MOST_BLOCKS)
+
+
+def flat(array):
+    """The array itself if it is C-contiguous and aligned, else a copy that is. None stays None."""
+    return array if array is None or usable(array) else array.copy(order="C")
+
+
+@lru_cache(maxsize=64)
+def _copied(values, shape, dtype, xp, _):
+    return xp.asarray(np.frombuffer(values, dtype).reshape(shape))
+
+
+def constant(array):
+    """A small array on the device: one of NumPy is copied once for all calls of a training loop, where its values stay."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return _copied(array.tobytes(), array.shape, array.dtype, _current().xp, queue())
+
+
+def where():
+    """The current device's number."""
+    return _current().where()
+
+
+def records():
+    """Whether a graph is being recorded."""
+    return _current().counts is not None
+
+
+def counted(state, step):
+    """While a graph is recorded: the number of the state's first update there, and on the device how many it has had since.
+
+    None where nothing is recorded: then `step` is the number of the update.
+    """
+    if not records():
+        return None
+    counts = _current().counts
+    key = _current().address(state)
+    if key not in counts:
+        counts[key] = step, _current().xp.zeros(1, np.int64)
+    return counts[key]
+
+
+def queue():
+    """The current device and stream. What is kept there is for these alone: on another stream nothing says that it has arrived."""
+    return _current().queue()
+
+
+def usable(array):
+    """Whether kernels can take the array as it is: C-contiguous and aligned."""
+    return array.flags.c_contiguous and _current().address(array) % array.itemsize == 0
+
+
+def give(values, array):
+    """Values of the device to the array of a caller, who waits for them if it is NumPy's."""
+    array[...] = values if type(values) is type(array) else values.get()
+
+
+@contextlib.contextmanager
+def written(array):
+    """The array itself if it is C-contiguous and aligned, else one that is and whose values are put into it at the end."""
+    if usable(array):
+        yield array
+        return
+    whole = _current().xp.empty(array.shape, array.dtype)
+    yield whole
+    array[...] = whole
+
+
+@function
+def first():
+    """This thread's first value of a grid of `blocks`; the next is `stride` further."""
+    return cuda.blockIdx.x * np.int64(BLOCK) + cuda.threadIdx.x
+
+
+@function
+def stride():
+    return cuda.gridDim.x * np.int64(BLOCK)

@@ -1,0 +1,80 @@
+"""Sequences as rows, a step after another without padding, and back: the layout of kernels/reference/packing.py.
+
+How many rows a step has is read by kernels alone: blocks in the second dimension are steps, those in the first cover all sequences, and
+threads past the end of a step do nothing. So nothing waits for lengths that are on the device, and launches are the same for all.
+"""
+
+from numba import cuda
+
+from .engine.device import (
+    Integer,
+    Integers,
+    Real,
+    Values,
+    blocks,
+    constant,
+    first,
+    flat,
+    function,
+    kernel,
+    launch,
+    stride,
+    written,
+)
+
+# a grid's second dimension has no more; blocks then take several steps
+MOST_STEPS = 65535
+
+
+@function
+def under_way(offsets, steps, t):
+    """How many sequences have step t: none before the first step and after the last."""
+    return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
+
+
+@kernel
+def gather_steps(
+    dtype: Real, steps: Integer, columns: Integer, order: Integers, offsets: Integers, x: Values, rows: Values
+):
+    for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
+        for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
+            p = i // columns
+            rows[offsets[t] * columns + i] = x[(order[p] * steps + t) * columns + i - p * columns]
+
+
+@kernel
+def scatter_steps(
+    dtype: Real, n: Integer, steps: Integer, columns: Integer, order: Integers, offsets: Integers, rows: Values, x: Values
+):  # fmt: skip
+    for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
+        own = under_way(offsets, steps, t) * columns
+        for i in range(first(), n * columns, stride()):
+            p = i // columns
+            value = rows[offsets[t] * columns + i] if i < own else dtype(0)
+            x[(order[p] * steps + t) * columns + i - p * columns] = value
+
+
+def step_blocks(values, steps):
+    """The grid for so many values at each step."""
+    return blocks(values), min(steps, MOST_STEPS)
+
+
+def on_device(*arrays):
+    """order and offsets on the device, once for all ops of a pass."""
+    return [constant(a) for a in arrays]
+
+
+def gather_rows(x, order, offsets, rows):
+    """rows (R, C) = the steps of the sequences x (N, T, C)."""
+    n, steps, columns = x.shape
+    with written(rows) as out:
+        arrays = *on_device(order, offsets), flat(x), out
+        launch(gather_steps, x.dtype, step_blocks(n * columns, steps), steps, columns, *arrays)
+
+
+def scatter_rows(rows, order, offsets, x):
+    """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
+    n, steps, columns = x.shape
+    with written(x) as out:
+        arrays = *on_device(order, offsets), flat(rows), out
+        launch(scatter_steps, x.dtype, step_blocks(n * columns, steps), n, steps, columns, *arrays)

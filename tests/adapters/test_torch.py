@@ -1,0 +1,488 @@
+"""Operators in PyTorch: against PyTorch's own, by gradcheck and opcheck, compiled, and what they refuse."""
+
+import copy
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from fastgrad.kernels.types import ACTIVATIONS  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.utils.rnn import pack_sequence  # noqa: E402
+
+import fastgrad.torch as fgt  # noqa: E402
+from fastgrad.torch import tensors  # noqa: E402
+
+DOUBLE = torch.float64
+ACTS = {"identity": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
+
+
+def draw(*shape, last=True, dtype=DOUBLE, seed=0):
+    """A tensor that requires its gradient; images channels last in memory or not."""
+    made = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    if last and made.dim() == 4:
+        made = made.contiguous(memory_format=torch.channels_last)
+    return made.requires_grad_()
+
+
+def same(found, expected, inputs, rtol=1e-9, atol=1e-10):
+    """Results and, from one random upstream, gradients are the same."""
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+    upstream = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
+    for actual, wanted in zip(
+        *(torch.autograd.grad(y, inputs, upstream, retain_graph=True) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
+
+
+def chain_inputs(dtype=DOUBLE):
+    x, residual = draw(5, 4, dtype=dtype), draw(5, 3, dtype=dtype)
+    weights = [draw(6, 4, dtype=dtype), draw(3, 6, dtype=dtype)]
+    return x, weights, [draw(6, dtype=dtype), None], residual
+
+
+def lstm_inputs():
+    return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(20, 4), (20, 3), (20,), (20,), (3, 5)] * 2)]
+
+
+def conv_inputs(last=True):
+    return draw(2, 4, 7, 6, last=last), draw(6, 4, 3, 3, last=last), draw(6), draw(2, 6, 5, 4, last=last)
+
+
+def norm_inputs(*shape, last=True):
+    return (
+        draw(*shape, last=last),
+        draw(3),
+        draw(3, seed=1),
+        torch.ones(3, dtype=DOUBLE),
+        torch.full((3,), 2.0, dtype=DOUBLE),
+    )
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_chain_is_pytorchs_linear_after_linear(in_force, act):
+    x, weights, biases, residual = chain_inputs()
+    f = ACTS[act]
+    expected = f(F.linear(f(F.linear(x, weights[0], biases[0])), weights[1]) + residual)
+    found = fgt.dense_chain(x, weights, biases, act, residual)
+    same(found, expected, [x, *weights, biases[0], residual])
+
+
+def test_a_chain_takes_sequences_and_views(in_force):
+    x, weights, biases, _ = chain_inputs()
+    sequences, turned = draw(2, 5, 4), draw(4, 6)
+    found = fgt.dense_chain(sequences, weights, biases)
+    same(found, torch.stack([fgt.dense_chain(part, weights, biases) for part in sequences]), [sequences, *weights])
+    same(fgt.dense_chain(x[::2], [turned.t()], None, "tanh"), torch.tanh(F.linear(x[::2], turned.t())), [x, turned])
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("act", ["relu", "silu"])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 5), (2, 3, 4, 5)])
+def test_batch_norm_is_pytorchs(in_force, shape, act, training, last):
+    x, gamma, beta, mean, var = norm_inputs(*shape, last=last)
+    residual, theirs = draw(*shape, last=last, seed=5), (mean.clone(), var.clone())
+    expected = ACTS[act](F.batch_norm(x, *theirs, gamma, beta, training, 0.3, 1e-3) + residual)
+    before = mean._version
+    options = {"training": training, "momentum": 0.3, "eps": 1e-3}
+    found = fgt.batch_norm(x, gamma, beta, mean, var, activation=act, residual=residual, **options)
+    same(found, expected, [x, gamma, beta, residual])
+    for ours, other in zip((mean, var), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
+    assert (mean._version > before) == training
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"groups": 2, "dilation": 2, "padding": (2, 1)}]
+)
+@pytest.mark.parametrize("act", ["relu", "gelu", "identity"])
+def test_a_convolution_is_pytorchs(in_force, act, options, last):
+    x, weight, bias, _ = conv_inputs(last)
+    weight = weight.detach()[:, : 4 // options.get("groups", 1)].requires_grad_()
+    z = F.conv2d(x, weight, bias, **options)
+    residual = draw(*z.shape, last=last)
+    same(fgt.conv2d(x, weight, bias, activation=act, residual=residual, **options), ACTS[act](z + residual),
+         [x, weight, bias, residual])  # fmt: skip
+    same(fgt.conv2d(x, weight, activation=act, **options), ACTS[act](F.conv2d(x, weight, **options)), [x, weight])
+
+
+def test_a_block_is_convolution_norm_and_activation(in_force):
+    x, weight, _, residual = conv_inputs()
+    gamma, beta = draw(6), draw(6, seed=1)
+    expected = F.relu(F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True) + residual)
+    same(fgt.conv_block(x, weight, gamma, beta, residual=residual), expected, [x, weight, gamma, beta, residual])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_cross_entropy_is_pytorchs(in_force, reduction, probabilities):
+    logits, target = draw(5, 4), torch.tensor([0, 1, 3, 2, 0])
+    if probabilities:
+        target = torch.softmax(draw(5, 4, seed=2).detach(), 1)
+    expected = F.cross_entropy(logits, target, reduction=reduction)
+    same(fgt.cross_entropy(logits, target, reduction), expected, [logits])
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, np.inf])
+@pytest.mark.parametrize("max_norm", [0.5, 1e3, np.inf])
+def test_clipping_is_pytorchs(in_force, norm_type, max_norm):
+    def parameters():
+        made = [torch.zeros(3, 4), torch.zeros(5), torch.zeros(2)]
+        for i, p in enumerate(made[:2]):
+            p.grad = draw(*p.shape, dtype=torch.float32, seed=i).detach()
+        return made
+
+    ours, theirs = parameters(), parameters()
+    norm = fgt.clip_grad_norm_(ours, max_norm, norm_type)
+    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type))
+    for p, q in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    assert ours[0].grad._version == (max_norm == 0.5)
+    assert fgt.clip_grad_norm_(iter([ours[2]]), 1.0) == 0
+    ours[0].grad[0] = np.nan
+    with pytest.raises(RuntimeError, match="NaN or infinity in 0"):
+        fgt.clip_grad_norm_(ours, 1.0, error_if_nonfinite=True)
+    assert ours[1].grad.isfinite().all()
+    assert fgt.clip_grad_norm_(ours, 1.0).isnan()
+
+
+CLIPS = {
+    "of two dtypes": ((torch.float32, torch.float64), 1.0, 2.0),
+    "of two dtypes, the wider first": ((torch.float64, torch.float32), 1.0, 2.0),
+    "of 16 bits": ((torch.bfloat16, torch.float32), 1.0, 2.0),
+    "of 16 bits alone": ((torch.float16,), 1.0, 1.0),
+    "by the largest, in words": ((torch.float32,), 1.0, "inf"),
+    "by NumPy's infinity": ((torch.float32,), 1.0, np.float32("inf")),
+    "by a tensor": ((torch.float32,), torch.tensor(1.0), torch.tensor(2.0)),
+    "by a parameter": ((torch.float64,), nn.Parameter(torch.tensor(1.0)), 2),
+    "to nothing": ((torch.float32,), 0, 2.0),
+    "by how many are not 0": ((torch.float32,), 1.0, 0),
+    "by the smallest": ((torch.float32,), 1.0, -np.inf),
+    "none": ((), 1.0, "2"),
+}
+
+
+@pytest.mark.parametrize("case", CLIPS)
+def test_clipping_takes_what_pytorchs_takes(case):
+    dtypes, max_norm, norm_type = CLIPS[case]
+    found = []
+    for clip in (fgt.clip_grad_norm_, nn.utils.clip_grad_norm_):
+        params = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+        for i, p in enumerate(params):
+            p.grad = torch.tensor([2.0, -3.0, 4.0 + i]).to(p.dtype)
+        found.append([clip(params, max_norm, norm_type), *(p.grad for p in params)])
+    torch.testing.assert_close(*found)
+
+
+def test_errors_of_clipping_name_it_once():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.tensor([1.0, np.inf])
+    for error, message, arguments in (
+        (RuntimeError, "clip_grad_norm_: grads must be finite, got NaN or infinity in 0", (1.0, 2.0, True)),
+        (ValueError, "clip_grad_norm_: norm_type must be a number, got 'fro'", (1.0, "fro")),
+        (TypeError, "clip_grad_norm_: max_norm must be a number, got None", (None,)),
+        (ValueError, "clip_grad_norm_: max_norm must be above 0 and finite, got -1.0", (-1.0,)),
+    ):
+        with pytest.raises(error) as caught:
+            fgt.clip_grad_norm_([p], *arguments)
+        assert str(caught.value) == message
+
+
+def test_no_rows_no_steps_and_one_image_are_as_in_pytorch():
+    w, v = draw(3, 4), draw(6, 4, 3, 3)
+    for shape in ((0, 4), (0, 2, 4), (2, 0, 4), (4,)):
+        x = draw(*shape)
+        same(fgt.dense_chain(x, [w], None, "tanh"), torch.tanh(F.linear(x, w)), [x, w])
+    image = draw(4, 5, 6)
+    same(
+        fgt.conv2d(image, v, activation="relu", residual=draw(6, 3, 4)),
+        F.relu(F.conv2d(image, v) + draw(6, 3, 4)),
+        [image, v],
+    )
+    net = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 1), nn.SiLU()).double()
+    expected = net(image)
+    fgt.accelerate(net)
+    same(net(image), expected, [image, *net.parameters()])
+    none = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
+    for reduction in ("mean", "sum", "none"):
+        torch.testing.assert_close(
+            fgt.cross_entropy(*none, reduction), F.cross_entropy(*none, reduction=reduction), equal_nan=True
+        )
+    lstm = fgt.LSTM(4, 3, batch_first=True)
+    assert lstm(torch.zeros(0, 2, 4))[0].shape == (0, 2, 3)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+        lstm(torch.zeros(2, 0, 4))
+
+
+def test_results_share_memory_and_inputs_do_not_change(in_force):
+    x = draw(5, 4)
+    assert np.shares_memory(tensors.array("op", "x", x), x.detach().numpy())
+    image = draw(2, 3, 4, 5)
+    assert np.shares_memory(tensors.channels_last(tensors.array("op", "x", image)), image.detach().numpy())
+    y = fgt.batch_norm(image, draw(3), draw(3))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert fgt.conv2d(image, draw(6, 3, 3, 3)).is_contiguous(memory_format=torch.channels_last)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every other channel": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "turned": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 1, 5, 4), (1, 3, 5, 4), (2, 3, 1, 1), (2, 3, 5, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_lie_in_memory_as_pytorchs(layout, shape):
+    """Strides of what is one long too: from them a next layer tells the layout."""
+    x = LAYOUTS[layout](draw(*shape, last=False).detach())
+    for size, outputs, last in itertools.product((1, 3), (1, 4), (False, True)):
+        if size > min(shape[2:]):
+            continue
+        w = draw(outputs, shape[1], size, size, last=last)
+        assert fgt.conv2d(x, w).stride() == F.conv2d(x, w).stride()
+        found = fgt.conv_block(x, w, *(draw(outputs),) * 2) if x.numel() > 30 else None
+        assert found is None or found.stride() == F.conv2d(x, w).stride()
+    norm, theirs = fgt.BatchNorm2d(shape[1], dtype=DOUBLE).eval(), torch.nn.BatchNorm2d(shape[1], dtype=DOUBLE).eval()
+    assert norm(x).stride() == theirs(x).stride()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_layers_in_a_row_lie_in_memory_as_pytorchs_and_nothing_is_turned_between(last, monkeypatch):
+    def layers():
+        made = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Dropout(0.5)]
+        return nn.Sequential(*made, nn.Conv2d(6, 4, 3), nn.SiLU()).double()
+
+    theirs = layers()
+    ours = copy.deepcopy(theirs)
+    fgt.accelerate(ours)
+    x = torch.randn(2, 1, 9, 8, dtype=DOUBLE)
+    if last:
+        x, ours, theirs = (a.to(memory_format=torch.channels_last) for a in (x, ours, theirs))
+    turned = []
+    contiguous = torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: turned.append(self) or contiguous(self))
+    found = []
+    for net in (ours, theirs):
+        # dropout draws its mask in the order of memory
+        torch.manual_seed(0)
+        found.append(net(x))
+    assert found[0].stride() == found[1].stride()
+    torch.testing.assert_close(*found)
+    assert len(turned) == (0 if last else 2)
+    assert (found[0] if not last else found[0].permute(0, 2, 3, 1)).view(2, -1).shape == (2, 4 * 5 * 4)
+
+
+def test_sequences_through_a_norm_are_contiguous():
+    x = draw(4, 3, 5).detach()
+    norm = fgt.BatchNorm1d(3, dtype=DOUBLE)
+    for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert norm(layout).is_contiguous()
+
+
+CASES = {
+    "dense_chain": lambda: (
+        lambda x, w0, w1, b, r: fgt.dense_chain(x, [w0, w1], [b, None], ["gelu", "tanh"], r),
+        (lambda x, ws, bs, r: (x, *ws, bs[0], r))(*chain_inputs()),
+    ),
+    "batch_norm": lambda: (
+        lambda x, g, b, r: fgt.batch_norm(x, g, b, activation="silu", residual=r),
+        (*norm_inputs(2, 3, 2, 2)[:3], draw(2, 3, 2, 2, seed=3)),
+    ),
+    "conv2d": lambda: (lambda x, w, b, r: fgt.conv2d(x, w, b, activation="silu", residual=r), conv_inputs()),
+    "cross_entropy": lambda: (lambda x: fgt.cross_entropy(x, torch.tensor([0, 1, 3, 2, 0])), (draw(5, 4),)),
+    "lstm": lambda: (
+        lambda x, *weights: fgt.lstm(x, weights, directions=2, projects=True)[0],
+        (lstm_inputs()[0], *lstm_inputs()[1]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_pass_gradcheck(in_force, case):
+    function, inputs = CASES[case]()
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_operators_give_the_same_and_no_graph_breaks(case):
+    function, inputs = CASES[case]()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    same(compiled(*inputs), function(*inputs), inputs, rtol=1e-14, atol=1e-14)
+
+
+def registered():
+    """Arguments with which every registered operator is checked."""
+    x, weights, biases, residual = chain_inputs()
+    yield "dense_chain", (x, [*weights, biases[0]], [True, False], [ACTIVATIONS["gelu"].code, 5], [0.0, 0.0], residual)
+    yield "dense_chain", (x, weights, [False, False], [1, 0], [0.0, 0.0], None)
+    x, weights = lstm_inputs()
+    yield "lstm", (x, weights, None, None, None, None, 2, True, True, True)
+    packed = pack_sequence([draw(k, 4) for k in (2, 6, 1, 4)], enforce_sorted=False)
+    states = draw(2, 4, 3), draw(2, 4, 5)
+    yield (
+        "lstm",
+        (packed.data.detach(), weights, *states, packed.batch_sizes, packed.sorted_indices, 2, True, True, True),
+    )
+    x, gamma, beta, *running = norm_inputs(2, 3, 4, 5)
+    yield (
+        "batch_norm",
+        (x, gamma, beta, *running, draw(2, 3, 4, 5, seed=3), True, 0.1, 1e-5, ACTIVATIONS["silu"].code, 0.0),
+    )
+    yield "batch_norm", (x, gamma, beta, *running, None, False, 0.1, 1e-5, 1, 0.0)
+    yield "conv2d", (*conv_inputs(), [1, 1], [0, 0, 0, 0], [1, 1], 1, ACTIVATIONS["gelu"].code, 0.0)
+    yield "conv2d", (*conv_inputs(False)[:2], None, None, [2, 1], [1, 0, 1, 0], [1, 1], 1, 0, 0.0)
+    yield "cross_entropy", (draw(5, 4), torch.tensor([0, 1, 3, 2, 0]), "mean")
+    yield "cross_entropy", (draw(5, 4), torch.softmax(draw(5, 4, seed=1).detach(), 1), "none")
+    yield "clip_grad_norm_", ([draw(3).detach(), draw(2).detach()], 0.1, 2.0, False)
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(registered()))
+def test_registrations_pass_opcheck(name, arguments):
+    torch.library.opcheck(getattr(torch.ops.fastgrad, name).default, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_second_derivative_and_transforms_are_refused(case):
+    function, inputs = CASES[case]()
+    with pytest.raises(NotImplementedError, match=f"{case}: there is no second derivative"):
+        torch.autograd.grad(function(*inputs).sum(), inputs[0], create_graph=True)
+    for transform in (torch.func.vmap, torch.func.jacrev):
+        with pytest.raises(NotImplementedError, match=f"{case}: torch.func's transforms"):
+            transform(function)(*(a.detach()[None] for a in inputs))
+
+
+def test_a_second_derivative_of_the_registered_operator_is_refused():
+    logits = draw(5, 4)
+    loss = torch.ops.fastgrad.cross_entropy(logits, torch.tensor([0, 1, 3, 2, 0]), "mean")[0]
+    (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cross_entropy: there is no second derivative"):
+        torch.autograd.grad(first.sum(), logits)
+    with pytest.raises(NotImplementedError, match=r"torch\.func's transforms"):
+        torch.func.vmap(torch.ops.fastgrad.cross_entropy, in_dims=(0, None, None))(
+            logits[None], torch.zeros(5, dtype=int), "mean"
+        )
+
+
+def test_a_written_input_is_found_by_autograd():
+    x, weights, biases, _ = chain_inputs()
+    y = fgt.dense_chain(x, weights, biases)
+    with torch.no_grad():
+        weights[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+AUTOCAST = {
+    "dense_chain": (lambda x: fgt.dense_chain(x, [torch.ones(3, 4)]), lambda x: F.relu(F.linear(x, torch.ones(3, 4)))),
+    "with a residual": (
+        lambda x: fgt.dense_chain(x, [torch.ones(3, 4)], residual=torch.ones(2, 3)),
+        lambda x: F.relu(F.linear(x, torch.ones(3, 4)) + torch.ones(2, 3)),
+    ),
+    "conv2d": (
+        lambda x: fgt.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+        lambda x: F.conv2d(x.reshape(2, 4, 1, 1), torch.ones(3, 4, 1, 1)),
+    ),
+    "batch_norm": (
+        lambda x: fgt.batch_norm(x, torch.ones(4), torch.ones(4)),
+        lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True),
+    ),
+    "cross_entropy": (
+        lambda x: fgt.cross_entropy(x, torch.tensor([0, 3])),
+        lambda x: F.cross_entropy(x, torch.tensor([0, 3])),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", AUTOCAST)
+def test_results_have_the_dtypes_of_pytorch_under_autocast(case, low):
+    ours, theirs = AUTOCAST[case]
+    for dtype in (torch.float32, low):
+        x = draw(2, 4, dtype=torch.float32).to(dtype)
+        with torch.autocast("cpu", low):
+            found, expected = ours(x), theirs(x)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_autocast_computes_in_float32_and_gradients_are_float32():
+    x, weights, biases, _ = chain_inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = fgt.dense_chain(x.bfloat16(), weights, biases)
+    expected = fgt.dense_chain(x.bfloat16().float(), weights, biases)
+    torch.testing.assert_close(y, expected.bfloat16())
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.sum(), [x, *weights]))
+
+
+def test_meta_and_fake_tensors_find_shapes():
+    weights = [torch.ones(6, 4, device="meta"), torch.ones(3, 6, device="meta")]
+    assert fgt.dense_chain(torch.ones(5, 4, device="meta"), weights).shape == (5, 3)
+    image = torch.ones(2, 4, 7, 6, device="meta")
+    assert fgt.conv2d(image, torch.ones(6, 4, 3, 3, device="meta"), stride=2).shape == (2, 6, 3, 2)
+    with torch._subclasses.FakeTensorMode():
+        assert fgt.batch_norm(torch.ones(2, 4, 3, 3), torch.ones(4), torch.ones(4)).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.long(), r"dense_chain: x must be torch.float32 or torch.float64, got torch.int64"),
+        (lambda x: x.bfloat16(), r"dense_chain: x must be torch.float32 or torch.float64, got torch.bfloat16"),
+        (lambda x: x.float(), r"dense_chain: weights\[0\] must be float32, got float64"),
+        (lambda x: x.detach().to_sparse(), r"dense_chain: x must be dense, got torch.sparse_coo"),
+        (lambda x: x.detach().numpy(), r"dense_chain: x must be a tensor, got ndarray"),
+        (lambda x: x[:, :3], r"dense_chain: weights\[0\] must be \(K_out, K_in\) = \(_, 3\), got \(6, 4\)"),
+        (lambda x: None, r"dense_chain: x must be a tensor, got NoneType"),
+    ],
+)  # fmt: skip
+def test_bad_tensors_are_refused_by_name(change, message):
+    x, weights, biases, _ = chain_inputs()
+    with pytest.raises((TypeError, ValueError), match=message):
+        fgt.dense_chain(change(x), weights, biases)
+
+
+def test_tensors_of_other_devices_are_refused_by_name():
+    x, weights, biases, _ = chain_inputs()
+    with pytest.raises(TypeError, match=r"dense_chain: weights\[1\] must be on the CPU, got meta"):
+        fgt.dense_chain(x, [weights[0], weights[1].to("meta")], biases)
+    with pytest.raises(ValueError, match=r"cross_entropy: labels must be in 0..3, got -100 at index 1"):
+        fgt.cross_entropy(draw(2, 4), torch.tensor([0, -100]))
+    with pytest.raises(TypeError, match=r"cross_entropy: target must be dense, got torch\.sparse_coo"):
+        fgt.cross_entropy(draw(2, 4), torch.tensor([0, 1]).to_sparse())
+    with pytest.raises(ValueError, match=r"batch_norm: x must be \(N, C\), \(N, C, L\) or \(N, C, H, W\), got \(3,\)"):
+        fgt.batch_norm(draw(3), draw(3), draw(3))
+    with pytest.raises(ValueError, match="conv2d: groups must divide"):
+        fgt.conv2d(draw(1, 4, 3, 3), draw(3, 2, 3, 3), groups=2)
+
+
+def test_running_statistics_stay_where_a_call_fails(in_force):
+    _, gamma, beta, mean, var = norm_inputs(5, 3)
+    for x, residual in ((draw(5, 3), draw(4, 3)), (draw(1, 3), None)):
+        with pytest.raises(ValueError, match="batch_norm"):
+            fgt.batch_norm(x, gamma, beta, mean, var, residual=residual)
+    assert (mean == 1).all()
+    assert (var == 2).all()
+
+
+def test_an_import_of_fastgrad_does_not_import_torch_and_threads_stay():
+    code = """
+import sys, fastgrad
+assert "torch" not in sys.modules
+import torch
+before = torch.get_num_threads(), torch.get_num_interop_threads()
+import fastgrad.torch as fgt
+x = torch.randn(300, 300, requires_grad=True)
+fgt.dense_chain(x, [x, x]).sum().backward()
+assert before == (torch.get_num_threads(), torch.get_num_interop_threads())
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,728 @@
+"""The CUDA backend without a GPU: its kernels in Numba's simulator, through ptxas, and what their launches read and write.
+
+That they are right is for the tests of each op, which run over the backend "cuda" too (see conftest.py).
+"""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import test_batch_norm
+from arrays import unwritten
+from chains import backward, forward, random_chain
+from conftest import CUDA_RESOURCES, resource_table
+from convs import kernel_run, pair, random_conv
+from fastgrad.kernels import reference, types
+from fastgrad.kernels.types import ACTIVATIONS
+from lstms import random_lstm
+from tolerances import assert_close
+
+import fastgrad as fg
+from fastgrad.core import device as gpu
+from fastgrad.functional.packing import packed_batch
+
+pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
+import fastgrad.kernels.cuda
+from fastgrad.kernels.cuda import batch_norm, conv, packing
+from fastgrad.kernels.cuda.engine import device
+from fastgrad.kernels.cuda.engine.device import BLOCK
+from ptxsim.compile import CAPABILITIES, assembled, ptxas
+
+# tests of ops that the simulator runs, with every kernel in at least one
+SIMULATED = [
+    "kernels/test_activation.py::test_any_shape",
+    "kernels/test_dense.py::test_bias_and_residual_may_be_missing",
+    "kernels/test_loss.py::test_impossible_classes",
+    "kernels/test_loss.py::test_elementwise_losses_take_any_shape",
+    "kernels/test_optim.py::test_momentum_starts_from_the_gradient",
+    "kernels/test_optim.py::test_norm_adds_in_float64",
+    "kernels/test_clip.py::test_zeros_are_left_without_a_division",
+    "kernels/test_pruning.py::test_what_is_pruned_stays_and_counts",
+    "kernels/test_init.py::test_values_have_the_same_bits_on_every_backend_in_both_dtypes[cuda-7]",
+    "kernels/test_dropout.py::test_it_may_run_in_place_and_nan_stays",
+    "health/test_health.py::test_what_is_not_finite_is_counted",
+    "health/test_health.py::test_outputs_are_described[float32-cuda-1.0-0.0-shape2]",
+    "gpu/test_cuda.py::test_ratios_of_updates_are_the_references",
+    "gpu/test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
+    "kernels/test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
+    "kernels/test_pool.py::test_zeros_of_either_sign_are_equal",
+    "kernels/test_pool.py::test_one_pixel_is_its_own_maximum_and_mean[float32-avg_pool2d-cuda]",
+    "kernels/test_batch_norm.py::test_statistics_need_not_be_kept",
+    "kernels/test_batch_norm.py::test_evaluation_reads_the_running_statistics_and_leaves_them",
+    "kernels/test_conv.py::test_one_pixel_under_a_padded_kernel_meets_its_middle_only",
+]
+# all that a loss may do in float64 where its values are float32: add up, meet in shared memory, and leave the sum. Norms are of float64
+SUMS = {
+    "add.f64",
+    "cvt.f64.f32",
+    "ld.shared.f64",
+    "st.shared.f64",
+    "ld.global.f64",
+    "st.global.f64",
+    "mov.f64",
+    "selp.f64",
+}
+# bytes of shared memory and registers that leave room for four blocks of 256 threads on a multiprocessor
+MOST_SHARED, MOST_REGISTERS = 48 << 10, 64
+
+
+def test_in_the_simulator():
+    """In a process of its own: the simulator takes the compiler's place."""
+    tests = [str(Path(__file__).parent.parent / name) for name in SIMULATED]
+    # random numbers overflow, of which NumPy's scalars warn
+    quiet = "-W", "ignore::RuntimeWarning"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quiet, "-k", "cuda", *tests]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FASTGRAD_EMULATED_CASES": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(not ptxas(), reason="needs ptxas on the PATH")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kernel", device.KERNELS, ids=lambda k: k.name)
+def test_compiles_for_a_gpu(kernel, dtype, request):
+    """Without spills, and in float32 without float64 where sums are not meant to be of it."""
+    dtype = np.dtype(dtype)
+    with ThreadPoolExecutor() as pool:
+        # ptxas, a process, works while the next capability is compiled for
+        found = [(cc, ptx := kernel.ptx(dtype, cc), pool.submit(assembled, ptx, cc)) for cc in CAPABILITIES]
+    for cc, ptx, job in found:
+        if dtype == np.float32:
+            wide = {
+                word
+                for word in re.findall(r"^\s*(?:@\S+\s+)?([a-z]\S*\.f64\S*)", ptx, re.MULTILINE)
+                if ".param" not in word
+            }
+            room = kernel.function.__module__.rpartition(".")[2]
+            allowed = SUMS if kernel.wide and room in ("loss", "reduce") else wide if kernel.wide else set()
+            assert wide <= allowed, cc
+        needs = job.result()
+        assert needs.spilled == needs.stack == 0, cc
+        assert needs.registers <= MOST_REGISTERS, cc
+        assert needs.shared <= MOST_SHARED, cc
+        request.config.stash.setdefault(CUDA_RESOURCES, {})[kernel.name, dtype.name, cc] = needs.registers, needs.shared
+
+
+def test_what_kernels_need_is_a_table():
+    found = {
+        (name, "float32", cc): (20 + cc[0], 1024) for name in ("relu_values", "add_rows") for cc in ((8, 0), (10, 0))
+    }
+    del found["add_rows", "float32", (10, 0)]
+    assert resource_table(found) == [
+        "registers + shared bytes  float32 sm_80  float32 sm_100",
+        "add_rows                  28 + 1024      -",
+        "relu_values               28 + 1024      30 + 1024",
+    ]
+
+
+@pytest.mark.parametrize("name", ["uniform_values", "normal_values"])
+def test_no_product_of_initial_weights_is_fused_with_a_sum(name, dtype):
+    """ptxas may fuse a mul that does not say how to round, which executing PTX does not show."""
+    (kernel,) = (k for k in device.KERNELS if k.name == name)
+    ptx = kernel.ptx(dtype, (9, 0))
+    products = re.findall(r"^\s*(?:@\S+\s+)?((?:mul|mad|fma)\S*\.f(?:32|64))", ptx, re.MULTILINE)
+    assert len(products) >= (1 if name == "uniform_values" else 15)
+    assert set(products) <= {"mul.rn.f32", "mul.rn.f64"}
+    assert "approx" not in ptx
+
+
+@pytest.fixture
+def launches(emulator):
+    """Launches from here on."""
+    emulator.launches.clear()
+    emulator.xp.products = 0
+    return emulator.launches
+
+
+def names_of(launches):
+    return [name for name, _ in launches]
+
+
+def traffic_of(launch, dtype):
+    """(values read, values written) of each array argument."""
+    return [(read // dtype.itemsize, written // dtype.itemsize) for read, written in filter(None, launch[1])]
+
+
+SHAPE = 70, 33
+VALUES = SHAPE[0] * SHAPE[1]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_read_and_write_each_value_once(emulated, launches, dtype, rng, name):
+    f = ACTIVATIONS[name]
+    z, y, dz = rng.standard_normal(SHAPE).astype(dtype), unwritten(SHAPE, dtype), unwritten(SHAPE, dtype)
+    emulated.activation_forward(z, y, f)
+    emulated.activation_backward(z.copy(), z, y, dz, f)
+    forward, backward = (traffic_of(launch, dtype) for launch in launches)
+    # a softmax reads its row for the sum and for the quotient
+    reads = 2 if name == "softmax" else 1
+    assert forward == [(reads * VALUES, 0), (0, VALUES)]
+    saved = 0 if name == "identity" else reads * VALUES
+    assert backward[:3] == [(reads * VALUES, 0), (saved, 0), (0, VALUES)]
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "softmax"])
+def test_a_dense_layer_is_one_launch_forward_and_two_backward(emulated, launches, emulator, dtype, rng, name):
+    rows, width = 3000, 5
+    chain = random_chain(rng, rows, [3, width], [name], dtype)
+    zs, outputs = forward(emulated, chain)
+    assert emulator.xp.products == 1
+    (launch,) = launches
+    n, reads = rows * width, 2 if name == "softmax" else 1
+    z, b, residual, *y = traffic_of(launch, dtype)
+    assert residual == (reads * n, 0)
+    if name == "silu":
+        # z is kept for backward
+        assert (z, y) == ((n, n), [(0, n)])
+    else:
+        assert z == (reads * n, n)
+    # once for each thread of a column: caches hold it
+    assert b[1] == 0
+    launches.clear()
+    backward(emulated, chain, zs, outputs)
+    assert emulator.xp.products == 3
+    assert len(launches) == 2
+    dy, saved, dz, *parts = traffic_of(launches[0], dtype)
+    assert (dy, saved, dz) == ((reads * n, 0), (reads * n, 0), (0, n))
+    if name != "softmax":
+        # the sums of a block of rows, and one column's sum of those
+        (part,) = parts
+        assert 0 < part[1] <= n // 100
+        assert traffic_of(launches[1], dtype) == [(part[1], 0), (0, width)]
+    else:
+        assert traffic_of(launches[1], dtype) == [(n, 0), (0, width)]
+
+
+@pytest.mark.parametrize("names", [["relu"] * 6, ["gelu", "tanh", "softmax"]])
+def test_a_chain_takes_three_launches_a_layer_beside_its_gemms(emulated, launches, emulator, dtype, rng, names):
+    chain = random_chain(rng, 1000, [7] * (len(names) + 1), names, dtype, residual=False)
+    backward(emulated, chain, *forward(emulated, chain))
+    assert len(launches) <= 3 * len(names)
+    assert emulator.xp.products == 3 * len(names)
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "binary_cross_entropy", "mse", "poisson_nll"])
+def test_a_loss_is_two_launches(emulated, launches, dtype, rng, kind):
+    """One reads logits and targets and writes losses and gradient; one adds the blocks' sums."""
+    y, target = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE).astype(dtype)
+    labels, by_row = rng.integers(0, SHAPE[1], SHAPE[0]), kind in ("labels", "probabilities")
+    losses, dy = unwritten(SHAPE[:1] if by_row else SHAPE, dtype), unwritten(SHAPE, dtype)
+    function = emulated.cross_entropy if by_row else getattr(emulated, kind)
+    function(y, labels if kind == "labels" else target, losses, dy, 1.0)
+    assert len(launches) == 2
+    logits, targets, costs, gradient, parts = traffic_of(launches[0], dtype)
+    reads = 2 if by_row else 1
+    assert logits == (reads * VALUES, 0)
+    # a label is read by all threads of its row at once
+    assert kind == "labels" or targets == (reads * VALUES, 0)
+    assert (costs, gradient) == ((0, losses.size), (0, VALUES))
+    assert traffic_of(launches[1], dtype)[0] == (parts[1], 0)
+
+
+def test_rows_wider_than_a_block(emulated, dtype, rng):
+    """A thread then has several values of its row, the largest maybe not the first."""
+    z, dy = (20 * rng.standard_normal((3, 1500))).astype(dtype), rng.standard_normal((3, 1500)).astype(dtype)
+    f, labels, found = ACTIVATIONS["softmax"], np.array([0, 700, 1499]), []
+    for kernels, kind in ((emulated, dtype), (reference, np.float64)):
+        y, dz, losses, dlogits = (unwritten(shape, kind) for shape in ((3, 1500), (3, 1500), 3, (3, 1500)))
+        kernels.activation_forward(z.astype(kind), y, f)
+        kernels.activation_backward(dy.astype(kind), None, y, dz, f)
+        kernels.cross_entropy(z.astype(kind), labels, losses, dlogits, 1.0)
+        found.append((y, dz, losses, dlogits))
+    for ours, exact in zip(*found, strict=True):
+        assert_close("loss", ours, exact, size=np.abs(exact).max(), terms=1500)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_clipping_and_adam_are_two_launches_whatever_the_number_of_arrays(emulated, launches, dtype, rng, count):
+    params, grads = ([rng.standard_normal((i + 3, 7)).astype(dtype) for i in range(count)] for _ in range(2))
+    n = sum(p.size for p in params)
+    state = np.zeros((2, n), dtype)
+    rest = fg.optim.Adam().hyper, 1, 0.5, None, None, np.empty(1)
+    emulated.update_arrays(params, grads, fg.optim.Adam.code, state, *rest)
+    norm, update = launches
+    assert (norm[0], update[0]) == ("square_chunks", "update_chunks")
+    # parameters and state are read for gradients alone that may overflow
+    _, p, g, moments, *_ = traffic_of(norm, dtype)
+    assert (p, g, moments) == ((0, 0), (n, 0), (0, 0))
+    _, p, g, moments, *_ = traffic_of(update, dtype)
+    assert (p, g, moments) == ((n, n), (n, 0), (2 * n, 2 * n))
+
+
+def test_norms_are_two_launches_and_read_once(emulated, launches, dtype, rng):
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (3, 3, 7, 9))]
+    emulated.joint_norm(np.ones(5), 2.0)
+    assert len(launches) == 2
+    launches.clear()
+    emulated.array_norms(arrays, np.array([30, 1, 9]), 2.0, np.empty(40), np.empty(3, np.int64))
+    # the third counts what is not finite
+    assert names_of(launches) == ["chunk_norms", "join_norms", "add_counts"]
+    assert traffic_of(launches[0], dtype)[1] == (sum(a.size for a in arrays), 0)
+    launches.clear()
+    emulated.scale_arrays(arrays, None, np.full(3, 0.5))
+    emulated.clamp_arrays(arrays, 0.1)
+    assert names_of(launches) == ["scale_chunks", "clamp_chunks"]
+    for launch in launches:
+        assert traffic_of(launch, dtype)[1] == (sum(a.size for a in arrays),) * 2
+
+
+def under_windows(problem):
+    """How many pairs of an output and a place in its window lie in the image, by the definition."""
+    (top, left, _, _), (down, across) = problem.geometry()
+    counts = []
+    for outputs, first, axis in ((down, top, 0), (across, left, 1)):
+        step, reach = (pair(problem.options.get(name, 1))[axis] for name in ("stride", "dilation"))
+        at = np.add.outer(np.arange(outputs) * step, np.arange(problem.w.shape[axis]) * reach) - first
+        counts.append(np.count_nonzero((at >= 0) & (at < problem.x.shape[1 + axis])))
+    return len(problem.x) * counts[0] * counts[1]
+
+
+CONVOLUTIONS = {
+    "strides": (3, 4, (4, 3), {"padding": "same", "stride": 3}),
+    "groups": (4, 6, (3, 2), {"groups": 2, "padding": (2, 1), "dilation": (1, 2), "stride": (2, 1)}),
+}
+
+
+@pytest.fixture(params=CONVOLUTIONS)
+def convolution(request, rng, dtype):
+    channels, outputs, size, options = CONVOLUTIONS[request.param]
+    return random_conv(rng, 5, (9, 8), channels, outputs, size, dtype, **options)
+
+
+def test_a_convolution_is_two_launches_forward_and_four_backward(emulated, launches, emulator, dtype, convolution):
+    """It writes columns once, and reads what lies under windows; the fold reads what was not padding, and writes each pixel once."""
+    kernel_run(emulated, convolution)
+    assert names_of(launches) == [
+        "unfold_tiles", "activate_tiles", "differentiate_tiles", "unfold_tiles", "fold_tiles",
+    ]  # fmt: skip
+    unfold, activate, _, again, fold = (traffic_of(launch, dtype) for launch in launches)
+    assert emulator.xp.products == 3
+    kh, kw, _, outputs = convolution.w.shape
+    n, channels = convolution.dy.size, convolution.x.shape[3]
+    met = under_windows(convolution) * channels
+    assert unfold == again == [(met, 0), (0, n // outputs * kh * kw * channels)]
+    assert activate[0] == (n, n)
+    assert fold == [(met, 0), (0, convolution.x.size)]
+
+
+def test_a_convolution_of_1x1_unfolds_nothing_and_without_more_is_its_product(emulated, launches, emulator, rng):
+    problem = random_conv(rng, 3, (9, 8), 5, 4, 1)
+    kernel_run(emulated, problem)
+    assert names_of(launches) == ["activate_tiles", "differentiate_tiles"]
+    assert emulator.xp.products == 3
+    launches.clear()
+    kernel_run(emulated, replace(problem, b=None))
+    assert names_of(launches) == ["differentiate_tiles"]
+
+
+def test_images_unfolded_in_parts_give_the_same(emulated, launches, monkeypatch, dtype, convolution):
+    whole = kernel_run(emulated, convolution)
+    launches.clear()
+    kh, kw, _, outputs = convolution.w.shape
+    image = convolution.dy[0].size // outputs * kh * kw * convolution.x.shape[3] * dtype.itemsize
+    monkeypatch.setattr(conv, "UNFOLDED", 2 * image + 1)
+    parts = kernel_run(emulated, convolution)
+    # of two, two and one
+    assert names_of(launches).count("unfold_tiles") == 6
+    assert names_of(launches)[-1] == "add_rows"
+    for name, array in whole.items():
+        assert_close("conv", parts[name], array.astype(float), size=np.abs(array).max(), terms=200)
+
+
+def test_tall_matrices_are_summed_by_several_blocks(emulated, launches, dtype, rng):
+    """A bias' gradient where the upstream gradient is dz itself."""
+    problem = random_conv(rng, 3, (40, 40), 2, 300, 1, dtype)
+    dy, gradients = problem.dy, [unwritten(problem.w.shape, dtype), unwritten(300, dtype)]
+    emulated.conv2d_backward(
+        dy, problem.x, problem.w, (1, 1), (0, 0, 0, 0), (1, 1), ACTIVATIONS["identity"], dy, dy, dy, None, *gradients
+    )
+    assert names_of(launches) == ["add_rows", "add_rows"]
+    assert_close("conv", gradients[1], dy.sum((0, 1, 2), np.float64), size=np.abs(dy).sum((0, 1, 2)), terms=1)
+    first, second = (traffic_of(launch, dtype) for launch in launches)
+    assert first == [(dy.size, 0), (0, 38 * 300)]
+    assert second == [(38 * 300, 0), (0, 300)]
+
+
+def test_health_reads_each_value_once(emulated, launches, dtype, rng):
+    """Whatever the number of arrays; the joining launches read what the first has left of its chunks."""
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (7, 600), (0, 4))]
+    n = sum(a.size for a in arrays)
+    emulated.array_health(arrays, np.empty((4, 4)))
+    assert names_of(launches) == ["look_at_arrays", "join_arrays"]
+    assert traffic_of(launches[0], dtype)[1] == (n, 0)
+    assert sum(written for _, written in filter(None, launches[0][1])) == 32 * 7
+    launches.clear()
+    emulated.output_health([arrays[0], arrays[2], arrays[3]], np.array([[-1.0, 1, -2, 2]] * 3), np.empty((3, 4)))
+    assert names_of(launches) == ["look_at_outputs", "join_groups", "join_outputs"]
+    # and the first value of each chunk once more, by all threads: caches hold it
+    assert n - 5000 + BLOCK * 4 == traffic_of(launches[0], dtype)[1][0]
+
+
+@pytest.mark.parametrize("layers", [3, BLOCK + 1])
+def test_ratios_of_updates_are_the_references(emulated, layers, rng):
+    """Of arrays in any order; nothing moved is 0, something moved where all was 0 is infinite, and of no update there is none."""
+    from fastgrad.kernels.cuda.health import leave_ratios
+
+    owners = rng.permutation(np.repeat(np.arange(layers), 2))
+    moved = rng.random((2 * layers, 2))
+    moved[owners == 0] = 0
+    moved[owners == 1, 1] = 0
+    moved[np.flatnonzero(owners == 2)[1]] = np.inf, 1
+    row = np.full((layers, 9), 7.0)
+    leave_ratios(owners, moved, np.zeros(1, np.int64), row)
+    assert row[:3, 8].tolist() == [0, np.inf, np.inf]
+    expected = [reference.health.ratio(*moved[owners == layer].sum(axis=0)) for layer in range(3, layers)]
+    np.testing.assert_allclose(row[3:, 8], expected, rtol=1e-12)
+    leave_ratios(owners, moved, np.full(1, types.NONFINITE), row)
+    assert np.isnan(row[:, 8]).all()
+    assert (row[:, :8] == 7).all()
+
+
+def test_pruning_reads_once_for_each_digit_and_once_more(emulated, launches, dtype, rng):
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (3, 3, 7, 9))]
+    n, digits, masks = sum(a.size for a in arrays), dtype.itemsize, np.ones(6767, bool)
+    emulated.prune_smallest(arrays, masks, 3000)
+    assert masks.sum() == n - 3000
+    *selection, prune = launches
+    assert names_of(launches) == ["count_digits", "choose_digit"] * digits + ["prune_chunks"]
+    for count, choose in zip(selection[::2], selection[1::2], strict=True):
+        x, mask, counters = (count[1][i] for i in (5, 6, 8))
+        assert (x, mask) == ((n * dtype.itemsize, 0), (n, 0))
+        assert choose[1][2] == (counters[1], 0)
+    assert (prune[1][4], prune[1][5]) == ((n * dtype.itemsize, 3000 * dtype.itemsize), (n, 3000))
+    launches.clear()
+    emulated.prune_below(arrays, masks, 0.0)
+    # what is pruned is not read
+    ((_, traffic),) = launches
+    assert traffic[3:] == [((n - 3000) * dtype.itemsize, 3000 * dtype.itemsize), (n, 3000)]
+
+
+@pytest.mark.parametrize("count", [1, 257, 2050, 7999, 8001])
+def test_of_equals_in_several_blocks_the_first_are_pruned(emulated, count):
+    """Blocks lose all, none or some of theirs, these from any row on."""
+    values, masks = [np.full(5000, -2.0, np.float32), np.full(3001, 2.0, np.float32)], np.ones(8001, bool)
+    values[0][3], values[1][7] = 1.0, np.inf
+    emulated.prune_smallest(values, masks, count)
+    order = [3, *(i for i in range(8001) if i not in (3, 5007)), 5007]
+    assert np.flatnonzero(~masks).tolist() == sorted(order[:count])
+    assert np.concatenate(values)[~masks].tolist() == [0.0] * count
+
+
+NORM_ROWS, NORM_COLUMNS = 3000, 5
+
+
+def norm_arrays(rng, dtype):
+    """Three matrices, two vectors, and mean and rstd."""
+    matrices = (rng.standard_normal((NORM_ROWS, NORM_COLUMNS)).astype(dtype) for _ in range(3))
+    vectors = (rng.random(NORM_COLUMNS).astype(dtype) for _ in range(2))
+    return *matrices, *vectors, np.zeros(NORM_COLUMNS), np.ones(NORM_COLUMNS)
+
+
+def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, launches, dtype, rng):
+    x, residual, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
+    n, running = x.size, [np.zeros_like(gamma), np.ones_like(gamma)]
+    emulated.batch_norm_statistics(x, *running, True, 0.1, 1e-5, True, mean, rstd)
+    (read, parts), (joined, *moved, _, _) = (traffic_of(launch, dtype) for launch in launches)
+    assert read == (n, 0)
+    assert parts == (0, joined[0])
+    assert parts[1] < n / 50
+    assert moved == [(NORM_COLUMNS, NORM_COLUMNS)] * 2
+    launches.clear()
+    emulated.batch_norm_statistics(x, *running, False, 0.1, 1e-5, True, mean, rstd)
+    assert names_of(launches) == ["running_moments"]
+    for name in ("relu", "silu", "softmax"):
+        launches.clear()
+        z = unwritten(x.shape, dtype) if name == "silu" else y
+        emulated.batch_norm_forward(x, mean, rstd, gamma, beta, residual, ACTIVATIONS[name], z, y)
+        assert names_of(launches) == ["normalise_tiles"] + ["softmax_tiles"] * (name == "softmax")
+        first, *_, added, kept, written = traffic_of(launches[0], dtype)
+        assert first == added == (n, 0)
+        assert kept == written == (0, n)
+
+
+def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
+    """Blocks then go on past TILE_ROWS tiles: as the reference says, and whatever their number, since the moments are joined."""
+    found = []
+    for most in (1, 2, 1024):
+        monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
+        p = test_batch_norm.problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
+        test_batch_norm.assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
+        found.append(batch_norm.shares(300, 40))
+    assert found == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]
+
+
+@pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_batch_norm_reads_dy_and_x_twice_backward(emulated, launches, dtype, rng, name, residual, of_batch):
+    """Once where dx need not wait for the sums. dx is made of dz where a residual needs it, and after a relu without y."""
+    dy, x, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
+    dx, dgamma, dbeta = np.empty_like(x), np.empty_like(gamma), np.empty_like(gamma)
+    dz = np.empty_like(x) if residual else None
+    arrays = dz, dx, dgamma, dbeta
+    emulated.batch_norm_backward(dy, x, mean, rstd, gamma, beta, ACTIVATIONS[name], of_batch, y, y, *arrays)
+    assert names_of(launches) == ["block_sums", "sums"] + ["inputs"] * of_batch
+    n, reads_y = x.size, name == "tanh" or (name == "relu" and residual)
+    upstream, first, _, _, _, _, saved, *written, parts = traffic_of(launches[0], dtype)
+    assert upstream == first == (n, 0)
+    assert saved == (n * reads_y, 0)
+    assert written == [(0, n)] * residual + [(0, n * (not of_batch))]
+    assert parts[1] < n / 50
+    if of_batch:
+        upstream, first, *_, saved, _, to = traffic_of(launches[2], dtype)
+        assert upstream == first == (n, 0)
+        assert saved == (n * (reads_y and not residual), 0)
+        assert to == (0, n)
+
+
+def test_pools_gather_without_scratch(emulated, launches, dtype, rng):
+    """One launch each; what overlaps comes from the caches, so here windows lie side by side, or are one a channel."""
+    x, y = rng.standard_normal((2, 6, 8, 3)).astype(dtype), unwritten((2, 3, 4, 3), dtype)
+    dx, sides, n = unwritten(x.shape, dtype), ((2, 2), (2, 2), (0, 0, 0, 0)), x.size
+    emulated.max_pool2d_forward(x, *sides, y)
+    emulated.max_pool2d_backward(y, x, y.copy(), *sides, dx)
+    emulated.avg_pool2d_forward(x, *sides, True, y)
+    emulated.avg_pool2d_backward(y, *sides, True, dx)
+    wide, means = rng.standard_normal((2, 40, 5, 3)).astype(dtype), unwritten((2, 1, 1, 3), dtype)
+    emulated.avg_pool2d_forward(wide, (40, 5), (1, 1), (0, 0, 0, 0), True, means)
+    forward, backward, mean, mean_backward, whole = (traffic_of(launch, dtype) for launch in launches)
+    assert forward == mean == [(n, 0), (0, n // 4)]
+    # a pixel is read once more by each largest one after it
+    places = x.reshape(2, 3, 2, 4, 2, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 4).argmax(axis=1)
+    assert backward == [(n // 4, 0), (n + places.sum(), 0), (n, 0), (0, n)]
+    assert mean_backward == [(n, 0), (0, n)]
+    assert whole == [(wide.size, 0), (0, means.size)]
+
+
+def test_initial_weights_and_dropout_are_one_launch(emulated, launches, dtype, rng):
+    """Values that come from numbers made on the way: written once, and read once where there is anything to read."""
+    x, y = rng.standard_normal(VALUES).astype(dtype), unwritten(VALUES, dtype)
+    emulated.uniform(y, 1, -1.0, 1.0)
+    emulated.normal(y, 1, 0.0, 1.0)
+    emulated.dropout_forward(x, 0.5, 1, y)
+    uniform, normal, dropout = (traffic_of(launch, dtype) for launch in launches)
+    assert uniform == normal == [(0, VALUES)]
+    assert dropout == [(VALUES, 0), (0, VALUES)]
+
+
+class LSTMCall:
+    """The arguments of the LSTM's kernels for a problem of lstms.py, with NaN in what they write."""
+
+    def __init__(self, problem, dtype, accumulate=False, apart=0, squared=False):
+        p = self.problem = problem.map(lambda a: a.astype(dtype))
+        self.batch = packed_batch("lstm", p.x.shape[:2], p.lengths)
+        hidden, columns, rows = p.c_0.shape[1], p.h_0.shape[1], int(self.batch.offsets[-1])
+        self.xs, self.dh = self._rows(p.x, 0), self._rows(p.dy, apart)
+        self.gates, self.c, self.tanh_c = (np.full((rows, k * hidden), np.nan, dtype) for k in (4, 1, 1))
+        # one direction of two has its rows apart
+        self.h = np.full((rows, columns + apart), np.nan, dtype)[:, :columns]
+        self.ends = [np.full_like(a, np.nan) for a in (p.h_0, p.c_0)]
+        self.dxs, self.starts = np.full_like(self.xs, np.nan), [np.full_like(a, np.nan) for a in self.ends]
+        self.squares = np.full(rows, np.nan) if squared else None
+        self.accumulate = accumulate
+        start = 3.0 if accumulate else np.nan
+        self.weights = [getattr(p, name) for name in ("w_ih", "w_hh", "b", "peephole", "w_proj")]
+        self.gradients = [None if w is None else np.full_like(w, start) for w in self.weights]
+
+    def _rows(self, x, apart):
+        rows = np.full((self.batch.offsets[-1], x.shape[2] + apart), np.nan, x.dtype)[:, : x.shape[2]]
+        reference.gather_rows(x, self.batch.order, self.batch.offsets, rows)
+        return rows
+
+    def forward(self, kernels):
+        p, batch = self.problem, self.batch
+        states = p.h_0, p.c_0, batch.order, batch.offsets, p.reverse
+        kernels.lstm_forward(self.xs, *self.weights, *states, self.gates, self.c, self.tanh_c, self.h, *self.ends)
+
+    def backward(self, kernels, in_place=False):
+        p, batch = self.problem, self.batch
+        w_ih, w_hh, _, *others = self.weights
+        self.dz = self.gates if in_place else np.full_like(self.gates, np.nan)
+        kernels.lstm_backward(
+            self.dh, p.dh_n, p.dc_n, self.xs, w_ih, w_hh, *others, p.h_0, p.c_0, batch.order, batch.offsets, p.reverse,
+            self.gates, self.c, self.tanh_c, self.h, self.dz, self.dxs, *self.gradients, *self.starts, self.squares,
+            self.accumulate,
+        )  # fmt: skip
+
+    def results(self):
+        """What has been written, but squares."""
+        gradients = [a for a in self.gradients if a is not None]
+        return [self.c, self.tanh_c, self.h, *self.ends, self.dz, self.dxs, *gradients, *self.starts]
+
+
+LSTMS = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "peephole": {"peephole": True, "lengths": "random"},
+    "projection": {"projected": 5},
+    "all": {"peephole": True, "projected": 5, "lengths": "random"},
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("options", LSTMS)
+def test_an_lstm_on_cuda_is_the_reference(emulated, dtype, rng, options, reverse):
+    """With dz in place of the gates, gradients that are added to, rows that lie apart and the norms of steps where it runs backwards."""
+    problem = random_lstm(rng, 7, 4, 3, 9, reverse=reverse, **LSTMS[options])
+    assert_lstm_is_the_reference(emulated, problem, dtype, reverse)
+
+
+def assert_lstm_is_the_reference(emulated, problem, dtype, hard):
+    calls = []
+    for kernels, kind in ((emulated, dtype), (reference, np.dtype(np.float64))):
+        call = LSTMCall(problem, kind, accumulate=hard, apart=2 * hard, squared=hard)
+        call.forward(kernels)
+        call.backward(kernels, in_place=hard)
+        calls.append(call)
+    ours, exact = calls
+    for found, expected in zip(ours.results(), exact.results(), strict=True):
+        assert_close("lstm", found, expected, size=np.abs(expected).max(), terms=4)
+    if hard:
+        assert_close("lstm", ours.squares.astype(dtype), exact.squares, terms=9)
+
+
+def test_an_lstm_in_fewer_blocks_than_values_and_steps(emulated, dtype, rng, monkeypatch):
+    """So that threads take several; and wider than a block, with more rows than one adds up."""
+    monkeypatch.setattr(device, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(packing, "MOST_STEPS", 1)
+    problem = random_lstm(rng, 9, 3, 2, 300, lengths=rng.integers(2, 4, 9), peephole=True)
+    assert_lstm_is_the_reference(emulated, problem, dtype, True)
+
+
+@pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_a_step_of_an_lstm_is_one_launch_and_one_gemm(emulated, launches, emulator, rng, options, lengths):
+    """With a projection one of each more."""
+    problem = random_lstm(rng, 7, 6, 3, 9, **{**LSTMS[options], "lengths": lengths})
+    call = LSTMCall(problem, np.dtype("float32"))
+    call.forward(emulated)
+    projects = options == "all"
+    assert names_of(launches) == ["lstm_cells", *["lstm_outputs"] * projects] * 6
+    # and one of all steps, with w_ih
+    assert emulator.xp.products == 6 * (1 + projects) + 1
+    launches.clear()
+    emulator.xp.products = 0
+    call.backward(emulated)
+    step, sums = [*["lstm_upstreams"] * projects, "lstm_slopes"], ["sum_slopes", *["add_rows"] * (1 + projects)]
+    # h, and for peepholes c, of the steps before
+    assert names_of(launches) == [*step * 6, *["rows_before"] * (1 + projects), *sums]
+    # and dx and the gradients of the matrices
+    assert emulator.xp.products == 6 * (1 + projects) + 3 + projects
+
+
+def test_a_step_of_an_lstm_reads_and_writes_each_value_once(emulated, launches, dtype, rng):
+    n, hidden, steps = 40, 33, 3
+    call, m = LSTMCall(random_lstm(rng, n, steps, 5, hidden), dtype), n * hidden
+    call.forward(emulated)
+    for launch in launches:
+        _, z, b, gates, state_c, c, tanh_c, r, h = traffic_of(launch, dtype)
+        # the bias once for each sequence: caches hold it
+        assert (z, b, gates, state_c) == ((4 * m, 0), (4 * m, 0), (4 * m, 4 * m), (m, m))
+        assert c == tanh_c == r == h == (0, m)
+    launches.clear()
+    call.backward(emulated)
+    *slopes, h_before, sums, added = launches
+    for step, launch in enumerate(slopes):
+        _, _, dh, from_after, dh_n, gates, tanh_c, c, c_0, state_dc, dz = traffic_of(launch, dtype)
+        assert (dh, gates, tanh_c, state_dc, dz) == ((m, 0), (4 * m, 0), (m, 0), (m, m), (0, 4 * m))
+        assert (from_after, dh_n) == (((0, 0), (m, 0)) if step == 0 else ((m, 0), (0, 0)))
+        assert (c, c_0) == (((0, 0), (m, 0)) if step == steps - 1 else ((m, 0), (0, 0)))
+    assert traffic_of(h_before, dtype)[2:] == [(m * (steps - 1), 0), (m, 0), (0, m * steps)]
+    dz, _, parts = traffic_of(sums, dtype)
+    assert dz == (4 * m * steps, 0)
+    assert 0 < parts[1] <= m
+    assert traffic_of(added, dtype) == [(parts[1], 0), (0, 4 * hidden)]
+
+
+def test_gathering_and_scattering_rows_is_one_launch_and_reads_once(emulated, launches, dtype, rng):
+    batch, x = packed_batch("rows", (9, 6), rng.integers(0, 7, 9)), rng.standard_normal((9, 6, 5)).astype(dtype)
+    shapes, places, results = ((batch.offsets[-1], 5), x.shape), (batch.order, batch.offsets), []
+    for kernels in (emulated, reference):
+        steps, found = (unwritten(shape, dtype) for shape in shapes)
+        kernels.gather_rows(x, *places, steps)
+        kernels.scatter_rows(steps, *places, found)
+        results.append((steps, found))
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert names_of(launches) == ["gather_steps", "scatter_steps"]
+    gathered, scattered = (traffic_of(launch, dtype)[2:] for launch in launches)
+    assert gathered == [(steps.size, 0), (0, steps.size)]
+    assert scattered == [(steps.size, 0), (0, x.size)]
+
+
+def test_no_launch_for_nothing(emulated, launches):
+    empty = np.empty((0, 3), np.float32)
+    emulated.activation_forward(empty, empty.copy(), ACTIVATIONS["tanh"])
+    emulated.activation_forward(empty.T, empty.T.copy(), ACTIVATIONS["softmax"])
+    assert launches == []
+
+
+class FakeCuda:
+    def __init__(self, devices, capability, cublas):
+        self.runtime = SimpleNamespace(getDeviceCount=lambda: devices)
+        self.Device = lambda: SimpleNamespace(compute_capability=capability)
+        self.has_cublas = cublas
+
+    @property
+    def cublas(self):
+        if not self.has_cublas:
+            raise ImportError('Failure finding "libcublas.so.13": No such file\n  listdir("lib"):\n')
+
+
+def fake_cupy(version="14.2.0", devices=1, capability="90", cublas=True):
+    cuda = FakeCuda(devices, capability, cublas)
+    return SimpleNamespace(__spec__="fake", __version__=version, cuda=cuda)
+
+
+@pytest.mark.parametrize(
+    ("cupy", "reason"),
+    [
+        (fake_cupy(version="12.3.0"), "CuPy must be at least 13.0, got 12.3.0"),
+        (fake_cupy(devices=0), "there is no GPU"),
+        (fake_cupy(capability="70"), "compute capability must be at least 7.5, got 7.0"),
+        (fake_cupy(cublas=False), r'ImportError: Failure finding "libcublas.so.13": No such file$'),
+        (SimpleNamespace(__spec__="fake", __version__="14.2.0"), "AttributeError: .* has no attribute 'cuda'"),
+    ],
+)
+def test_the_reason_why_cuda_cannot_run(monkeypatch, cupy, reason):
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    with pytest.raises(fg.BackendError, match=f'the backend "cuda" cannot run here: {reason}'):
+        fg.use_backend("cuda")
+
+
+@pytest.mark.parametrize("capability", ["75", "90", "120"])
+def test_a_good_gpu_is_taken(monkeypatch, capability):
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=capability))
+    assert gpu.missing() == ""
+
+
+def test_kernels_that_are_not_all_there_are_not_taken(monkeypatch):
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    monkeypatch.setattr(fastgrad.kernels.cuda, "__all__", [])
+    with pytest.raises(
+        fg.BackendError, match=r'the backend "cuda" cannot run here: this version has no .*lstm_forward'
+    ):
+        fg.use_backend("cuda")
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(gpu, "has_driver", lambda: False)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert gpu.missing() == "missing the package numba-cuda, the package cupy, an NVIDIA driver"
+
+
+def test_importing_the_kernels_needs_no_cupy():
+    code = "import fastgrad.kernels.cuda, sys; assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

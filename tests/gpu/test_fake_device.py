@@ -1,0 +1,58 @@
+"""What is for a device runs on a fake one, in a process of its own, so that the first real one meets no slip."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
+TESTS = Path(__file__).parent.parent
+# of the tests of ops, which all run on a device, some
+OPS = [
+    "kernels/test_activation.py::test_any_shape",
+    "kernels/test_clip.py::test_zeros_are_left_without_a_division",
+    "kernels/test_pruning.py::test_a_model_stays_pruned_in_steps_and_epochs[float32-device-chain]",
+    "training/test_updater.py",
+]
+SANITIZER = """#!{python}
+import sys
+from pathlib import Path
+
+options, command = {{}}, sys.argv[1:]
+while command[0].startswith("--"):
+    name, value, *command = command
+    options[name] = value
+assert options.pop("--tool") in ("memcheck", "racecheck", "synccheck", "initcheck")
+assert options == {{"--error-exitcode": "99", "--report-api-errors": "no"}}
+assert command[1:3] == ["-m", "pytest"]
+tests = [word for word in command if word.endswith(".py")]
+assert tests and all(Path(word).exists() for word in tests)
+sys.exit({status})
+"""
+
+
+def on_a_fake_device(*arguments, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_PLUGINS": "fakedevice", **variables}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
+
+
+def test_what_is_for_a_device_runs():
+    tests = [str(TESTS / name) for name in ("gpu/test_cuda_device.py", *OPS)]
+    done = on_a_fake_device("-m", "device and not slow", *tests, FASTGRAD_DEVICE_POOL="0")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "failed" not in done.stdout
+
+
+@pytest.mark.parametrize("status", [0, 99])
+def test_the_sanitizer_is_run_and_asked(tmp_path, status):
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(SANITIZER.format(python=sys.executable, status=status))
+    sanitizer.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = on_a_fake_device("-m", "slow", str(TESTS / "gpu/test_cuda_device.py"), PATH=path)
+    assert done.returncode == (1 if status else 0), done.stdout[-4000:]
+    assert ("4 failed" if status else "4 passed") in done.stdout

@@ -1,0 +1,685 @@
+"""Gradient health: the numbers are PyTorch's and NumPy's, each illness is told of a net that has it, and trends are those of the theory."""
+
+import contextlib
+import sys
+
+import numpy as np
+import pytest
+from arrays import bits, with_threads
+from chains import clone, random_net, random_target
+from fastgrad.kernels import types
+from tolerances import assert_close
+
+import fastgrad as fg
+from fastgrad.cli import health as experiment
+from fastgrad.cli import health as sweep
+from fastgrad.health.monitor import KEPT, bands
+from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, Residual, Sequential
+from fastgrad.optim import SGD, Adam
+
+SPECIAL = np.nan, np.inf, -np.inf
+
+
+def data(n=64, columns=12, classes=5, dtype="float32", seed=3):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, columns)).astype(dtype), rng.integers(0, classes, n)
+
+
+def trained(model, x, y, steps=1, **options):
+    trainer = fg.Trainer(model, health=True, **options)
+    for _ in range(steps):
+        trainer.step(x, y)
+    return trainer
+
+
+def illnesses(report):
+    return [verdict.illness for verdict in report.verdicts.values()]
+
+
+# kernels
+
+
+def expected_gradient(array):
+    wide = array.astype(np.longdouble)
+    norm = np.sqrt((wide**2).sum()) if np.isfinite(wide).all() else np.abs(wide).max(initial=0)
+    return norm, np.abs(wide).max(initial=0), np.mean(array == 0) if array.size else 0, np.sum(~np.isfinite(array))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_gradients_of_any_size_are_described(backend, dtype, rng, scale):
+    shapes = [(0,), (1,), (7,), (16,), (33,), (1001,), (130, 257), (3, 3, 5, 7)]
+    arrays = [(scale * rng.standard_normal(shape)).astype(dtype) for shape in shapes]
+    for array in arrays:
+        array[rng.random(array.shape) < 0.3] = 0
+    found = np.full((len(arrays), 4), np.nan)
+    backend.array_health(arrays, found)
+    expected = np.array([expected_gradient(a) for a in arrays], np.float64)
+    assert_close("optimizer", found[:, 0].astype(dtype), expected[:, 0].astype(dtype))
+    np.testing.assert_array_equal(found[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_norms_of_float64_neither_vanish_nor_overflow(backend, rng, scale):
+    array = scale * rng.standard_normal(100)
+    found = np.empty((1, 4))
+    backend.array_health([array], found)
+    assert found[0, 0] == pytest.approx(float(expected_gradient(array)[0]), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", SPECIAL)
+@pytest.mark.parametrize("place", [0, 15, 16, 99])
+def test_what_is_not_finite_is_counted(backend, dtype, rng, bad, place):
+    arrays = [rng.standard_normal(100).astype(dtype) for _ in range(3)]
+    arrays[1][place] = arrays[1][50] = bad
+    found = np.empty((3, 4))
+    backend.array_health(arrays, found)
+    np.testing.assert_array_equal(found[:, 3], [0, 2, 0])
+    np.testing.assert_array_equal(found[1, :2], [abs(bad)] * 2)
+    assert np.isfinite(found[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (64, 10), (129, 65), (7, 4096), (5000, 16)])
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-3, 1000.0), (1e25, 0.0), (1e-25, 0.0)])
+def test_outputs_are_described(backend, dtype, rng, shape, scale, shift):
+    y = (scale * rng.standard_normal(shape) + shift).astype(dtype)
+    y[:, 0] = 0
+    limits = shift + scale * np.array([-0.5, 1.0, -1.5, 2.5])
+    y[:, -1] = dtype.type(limits[3])
+    found = np.empty((1, 4))
+    backend.output_health([y], limits[None], found)
+    wide, (low, high, flat_low, flat_high) = y.astype(np.longdouble), limits.astype(dtype)
+    assert found[0, 0] == pytest.approx(float(wide.mean()), rel=1e-6, abs=1e-6 * scale)
+    assert found[0, 1] == pytest.approx(float(wide.std()), rel=1e-5)
+    dead = ((y == 0) | (y <= flat_low) | (y >= flat_high)).all(0).mean()
+    np.testing.assert_allclose(found[0, 2:], [((y <= low) | (y >= high)).mean(), dead], rtol=1e-12)
+
+
+def test_outputs_of_no_rows_and_of_nan(backend, dtype):
+    y = np.ones((9, 20), dtype)
+    y[5, 3] = np.nan
+    found = np.empty((3, 4))
+    limits = np.array([[-np.inf, np.inf, -np.inf, np.inf]] * 3)
+    backend.output_health([np.empty((0, 4), dtype), y, np.full((2, 2), np.inf, dtype)], limits, found)
+    np.testing.assert_array_equal(found[:2], [[np.nan, np.nan, 0, 0]] * 2)
+    assert np.isnan(found[2, :2]).all()
+
+
+def test_constant_outputs_have_no_spread(backend, dtype):
+    found = np.empty((1, 4))
+    backend.output_health([np.full((300, 30), 0.1, dtype)], np.array([[-np.inf, np.inf, -np.inf, np.inf]]), found)
+    assert found[0, 0] == pytest.approx(0.1)
+    assert found[0, 1] < 1e-16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("widths", [(9, 17, 4), (65, 64, 33, 10), (485, 129, 65, 3)])
+def test_a_chain_is_described_as_by_the_reference_on_any_number_of_threads(cpu, dtype, rng, widths, bias):
+    from fastgrad.kernels import reference
+
+    activations = [*("relu", "tanh", "gelu")[: len(widths) - 2], "sigmoid"]
+    net = random_net(rng, widths, activations, dtype, 131, clip_norm=0.1, bias=bias)
+    x, target = rng.standard_normal((131, widths[0])).astype(dtype), random_target(rng, "mse", 131, widths[-1], dtype)
+    limits = np.array([bands(types.ACTIVATIONS[f]) for f in activations])
+
+    def described(backend, health=True):
+        run_net, rows = clone(net), np.full((1, len(activations), 9), np.nan)
+        watch = types.Watch(limits, rows, 1) if health else None
+        arguments = {"x": x, "target": target, "step": 0, "record": np.empty(2), "health": watch}
+        assert backend.dense_chain_step(**arguments, **run_net.keyword()) == types.OK
+        return rows[0], bits(run_net.params)
+
+    expected, _ = described(reference)
+    first, *others = with_threads(lambda: described(cpu))
+    assert_close("train_gradient", first[0].astype(dtype), expected, size=np.abs(expected).max(0), terms=131)
+    assert all(bits(rows) == bits(first[0]) for rows, _ in others)
+    # and nothing else is changed by it
+    assert {params for _, params in [first, *others, described(cpu, False)]} == {first[1]}
+
+
+def test_lists_are_described_with_the_same_bits_on_any_number_of_threads(cpu, dtype, rng):
+    arrays = [rng.standard_normal(n).astype(dtype) for n in (10, 300_001, 70_000)]
+    outputs = [rng.standard_normal(shape).astype(dtype) for shape in ((3001, 40), (17, 4099))]
+    limits = np.array([bands(types.ACTIVATIONS["tanh"])] * 2)
+
+    def everything():
+        of_arrays, of_outputs, moved = np.empty((3, 4)), np.empty((2, 4)), np.empty((3, 2))
+        cpu.array_health(arrays, of_arrays)
+        cpu.output_health(outputs, limits, of_outputs)
+        params = [a.copy() for a in arrays]
+        state, hyper = np.empty((0, sum(a.size for a in params)), dtype), np.array([0.1, 0, 0, 0, 0, 0, 0])
+        cpu.update_arrays(params, arrays, types.SGD, state, hyper, 1, np.inf, None, None, None, moved)
+        return bits(of_arrays), bits(of_outputs), bits(moved)
+
+    assert len(set(with_threads(everything))) == 1
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.01), fg.optim.RMSprop(0.01)])
+def test_moved_is_what_changed(backend, dtype, rng, optimizer):
+    params = [rng.standard_normal(shape).astype(dtype) for shape in ((30, 700), (5,), (0,))]
+    params.append(np.zeros(9, dtype))
+    before, grads = [p.copy() for p in params], [rng.standard_normal(p.shape).astype(dtype) for p in params]
+    state, moved = np.zeros((optimizer.state_rows, sum(p.size for p in params)), dtype), np.full((4, 2), np.nan)
+    backend.update_arrays(params, grads, optimizer.code, state, optimizer.hyper, 1, np.inf, None, None, None, moved)
+    expected = [
+        [((p.astype(float) - b) ** 2).sum(), (b.astype(float) ** 2).sum()] for p, b in zip(params, before, strict=True)
+    ]
+    np.testing.assert_allclose(moved, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+# trainers
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu"])
+def test_a_chain_looks_as_in_pytorch(in_force, dtype, torch, activation):
+    x, y = data(dtype=dtype)
+    sizes = [12, 16, 9, 5]
+    model = DenseChain(sizes, activation, "softmax", dtype=dtype, seed=1, init="xavier_normal")
+    wanted = getattr(torch.nn, {"relu": "ReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU"}[activation])
+    layers = []
+    for w, b in zip(model.weights, model.biases, strict=True):
+        linear = torch.nn.Linear(*w.shape, dtype=getattr(torch, dtype.name))
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(w.T.copy()))
+            linear.bias.copy_(torch.from_numpy(b.copy()))
+        layers.append(linear)
+    outputs = []
+    after = [layer for linear in layers[:-1] for layer in (linear, wanted())] + [layers[-1]]
+    for layer in (*after[1:-1:2], after[-1]):
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach().double()))
+    net = torch.nn.Sequential(*after)
+    torch.nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+    gradients = [torch.cat([p.grad.reshape(-1) for p in linear.parameters()]).double() for linear in layers]
+    weights = [torch.cat([p.detach().reshape(-1) for p in linear.parameters()]).double() for linear in layers]
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    moved = [
+        (torch.cat([p.detach().reshape(-1) for p in linear.parameters()]).double() - w).norm() / w.norm()
+        for linear, w in zip(layers, weights, strict=True)
+    ]
+    report = trained(model, x, y, optimizer=SGD(0.1)).health()
+    close = {"rel": 1e-5, "abs": 1e-7} if dtype == np.float32 else {"rel": 1e-11, "abs": 1e-13}
+    for values, gradient, out, ratio in zip(report.values, gradients, outputs, moved, strict=True):
+        found = dict(zip(report.columns, values, strict=True))
+        assert found["grad_norm"] == pytest.approx(gradient.norm().item(), **close)
+        assert found["largest"] == pytest.approx(gradient.abs().max().item(), **close)
+        assert found["zeros"] == pytest.approx((gradient == 0).double().mean().item())
+        assert found["nonfinite"] == 0
+        assert found["mean"] == pytest.approx(out.mean().item(), **close)
+        assert found["spread"] == pytest.approx(out.std(correction=0).item(), **close)
+        assert found["update_ratio"] == pytest.approx(ratio.item(), rel=1e-4)
+    if activation == "relu":
+        dead = [(out == 0).all(0).double().mean().item() for out in outputs]
+        np.testing.assert_allclose(report.values[:, 7], dead)
+
+
+def test_convolutions_batch_norm_and_lstms_look_as_in_pytorch(in_force, torch):
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((6, 7, 8, 3)).astype("f4"), rng.integers(0, 4, 6)
+    model = Sequential(Conv2d(3, 5, 3, padding=1), BatchNorm(5, "relu"), GlobalAvgPool2d(), Dense(5, 4), seed=0)
+    conv, norm, _, _ = model.layers
+    w, b = (torch.tensor(a.copy()) for a in (conv.w, conv.b))
+    z = torch.nn.functional.conv2d(torch.tensor(images).permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), b, padding=1)
+    y = torch.relu(torch.nn.functional.batch_norm(z, None, None, training=True))
+    found = trained(model, images, labels).health()
+    assert found.layers == ["layers.0", "layers.1", "layers.3"]
+    for row, out in zip(found.values, (z, y), strict=False):
+        expected = [out.mean(), out.std(correction=0), (out <= 0).float().mean() if out is y else 0]
+        np.testing.assert_allclose(row[4:7], [float(v) for v in expected], rtol=1e-4, atol=1e-6)
+    for row, layer in zip(found.values, (conv, norm, model.layers[3]), strict=True):
+        assert row[0] == pytest.approx(np.linalg.norm(layer.grads), rel=1e-5)
+
+    x = rng.standard_normal((6, 9, 3)).astype("f4")
+    model = Sequential(LSTM(3, 4, bidirectional=True, pool="last"), Dense(8, 4), seed=0)
+    lstm = torch.nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for way, suffix in (("0.", "_l0"), ("0.reverse.", "_l0_reverse")):
+            parameters = model.layers[0].parameters()
+            getattr(lstm, "weight_ih" + suffix).copy_(torch.tensor(parameters[way + "w_ih"].T.copy()))
+            getattr(lstm, "weight_hh" + suffix).copy_(torch.tensor(parameters[way + "w_hh"].T.copy()))
+            getattr(lstm, "bias_ih" + suffix).copy_(torch.tensor(parameters[way + "b"].copy()))
+            getattr(lstm, "bias_hh" + suffix).zero_()
+        out, _ = lstm(torch.tensor(x))
+    found = trained(model, x, labels).health()
+    assert found.layers == ["layers.0.0", "layers.0.0.reverse", "layers.1"]
+    for row, part in zip(found.values, (out[..., :4], out[..., 4:]), strict=False):
+        np.testing.assert_allclose(row[4:6], [float(part.mean()), float(part.std(correction=0))], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_a_chain_and_its_layers_look_alike(in_force, dtype, activation):
+    x, y = data(dtype=dtype)
+    chain = DenseChain([12, 16, 9, 5], activation, "softmax", dtype=dtype, seed=1)
+    layers = Sequential(
+        *(Dense(*w.shape, f, dtype=dtype) for w, f in zip(chain.weights, [activation] * 2 + ["softmax"], strict=True))
+    )
+    layers.params[...] = chain.params
+    reports = [trained(model, x, y, 3).health() for model in (chain, layers)]
+    assert reports[0].layers == reports[1].layers
+    assert_close("100_steps", reports[0].values.astype(dtype), reports[1].values, size=1)
+    assert np.isfinite(reports[1].values).all()
+
+
+@pytest.mark.parametrize("kind", ["chain", "layers"])
+def test_fit_leaves_what_steps_leave_and_trains_as_without(in_force, kind):
+    x, y = data(300)
+
+    def model():
+        if kind == "chain":
+            return DenseChain([12, 9, 5], "tanh", "softmax", seed=2)
+        return Sequential(Dense(12, 9, "tanh"), Residual(Dense(9, 9)), Dense(9, 5, "softmax"), seed=2)
+
+    plain, watched, stepped = (fg.Trainer(model(), clip_norm=0.1, **o) for o in ({}, {"health": 3}, {"health": 3}))
+    for trainer in (plain, watched):
+        trainer.fit(x, y, epochs=2, batch_size=30, shuffle=False)
+    for _ in range(2):
+        for start in range(0, 300, 30):
+            stepped.step(x[start : start + 30], y[start : start + 30])
+    assert bits(plain.model.params) == bits(watched.model.params) == bits(stepped.model.params)
+    reports = watched.health(), stepped.health()
+    assert reports[0].step == reports[1].step == 18
+    np.testing.assert_array_equal(reports[0].steps, range(0, 20, 3))
+    assert bits(reports[0].history) == bits(reports[1].history)
+    assert bits(reports[0].values) == bits(reports[0].history[-1])
+
+
+def test_history_is_bounded_and_covers_the_whole_run(in_force):
+    x, y = data(4)
+    trainer = fg.Trainer(DenseChain([12, 3, 5], seed=0), health=True)
+    trainer.fit(x, y, epochs=5 * KEPT // 2, batch_size=2)
+    report = trainer.health()
+    assert KEPT // 2 <= len(report.steps) == len(report.history) <= KEPT
+    np.testing.assert_array_equal(report.steps, np.arange(len(report.steps)) * (report.steps[1] - report.steps[0]))
+    assert report.step == 5 * KEPT - 1
+    assert report.steps[-1] > 5 * KEPT - 20
+
+
+@pytest.mark.parametrize("kind", ["chain", "layers"])
+def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(in_force, kind):
+    x, y = data()
+    net = DenseChain([12, 9, 5], seed=0) if kind == "chain" else Sequential(Dense(12, 9, "relu"), Dense(9, 5), seed=0)
+    trainer = trained(net, x, y)
+    list(net.parameters().values())[2][3, 1] = np.nan
+    with pytest.raises(FloatingPointError, match=r"no update was made; health\(\) of the trainer tells of every layer"):
+        trainer.step(x, y)
+    report = trainer.health()
+    assert report.step == 1
+    assert report.as_dict()["layers.1/nonfinite"] > 0
+    assert report.verdicts["layers.1"].illness == "exploding"
+    assert "NaN or infinite" in str(report)
+    assert np.isnan(report.values[:, -1]).all()
+    np.testing.assert_array_equal(report.steps, [0])
+    with pytest.raises(ValueError, match="y must be in"):
+        trainer.step(x, y + 7)
+    assert trainer.health().step == 1
+    assert bits(trainer.health().values) == bits(report.values)
+
+
+def test_what_cannot_be_told_is_an_error(in_force):
+    x, y = data()
+    trainer = fg.Trainer(DenseChain([12, 5], seed=0))
+    trainer.step(x, y)
+    with pytest.raises(RuntimeError, match="must be made with health=True"):
+        trainer.health()
+    with pytest.raises(RuntimeError, match="no step has run"):
+        fg.Trainer(DenseChain([12, 5], seed=0), health=True).health()
+    with pytest.raises(ValueError, match="Trainer: health must be an integer of at least 0, got -1"):
+        fg.Trainer(DenseChain([12, 5], seed=0), health=-1)
+    with pytest.raises(TypeError, match="Trainer: health must be an integer, got str"):
+        fg.Trainer(DenseChain([12, 5], seed=0), health="yes")
+    with pytest.raises(ValueError, match=r"health\.of: names must have length 1, got 2"):
+        fg.health.of([np.zeros(3)], ["a", "b"])
+    with pytest.raises(TypeError, match=r"health.of: grads\[1\] must be float64, got float32"):
+        fg.health.of([np.zeros(3), np.zeros(3, "f4")])
+
+
+def test_gradients_of_other_code_are_reported(in_force):
+    report = fg.health.of([np.full((2, 2), 1e-9), np.array([np.nan, 1.0]), np.ones(4)], ["a", "b", "c"])
+    assert report.as_dict()["a/grad_norm"] == pytest.approx(2e-9)
+    assert np.isnan(report.as_dict()["a/mean"])
+    assert illnesses(report) == ["vanishing", "exploding", "healthy"]
+    assert fg.health.of(np.ones(4)).layers == ["0"]
+
+
+# reports
+
+
+def test_the_report_is_a_table_and_a_dict(in_force):
+    x, y = data()
+    report = trained(DenseChain([12, 9, 5], "tanh", init=("normal", 0.3), seed=0), x, y, optimizer=SGD(0.01)).health()
+    title, *lines = str(report).splitlines()
+    assert title.split()[0] == "layer"
+    assert [line.split()[0] for line in lines] == ["layers.0", "layers.1"]
+    assert all(line.endswith("healthy") for line in lines)
+    assert max(map(len, [title, *lines])) <= 120
+    found = report.as_dict()
+    assert len(found) == 2 * 9
+    assert all(type(value) is float for value in found.values())
+    assert found["layers.0/grad_norm"] == report.values[0, 0]
+
+
+def test_a_report_does_not_change_with_later_steps(in_force):
+    x, y = data()
+    trainer = trained(DenseChain([12, 9, 5], seed=0), x, y)
+    report = trainer.health()
+    before = bits(report.values), bits(report.history)
+    trainer.fit(x, y, epochs=3)
+    assert (bits(report.values), bits(report.history)) == before
+
+
+def test_plot_writes_a_picture(in_force, tmp_path):
+    pytest.importorskip("matplotlib")
+    x, y = data()
+    trainer = trained(DenseChain([12, 9, 9, 5], seed=0), x, y, 5)
+    figure = trainer.health().plot(tmp_path / "health.png")
+    assert (tmp_path / "health.png").stat().st_size > 1000
+    by_layer, over_time = figure.axes
+    np.testing.assert_allclose(by_layer.lines[-1].get_ydata(), trainer.health().values[:, 0])
+    assert len(over_time.lines) == 3
+    fg.health.of([np.zeros(3)]).plot()
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install"):
+        fg.health.of([np.ones(3)]).plot()
+
+
+def test_vanishing_is_told(in_force):
+    x, y = data()
+    report = trained(DenseChain([12, *[16] * 6, 5], "sigmoid", init=("normal", 0.01), seed=0), x, y).health()
+    assert illnesses(report)[0] == "vanishing"
+    assert "BatchNorm" in report.verdicts["layers.0"].cure
+    assert "0.001 times the last layer's" in report.verdicts["layers.0"].cause
+    assert "layers.0 and" in str(report)
+
+
+def test_exploding_is_told(in_force):
+    x, y = data()
+    report = trained(DenseChain([12, *[16] * 6, 5], "leaky_relu", init=("normal", 3.0), seed=0), x, y).health()
+    assert set(illnesses(report)) == {"exploding"}
+    report = trained(DenseChain([12, 16, 5], "tanh", seed=0), x, y, optimizer=SGD(100.0)).health()
+    assert "exploding" in illnesses(report)
+    assert "learning rate" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["chain", "layers"])
+def test_dead_units_are_told(in_force, kind):
+    x, y = data()
+    net = (
+        DenseChain([12, 16, 5], seed=0) if kind == "chain" else Sequential(Dense(12, 16, "relu"), Dense(16, 5), seed=0)
+    )
+    net.parameters()["0.b"][:9] = -100
+    report = trained(net, x, y).health()
+    assert report.as_dict()["layers.0/dead"] == 9 / 16
+    assert illnesses(report) == ["dead", "healthy"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias"), [("sigmoid", 40.0), ("sigmoid", -40.0), ("tanh", 40.0), ("elu", -40.0)]
+)
+def test_units_past_their_slope_are_dead(in_force, activation, bias):
+    x, y = data()
+    net = DenseChain([12, 16, 5], activation, seed=0)
+    net.biases[0][:4] = bias
+    assert trained(net, x, y).health().as_dict()["layers.0/dead"] == 4 / 16
+
+
+def test_saturation_is_told(in_force):
+    x, y = data()
+    report = trained(DenseChain([12, 16, 5], "tanh", init=("normal", 10.0), seed=0), x, y).health()
+    assert illnesses(report)[0] == "saturated"
+    assert report.as_dict()["layers.0/saturated"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("activation", "at", "past"),
+    [
+        ("sigmoid", -4.7, 4.7),
+        ("tanh", -2.7, 2.7),
+        ("relu", -0.1, 0.1),
+        ("relu6", -0.1, 6.1),
+        ("elu", -4.7, 0.1),
+        ("selu", -4.7, 0.1),
+    ],
+)
+def test_what_is_within_a_hundredth_of_a_limit_is_saturated(in_force, activation, at, past):
+    net = DenseChain([1, 1, 2], [activation, "identity"], init="constant", seed=0)
+    net.weights[0][...] = 1
+    both = activation in ("sigmoid", "tanh", "relu6")
+    for value, expected in ((at, 1.0), (past, float(both)), (at * 0.9 + 0.11, 0.0)):
+        trainer = trained(net, np.full((4, 1), value, "f4"), np.zeros(4, np.int64), optimizer=SGD(0.0))
+        assert trainer.health().as_dict()["layers.0/saturated"] == expected, value
+
+
+def test_healthy_nets_are_healthy(in_force):
+    x, y = experiment.digits()
+    for options in ({"activation": "tanh", "init": "xavier_uniform"}, {"activation": "relu", "init": "he_normal"}):
+        report = trained(experiment.net(10, 64, **options), x[:256], y[:256], 3).health()
+        assert set(illnesses(report)) == {"healthy"}, str(report)
+
+
+def cures(report):
+    """Of each illness all that is advised against it."""
+    return {v.illness: v.cure for v in report.verdicts.values() if v.illness != "healthy"}
+
+
+def deep(activation, init, batch_norm=False, residual=False, steps=3, lr=1e-3, **options):
+    """The report of 50 layers, and whether the loss went down."""
+    x, y = experiment.digits()
+    model = experiment.net(50, 64, activation, init, batch_norm, residual)
+    trainer = fg.Trainer(model, optimizer=Adam(lr), health=True, **options)
+    losses = []
+    with contextlib.suppress(FloatingPointError):
+        for rows in experiment.batches(len(x), steps, 128, 0):
+            losses.append(trainer.step(x[rows], y[rows]))
+    return trainer.health(), len(losses) == steps and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("activation", "init"), [("sigmoid", "normal:0.01"), ("sigmoid", "normal:0.0001"), ("relu", "normal:1")]
+)
+def test_batch_norm_and_residuals_together_are_healthy_at_50_layers(cpu, activation, init):
+    """Their layers' gradients differ by far more than a thousand from the last layer's, which is of another kind."""
+    report, trains = deep(activation, init, True, True, steps=20)
+    assert trains
+    assert set(illnesses(report)) == {"healthy"}, str(report)
+
+
+def test_vanishing_at_50_layers_is_told_with_cures_that_are_not_there(cpu):
+    report, _ = deep("sigmoid", "normal:0.01")
+    assert illnesses(report)[:40] == ["vanishing"] * 40
+    for cure in ("activation='tanh'", "nn.BatchNorm", "nn.Residual"):
+        assert cure in cures(report)["vanishing"]
+
+
+def test_gradients_that_explode_are_called_so_whatever_the_outputs(cpu):
+    """Of tanh with large weights 7 of 10 outputs are saturated too."""
+    report, _ = deep("tanh", "normal:1")
+    for values, verdict in zip(report.values, report.verdicts.values(), strict=True):
+        assert (verdict.illness == "exploding") == (values[0] > 1000)
+    assert report.verdicts["layers.0"].illness == "exploding"
+    assert report.verdicts["layers.49"].illness == "saturated"
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "init", "clip"), [("relu", "he_normal", None), ("relu", "normal:1", 0.5), ("tanh", "normal:1", 5.0)]
+)
+def test_nothing_is_advised_that_is_there(cpu, activation, init, clip, batch_norm, residual):
+    report, _ = deep(activation, init, batch_norm, residual, steps=1, clip_norm=clip)
+    for verdict in report.verdicts.values():
+        assert "BatchNorm" not in verdict.cure or not batch_norm
+        assert "Residual" not in verdict.cure or not residual
+        assert "clip_norm=1.0" not in verdict.cure or clip is None
+        assert "a smaller clip_norm" not in verdict.cure or clip == 5.0
+        assert "leaky_relu" not in verdict.cure or activation == "relu"
+        assert (verdict.illness == "healthy") == (not verdict.cure)
+    hidden = [v.cure for layer, v in report.verdicts.items() if layer not in ("layers.50", "layers.51")]
+    assert init != "he_normal" or not any("init=" in cure for cure in hidden)
+
+
+def test_an_lstm_is_advised_what_an_lstm_can_have(in_force):
+    x, y = np.random.default_rng(0).standard_normal((6, 40, 3)).astype("f4"), np.zeros(6, np.int64)
+    for forget_bias in (0.0, 1.0):
+        model = Sequential(LSTM(3, 4, 2, pool="last", forget_bias=forget_bias), Dense(4, 2), seed=0)
+        model.parameters()["0.1.w_ih"][...] = 1e-6
+        report = trained(model, x, y).health()
+        assert report.verdicts["layers.0.0"].illness == "vanishing"
+        cure = report.verdicts["layers.0.0"].cure
+        assert cure == ("fewer layers" if forget_bias else "forget_bias=1.0")
+    model.parameters()["1.w"][...] = np.nan
+    trainer = fg.Trainer(model, health=True, clip_norm=1.0)
+    with pytest.raises(FloatingPointError):
+        trainer.step(x, y)
+    assert trainer.health().verdicts["layers.0.0"].cure == "a smaller learning rate"
+
+
+def test_the_layers_of_one_block_are_not_held_against_those_of_another_kind(in_force):
+    """A block whose last layer starts at 0 gives the layers before it no gradient at the first step."""
+    x, y = data()
+    blocks = [Residual(Sequential(Dense(12, 12, "relu"), Dense(12, 12, init="zeros"))) for _ in range(2)]
+    report = trained(Sequential(*blocks, Dense(12, 5), seed=0), x, y, optimizer=SGD(0.01)).health()
+    assert report.as_dict()["layers.0.body.0/grad_norm"] == 0
+    assert set(illnesses(report)) == {"healthy"}
+
+
+def test_a_net_that_has_learnt_all_is_healthy(in_force):
+    x = np.ones((4, 3), "f4")
+    net = DenseChain([3, 4, 2], "tanh", init="constant")
+    assert set(illnesses(trained(net, x, net.predict(x), loss="mse").health())) == {"healthy"}
+
+
+def test_weights_that_start_at_0_are_not_dead(in_force):
+    x, y = data()
+    net = Sequential(Dense(12, 16, "tanh", init="zeros"), Dense(16, 5, init="zeros"))
+    net.layers[1].w[...] = np.random.default_rng(0).standard_normal((16, 5))
+    report = trained(net, x, y, optimizer=SGD(0.01)).health()
+    assert report.as_dict()["layers.0/dead"] == 1
+    assert set(illnesses(report)) == {"healthy"}
+
+
+def test_relus_that_are_dead_are_told_before_their_effect(in_force):
+    x, y = data()
+    net = DenseChain([12, 16, 16, 5], seed=0)
+    net.biases[1][:] = -100
+    report = trained(net, x, y).health()
+    assert illnesses(report) == ["vanishing", "dead", "healthy"]
+    assert (
+        report.verdicts["layers.1"].cure
+        == "a smaller learning rate, activation='leaky_relu', or nn.BatchNorm before the activation"
+    )
+
+
+# the theory: how the gradient of weights goes from the last hidden layer to the first
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    x, y = experiment.digits()
+    return x[:128], y[:128]
+
+
+def norms(digits, depth, activation, init, **cures):
+    trainer = fg.Trainer(experiment.net(depth, 64, activation, init, **cures), health=True)
+    trainer.step(*digits)
+    found = trainer.health().as_dict()
+    return np.array([v for k, v in found.items() if k.endswith("/grad_norm")])[:-1]
+
+
+def growth(found):
+    """Powers of ten from the last layer to the first, by a straight line."""
+    return np.polyfit(np.arange(len(found)), np.log10(found[::-1]), 1)[0] * (len(found) - 1)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_small_normal_weights_vanish(cpu, digits, activation):
+    found = norms(digits, 8, activation, "normal:0.01")
+    # the first hidden layers see digits, whose size is not theirs
+    assert (np.diff(found[1:]) > 0).all()
+    assert growth(found) < -5
+
+
+@pytest.mark.parametrize("init", ["normal:0.01:1", "normal:1"])
+def test_large_weights_explode(cpu, digits, init):
+    found = norms(digits, 8, "relu", init)
+    assert found[0] > 1e5
+    if init == "normal:1":
+        assert growth(norms(digits, 20, "identity", init)[2:]) > 0 or found[0] > 1e5
+
+
+@pytest.mark.parametrize(
+    ("activation", "good", "bad"), [("tanh", "xavier_normal", "normal:0.01"), ("relu", "he_normal", "xavier_normal")]
+)
+def test_the_right_initial_weights_hold(cpu, digits, activation, good, bad):
+    held, lost = (norms(digits, 50, activation, init) for init in (good, bad))
+    assert abs(growth(held)) < 2
+    assert 1e-3 < held[0] < 1e2
+    assert lost[0] < held[0] / 1e3
+
+
+def test_batch_norm_and_residuals_hold_at_depth_100(cpu, digits):
+    lost = norms(digits, 100, "relu", "xavier_normal")
+    for cures in ({"batch_norm": True, "residual": True}, {"residual": True}):
+        init = "xavier_normal" if "batch_norm" in cures else "normal:0.01"
+        held = norms(digits, 100, "relu", init, **cures)
+        assert np.isfinite(held).all()
+        assert abs(growth(held)) < 2
+        assert held[0] > 1e3 * lost[0]
+    # batch norm alone keeps gradients of tanh and sigmoid alive
+    alone = norms(digits, 100, "tanh", "normal:0.01", batch_norm=True)
+    assert alone[0] > 1e-3
+
+
+# the command
+
+
+def command(*arguments):
+    from fastgrad.__main__ import main
+
+    return main(["health", *arguments])
+
+
+def test_the_command_prints_and_draws_an_experiment(cpu, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "picture.png"
+    options = "--depth 4 --activation sigmoid --init normal:0.01 --steps 3 --width 16 --plot".split()
+    assert command(*options, str(path)) == 0
+    out = capsys.readouterr().out
+    assert "layers.4" in out
+    assert "vanishing" in out
+    assert "loss" in out
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "glorot"], "init must be one of zeros, constant, normal"),
+        (["--init", "normal:a"], "numbers after colons"),
+        (["--init", "he_normal:1"], "init 'he_normal' takes no option"),
+        (["--init", "constant:1:2"], "takes at most 1 numbers"),
+        (["--activation", "step"], "activation must be one of identity, relu"),
+        (["--depth", "0"], "depth must be an integer of at least 1, got 0"),
+        (["--steps", "0"], "steps must be an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_options_are_one_line(cpu, capsys, arguments, message):
+    assert command(*arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_without_scikit_learn_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert command() == 1
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_the_sweep_draws_a_heat_map(cpu, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sweep, "SWEPT_DEPTHS", (2, 3))
+    monkeypatch.setattr(sweep, "SWEPT_INITS", ("normal:0.01", "he_normal"))
+    assert command("--sweep", "--width", "8", "--plot", str(tmp_path / "map.png")) == 0
+    assert (tmp_path / "map.png").exists()
+    assert "48/48" in capsys.readouterr().err

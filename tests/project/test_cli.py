@@ -1,0 +1,128 @@
+"""python -m fastgrad: what it prints, and that a user's error is one line and a status."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import fastgrad as fg
+
+
+def run(*arguments, **environment):
+    """(status, stdout, stderr) of python -m fastgrad."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "fastgrad", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_info_tells_versions_backends_threads_vectors_and_cache(tmp_path):
+    folder = tmp_path / "cache"
+    status, out, err = run("info", FASTGRAD_CACHE_DIR=str(folder), FASTGRAD_BACKEND="cpu", FASTGRAD_VECTOR_BITS="128")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"fastgrad {fg.__version__}, Python 3")
+    assert re.fullmatch(r"numpy \S+, numba \S+, llvmlite \S+", lines[1])
+    assert "backend cpu: runs, in force" in lines
+    assert "backend numpy: runs" in lines
+    (cuda,) = [line for line in lines if line.startswith("backend cuda: missing ")]
+    assert "an NVIDIA driver" in cuda
+    assert re.search(r"^threads: \d+$", out, re.MULTILINE)
+    assert "vectors: 128 bits" in lines
+    assert re.search(rf"^cache: {re.escape(str(folder))}\S*, 0.0 MB$", out, re.MULTILINE)
+
+
+def test_info_names_an_unknown_backend():
+    status, out, _ = run("info", FASTGRAD_BACKEND="gpu")
+    assert status == 0
+    assert "backend gpu: unknown, but named by FASTGRAD_BACKEND" in out
+
+
+def test_version():
+    assert run("--version") == (0, f"fastgrad {fg.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("tune",), ("info", "--all")])
+def test_wrong_arguments_are_told_in_usage_lines(arguments):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: python -m fastgrad")
+    assert "Traceback" not in err
+
+
+def test_warmup_runs_every_task_with_progress(monkeypatch, capsys):
+    from fastgrad.kernels.cpu import warmup
+
+    from fastgrad.__main__ import main
+
+    done = []
+    tasks = [("gemm float32", lambda: done.append("gemm")), ("step float32", lambda: done.append("step"))]
+    monkeypatch.setattr(warmup, "warmup_tasks", lambda: tasks)
+    assert main(["warmup"]) == 0
+    assert done == ["gemm", "step"]
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_an_error_of_warmup_is_one_line(monkeypatch, capsys):
+    from fastgrad.kernels.cpu import warmup
+
+    from fastgrad.__main__ import main
+
+    def fails():
+        raise OSError("no space left")
+
+    monkeypatch.setattr(warmup, "warmup_tasks", lambda: [("gemm", fails)])
+    assert main(["warmup"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "fastgrad: no space left"
+
+
+def test_the_tasks_of_warmup_are_labelled_calls():
+    from fastgrad.kernels.cpu import warmup
+
+    tasks = warmup.warmup_tasks()
+    assert tasks
+    assert all(isinstance(label, str) and callable(task) for label, task in tasks)
+    assert len({label for label, _ in tasks}) == len(tasks)
+
+
+def test_warmup_leaves_nothing_to_compile():
+    """What it compiles, in the cache that the other tests use, the next process loads; and steps after it ask for no more."""
+    assert run("warmup")[0] == 0
+    code = """
+import numpy as np, fastgrad as fg
+from fastgrad.kernels.cpu import warmup
+from fastgrad.kernels.cpu.engine import compile
+from fastgrad.kernels.cpu.engine.cache import Cache
+
+load, save, asked = Cache.load_overload, Cache.save_overload, []
+
+def counted(cache, *rest):
+    asked.append(cache.function.__name__)
+    return load(cache, *rest)
+
+def compiled(cache, *rest):
+    raise AssertionError(f"{cache.function.__name__} was compiled")
+
+Cache.load_overload, Cache.save_overload = counted, compiled
+for _, task in warmup.warmup_tasks():
+    task()
+assert len(asked) > len(compile.KERNELS)
+asked.clear()
+for dtype in ("float32", "float64"):
+    x, y = np.ones((300, 64), dtype), np.zeros(300, np.int64)
+    chain = fg.nn.DenseChain([64, 64, 10], output="softmax", dtype=dtype)
+    trainer = fg.Trainer(chain)
+    trainer.step(x, y)
+    trainer.fit(x, y)
+    trainer.predict(x)
+    out, backward = fg.dense(x, chain.weights[0], activation="gelu", residual=x)
+    backward(fg.mse(out, x)[1])
+    fg.cross_entropy(out, y), fg.binary_cross_entropy(out, x)
+assert asked == [], asked
+"""
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "FASTGRAD_BACKEND": "cpu"}, check=True)

@@ -1,5 +1,0 @@
-"""Every instruction that this executor knows, by name: function(machine, instruction, active threads)."""
-
-from . import access, arithmetic, warps
-
-OPERATIONS = {**arithmetic.OPERATIONS, **access.OPERATIONS, **warps.OPERATIONS}

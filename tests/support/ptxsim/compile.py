@@ -1,0 +1,47 @@
+"""Kernels to PTX, and through ptxas, on a machine without a GPU."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from fastgrad.kernels.cuda.engine.device import offline
+from numba import cuda
+
+CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+
+
+def compiled(function, signature, cc=(9, 0), **options):
+    """The PTX of a kernel of these argument types."""
+    with offline(cc):
+        return cuda.compile_ptx(getattr(function, "py_func", function), signature, cc=cc, device=False, **options)[0]
+
+
+def ptxas():
+    """ptxas's path, or None."""
+    return shutil.which("ptxas")
+
+
+class Resources:
+    """What ptxas says of a kernel: registers a thread, bytes of shared memory, bytes spilled and of stack."""
+
+    def __init__(self, text):
+        self.registers = int(re.search(r"Used (\d+) registers", text)[1])
+        shared = re.search(r"(\d+) bytes smem", text)
+        self.shared = int(shared[1]) if shared else 0
+        stack, stores, loads = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text
+        ).groups()
+        self.stack, self.spilled = int(stack), int(stores) + int(loads)
+
+
+def assembled(ptx, cc):
+    """Resources of the kernel; raises AssertionError with ptxas's words where it refuses, as it does a symbol that is not there."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [ptxas(), f"-arch=sm_{cc[0]}{cc[1]}", "-v", source, "-o", Path(folder, "kernel.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Resources(done.stderr)

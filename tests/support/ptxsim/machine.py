@@ -1,0 +1,217 @@
+"""One launch: registers, memory and the schedule.
+
+A register is a vector over all threads of the launch, and each thread has its own program counter. A step runs the basic block of
+the lowest counter among the threads that may run, which brings threads that parted back together. That is one schedule of many:
+what another would change is found by the race check.
+"""
+
+import numpy as np
+
+from ptxsim.formats import PREDICATE, PTXError, stored
+from ptxsim.memory import GLOBAL_BASE
+from ptxsim.races import Races, Threads
+from ptxsim.warps import WARP
+
+
+class Machine:
+    """A kernel over a grid of blocks, (x, y, z) each. shared: bytes of dynamic shared memory."""
+
+    def __init__(self, kernel, memory, grid, block, shared=0, approximate=False, check_races=True, max_steps=2_000_000):
+        self.kernel, self.memory, self.approximate, self.max_steps = kernel, memory, approximate, max_steps
+        self.block_size, self.blocks = int(np.prod(block)), int(np.prod(grid))
+        self.size = self.block_size * self.blocks
+        self.thread = np.arange(self.size)
+        self.block, self.place = np.divmod(self.thread, self.block_size)
+        self.lane = self.place % WARP
+        self.warp = self.block * -(-self.block_size // WARP) + self.place // WARP
+        self.special = self._special_registers(grid, block, shared)
+        self.registers = {name: np.zeros(self.size, dtype) for name, dtype in kernel.registers.items()}
+        self._lay_out(shared)
+        self.races = {}
+        if check_races:
+            self.races = {"global": Races(memory.top), "shared": Races(self.shared.size)}
+        self.epoch, self.warp_epoch, self.grid_epoch = np.zeros(self.size, np.int64), np.zeros(self.size, np.int64), 0
+        self.at_grid_barrier = np.zeros(self.size, bool)
+        self.carry = np.zeros(self.size, bool)
+        self.returned = 0
+        self.steps = self.instructions = 0
+
+    def _special_registers(self, grid, block, shared):
+        lane = self.lane.astype(np.uint64)
+        found = {
+            "%laneid": self.lane,
+            "%warpid": self.place // WARP,
+            "%lanemask_lt": (np.uint64(1) << lane) - np.uint64(1),
+            "%dynamic_smem_size": shared,
+            "%nwarpid": -(-self.block_size // WARP),
+            "%smid": 0,
+            "%nsmid": 1,
+        }
+        for name, sizes, index in (("tid", block, self.place), ("ctaid", grid, self.block)):
+            for axis, size in zip("xyz", sizes, strict=True):
+                index, found[f"%{name}.{axis}"] = index // size, index % size
+                found[f"%n{name}.{axis}"] = size
+        return {
+            name: np.broadcast_to(np.asarray(values).astype(np.uint32), self.size) for name, values in found.items()
+        }
+
+    def _lay_out(self, dynamic):
+        """Addresses of variables. Those without a size share the dynamic shared memory, which comes last."""
+        self._symbols, used = {}, 0
+        variables = self.kernel.module.variables
+        for name, variable in variables.items():
+            if variable.space == "shared":
+                used = -(-used // variable.align) * variable.align
+                self._symbols[name] = used
+                used += variable.size
+            else:
+                self._symbols[name] = self._global(name, variable)
+        for name, variable in variables.items():
+            if variable.space == "shared" and variable.size == 0:
+                self._symbols[name] = used = -(-used // variable.align) * variable.align
+        self.shared_used = used + dynamic
+        self.shared_stride = max(-(-self.shared_used // 8) * 8, 8)
+        self.shared = np.zeros(self.blocks * self.shared_stride, np.uint8)
+        self.local_stride = max(-(-self.kernel.local_size // 8) * 8, 8)
+        self.local = np.zeros(self.size * self.local_stride if self.kernel.local_size else 8, np.uint8)
+
+    def _global(self, name, variable):
+        address = self.memory.allocate(max(variable.size, 8), name)
+        if variable.values is not None:
+            start = address - GLOBAL_BASE
+            self.memory.raw[start : start + variable.values.nbytes] = variable.values.view(np.uint8)
+        return address
+
+    def symbol(self, name):
+        if name in self.kernel.local:
+            return self.kernel.local[name]
+        if name not in self._symbols:
+            raise PTXError(f"unknown symbol {name}")
+        return self._symbols[name]
+
+    def count(self, active):
+        return self.size if active is None else active.size
+
+    def threads(self, active):
+        every = self.thread, self.warp, self.block, self.epoch, self.warp_epoch
+        return Threads(*(every if active is None else (values[active] for values in every)))
+
+    def write(self, operand, values, active):
+        """Set a register of the active threads."""
+        name = getattr(operand, "name", "_")
+        if name == "_":
+            return
+        register = self.registers[name]
+        register[slice(None) if active is None else active] = stored(np.asarray(values), register.dtype)
+
+    def run(self, arguments):
+        """Run to the end with these bytes of parameters; raises PTXError for what a GPU does not allow."""
+        self.arguments = np.frombuffer(arguments, np.uint8)
+        self.end = len(self.kernel.code)
+        self.counter = np.zeros(self.size, np.int64)
+        self.waiting = np.zeros(self.size, bool)
+        self._vote = None
+        with np.errstate(all="ignore"):
+            while self._step():
+                pass
+        races = [text for found in self.races.values() for text in found.found.values()]
+        if races:
+            raise PTXError(f"{len(races)} data race(s): " + "; ".join(races))
+
+    def _step(self):
+        """Run one basic block, or let a grid barrier go; False at the end."""
+        ready = (self.counter < self.end) & ~self.waiting & ~self.at_grid_barrier
+        if not ready.any():
+            return self._nobody_is_ready()
+        self.steps += 1
+        if self.steps > self.max_steps:
+            raise PTXError(f"not done after {self.max_steps} basic blocks")
+        at = int(self.counter[ready].min())
+        chosen = ready & (self.counter == at)
+        active = None if chosen.all() else np.flatnonzero(chosen)
+        end = self.kernel.block_end[at]
+        # where the threads go on, unless the last instruction sets their counters itself
+        self.counter[slice(None) if active is None else active] = end
+        for instruction in self.kernel.code[at:end]:
+            self._execute(instruction, active)
+        if self.waiting.any():
+            self._release()
+        return True
+
+    def _execute(self, instruction, active):
+        if instruction.predicate is not None:
+            predicate = self.registers[instruction.predicate]
+            predicate = predicate if active is None else predicate[active]
+            taken = ~predicate if instruction.negated else predicate
+            if not taken.all():
+                active = np.flatnonzero(taken) if active is None else active[taken]
+            if active is not None and active.size == 0:
+                return
+        self.instructions += 1
+        chosen = slice(None) if active is None else active
+        match instruction.op:
+            case "bra":
+                self.counter[chosen] = instruction.target
+            case "ret" | "exit":
+                self.counter[chosen] = self.end
+            case "trap":
+                raise PTXError("trap executed")
+            case "bar" | "barrier" if instruction.modifiers[0] == "warp":
+                self.warp_epoch[chosen] += 1
+            case "bar" | "barrier":
+                self.waiting[chosen] = True
+                if "red" in instruction.modifiers:
+                    self._contribute(instruction, active)
+            case _:
+                instruction.run(self, instruction, active)
+
+    def _nobody_is_ready(self):
+        if self.at_grid_barrier.all():
+            self.at_grid_barrier[:] = False
+            self.grid_epoch = int(self.epoch.max()) + 1
+            self.epoch[:] = self.grid_epoch
+            return True
+        if self.at_grid_barrier.any():
+            raise PTXError("deadlock: a barrier of the grid is not reached by every thread")
+        if self.waiting.any():
+            where = sorted({self.kernel.code[int(at) - 1].text for at in self.counter[self.waiting]})
+            raise PTXError(f"deadlock: some threads wait at {where} which others of the block never reach")
+        return False
+
+    def _release(self):
+        """Let blocks go on all of whose threads wait, at one barrier."""
+        alive = (self.counter < self.end) | self.waiting
+        waiting = np.bincount(self.block, weights=self.waiting, minlength=self.blocks)
+        complete = (waiting == np.bincount(self.block, weights=alive, minlength=self.blocks)) & (waiting > 0)
+        if not complete.any():
+            return
+        freed = complete[self.block] & self.waiting
+        low, high = np.full(self.blocks, self.end + 1), np.full(self.blocks, -1)
+        np.minimum.at(low, self.block[freed], self.counter[freed])
+        np.maximum.at(high, self.block[freed], self.counter[freed])
+        if (complete & (low != high)).any():
+            raise PTXError("divergent barrier: threads of one block wait at different barriers")
+        if (complete & (waiting != self.block_size)).any():
+            raise PTXError("divergent barrier: reached by only part of a block (the rest has exited)")
+        if self._vote is not None:
+            self._deliver(np.flatnonzero(freed))
+        self.waiting &= ~complete[self.block]
+        self.epoch[complete[self.block]] += 1
+
+    def _contribute(self, instruction, active):
+        """bar.red: each thread's predicate on arrival; its result on release."""
+        if self._vote is None:
+            self._vote = instruction, np.zeros(self.size, bool)
+        predicate = instruction.operands[-1].value(self, PREDICATE, active)
+        self._vote[1][slice(None) if active is None else active] = predicate
+
+    def _deliver(self, threads):
+        instruction, predicates = self._vote
+        block = self.block[threads]
+        chosen = np.bincount(block, weights=predicates[threads], minlength=self.blocks)[block]
+        how = instruction.option("popc", "and", "or")
+        found = {"popc": chosen.astype(np.uint32), "and": chosen == self.block_size, "or": chosen > 0}[how]
+        self.write(instruction.operands[0], found, threads)
+        predicates[threads] = False
+        if not self.waiting[np.isin(self.block, block, invert=True)].any():
+            self._vote = None
