@@ -29,6 +29,182 @@ class Activation(NamedTuple):
         return needs_input(self.code)
 
 
+class LayerSaved(NamedTuple):
+    """What a layer's forward leaves for its backward, of the output's shape: z before the activation, which is y unless the activation
+    needs it (or None, where that is said), and y.
+    """
+
+    z: Any
+    y: Any
+
+
+class Chain(NamedTuple):
+    """Dense layers in a row: x (N, C), weights[l] (C_l, K_l), biases[l] (K_l,) or None, activations[l], residual (N, K) or None."""
+
+    x: Any
+    weights: list[Any]
+    biases: list[Any]
+    activations: list[Activation]
+    residual: Any
+
+
+class ChainSaved(NamedTuple):
+    """zs[l] and outputs[l] (N, K_l) of every layer; zs[l] is outputs[l] where the activation does not need its input."""
+
+    zs: list[Any]
+    outputs: list[Any]
+
+
+class ChainGradients(NamedTuple):
+    """What a chain's backward writes: dzs[l] (N, K_l), dx (N, C) or None, dweights[l], and dbiases[l] or None."""
+
+    dzs: list[Any]
+    dx: Any
+    dweights: list[Any]
+    dbiases: list[Any]
+
+
+class Net(NamedTuple):
+    """A chain in flat arrays: table (L, 5), int64, and parameters (L,), float64, of the activations, as training_step.py describes them;
+    loss, one of LOSSES; params and grads (P,); work, scratch of workspace_size.
+    """
+
+    table: Any
+    parameters: Any
+    loss: int
+    params: Any
+    grads: Any
+    work: Any
+
+
+class UpdateRule(NamedTuple):
+    """How parameters are updated: optimizer, its state (S, P) and hyper (7,), float64; the gradients' norm is limited to clip_norm;
+    masks, bool (P,), or None: where nothing is pruned; constraint, or None.
+    """
+
+    optimizer: int
+    state: Any
+    hyper: Any
+    clip_norm: float
+    masks: Any
+    constraint: Any
+
+
+class Batches(NamedTuple):
+    """Batches of an epoch: rows order[i : i + batch_size] of the data, int64, the last one perhaps short, and the rate of each, float64."""
+
+    order: Any
+    batch_size: int
+    rates: Any
+
+
+class LSTMWeights(NamedTuple):
+    """w_ih (C, 4H), w_hh (P, 4H), and b (4H,), peephole (3, H) and w_proj (H, P), each of which may be None; or their gradients."""
+
+    w_ih: Any
+    w_hh: Any
+    b: Any
+    peephole: Any
+    w_proj: Any
+
+
+class States(NamedTuple):
+    """h (N, P) and c (N, H), in the caller's order; or their gradients."""
+
+    h: Any
+    c: Any
+
+
+class Rows(NamedTuple):
+    """Which step of which sequence a row is, as packing.py lays them out: order (N,) and offsets (T + 1,), int64; with reverse the steps
+    run from each sequence's last to its first.
+    """
+
+    order: Any
+    offsets: Any
+    reverse: bool
+
+
+class LSTMSaved(NamedTuple):
+    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None, where nothing is kept for backward; h (R, P)."""
+
+    gates: Any
+    c: Any
+    tanh_c: Any
+    h: Any
+
+
+class LSTMUpstream(NamedTuple):
+    """dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None."""
+
+    dh: Any
+    dh_n: Any
+    dc_n: Any
+
+
+class LSTMGradients(NamedTuple):
+    """What an LSTM's backward writes: dz (R, 4H), room that may be the gates; dxs (R, C) or None; weights and start, the gradients of
+    what has these names; squares (R,), the squared norm of each step's whole dL/dh_t, or None.
+    """
+
+    dz: Any
+    dxs: Any
+    weights: LSTMWeights
+    start: States
+    squares: Any
+
+
+class Geometry(NamedTuple):
+    """Of windows over images: stride and dilation by axis, and pads (top, left, bottom, right)."""
+
+    stride: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+
+
+class ConvGradients(NamedTuple):
+    """What a convolution's backward writes: dz like y; dx, dw and db, each of which may be None."""
+
+    dz: Any
+    dx: Any
+    dw: Any
+    db: Any
+
+
+class Running(NamedTuple):
+    """A batch norm's running statistics mean and var (C,), both None where none are kept; they move by momentum, var unbiased or not."""
+
+    mean: Any
+    var: Any
+    momentum: float
+    unbiased: bool
+
+
+class Statistics(NamedTuple):
+    """mean and rstd (C,), float64, that a batch norm subtracts and multiplies by."""
+
+    mean: Any
+    rstd: Any
+
+
+class Affine(NamedTuple):
+    """gamma and beta (C,)."""
+
+    gamma: Any
+    beta: Any
+
+
+class NormGradients(NamedTuple):
+    """What a batch norm's backward writes: dz (M, C), which is the residual's gradient, None where there was none; dx (M, C) or None;
+    dgamma and dbeta (C,).
+    """
+
+    dz: Any
+    dx: Any
+    dgamma: Any
+    dbeta: Any
+
+
 class Constraint(NamedTuple):
     """What updated arrays are held to.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.core.device import BackendError as BackendError
+from fastgrad.kernels.backend import Backend
 
 BACKENDS = {"cpu": "fastgrad.kernels.cpu", "cuda": "fastgrad.kernels.cuda", "numpy": "fastgrad.kernels.reference"}
 
@@ -55,7 +56,7 @@ def backend() -> str:
     return _context.get() or _process
 
 
-def kernels(x: Any = None) -> Any:
+def kernels(x: Any = None) -> Backend:
     """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
     name = _context.get() or _process
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):

@@ -18,6 +18,7 @@ def wheel(tmp_path_factory):
     for file in [
         *ROOT.glob("*.*"),
         ROOT / "LICENSE",
+        ROOT / "fastgrad" / "py.typed",
         *(f for room in ("fastgrad", "kernels") for f in ROOT.glob(f"{room}/**/*.py")),
     ]:
         if file.is_file():
@@ -37,6 +38,7 @@ def test_the_wheel_holds_fastgrad_and_nothing_else_at_top_level(wheel):
     (metadata,) = tops - {"fastgrad"}
     assert metadata.endswith(".dist-info")
     assert f"{metadata}/licenses/LICENSE" in names
+    assert "fastgrad/py.typed" in names
 
 
 def test_the_wheel_holds_every_module(wheel):

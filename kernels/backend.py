@@ -1,0 +1,216 @@
+"""The contract of a backend: every function that `kernels(x)` gives, with the types of its arguments.
+
+reference/ defines what each function computes, in the file named after its op. Arrays are NumPy's or, in the backend "cuda", CuPy's of
+the same shapes; all of one call have one dtype, float32 or float64, unless another is named here. What a function writes comes last.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from .types import (
+    Activation,
+    Affine,
+    Batches,
+    Chain,
+    ChainGradients,
+    ChainSaved,
+    ConvGradients,
+    Geometry,
+    LayerSaved,
+    LSTMGradients,
+    LSTMSaved,
+    LSTMUpstream,
+    LSTMWeights,
+    Net,
+    NormGradients,
+    Rows,
+    Running,
+    States,
+    Statistics,
+    UpdateRule,
+    Watch,
+)
+
+Array = np.ndarray
+Arrays = list[np.ndarray]
+Pair = tuple[int, int]
+# top, left, bottom, right
+Pads = tuple[int, int, int, int]
+# 0, or another of Status; on a GPU an array () that lies there
+StatusOf = Any
+
+
+class Backend(Protocol):
+    """A module of kernels."""
+
+    # activation.py
+    def activation_forward(self, z: Array, y: Array, activation: Activation) -> None: ...
+    def activation_backward(
+        self, dy: Array, z: Array | None, y: Array | None, dz: Array, activation: Activation
+    ) -> None: ...
+
+    # dense.py
+    def dense_chain_forward(self, chain: Chain, saved: ChainSaved) -> None: ...
+    def dense_chain_backward(self, dy: Array, chain: Chain, saved: ChainSaved, gradients: ChainGradients) -> None: ...
+    def dense_chain_infer(self, x: Array, table: Array, parameters: Array, params: Array, out: Array) -> None: ...
+
+    # training_step.py
+    def dense_chain_gradients(
+        self, x: Array, target: Array, net: Net, record: Array, *, row_weights: Array | None = None, l2: float = 0.0
+    ) -> StatusOf: ...
+    def dense_chain_step(
+        self,
+        x: Array,
+        target: Array,
+        net: Net,
+        rule: UpdateRule,
+        step: int,
+        record: Array,
+        *,
+        row_weights: Array | None = None,
+        l2: float = 0.0,
+        watch: Watch | None = None,
+        updates: Array | None = None,
+    ) -> StatusOf: ...
+    def dense_chain_epoch(
+        self,
+        x: Any,
+        target: Array,
+        batches: Batches,
+        net: Net,
+        rule: UpdateRule,
+        step: int,
+        record: Array,
+        *,
+        row_weights: Array | None = None,
+        l2: float = 0.0,
+        watch: Watch | None = None,
+        updates: Array | None = None,
+    ) -> tuple[StatusOf, int]: ...
+
+    # optim.py
+    def update_arrays(
+        self,
+        params: Arrays,
+        grads: Arrays,
+        rule: UpdateRule,
+        step: int,
+        record: Array | None,
+        *,
+        moved: Array | None = None,
+        updates: Array | None = None,
+        only_if: Any = None,
+    ) -> StatusOf: ...
+
+    # lstm.py
+    def lstm_forward(
+        self, xs: Array, weights: LSTMWeights, start: States, rows: Rows, saved: LSTMSaved, end: States
+    ) -> None: ...
+    def lstm_backward(
+        self,
+        upstream: LSTMUpstream,
+        xs: Array,
+        weights: LSTMWeights,
+        start: States,
+        rows: Rows,
+        saved: LSTMSaved,
+        gradients: LSTMGradients,
+        accumulate: bool,
+    ) -> None: ...
+
+    # packing.py
+    def gather_rows(self, x: Array, order: Array, offsets: Array, rows: Array) -> None: ...
+    def scatter_rows(self, rows: Array, order: Array, offsets: Array, x: Array) -> None: ...
+
+    # batch_norm.py
+    def batch_norm_statistics(
+        self, x: Array, running: Running, training: bool, eps: float, statistics: Statistics
+    ) -> None: ...
+    def batch_norm_forward(
+        self,
+        x: Array,
+        statistics: Statistics,
+        affine: Affine,
+        residual: Array | None,
+        activation: Activation,
+        saved: LayerSaved,
+    ) -> None: ...
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        statistics: Statistics,
+        affine: Affine,
+        activation: Activation,
+        of_batch: bool,
+        saved: LayerSaved,
+        gradients: NormGradients,
+    ) -> None: ...
+
+    # conv.py
+    def conv2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        geometry: Geometry,
+        residual: Array | None,
+        activation: Activation,
+        saved: LayerSaved,
+    ) -> None: ...
+    def conv2d_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        geometry: Geometry,
+        activation: Activation,
+        saved: LayerSaved,
+        gradients: ConvGradients,
+    ) -> None: ...
+
+    # pool.py
+    def max_pool2d_forward(self, x: Array, size: Pair, stride: Pair, pads: Pads, y: Array) -> None: ...
+    def max_pool2d_backward(
+        self, dy: Array, x: Array, y: Array, size: Pair, stride: Pair, pads: Pads, dx: Array
+    ) -> None: ...
+    def avg_pool2d_forward(
+        self, x: Array, size: Pair, stride: Pair, pads: Pads, include_pad: bool, y: Array
+    ) -> None: ...
+    def avg_pool2d_backward(
+        self, dy: Array, size: Pair, stride: Pair, pads: Pads, include_pad: bool, dx: Array
+    ) -> None: ...
+
+    # dropout.py
+    def dropout_forward(self, x: Array, rate: float, key: int, y: Array) -> None: ...
+
+    # loss.py: the sum of the losses, float64
+    def cross_entropy(self, logits: Array, labels: Array, losses: Array, dlogits: Array, scale: float) -> Any: ...
+    def binary_cross_entropy(
+        self, logits: Array, targets: Array, losses: Array, dlogits: Array, scale: float
+    ) -> Any: ...
+    def mse(self, y: Array, target: Array, losses: Array, dy: Array, scale: float) -> Any: ...
+    def poisson_nll(self, z: Array, target: Array, losses: Array, dz: Array, scale: float) -> Any: ...
+
+    # clip.py
+    def array_norms(self, arrays: Arrays, widths: Array | None, p: float, norms: Array, nonfinite: Array) -> None: ...
+    def joint_norm(self, norms: Array, p: float) -> Any: ...
+    def scale_arrays(self, arrays: Arrays, widths: Array | None, scales: Array) -> None: ...
+    def clamp_arrays(self, arrays: Arrays, limit: float) -> None: ...
+
+    # pruning.py
+    def prune_smallest(self, arrays: Arrays, masks: Array, count: int) -> None: ...
+    def prune_below(self, arrays: Arrays, masks: Array, threshold: float) -> None: ...
+
+    # health.py
+    def array_health(self, arrays: Arrays, found: Array) -> None: ...
+    def output_health(self, outputs: Arrays, bands: Array, found: Array) -> None: ...
+
+    # init.py
+    def uniform(self, out: Array, key: int, low: float, high: float) -> None: ...
+    def normal(self, out: Array, key: int, mean: float, std: float) -> None: ...
+    def orthogonal(self, out: Array, key: int, gain: float) -> None: ...
+
+    # array_list.py; in cpu/engine/object_memory.py
+    def plain(self, arrays: list[Any]) -> bool: ...
