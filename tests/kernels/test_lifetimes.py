@@ -15,7 +15,10 @@ from arrays import bits
 
 import fastgrad as fg
 
-thread_pool = pytest.importorskip("fastgrad.kernels.cpu.engine.thread_pool")
+pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here")
+
+from fastgrad.kernels.cpu.engine import thread_pool
+from fastgrad.kernels.cpu.engine.scratch import ScratchPool
 
 SOURCES = sorted(Path(thread_pool.__file__).parent.parent.rglob("*.py"))
 F4 = np.dtype(np.float32)
@@ -325,8 +328,8 @@ def four_threads():
 
 def test_a_call_reads_the_number_of_threads_once(four_threads, monkeypatch):
     """Another thread sets it between any two steps of a call."""
-    monkeypatch.setattr(thread_pool, "_borrowed", None)
-    monkeypatch.setattr(thread_pool, "_large_rooms", thread_pool.Rooms())
+    monkeypatch.setattr(thread_pool, "_openmp", None)
+    monkeypatch.setattr(thread_pool, "threaded_scratch", ScratchPool())
     monkeypatch.setattr(thread_pool, "_wake", lambda n: thread_pool.set_num_threads(16))
     parts, size = thread_pool.run(1e9, probe, scratch=(F4, 7, 1000))
     assert parts == 4
@@ -334,7 +337,7 @@ def test_a_call_reads_the_number_of_threads_once(four_threads, monkeypatch):
 
 
 def test_scratch_is_that_of_the_parts_of_the_launch(four_threads, monkeypatch):
-    monkeypatch.setattr(thread_pool, "_small_rooms", thread_pool.Rooms())
+    monkeypatch.setattr(thread_pool, "serial_scratch", ScratchPool())
     assert thread_pool.run(1, probe, scratch=(F4, 7, 1000)) == (1, 1007)
 
 
@@ -383,29 +386,37 @@ def test_a_launch_has_no_more_parts_than_it_can_count():
     assert thread_pool.MOST_THREADS < 1 << 16
 
 
-# --- rooms ---
+# --- scratch ---
 
 
-def test_rooms_are_as_many_as_calls_at_one_time_and_bounded(monkeypatch):
+def test_scratch_arrays_are_as_many_as_calls_at_one_time_and_bounded(monkeypatch):
     """Not one for every Python thread that ever called."""
-    rooms = thread_pool.Rooms()
-    monkeypatch.setattr(thread_pool, "_small_rooms", rooms)
+    pool = ScratchPool()
+    monkeypatch.setattr(thread_pool, "serial_scratch", pool)
     net = fg.nn.DenseChain([20, 20, 4], seed=0)
     for _ in range(12):
         thread = threading.Thread(target=net.predict, args=(np.ones((5, 20), F4),))
         thread.start()
         thread.join()
-    assert len(rooms._free["f"]) == 1
-    taken = [rooms.take(F4, 5 << 20) for _ in range(8)]
-    for room in taken:
-        rooms.give(room)
-    assert sum(room.nbytes for room in rooms._free["f"]) <= rooms.KEPT
+    assert len(pool._free["f"]) == 1
+    taken = [pool.take(F4, 5 << 20) for _ in range(8)]
+    for array in taken:
+        pool.give(array)
+    assert sum(array.nbytes for array in pool._free["f"]) <= pool.KEPT
 
 
-def test_a_room_that_is_too_small_is_let_go():
-    rooms = thread_pool.Rooms()
-    rooms.give(np.empty(3, F4))
-    large = rooms.take(F4, 5)
+def test_a_scratch_array_that_is_too_small_is_let_go():
+    pool = ScratchPool()
+    pool.give(np.empty(3, F4))
+    large = pool.take(F4, 5)
     assert large.size == 5
-    rooms.give(large)
-    assert rooms.take(F4, 4) is large
+    pool.give(large)
+    assert pool.take(F4, 4) is large
+
+
+def test_the_layout_of_arrays_in_memory_is_looked_at_before_it_is_relied_on():
+    from fastgrad.kernels.cpu.engine import object_memory
+
+    assert object_memory.layout_is_known()
+    # as where objects begin with other words
+    assert not object_memory.layout_is_known(object_memory.HEAD + 8)

@@ -127,10 +127,11 @@ def forked_child_of_a_busy_parent():
 
 def meeting_kernel():
     """A new kernel, compiled in each process, whose parts wait for each other for some seconds; each that meets all others says so."""
+    from numba import carray
+
     from fastgrad.kernels.cpu.engine import atomics
     from fastgrad.kernels.cpu.engine.compile import kernel
     from fastgrad.kernels.cpu.engine.thread_pool import wait
-    from numba import carray
 
     @kernel(np.dtype([("begun", "i8"), ("met", "i8")]))
     def meet_part(part, parts, job, like):
@@ -277,9 +278,10 @@ def multiprocessing_fork():
 
 def every_part_once():
     """Many launches of next to nothing, in which threads meet at every part."""
+    from numba import carray
+
     from fastgrad.kernels.cpu.engine import atomics, thread_pool
     from fastgrad.kernels.cpu.engine.compile import kernel
-    from numba import carray
 
     @kernel(np.dtype([("counts", "i8")]))
     def count_part(part, parts, job, like):
@@ -320,8 +322,8 @@ def borrowed_threads():
         assert large_work() == expected
         assert (x @ x == 300).all()
     # elsewhere OpenMP may have no GOMP_parallel, which leaves ours as they were
-    assert thread_pool._borrowed or sys.platform != "linux"
-    assert not (thread_pool._borrowed and thread_pool._workers)
+    assert thread_pool._openmp or sys.platform != "linux"
+    assert not (thread_pool._openmp and thread_pool._workers)
     assert check_in_child(expected)
     # a size that is not PyTorch's is not forced on its pool
     torch.set_num_threads(1)

@@ -72,7 +72,7 @@ def uninterrupted(function, *arguments):
         del error
 
 
-# by function and types of arguments. There is one machine code of each, since the memory of some is shared: see atomic.memory
+# by function and types of arguments. There is one machine code of each, since the memory of some is shared: see memory of atomics.py
 _c_functions = {}
 
 
@@ -136,7 +136,7 @@ def _none(dtype, ndim):
 
 
 def or_empty(dtype, ndim, *arrays):
-    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See simd's address_or_null."""
+    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See address_or_null of intrinsics.py."""
     return (_none(dtype, ndim) if a is None else a for a in arrays)
 
 

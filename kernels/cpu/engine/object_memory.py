@@ -4,6 +4,8 @@ To ask 1,000 arrays for their addresses takes Python longer than their norms tak
 (PyArrayObject_fields in ndarraytypes.h), whose places are part of its ABI.
 """
 
+import ctypes
+
 import numpy as np
 from numba import carray
 
@@ -18,6 +20,31 @@ ITEMS = 1
 NEEDED = 0x1 | 0x100 | 0x400
 # other processes have other addresses, so machine code is given them
 KIND, FLOAT32, FLOAT64 = id(np.ndarray), id(np.dtype(np.float32)), id(np.dtype(np.float64))
+
+
+def layout_is_known(head=HEAD):
+    """Whether arrays and lists lie in memory as is said here, by the fields of an example; head: bytes before an object's fields."""
+    array = np.zeros((2, 3), np.float32)[:, :2]
+    fields = (ctypes.c_int64 * (FLAGS + 1)).from_address(id(array) + head)
+    shape, strides = ((ctypes.c_int64 * 2).from_address(fields[place]) for place in (SHAPE, STRIDES))
+    items = [array, array]
+    size, first = (ctypes.c_int64 * 2).from_address(id(items) + head)
+    low = [ctypes.c_int32.from_address(id(array) + head + 8 * place).value for place in (NDIM, FLAGS)]
+    return (
+        fields[DATA] == array.ctypes.data
+        and (*shape,) == array.shape
+        and (*strides,) == array.strides
+        and fields[DTYPE] == FLOAT32
+        and low == [2, array.flags.num]
+        and size == 2
+        and (*(ctypes.c_int64 * 2).from_address(first),) == (id(array),) * 2
+        and ctypes.c_int64.from_address(id(array) + head - 8).value == KIND
+    )
+
+
+if not layout_is_known():
+    # what the backend lacks, as its users are told
+    raise ImportError("this Python lays out its objects in another way than CPython, which the compiled kernels read")
 
 
 @device_function

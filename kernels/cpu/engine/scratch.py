@@ -3,14 +3,14 @@
 import numpy as np
 
 
-class Rooms:
+class ScratchPool:
     """Uninitialised arrays for calls that are under way: a call takes one, and gives it back for the next.
 
-    The frame that calls a driver holds the room as long as machine code may write to it, also where the interpreter ends meanwhile.
+    The frame that calls a driver holds the array as long as machine code may write to it, also where the interpreter ends meanwhile.
     There are as many as there were calls at one time, and not one for every Python thread that ever called.
     """
 
-    # bytes of rooms of a dtype that are kept beside the first, which always is
+    # bytes of arrays of a dtype that are kept beside the first, which always is
     KEPT = 64 << 20
 
     def __init__(self):
@@ -20,16 +20,16 @@ class Rooms:
         """At least so many values."""
         free = self._free[dtype.char]
         try:
-            room = free.pop()
+            scratch = free.pop()
         except IndexError:
             return np.empty(size, dtype)
-        return room if room.size >= size else np.empty(size, dtype)
+        return scratch if scratch.size >= size else np.empty(size, dtype)
 
-    def give(self, room):
-        free = self._free[room.dtype.char]
-        if not free or sum(kept.nbytes for kept in tuple(free)) + room.nbytes <= self.KEPT:
-            free.append(room)
+    def give(self, scratch):
+        free = self._free[scratch.dtype.char]
+        if not free or sum(kept.nbytes for kept in tuple(free)) + scratch.nbytes <= self.KEPT:
+            free.append(scratch)
 
 
 # of calls on the caller's thread alone, of which there may be many at once, and of calls on all threads
-_small_rooms, _large_rooms = Rooms(), Rooms()
+serial_scratch, threaded_scratch = ScratchPool(), ScratchPool()

@@ -5,9 +5,9 @@ comes late finds nothing left, and delays nobody. A worker waits for launches in
 to come back, more than most launches last. When nothing has come for a while it goes to sleep; the next large call wakes it.
 
 The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. Machine code takes the pool and gives
-it back, since a signal's handler may raise between any two steps of Python. A forked child has no workers and hires its own.
+it back, since a signal's handler may raise between any two steps of Python. A forked child has no workers and starts its own.
 
-Beside a library that uses OpenMP the pool is that library's: see borrow.
+Beside a library that uses OpenMP the pool is that library's: see use_openmp.
 
 These are not Numba's threads: of its layers TBB alone survives forks and concurrent calls, and its workers sleep after every launch.
 """
@@ -26,7 +26,7 @@ from numba import types
 from . import atomics
 from .compile import c_function, compiler_lock, device_function, driver, uninterrupted
 from .intrinsics import call, run_kernel
-from .scratch import _large_rooms, _small_rooms
+from .scratch import serial_scratch, threaded_scratch
 
 # below so many floating-point operations the caller's thread is done before others have begun
 SMALL = 1_000_000
@@ -40,7 +40,7 @@ NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, BUSY, POOL_BYTES = 0, 64, 128, 136, 1
 MOST_THREADS = 4096
 _threads = min(numba.config.NUMBA_NUM_THREADS, MOST_THREADS)
 # GOMP_parallel, and who says how many threads it uses
-_borrowed: tuple[int, Callable[[], int]] | None = None
+_openmp: tuple[int, Callable[[], int]] | None = None
 _MAIN = threading.main_thread().ident
 # of each worker a flag that it sleeps, and the lock it sleeps on
 _workers: list[tuple[np.ndarray, threading.Lock]] = []
@@ -135,8 +135,8 @@ def _pool(function, parts, job):
             call(function, part, parts, job)
 
 
-def _team(function, parts, job):
-    """The launcher onto OpenMP's threads: see borrow. Without a function it takes what the others need."""
+def _openmp_launcher(function, parts, job):
+    """The launcher onto OpenMP's threads: see use_openmp. Without a function it takes what the others need."""
     pool = atomics.memory(POOL_BYTES)
     if not function:
         atomics.store(pool + OPENMP, parts)
@@ -148,7 +148,7 @@ def _team(function, parts, job):
     call(atomics.load(pool + OPENMP), atomics.load(pool + MEMBER), pool, parts)
 
 
-def _member(pool):
+def _openmp_thread(pool):
     """What each of OpenMP's threads does."""
     take_parts(pool)
 
@@ -174,15 +174,15 @@ def use_openmp(parallel: int, count: Callable[[], int]) -> None:
     parallel: address of the library's GOMP_parallel; count: how many threads it uses, which get theirs as long as it is our number.
     They wait in a loop for milliseconds after each call of its own: our workers would have to share cores with them.
     """
-    global _borrowed
-    _borrowed = parallel, count
+    global _openmp
+    _openmp = parallel, count
 
 
 @lru_cache
-def _team_of(parallel):
+def _openmp_address(parallel):
     """Address of the launcher onto the library's threads."""
-    _call(_team, 0, parallel, _launcher(_member, 1).address)
-    return _launcher(_team).address
+    _call(_openmp_launcher, 0, parallel, _launcher(_openmp_thread, 1).address)
+    return _launcher(_openmp_launcher).address
 
 
 def _worker(asleep, sleep):
@@ -191,7 +191,7 @@ def _worker(asleep, sleep):
         sleep.acquire()
 
 
-def _clear():
+def _clear_pool():
     """Make the pool as it is before its first launch."""
     global _busy
     pool = np.zeros(1, np.int64)
@@ -203,7 +203,7 @@ def _start_workers(n):
     """Have n workers."""
     with _starting:
         if _busy is None:
-            _clear()
+            _clear_pool()
         for _ in range(len(_workers), n):
             asleep, sleep = np.zeros(1, np.int64), threading.Lock()
             sleep.acquire()
@@ -225,20 +225,20 @@ def _wake(n):
 
 
 def start():
-    """Load the launchers, and hire workers, which the first large call would do."""
+    """Load the launchers, and start workers, which the first large call would do."""
     _launcher(_serial)
     uninterrupted(_start_workers, _threads - 1)
 
 
 def _after_in_child():
-    global _hiring, _borrowed
+    global _starting, _openmp
     compiler_lock._at_fork_reinit()
     # OpenMP's threads are the parent's
-    _starting, _borrowed = threading.Lock(), None
+    _starting, _openmp = threading.Lock(), None
     _workers.clear()
     if _busy is not None:
         # a copy of the parent's, perhaps in the middle of a launch
-        _clear()
+        _clear_pool()
 
 
 if hasattr(os, "register_at_fork"):
@@ -258,29 +258,29 @@ def run(operations, driver, *arguments, scratch=None):
     threads = _threads
     # where another thread takes the pool between here and a launch, the launcher does all parts
     if operations < SMALL or threads == 1 or (_busy is not None and _busy[0]):
-        return _drive_with(scratch, _small_rooms, driver, _launcher(_serial).address, 1, arguments)
-    if _borrowed and _borrowed[1]() == threads and threading.get_ident() == _MAIN:
-        return _drive_with(scratch, _large_rooms, driver, _team_of(_borrowed[0]), threads, arguments)
+        return _call_driver(scratch, serial_scratch, driver, _launcher(_serial).address, 1, arguments)
+    if _openmp and _openmp[1]() == threads and threading.get_ident() == _MAIN:
+        return _call_driver(scratch, threaded_scratch, driver, _openmp_address(_openmp[0]), threads, arguments)
     _wake(threads - 1)
-    return _drive_with(scratch, _large_rooms, driver, _launcher(_pool).address, threads, arguments)
+    return _call_driver(scratch, threaded_scratch, driver, _launcher(_pool).address, threads, arguments)
 
 
-def _drive_with(scratch, rooms, driver, launcher, parts, arguments):
+def _call_driver(scratch, pool, driver, launcher, parts, arguments):
     if scratch is None:
         return driver(launcher, parts, *arguments)
     dtype, shared, each = scratch
-    room = rooms.take(dtype, shared + each * parts)
+    array = pool.take(dtype, shared + each * parts)
     try:
-        return driver(launcher, parts, *arguments, room)
+        return driver(launcher, parts, *arguments, array)
     finally:
-        rooms.give(room)
+        pool.give(array)
 
 
 @driver
-def _drive(launcher, parts, function, job):
+def _launch(launcher, parts, function, job):
     run_kernel(launcher, function, parts, job, ())
 
 
 def launch(kernel, dtype, job, operations):
     """Run one kernel over its parts. job: an array of one record."""
-    run(operations, _drive, kernel.address(dtype), job.view(np.int64))
+    run(operations, _launch, kernel.address(dtype), job.view(np.int64))

@@ -43,7 +43,7 @@ def _interleave(branch, module, count):
     branch.set_metadata("llvm.loop", _Distinct(module, hint))
 
 
-def _each(typingctx, f, source, parameters, times):
+def _map(typingctx, f, source, parameters, times):
     inner = typingctx.resolve_function_type(f, (source.dtype, *parameters), {})
 
     def codegen(context, builder, signature, args):
@@ -55,7 +55,7 @@ def _each(typingctx, f, source, parameters, times):
         # must not see that the two are the same, and be told that it need not mind
         source = hide_value(builder, source)
         read, written = _scopes(builder.module, 2)
-        entry, loop, done = builder.block, builder.append_basic_block("each"), builder.append_basic_block("done")
+        entry, loop, done = builder.block, builder.append_basic_block("values"), builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
         builder.position_at_end(loop)
         i = builder.phi(_I64)
@@ -80,13 +80,13 @@ def map_values(typingctx, f, count, source, target, parameters):
 
     Four vectors go side by side: f is one long chain of operations, and two or three of them fill a scheduler.
     """
-    return _each(typingctx, f, source, parameters, times=False)
+    return _map(typingctx, f, source, parameters, times=False)
 
 
 @intrinsic
 def map_values_times(typingctx, f, count, source, target, parameters):
     """target[i] *= f(source[i], *parameters) for i < count; the two are apart."""
-    return _each(typingctx, f, source, parameters, times=True)
+    return _map(typingctx, f, source, parameters, times=True)
 
 
 @intrinsic
@@ -105,7 +105,7 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
         for library in getattr(function, "libs", ()):
             context.active_code_library.add_linking_library(library)
         read, *written = _scopes(module, 1 + len(targets))
-        entry, loop, done = builder.block, builder.append_basic_block("zip"), builder.append_basic_block("done")
+        entry, loop, done = builder.block, builder.append_basic_block("arrays"), builder.append_basic_block("done")
         builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), count), loop, done)
         builder.position_at_end(loop)
         i = builder.phi(_I64)
@@ -231,7 +231,7 @@ def fence(typingctx):
 
 @inline_function
 def add(a, b):
-    """For zipped, as are the next two."""
+    """For map_arrays, as are the next two."""
     return (a + b,)
 
 
