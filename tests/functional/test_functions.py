@@ -13,6 +13,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # every array argument of every op, by name
 DENSE = {"x": (5, 4), "w": (4, 3), "b": (3,), "residual": (5, 3)}
 LOSSES = {
@@ -39,6 +41,7 @@ def refuses(kind, message, function, *arguments, **options):
     assert str(caught.value) == message
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("given", [(), ("b",), ("residual",), ("b", "residual")])
 def test_dense_gradients_come_in_the_order_of_the_given_inputs(in_force, given):
     inputs = {name: a for name, a in arrays(np.float64, **DENSE).items() if name in ("x", "w", *given)}

@@ -10,6 +10,8 @@ from fastgrad.kernels import reference
 from fastgrad.kernels.types import ACTIVATIONS, CLIPPED_RELU, ELU, LEAKY_RELU, Activation
 from tolerances import assert_close, relative
 
+pytestmark = pytest.mark.cuda
+
 # every name, and other parameters; 0.3 rounds up in float32 and 0.7 down, which moves a cap compared in float64
 CASES = {
     **ACTIVATIONS,

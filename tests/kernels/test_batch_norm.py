@@ -15,6 +15,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 EVERY = list(ACTIVATIONS)
 FLOAT64 = np.dtype(np.float64)
 # the ends of a vector, of the 256 columns that rows are joined up to, of a chunk of 8192 values
@@ -122,6 +124,7 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     assert [bits(a) for a in others if a is not None] == [bits(a) for a in (dz, dgamma, dbeta) if a is not None]
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", EVERY)
@@ -234,6 +237,7 @@ def test_every_activation(backend, dtype, name, residual, of_batch, rng):
         assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     ("columns", "residual", "name"),
     [
@@ -262,6 +266,7 @@ def problems(draw):
     return problem(rng, shape, np.dtype(draw(st.sampled_from(["f4", "f8"]))), draw(st.booleans()), mean)
 
 
+@pytest.mark.emulated(0)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(p=problems(), name=st.sampled_from(EVERY), of_batch=st.booleans())
 def test_any_shapes_and_activations(backend, p, name, of_batch):
@@ -506,3 +511,16 @@ def test_a_running_variance_comes_back_from_values_of_1e22(in_force, rng):
         fg.batch_norm(p.x, p.gamma, p.beta, p.running_mean, p.running_var, momentum=0.5)
     np.testing.assert_allclose(p.running_var, p.x.var(axis=0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(p.running_mean, p.x.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
+    """Blocks then go on past TILE_ROWS tiles: as the reference says, and whatever their number, since the moments are joined."""
+    from fastgrad.kernels.cuda import batch_norm
+
+    blocks = []
+    for most in (1, 2, 1024):
+        monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
+        p = problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
+        assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
+        blocks.append(batch_norm.shares(300, 40))
+    assert blocks == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]

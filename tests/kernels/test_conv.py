@@ -23,6 +23,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # what a convolution may have beside its kernel: (channels, outputs, kernel, options)
 OPTIONS = {
     "plain": (3, 4, (3, 2), {}),
@@ -141,6 +143,7 @@ def test_reference_gradients_of_every_activation_are_central_differences(numpy_b
         assert_close("numerical", found[f"d{which}"], numerical, size=10)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("given", [(), ("b",), ("residual",), ("b", "residual")], ids="+".join)
 @pytest.mark.parametrize("activation", ["identity", "gelu"])
 def test_gradients_come_in_the_order_of_the_given_inputs(in_force, given, activation, rng):

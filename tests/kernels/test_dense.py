@@ -1,5 +1,7 @@
 """The dense chain: the reference against central differences and PyTorch, every backend against the reference."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten, with_threads
@@ -12,6 +14,8 @@ from tolerances import assert_close, relative
 from widths import VECTORS, Widths
 
 import fastgrad as fg
+
+pytestmark = pytest.mark.cuda
 
 EVERY = list(ACTIVATIONS)
 # the ends of a vector of 4, 8 or 16 values and of several, primes, and one more than a tile
@@ -333,7 +337,7 @@ def other_widths():
         "test_conv.py",
         "test_batch_norm.py",
     )
-    widths = Widths("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
+    widths = Widths(Path(__file__).parent, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
     yield widths
     widths.close()
 

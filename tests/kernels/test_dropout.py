@@ -10,6 +10,8 @@ from fastgrad.kernels import reference
 import fastgrad as fg
 from fastgrad.nn import Dense, Dropout, Sequential
 
+pytestmark = pytest.mark.cuda
+
 KEY = 0xFEDCBA9876543210
 
 

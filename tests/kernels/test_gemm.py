@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def digest():
 @pytest.fixture(scope="module")
 def digests():
     """The digest of this process and those of other widths, which are found at the same time."""
-    others = Widths("-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
+    others = Widths(Path(__file__).parent, "-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
     yield digest(), others
     others.close()
 

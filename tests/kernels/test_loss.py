@@ -8,6 +8,8 @@ from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
 from fastgrad.kernels import reference
 from tolerances import assert_close
 
+pytestmark = pytest.mark.cuda
+
 LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll")
 
 

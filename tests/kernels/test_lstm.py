@@ -17,6 +17,8 @@ import fastgrad as fg
 from fastgrad.core import allocator
 from fastgrad.core.backend import kernels
 
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
+
 # what a gate may have on top, with P on either side of H
 OPTIONS = {
     "plain": {},
@@ -79,6 +81,7 @@ def test_reference_gradients_are_central_differences(
         assert_close("numerical", found[f"d{name}"], numerical_gradient(lambda: loss(problem), array), size=10)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     "given", [names for k in range(6) for names in combinations(("b", "h_0", "c_0", "peephole", "w_proj"), k)]
 )
@@ -148,6 +151,7 @@ def test_cell_matches_pytorch(in_force, dtype, given, rng, torch):
         assert_close("lstm", actual, theirs.numpy(), float(theirs.abs().max()))
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("hidden", [1, 5, 8, 9, 31, 33])
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 13, 17, 33])
 def test_matches_the_reference_at_awkward_shapes(in_force, dtype, n, hidden, rng):
@@ -180,6 +184,7 @@ def test_any_upstream_gradient_may_be_missing(in_force, dtype, options, lengths,
     assert_all_close(run(problem), found, least=1)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("layout", ["contiguous", "fortran", "reversed"])
 @pytest.mark.parametrize(
     ("n", "steps", "c", "hidden"),
@@ -534,6 +539,7 @@ def test_cells_do_not_change_the_other_results(in_force, dtype, rng):
     assert [bits(a) for a in ours] == [bits(a) for a in theirs]
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("options", ["no_bias", "peephole", "projection"])
 def test_cell_gradients_are_central_differences(in_force, options, rng):
     p = random_lstm(rng, 3, 1, 2, 4, **OPTIONS[options])

@@ -12,6 +12,8 @@ from tolerances import assert_close
 
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {
     "sgd": SGD(0.1),
     "sgd, decay": SGD(0.1, weight_decay=0.02),
@@ -83,6 +85,7 @@ def torch_optimizer(torch, o, params):
             return torch.optim.RMSprop(params, o.lr, o.alpha, o.eps, decay, o.momentum)
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("grad_scale", [1.0, 0.3])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" not in name])
 def test_matches_pytorch_for_100_updates(backend, name, dtype, grad_scale, rng, torch):
@@ -102,6 +105,7 @@ def test_matches_pytorch_for_100_updates(backend, name, dtype, grad_scale, rng, 
     np.testing.assert_allclose(params, theirs.numpy(), rtol=tolerance, atol=tolerance * max(1, np.abs(params).max()))
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" in name])
 def test_matches_keras_formula_for_100_updates(backend, name, rng):
     """Keras 3, optimizers/rmsprop.py and adagrad.py: one value at a time, as they are written there."""

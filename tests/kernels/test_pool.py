@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # windows apart, side by side, overlapping and with pixels between; (size, options)
 WINDOWS = {
     "2x2": (2, {}),

@@ -6,6 +6,8 @@ from arrays import bits, unwritten, with_threads
 from chains import check_margins, clone, random_net, random_target, with_margins
 from fastgrad.kernels.types import BAD_LABEL, NONFINITE, OK, Nonzeros, workspace_size
 
+pytestmark = pytest.mark.cuda
+
 # rows shorter than a vector, that end in part of one, longer than what is done at a time, and more weights' rows than that
 WIDTHS = {
     "short": (33, 3, 4),

@@ -21,6 +21,8 @@ from fastgrad.kernels.types import (
 )
 from tolerances import assert_close, relative
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, form, decoupled
     "sgd": (SGD, [0.05, 0, 0, 0, 0, 0, 0]),
     "momentum": (SGD, [0.05, 0.9, 0, 0, 1e-3, 0, 0]),
@@ -121,6 +123,7 @@ def torch_train(torch, net, batches):
     return flat.detach().numpy(), losses, norms
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 0.1])
 def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng, torch):
@@ -385,6 +388,7 @@ def test_an_epoch_stops_before_the_update_of_a_failing_batch(backend, dtype, bad
     assert np.isnan(record[3:]).all()
 
 
+@pytest.mark.emulated(0)
 def test_training_lowers_the_loss_to_nothing(backend, dtype, rng):
     """Twenty random points are learnt by heart."""
     net, x, labels = problem(
