@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from backends import BACKENDS
-from selection import split_emulated, split_quick
+from selection import split_full, split_quick
 from summary import summary_lines
 
 # of each function so many cases on emulated kernels, whose launches take milliseconds; a mark `emulated` says another number
@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc):
 # after -k and -m
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    items[:], left_out = split_emulated(items, EMULATED_CASES)
+    items[:], left_out = split_full(items, EMULATED_CASES)
     without_arguments = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if without_arguments and not any(config.getoption(name, False) for name in BY_HAND):
         items[:], others = split_quick(items)

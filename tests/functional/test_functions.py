@@ -104,6 +104,7 @@ def test_outputs_share_no_memory_with_inputs(in_force, dtype):
         assert not any(np.shares_memory(out, a) for out in (losses, gradient) for a in loss_inputs.values())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*DENSE, "dy"])
 def test_layouts_of_dense_inputs_do_not_matter_and_are_not_written(in_force, dtype, name, layout):
@@ -119,6 +120,7 @@ def test_layouts_of_dense_inputs_do_not_matter_and_are_not_written(in_force, dty
     assert bits(changed) == before
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_layouts_of_loss_inputs_do_not_matter_and_are_not_written(in_force, dtype, loss, layout):

@@ -80,6 +80,7 @@ def test_what_is_not_finite_is_counted(backend, dtype, rng, bad, place):
     assert np.isfinite(found[[0, 2]]).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (64, 10), (129, 65), (7, 4096), (5000, 16)])
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-3, 1000.0), (1e25, 0.0), (1e-25, 0.0)])
 def test_outputs_are_described(backend, dtype, rng, shape, scale, shift):

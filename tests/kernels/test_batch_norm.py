@@ -124,6 +124,7 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     assert [bits(a) for a in others if a is not None] == [bits(a) for a in (dz, dgamma, dbeta) if a is not None]
 
 
+@pytest.mark.pairwise
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
@@ -138,6 +139,7 @@ def test_gradients_are_central_differences(in_force, name, training, residual, r
         assert_close("numerical", found[f"d{argument}"], numerical, size=10)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(40, 7), (6, 5, 7), (3, 4, 5, 7), (2, 7)])
 @pytest.mark.parametrize("name", ["identity", "relu", "silu"])
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -216,6 +218,7 @@ def test_statistics_need_not_be_kept(in_force, dtype, rng):
     ]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_matches_the_reference_at_awkward_shapes(backend, dtype, channels, of_batch, rng):
@@ -229,6 +232,7 @@ def test_matches_the_reference_at_awkward_shapes(backend, dtype, channels, of_ba
             assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", EVERY)
@@ -273,6 +277,7 @@ def test_any_shapes_and_activations(backend, p, name, of_batch):
     assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch and len(p.x) != 1)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, layout, training, rng):
@@ -338,6 +343,7 @@ def test_a_large_mean_leaves_its_digits_to_the_rest(in_force, rng, channels):
     assert_close("batch_norm", found["running_var"], expected["running_var"])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e6 / 3, 1e6 / 3, 1e-30, 3e30])
 @pytest.mark.parametrize("count", [2, 3, 7, 33, 1000])
 def test_a_constant_channel_gives_exactly_beta(in_force, dtype, value, count, rng):
@@ -398,6 +404,7 @@ def test_a_negative_running_variance_and_an_eps_of_0(in_force, dtype, rng):
     np.testing.assert_array_equal(np.isnan(y).all(axis=0), np.arange(4) == 2)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (3000, 3), (257, 1024), (4, 9000), (2, 31, 33, 64), (100_001, 1)])
 @pytest.mark.parametrize(("name", "residual"), [("identity", False), ("relu", True), ("relu", False), ("gelu", True)])

@@ -71,6 +71,7 @@ def test_matches_pytorch(backend, name, dtype, rng, torch):
         assert_close("dense_chain", ours, expected, 4 * np.abs(expected).max(), terms=33)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 33])
 def test_matches_the_reference_at_awkward_shapes(backend, dtype, n, width, rng):
@@ -85,6 +86,7 @@ def test_every_activation_in_every_place(backend, name, dtype, rng):
         assert_matches_reference(backend, random_chain(rng, 9, widths, activations, dtype))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("n", "widths"),
     [
@@ -131,6 +133,7 @@ def test_dx_may_be_left_out(backend, dtype, rng):
     assert [bits(a) for a in without.arrays()] == [bits(a) for a in every.arrays()[1:]]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("names", [("relu",), ("relu", "silu"), ("gelu", "softmax")])
 @pytest.mark.parametrize("widths", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (3, 4, 5)])
 @pytest.mark.parametrize("n", [0, 3])
@@ -151,6 +154,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(backend, dtype, layout
     assert [bits(a) for a in laid.arrays()] == [bits(a) for a in chain.arrays()]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ["x", "weights", "biases", "residual", "dy"])
 def test_one_array_in_another_layout(backend, dtype, which, layout, rng):
@@ -184,6 +188,7 @@ def test_overlapping_inputs(backend, dtype, rng):
     assert bits(buffer) == before
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "softmax"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_stay_in_their_row_forward(backend, dtype, name, bad, rng):

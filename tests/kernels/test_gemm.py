@@ -90,6 +90,7 @@ def test_prime_products_are_exact(transposes, dtype, rng):
         check(transposes, M, N, K, dtype, (M + N + K) % 4 == 1, rng)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transposes", TRANSPOSES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("shape", LARGE, ids=shape_id)
@@ -105,6 +106,7 @@ def test_rows_a_multiple_of_2_kib_apart_are_copied_right(dtype, K, rng):
         np.testing.assert_array_equal(matmul(a, b), a.astype(np.float64) @ b.astype(np.float64), err_msg=f"{M} rows")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transposes", TRANSPOSES)
 @pytest.mark.parametrize("shape", [(17, 33, 40), *LARGE], ids=shape_id)
 def test_rounding_is_that_of_a_sum(transposes, dtype, shape, rng):
@@ -142,6 +144,7 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", OUTPUTS)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("transposes", TRANSPOSES)

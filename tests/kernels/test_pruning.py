@@ -362,6 +362,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_compact_chain_gives_the_same(in_force, dtype, activation, bias, rng):

@@ -48,6 +48,7 @@ def outcome(net, found, record):
     return tuple(map(int, found)), *map(bits, (record, net.params, net.grads, net.state))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("options", ["plain", "weighted and decayed"])

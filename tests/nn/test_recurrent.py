@@ -67,6 +67,7 @@ def torch_lstm(torch, layer):
     return twin
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("lengths", [None, [4, 2, 7, 1]], ids=["full", "ragged"])
 @pytest.mark.parametrize("states", [False, True])

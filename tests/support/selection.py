@@ -1,4 +1,8 @@
-"""Which cases of each test function run: a few of those on emulated kernels, and three of all in the quick run."""
+"""Which cases of each test function run: a few on emulated kernels, of a product of many options those with every pair of
+values, and in the quick run three of all.
+"""
+
+from itertools import combinations
 
 import numpy as np
 
@@ -7,12 +11,17 @@ QUICK_CASES = 3
 BACKEND_PARAMETERS, DTYPE_PARAMETERS = ("backend", "in_force"), ("dtype",)
 
 
-def split_emulated(items, default):
-    """(kept, left out): of each function's cases on emulated kernels the number of its mark `emulated`, or this one."""
+def split_full(items, emulated_cases):
+    """(kept, left out) of all tests. Of a function's cases on emulated kernels those that its mark says, or `emulated_cases`."""
     left_out = []
-    for cases in by_function(item for item in items if is_emulated(item)):
+    for cases in by_function(items):
+        emulated, host = [c for c in cases if backend_of(c) == "cuda"], [c for c in cases if backend_of(c) != "cuda"]
         mark = cases[0].get_closest_marker("emulated")
-        left_out += shuffled(cases)[mark.args[0] if mark else default :]
+        left_out += shuffled(emulated)[mark.args[0] if mark else emulated_cases :]
+        if cases[0].get_closest_marker("pairwise"):
+            for backend in {backend_of(case) for case in host}:
+                of_backend = [case for case in host if backend_of(case) == backend]
+                left_out += set(of_backend) - set(pairwise_cases(of_backend))
     return _split(items, left_out)
 
 
@@ -20,13 +29,8 @@ def split_quick(items):
     """(kept, left out) of the quick run: nothing marked `full`, and three cases of each function that cover most."""
     left_out = [item for item in items if item.get_closest_marker("full")]
     for cases in by_function(item for item in items if not item.get_closest_marker("full")):
-        covering = covering_cases(cases, QUICK_CASES)
-        left_out += [case for case in cases if case not in covering]
+        left_out += set(cases) - set(covering_cases(cases, QUICK_CASES))
     return _split(items, left_out)
-
-
-def is_emulated(item):
-    return any(parameters(item).get(name) == "cuda" for name in BACKEND_PARAMETERS)
 
 
 def by_function(items):
@@ -41,10 +45,24 @@ def covering_cases(cases, count):
     """So many cases, each the one with most values that no case before it has: backends first, then dtypes, then the others."""
     chosen, rest, covered = [], shuffled(cases), set()
     while rest and len(chosen) < count:
-        best = max(rest, key=lambda case: _new_values(case, covered))
+        best = max(rest, key=lambda case: _weight(values(case) - covered))
         chosen.append(best)
         rest.remove(best)
-        covered |= set(_values(best))
+        covered |= values(best)
+    return chosen
+
+
+def pairwise_cases(cases):
+    """Cases in which every two values of two parameters occur together that do so in any: few, not the fewest."""
+    pairs = {case: set(combinations(sorted(values(case), key=lambda v: v[0]), 2)) for case in shuffled(cases)}
+    chosen, covered = [], set()
+    # those with many new pairs first
+    for least in range(max(map(len, pairs.values()), default=0), 0, -1):
+        for case in [case for case, own in pairs.items() if len(own - covered) >= least]:
+            # of which others before it may have taken some
+            if len(pairs[case] - covered) >= least:
+                chosen.append(case)
+                covered |= pairs.pop(case)
     return chosen
 
 
@@ -53,28 +71,31 @@ def shuffled(cases):
     return [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
 
 
-def parameters(item):
-    return item.callspec.params if hasattr(item, "callspec") else {}
+def parameters(case):
+    return case.callspec.params if hasattr(case, "callspec") else {}
 
 
-def _new_values(case, covered):
-    new = [name for name, value in _values(case) if (name, value) not in covered]
-    return (
-        sum(name in BACKEND_PARAMETERS for name in new),
-        sum(name in DTYPE_PARAMETERS for name in new),
-        len(new),
-    )
+def backend_of(case):
+    return next((parameters(case)[name] for name in BACKEND_PARAMETERS if name in parameters(case)), None)
 
 
-def _values(case):
-    """(name, value) of each parameter; of values that have no hash, their places."""
+def values(case):
+    """{(name, value)} of the parameters; of values that have no hash, their places."""
     indices = case.callspec.indices if hasattr(case, "callspec") else {}
-    for name, value in parameters(case).items():
-        try:
-            hash(value)
-        except TypeError:
-            value = ("at", indices[name])
-        yield name, value
+    return {(name, _hashable(value, indices[name])) for name, value in parameters(case).items()}
+
+
+def _hashable(value, index):
+    try:
+        hash(value)
+    except TypeError:
+        return "at", index
+    return value
+
+
+def _weight(new):
+    names = [name for name, _ in new]
+    return sum(n in BACKEND_PARAMETERS for n in names), sum(n in DTYPE_PARAMETERS for n in names), len(names)
 
 
 def _split(items, left_out):

@@ -35,6 +35,7 @@ def same(trainers, alone, dtype):
     close(trainers[0].state, alone.state, dtype)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("form", ["chain", "sequential"])
 @pytest.mark.parametrize(("loss", "output"), LOSSES)
 @pytest.mark.parametrize("mean", [False, True])

@@ -48,6 +48,7 @@ def hold(params, constraint):
         fg.project_weights([p for p in params if p.ndim > 1], constraint.max_norm, constraint.per)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
 def test_a_list_is_held_as_by_the_functions(in_force, dtype, optimizer, constraint, rng):
     """To the bit: an update, what is pruned to 0, and then clip_weights or project_weights."""
