@@ -1,4 +1,4 @@
-"""What is 0 left out of x: an epoch over names.Nonzeros against the same one over the array, and the making of them."""
+"""What is 0 left out of x: an epoch over types.Nonzeros against the same one over the array, and the making of them."""
 
 import numpy as np
 import pytest
