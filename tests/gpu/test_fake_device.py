@@ -40,6 +40,7 @@ def on_a_fake_device(*arguments, **variables):
     return subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_what_is_for_a_device_runs():
     tests = [str(TESTS / name) for name in ("gpu/test_cuda_device.py", *OPS)]
     done = on_a_fake_device("-m", "device and not full", *tests, FASTGRAD_DEVICE_POOL="0")

@@ -347,6 +347,7 @@ def other_widths():
     widths.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", VECTORS)
 def test_every_vector_width(width, other_widths):
     assert " passed" in other_widths.output(width)

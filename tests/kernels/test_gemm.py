@@ -234,6 +234,7 @@ def digests():
     others.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", VECTORS)
 def test_bits_do_not_depend_on_the_vector_width(width, digests):
     here, others = digests

@@ -76,6 +76,7 @@ def test_the_wheel_holds_every_module(wheel):
     assert names == api | kernels
 
 
+@pytest.mark.full
 def test_a_source_distribution_gives_the_same_wheel(wheel, sdist, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -138,6 +139,7 @@ print(fg.__version__)
         path.chmod(0o755)
 
 
+@pytest.mark.full
 def test_import_takes_at_most_as_long_again_as_its_dependencies():
     """The best of ten, in turns: a busy machine only adds, and not to one alone."""
 
