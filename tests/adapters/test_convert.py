@@ -128,7 +128,7 @@ for name, bidirectional, units in (("one", False, [5]), ("layers", False, [5, 5]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_keras(tmp_path):
     """In a process of its own: TensorFlow's threads and warnings stay there."""
     pytest.importorskip("keras")

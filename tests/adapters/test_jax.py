@@ -410,6 +410,7 @@ for f, (rows, shared) in CASES.items():
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX before 0.6 has it elsewhere")
 def test_gradients_over_a_mesh_of_two_devices_are_those_of_one():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -116,6 +116,7 @@ def assert_alike(theirs, ours, rtol=1e-8):
         assert getattr(ours, name) == getattr(theirs, name)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("weighted", [False, True])
@@ -235,6 +236,7 @@ def few(kind="classes"):
     return np.where(np.random.default_rng(2).random(x.shape) < 1 / 6, x, 0), y
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("settings", ["adam", "sgd", "lbfgs", "early stopping"])
 @pytest.mark.parametrize("form", ["array", "csr", "csc"])

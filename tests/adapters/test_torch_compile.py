@@ -97,6 +97,7 @@ def test_two_compiled_training_steps_are_two_plain_ones(entry):
     check(entry, "eager")
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_two_training_steps_by_the_code_generator_are_two_plain_ones(entry):

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import unwritten
-from conftest import BACKENDS, ONNX_COUNTS
+from backends import BACKENDS
 from convs import geometry
 from fastgrad.kernels.types import ACTIVATIONS, ADAM, CLIPPED_RELU, ELU, LEAKY_RELU, SELU, SGD, Activation
+from summary import ONNX_COUNTS
 from tolerances import assert_close
 
 import fastgrad as fg

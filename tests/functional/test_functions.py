@@ -13,6 +13,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # every array argument of every op, by name
 DENSE = {"x": (5, 4), "w": (4, 3), "b": (3,), "residual": (5, 3)}
 LOSSES = {
@@ -39,6 +41,7 @@ def refuses(kind, message, function, *arguments, **options):
     assert str(caught.value) == message
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("given", [(), ("b",), ("residual",), ("b", "residual")])
 def test_dense_gradients_come_in_the_order_of_the_given_inputs(in_force, given):
     inputs = {name: a for name, a in arrays(np.float64, **DENSE).items() if name in ("x", "w", *given)}
@@ -101,6 +104,7 @@ def test_outputs_share_no_memory_with_inputs(in_force, dtype):
         assert not any(np.shares_memory(out, a) for out in (losses, gradient) for a in loss_inputs.values())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*DENSE, "dy"])
 def test_layouts_of_dense_inputs_do_not_matter_and_are_not_written(in_force, dtype, name, layout):
@@ -116,6 +120,7 @@ def test_layouts_of_dense_inputs_do_not_matter_and_are_not_written(in_force, dty
     assert bits(changed) == before
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_layouts_of_loss_inputs_do_not_matter_and_are_not_written(in_force, dtype, loss, layout):

@@ -70,6 +70,7 @@ def test_residuals_whose_sum_is_no_part_of_a_layer(in_force, values, dtype):
                 model.params[...] = values(model.params.size)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pool", [None, "last", "mean"])
 def test_lstms(in_force, values, dtype, pool):
     v = values
@@ -113,6 +114,7 @@ def test_clipping_pruning_and_health_of_arrays(in_force, values):
     str(fg.health.of([v(4, 3), v(3)]))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("reduce", [None, lambda values: None], ids=["alone", "reduced"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse", "poisson_nll"])
 def test_trainers(in_force, values, dtype, loss, reduce):

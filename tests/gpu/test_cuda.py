@@ -14,14 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_batch_norm
 from arrays import unwritten
 from chains import backward, forward, random_chain
-from conftest import CUDA_RESOURCES, resource_table
 from convs import kernel_run, pair, random_conv
 from fastgrad.kernels import reference, types
 from fastgrad.kernels.types import ACTIVATIONS
 from lstms import random_lstm
+from summary import CUDA_RESOURCES, resource_table
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -31,7 +30,7 @@ from fastgrad.functional.packing import packed_batch
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 import fastgrad.kernels.cuda
-from fastgrad.kernels.cuda import batch_norm, conv, packing
+from fastgrad.kernels.cuda import conv, packing
 from fastgrad.kernels.cuda.engine import device
 from fastgrad.kernels.cuda.engine.device import BLOCK
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
@@ -448,17 +447,6 @@ def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, laun
         first, *_, added, kept, written = traffic_of(launches[0], dtype)
         assert first == added == (n, 0)
         assert kept == written == (0, n)
-
-
-def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
-    """Blocks then go on past TILE_ROWS tiles: as the reference says, and whatever their number, since the moments are joined."""
-    found = []
-    for most in (1, 2, 1024):
-        monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
-        p = test_batch_norm.problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
-        test_batch_norm.assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
-        found.append(batch_norm.shares(300, 40))
-    assert found == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]
 
 
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh"])

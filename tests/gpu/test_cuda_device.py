@@ -139,7 +139,7 @@ SANITIZED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not SANITIZER, reason="needs compute-sanitizer on the PATH")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
 def test_the_sanitizer_finds_nothing(tool):

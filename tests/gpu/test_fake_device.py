@@ -40,9 +40,10 @@ def on_a_fake_device(*arguments, **variables):
     return subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_what_is_for_a_device_runs():
     tests = [str(TESTS / name) for name in ("gpu/test_cuda_device.py", *OPS)]
-    done = on_a_fake_device("-m", "device and not slow", *tests, FASTGRAD_DEVICE_POOL="0")
+    done = on_a_fake_device("-m", "device and not full", *tests, FASTGRAD_DEVICE_POOL="0")
     assert done.returncode == 0, done.stdout[-4000:]
     assert "failed" not in done.stdout
 
@@ -53,6 +54,6 @@ def test_the_sanitizer_is_run_and_asked(tmp_path, status):
     sanitizer.write_text(SANITIZER.format(python=sys.executable, status=status))
     sanitizer.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = on_a_fake_device("-m", "slow", str(TESTS / "gpu/test_cuda_device.py"), PATH=path)
+    done = on_a_fake_device("-m", "full", str(TESTS / "gpu/test_cuda_device.py"), PATH=path)
     assert done.returncode == (1 if status else 0), done.stdout[-4000:]
     assert ("4 failed" if status else "4 passed") in done.stdout

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_all_reduce import close, data, model, parts, shared
+from ranks import close, data, model, parts, shared
 
 import fastgrad as fg
 from fastgrad.nn import LSTM, BatchNorm, Dense, Dropout, Sequential

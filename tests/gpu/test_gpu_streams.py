@@ -111,6 +111,7 @@ class Update:
         self.updater.step([self.dw])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("owners", "current"), STREAMS)
 @pytest.mark.parametrize("function", [clip, clip_columns, clip_norm, prune, statistics, dense])
 def test_a_call_is_in_order_with_the_owners_stream(there, library, function, owners, current):

@@ -17,6 +17,8 @@ from fastgrad.health.monitor import KEPT, bands
 from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, Residual, Sequential
 from fastgrad.optim import SGD, Adam
 
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
+
 SPECIAL = np.nan, np.inf, -np.inf
 
 
@@ -78,6 +80,7 @@ def test_what_is_not_finite_is_counted(backend, dtype, rng, bad, place):
     assert np.isfinite(found[[0, 2]]).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (64, 10), (129, 65), (7, 4096), (5000, 16)])
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-3, 1000.0), (1e25, 0.0), (1e-25, 0.0)])
 def test_outputs_are_described(backend, dtype, rng, shape, scale, shift):
@@ -211,6 +214,7 @@ def test_a_chain_looks_as_in_pytorch(in_force, dtype, torch, activation):
         np.testing.assert_allclose(report.values[:, 7], dead)
 
 
+@pytest.mark.emulated(0)
 def test_convolutions_batch_norm_and_lstms_look_as_in_pytorch(in_force, torch):
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((6, 7, 8, 3)).astype("f4"), rng.integers(0, 4, 6)
@@ -258,6 +262,7 @@ def test_a_chain_and_its_layers_look_alike(in_force, dtype, activation):
     assert np.isfinite(reports[1].values).all()
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("kind", ["chain", "layers"])
 def test_fit_leaves_what_steps_leave_and_trains_as_without(in_force, kind):
     x, y = data(300)
@@ -281,6 +286,7 @@ def test_fit_leaves_what_steps_leave_and_trains_as_without(in_force, kind):
     assert bits(reports[0].values) == bits(reports[0].history[-1])
 
 
+@pytest.mark.emulated(0)
 def test_history_is_bounded_and_covers_the_whole_run(in_force):
     x, y = data(4)
     trainer = fg.Trainer(DenseChain([12, 3, 5], seed=0), health=True)
@@ -356,6 +362,7 @@ def test_the_report_is_a_table_and_a_dict(in_force):
     assert found["layers.0/grad_norm"] == report.values[0, 0]
 
 
+@pytest.mark.emulated(0)
 def test_a_report_does_not_change_with_later_steps(in_force):
     x, y = data()
     trainer = trained(DenseChain([12, 9, 5], seed=0), x, y)
@@ -365,6 +372,7 @@ def test_a_report_does_not_change_with_later_steps(in_force):
     assert (bits(report.values), bits(report.history)) == before
 
 
+@pytest.mark.emulated(0)
 def test_plot_writes_a_picture(in_force, tmp_path):
     pytest.importorskip("matplotlib")
     x, y = data()
@@ -450,6 +458,7 @@ def test_what_is_within_a_hundredth_of_a_limit_is_saturated(in_force, activation
         assert trainer.health().as_dict()["layers.0/saturated"] == expected, value
 
 
+@pytest.mark.emulated(0)
 def test_healthy_nets_are_healthy(in_force):
     x, y = experiment.digits()
     for options in ({"activation": "tanh", "init": "xavier_uniform"}, {"activation": "relu", "init": "he_normal"}):

@@ -10,6 +10,8 @@ from fastgrad.kernels import reference
 from fastgrad.kernels.types import ACTIVATIONS, CLIPPED_RELU, ELU, LEAKY_RELU, Activation
 from tolerances import assert_close, relative
 
+pytestmark = pytest.mark.cuda
+
 # every name, and other parameters; 0.3 rounds up in float32 and 0.7 down, which moves a cap compared in float64
 CASES = {
     **ACTIVATIONS,
@@ -105,6 +107,7 @@ def test_small_results_are_right_in_relative_terms(backend, name, dtype):
     assert_close("activation", forward(backend, z, CASES[name]), expected)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023])
 def test_widths_of_rows_each_alone_as_in_company(backend, activation, dtype, size, rng):
     """Every element is written, and vector body and scalar tail agree to the bit."""
@@ -135,6 +138,7 @@ def test_any_shape(backend, dtype, shape, rng):
         np.testing.assert_allclose(dz, backward(reference, z, z, y, activation), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_inputs_do_not_matter_and_inputs_are_not_written(backend, activation, dtype, layout):
     z = values(dtype)
@@ -147,6 +151,7 @@ def test_layouts_of_inputs_do_not_matter_and_inputs_are_not_written(backend, act
     assert [bits(a) for a in (z_laid, dy_laid, y_laid)] == [bits(a) for a in (z, dy, y)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read_only"])
 def test_layouts_of_outputs(backend, activation, dtype, layout):
     z = values(dtype)
@@ -224,6 +229,7 @@ LIMITS = {  # at -inf and +inf: f, then f'
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("width", [2, 64])
 def test_infinities_give_the_limits(backend, name, dtype, width):

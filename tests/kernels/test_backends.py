@@ -2,6 +2,10 @@
 
 import inspect
 
+import pytest
+
+pytestmark = pytest.mark.cuda
+
 
 def functions(backend):
     return {name: getattr(backend, name) for name in backend.__all__}

@@ -15,6 +15,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 EVERY = list(ACTIVATIONS)
 FLOAT64 = np.dtype(np.float64)
 # the ends of a vector, of the 256 columns that rows are joined up to, of a chunk of 8192 values
@@ -122,6 +124,8 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     assert [bits(a) for a in others if a is not None] == [bits(a) for a in (dz, dgamma, dbeta) if a is not None]
 
 
+@pytest.mark.pairwise
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", EVERY)
@@ -135,6 +139,7 @@ def test_gradients_are_central_differences(in_force, name, training, residual, r
         assert_close("numerical", found[f"d{argument}"], numerical, size=10)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(40, 7), (6, 5, 7), (3, 4, 5, 7), (2, 7)])
 @pytest.mark.parametrize("name", ["identity", "relu", "silu"])
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -213,6 +218,7 @@ def test_statistics_need_not_be_kept(in_force, dtype, rng):
     ]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_matches_the_reference_at_awkward_shapes(backend, dtype, channels, of_batch, rng):
@@ -226,6 +232,7 @@ def test_matches_the_reference_at_awkward_shapes(backend, dtype, channels, of_ba
             assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", EVERY)
@@ -234,6 +241,7 @@ def test_every_activation(backend, dtype, name, residual, of_batch, rng):
         assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     ("columns", "residual", "name"),
     [
@@ -262,12 +270,14 @@ def problems(draw):
     return problem(rng, shape, np.dtype(draw(st.sampled_from(["f4", "f8"]))), draw(st.booleans()), mean)
 
 
+@pytest.mark.emulated(0)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(p=problems(), name=st.sampled_from(EVERY), of_batch=st.booleans())
 def test_any_shapes_and_activations(backend, p, name, of_batch):
     assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch and len(p.x) != 1)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, layout, training, rng):
@@ -333,6 +343,7 @@ def test_a_large_mean_leaves_its_digits_to_the_rest(in_force, rng, channels):
     assert_close("batch_norm", found["running_var"], expected["running_var"])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e6 / 3, 1e6 / 3, 1e-30, 3e30])
 @pytest.mark.parametrize("count", [2, 3, 7, 33, 1000])
 def test_a_constant_channel_gives_exactly_beta(in_force, dtype, value, count, rng):
@@ -393,6 +404,7 @@ def test_a_negative_running_variance_and_an_eps_of_0(in_force, dtype, rng):
     np.testing.assert_array_equal(np.isnan(y).all(axis=0), np.arange(4) == 2)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (3000, 3), (257, 1024), (4, 9000), (2, 31, 33, 64), (100_001, 1)])
 @pytest.mark.parametrize(("name", "residual"), [("identity", False), ("relu", True), ("relu", False), ("gelu", True)])
@@ -506,3 +518,16 @@ def test_a_running_variance_comes_back_from_values_of_1e22(in_force, rng):
         fg.batch_norm(p.x, p.gamma, p.beta, p.running_mean, p.running_var, momentum=0.5)
     np.testing.assert_allclose(p.running_var, p.x.var(axis=0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(p.running_mean, p.x.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
+    """Blocks then go on past TILE_ROWS tiles: as the reference says, and whatever their number, since the moments are joined."""
+    from fastgrad.kernels.cuda import batch_norm
+
+    blocks = []
+    for most in (1, 2, 1024):
+        monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
+        p = problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
+        assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
+        blocks.append(batch_norm.shares(300, 40))
+    assert blocks == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]

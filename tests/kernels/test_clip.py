@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 SHAPES = [(3, 4), (7,), (), (0, 5), (2, 3, 4, 5), (1,), (1031,), (40, 600), (600, 40)]
 # 1,031 is prime; the last needs more than two blocks, and its rows more than one of lanes
 LARGE = [(1031,), (40, 600), (130, 700)]

@@ -23,6 +23,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # what a convolution may have beside its kernel: (channels, outputs, kernel, options)
 OPTIONS = {
     "plain": (3, 4, (3, 2), {}),
@@ -141,6 +143,7 @@ def test_reference_gradients_of_every_activation_are_central_differences(numpy_b
         assert_close("numerical", found[f"d{which}"], numerical, size=10)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("given", [(), ("b",), ("residual",), ("b", "residual")], ids="+".join)
 @pytest.mark.parametrize("activation", ["identity", "gelu"])
 def test_gradients_come_in_the_order_of_the_given_inputs(in_force, given, activation, rng):
@@ -192,6 +195,7 @@ def test_matches_the_reference_at_awkward_shapes(in_force, dtype, size, options,
         assert_matches_reference(random_conv(rng, 2, image, channels, outputs, size, dtype, **options))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_matches_the_reference_at_every_pair_of_widths(in_force, dtype, channels, outputs, rng):
@@ -209,6 +213,7 @@ def test_matches_the_reference_at_every_width_of_an_image(in_force, dtype, width
         assert_matches_reference(problem)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("groups", [2, 3, 5, 16, 33])
 @pytest.mark.parametrize(("each_channels", "each_outputs"), [(1, 1), (1, 2), (3, 1), (4, 5), (17, 16)])
 def test_matches_the_reference_in_groups(in_force, dtype, groups, each_channels, each_outputs, rng):
@@ -224,6 +229,7 @@ def test_matches_the_reference_at_large_shapes(in_force, dtype, name, rng):
     assert_matches_reference(large(rng, name, dtype))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", [*ACTIVATIONS, ("leaky_relu", 0.3), ("clipped_relu", 0.5)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_activation(in_force, dtype, name, residual, rng):
@@ -235,6 +241,7 @@ def test_every_activation(in_force, dtype, name, residual, rng):
         assert_matches_reference(problem)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", OPTIONS)
@@ -278,6 +285,7 @@ def test_no_images_give_zero_gradients(in_force, dtype, name, rng):
     assert {a.dtype for a in found.values()} == {dtype}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, (2, 7)])
 @pytest.mark.parametrize("stride", [1, 2, 3, (3, 1)])
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -299,6 +307,7 @@ def test_same_padding_is_zeros_around_the_image_the_odd_one_last(in_force, dtype
             assert_close("conv", actual, expected[name], 2 * np.abs(expected[name]).max(initial=1), terms=99)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_nan_and_infinity_stay_within_the_outputs_whose_windows_see_them(in_force, dtype, name, bad, rng):
@@ -323,6 +332,7 @@ def test_nan_and_infinity_stay_within_the_outputs_whose_windows_see_them(in_forc
     assert [bits(found[which]) for which in ("dx", "db")] == [bits(clean[which]) for which in ("dx", "db")]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_nan_and_infinity_upstream_stay_within_the_pixels_of_their_window(in_force, dtype, name, bad, rng):
@@ -375,6 +385,7 @@ def test_nan_upstream_passes_every_activation(in_force, dtype, activation, rng):
     assert np.isnan(found["db"][3])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["plain", "1x1", "1x1_stride", "everything"])
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, name, layout, rng):
@@ -385,6 +396,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, name,
                                                      residual=True, activation="silu").named())  # fmt: skip
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", [*INPUTS, "dy"])
 def test_one_array_in_another_layout(in_force, dtype, which, layout, rng):

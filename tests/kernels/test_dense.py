@@ -1,5 +1,7 @@
 """The dense chain: the reference against central differences and PyTorch, every backend against the reference."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten, with_threads
@@ -12,6 +14,8 @@ from tolerances import assert_close, relative
 from widths import VECTORS, Widths
 
 import fastgrad as fg
+
+pytestmark = pytest.mark.cuda
 
 EVERY = list(ACTIVATIONS)
 # the ends of a vector of 4, 8 or 16 values and of several, primes, and one more than a tile
@@ -67,6 +71,7 @@ def test_matches_pytorch(backend, name, dtype, rng, torch):
         assert_close("dense_chain", ours, expected, 4 * np.abs(expected).max(), terms=33)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 33])
 def test_matches_the_reference_at_awkward_shapes(backend, dtype, n, width, rng):
@@ -81,6 +86,7 @@ def test_every_activation_in_every_place(backend, name, dtype, rng):
         assert_matches_reference(backend, random_chain(rng, 9, widths, activations, dtype))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("n", "widths"),
     [
@@ -127,6 +133,7 @@ def test_dx_may_be_left_out(backend, dtype, rng):
     assert [bits(a) for a in without.arrays()] == [bits(a) for a in every.arrays()[1:]]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("names", [("relu",), ("relu", "silu"), ("gelu", "softmax")])
 @pytest.mark.parametrize("widths", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (3, 4, 5)])
 @pytest.mark.parametrize("n", [0, 3])
@@ -147,6 +154,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(backend, dtype, layout
     assert [bits(a) for a in laid.arrays()] == [bits(a) for a in chain.arrays()]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ["x", "weights", "biases", "residual", "dy"])
 def test_one_array_in_another_layout(backend, dtype, which, layout, rng):
@@ -180,6 +188,7 @@ def test_overlapping_inputs(backend, dtype, rng):
     assert bits(buffer) == before
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "softmax"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_stay_in_their_row_forward(backend, dtype, name, bad, rng):
@@ -333,11 +342,12 @@ def other_widths():
         "test_conv.py",
         "test_batch_norm.py",
     )
-    widths = Widths("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
+    widths = Widths(Path(__file__).parent, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
     yield widths
     widths.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", VECTORS)
 def test_every_vector_width(width, other_widths):
     assert " passed" in other_widths.output(width)

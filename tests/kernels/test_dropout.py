@@ -10,6 +10,8 @@ from fastgrad.kernels import reference
 import fastgrad as fg
 from fastgrad.nn import Dense, Dropout, Sequential
 
+pytestmark = pytest.mark.cuda
+
 KEY = 0xFEDCBA9876543210
 
 
@@ -29,6 +31,7 @@ def test_the_first_numbers_from_zero_are_the_published_ones():
     assert splitmix(0, 5) == expected
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 1001, 200_003])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999])
 def test_a_value_is_kept_where_its_number_is_large(backend, dtype, rate, size, rng):

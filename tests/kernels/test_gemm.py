@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,7 @@ def test_prime_products_are_exact(transposes, dtype, rng):
         check(transposes, M, N, K, dtype, (M + N + K) % 4 == 1, rng)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transposes", TRANSPOSES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("shape", LARGE, ids=shape_id)
@@ -104,6 +106,7 @@ def test_rows_a_multiple_of_2_kib_apart_are_copied_right(dtype, K, rng):
         np.testing.assert_array_equal(matmul(a, b), a.astype(np.float64) @ b.astype(np.float64), err_msg=f"{M} rows")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transposes", TRANSPOSES)
 @pytest.mark.parametrize("shape", [(17, 33, 40), *LARGE], ids=shape_id)
 def test_rounding_is_that_of_a_sum(transposes, dtype, shape, rng):
@@ -141,6 +144,7 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", OUTPUTS)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("transposes", TRANSPOSES)
@@ -225,11 +229,12 @@ def digest():
 @pytest.fixture(scope="module")
 def digests():
     """The digest of this process and those of other widths, which are found at the same time."""
-    others = Widths("-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
+    others = Widths(Path(__file__).parent, "-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
     yield digest(), others
     others.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", VECTORS)
 def test_bits_do_not_depend_on_the_vector_width(width, digests):
     here, others = digests

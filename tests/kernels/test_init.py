@@ -12,6 +12,8 @@ from scipy import stats
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 KEY = 0xFEDCBA9876543210
 # nothing, one, pairs with and without a last one, blocks and the values around them, several threads' shares
 SIZES = 0, 1, 2, 7, 1001, 1023, 1024, 1025, 200_003

@@ -2,7 +2,6 @@
 process, and while another thread changes the number of threads."""
 
 import ast
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import bits
+from processes import environment
 
 import fastgrad as fg
 
@@ -24,11 +24,11 @@ SOURCES = sorted(Path(thread_pool.__file__).parent.parent.rglob("*.py"))
 F4 = np.dtype(np.float32)
 
 
-def in_a_process(code, *arguments, timeout=300, **environment):
+def in_a_process(code, *arguments, timeout=300, **variables):
     """Run code in a process of its own; what it printed."""
     process = subprocess.run(
         [sys.executable, "-c", f"import test_lifetimes as t; {code}", *arguments], cwd=Path(__file__).parent,
-        env=os.environ | environment, capture_output=True, text=True, timeout=timeout, check=False,
+        env=environment(**variables), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert process.returncode == 0, (process.returncode, process.stderr[-2000:])
     return process.stdout

@@ -8,6 +8,8 @@ from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
 from fastgrad.kernels import reference
 from tolerances import assert_close
 
+pytestmark = pytest.mark.cuda
+
 LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll")
 
 
@@ -93,6 +95,7 @@ def test_matches_pytorch(backend, kind, dtype, scale, rng, torch):
     assert_close("loss", gradient, z.grad.numpy(), max(1, np.abs(z.grad.numpy()).max()), terms=33)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("c", [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1000])
 @pytest.mark.parametrize("n", [0, 1, 2, 17, 1023])
@@ -141,6 +144,7 @@ def test_empty_batch_costs_nothing(backend, kind, dtype, rng):
     assert losses.size == gradient.size == 0
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", ["binary_cross_entropy", "mse", "poisson_nll"])
 @pytest.mark.parametrize("shape", [(5,), (1023,), (2, 0), (2, 3, 5), (3, 33, 7)])
 def test_elementwise_losses_take_any_shape(backend, kind, dtype, shape, rng):
@@ -154,6 +158,7 @@ def test_zero_width(backend, kind, dtype):
     assert total == 0.0
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_do_not_matter_and_inputs_are_not_written(backend, kind, dtype, layout, rng):

@@ -17,6 +17,8 @@ import fastgrad as fg
 from fastgrad.core import allocator
 from fastgrad.core.backend import kernels
 
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
+
 # what a gate may have on top, with P on either side of H
 OPTIONS = {
     "plain": {},
@@ -61,6 +63,7 @@ def in_layout(a, layout):
     return turned.swapaxes(0, 1)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("given", ALONE_AND_TOGETHER, ids="+".join)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, [2, 0, 3]], ids=["full", "ragged"])
@@ -79,6 +82,7 @@ def test_reference_gradients_are_central_differences(
         assert_close("numerical", found[f"d{name}"], numerical_gradient(lambda: loss(problem), array), size=10)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     "given", [names for k in range(6) for names in combinations(("b", "h_0", "c_0", "peephole", "w_proj"), k)]
 )
@@ -92,6 +96,7 @@ def test_gradients_come_in_the_order_of_the_given_inputs(in_force, given, rng):
         assert_close("numerical", gradient, numerical_gradient(lambda: loss(problem), array), size=10)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", ["full", "ragged"])
 @pytest.mark.parametrize(
@@ -148,6 +153,8 @@ def test_cell_matches_pytorch(in_force, dtype, given, rng, torch):
         assert_close("lstm", actual, theirs.numpy(), float(theirs.abs().max()))
 
 
+@pytest.mark.pairwise
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("hidden", [1, 5, 8, 9, 31, 33])
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 13, 17, 33])
 def test_matches_the_reference_at_awkward_shapes(in_force, dtype, n, hidden, rng):
@@ -156,6 +163,7 @@ def test_matches_the_reference_at_awkward_shapes(in_force, dtype, n, hidden, rng
         assert_matches_reference(random_lstm(rng, n, steps, c, hidden, dtype, lengths=lengths))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 @pytest.mark.parametrize("options", OPTIONS)
@@ -165,6 +173,7 @@ def test_every_option_at_awkward_shapes(in_force, dtype, options, lengths, rever
         assert_matches_reference(problem)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("given", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 @pytest.mark.parametrize("options", ["plain", "peephole_projection_no_bias"])
@@ -180,6 +189,7 @@ def test_any_upstream_gradient_may_be_missing(in_force, dtype, options, lengths,
     assert_all_close(run(problem), found, least=1)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("layout", ["contiguous", "fortran", "reversed"])
 @pytest.mark.parametrize(
     ("n", "steps", "c", "hidden"),
@@ -192,6 +202,7 @@ def test_matches_the_reference_at_large_shapes(in_force, dtype, n, steps, c, hid
     assert_matches_reference(problem.map(lambda a: laid_out(a, layout)))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 @pytest.mark.parametrize("options", ["plain", "peephole_projection_no_bias"])
 @pytest.mark.parametrize(
@@ -307,6 +318,7 @@ def test_nan_upstream_stays_in_its_sequence_and_reaches_every_gradient(in_force,
     assert np.isnan(found["dw_hh"]).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, lengths, layout, rng):
@@ -316,6 +328,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, lengt
     assert all_bits(laid.named()) == all_bits(problem.named())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("name", "layout"),
     [*product((*INPUTS, *UPSTREAMS), LAYOUTS), *product(("x", "dy"), TIME_MAJOR)],
@@ -534,6 +547,7 @@ def test_cells_do_not_change_the_other_results(in_force, dtype, rng):
     assert [bits(a) for a in ours] == [bits(a) for a in theirs]
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("options", ["no_bias", "peephole", "projection"])
 def test_cell_gradients_are_central_differences(in_force, options, rng):
     p = random_lstm(rng, 3, 1, 2, 4, **OPTIONS[options])
@@ -549,6 +563,7 @@ def test_cell_gradients_are_central_differences(in_force, options, rng):
         assert_close("numerical", gradient, numerical_gradient(value, array), size=10)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("options", ["plain", "no_bias", "peephole", "projection", "wide_projection"])
 @pytest.mark.parametrize(("n", "hidden"), [(1, 5), (7, 9), (33, 64)], ids=str)
 def test_a_cell_stepped_back_adds_up_the_gradients_of_the_sequence(in_force, dtype, options, n, hidden, rng):

@@ -12,6 +12,8 @@ from tolerances import assert_close
 
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {
     "sgd": SGD(0.1),
     "sgd, decay": SGD(0.1, weight_decay=0.02),
@@ -83,6 +85,8 @@ def torch_optimizer(torch, o, params):
             return torch.optim.RMSprop(params, o.lr, o.alpha, o.eps, decay, o.momentum)
 
 
+@pytest.mark.pairwise
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("grad_scale", [1.0, 0.3])
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" not in name])
 def test_matches_pytorch_for_100_updates(backend, name, dtype, grad_scale, rng, torch):
@@ -102,6 +106,7 @@ def test_matches_pytorch_for_100_updates(backend, name, dtype, grad_scale, rng, 
     np.testing.assert_allclose(params, theirs.numpy(), rtol=tolerance, atol=tolerance * max(1, np.abs(params).max()))
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "inside" in name])
 def test_matches_keras_formula_for_100_updates(backend, name, rng):
     """Keras 3, optimizers/rmsprop.py and adagrad.py: one value at a time, as they are written there."""
@@ -139,6 +144,7 @@ def test_adam_with_eps_hat_matches_keras_formula_for_100_updates(backend, eps, r
     np.testing.assert_allclose(params, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", SIZES)
 def test_matches_the_reference(backend, optimizer, dtype, size, rng):
     """From a state and a step in the middle of training: zeros hide swaps."""
@@ -264,6 +270,7 @@ def test_norm_adds_in_float64(backend):
     assert norm(backend, values) == math.sqrt(2.0**24 + 1000)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("place", [0, 16, 1022])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_norm_that_is_not_finite_updates_nothing(backend, optimizer, dtype, place, value):

@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 import fastgrad as fg
 
+pytestmark = pytest.mark.cuda
+
 # windows apart, side by side, overlapping and with pixels between; (size, options)
 WINDOWS = {
     "2x2": (2, {}),
@@ -97,6 +99,7 @@ def test_reference_gradients_are_central_differences(numpy_backend, kind, name, 
     assert_close("numerical", found["dx"], numerical, size=20)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", WINDOWS)
 def test_is_what_the_definition_says(in_force, dtype, kind, name, rng):
     """Window by window, in a loop over them."""
@@ -119,6 +122,7 @@ def test_is_what_the_definition_says(in_force, dtype, kind, name, rng):
     assert_all_close(problem, found, {"y": y.reshape(found["y"].shape), "dx": dx})
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", WINDOWS)
 def test_matches_pytorch(in_force, dtype, kind, name, rng, torch):
     """Ties included: PyTorch takes the first of equal values too."""
@@ -127,6 +131,7 @@ def test_matches_pytorch(in_force, dtype, kind, name, rng, torch):
         assert_all_close(problem, pool_run(problem), torch_pool_run(torch, problem))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("seed", range(30))
 def test_random_problems_match_pytorch(in_force, dtype, kind, seed, torch):
     rng = np.random.default_rng(seed)
@@ -147,6 +152,7 @@ def test_include_pad_is_pytorchs_count_include_pad(in_force, dtype, rng, torch):
         assert_close("pool", pool_run(problem)["y"], expected.permute(0, 2, 3, 1).numpy(), 4, terms=12)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("image", IMAGES, ids=str)
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 2), (3, 1), (3, 2), ((2, 5), (3, 1))], ids=str)
 def test_matches_the_reference_at_awkward_shapes(in_force, dtype, kind, size, stride, image, rng):
@@ -155,12 +161,14 @@ def test_matches_the_reference_at_awkward_shapes(in_force, dtype, kind, size, st
         assert_matches_reference(random_pool(rng, kind, 2, image, channels, size, dtype, **options))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", LARGE)
 def test_matches_the_reference_at_large_shapes(in_force, dtype, kind, name, rng):
     n, image, channels, size, options = LARGE[name]
     assert_matches_reference(random_pool(rng, kind, n, image, channels, size, dtype, **options))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", WINDOWS)
 def test_no_images(in_force, dtype, kind, name, rng):
     problem = window(rng, kind, name, dtype, n=0)
@@ -185,6 +193,7 @@ def test_one_pixel_is_its_own_maximum_and_mean(in_force, dtype, kind, rng):
         assert_close("pool", found["dx"], dx, 4)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_nan_and_infinity_stay_within_the_windows_that_see_them(in_force, dtype, kind, name, bad, rng):
@@ -219,6 +228,7 @@ def gradient_of_maximum(problem):
     return dx
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -7.0])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_the_gradient_of_a_constant_image_goes_to_the_first_pixel_of_a_window(in_force, dtype, name, value, rng):
@@ -245,6 +255,7 @@ def test_negative_images_are_larger_than_the_padding(in_force, dtype, rng):
     assert_matches_reference(problem)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_nan_and_infinity_upstream_stay_within_their_window(in_force, dtype, kind, name, bad, rng):
@@ -275,6 +286,7 @@ def test_the_mean_of_large_values_does_not_overflow_without_need(in_force, dtype
         np.testing.assert_array_equal(by_windows(y), np.full((1, 1, 1, 3), expected))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, kind, layout, rng):
     for name in ("2x2", "stem", "same_even"):
@@ -293,6 +305,7 @@ def test_broadcast_inputs(in_force, dtype, kind, rng):
     assert all_bits(pool_run(wide)) == all_bits(pool_run(wide.map(np.array)))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", WINDOWS)
 def test_backward_runs_again_and_its_gradient_is_the_callers_own(in_force, dtype, kind, name, rng):
     problem = window(rng, kind, name, dtype)
@@ -315,6 +328,7 @@ def large_or_window(rng, kind, name, dtype, n):
     return window(rng, kind, name, dtype, n, channels=17)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", [*WINDOWS, *LARGE])
 def test_the_same_bits_on_any_number_of_threads(cpu, dtype, kind, name, rng):
     problem = large_or_window(rng, kind, name, dtype, n=3)
@@ -322,6 +336,7 @@ def test_the_same_bits_on_any_number_of_threads(cpu, dtype, kind, name, rng):
     assert all(other == first for other in others)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", [*WINDOWS, *LARGE])
 def test_an_image_alone_has_the_bits_it_has_in_a_batch(cpu, dtype, kind, name, rng):
     problem = large_or_window(rng, kind, name, dtype, n=5)

@@ -13,6 +13,8 @@ import fastgrad as fg
 from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Sequential
 from fastgrad.optim import SGD, Adam, RMSprop
 
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
+
 SHAPES = [(3, 4), (17,), (0, 3), (200, 101), (3, 3, 2, 5), (1, 1)]
 
 
@@ -155,6 +157,7 @@ def chain(dtype="float32", activation="tanh"):
     return DenseChain([12, 9, 7, 4], activation, "softmax", dtype=dtype, seed=2)
 
 
+@pytest.mark.emulated(0)
 def test_a_pruned_chain_trains_as_pytorchs(in_force, rng, torch):
     """Against PyTorch's masks over Adam, whose hidden weights keep moving under the mask."""
     from torch.nn.utils import prune
@@ -249,6 +252,7 @@ def test_layers_take_their_masks_with_them(in_force, dtype, rng):
     assert not first.params[~first._mask].any()
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("form", ["chain", "layers"])
 def test_training_goes_on_from_a_file_with_the_same_bits(in_force, tmp_path, dtype, form, rng):
     """Masks and the place in the schedule with it."""
@@ -310,6 +314,7 @@ def test_the_schedule_is_zhu_and_guptas():
     assert fg.GradualPruning(0.5, 0, 5, 2).next_due(0) == 2
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("form", ["chain", "layers"])
 def test_epochs_prune_when_steps_do(in_force, dtype, form, rng):
     """To the bit, and as a loop that prunes by itself."""
@@ -357,6 +362,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_compact_chain_gives_the_same(in_force, dtype, activation, bias, rng):

@@ -1,10 +1,12 @@
-"""What is 0 left out of x: an epoch over names.Nonzeros against the same one over the array, and the making of them."""
+"""What is 0 left out of x: an epoch over types.Nonzeros against the same one over the array, and the making of them."""
 
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
 from chains import check_margins, clone, random_net, random_target, with_margins
 from fastgrad.kernels.types import BAD_LABEL, NONFINITE, OK, Nonzeros, workspace_size
+
+pytestmark = pytest.mark.cuda
 
 # rows shorter than a vector, that end in part of one, longer than what is done at a time, and more weights' rows than that
 WIDTHS = {
@@ -46,6 +48,7 @@ def outcome(net, found, record):
     return tuple(map(int, found)), *map(bits, (record, net.params, net.grads, net.state))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("options", ["plain", "weighted and decayed"])

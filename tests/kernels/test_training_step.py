@@ -21,6 +21,8 @@ from fastgrad.kernels.types import (
 )
 from tolerances import assert_close, relative
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, form, decoupled
     "sgd": (SGD, [0.05, 0, 0, 0, 0, 0, 0]),
     "momentum": (SGD, [0.05, 0.9, 0, 0, 1e-3, 0, 0]),
@@ -121,6 +123,8 @@ def torch_train(torch, net, batches):
     return flat.detach().numpy(), losses, norms
 
 
+@pytest.mark.pairwise
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 0.1])
 def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng, torch):
@@ -140,6 +144,7 @@ def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng, torc
     assert clip_norm == math.inf or min(norms) > clip_norm
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("target_kind", TARGETS)
 @pytest.mark.parametrize("last", ACTIVATIONS)
 def test_every_loss_after_every_activation_matches_pytorch(backend, dtype, target_kind, last, rng, torch):
@@ -153,6 +158,7 @@ def test_every_loss_after_every_activation_matches_pytorch(backend, dtype, targe
     assert_close("train_gradient", net.params, expected, 16)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("target_kind", TARGETS)
 @pytest.mark.parametrize("last", ACTIVATIONS)
 def test_every_loss_after_every_last_activation_matches_the_reference(backend, dtype, target_kind, last, rng):
@@ -166,6 +172,7 @@ def test_every_hidden_activation_matches_the_reference(backend, dtype, hidden, r
     assert_step_matches_reference(backend, net, x, target)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("n", "widths"),
     [
@@ -185,6 +192,7 @@ def test_shapes(backend, dtype, n, widths, bias, rng):
     np.testing.assert_allclose(net.params[sure], exact.params[sure], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 1e-2])
 def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
@@ -224,6 +232,7 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, rng):
     check_margins([*wide, record])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("n", [5, 300])
 @pytest.mark.parametrize("bad", [-1, 10, 2**40, -(2**63)])
 @pytest.mark.parametrize("place", [0, 3, -1])
@@ -237,6 +246,7 @@ def test_bad_label_leaves_parameters_and_state(backend, dtype, n, bad, place, la
     assert (bits(net.params), bits(net.state)) == before
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("n", [5, 300])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["x", "params", "target"])
@@ -267,6 +277,7 @@ def test_a_gradient_too_large_for_its_square_is_clipped(backend, rng):
     assert 1e23 < norm < 1e27
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("target_kind", TARGETS)
 @pytest.mark.parametrize("last", ["softmax", "sigmoid", "gelu"])
 def test_empty_batch_has_no_loss_and_no_gradient(backend, dtype, target_kind, last, rng):
@@ -302,6 +313,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("target_kind", TARGETS)
 @pytest.mark.parametrize("batch_size", [1, 7, 25, 50, 100])
 @pytest.mark.parametrize("order", ORDERS)
@@ -385,6 +397,7 @@ def test_an_epoch_stops_before_the_update_of_a_failing_batch(backend, dtype, bad
     assert np.isnan(record[3:]).all()
 
 
+@pytest.mark.emulated(0)
 def test_training_lowers_the_loss_to_nothing(backend, dtype, rng):
     """Twenty random points are learnt by heart."""
     net, x, labels = problem(

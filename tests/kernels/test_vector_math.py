@@ -87,7 +87,7 @@ def test_float32_over_a_sample_of_all_patterns(loop, worst):
     assert worst(x, loop(x)) <= MOST["float32"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_float32_over_a_third_of_all_patterns(loop, worst):
     """All of them, which the table in vmath.py is from, take ten minutes."""
     chunk = 3 * 2**22

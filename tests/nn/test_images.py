@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -23,13 +24,6 @@ from fastgrad.nn import (
     Sequential,
 )
 from fastgrad.optim import SGD, Adam
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def batch(dtype="float64", n=4, shape=(7, 6, 2)):

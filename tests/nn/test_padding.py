@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from arrays import bits
-from test_all_reduce import shared
+from ranks import shared
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
 from fastgrad.optim import SGD, Adam
+
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
 
 N, C, K = 5, 3, 4
 # one sequence is empty, two are equally long
@@ -154,6 +156,7 @@ def trained(net, steps, fill, window=None, reduce=None):
     return [*found, report.values, report.history]
 
 
+@pytest.mark.emulated(0)
 @MODELS
 def test_training_and_its_reports_do_not_see_the_padding(in_force, net):
     expected = trained(net, LONGEST, 0)
@@ -162,6 +165,7 @@ def test_training_and_its_reports_do_not_see_the_padding(in_force, net):
         assert bits(found) == bits(wanted)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("reduced", [False, True])
 def test_windows_do_not_see_the_padding(in_force, reduced):
     """Also of a process that goes on to windows past the ends of its own sequences."""

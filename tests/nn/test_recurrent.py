@@ -13,6 +13,8 @@ from fastgrad.core import allocator
 from fastgrad.core.backend import kernels
 from fastgrad.nn import LSTM, Dense, Sequential
 
+pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
+
 # C 3, H 5
 NETS = {
     "one": {},
@@ -65,6 +67,7 @@ def torch_lstm(torch, layer):
     return twin
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("lengths", [None, [4, 2, 7, 1]], ids=["full", "ragged"])
 @pytest.mark.parametrize("states", [False, True])
@@ -96,6 +99,7 @@ def test_outputs_states_and_gradients_are_those_of_pytorch(in_force, dtype, net,
         assert_close("lstm", end, expected.detach().numpy(), size=1)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=["full", "ragged"])
 @pytest.mark.parametrize("pool", POOLS)
@@ -118,6 +122,7 @@ def test_gradients_are_central_differences(in_force, net, pool, lengths, trainin
     assert_close("numerical", dx, numerical_gradient(objective, x), size=10)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=["full", "ragged"])
 @pytest.mark.parametrize("net", NETS)
 def test_pools_are_of_the_sequences_own_steps(in_force, dtype, net, lengths):
@@ -168,6 +173,7 @@ def test_initial_values_are_uniform_and_the_forget_bias_is_added(dtype):
     assert not (unseeded["0.0.w_ih"] == unseeded["1.0.w_ih"]).any()
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("net", NETS)
 def test_forward_predict_run_and_call_agree(in_force, dtype, net):
     layer, x = lstm(dtype, **NETS[net]), batch(dtype)
@@ -201,6 +207,7 @@ def test_windows_that_pass_their_state_on_are_the_whole_sequence(in_force, dtype
             assert_close("lstm", a, b, size=1)
 
 
+@pytest.mark.emulated(0)
 def test_a_sequential_runs_from_the_states_of_its_layers(in_force):
     model = Sequential(LSTM(3, 5, 2), Dense(5, 4, "tanh"), LSTM(4, 2), Dense(2, 3, "softmax"), seed=1)
     x = batch("float32")
@@ -239,6 +246,7 @@ def calls(monkeypatch, *names):
     return found
 
 
+@pytest.mark.emulated(0)
 def test_rows_are_copied_on_the_way_in_and_out_alone(in_force, monkeypatch):
     layer, x = lstm(num_layers=3, bidirectional=True), batch()
     found = calls(monkeypatch, "gather_rows", "scatter_rows")
@@ -307,6 +315,7 @@ def test_backward_may_be_called_again_and_results_outside_training_are_independe
     assert not np.shares_memory(first, second)
 
 
+@pytest.mark.emulated(0)
 def test_dropout_is_for_training_alone_and_from_the_seed(in_force):
     x = batch("float32")
     layer, same, other = (LSTM(3, 5, 2, dropout=0.5, seed=seed) for seed in (1, 1, 2))
@@ -338,6 +347,7 @@ def test_dropout_is_the_same_on_any_number_of_threads(cpu):
     assert all(other == first for other in others)
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_through_dropout_are_central_differences(in_force, pool):
     layer = lstm(num_layers=2, bidirectional=True, dropout=0.5, pool=pool)
@@ -353,6 +363,8 @@ def test_gradients_through_dropout_are_central_differences(in_force, pool):
     assert_close("numerical", dx, numerical_gradient(lambda: float((dy * forward()[0]).sum()), x), size=10)
 
 
+# a BLAS does not promise that a row has its bits in whatever number of rows
+@pytest.mark.host
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(in_force):
     if in_force == "numpy":
         pytest.skip("NumPy's products depend on the number of rows")
@@ -366,6 +378,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(in_force):
             assert bits(alone) == bits(together[n] if pool else together[n, :end])
 
 
+@pytest.mark.emulated(0)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("whole", [False, True])
 def test_copies_are_whole_and_apart(in_force, whole, copied):

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from test_nets import digits
+from real_data import digits
 
 import fastgrad as fg
 
@@ -75,7 +75,7 @@ def test_a_classifier_of_rows_ends_where_pytorch_ends(in_force, dtype, torch):
     assert history.val_accuracy[-1] == pytest.approx(held_accuracy, abs=0.01 if dtype == np.float32 else 0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_classifier_of_rows_learns():
     x, y, held_x, held_y = digits(28)
     x, held_x = (a.reshape(-1, 28, 28).astype("f4") for a in (x, held_x))

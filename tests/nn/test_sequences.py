@@ -75,6 +75,7 @@ def expected_step(net, loss, fused, x, y, ends):
     return value, net.grads.copy()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", ["time_major", *LAYOUTS])
 @pytest.mark.parametrize("training", [False, True])
 def test_dense_layers_are_applied_to_every_step(in_force, dtype, training, layout):
@@ -138,6 +139,7 @@ def test_gradients_of_a_whole_net_are_central_differences(in_force, pool, traini
     assert_close("numerical", dx, numerical_gradient(objective, x), size=10)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("ends", [None, ENDS], ids=["full", "ragged"])
 @pytest.mark.parametrize("pool", [None, "last", "mean"])
 @pytest.mark.parametrize(("loss", "output"), LOSSES)

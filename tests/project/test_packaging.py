@@ -1,20 +1,26 @@
-"""The wheel holds fastgrad alone at top level, the kernels inside it; an installed copy runs; imports are light."""
+"""The wheel holds fastgrad alone at top level, the kernels inside it; an installed copy runs and has types; imports are light."""
 
+import os
+import re
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The path of a wheel built from a copy of the tree, which stays clean."""
+def source(tmp_path_factory):
+    """A copy of the tree, which stays clean."""
     pytest.importorskip("setuptools", "77", reason="building needs setuptools 77")
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source")
     for file in [
         *ROOT.glob("*.*"),
         ROOT / "LICENSE",
@@ -25,10 +31,32 @@ def wheel(tmp_path_factory):
             copy = source / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source]
+    # for editors and mypy
+    (source / "fastgrad" / "kernels").symlink_to(Path("..", "kernels"), target_is_directory=True)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The path of a wheel."""
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    """The path of a source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
+    (path,) = folder.glob("fastgrad-*.tar.gz")
+    return path
+
+
+def build_wheel(source, folder):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    (path,) = built.glob("fastgrad-*.whl")
+    (path,) = folder.glob("fastgrad-*.whl")
     return path
 
 
@@ -46,6 +74,46 @@ def test_the_wheel_holds_every_module(wheel):
     api = {str(file.relative_to(ROOT)) for file in (ROOT / "fastgrad").rglob("*.py")}
     kernels = {f"fastgrad/{file.relative_to(ROOT)}" for file in (ROOT / "kernels").rglob("*.py")}
     assert names == api | kernels
+
+
+@pytest.mark.full
+def test_a_source_distribution_gives_the_same_wheel(wheel, sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    again = build_wheel(folder, tmp_path)
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+TYPED_PROGRAM = """
+import numpy as np
+import fastgrad as fg
+
+x, w = np.ones((2, 3)), np.ones((4, 3))
+reveal_type(fg.dense(x, w))
+reveal_type(fg.Trainer(fg.nn.DenseChain([3, 4])).step_count)
+fg.dense(x, w, activation=3)
+"""
+
+
+@pytest.mark.full
+def test_mypy_finds_the_types_of_the_installed_package(wheel, tmp_path):
+    """In an environment that has it, and NumPy: mypy reads the types there since the wheel has py.typed."""
+    pytest.importorskip("mypy")
+    venv.create(tmp_path / "env", symlinks=os.name != "nt")
+    paths = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
+    site, scripts = (Path(sysconfig.get_path(name, "venv", paths)) for name in ("purelib", "scripts"))
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "numpy.pth").write_text(str(Path(np.__file__).parents[1]))
+    (tmp_path / "program.py").write_text(TYPED_PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--python-executable", scripts / "python", "program.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    array = r"numpy\.ndarray\[.+\]"
+    dense, count, wrong, summary = result.stdout.splitlines()
+    assert re.search(rf'Revealed type is "tuple\[{array}, def \({array}\) -> tuple\[{array}, \.\.\.\]\]"', dense)
+    assert 'Revealed type is "int"' in count
+    assert 'Argument "activation" to "dense" has incompatible type "int"' in wrong
+    assert summary.startswith("Found 1 error")
 
 
 def test_an_installed_copy_runs_from_a_folder_that_cannot_be_written(wheel, tmp_path):
@@ -71,6 +139,7 @@ print(fg.__version__)
         path.chmod(0o755)
 
 
+@pytest.mark.full
 def test_import_takes_at_most_as_long_again_as_its_dependencies():
     """The best of ten, in turns: a busy machine only adds, and not to one alone."""
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from arrays import bits, unwritten
 from chains import clone, random_chain, random_net, run, step
+from processes import environment
 
 
 def large_work():
@@ -358,7 +359,7 @@ def run_scenario(scenario):
 def test_the_pool_survives(scenario):
     process = subprocess.Popen(
         [sys.executable, "-c", f"import test_threads as t; t.run_scenario({scenario!r})"], cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         out, err = process.communicate(timeout=120)

@@ -1,25 +1,23 @@
 """Processes whose kernels are compiled for other widths of vectors than this one's: all at once, for each compiles on one core alone."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import environment
 
 VECTORS = (128, 256, 512)
 PATIENCE = 1200  # seconds for all of them, maybe beside other busy processes
 
 
 class Widths:
-    """One process of `arguments` for each other width."""
+    """One process of `arguments` in this folder for each other width."""
 
-    def __init__(self, *arguments):
+    def __init__(self, folder, *arguments):
         native = pytest.importorskip("fastgrad.kernels.cpu.engine.intrinsics").vector_bits()
         self.processes = {
             width: subprocess.Popen(
-                [sys.executable, *arguments], cwd=Path(__file__).parent,
-                env={**os.environ, "FASTGRAD_VECTOR_BITS": str(width)},
+                [sys.executable, *arguments], cwd=folder, env=environment(FASTGRAD_VECTOR_BITS=str(width)),
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for width in VECTORS if width != native

@@ -9,6 +9,8 @@ import fastgrad as fg
 from fastgrad.nn import BatchNorm, Dense, DenseChain, Sequential
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, MaxNorm, MaxValue, RMSprop
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {
     "sgd": SGD(0.1),
     "momentum": SGD(0.1, 0.9, weight_decay=0.02),
@@ -46,6 +48,7 @@ def hold(params, constraint):
         fg.project_weights([p for p in params if p.ndim > 1], constraint.max_norm, constraint.per)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
 def test_a_list_is_held_as_by_the_functions(in_force, dtype, optimizer, constraint, rng):
     """To the bit: an update, what is pruned to 0, and then clip_weights or project_weights."""
@@ -67,6 +70,7 @@ def test_a_list_is_held_as_by_the_functions(in_force, dtype, optimizer, constrai
     assert held
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
 @pytest.mark.parametrize("form", ["chain", "layers"])
 def test_a_trainer_holds_its_model(in_force, dtype, form, constraint, rng):

@@ -13,6 +13,8 @@ import fastgrad as fg
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastgrad.schedule import Rates
 
+pytestmark = pytest.mark.cuda
+
 OPTIMIZERS = {
     "sgd": SGD(0.1),
     "nesterov": SGD(0.1, 0.9, nesterov=True, weight_decay=0.02),
@@ -32,6 +34,7 @@ def all_bits(updater):
     return [bits(a) for a in updater.params], bits(updater.state), updater.step_count
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_matches_pytorch_for_100_updates(in_force, dtype, clip_norm, rng, torch):
     shapes = SHAPES[:6]
