@@ -57,7 +57,15 @@ class Backend(Protocol):
 
     # training_step.py
     def dense_chain_gradients(
-        self, x: Array, target: Array, net: Net, record: Array, *, row_weights: Array | None = None, l2: float = 0.0
+        self,
+        x: Any,
+        target: Array,
+        net: Net,
+        record: Array,
+        *,
+        row_weights: Array | None = None,
+        l2: float = 0.0,
+        mean: bool = True,
     ) -> StatusOf: ...
     def dense_chain_step(
         self,

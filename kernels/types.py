@@ -3,6 +3,7 @@
 Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,26 +43,35 @@ class Chain(NamedTuple):
     """Dense layers in a row: x (N, C), weights[l] (C_l, K_l), biases[l] (K_l,) or None, activations[l], residual (N, K) or None."""
 
     x: Any
-    weights: list[Any]
-    biases: list[Any]
-    activations: list[Activation]
+    weights: Sequence[Any]
+    biases: Sequence[Any]
+    activations: Sequence[Activation]
     residual: Any
 
 
 class ChainSaved(NamedTuple):
     """zs[l] and outputs[l] (N, K_l) of every layer; zs[l] is outputs[l] where the activation does not need its input."""
 
-    zs: list[Any]
-    outputs: list[Any]
+    zs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+def chain_buffers(
+    rows: int, widths: Iterable[int], activations: Iterable[Activation], empty: Callable, like: Any
+) -> ChainSaved:
+    """What a forward over so many rows writes, from empty((N, K), like): every layer's output, and z where the activation needs it."""
+    outputs = [empty((rows, width), like) for width in widths]
+    pairs = zip(outputs, activations, strict=True)
+    return ChainSaved([empty(y.shape, like) if needs_input(f.code) else y for y, f in pairs], outputs)
 
 
 class ChainGradients(NamedTuple):
     """What a chain's backward writes: dzs[l] (N, K_l), dx (N, C) or None, dweights[l], and dbiases[l] or None."""
 
-    dzs: list[Any]
+    dzs: Sequence[Any]
     dx: Any
-    dweights: list[Any]
-    dbiases: list[Any]
+    dweights: Sequence[Any]
+    dbiases: Sequence[Any]
 
 
 class Net(NamedTuple):

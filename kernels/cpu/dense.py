@@ -322,7 +322,7 @@ def _run_chain(driver, x, weights, activations, lists, ends):
     # of our own, since the driver reads them without Python's lock
     lists = [a if a is None else list(a) for a in lists]
     run(
-        _operations(x, weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
+        2 * len(x) * sum(w.size for w in weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
         id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip
 
@@ -361,19 +361,16 @@ def _is_one(x, weights):
     return len(weights) == 1 and x.flags.c_contiguous and weights[0].flags.c_contiguous
 
 
-def _operations(x, weights):
-    return 2 * len(x) * sum(w.size for w in weights)
-
-
-def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
-    """outputs[l] (N, K) = a_{l+1}, zs[l] = z_l or outputs[l]; biases[l] and residual may be None."""
+def dense_chain_forward(chain, saved):
+    """saved.outputs[l] = a_{l+1}, saved.zs[l] = z_l, or outputs[l] where the activation does not need its input."""
+    x, weights, biases, activations, residual = chain
+    zs, outputs = saved
     residual = None if residual is None else np.ascontiguousarray(residual)
     if _is_one(x, weights):
         b = None if biases[0] is None else np.ascontiguousarray(biases[0])
-        arrays = x, weights[0], *or_empty(x.dtype, 1, b), *or_empty(x.dtype, 2, residual)
         run(
-            _operations(x, weights), _forward, _LAYER[x.dtype.char], *arrays, *activations[0], zs[0], outputs[0],
-            scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _forward, _LAYER[x.dtype.char], x, weights[0], *or_empty(x.dtype, 1, b),
+            *or_empty(x.dtype, 2, residual), *activations[0], zs[0], outputs[0], scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
@@ -381,17 +378,16 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
     _run_chain(_forward_chain, x, weights, activations, lists, [0 if residual is None else address_of(residual)])
 
 
-def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
-    """dzs[l] (N, K), dx (N, C), dweights[l], each C-contiguous or the transpose of one that is, and dbiases[l] are overwritten.
-
-    dx and dbiases[l] may be None.
-    """
+def dense_chain_backward(dy, chain, saved, gradients):
+    """gradients are overwritten; each of dweights is C-contiguous, or the transpose of an array that is."""
+    x, weights, _, activations, _ = chain
+    zs, outputs = saved
+    dzs, dx, dweights, dbiases = gradients
     dy = np.ascontiguousarray(dy)
     if _is_one(x, weights) and dweights[0].flags.c_contiguous:
-        outs = dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0])
         run(
-            _operations(x, weights), _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0],
-            outputs[0], *outs, scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0], outputs[0],
+            dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0]), scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     lists = weights, None, zs, outputs, dzs, dweights, dbiases
@@ -481,9 +477,9 @@ _KERNELS = Addresses(infer_part, gemm_part, activate_part)
 _LAYER = Addresses(gemm_part, activate_part, differentiate_part, forward_part, backward_part, gradients_part)
 
 
-def dense_chain_infer(x, layers, parameters, params, out):
+def dense_chain_infer(x, table, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
     run(
-        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out,
+        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, table, parameters, params, out,
         scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip

@@ -469,19 +469,20 @@ def held_by(masks, constraint):
     return np.array([(*places, kind, limit)], HELD).view(np.int64)
 
 
-def update_arrays(
-    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
-):
+def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that
-    whoever interrupts it finds as many updates made as are counted.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
+    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
+    there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that whoever interrupts it finds as
+    many updates made as are counted. only_if, or None: a status; where it is not OK nothing is done, and it is the status.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
     Raises ValueError, and updates nothing, where sizes differ: the kernels walk the params' table, and take from it where the values of
     all others lie.
     """
+    if only_if is not None and only_if != types.OK:
+        return only_if
+    optimizer, state, hyper, clip_norm, masks, constraint = rule
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
     held, size = held_by(masks, constraint), int(to[-1, START])
     if len(params) != len(grads) or dtype != grads[0].dtype:

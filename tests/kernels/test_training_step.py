@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from arrays import bits, numerical_gradient, unwritten
 from chains import check_margins, clone, random_net, random_target, step, torch_activation, with_margins
+from tolerances import assert_close, relative
+
 from fastgrad.kernels import reference, types
 from fastgrad.kernels.types import (
     ACTIVATIONS,
@@ -17,9 +19,9 @@ from fastgrad.kernels.types import (
     OK,
     RMSPROP,
     SGD,
+    Batches,
     workspace_size,
 )
-from tolerances import assert_close, relative
 
 OPTIMIZERS = {  # lr, momentum or beta1, beta2, eps, weight_decay, form, decoupled
     "sgd": (SGD, [0.05, 0, 0, 0, 0, 0, 0]),
@@ -65,9 +67,9 @@ def assert_step_matches_reference(backend, net, x, target, number=0):
     assert loss == pytest.approx(exact_loss, rel=rel, abs=rel)
     assert norm == pytest.approx(exact_norm, rel=rel)
     assert norm == pytest.approx(math.sqrt(math.fsum((net.grads.astype(np.float64) ** 2).tolist())), rel=1e-9)
-    terms = max(len(x), *net.layers[:, :2].flat)
+    terms = max(len(x), *net.table[:, :2].flat)
     largest = np.abs(exact.grads).max(initial=0)
-    assert_close("train_gradient", net.grads, exact.grads, len(net.layers) * largest, terms)
+    assert_close("train_gradient", net.grads, exact.grads, len(net.table) * largest, terms)
     return exact
 
 
@@ -88,12 +90,12 @@ def torch_train(torch, net, batches):
     def views(flat):
         return [
             (flat[w : w + k * m].reshape(k, m), flat[b : b + m] if b >= 0 else None)
-            for k, m, w, b, _ in net.layers.tolist()
+            for k, m, w, b, _ in net.table.tolist()
         ]
 
     fused = {LOSSES["cross_entropy"]: types.SOFTMAX, LOSSES["binary_cross_entropy"]: types.SIGMOID}.get(net.loss)
     loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.poisson_nll_loss][net.loss]
-    activations = [types.Activation(*f) for f in zip(net.layers[:, 4].tolist(), net.parameters, strict=True)]
+    activations = [types.Activation(*f) for f in zip(net.table[:, 4].tolist(), net.parameters, strict=True)]
     if activations[-1].code == fused:
         activations[-1] = ACTIVATIONS["identity"]
     flat = torch.tensor(net.params, requires_grad=True)
@@ -198,7 +200,7 @@ def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
     status, _, norm = step(backend, net, x, target, 6)
     assert status == OK
     record = np.empty(1)
-    backend.update_arrays([params], [net.grads], code, state, net.hyper, 7, clip_norm, None, None, record)
+    backend.update_arrays([params], [net.grads], net.rule()._replace(state=state), 7, record)
     assert record[0] == pytest.approx(norm, rel=1e-12)
     assert_close("optimizer", net.params, params, 1)
     assert_close("optimizer", net.state, state, 1)
@@ -207,7 +209,7 @@ def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
 def test_inputs_are_not_written_and_may_be_read_only(backend, dtype, rng):
     for kind in TARGETS:
         net, x, target = problem(rng, 33, [9, 16, 11], ["silu", "softmax"], dtype, kind)
-        inputs = [x, target, net.layers, net.parameters, net.hyper]
+        inputs = [x, target, net.table, net.parameters, net.hyper]
         before = [bits(a) for a in inputs]
         for a in inputs:
             a.flags.writeable = False
@@ -290,7 +292,7 @@ def epoch(backend, net, x, target, order, batch_size, number=0, rates=None):
     record = unwritten((batches, 2), np.float64)
     rates = np.full(batches, net.hyper[0]) if rates is None else rates
     status, done = backend.dense_chain_epoch(
-        x=x, target=target, order=order, batch_size=batch_size, rates=rates, step=number, record=record, **net.keyword()
+        x=x, target=target, batches=Batches(order, batch_size, rates), step=number, record=record, **net.keyword()
     )
     return status, done, record
 
