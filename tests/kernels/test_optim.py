@@ -356,3 +356,23 @@ def test_a_step_of_a_chain_that_would_overflow_is_not_made(backend):
     assert (status, done) == (NONFINITE, 0)
     assert not params.any()
     assert not state.any()
+
+
+@pytest.mark.parametrize("takes_norm", [True, False])
+def test_an_update_follows_a_status_that_is_ok_alone(backend, optimizer, dtype, takes_norm, rng):
+    params, grads = rng.standard_normal((2, 33)).astype(dtype)
+    rule = UpdateRule(optimizer.code, empty_state(optimizer, 33, dtype), optimizer.hyper, 1.0, None, None)
+    record, updates, before = (
+        np.empty(1) if takes_norm else None,
+        np.zeros(1, np.int64),
+        (bits(params), bits(rule.state)),
+    )
+    for status in (types.BAD_LABEL, NONFINITE, np.array(types.BAD_LABEL)):
+        assert backend.update_arrays([params], [grads], rule, 1, record, updates=updates, only_if=status) == status
+        assert (bits(params), bits(rule.state)) == before
+        assert updates[0] == 0
+    expected, state = params.copy(), rule.state.copy()
+    backend.update_arrays([expected], [grads], rule._replace(state=state), 1, record)
+    assert backend.update_arrays([params], [grads], rule, 1, record, updates=updates, only_if=OK) == OK
+    assert (bits(params), bits(rule.state)) == (bits(expected), bits(state))
+    assert updates[0] == 1
