@@ -259,7 +259,7 @@ def workspace_size(widths, batch):
     return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
 
 
-# what is told of a layer's health, in this order
+# the values of a layer's health, in this order
 HEALTH = "grad_norm largest zeros nonfinite mean spread saturated dead update_ratio".split()
 
 
@@ -278,24 +278,24 @@ class Nonzeros:
 
     def __getitem__(self, rows):
         rows = np.arange(len(self))[rows]
-        found = np.zeros((len(rows), self.shape[1]), self.dtype)
-        for to, row in zip(found, rows, strict=True):
+        x = np.zeros((len(rows), self.shape[1]), self.dtype)
+        for to, row in zip(x, rows, strict=True):
             part = slice(self.starts[row], self.starts[row + 1])
             to[self.columns[part]] = self.values[part]
-        return found
+        return x
 
 
 class Watch:
-    """What a chain's steps are asked to leave of their health.
+    """Which steps of a chain leave their health, and where.
 
     bands (L, 4): of each layer's outputs the limits of what is saturated, and of what is flat, as in health.py. rows (R, L, 9): batch i
-    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`. kept is
-    the backend's.
+    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`.
+    record is the backend's.
     """
 
     def __init__(self, bands, rows, every):
-        self.bands, self.rows, self.every, self.kept = bands, rows, every, None
+        self.bands, self.rows, self.every, self.record = bands, rows, every, None
 
     def after(self, batches):
-        """What is asked of a call whose first batch is the one after so many."""
+        """The watch of a call whose first batch is the one after so many."""
         return Watch(self.bands, self.rows[batches:], self.every)

@@ -77,18 +77,20 @@ def train_part(part, parts, job, like):
     chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
     lo, hi = thread_range(part, parts, chain.rows, ROWS)
     size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
+    # gather the rows of the batch
     if train.order:
-        order = carray(void_pointer(train.order), chain.rows, np.int64)
+        order = carray(void_pointer(train.order), chain.rows, np.int64)  # (N,)
         if not chain.nonzeros:
             gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
         if train.labels:
-            labels = carray(void_pointer(train.labels), chain.rows, np.int64)
-            every = carray(void_pointer(train.rows_target), 1, np.int64)
+            labels = carray(void_pointer(train.labels), chain.rows, np.int64)  # (N,)
+            all_labels = carray(void_pointer(train.rows_target), 1, np.int64)
             for i in range(lo, hi):
-                labels[i] = every[order[i]]
+                labels[i] = all_labels[order[i]]
         else:
             gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
     forward_rows(chain, part, lo, hi, panels, like)
+    # losses, and dy to where the last layer's dz will be
     last = layers_of(chain)[chain.depth - 1]
     job = local(1, LOSS)
     t, at = job[0], lo * last.n_out * size
@@ -97,6 +99,7 @@ def train_part(part, parts, job, like):
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
     call(train.loss, 0, 1, job)
+    # both times the rows' weights
     if train.row_weights:
         each = 1 if train.kind == types.CROSS_ENTROPY else last.n_out
         for i in range(lo, hi):
@@ -146,10 +149,10 @@ def sum_of(row_weights, order, first, n):
     """The sum of the batch's weights, n where there are none."""
     if len(row_weights) == 0:
         return np.float64(n)
-    found = 0.0
+    weight = 0.0
     for i in range(first, first + n):
-        found += row_weights[order[i] if len(order) else i]
-    return found
+        weight += row_weights[order[i] if len(order) else i]
+    return weight
 
 
 @device_function
@@ -172,13 +175,13 @@ def gradient_norm(norms, grads, table):
 @device_function
 def list_arrays(table, flat, size, widths, rows):
     """Fill a table of array_table.py with w and b of every layer; returns how many there are."""
-    n, every = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
+    n, units = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
     for l in range(len(table)):
         n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
-        add_array(rows, n, flat + w * size, n_in * n_out, every[n] if widths else 1, w, BLOCK)
+        add_array(rows, n, flat + w * size, n_in * n_out, units[n] if widths else 1, w, BLOCK)
         n += 1
         if b >= 0:
-            add_array(rows, n, flat + b * size, n_out, every[n] if widths else 1, b, BLOCK)
+            add_array(rows, n, flat + b * size, n_out, units[n] if widths else 1, b, BLOCK)
             n += 1
     return n
 
@@ -258,6 +261,7 @@ def _train(
             train.scale = 1 / (weight * columns) if weight * columns else 0.0
             chain.decay = l2 / weight if weight else 0.0
         chain.watch = address(watch) if health and is_due(health, step + batch) else 0
+        # forward, loss and backward; then the weights' gradients
         run_kernel(launcher, kernels[0], parts, job, (layers, labels, room))
         run_kernel(launcher, kernels[1], parts, rows_job, (layers, weight_squares, room))
 
@@ -266,6 +270,7 @@ def _train(
             record[batch, 1 if optimizer == NO_UPDATE else 2] = sum_values(weight_squares, 0, weight_squares.size)
         if optimizer == NO_UPDATE:
             continue
+        # clip and update
         norm = gradient_norm(norms, grads, table)
         record[batch, 1] = norm
         if chain.watch:

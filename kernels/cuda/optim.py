@@ -158,17 +158,17 @@ def update_chunks(
     if parts:
         squares = squares_of(cuda.shared.array(BLOCK, float64), parts, sums)
         outcome, sound = before[0] if follows else types.OK, squares != -math.inf
-        found = math.sqrt(squares) if sound else math.inf
-        if outcome == types.OK and not (sound and (found < math.inf or not clips)):
+        total = math.sqrt(squares) if sound else math.inf
+        if outcome == types.OK and not (sound and (total < math.inf or not clips)):
             outcome = types.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
             if clips:
-                norm[0] = found
+                norm[0] = total
             status[0] = outcome
         if outcome != types.OK:
             return
         if clips:
-            scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
+            scale = dtype(min(1.0, clip_norm / (total + 1e-6)))
     if cuda.blockIdx.x >= count:
         # of no values there is a norm too
         return
@@ -332,27 +332,15 @@ def update_all(params, grads, rule, step, norm, status, moved=None, before=None)
             len(state), form, state.shape[1], *numbers, limit, masks is not None, counted is not None, chunks.chunks,
             values, gradients, state, flags, later, sums,
         )  # fmt: skip
-    arrays = (
-        values,
-        gradients,
-        state,
-        flags,
-        sums,
-        norm,
-        before,
-        status,
-        changes,
-        later,
-    )
     launch(
         update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clips, clip_norm, optimizer, len(state), form,
         state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, counted is not None,
-        chunks.count, chunks.chunks, *arrays,
+        chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, before, status, changes, later,
     )  # fmt: skip
     if moved is not None:
-        found = xp.empty((len(params), 2))
-        launch(add_changes, dtype, len(params), chunks.firsts, changes, found)
-        give(found, moved)
+        by_array = xp.empty((len(params), 2))
+        launch(add_changes, dtype, len(params), chunks.firsts, changes, by_array)
+        give(by_array, moved)
     if constraint is not None and constraint.kind != types.MAX_VALUE:
         apply_constraint(params, constraint, status)
 
@@ -361,10 +349,10 @@ def apply_constraint(params, constraint, status):
     """Hold updated weights to a norm; NaN in one leaves what it is the norm of as it is, as does an update that was not made."""
     kind, limit, widths = constraint
     xp = device.xp
-    held = [p for p, width in zip(params, widths, strict=True) if width]
+    limited_params = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
-    norms = norms_of(held, widths, 2.0)
+    norms = norms_of(limited_params, widths, 2.0)
     limited = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
     wanted = limited > limit if status is None else (limited > limit) & (status == types.OK)
     scales = xp.where(wanted, limit / xp.where(wanted, limited, 1.0), 1.0)
-    scale_arrays(held, widths, xp.broadcast_to(scales, norms.shape).copy())
+    scale_arrays(limited_params, widths, xp.broadcast_to(scales, norms.shape).copy())

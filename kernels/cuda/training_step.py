@@ -37,11 +37,11 @@ def leave_mean(
         total += parts[i]
     total = add_down(shared, total, 1)
     if cuda.threadIdx.x == 0:
-        found = before[0]
-        if found == types.OK and total == -math.inf:
-            found = types.BAD_LABEL
-        status[0] = found
-        if found == types.OK:
+        outcome = before[0]
+        if outcome == types.OK and total == -math.inf:
+            outcome = types.BAD_LABEL
+        status[0] = outcome
+        if outcome == types.OK:
             record[0] = total * scale
 
 
@@ -95,11 +95,11 @@ class NetViews:
 
 def carve(array, shapes):
     """Arrays of these shapes, one after the other in a flat one, and what is left of it."""
-    found = []
+    parts = []
     for rows, columns in shapes:
-        found.append(array[: rows * columns].reshape(rows, columns))
+        parts.append(array[: rows * columns].reshape(rows, columns))
         array = array[rows * columns :]
-    return found, array
+    return parts, array
 
 
 def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch, batch):
@@ -121,15 +121,15 @@ def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch,
     if watched or lists:
         # what is of an array by itself needs them one by one, in the order in which they lie
         pairs = zip(net.weights, net.biases, net.dweights, net.dbiases, net.table.tolist(), strict=True)
-        every = [
+        arrays = [
             (offset, a, da, layer)
             for layer, (w, b, dw, db, (_, _, at, b_at, _)) in enumerate(pairs)
             for offset, a, da in ((at, w, dw), (b_at, b, db))
             if a is not None
         ]
-        order = sorted(range(len(every)), key=lambda i: every[i][0])
-        params, grads, owners = ([every[i][k] for i in order] for k in (1, 2, 3))
-        moved = xp.empty((len(every), 2)) if watched else None
+        order = sorted(range(len(arrays)), key=lambda i: arrays[i][0])
+        params, grads, owners = ([arrays[i][k] for i in order] for k in (1, 2, 3))
+        moved = xp.empty((len(arrays), 2)) if watched else None
         if lists:
             widths = np.asarray(constraint.widths if type(constraint.widths) is np.ndarray else constraint.widths.get())
             constraint = types.Constraint(constraint.kind, constraint.limit, widths[order])

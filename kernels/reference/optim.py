@@ -134,13 +134,13 @@ def apply_constraint(params, constraint):
     if kind == MAX_VALUE:
         clamp_arrays(params, limit)
         return
-    held = [p for p, width in zip(params, widths, strict=True) if width]
+    limited = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
-    norms, counts = np.empty(widths.sum()), np.empty(len(held), np.int64)
-    array_norms(held, widths, 2.0, norms, counts)
+    norms, counts = np.empty(widths.sum()), np.empty(len(limited), np.int64)
+    array_norms(limited, widths, 2.0, norms, counts)
     if kind == MAX_NORM:
         norms[:] = joint_norm(norms, 2.0)
-    scale_arrays(held, widths, np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
+    scale_arrays(limited, widths, np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
 
 
 def norm_of(arrays):
