@@ -57,7 +57,15 @@ class Backend(Protocol):
 
     # training_step.py
     def dense_chain_gradients(
-        self, x: Array, target: Array, net: Net, record: Array, *, row_weights: Array | None = None, l2: float = 0.0
+        self,
+        x: Any,
+        target: Array,
+        net: Net,
+        record: Array,
+        *,
+        row_weights: Array | None = None,
+        l2: float = 0.0,
+        mean: bool = True,
     ) -> StatusOf: ...
     def dense_chain_step(
         self,
@@ -204,8 +212,8 @@ class Backend(Protocol):
     def prune_below(self, arrays: Arrays, masks: Array, threshold: float) -> None: ...
 
     # health.py
-    def array_health(self, arrays: Arrays, found: Array) -> None: ...
-    def output_health(self, outputs: Arrays, bands: Array, found: Array) -> None: ...
+    def array_health(self, arrays: Arrays, health: Array) -> None: ...
+    def output_health(self, outputs: Arrays, bands: Array, health: Array) -> None: ...
 
     # init.py
     def uniform(self, out: Array, key: int, low: float, high: float) -> None: ...

@@ -3,6 +3,7 @@
 Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,26 +43,35 @@ class Chain(NamedTuple):
     """Dense layers in a row: x (N, C), weights[l] (C_l, K_l), biases[l] (K_l,) or None, activations[l], residual (N, K) or None."""
 
     x: Any
-    weights: list[Any]
-    biases: list[Any]
-    activations: list[Activation]
+    weights: Sequence[Any]
+    biases: Sequence[Any]
+    activations: Sequence[Activation]
     residual: Any
 
 
 class ChainSaved(NamedTuple):
     """zs[l] and outputs[l] (N, K_l) of every layer; zs[l] is outputs[l] where the activation does not need its input."""
 
-    zs: list[Any]
-    outputs: list[Any]
+    zs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+def chain_buffers(
+    rows: int, widths: Iterable[int], activations: Iterable[Activation], empty: Callable, like: Any
+) -> ChainSaved:
+    """What a forward over so many rows writes, from empty((N, K), like): every layer's output, and z where the activation needs it."""
+    outputs = [empty((rows, width), like) for width in widths]
+    pairs = zip(outputs, activations, strict=True)
+    return ChainSaved([empty(y.shape, like) if needs_input(f.code) else y for y, f in pairs], outputs)
 
 
 class ChainGradients(NamedTuple):
     """What a chain's backward writes: dzs[l] (N, K_l), dx (N, C) or None, dweights[l], and dbiases[l] or None."""
 
-    dzs: list[Any]
+    dzs: Sequence[Any]
     dx: Any
-    dweights: list[Any]
-    dbiases: list[Any]
+    dweights: Sequence[Any]
+    dbiases: Sequence[Any]
 
 
 class Net(NamedTuple):
@@ -249,7 +259,7 @@ def workspace_size(widths, batch):
     return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
 
 
-# what is told of a layer's health, in this order
+# the values of a layer's health, in this order
 HEALTH = "grad_norm largest zeros nonfinite mean spread saturated dead update_ratio".split()
 
 
@@ -268,24 +278,24 @@ class Nonzeros:
 
     def __getitem__(self, rows):
         rows = np.arange(len(self))[rows]
-        found = np.zeros((len(rows), self.shape[1]), self.dtype)
-        for to, row in zip(found, rows, strict=True):
+        x = np.zeros((len(rows), self.shape[1]), self.dtype)
+        for to, row in zip(x, rows, strict=True):
             part = slice(self.starts[row], self.starts[row + 1])
             to[self.columns[part]] = self.values[part]
-        return found
+        return x
 
 
 class Watch:
-    """What a chain's steps are asked to leave of their health.
+    """Which steps of a chain leave their health, and where.
 
     bands (L, 4): of each layer's outputs the limits of what is saturated, and of what is flat, as in health.py. rows (R, L, 9): batch i
-    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`. kept is
-    the backend's.
+    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`.
+    record is the backend's.
     """
 
     def __init__(self, bands, rows, every):
-        self.bands, self.rows, self.every, self.kept = bands, rows, every, None
+        self.bands, self.rows, self.every, self.record = bands, rows, every, None
 
     def after(self, batches):
-        """What is asked of a call whose first batch is the one after so many."""
+        """The watch of a call whose first batch is the one after so many."""
         return Watch(self.bands, self.rows[batches:], self.every)

@@ -57,6 +57,7 @@ def emulator():
     """The CUDA backend's executor from here on: ptxsim, or in a process for it Numba's simulator."""
     pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
     from emulation import Emulator, Simulator
+
     from fastgrad.kernels.cuda.engine import device
 
     emulator = Simulator() if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else Emulator()
@@ -82,11 +83,10 @@ def fake_gpu():
 @pytest.fixture
 def there(fake_gpu, monkeypatch):
     """A fake GPU in the place of one, for arrays that lie there."""
-    from fastgrad.kernels import cuda
-    from fastgrad.kernels.cuda.engine import array_table, device
-
     from fastgrad.core import device as gpu
     from fastgrad.core.host_transfer import HostArrayAdapter
+    from fastgrad.kernels import cuda
+    from fastgrad.kernels.cuda.engine import array_table, device
 
     monkeypatch.setattr(gpu, "missing", lambda: "")
     monkeypatch.setitem(importlib.import_module("fastgrad.core.backend")._loaded, "cuda", HostArrayAdapter(cuda))

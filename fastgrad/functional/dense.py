@@ -8,7 +8,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Chain, ChainGradients, chain_buffers
 
 
 def dense(
@@ -94,10 +94,10 @@ def run(
 
     backward(dy, dweights, dbiases) overwrites the gradients given to it and returns (dx, dresidual).
     """
-    ops = kernels(x)
-    outputs = [empty((len(x), w.shape[1]), x) for w in weights]  # (N, K) each
-    zs = [empty(y.shape, y) if f.needs_input else y for f, y in zip(activations, outputs, strict=True)]
-    ops.dense_chain_forward(x, weights, biases, activations, residual, zs, outputs)
+    ops, chain = kernels(x), Chain(x, weights, biases, activations, residual)
+    saved = chain_buffers(len(x), [w.shape[1] for w in weights], activations, empty, x)
+    ops.dense_chain_forward(chain, saved)
+    outputs = saved.outputs
 
     def backward(
         dy: Any, dweights: Sequence[np.ndarray], dbiases: Sequence[np.ndarray | None]
@@ -105,7 +105,7 @@ def run(
         dy = check.upstream(op, dy, outputs[-1])
         dzs = [empty(y.shape, y) for y in outputs]  # (N, K) each
         dx = empty(x.shape, x)  # (N, C)
-        ops.dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases)
+        ops.dense_chain_backward(dy, chain, saved, ChainGradients(dzs, dx, dweights, dbiases))
         return dx, dzs[-1]
 
     return outputs[-1], backward

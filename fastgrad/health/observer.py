@@ -49,11 +49,9 @@ class Seen:
         found = self.__dict__[name] = getattr(self._ops, name)
         return found
 
-    def dense_chain_forward(
-        self, x: Any, weights: Any, biases: Any, activations: Any, residual: Any, zs: Any, outputs: Any
-    ) -> None:
-        self._ops.dense_chain_forward(x, weights, biases, activations, residual, zs, outputs)
-        for w, activation, y in zip(weights, activations, outputs, strict=True):
+    def dense_chain_forward(self, chain: Any, saved: Any) -> None:
+        self._ops.dense_chain_forward(chain, saved)
+        for w, activation, y in zip(chain.weights, chain.activations, saved.outputs, strict=True):
             self._see(w, activation, y)
 
     def conv2d_forward(self, x: Any, w: Any, *rest: Any) -> None:
@@ -84,7 +82,7 @@ class Seen:
         )
         self._ops.array_health(self._places.gradients, found)
         row[:, GRADIENTS] = found
-        status = self._ops.update_arrays(params, grads, *rest, moved, **named)
+        status = self._ops.update_arrays(params, grads, *rest, moved=moved, **named)
         owners = self._health.owners
         if device.on_gpu(moved):
             importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(

@@ -212,7 +212,7 @@ def _read(chain: "DenseChain") -> list[np.ndarray]:
     """Of each layer's inputs, and the outputs, which are read, directly or not."""
     read = [np.ones(chain.n_out, np.bool_)]
     for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
-        some: np.ndarray = w[:, read[0]].any(axis=1) | (activation.code == SOFTMAX)
+        some: np.ndarray = np.any(w[:, read[0]], axis=1) | (activation.code == SOFTMAX)
         some[0] |= not some.any()
         read.insert(0, some)
     return [np.ones(chain.n_in, np.bool_), *read]

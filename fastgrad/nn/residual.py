@@ -113,7 +113,7 @@ class Residual(Container):
 
         def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             dy, dz = check.upstream(op, dy, y), empty(h.shape, h)
-            ops.activation_backward(*(a.reshape(rows) for a in (dy, z, y, dz)), activation)
+            ops.activation_backward(dy.reshape(rows), z.reshape(rows), y.reshape(rows), dz.reshape(rows), activation)
             return dz, dz
 
         return y, backward

@@ -12,6 +12,7 @@ from fastgrad.core.allocator import empty_float64, zeros
 from fastgrad.core.array_list import ArrayList, check_disjoint, check_same_shapes, flat_masks
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
+from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim import Optimizer, successor
 from fastgrad.optim.constraint import Constraint, checked
 
@@ -130,7 +131,8 @@ class Updater:
         if [a.shape for a in found.flat] != self._shapes:
             check_same_shapes(op, "grads", found.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
-        clips = self.clip_norm < math.inf
+        clip_norm = self._clip_norm
+        clips = clip_norm < math.inf
         # on a GPU neither the norm nor how the step has ended is waited for
         later = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
         record = empty_float64(1, self.state) if later and clips else self._record
@@ -139,13 +141,8 @@ class Updater:
             status = params.kernels.update_arrays(
                 params.flat,
                 found.flat,
-                self.optimizer.code,
-                self.state,
-                self._hyper,
+                UpdateRule(self._optimizer.code, self.state, self._hyper, clip_norm, self._mask, self._held),
                 before + 1,
-                self.clip_norm,
-                self._mask,
-                self._held,
                 record if clips else None,
                 updates=self._count,
             )

@@ -164,11 +164,8 @@ class Problem:
         """Updates on batches by `order`: (status, batches done, scikit-learn's loss of each). To count (1,) each is added as it is made."""
         starts = np.arange(0, len(order), batch_size)
         chain, hyper, record = self.chain, optimizer.hyper, np.zeros((len(starts), 3))
-        gathered = 0 if isinstance(self.x, types.Nonzeros) else chain.n_in
-        work = empty((types.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
-        net = chain.table, chain.activation_parameters, types.LOSSES[self.link.loss], chain.params, chain.grads, work
-        settings = optimizer.code, state, hyper, np.inf, None, None
-        rates, l2 = np.full(len(starts), hyper[0]), float(self.estimator.alpha) / self.link.gradient_factor
+        net, rule = self._net(batch_size), types.UpdateRule(optimizer.code, state, hyper, np.inf, None, None)
+        rates = np.full(len(starts), hyper[0])
         # all batches of a fit have one size
         pace = self.pace = self.pace or Pace(6 * batch_size * chain.params.size)
         status, done = types.OK, 0
@@ -177,8 +174,8 @@ class Problem:
             batches = pace.batches() if backend() == "cpu" else len(starts)
             rows, part = order[done * batch_size : (done + batches) * batch_size], slice(done, done + batches)
             status, made = kernels().dense_chain_epoch(
-                self.x, self.target, rows, batch_size, rates[part], *net, *settings, int(count[0]), record[part],
-                self.row_weights, l2, updates=count,
+                self.x, self.target, types.Batches(rows, batch_size, rates[part]), net, rule, int(count[0]), record[part],
+                row_weights=self.row_weights, l2=self._l2, updates=count,
             )  # fmt: skip
             pace.made(min(batches, len(starts) - done))
             done += int(made)
@@ -199,13 +196,21 @@ class Problem:
     def gradient(self) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
         """scikit-learn's loss of all data, and its gradients by coefs_ and by intercepts_, at the estimator's weights."""
         self.read_weights()
-        still, chain = SGD(0.0), self.chain
-        *_, (loss,) = self.epoch(
-            np.arange(len(self.x)),
-            len(self.x),
-            still,
-            np.empty((0, chain.params.size), chain.dtype),
-            np.zeros(1, np.int64),
+        n, record = len(self.x), np.zeros(2)
+        kernels().dense_chain_gradients(
+            self.x, self.target, self._net(n), record, row_weights=self.row_weights, l2=self._l2
         )
-        gradients = [g * self.link.gradient_factor for g in chain.gradients().values()]
+        (loss,) = self.link.loss_factor * record[:1] + self._rest(np.arange(n), np.zeros(1, np.int64), record[1:])
+        gradients = [g * self.link.gradient_factor for g in self.chain.gradients().values()]
         return float(loss), gradients[::2], gradients[1::2]
+
+    @property
+    def _l2(self) -> float:
+        return float(self.estimator.alpha) / self.link.gradient_factor
+
+    def _net(self, batch_size: int) -> types.Net:
+        """The chain, with scratch for batches of this many rows."""
+        chain, gathered = self.chain, 0 if isinstance(self.x, types.Nonzeros) else self.chain.n_in
+        work = empty((types.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
+        loss = types.LOSSES[self.link.loss]
+        return types.Net(chain.table, chain.activation_parameters, loss, chain.params, chain.grads, work)

@@ -312,8 +312,8 @@ def _update(
     params: list[np.ndarray], grads: Any, state: np.ndarray, hyper: np.ndarray, step: int, updates: Any = None
 ) -> None:
     """updates (1,): counts with the update, in one call, so that an interrupt comes before both or after both."""
-    settings = types.ADAM, state, hyper, step, np.inf, None, None, None
-    if kernels().update_arrays(params, grads, *settings, updates=updates) != types.OK:
+    rule = types.UpdateRule(types.ADAM, state, hyper, np.inf, None, None)
+    if kernels().update_arrays(params, grads, rule, step, None, updates=updates) != types.OK:
         raise FloatingPointError(
             f"{OP}: the state or a parameter would not be finite in {state.dtype}: "
             "a gradient or parameter is too large for it, or eps too small; no update was made"

@@ -28,7 +28,6 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import ACTIVATIONS
 from fastgrad.nn.dense import DenseChain
 from fastgrad.nn.model import ForwardContext, Model, StateSnapshot
-from fastgrad.optim import SGD
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
 from fastgrad.training.data import EpochPlan, TrainingData, target_rows, windows
 
@@ -94,20 +93,21 @@ class ChainSteps(Counted):
         self.params, self.mask = model.params, model._mask
         self._count, self._pace, self._pace_of = count, Pace(0), 0
         self._sizes, self._work, self._rows = model.sizes, empty((0,), model.params), 0
-        self._net = model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads
-        self._optimizer = optimizer.code, state, hyper, clip_norm, self.mask, constraint
-        self._arguments: tuple = ()
+        self._net = types.Net(
+            model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads, self._work
+        )
+        self._rule = types.UpdateRule(optimizer.code, state, hyper, clip_norm, self.mask, constraint)
 
     def reserve(self, rows: int) -> None:
         if rows > self._rows:
             self._work = empty((types.workspace_size(self._sizes, rows),), self._work)
-            self._arguments = *self._net, self._work, *self._optimizer
+            self._net = self._net._replace(work=self._work)
             self._rows = rows
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: Any, done: int, record: np.ndarray) -> int:
         ops = kernels(x)
         return ops.dense_chain_step(
-            x, target, *self._arguments, done, record, health=self.watch, updates=self._count
+            x, target, self._net, self._rule, done, record, watch=self.watch, updates=self._count
         )  # fmt: skip
 
     def epoch(self, asked: EpochPlan) -> int:
@@ -135,13 +135,12 @@ class ChainSteps(Counted):
         status, _ = kernels(x).dense_chain_epoch(
             x,
             y,
-            order,
-            size,
-            asked.rates,
-            *self._arguments,
+            types.Batches(order, size, asked.rates),
+            self._net,
+            self._rule,
             asked.done,
             asked.record,
-            health=watch,
+            watch=watch,
             updates=self._count,
         )
         return status
@@ -177,8 +176,7 @@ class LayerSteps(Counted):
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
         self._gradients = list(model.gradients().values()) or [model.grads]
-        self._optimizer = optimizer.code, state, hyper
-        self._held = clip_norm, self.mask, constraint
+        self._rule = types.UpdateRule(optimizer.code, state, hyper, clip_norm, self.mask, constraint)
 
     def reserve(self, rows: int) -> None:
         """Nothing: layers ask for their memory themselves."""
@@ -200,7 +198,7 @@ class LayerSteps(Counted):
             state, taken = None, self._taken(asked.data, asked.order[start : start + asked.batch_size])
             # sequences of another process may be longer
             for part in windows(taken, asked.window, self._reduction is not None):
-                self._optimizer[2][0] = asked.rates[made]
+                self._rule.hyper[0] = asked.rates[made]
                 status = self.step(*part, asked.done + made, record[made], state)
                 if self._over:
                     break
@@ -280,14 +278,13 @@ class LayerSteps(Counted):
             self._over = not losses.size and not self._rows
             if self._over:
                 return types.OK
-        return ops.update_arrays(
-            self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:], updates=self._count
-        )
+        return ops.update_arrays(self._arrays, self._gradients, self._rule, done + 1, record[1:], updates=self._count)
 
     def _settings(self, done: int) -> bytes:
         """What processes that share a step must have in common."""
-        code, _, hyper = self._optimizer
-        return np.array([types.LOSSES[self._loss], code, *hyper, self._held[0], done, self._planned]).tobytes()
+        rule = self._rule
+        settings = types.LOSSES[self._loss], rule.optimizer, *rule.hyper, rule.clip_norm, done, self._planned
+        return np.array(settings).tobytes()
 
 
 def steps_of(
@@ -318,39 +315,35 @@ def steps_of(
     return watched(steps, model, loss, health)
 
 
-# an update that changes nothing, to have a step's gradients alone
-STILL = SGD(0.0)
-
-
 class SharedChainSteps(LayerSteps):
-    """A step of the chain that stands still, the all-reduce, and the update."""
+    """The chain's gradients, the all-reduce, and the update."""
 
     def __init__(self, model: DenseChain, loss: str, *rest: Any) -> None:
         super().__init__(model, loss, *rest)
         self._chain = model
-        self._net = model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads
-        self._still = STILL.code, np.empty((0, model.params.size), model.dtype), STILL.hyper, np.inf, None, None
-        self._work, self._state = np.empty(0, model.dtype), None
+        work = np.empty(0, model.dtype)
+        self._net = types.Net(
+            model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads, work
+        )
+        self._state = None
 
     def reserve(self, rows: int) -> None:
         size = types.workspace_size(self._chain.sizes, rows)
-        if size > self._work.size:
-            self._work = np.empty(size, self._work.dtype)
+        if size > self._net.work.size:
+            self._net = self._net._replace(work=np.empty(size, self._net.work.dtype))
 
     def _step(
         self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
     ) -> int:
         ops, reduction = kernels(), self._reduction
         assert reduction is not None
-        status = ops.dense_chain_step(x, target, *self._net, self._work, *self._still, 0, record)
+        status = ops.dense_chain_gradients(x, target, self._net, record)
         if status == types.BAD_LABEL:
             return status
         # where a gradient is not finite the others have to know
         ops.scale_arrays([self._chain.grads], None, np.full(1, float(len(x))))
         record[:1], self._rows = reduction(record.item(0) * len(x), len(x), self._settings(done))
-        return ops.update_arrays(
-            self._arrays, self._gradients, *self._optimizer, done + 1, *self._held, record[1:], updates=self._count
-        )
+        return ops.update_arrays(self._arrays, self._gradients, self._rule, done + 1, record[1:], updates=self._count)
 
 
 class ThereLayerSteps(LayerSteps):

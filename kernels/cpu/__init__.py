@@ -16,7 +16,7 @@ from .optim import update_arrays
 from .packing import gather_rows, scatter_rows
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .pruning import prune_below, prune_smallest
-from .training_step import dense_chain_epoch, dense_chain_step
+from .training_step import dense_chain_epoch, dense_chain_gradients, dense_chain_step
 
 __all__ = [
     "activation_backward",
@@ -36,6 +36,7 @@ __all__ = [
     "dense_chain_backward",
     "dense_chain_epoch",
     "dense_chain_forward",
+    "dense_chain_gradients",
     "dense_chain_infer",
     "dense_chain_step",
     "dropout_forward",

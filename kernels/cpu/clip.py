@@ -117,10 +117,10 @@ def add_unit(power, p, n, x, factor, room):
 
 @device_function
 def not_finite(x, n):
-    values, found = carray(x, n), 0
+    values, count = carray(x, n), 0
     for i in range(n):
-        found += not np.isfinite(values[i])
-    return found
+        count += not np.isfinite(values[i])
+    return count
 
 
 @device_function
@@ -148,6 +148,7 @@ def sum_block(power, p, x, size, totals, factors, room):
 
 @kernel(NORMS)
 def norms_part(part, parts, job, like):
+    """The sums of powers of each of the part's blocks, by unit, and how many values are not finite."""
     g = carray(job, 1)[0]
     t, room = rows_at(g.table, g.n), local(SUMS_AND_FACTORS, np.float64)
     none = room[:0]
@@ -303,6 +304,7 @@ def clamped(x, limit):
 
 @kernel(CLAMP)
 def clamp_part(part, parts, job, like):
+    """The part's blocks."""
     g = carray(job, 1)[0]
     t = rows_at(g.table, g.n)
     lo, hi = thread_range(part, parts, t[g.n, START], 64)

@@ -82,6 +82,7 @@ def forward_rows(chain, part, lo, hi, panels, like):
     for l in range(chain.depth):
         layer = layers[l]
         at = lo * layer.n_out * size
+        # z = a w, from the bias or from what else it begins with
         start, start_row = layer.b, 0
         if l == chain.depth - 1 and chain.residual:
             add_bias(hi - lo, layer.n_out, chain.residual + at, layer.b, layer.z + at, like)
@@ -94,6 +95,7 @@ def forward_rows(chain, part, lo, hi, panels, like):
                 start, start_row, layer.z + at, layer.n_out, panels,
             )  # fmt: skip
             call(chain.gemm, 0, 1, product)
+        # y = f(z)
         activate_rows(chain, chain.activate, layer, lo, hi, job)
         if chain.watch:
             look_at_layer(chain.watch, part, l, units, lo, hi, layer.n_out, layer.y, like)
@@ -114,10 +116,10 @@ def sparse_product(chain, function, layer, lo, hi, of, out, scratch):
 @device_function
 def add_bias(rows, columns, residual, b, z, like):
     """z = residual + b, where there is a b."""
-    bias = carray(pointer(b, like), columns)
+    bias = carray(pointer(b, like), columns)  # (K,)
     for i in range(rows):
-        to = carray(advance(pointer(z, like), i * columns), columns)
-        of = carray(advance(pointer(residual, like), i * columns), columns)
+        to = carray(advance(pointer(z, like), i * columns), columns)  # (K,)
+        of = carray(advance(pointer(residual, like), i * columns), columns)  # (K,)
         for j in range(columns):
             to[j] = of[j] + bias[j] if b else of[j]
 
@@ -129,7 +131,9 @@ def backward_rows(chain, lo, hi, panels):
     layers, size = layers_of(chain), chain.itemsize
     for l in range(chain.depth - 1, -1, -1):
         layer = layers[l]
+        # dz = da f'(z), in place
         activate_rows(chain, chain.differentiate, layer, lo, hi, job)
+        # da of the layer below = dz w^T, to where its dz will be
         da = layers[l - 1].dz if l else chain.dx
         if da:
             describe(
@@ -145,8 +149,8 @@ def column_sums(rows, columns, lo, hi, values, sums, room):
 
     room: address of SUMS_ROOM bytes.
     """
-    totals = data(carray(void_pointer((room + 7) // 8 * 8), SUMMED_COLUMNS, np.float64))
-    block = pointer((room + 7) // 8 * 8 + 8 * SUMMED_COLUMNS, values)
+    totals = data(carray(void_pointer((room + 7) // 8 * 8), SUMMED_COLUMNS, np.float64))  # (SUMMED_COLUMNS,)
+    block = pointer((room + 7) // 8 * 8 + 8 * SUMMED_COLUMNS, values)  # (SUMMED_COLUMNS,)
     for first in range(lo, hi, SUMMED_COLUMNS):
         n, source = min(SUMMED_COLUMNS, hi - first), advance(values, first)
         clear(n, totals)
@@ -172,6 +176,7 @@ def decay_rows(rows, columns, w, dw, decay, sums):
 
 @kernel(CHAIN)
 def forward_part(part, parts, job, like):
+    """The part's rows through all layers."""
     chain = carray(job, 1)[0]
     lo, hi = thread_range(part, parts, chain.rows, ROWS)
     forward_rows(chain, part, lo, hi, chain.panels + part * SCRATCH * chain.itemsize, like)
@@ -179,11 +184,14 @@ def forward_part(part, parts, job, like):
 
 @kernel(CHAIN)
 def backward_part(part, parts, job, like):
+    """The part's rows back through all layers."""
     chain = carray(job, 1)[0]
     lo, hi = thread_range(part, parts, chain.rows, ROWS)
     last = layers_of(chain)[chain.depth - 1]
     n, at = (hi - lo) * last.n_out, lo * last.n_out
-    to, of = carray(advance(pointer(last.dz, like), at), n), carray(advance(pointer(chain.dy, like), at), n)
+    # dy, to where the last layer's dz will be
+    to = carray(advance(pointer(last.dz, like), at), n)  # (rows, K)
+    of = carray(advance(pointer(chain.dy, like), at), n)  # (rows, K)
     for i in range(n):
         to[i] = of[i]
     backward_rows(chain, lo, hi, chain.panels + part * SCRATCH * chain.itemsize)
@@ -216,6 +224,7 @@ def gradients_part(part, parts, job, like):
         if layer.dw_turned:
             turned_gradient(chain, layer, part, parts, a, a_row, a_col, product)
         lo, hi = thread_range(part, parts, 0 if layer.dw_turned else layer.n_in, ROWS)
+        # dw = a^T dz, some rows at a time, and what is asked of them while they are in cache
         if chain.watch:
             begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
@@ -231,11 +240,11 @@ def gradients_part(part, parts, job, like):
                 product[0].sums = 1
                 call(chain.gemm, 0, 1, product)
             if chain.squares:
-                sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)
+                sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)  # (m,)
                 w = pointer(layer.w + i * layer.n_out * size, like)
                 decay_rows(m, layer.n_out, w, pointer(dw, like), chain.decay, sums)
             if norms:
-                sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)
+                sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)  # (m,)
                 for first in range(0, m, FEW_ROWS):
                     last = min(first + FEW_ROWS, m)
                     for r in range(first, last):
@@ -243,6 +252,7 @@ def gradients_part(part, parts, job, like):
                     if chain.watch:
                         values = pointer(dw + first * layer.n_out * size, like)
                         look_at_gradient(chain.watch, part, l, values, (last - first) * layer.n_out)
+        # db = the sums of dz over the rows
         if layer.db:
             lo, hi = thread_range(part, parts, layer.n_out, 16)
             room = chain.panels + part * SCRATCH * size
@@ -254,8 +264,8 @@ def gradients_part(part, parts, job, like):
 @device_function
 def fields_of(items, l, none):
     """The fields of array number l of a list with its items at this address: see array_table.py. 0 for None, and where there is no list."""
-    found = word(items, l) if items else none
-    return found + HEAD if found != none else 0
+    array = word(items, l) if items else none
+    return array + HEAD if array != none else 0
 
 
 @device_function
@@ -266,9 +276,9 @@ def data_of(items, l, none):
 
 
 @device_function
-def items_of(found, none):
+def items_of(array_list, none):
     """Address of a list's items; 0 for None."""
-    return word(found + HEAD, ITEMS) if found != none else 0
+    return word(array_list + HEAD, ITEMS) if array_list != none else 0
 
 
 @device_function
@@ -322,7 +332,7 @@ def _run_chain(driver, x, weights, activations, lists, ends):
     # of our own, since the driver reads them without Python's lock
     lists = [a if a is None else list(a) for a in lists]
     run(
-        _operations(x, weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
+        2 * len(x) * sum(w.size for w in weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
         id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip
 
@@ -361,19 +371,16 @@ def _is_one(x, weights):
     return len(weights) == 1 and x.flags.c_contiguous and weights[0].flags.c_contiguous
 
 
-def _operations(x, weights):
-    return 2 * len(x) * sum(w.size for w in weights)
-
-
-def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
-    """outputs[l] (N, K) = a_{l+1}, zs[l] = z_l or outputs[l]; biases[l] and residual may be None."""
+def dense_chain_forward(chain, saved):
+    """saved.outputs[l] = a_{l+1}, saved.zs[l] = z_l, or outputs[l] where the activation does not need its input."""
+    x, weights, biases, activations, residual = chain
+    zs, outputs = saved
     residual = None if residual is None else np.ascontiguousarray(residual)
     if _is_one(x, weights):
         b = None if biases[0] is None else np.ascontiguousarray(biases[0])
-        arrays = x, weights[0], *or_empty(x.dtype, 1, b), *or_empty(x.dtype, 2, residual)
         run(
-            _operations(x, weights), _forward, _LAYER[x.dtype.char], *arrays, *activations[0], zs[0], outputs[0],
-            scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _forward, _LAYER[x.dtype.char], x, weights[0], *or_empty(x.dtype, 1, b),
+            *or_empty(x.dtype, 2, residual), *activations[0], zs[0], outputs[0], scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
@@ -381,17 +388,16 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
     _run_chain(_forward_chain, x, weights, activations, lists, [0 if residual is None else address_of(residual)])
 
 
-def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
-    """dzs[l] (N, K), dx (N, C), dweights[l], each C-contiguous or the transpose of one that is, and dbiases[l] are overwritten.
-
-    dx and dbiases[l] may be None.
-    """
+def dense_chain_backward(dy, chain, saved, gradients):
+    """gradients are overwritten; each of dweights is C-contiguous, or the transpose of an array that is."""
+    x, weights, _, activations, _ = chain
+    zs, outputs = saved
+    dzs, dx, dweights, dbiases = gradients
     dy = np.ascontiguousarray(dy)
     if _is_one(x, weights) and dweights[0].flags.c_contiguous:
-        outs = dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0])
         run(
-            _operations(x, weights), _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0],
-            outputs[0], *outs, scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0], outputs[0],
+            dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0]), scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     lists = weights, None, zs, outputs, dzs, dweights, dbiases
@@ -431,9 +437,9 @@ def infer_part(part, parts, job, like):
     """
     whole = carray(job, 1)[0]
     lo, hi = thread_range(part, parts, whole.rows, ROWS)
-    mine, layers_at = local(1, CHAIN), whole.layers + (part + 1) * whole.depth * LAYER_BYTES
-    layers = carray(void_pointer(layers_at), whole.depth, LAYER)
-    chain, size = mine[0], whole.itemsize
+    chains, layers_at = local(1, CHAIN), whole.layers + (part + 1) * whole.depth * LAYER_BYTES
+    layers = carray(void_pointer(layers_at), whole.depth, LAYER)  # (L,)
+    chain, size = chains[0], whole.itemsize
     chain.depth, chain.layers, chain.itemsize = whole.depth, layers_at, size
     chain.residual, chain.watch, chain.nonzeros = 0, 0, 0
     chain.x_row, chain.x_col = whole.x_row, whole.x_col
@@ -481,9 +487,9 @@ _KERNELS = Addresses(infer_part, gemm_part, activate_part)
 _LAYER = Addresses(gemm_part, activate_part, differentiate_part, forward_part, backward_part, gradients_part)
 
 
-def dense_chain_infer(x, layers, parameters, params, out):
+def dense_chain_infer(x, table, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
     run(
-        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, layers, parameters, params, out,
+        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, table, parameters, params, out,
         scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip

@@ -79,8 +79,8 @@ def sum_moved(totals, first, last):
 
 
 @device_function
-def join(rows, columns, grain, sums, found):
-    """found (4,): mean, spread and saturated share, from the sums of blocks; dead stays."""
+def join(rows, columns, grain, sums, health):
+    """health (4,): mean, spread and saturated share, from the sums of blocks; dead stays."""
     blocks, n = (rows + grain - 1) // grain, rows * columns
     first, shift, square, saturated = sums[0, 0] if n else np.nan, 0.0, 0.0, 0.0
     for block in range(blocks):
@@ -92,9 +92,9 @@ def join(rows, columns, grain, sums, found):
         size, away = min(grain, rows - block * grain) * columns, sums[block, 0] - mean
         square += sums[block, 1] + size * away * away
     spread = math.sqrt(square / n) if square == square else np.nan
-    found[0] = mean if math.isfinite(mean) else np.nan
-    found[1] = spread if math.isfinite(spread) else np.nan
-    found[2] = saturated / n if n else 0.0
+    health[0] = mean if math.isfinite(mean) else np.nan
+    health[1] = spread if math.isfinite(spread) else np.nan
+    health[2] = saturated / n if n else 0.0
 
 
 @device_function
@@ -125,15 +125,15 @@ def scaled_norm(values, n, largest):
 
 @device_function
 def not_finite(values, n):
-    found, x = 0, carray(values, n)
+    count, x = 0, carray(values, n)
     for i in range(n):
-        found += not np.isfinite(x[i])
-    return found
+        count += not np.isfinite(x[i])
+    return count
 
 
 @device_function
-def describe_gradient(squared, largest, zeros, pieces, found):
-    """found (4,): norm, largest magnitude, share of zeros, and how many are not finite. pieces: (values, how many) of the gradient."""
+def describe_gradient(squared, largest, zeros, pieces, health):
+    """health (4,): norm, largest magnitude, share of zeros, and how many are not finite. pieces: (values, how many) of the gradient."""
     n, bad = 0, 0
     for values, size in pieces:
         n += size
@@ -144,7 +144,7 @@ def describe_gradient(squared, largest, zeros, pieces, found):
         for values, size in pieces:
             square += scaled_norm(values, size, largest)
         norm = largest * math.sqrt(square)
-    found[0], found[1], found[2], found[3] = norm, largest, zeros / max(n, 1), bad
+    health[0], health[1], health[2], health[3] = norm, largest, zeros / max(n, 1), bad
 
 
 @device_function
@@ -158,7 +158,7 @@ def ratio(moved, weight):
 # what a chain's passes leave: sums (L, blocks, 3) and flags (parts, units) of outputs by layer, looks (parts, L, 2) at weights' gradients,
 # and what updates have moved by block, (changes, 2); rows: where it is told
 WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
-# what Python asks for: see names.Watch
+# what Python asks for: see types.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
 KINDS = len(types.HEALTH)
 WORDS = len(WATCH.names)
@@ -243,7 +243,7 @@ def look_at_gradient(watch, part, l, values, n):
 def report_layers(watch, batch, parts, rows, table, grads, norms):
     """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far. watch: an array."""
     w, first, before = watch_of(address(watch)), 0, 0
-    found = report_of(w, batch)
+    health = report_of(w, batch)
     looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
     for l in range(w.depth):
         n_in, n_out, b = table[l, 0], table[l, 1], table[l, 3]
@@ -256,11 +256,11 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
             more, none = max_and_zero_count(bias, n_out)
             squared, largest, zeros = squared + squares(bias, n_out), max(largest, more), zeros + none
         pieces = (values, n_in * n_out), (bias, n_out if b >= 0 else 0)
-        describe_gradient(squared, value_of(largest, values), zeros, pieces, found[l])
+        describe_gradient(squared, value_of(largest, values), zeros, pieces, health[l])
         sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
-        join(rows, n_out, ROWS, sums, found[l, 4:])
-        found[l, 7] = dead(rows, n_out, parts, w.units, advance(pointer(w.alive, values), before))
-        found[l, 8] = np.nan
+        join(rows, n_out, ROWS, sums, health[l, 4:])
+        health[l, 7] = dead(rows, n_out, parts, w.units, advance(pointer(w.alive, values), before))
+        health[l, 8] = np.nan
         first, before = first + n_in, before + padded(n_out)
 
 
@@ -268,11 +268,11 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
 def report_updates(watch, batch, table, arrays):
     """Tell of a batch's updates; watch: an array; arrays: a table of w and b of every layer."""
     w, a = watch_of(address(watch)), 0
-    found, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
+    health, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
     for l in range(len(table)):
         n = 2 if table[l, 3] >= 0 else 1
         change_square, square = sum_moved(moved, arrays[a, SUMS], arrays[a + n, SUMS])
-        found[l, 8] = ratio(change_square, square)
+        health[l, 8] = ratio(change_square, square)
         a += n
 
 
@@ -280,10 +280,10 @@ def asked_by(watch):
     """The address of a HEALTH, which the watch keeps, or 0."""
     if watch is None:
         return 0
-    if watch.kept is None:
+    if watch.record is None:
         job = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
-        watch.kept = address_of(job), job
-    return watch.kept[0]
+        watch.record = address_of(job), job
+    return watch.record[0]
 
 
 # arrays: sums of squares, and looks, of each block in turn
@@ -306,7 +306,7 @@ def look_at_arrays_part(part, parts, job, like):
 
 
 @driver
-def _look_at_arrays(launcher, parts, function, like, t, n, found):
+def _look_at_arrays(launcher, parts, function, like, t, n, health):
     sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
     job = local(1, GRADIENTS)
     g = job[0]
@@ -319,14 +319,14 @@ def _look_at_arrays(launcher, parts, function, like, t, n, found):
             largest = max(largest, looks[place, 0])
             zeros += looks[place, 1]
         pieces = ((values, t[a + 1, START] - t[a, START]),)
-        describe_gradient(squared, value_of(largest, values), zeros, pieces, found[a])
+        describe_gradient(squared, value_of(largest, values), zeros, pieces, health[a])
 
 
-def array_health(arrays, found):
-    """found (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
+def array_health(arrays, health):
+    """health (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
     rows, dtype = table(arrays), arrays[0].dtype
     function = look_at_arrays_part.address(dtype)
-    run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), found)
+    run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), health)
 
 
 # outputs: of each its address, rows and columns; sums and flags as in look_at_rows, of one after the other
@@ -362,7 +362,7 @@ def dead_of(rows, columns, parts, stride, alive, first):
 
 
 @driver
-def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
+def _look_at_outputs(launcher, parts, function, like, outputs, bands, health):
     n, blocks, units = len(outputs), 0, 0
     for a in range(n):
         grain = rows_in_block(outputs[a, 2])
@@ -377,17 +377,17 @@ def _look_at_outputs(launcher, parts, function, like, outputs, bands, found):
     for a in range(n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
-        join(rows, columns, grain, sums[block:], found[a])
-        found[a, 3] = dead_of(rows, columns, parts, units, alive, flags)
+        join(rows, columns, grain, sums[block:], health[a])
+        health[a, 3] = dead_of(rows, columns, parts, units, alive, flags)
         block, flags = block + (rows + grain - 1) // grain, flags + padded(columns)
 
 
-def output_health(outputs, bands, found):
-    """found (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
+def output_health(outputs, bands, health):
+    """health (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
     dtype = outputs[0].dtype
     places = np.array([(address_of(y), *y.shape) for y in outputs], np.int64)
     function, values = look_at_outputs_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
-    run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, found)
+    run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, health)
 
 
 # what a look at a value costs, in multiplications and additions

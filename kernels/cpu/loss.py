@@ -109,6 +109,7 @@ LOSS = np.dtype([(name, "i8") for name in "kind rows columns y labels target los
 
 @kernel(LOSS)
 def loss_part(part, parts, job, like):
+    """The part's rows: losses, and dy."""
     t = carray(job, 1)[0]
     lo, hi = thread_range(part, parts, t.rows, 1)
     n = t.columns
@@ -140,7 +141,9 @@ COST = 32
 def _launch(kind, y, target, losses, dy, scale):
     """The loss of contiguous copies; an elementwise one takes any shape, as one row."""
     shape = y.shape if kind == types.CROSS_ENTROPY else (1, y.size)
-    arrays = [np.ascontiguousarray(a) for a in (y, target)] + [
+    arrays = [
+        np.ascontiguousarray(y),
+        np.ascontiguousarray(target),
         np.zeros(losses.shape, y.dtype),
         np.empty(y.shape, y.dtype),
     ]

@@ -184,14 +184,8 @@ def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
     t = job[0]
     t.state, t.stride, t.rows = state, size, rows
     t.optimizer, t.scale = optimizer, scale
-    beta1, beta2, eps, weight_decay, form, decoupled = (
-        hyper[1],
-        hyper[2],
-        hyper[3],
-        hyper[4],
-        hyper[5] != 0,
-        hyper[6] != 0,
-    )
+    beta1, beta2, eps, weight_decay = hyper[1], hyper[2], hyper[3], hyper[4]
+    form, decoupled = hyper[5] != 0, hyper[6] != 0
     t.decay = 0.0 if decoupled else weight_decay
     t.shrink = 1 - lr * weight_decay if decoupled else 1.0
     t.lr, t.beta1, t.beta2, t.rest1, t.rest2 = lr, beta1, beta2, 1 - beta1, 1 - beta2
@@ -211,6 +205,7 @@ def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
 
 @kernel(ARRAYS)
 def square_arrays_part(part, parts, job, like):
+    """The sum of the squares of each of the part's blocks of gradients."""
     g = carray(job, 1)[0]
     t = rows_at(g.grads, g.n)
     sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
@@ -256,6 +251,7 @@ def update_arrays_part(part, parts, job, like):
     a, at = previous_block(params, *first_block(params, g.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
         size, flat = block_size(params, a, at), params[a, PLACE] + at
+        # the block's values of params, the first row of state, and grads
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
         d = advance(pointer(grads[a, ADDRESS], like), at)
         if g.moved:
@@ -263,6 +259,7 @@ def update_arrays_part(part, parts, job, like):
             update_watched(t, size, p, d, row, pointer(g.room + 8 * part * g.longest, like), totals)
         else:
             update_values(t, size, p, d, row)
+        # masks, and constraints of values; of norms the sums for `project`
         if g.masks:
             zero_pruned(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
         if g.kind == types.MAX_VALUE:
@@ -445,9 +442,9 @@ def _update_arrays(
     )
     if status == types.OK and len(updates):
         updates[0] += 1
-    found = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)
-    for a in range(len(found)):
-        found[a, 0], found[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
+    changes = carray(void_pointer(moved), (n if moved else 0, 2), np.float64)  # (n, 2)
+    for a in range(len(changes)):
+        changes[a, 0], changes[a, 1] = sum_moved(totals, params[a, SUMS], params[a + 1, SUMS])
     return status
 
 
@@ -469,19 +466,20 @@ def held_by(masks, constraint):
     return np.array([(*places, kind, limit)], HELD).view(np.int64)
 
 
-def update_arrays(
-    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
-):
+def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that
-    whoever interrupts it finds as many updates made as are counted.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
+    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
+    there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that whoever interrupts it finds as
+    many updates made as are counted. only_if, or None: a status; where it is not OK nothing is done, and it is the status.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
     Raises ValueError, and updates nothing, where sizes differ: the kernels walk the params' table, and take from it where the values of
     all others lie.
     """
+    if only_if is not None and only_if != types.OK:
+        return only_if
+    optimizer, state, hyper, clip_norm, masks, constraint = rule
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
     held, size = held_by(masks, constraint), int(to[-1, START])
     if len(params) != len(grads) or dtype != grads[0].dtype:

@@ -76,11 +76,11 @@ def equals_part(part, parts, job, like):
     lo, hi = thread_range(part, parts, t[g.n, START], 64)
     a, at = first_block(t, g.n, lo)
     while a < g.n and t[a, START] + at < hi:
-        size, first, found = block_size(t, a, at), t[a, PLACE] + at, 0
+        size, first, count = block_size(t, a, at), t[a, PLACE] + at, 0
         x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
         for i in range(size):
-            found += masks[first + i] & (magnitude(x[i]) == g.begin)
-        equals[sums_of(t, a, at)] = found
+            count += masks[first + i] & (magnitude(x[i]) == g.begin)
+        equals[sums_of(t, a, at)] = count
         a, at = next_block(t, g.n, a, at)
 
 
@@ -134,11 +134,11 @@ def _prune(launcher, parts, kernels, t, n, masks, count, bits):
     while count and shift >= 0:
         g.shift = shift
         run_kernel(launcher, kernels[0], parts, job, (counters,))
-        digit, found = 0, counted(counters, 0)
-        while found < left:
-            left -= found
+        digit, equal = 0, counted(counters, 0)
+        while equal < left:
+            left -= equal
             digit += 1
-            found = counted(counters, digit)
+            equal = counted(counters, digit)
         g.begin = (g.begin << DIGIT) + digit
         shift -= DIGIT
     if count:
@@ -175,6 +175,7 @@ def not_below(x, mask, threshold):
 
 @kernel(BELOW)
 def below_part(part, parts, job, like):
+    """What is below goes, of the part's blocks."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     lo, hi = thread_range(part, parts, t[g.n, START], 64)

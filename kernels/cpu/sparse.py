@@ -1,4 +1,4 @@
-"""Products of rows that are mostly 0, given as names.Nonzeros, for the first layer of a chain.
+"""Products of rows that are mostly 0, given as types.Nonzeros, for the first layer of a chain.
 
     z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        of x[i, k] that are not 0
 
@@ -25,7 +25,7 @@ MOST = 16 if many_registers() else 8
 # values begin on lines of the cache
 LINE = 64
 
-# addresses of names.Nonzeros' arrays, and of the numbers of the rows that are meant
+# addresses of the arrays of Nonzeros, and of the numbers of the rows that are meant
 NONZEROS = np.dtype([(name, "i8") for name in "starts columns values order".split()])
 # forward: rows lo..hi of z (out) from w (of) and b, or 0; back: rows lo..hi of dw (out) from dz (of), over so many rows of x. of and out
 # are contiguous; scratch: of SCRATCH values of gemm.py
@@ -302,7 +302,7 @@ def compress_part(part, parts, job, like):
 
 
 def compressed(x, most):
-    """x (N, C), C-contiguous, as names.Nonzeros; None where more than this share of its values are not 0."""
+    """x (N, C), C-contiguous, as Nonzeros; None where more than this share of its values are not 0."""
     rows, row = x.shape
     starts = np.zeros(rows + 1, np.int64)
     launch(count_part, x.dtype, np.array([address_of(x), rows, row, address_of(starts), 0, 0]), x.size)
@@ -316,7 +316,7 @@ def compressed(x, most):
 
 
 def product(x, w, b, z):
-    """z (N, K) = b + x w, of x names.Nonzeros (N, C), w (C, K) and b (K,); all C-contiguous and of one dtype."""
+    """z (N, K) = b + x w, of x Nonzeros (N, C), w (C, K) and b (K,); all C-contiguous and of one dtype."""
     order = np.arange(len(x))
     nonzeros = np.array([*map(address_of, (x.starts, x.columns, x.values, order))])
     job = np.array(

@@ -47,6 +47,8 @@ TRAIN = np.dtype(
 )
 
 
+# no optimizer: a step without its update
+NO_UPDATE = -1
 # values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
 BLOCK = 4096
 
@@ -75,18 +77,20 @@ def train_part(part, parts, job, like):
     chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
     lo, hi = thread_range(part, parts, chain.rows, ROWS)
     size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
+    # gather the rows of the batch
     if train.order:
-        order = carray(void_pointer(train.order), chain.rows, np.int64)
+        order = carray(void_pointer(train.order), chain.rows, np.int64)  # (N,)
         if not chain.nonzeros:
             gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
         if train.labels:
-            labels = carray(void_pointer(train.labels), chain.rows, np.int64)
-            every = carray(void_pointer(train.rows_target), 1, np.int64)
+            labels = carray(void_pointer(train.labels), chain.rows, np.int64)  # (N,)
+            all_labels = carray(void_pointer(train.rows_target), 1, np.int64)
             for i in range(lo, hi):
-                labels[i] = every[order[i]]
+                labels[i] = all_labels[order[i]]
         else:
             gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
     forward_rows(chain, part, lo, hi, panels, like)
+    # losses, and dy to where the last layer's dz will be
     last = layers_of(chain)[chain.depth - 1]
     job = local(1, LOSS)
     t, at = job[0], lo * last.n_out * size
@@ -95,6 +99,7 @@ def train_part(part, parts, job, like):
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
     call(train.loss, 0, 1, job)
+    # both times the rows' weights
     if train.row_weights:
         each = 1 if train.kind == types.CROSS_ENTROPY else last.n_out
         for i in range(lo, hi):
@@ -144,10 +149,10 @@ def sum_of(row_weights, order, first, n):
     """The sum of the batch's weights, n where there are none."""
     if len(row_weights) == 0:
         return np.float64(n)
-    found = 0.0
+    weight = 0.0
     for i in range(first, first + n):
-        found += row_weights[order[i] if len(order) else i]
-    return found
+        weight += row_weights[order[i] if len(order) else i]
+    return weight
 
 
 @device_function
@@ -170,13 +175,13 @@ def gradient_norm(norms, grads, table):
 @device_function
 def list_arrays(table, flat, size, widths, rows):
     """Fill a table of array_table.py with w and b of every layer; returns how many there are."""
-    n, every = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
+    n, units = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
     for l in range(len(table)):
         n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
-        add_array(rows, n, flat + w * size, n_in * n_out, every[n] if widths else 1, w, BLOCK)
+        add_array(rows, n, flat + w * size, n_in * n_out, units[n] if widths else 1, w, BLOCK)
         n += 1
         if b >= 0:
-            add_array(rows, n, flat + b * size, n_out, every[n] if widths else 1, b, BLOCK)
+            add_array(rows, n, flat + b * size, n_out, units[n] if widths else 1, b, BLOCK)
             n += 1
     return n
 
@@ -184,9 +189,11 @@ def list_arrays(table, flat, size, widths, rows):
 @driver
 def _train(
     launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, health, updates, panels,
+    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, mean, health, updates, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
+
+    With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
     nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
     health: address of a HEALTH, or 0. updates (1,), or empty: counts them.
@@ -222,7 +229,8 @@ def _train(
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
     chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
-    chain.x_row, chain.x_col, chain.norms, chain.panels = n_in, 1, address(norms), address(panels)
+    chain.x_row, chain.x_col, chain.panels = n_in, 1, address(panels)
+    chain.norms = 0 if optimizer == NO_UPDATE else address(norms)
     chain.squares = address(weight_squares) if l2 else 0
     train.row_weights = address(row_weights) if len(row_weights) else 0
     chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
@@ -248,16 +256,23 @@ def _train(
             train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
         columns = 1 if kind == types.CROSS_ENTROPY else n_out
         weight = sum_of(row_weights, order, first, n)
-        train.scale = 1 / (weight * columns) if weight * columns else 0.0
-        chain.decay = l2 / weight if weight else 0.0
+        train.scale, chain.decay = 1.0, l2 if weight else 0.0
+        if mean:
+            train.scale = 1 / (weight * columns) if weight * columns else 0.0
+            chain.decay = l2 / weight if weight else 0.0
         chain.watch = address(watch) if health and is_due(health, step + batch) else 0
+        # forward, loss and backward; then the weights' gradients
         run_kernel(launcher, kernels[0], parts, job, (layers, labels, room))
         run_kernel(launcher, kernels[1], parts, rows_job, (layers, weight_squares, room))
 
-        norm = gradient_norm(norms, grads, table)
-        record[batch, 0], record[batch, 1] = sum_values(work, losses, n * columns) * train.scale, norm
+        record[batch, 0] = sum_values(work, losses, n * columns) * train.scale
         if l2:
-            record[batch, 2] = sum_values(weight_squares, 0, weight_squares.size)
+            record[batch, 1 if optimizer == NO_UPDATE else 2] = sum_values(weight_squares, 0, weight_squares.size)
+        if optimizer == NO_UPDATE:
+            continue
+        # clip and update
+        norm = gradient_norm(norms, grads, table)
+        record[batch, 1] = norm
         if chain.watch:
             report_layers(watch, batch, parts, n, table, grads, norms)
         if not math.isfinite(norm):
@@ -290,11 +305,13 @@ _KERNELS = Addresses(
     sparse_gradient_part,
     *UPDATE_KERNELS,
 )
-_NO_ORDER = np.empty(0, np.int64)
+_NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
 
 
-def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates):
-    layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint = net
+def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, mean=True):
+    table, parameters, loss, params, grads, work = net
+    optimizer, state, hyper, clip_norm, masks, constraint = rule
+    order, batch_size, rates = batches
     if state.size != len(state) * params.size or grads.size != params.size:
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {params.size} values a row like params")
@@ -305,38 +322,45 @@ def _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2
         addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     return run(
-        operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, layers, parameters,
+        operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, table, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
-        0 if held is None else address_of(held), step, record, *or_empty(x.dtype, 1, row_weights), l2,
-        0 if health is None else asked_by(health), NO_UPDATES if updates is None else updates, scratch=(x.dtype, 0, SCRATCH),
+        0 if held is None else address_of(held), step, record, *or_empty(x.dtype, 1, row_weights), l2, mean,
+        0 if watch is None else asked_by(watch), NO_UPDATES if updates is None else updates, scratch=(x.dtype, 0, SCRATCH),
     )  # fmt: skip
 
 
-def dense_chain_step(
-    x, target, layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint,
-    step, record, row_weights=None, l2=0.0, health=None, updates=None,
-):  # fmt: skip
-    """The update after `step` others; record (2,) = mean loss and norm. health: a names.Watch, or None.
+def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True):
+    """grads = the gradient of the mean loss, or of the sum: a step without its update.
+
+    record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros.
+    Returns OK or BAD_LABEL.
+    """
+    # the row numbers of Nonzeros are always read
+    order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
+    rule = NO_UPDATE, np.empty((0, net.params.size), x.dtype), _NO_HYPER, math.inf, None, None
+    batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
+    return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, mean)[0]
+
+
+def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
+    """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,).
+
     updates (1,), int64, or None: one is added to it with the update.
 
     Returns OK, BAD_LABEL or NONFINITE.
     """
-    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
     # hyper begins with the rate
-    record = record.reshape(1, -1)
-    return _run(x, target, _NO_ORDER, len(x), hyper, net, step, record, row_weights, l2, health, updates)[0]
+    batches, record = (_NO_ORDER, len(x), rule.hyper), record.reshape(1, -1)
+    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates)[0]
 
 
 def dense_chain_epoch(
-    x, target, order, batch_size, rates, layers, parameters, loss, params, grads, work, optimizer, state, hyper,
-    clip_norm, masks, constraint, step, record, row_weights=None, l2=0.0, health=None, updates=None,
-):  # fmt: skip
-    """A step on each batch of rows order[i : i + batch_size] at its rate of rates (n_batches,), which goes before hyper's.
+    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
+):
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch goes before the rule's.
 
-    x may be names.Nonzeros. record (n_batches, 2); health: a names.Watch, or None. updates (1,), int64, or None: one is added to it with
-    each update. Returns (status, batches done).
+    x may be Nonzeros. updates (1,), int64, or None: one is added to it with each update. Returns (status, batches done).
     """
-    if len(order) == 0:
+    if len(batches.order) == 0:
         return types.OK, 0
-    net = layers, parameters, loss, params, grads, work, optimizer, state, hyper, clip_norm, masks, constraint
-    return _run(x, target, order, batch_size, rates, net, step, record, row_weights, l2, health, updates)
+    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates)

@@ -19,7 +19,7 @@ from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .pruning import prune_smallest
 from .sparse import compressed
-from .training_step import dense_chain_step
+from .training_step import dense_chain_gradients, dense_chain_step
 
 
 def warmup_tasks():
@@ -34,27 +34,15 @@ def warmup_tasks():
 def _call_drivers(dtype):
     """Every function that Python calls, on the smallest arrays."""
     one, flat, none = np.ones((1, 1), dtype), np.zeros(2, dtype), np.zeros((0, 2), dtype)
-    layers, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
-    net = (
-        layers,
-        parameters,
-        types.CROSS_ENTROPY,
-        flat,
-        flat.copy(),
-        np.empty(16, dtype),
-        types.SGD,
-        none,
-        np.zeros(7),
-        np.inf,
-        None,
-        None,
-        0,
-    )
+    table, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
+    net = types.Net(table, parameters, types.CROSS_ENTROPY, flat, flat.copy(), np.empty(16, dtype))
+    rule = types.UpdateRule(types.SGD, none, np.zeros(7), np.inf, None, None)
     for target in (one, np.zeros(1, np.int64)):
-        dense_chain_step(one, target, *net, np.empty(2))
-    update_arrays([one], [one.copy()], types.SGD, np.zeros((0, 1), dtype), np.zeros(7), 1, 1.0, None, None, np.empty(1))
+        dense_chain_step(one, target, net, rule, 0, np.empty(2))
+        dense_chain_gradients(one, target, net, np.empty(1))
+    update_arrays([one], [one.copy()], rule._replace(state=none[:, :1].copy()), 1, np.empty(1))
     compressed(one, 1.0)
-    dense_chain_infer(one, layers, parameters, flat, one.copy())
+    dense_chain_infer(one, table, parameters, flat, one.copy())
     plain([one])
     array_norms(
         AddressList(np.array([intrinsics.address_of(one)]), np.ones(1, np.int64), dtype),
@@ -69,14 +57,14 @@ def _call_drivers(dtype):
     array_health([one], np.empty((1, 4)))
     output_health([one], np.zeros((1, 4)), np.empty((1, 4)))
     identity = types.ACTIVATIONS["identity"]
-    y, dz = [one.copy()], [one.copy()]
-    dense_chain_forward(one, [one], [one[0]], [identity], None, y, y)
-    dense_chain_backward(one, one, [one], [identity], y, y, dz, None, [one.copy()], [None])
-    y, dz = [one.copy(), one.copy()], [one.copy(), one.copy()]
-    dense_chain_forward(one, [one, one], [None, None], [identity, identity], None, y, y)
-    dense_chain_backward(
-        one, one, [one, one], [identity, identity], y, y, dz, None, [one.copy(), one.copy()], [None, None]
-    )
+    # a chain of one layer has a driver of its own
+    for weights, biases in (([one], [one[0]]), ([one, one], [None, None])):
+        chain = types.Chain(one, weights, biases, [identity] * len(weights), None)
+        y, dz, dw = ([one.copy() for _ in weights] for _ in range(3))
+        dense_chain_forward(chain, types.ChainSaved(y, y))
+        dense_chain_backward(
+            one, chain, types.ChainSaved(y, y), types.ChainGradients(dz, None, dw, [None] * len(weights))
+        )
     gemm.matmul(one, one, one.copy())
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)

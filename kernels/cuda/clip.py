@@ -182,10 +182,10 @@ def norms_of(arrays, widths, p, counts=None):
 def array_norms(arrays, widths, p, norms, nonfinite):
     """norms (U,) of all units, and nonfinite (n,), how many values of each array are NaN or infinite. widths (n,), or None: all 1."""
     chunks = table(arrays, widths)
-    counts, found = device.xp.empty(chunks.count, np.int64), device.xp.empty(len(arrays), np.int64)
+    counts, by_array = device.xp.empty(chunks.count, np.int64), device.xp.empty(len(arrays), np.int64)
     give(norms_of(arrays, widths, p, counts), norms)
-    launch(add_counts, arrays[0].dtype, len(arrays), chunks.firsts, counts, found)
-    give(found, nonfinite)
+    launch(add_counts, arrays[0].dtype, len(arrays), chunks.firsts, counts, by_array)
+    give(by_array, nonfinite)
 
 
 def joint_norm(norms, p):

@@ -1,9 +1,9 @@
 """What gradients, outputs and updates look like, as in kernels/reference/health.py: one pass over all arrays of a list, then launches that
-join what its chunks were told.
+join the results of its chunks.
 
 Outputs of a chunk are summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is
 lost; chunks are joined about their common mean (Chan, Golub & LeVeque 1983), first those with the same columns, then those groups. What
-updates change is told by optim.py. All of it stays on the device where `found` does.
+updates change is measured in optim.py. All of it stays on the device where `health` does.
 """
 
 import math
@@ -59,9 +59,9 @@ def look_at_arrays(dtype: Real, chunks: Integers, x: Arrays, norms: Wide, larges
 
 @wide_kernel
 def join_arrays(
-    dtype: Real, chunks: Integers, firsts: Integers, norms: Wide, largest: Wide, counts: Integers, found: Wide
+    dtype: Real, chunks: Integers, firsts: Integers, norms: Wide, largest: Wide, counts: Integers, health: Wide
 ):
-    """found (n, 4): a block for each array."""
+    """health (n, 4): a block for each array."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, t = cuda.blockIdx.x, cuda.threadIdx.x
     first, last = firsts[a], firsts[a + 1]
@@ -75,8 +75,8 @@ def join_arrays(
     most, zeros, bad = largest_down(shared, most, 1), add_down(counted, zeros, 1), add_down(counted, bad, 1)
     if t == 0:
         size = chunks[(last - 1) * COLUMNS + END] if last > first else 1
-        found[4 * a], found[4 * a + 1] = norm, most
-        found[4 * a + 2], found[4 * a + 3] = float64(zeros) / float64(size), bad
+        health[4 * a], health[4 * a + 1] = norm, most
+        health[4 * a + 2], health[4 * a + 3] = float64(zeros) / float64(size), bad
 
 
 @wide_kernel
@@ -106,14 +106,14 @@ def leave_ratios(owners, moved, status, row):
     launch(divide_changes, row.dtype, blocks(len(row)), len(row), len(moved), owners, moved, status, row)
 
 
-def array_health(arrays, found):
-    """found (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
+def array_health(arrays, health):
+    """health (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
     xp, chunks, dtype = device.xp, table(arrays), arrays[0].dtype
     looks = xp.empty(chunks.count), xp.empty(chunks.count), xp.empty(2 * chunks.count, np.int64)
     launch(look_at_arrays, dtype, chunks.count, chunks.chunks, flat(arrays), *looks)
-    told = xp.empty((len(arrays), 4))
-    launch(join_arrays, dtype, len(arrays), chunks.chunks, chunks.firsts, *looks, told)
-    give(told, found)
+    on_gpu = xp.empty((len(arrays), 4))
+    launch(join_arrays, dtype, len(arrays), chunks.chunks, chunks.firsts, *looks, on_gpu)
+    give(on_gpu, health)
 
 
 # of values: how many, their mean, the sum of squares about it, how many are saturated
@@ -200,9 +200,9 @@ def join_groups(
 
 @wide_kernel
 def join_outputs(
-    dtype: Real, firsts: Integers, groups: Integers, joint: Wide, dead: Integers, whole: Wide, found: Wide,
+    dtype: Real, firsts: Integers, groups: Integers, joint: Wide, dead: Integers, whole: Wide, health: Wide,
 ):  # fmt: skip
-    """found (n, 4) of outputs: a block for each, which leaves its moments in whole (n, 4)."""
+    """health (n, 4) of outputs: a block for each, which leaves its moments in whole (n, 4)."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, gone = cuda.blockIdx.x, 0
     first, last = firsts[a], firsts[a + 1]
@@ -214,22 +214,22 @@ def join_outputs(
         size, mean, spread = whole[4 * a + SIZE], whole[4 * a + MEAN], math.inf
         if size > 0.0:
             spread = math.sqrt(whole[4 * a + SQUARE] / size)
-        found[4 * a] = mean if abs(mean) < math.inf else math.nan
-        found[4 * a + 1] = spread if spread < math.inf else math.nan
-        found[4 * a + 2] = whole[4 * a + SATURATED] / size if size > 0.0 else 0.0
-        found[4 * a + 3] = float64(gone) / float64(groups[6 * first + 2])
+        health[4 * a] = mean if abs(mean) < math.inf else math.nan
+        health[4 * a + 1] = spread if spread < math.inf else math.nan
+        health[4 * a + 2] = whole[4 * a + SATURATED] / size if size > 0.0 else 0.0
+        health[4 * a + 3] = float64(gone) / float64(groups[6 * first + 2])
 
 
-def output_health(outputs, bands, found):
-    """found (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
+def output_health(outputs, bands, health):
+    """health (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
     xp, dtype = device.xp, outputs[0].dtype
     chunks = table(outputs, [max(y.shape[1], 1) for y in outputs])
     # limits are rounded to what they are compared with
     limits = xp.asarray(bands).astype(dtype)
     moments, alive = xp.empty(4 * chunks.count), xp.empty(chunks.parts, np.uint8)
     joint, dead = xp.empty(4 * chunks.groups_count), xp.empty(chunks.groups_count, np.int64)
-    whole, told = xp.empty(4 * len(outputs)), xp.empty((len(outputs), 4))
+    whole, on_gpu = xp.empty(4 * len(outputs)), xp.empty((len(outputs), 4))
     launch(look_at_outputs, dtype, chunks.count, chunks.chunks, flat(outputs), limits, moments, alive)
     launch(join_groups, dtype, chunks.groups_count, chunks.chunks, chunks.groups, moments, alive, joint, dead)
-    launch(join_outputs, dtype, len(outputs), chunks.group_firsts, chunks.groups, joint, dead, whole, told)
-    give(told, found)
+    launch(join_outputs, dtype, len(outputs), chunks.group_firsts, chunks.groups, joint, dead, whole, on_gpu)
+    give(on_gpu, health)

@@ -158,17 +158,17 @@ def update_chunks(
     if parts:
         squares = squares_of(cuda.shared.array(BLOCK, float64), parts, sums)
         outcome, sound = before[0] if follows else types.OK, squares != -math.inf
-        found = math.sqrt(squares) if sound else math.inf
-        if outcome == types.OK and not (sound and (found < math.inf or not clips)):
+        total = math.sqrt(squares) if sound else math.inf
+        if outcome == types.OK and not (sound and (total < math.inf or not clips)):
             outcome = types.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
             if clips:
-                norm[0] = found
+                norm[0] = total
             status[0] = outcome
         if outcome != types.OK:
             return
         if clips:
-            scale = dtype(min(1.0, clip_norm / (found + 1e-6)))
+            scale = dtype(min(1.0, clip_norm / (total + 1e-6)))
     if cuda.blockIdx.x >= count:
         # of no values there is a norm too
         return
@@ -279,21 +279,22 @@ def doubtful(optimizer, numbers, dtype):
     return min(SAFE[k], LOST[k] / lr if lr else math.inf) if beta1 <= 1 and lr * STEP <= LOST[k] else -1.0
 
 
-def update_arrays(
-    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
-):
+def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the launch, whatever comes of it.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
+    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
+    there, summed. updates (1,), int64, or None: one is added to it with the launch, whatever comes of it. only_if, or None: a status, an
+    array () on the device or an int; where it is not OK nothing is updated, and it is the status.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated. It
-    lies on the device where there is a record or state.
+    lies on the device where there is a record, state or only_if.
     """
-    norm = None if record is None else device.xp.empty(1)
+    xp = device.xp
+    norm = None if record is None else xp.empty(1)
     # without state nothing is kept that could be spoilt for good
-    status = device.xp.empty(1, np.int64) if record is not None or len(state) else None
-    update_all(params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved)
+    status = xp.empty(1, np.int64) if record is not None or len(rule.state) or only_if is not None else None
+    before = None if only_if is None else xp.asarray(only_if, np.int64).reshape(1)
+    update_all(params, grads, rule, step, norm, status, moved, before)
     count(updates, status)
     if record is not None:
         give(norm, record)
@@ -306,10 +307,9 @@ def count(updates, status):
         updates += 1
 
 
-def update_all(
-    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, norm, status, moved=None, before=None
-):  # fmt: skip
+def update_all(params, grads, rule, step, norm, status, moved=None, before=None):
     """update_arrays, which leaves norm (1,) and status (1,) on the device; where `before` (1,) is not OK, that is the status."""
+    optimizer, state, hyper, clip_norm, masks, constraint = rule
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)
     parts, sums, clips = 0, None, norm is not None
@@ -332,27 +332,15 @@ def update_all(
             len(state), form, state.shape[1], *numbers, limit, masks is not None, counted is not None, chunks.chunks,
             values, gradients, state, flags, later, sums,
         )  # fmt: skip
-    arrays = (
-        values,
-        gradients,
-        state,
-        flags,
-        sums,
-        norm,
-        before,
-        status,
-        changes,
-        later,
-    )
     launch(
         update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clips, clip_norm, optimizer, len(state), form,
         state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, counted is not None,
-        chunks.count, chunks.chunks, *arrays,
+        chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, before, status, changes, later,
     )  # fmt: skip
     if moved is not None:
-        found = xp.empty((len(params), 2))
-        launch(add_changes, dtype, len(params), chunks.firsts, changes, found)
-        give(found, moved)
+        by_array = xp.empty((len(params), 2))
+        launch(add_changes, dtype, len(params), chunks.firsts, changes, by_array)
+        give(by_array, moved)
     if constraint is not None and constraint.kind != types.MAX_VALUE:
         apply_constraint(params, constraint, status)
 
@@ -361,10 +349,10 @@ def apply_constraint(params, constraint, status):
     """Hold updated weights to a norm; NaN in one leaves what it is the norm of as it is, as does an update that was not made."""
     kind, limit, widths = constraint
     xp = device.xp
-    held = [p for p, width in zip(params, widths, strict=True) if width]
+    limited_params = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
-    norms = norms_of(held, widths, 2.0)
+    norms = norms_of(limited_params, widths, 2.0)
     limited = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
     wanted = limited > limit if status is None else (limited > limit) & (status == types.OK)
     scales = xp.where(wanted, limit / xp.where(wanted, limited, 1.0), 1.0)
-    scale_arrays(held, widths, xp.broadcast_to(scales, norms.shape).copy())
+    scale_arrays(limited_params, widths, xp.broadcast_to(scales, norms.shape).copy())

@@ -11,15 +11,15 @@ dresidual is dz of the last layer.
 
 import numpy as np
 
-from ..types import Activation
+from ..types import Activation, Chain, ChainSaved
 from .activation import activation_backward, activation_forward
 
 
-def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
-    """outputs[l] (N, K) = a_{l+1}, zs[l] = z_l or outputs[l]; biases[l] and residual may be None."""
+def dense_chain_forward(chain, saved):
+    """saved.outputs[l] = a_{l+1}, saved.zs[l] = z_l, or outputs[l] where the activation does not need its input."""
+    a, weights, biases, activations, residual = chain
     last = len(weights) - 1
-    a = x
-    for layer, (w, b, activation, z, y) in enumerate(zip(weights, biases, activations, zs, outputs, strict=True)):
+    for layer, (w, b, activation, z, y) in enumerate(zip(weights, biases, activations, *saved, strict=True)):
         z[...] = a @ w
         if b is not None:
             z += b
@@ -29,11 +29,11 @@ def dense_chain_forward(x, weights, biases, activations, residual, zs, outputs):
         a = y
 
 
-def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dweights, dbiases):
-    """dzs[l] (N, K), dx (N, C), dweights[l], each C-contiguous or the transpose of one that is, and dbiases[l] are overwritten.
-
-    dx and dbiases[l] may be None.
-    """
+def dense_chain_backward(dy, chain, saved, gradients):
+    """gradients are overwritten; each of dweights is C-contiguous, or the transpose of an array that is."""
+    x, weights, _, activations, _ = chain
+    zs, outputs = saved
+    dzs, dx, dweights, dbiases = gradients
     da = dy
     for layer in reversed(range(len(weights))):
         dz = dzs[layer]
@@ -48,18 +48,18 @@ def dense_chain_backward(dy, x, weights, activations, zs, outputs, dzs, dx, dwei
             dx[...] = dz @ weights[0].T
 
 
-def dense_chain_infer(x, layers, parameters, params, out):
+def dense_chain_infer(x, table, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
-    weights, biases, activations = layer_views(layers, parameters, params)
+    weights, biases, activations = layer_views(table, parameters, params)
     outputs = [np.empty((len(x), w.shape[1]), x.dtype) for w in weights[:-1]] + [out]
     # a z is needed by backward only: every activation runs in place
-    dense_chain_forward(x, weights, biases, activations, None, outputs, outputs)
+    dense_chain_forward(Chain(x, weights, biases, activations, None), ChainSaved(outputs, outputs))
 
 
-def layer_views(layers, parameters, flat):
+def layer_views(table, parameters, flat):
     """Weights and biases as views into flat, and activations: a list each, after the table described in training_step.py."""
     weights, biases, activations = [], [], []
-    for (n_in, n_out, w_offset, b_offset, code), parameter in zip(layers.tolist(), parameters.tolist(), strict=True):
+    for (n_in, n_out, w_offset, b_offset, code), parameter in zip(table.tolist(), parameters.tolist(), strict=True):
         weights.append(flat[w_offset : w_offset + n_in * n_out].reshape(n_in, n_out))
         biases.append(flat[b_offset : b_offset + n_out] if b_offset >= 0 else None)
         activations.append(Activation(code, parameter))

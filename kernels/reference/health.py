@@ -16,18 +16,18 @@ from .. import types
 from .clip import array_norms
 
 
-def array_health(arrays, found):
-    """found (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
+def array_health(arrays, health):
+    """health (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
     norms, counts = np.empty(len(arrays)), np.empty(len(arrays), np.int64)
     array_norms(arrays, None, 2.0, norms, counts)
     for a, array in enumerate(arrays):
         largest = np.abs(array).max(initial=0)
-        found[a] = norms[a], largest, np.count_nonzero(array == 0) / max(array.size, 1), counts[a]
+        health[a] = norms[a], largest, np.count_nonzero(array == 0) / max(array.size, 1), counts[a]
 
 
-def output_health(outputs, bands, found):
-    """found (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
-    for y, band, row in zip(outputs, bands, found, strict=True):
+def output_health(outputs, bands, health):
+    """health (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
+    for y, band, row in zip(outputs, bands, health, strict=True):
         # limits are rounded to what they are compared with
         low, high, flat_low, flat_high = band.astype(y.dtype)
         wide = y.astype(np.float64)
@@ -51,9 +51,9 @@ def layer_health(watch, gradients, outputs, row):
     row[:, types.HEALTH.index("update_ratio")] = np.nan
 
 
-def update_health(layers, before, after, row):
+def update_health(table, before, after, row):
     """The updates' ratio in row (L, 9), from flat parameters laid out as in training_step.py."""
-    for l, (n_in, n_out, w, b, _) in enumerate(layers.tolist()):
+    for l, (n_in, n_out, w, b, _) in enumerate(table.tolist()):
         places = [slice(w, w + n_in * n_out), *([slice(b, b + n_out)] if b >= 0 else [])]
         moved, weight = np.sum([change(before[place], after[place]) for place in places], axis=0)
         row[l, types.HEALTH.index("update_ratio")] = ratio(moved, weight)

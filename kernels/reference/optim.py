@@ -16,7 +16,7 @@ hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 
 state is (S, P), the rows in the order m, v, largest v; sgd without momentum has none. step counts from 1.
 
 After it p and all its state are 0 where masks is False, whatever the gradient was: nothing revives what is pruned. Then p is held to its
-constraint, a names.Constraint:
+constraint:
 
     MAX_VALUE       -limit <= p <= limit
     MAX_NORM        p *= limit / n where n, the norm of all arrays together, is larger
@@ -69,23 +69,25 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
         params -= lr * g
 
 
-def update_arrays(
-    params, grads, optimizer, state, hyper, step, clip_norm, masks, constraint, record, moved=None, updates=None
-):
+def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    state (S, P) and masks, bool (P,) or None: the values of all arrays in their order. constraint, or None. record (1,) = norm over all
-    of grads; without it no norm is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser
-    has changed, and of what was there, summed. updates (1,), int64, or None: one is added to it with the update.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
+    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
+    there, summed. updates (1,), int64, or None: one is added to it with the update. only_if, or None: a status that another call has
+    returned; where it is not OK nothing is updated nor counted, and it is the status.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
     """
+    if only_if is not None and only_if != OK:
+        return only_if
+    optimizer, state, hyper, clip_norm, masks, constraint = rule
     scale = 1.0
     if record is not None:
         record[0] = norm = norm_of(grads)
         if not math.isfinite(norm):
             return NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
-    kept, at = [a.copy() for a in (*params, state)], 0
+    copies, at = [a.copy() for a in (*params, state)], 0
     for a, (p, g) in enumerate(zip(params, grads, strict=True)):
         rows, p = slice(at, at + p.size), p.reshape(-1)
         before = None if moved is None else p.copy()
@@ -95,20 +97,20 @@ def update_arrays(
         zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
     apply_constraint(params, constraint)
-    if not is_sound(params, grads, state, kept):
+    if not is_sound(params, grads, state, copies):
         return NONFINITE
     if updates is not None:
         updates += 1
     return OK
 
 
-def is_sound(params, grads, state, kept):
-    """Whether all that was finite is; where not, params and state are again what they were. kept: their copies, state's last."""
-    *before, state_before = (np.isfinite(a) for a in kept)
+def is_sound(params, grads, state, copies):
+    """Whether all that was finite is; where not, params and state are again as in the copies, of which state's is the last."""
+    *before, state_before = (np.isfinite(a) for a in copies)
     was = _flat(before) & _flat(np.isfinite(g) for g in grads) & state_before.all(axis=0)
     sound = not (was & ~(_flat(np.isfinite(p) for p in params) & np.isfinite(state).all(axis=0))).any()
     if not sound:
-        for a, copy in zip((*params, state), kept, strict=True):
+        for a, copy in zip((*params, state), copies, strict=True):
             a[...] = copy
     return sound
 
@@ -132,13 +134,13 @@ def apply_constraint(params, constraint):
     if kind == MAX_VALUE:
         clamp_arrays(params, limit)
         return
-    held = [p for p, width in zip(params, widths, strict=True) if width]
+    limited = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
-    norms, counts = np.empty(widths.sum()), np.empty(len(held), np.int64)
-    array_norms(held, widths, 2.0, norms, counts)
+    norms, counts = np.empty(widths.sum()), np.empty(len(limited), np.int64)
+    array_norms(limited, widths, 2.0, norms, counts)
     if kind == MAX_NORM:
         norms[:] = joint_norm(norms, 2.0)
-    scale_arrays(held, widths, np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
+    scale_arrays(limited, widths, np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
 
 
 def norm_of(arrays):

@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("sklearn", "1.7")
 
-from fastgrad.kernels.types import Nonzeros
 from scipy import sparse
 from sklearn import neural_network
 from sklearn.base import clone
@@ -25,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastgrad.sklearn as fast
+from fastgrad.kernels.types import Nonzeros
 from fastgrad.sklearn.descent import Descent
 from fastgrad.sklearn.problem import Problem
 

@@ -13,11 +13,23 @@ import pytest
 from arrays import unwritten
 from backends import BACKENDS
 from convs import geometry
-from fastgrad.kernels.types import ACTIVATIONS, ADAM, CLIPPED_RELU, ELU, LEAKY_RELU, SELU, SGD, Activation
 from summary import ONNX_COUNTS
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels.types import (
+    ACTIVATIONS,
+    ADAM,
+    CLIPPED_RELU,
+    ELU,
+    LEAKY_RELU,
+    SELU,
+    SGD,
+    Activation,
+    Chain,
+    ChainSaved,
+    UpdateRule,
+)
 
 
 class LeftOut(Exception):
@@ -89,7 +101,7 @@ def gemm(backend, attributes, a, b, c=None):
             residual = np.broadcast_to(c, y.shape)
         else:
             bias = np.broadcast_to(c.reshape(-1), y.shape[1])
-    backend.dense_chain_forward(a, [b], [bias], [ACTIVATIONS["identity"]], residual, [y], [y])
+    backend.dense_chain_forward(Chain(a, [b], [bias], [ACTIVATIONS["identity"]], residual), ChainSaved([y], [y]))
     return [y]
 
 
@@ -272,7 +284,7 @@ def adam(backend, attributes, r, t, *tensors):
     eps = attributes["epsilon"] / corrected
     params = x.copy()
     hyper = np.array([lr, beta1, beta2, eps, attributes.get("norm_coefficient", 0.0), 0, 0])
-    backend.update_arrays([params], [g], ADAM, state, hyper, step, np.inf, None, None, None)
+    backend.update_arrays([params], [g], UpdateRule(ADAM, state, hyper, np.inf, None, None), step, None)
     return apart([params, *state], shapes)
 
 
@@ -284,7 +296,7 @@ def momentum(backend, attributes, r, t, *tensors):
     params, state = x.copy(), v[None].copy()
     nesterov = attributes["mode"] == b"nesterov"
     hyper = np.array([float(r), attributes["alpha"], 0, 0, attributes["norm_coefficient"], nesterov, 0])
-    backend.update_arrays([params], [g], SGD, state, hyper, 2, np.inf, None, None, None)
+    backend.update_arrays([params], [g], UpdateRule(SGD, state, hyper, np.inf, None, None), 2, None)
     return apart([params, *state], shapes)
 
 

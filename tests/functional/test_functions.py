@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
-from fastgrad.kernels.types import ACTIVATIONS
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels.types import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
 

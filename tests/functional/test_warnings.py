@@ -4,9 +4,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from fastgrad.kernels.types import ACTIVATIONS
 
 import fastgrad as fg
+from fastgrad.kernels.types import ACTIVATIONS
 from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
 
 KINDS = "huge", "largest", "nan", "infinite", "tiny"

@@ -17,8 +17,6 @@ import pytest
 from arrays import unwritten
 from chains import backward, forward, random_chain
 from convs import kernel_run, pair, random_conv
-from fastgrad.kernels import reference, types
-from fastgrad.kernels.types import ACTIVATIONS
 from lstms import random_lstm
 from summary import CUDA_RESOURCES, resource_table
 from tolerances import assert_close
@@ -26,14 +24,17 @@ from tolerances import assert_close
 import fastgrad as fg
 from fastgrad.core import device as gpu
 from fastgrad.functional.packing import packed_batch
+from fastgrad.kernels import reference, types
+from fastgrad.kernels.types import ACTIVATIONS, UpdateRule
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
+from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
 import fastgrad.kernels.cuda
 from fastgrad.kernels.cuda import conv, packing
 from fastgrad.kernels.cuda.engine import device
 from fastgrad.kernels.cuda.engine.device import BLOCK
-from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
 # tests of ops that the simulator runs, with every kernel in at least one
 SIMULATED = [
@@ -247,8 +248,8 @@ def test_clipping_and_adam_are_two_launches_whatever_the_number_of_arrays(emulat
     params, grads = ([rng.standard_normal((i + 3, 7)).astype(dtype) for i in range(count)] for _ in range(2))
     n = sum(p.size for p in params)
     state = np.zeros((2, n), dtype)
-    rest = fg.optim.Adam().hyper, 1, 0.5, None, None, np.empty(1)
-    emulated.update_arrays(params, grads, fg.optim.Adam.code, state, *rest)
+    rule = UpdateRule(fg.optim.Adam.code, state, fg.optim.Adam().hyper, 0.5, None, None)
+    emulated.update_arrays(params, grads, rule, 1, np.empty(1))
     norm, update = launches
     assert (norm[0], update[0]) == ("square_chunks", "update_chunks")
     # parameters and state are read for gradients alone that may overflow

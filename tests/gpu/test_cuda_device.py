@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from arrays import bits
 from conftest import no_gpu
-from fastgrad.kernels.types import ACTIVATIONS
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad import gpu
 from fastgrad.core import device
+from fastgrad.kernels.types import ACTIVATIONS
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif(bool(no_gpu()), reason=f"needs a GPU: {no_gpu()}")]
 
@@ -26,6 +26,7 @@ EXACT = ["identity", "relu", "leaky_relu", "relu6", "clipped_relu"]
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gpu_gives_the_emulators_bits(on_device, name, dtype, rng):
     from emulation import Emulator, on
+
     from fastgrad.kernels import cuda
 
     z, dy = rng.standard_normal((2, 100, 33)).astype(dtype)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from arrays import bits, with_threads
 from chains import clone, random_net, random_target
-from fastgrad.kernels import types
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.cli import health as experiment
 from fastgrad.cli import health as sweep
 from fastgrad.health.monitor import KEPT, bands
+from fastgrad.kernels import types
 from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, Residual, Sequential
 from fastgrad.optim import SGD, Adam
 
@@ -127,7 +127,7 @@ def test_a_chain_is_described_as_by_the_reference_on_any_number_of_threads(cpu, 
     def described(backend, health=True):
         run_net, rows = clone(net), np.full((1, len(activations), 9), np.nan)
         watch = types.Watch(limits, rows, 1) if health else None
-        arguments = {"x": x, "target": target, "step": 0, "record": np.empty(2), "health": watch}
+        arguments = {"x": x, "target": target, "step": 0, "record": np.empty(2), "watch": watch}
         assert backend.dense_chain_step(**arguments, **run_net.keyword()) == types.OK
         return rows[0], bits(run_net.params)
 
@@ -150,7 +150,8 @@ def test_lists_are_described_with_the_same_bits_on_any_number_of_threads(cpu, dt
         cpu.output_health(outputs, limits, of_outputs)
         params = [a.copy() for a in arrays]
         state, hyper = np.empty((0, sum(a.size for a in params)), dtype), np.array([0.1, 0, 0, 0, 0, 0, 0])
-        cpu.update_arrays(params, arrays, types.SGD, state, hyper, 1, np.inf, None, None, None, moved)
+        rule = types.UpdateRule(types.SGD, state, hyper, np.inf, None, None)
+        cpu.update_arrays(params, arrays, rule, 1, None, moved=moved)
         return bits(of_arrays), bits(of_outputs), bits(moved)
 
     assert len(set(with_threads(everything))) == 1
@@ -162,7 +163,8 @@ def test_moved_is_what_changed(backend, dtype, rng, optimizer):
     params.append(np.zeros(9, dtype))
     before, grads = [p.copy() for p in params], [rng.standard_normal(p.shape).astype(dtype) for p in params]
     state, moved = np.zeros((optimizer.state_rows, sum(p.size for p in params)), dtype), np.full((4, 2), np.nan)
-    backend.update_arrays(params, grads, optimizer.code, state, optimizer.hyper, 1, np.inf, None, None, None, moved)
+    rule = types.UpdateRule(optimizer.code, state, optimizer.hyper, np.inf, None, None)
+    backend.update_arrays(params, grads, rule, 1, None, moved=moved)
     expected = [
         [((p.astype(float) - b) ** 2).sum(), (b.astype(float) ** 2).sum()] for p, b in zip(params, before, strict=True)
     ]

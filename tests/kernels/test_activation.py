@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
 from chains import torch_activation
+from tolerances import assert_close, relative
+
 from fastgrad.kernels import reference
 from fastgrad.kernels.types import ACTIVATIONS, CLIPPED_RELU, ELU, LEAKY_RELU, Activation
-from tolerances import assert_close, relative
 
 pytestmark = pytest.mark.cuda
 

@@ -1,8 +1,14 @@
-"""Every backend exports the same functions with the same arguments, from files of the same name; the CUDA backend, those it has."""
+"""Every backend exports the functions of the contract with its arguments, from files of the same name."""
 
 import inspect
 
 import pytest
+
+from fastgrad.kernels import reference
+from fastgrad.kernels.backend import Backend
+
+CONTRACT = {name: function for name, function in vars(Backend).items() if not name.startswith("_")}
+POSITIONAL = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 pytestmark = pytest.mark.cuda
 
@@ -11,34 +17,44 @@ def functions(backend):
     return {name: getattr(backend, name) for name in backend.__all__}
 
 
-def counterparts(backend):
-    """The reference's functions, all of them or those that the CUDA backend has."""
-    from fastgrad.kernels import reference
-
-    theirs = functions(reference)
-    return {name: theirs[name] for name in backend.__all__} if "cuda" in backend.__name__ else theirs
+def expected_names(backend):
+    """All names of the contract, or those that the CUDA backend has."""
+    return backend.__all__ if "cuda" in backend.__name__ else CONTRACT
 
 
-def arguments(function):
-    """Names, kinds and defaults of the arguments, of a compiled function too."""
-    parameters = inspect.signature(getattr(function, "py_func", function)).parameters.values()
+def parameters(function):
+    """Of a compiled function too."""
+    return list(inspect.signature(getattr(function, "py_func", function)).parameters.values())
+
+
+def described(parameters):
     return [(p.name, p.kind, p.default) for p in parameters]
 
 
-def test_same_functions(backend):
-    assert sorted(backend.__all__) == sorted(counterparts(backend))
+def files(functions):
+    """The file of each function, but of what is no op and so part of an engine."""
+    modules = {name: getattr(function, "py_func", function).__module__ for name, function in functions.items()}
+    return {name: module.rpartition(".")[2] for name, module in modules.items() if ".engine." not in module}
+
+
+def test_functions_are_those_of_the_contract(backend):
+    assert sorted(backend.__all__) == sorted(expected_names(backend))
+    assert set(backend.__all__) <= set(CONTRACT)
     assert all(callable(function) for function in functions(backend).values())
 
 
-def test_same_arguments(backend):
-    ours, theirs = functions(backend), counterparts(backend)
-    assert {name: arguments(ours[name]) for name in ours} == {name: arguments(theirs[name]) for name in theirs}
+def test_arguments_are_those_of_the_contract(backend):
+    """Names, kinds and defaults."""
+    ours = {name: described(parameters(function)) for name, function in functions(backend).items()}
+    theirs = {name: described(parameters(CONTRACT[name])[1:]) for name in ours}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_at_most_8_arguments_are_positional(name):
+    assert sum(p.kind in POSITIONAL for p in parameters(CONTRACT[name])[1:]) <= 8
 
 
 def test_an_op_has_the_same_file_name_everywhere(backend):
-    ours, theirs = functions(backend), counterparts(backend)
-
-    def room(function):
-        return getattr(function, "py_func", function).__module__.rpartition(".")[2]
-
-    assert {name: room(ours[name]) for name in ours} == {name: room(theirs[name]) for name in theirs}
+    ours, theirs = files(functions(backend)), files(functions(reference))
+    assert ours == {name: theirs[name] for name in ours}

@@ -7,13 +7,13 @@ import pytest
 from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from chains import torch_activation
 from emulation import emulated
-from fastgrad.kernels import reference
-from fastgrad.kernels.types import ACTIVATIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels import reference
+from fastgrad.kernels.types import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
 

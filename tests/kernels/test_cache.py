@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here")
 
 import numba
+
 from fastgrad.kernels.cpu.engine import cache, compile, intrinsics
 
 on_posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no owners of files")

@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, with_threads
-from fastgrad.kernels import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgrad as fg
+from fastgrad.kernels import reference
 
 pytestmark = pytest.mark.cuda
 

@@ -18,10 +18,10 @@ from convs import (
     random_conv,
     torch_conv_run,
 )
-from fastgrad.kernels.types import ACTIVATIONS
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels.types import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
 

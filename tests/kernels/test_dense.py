@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten, with_threads
 from chains import backward, forward, random_chain, random_net, run, torch_activation
-from fastgrad.kernels import reference
-from fastgrad.kernels.types import ACTIVATIONS, workspace_size
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, relative
 from widths import VECTORS, Widths
 
 import fastgrad as fg
+from fastgrad.kernels import reference
+from fastgrad.kernels.types import ACTIVATIONS, Chain, ChainGradients, ChainSaved, workspace_size
 
 pytestmark = pytest.mark.cuda
 
@@ -244,12 +244,11 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, rng):
 
     outputs = [within(unwritten((19, w.shape[1]), dtype)) for w in chain.weights]
     zs = [within(outputs[0]), outputs[1]]
-    arguments = chain.x, chain.weights, chain.biases, chain.activations, chain.residual, zs, outputs
-    backend.dense_chain_forward(*arguments)
+    backend.dense_chain_forward(chain.arguments(), ChainSaved(zs, outputs))
     dzs, dx = [within(y) for y in outputs], within(chain.x)
     dweights, dbiases = [within(w) for w in chain.weights], [within(b) for b in chain.biases]
     backend.dense_chain_backward(
-        chain.dy, chain.x, chain.weights, chain.activations, zs, outputs, dzs, dx, dweights, dbiases
+        chain.dy, chain.arguments(), ChainSaved(zs, outputs), ChainGradients(dzs, dx, dweights, dbiases)
     )
     for buffer in buffers:
         np.testing.assert_array_equal(buffer[:64], 7)
@@ -273,17 +272,18 @@ def test_infer_is_the_forward_of_flat_parameters(backend, dtype, n, bias, rng):
     x = rng.standard_normal((n, 17)).astype(dtype)
     before = bits(net.params)
     out = unwritten((n, 5), dtype)
-    backend.dense_chain_infer(x, net.layers, net.parameters, net.params, out)
+    backend.dense_chain_infer(x, net.table, net.parameters, net.params, out)
     expected = unwritten((n, 5), np.float64)
     reference.dense_chain_infer(
-        x.astype(np.float64), net.layers, net.parameters, net.params.astype(np.float64), expected
+        x.astype(np.float64), net.table, net.parameters, net.params.astype(np.float64), expected
     )
     assert_close("dense_chain", out, expected, 3, terms=33)
-    weights = [net.params[w : w + k * m].reshape(k, m) for k, m, w, _, _ in net.layers]
-    biases = [net.params[b : b + m] if bias else None for _, m, _, b, _ in net.layers]
+    weights = [net.params[w : w + k * m].reshape(k, m) for k, m, w, _, _ in net.table]
+    biases = [net.params[b : b + m] if bias else None for _, m, _, b, _ in net.table]
     outputs = [unwritten((n, m), dtype) for m in widths[1:]]
     zs = [unwritten((n, 33), dtype), *outputs[1:]]
-    backend.dense_chain_forward(x, weights, biases, [ACTIVATIONS[a] for a in activations], None, zs, outputs)
+    chain = Chain(x, weights, biases, [ACTIVATIONS[a] for a in activations], None)
+    backend.dense_chain_forward(chain, ChainSaved(zs, outputs))
     assert_close("dense_chain", outputs[-1], expected, 3, terms=33)
     assert bits(net.params) == before
 
@@ -293,9 +293,9 @@ def test_infer_of_one_layer_and_of_deep_nets(backend, dtype, rng):
         net = random_net(rng, widths, ["tanh"] * (len(widths) - 1), dtype, 7)
         x = rng.standard_normal((7, widths[0])).astype(dtype)
         out, expected = unwritten((7, widths[-1]), dtype), unwritten((7, widths[-1]), np.float64)
-        backend.dense_chain_infer(x, net.layers, net.parameters, net.params, out)
+        backend.dense_chain_infer(x, net.table, net.parameters, net.params, out)
         reference.dense_chain_infer(
-            x.astype(np.float64), net.layers, net.parameters, net.params.astype(np.float64), expected
+            x.astype(np.float64), net.table, net.parameters, net.params.astype(np.float64), expected
         )
         assert_close("dense_chain", out, expected, len(widths), terms=32)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from arrays import bits, with_threads
 from chains import Gradients, clone, forward, random_chain, random_net, random_target, run, step
-from fastgrad.kernels.types import ACTIVATIONS, OK
+
+from fastgrad.kernels.types import ACTIVATIONS, OK, Batches
 
 # below and above the size at which threads start, odd rows for every share, few rows of wide layers, deep
 SHAPES = {
@@ -80,9 +81,7 @@ def test_epochs_on_any_number_of_threads(cpu, dtype, rng):
         cpu.dense_chain_epoch(
             x=x,
             target=labels,
-            order=order,
-            batch_size=256,
-            rates=np.full(3, 0.01),
+            batches=Batches(order, 256, np.full(3, 0.01)),
             step=0,
             record=record,
             **run_net.keyword(),
@@ -135,7 +134,7 @@ def test_infer_alone_and_on_any_number_of_threads(cpu, dtype, shape, rng):
 
     def infer(rows):
         out = np.full((len(rows), widths[-1]), np.nan, dtype)
-        cpu.dense_chain_infer(rows, net.layers, net.parameters, net.params, out)
+        cpu.dense_chain_infer(rows, net.table, net.parameters, net.params, out)
         return bits(out)
 
     first, *others = with_threads(lambda: infer(x))

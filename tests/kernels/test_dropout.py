@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
-from fastgrad.kernels import reference
 
 import fastgrad as fg
+from fastgrad.kernels import reference
 from fastgrad.nn import Dense, Dropout, Sequential
 
 pytestmark = pytest.mark.cuda

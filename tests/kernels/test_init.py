@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
-from fastgrad.kernels import reference
-from fastgrad.kernels.reference.dropout import random
 from scipy import stats
 
 import fastgrad as fg
+from fastgrad.kernels import reference
+from fastgrad.kernels.reference.dropout import random
 
 pytestmark = pytest.mark.cuda
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
-from fastgrad.kernels import reference
 from tolerances import assert_close
+
+from fastgrad.kernels import reference
 
 pytestmark = pytest.mark.cuda
 

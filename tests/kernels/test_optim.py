@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from arrays import bits, with_threads
-from fastgrad.kernels import reference, types
-from fastgrad.kernels.types import NONFINITE, OK
 from tolerances import assert_close
 
+from fastgrad.kernels import reference, types
+from fastgrad.kernels.types import NONFINITE, OK, UpdateRule
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 pytestmark = pytest.mark.cuda
@@ -57,15 +57,16 @@ def updated(backend, optimizer, params, grads, state, step, grad_scale=1.0, mask
     record, clip_norm = (
         (None, math.inf) if grad_scale == 1 else (np.empty(1), grad_scale * (norm(backend, grads) + 1e-6))
     )
-    settings = optimizer.code, state, optimizer.hyper, step, clip_norm, masks, constraint
-    assert backend.update_arrays([params], [grads], *settings, record) == OK
+    rule = UpdateRule(optimizer.code, state, optimizer.hyper, clip_norm, masks, constraint)
+    assert backend.update_arrays([params], [grads], rule, step, record) == OK
 
 
 def norm(backend, grads):
     """The norm that a step finds; nothing is written."""
     record, nothing = np.empty(1), np.zeros((0, grads.size), grads.dtype)
     params = np.zeros_like(grads)
-    backend.update_arrays([params], [grads], SGD.code, nothing, SGD(0.0).hyper, 1, math.inf, None, None, record)
+    rule = UpdateRule(SGD.code, nothing, SGD(0.0).hyper, math.inf, None, None)
+    backend.update_arrays([params], [grads], rule, 1, record)
     return record.item()
 
 
@@ -281,8 +282,8 @@ def test_a_norm_that_is_not_finite_updates_nothing(backend, optimizer, dtype, pl
         np.empty(1),
     )
     grads[place] = value
-    settings = optimizer.code, state, optimizer.hyper, 1, 1.0, None, None
-    assert backend.update_arrays([params], [grads], *settings, record) == NONFINITE
+    rule = UpdateRule(optimizer.code, state, optimizer.hyper, 1.0, None, None)
+    assert backend.update_arrays([params], [grads], rule, 1, record) == NONFINITE
     assert math.isnan(record[0]) if math.isnan(value) else record[0] == math.inf
     assert (params == 1).all()
     assert not state.any()
@@ -313,13 +314,12 @@ def test_an_update_that_would_end_in_what_is_not_finite_is_not_made(backend, nam
     grads[1500], state[:, 1500] = gradient, state_before
     before = bits(params), bits(state)
     record = np.empty(1) if takes_norm else None
-    settings = optimizer.code, state, optimizer.hyper, 2, math.inf, None, None
-    assert backend.update_arrays([params], [grads], *settings, record) == NONFINITE
+    rule = UpdateRule(optimizer.code, state, optimizer.hyper, math.inf, None, None)
+    assert backend.update_arrays([params], [grads], rule, 2, record) == NONFINITE
     assert (bits(params), bits(state)) == before
     # nothing revives what is pruned, nor can it overflow
     masks = np.arange(2000) != 1500
-    settings = optimizer.code, state, optimizer.hyper, 2, math.inf, masks, None
-    assert backend.update_arrays([params], [grads], *settings, record) == OK
+    assert backend.update_arrays([params], [grads], rule._replace(masks=masks), 2, record) == OK
     assert params[1500] == 0
     assert np.isfinite(params).all()
     assert np.isfinite(state).all()
@@ -327,8 +327,8 @@ def test_an_update_that_would_end_in_what_is_not_finite_is_not_made(backend, nam
 
 def test_decay_of_a_vast_parameter_can_overflow_as_well(backend):
     params, grads, state = np.full(5, 1e22, np.float32), np.zeros(5, np.float32), np.zeros((2, 5), np.float32)
-    settings = types.ADAM, state, Adam(0.1, weight_decay=1.0).hyper, 1, math.inf, None, None
-    assert backend.update_arrays([params], [grads], *settings, None) == NONFINITE
+    rule = UpdateRule(types.ADAM, state, Adam(0.1, weight_decay=1.0).hyper, math.inf, None, None)
+    assert backend.update_arrays([params], [grads], rule, 1, None) == NONFINITE
     assert (params == np.float32(1e22)).all()
     assert not state.any()
 
@@ -349,17 +349,37 @@ def test_a_vast_gradient_that_fits_is_updated_as_in_float64(backend, name, rng):
 def test_a_step_of_a_chain_that_would_overflow_is_not_made(backend):
     """Its gradient is 1e21, whose norm float64 holds."""
     params, grads = np.zeros(2, np.float32), np.zeros(2, np.float32)
-    layers, state = np.array([(1, 1, 0, 1, types.IDENTITY)], np.int64), np.zeros((2, 2), np.float32)
+    table, state = np.array([(1, 1, 0, 1, types.IDENTITY)], np.int64), np.zeros((2, 2), np.float32)
     x, target = np.ones((1, 1), np.float32), np.full((1, 1), -5e20, np.float32)
-    net = layers, np.zeros(1), types.MSE, params, grads, np.empty(types.workspace_size((1, 1), 1), np.float32)
-    settings = types.ADAM, state, Adam(0.1).hyper, math.inf, None, None
+    work = np.empty(types.workspace_size((1, 1), 1), np.float32)
+    net = types.Net(table, np.zeros(1), types.MSE, params, grads, work)
+    rule = UpdateRule(types.ADAM, state, Adam(0.1).hyper, math.inf, None, None)
     record = np.zeros(2)
-    assert backend.dense_chain_step(x, target, *net, *settings, 0, record) == NONFINITE
+    assert backend.dense_chain_step(x, target, net, rule, 0, record) == NONFINITE
     assert not params.any()
     assert not state.any()
-    status, done = backend.dense_chain_epoch(
-        x, target, np.zeros(1, np.int64), 1, np.full(1, 0.1), *net, *settings, 0, np.zeros((1, 2))
-    )
+    batches = types.Batches(np.zeros(1, np.int64), 1, np.full(1, 0.1))
+    status, done = backend.dense_chain_epoch(x, target, batches, net, rule, 0, np.zeros((1, 2)))
     assert (status, done) == (NONFINITE, 0)
     assert not params.any()
     assert not state.any()
+
+
+@pytest.mark.parametrize("takes_norm", [True, False])
+def test_an_update_follows_a_status_that_is_ok_alone(backend, optimizer, dtype, takes_norm, rng):
+    params, grads = rng.standard_normal((2, 33)).astype(dtype)
+    rule = UpdateRule(optimizer.code, empty_state(optimizer, 33, dtype), optimizer.hyper, 1.0, None, None)
+    record, updates, before = (
+        np.empty(1) if takes_norm else None,
+        np.zeros(1, np.int64),
+        (bits(params), bits(rule.state)),
+    )
+    for status in (types.BAD_LABEL, NONFINITE, np.array(types.BAD_LABEL)):
+        assert backend.update_arrays([params], [grads], rule, 1, record, updates=updates, only_if=status) == status
+        assert (bits(params), bits(rule.state)) == before
+        assert updates[0] == 0
+    expected, state = params.copy(), rule.state.copy()
+    backend.update_arrays([expected], [grads], rule._replace(state=state), 1, record)
+    assert backend.update_arrays([params], [grads], rule, 1, record, updates=updates, only_if=OK) == OK
+    assert (bits(params), bits(rule.state)) == (bits(expected), bits(state))
+    assert updates[0] == 1

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from arrays import bits, numerical_gradient, unwritten
 from chains import clone, random_net, random_target, torch_activation
-from fastgrad.kernels import reference, types
-from fastgrad.kernels.types import ACTIVATIONS, ADAM, LOSSES, OK, SGD
 from tolerances import assert_close, relative
+
+from fastgrad.kernels import reference, types
+from fastgrad.kernels.types import ACTIVATIONS, ADAM, LOSSES, OK, SGD, Batches
 
 STILL = {"optimizer": SGD, "hyper": [0.0, 0, 0, 0, 0, 0, 0]}
 WIDTHS = [9, 16, 11]
@@ -64,7 +65,7 @@ def test_matches_pytorch(backend, dtype, loss, l2, rng, torch):
     function = getattr(torch.nn.functional, functions[net.loss])
     flat, a = torch.tensor(net.params, requires_grad=True), torch.tensor(x)
     penalty = 0
-    for (k, m, w, b, _), f in zip(net.layers.tolist(), ("tanh", "identity"), strict=True):
+    for (k, m, w, b, _), f in zip(net.table.tolist(), ("tanh", "identity"), strict=True):
         matrix = flat[w : w + k * m].reshape(k, m)
         penalty = penalty + matrix.square().sum()
         a = torch_activation(ACTIVATIONS[f], a @ matrix + flat[b : b + m])
@@ -147,7 +148,7 @@ def test_an_epoch_takes_the_weights_of_its_rows(backend, dtype, loss, batch_size
     starts = range(0, 50, batch_size)
     record = unwritten((len(starts), 3), np.float64)
     status, done = backend.dense_chain_epoch(
-        x=x, target=target, order=order, batch_size=batch_size, rates=np.full(len(starts), net.hyper[0]), step=0, record=record,
+        x=x, target=target, batches=Batches(order, batch_size, np.full(len(starts), net.hyper[0])), step=0, record=record,
         row_weights=weights, l2=0.3, **net.keyword(),
     )  # fmt: skip
     assert (status, done) == (OK, len(starts))

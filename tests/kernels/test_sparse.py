@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
 from chains import check_margins, clone, random_net, random_target, with_margins
-from fastgrad.kernels.types import BAD_LABEL, NONFINITE, OK, Nonzeros, workspace_size
+
+from fastgrad.kernels.types import BAD_LABEL, NONFINITE, OK, Batches, Nonzeros, workspace_size
 
 pytestmark = pytest.mark.cuda
 
@@ -38,8 +39,8 @@ def epoch(backend, net, x, target, order, batch_size, **options):
     batches = -(-len(order) // batch_size)
     record = unwritten((batches, 3 if options.get("l2") else 2), np.float64)
     found = backend.dense_chain_epoch(
-        x=x, target=target, order=order, batch_size=batch_size, rates=np.full(batches, net.hyper[0]), step=0,
-        record=record, **net.keyword(), **options,
+        x=x, target=target, batches=Batches(order, batch_size, np.full(batches, net.hyper[0])), step=0, record=record,
+        **net.keyword(), **options,
     )  # fmt: skip
     return found, record
 

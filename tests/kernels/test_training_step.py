@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from arrays import bits, numerical_gradient, unwritten
+from arrays import bits, numerical_gradient, unwritten, with_threads
 from chains import check_margins, clone, random_net, random_target, step, torch_activation, with_margins
+from tolerances import assert_close, relative
+
 from fastgrad.kernels import reference, types
 from fastgrad.kernels.types import (
     ACTIVATIONS,
@@ -17,9 +19,9 @@ from fastgrad.kernels.types import (
     OK,
     RMSPROP,
     SGD,
+    Batches,
     workspace_size,
 )
-from tolerances import assert_close, relative
 
 pytestmark = pytest.mark.cuda
 
@@ -67,9 +69,9 @@ def assert_step_matches_reference(backend, net, x, target, number=0):
     assert loss == pytest.approx(exact_loss, rel=rel, abs=rel)
     assert norm == pytest.approx(exact_norm, rel=rel)
     assert norm == pytest.approx(math.sqrt(math.fsum((net.grads.astype(np.float64) ** 2).tolist())), rel=1e-9)
-    terms = max(len(x), *net.layers[:, :2].flat)
+    terms = max(len(x), *net.table[:, :2].flat)
     largest = np.abs(exact.grads).max(initial=0)
-    assert_close("train_gradient", net.grads, exact.grads, len(net.layers) * largest, terms)
+    assert_close("train_gradient", net.grads, exact.grads, len(net.table) * largest, terms)
     return exact
 
 
@@ -90,12 +92,12 @@ def torch_train(torch, net, batches):
     def views(flat):
         return [
             (flat[w : w + k * m].reshape(k, m), flat[b : b + m] if b >= 0 else None)
-            for k, m, w, b, _ in net.layers.tolist()
+            for k, m, w, b, _ in net.table.tolist()
         ]
 
     fused = {LOSSES["cross_entropy"]: types.SOFTMAX, LOSSES["binary_cross_entropy"]: types.SIGMOID}.get(net.loss)
     loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.poisson_nll_loss][net.loss]
-    activations = [types.Activation(*f) for f in zip(net.layers[:, 4].tolist(), net.parameters, strict=True)]
+    activations = [types.Activation(*f) for f in zip(net.table[:, 4].tolist(), net.parameters, strict=True)]
     if activations[-1].code == fused:
         activations[-1] = ACTIVATIONS["identity"]
     flat = torch.tensor(net.params, requires_grad=True)
@@ -206,7 +208,7 @@ def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
     status, _, norm = step(backend, net, x, target, 6)
     assert status == OK
     record = np.empty(1)
-    backend.update_arrays([params], [net.grads], code, state, net.hyper, 7, clip_norm, None, None, record)
+    backend.update_arrays([params], [net.grads], net.rule()._replace(state=state), 7, record)
     assert record[0] == pytest.approx(norm, rel=1e-12)
     assert_close("optimizer", net.params, params, 1)
     assert_close("optimizer", net.state, state, 1)
@@ -215,7 +217,7 @@ def test_update_is_the_optimizers(backend, dtype, optimizer, clip_norm, rng):
 def test_inputs_are_not_written_and_may_be_read_only(backend, dtype, rng):
     for kind in TARGETS:
         net, x, target = problem(rng, 33, [9, 16, 11], ["silu", "softmax"], dtype, kind)
-        inputs = [x, target, net.layers, net.parameters, net.hyper]
+        inputs = [x, target, net.table, net.parameters, net.hyper]
         before = [bits(a) for a in inputs]
         for a in inputs:
             a.flags.writeable = False
@@ -301,7 +303,7 @@ def epoch(backend, net, x, target, order, batch_size, number=0, rates=None):
     record = unwritten((batches, 2), np.float64)
     rates = np.full(batches, net.hyper[0]) if rates is None else rates
     status, done = backend.dense_chain_epoch(
-        x=x, target=target, order=order, batch_size=batch_size, rates=rates, step=number, record=record, **net.keyword()
+        x=x, target=target, batches=Batches(order, batch_size, rates), step=number, record=record, **net.keyword()
     )
     return status, done, record
 
@@ -418,3 +420,118 @@ def test_kernels_compare_the_sizes_of_what_a_step_writes(name, cpu, rng):
     with pytest.raises(ValueError, match="dense_chain_step: state and grads must have 24 values a row like params"):
         step(cpu, net, x, labels)
     assert bits(net.params) == before
+
+
+def gradients(backend, net, x, target, **options):
+    """(status, record) of dense_chain_gradients."""
+    record = unwritten(2 if options.get("l2") else 1, np.float64)
+    status = backend.dense_chain_gradients(x, target, net.arguments(), record, **options)
+    return status, record
+
+
+def weighted(rng, n, dtype):
+    return {"row_weights": rng.random(n).astype(dtype), "l2": 0.3}
+
+
+@pytest.mark.parametrize("target_kind", TARGETS)
+@pytest.mark.parametrize("mean", [True, False])
+def test_reference_gradients_are_the_central_differences_of_their_loss(target_kind, mean, rng):
+    net, x, target = problem(rng, 4, [3, 5, 3], ["tanh", "softmax"], np.float64, target_kind)
+    options = weighted(rng, 4, np.float64)
+    weight = options["row_weights"].sum() if mean else 1
+
+    def loss():
+        value, squares = gradients(reference, net, x, target, mean=mean, **options)[1]
+        return value + options["l2"] / 2 * squares / weight
+
+    loss()
+    analytic = net.grads.copy()
+    assert_close("numerical", analytic, numerical_gradient(loss, net.params), size=1)
+
+
+@pytest.mark.parametrize("target_kind", TARGETS)
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("n", [1, 33, 700])
+def test_gradients_are_those_of_a_step(backend, dtype, target_kind, plain, n, rng):
+    """To the bit, and nothing is updated."""
+    net, x, target = problem(rng, n, [19, 16, 11], ["silu", "softmax"], dtype, target_kind)
+    options = {} if plain else weighted(rng, n, dtype)
+    stepped, inputs = clone(net), (x, target, net.params, *options.values())
+    before = [np.copy(a) for a in inputs]
+    status, record = gradients(backend, net, x, target, **options)
+    assert [bits(np.asarray(a)) for a in inputs] == [bits(np.asarray(a)) for a in before]
+    expected = unwritten(2 if plain else 3, np.float64)
+    assert status == OK
+    assert backend.dense_chain_step(x=x, target=target, step=0, record=expected, **stepped.keyword(), **options) == OK
+    assert bits(net.grads) == bits(stepped.grads)
+    assert bits(record) == bits(np.delete(expected, 1))
+
+
+@pytest.mark.parametrize("target_kind", TARGETS)
+@pytest.mark.parametrize("plain", [True, False])
+def test_gradients_of_the_sum_are_those_of_the_mean_times_the_count(backend, dtype, target_kind, plain, rng):
+    net, x, target = problem(rng, 33, [9, 16, 11], ["tanh", "relu"], dtype, target_kind)
+    options = {} if plain else weighted(rng, 33, dtype)
+    _, mean = gradients(backend, net, x, target, **options)
+    grads = net.grads.copy()
+    _, total = gradients(backend, net, x, target, mean=False, **options)
+    weight = 33 if plain else options["row_weights"].sum(dtype=np.float64)
+    columns = 1 if net.loss == LOSSES["cross_entropy"] else 11
+    rel = 16 * relative("train_gradient", dtype)
+    assert total[0] == pytest.approx(mean[0] * weight * columns, rel=rel)
+    if plain:
+        assert_close("train_gradient", net.grads, grads * (weight * columns), np.abs(net.grads).max(), 33)
+    else:
+        assert total[1] == mean[1]
+
+
+def test_gradients_of_nonzeros_are_those_of_the_array(backend, dtype, rng):
+    net, x, labels = problem(rng, 37, [33, 16, 10], ["relu", "softmax"], dtype, "cross_entropy")
+    x[rng.random(x.shape) < 0.8] = 0
+    options = weighted(rng, 37, dtype)
+    other, (rows, columns) = clone(net), np.nonzero(x)
+    other.work = unwritten(workspace_size([0, 16, 10], 37), dtype)
+    starts = np.searchsorted(rows, np.arange(38)).astype(np.int64)
+    nonzeros = types.Nonzeros(starts, columns.astype(np.int32), x[rows, columns], 33)
+    expected = gradients(backend, net, x, labels, **options)
+    found = gradients(backend, other, nonzeros, labels, **options)
+    assert (found[0], bits(found[1])) == (expected[0], bits(expected[1])) == (OK, bits(expected[1]))
+    assert bits(other.grads) == bits(net.grads)
+
+
+def test_gradients_of_a_bad_label_and_of_what_is_not_finite(backend, dtype, rng):
+    """The first is an error; who updates with the others finds them."""
+    net, x, labels = problem(rng, 5, [9, 16, 10], ["tanh", "softmax"], dtype, "cross_entropy")
+    before, labels[3] = bits(net.params), 10
+    assert gradients(backend, net, x, labels)[0] == BAD_LABEL
+    labels[3], x[3, 2] = 9, np.nan
+    status, record = gradients(backend, net, x, labels)
+    assert status == OK
+    assert np.isnan(record[0])
+    assert np.isnan(net.grads).any()
+    assert bits(net.params) == before
+
+
+def test_gradients_of_an_empty_batch_are_0(backend, dtype, rng):
+    net, x, target = problem(rng, 0, [9, 16, 11], ["tanh", "relu"], dtype)
+    for mean in (True, False):
+        assert gradients(backend, net, x, target, mean=mean) == (OK, 0.0)
+        assert not net.grads.any()
+
+
+def test_gradients_stay_inside_their_arrays(backend, dtype, rng):
+    net, x, target = problem(rng, 33, [9, 17, 11], ["gelu", "softmax"], dtype, "cross_entropy")
+    wide = with_margins(net, dtype)
+    assert gradients(backend, net, x, target)[0] == OK
+    check_margins(wide)
+
+
+def test_gradients_have_the_same_bits_on_any_number_of_threads(cpu, dtype, rng):
+    net, x, target = problem(rng, 700, [257, 129, 10], ["relu", "softmax"], dtype, "cross_entropy")
+    options = weighted(rng, 700, dtype)
+
+    def run():
+        own = clone(net)
+        return bits(gradients(cpu, own, x, target, **options)[1]), bits(own.grads)
+
+    assert len(set(with_threads(run))) == 1

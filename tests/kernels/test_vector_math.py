@@ -7,8 +7,9 @@ import re
 import mpmath
 import numpy as np
 import pytest
-from fastgrad.kernels.cpu.engine import vector_math
 from numba import njit
+
+from fastgrad.kernels.cpu.engine import vector_math
 
 mpmath.mp.dps = 40
 MOST = {"float32": 2, "float64": 4}

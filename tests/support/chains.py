@@ -5,13 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 from arrays import unwritten
+
 from fastgrad.kernels import types
 from fastgrad.kernels.types import ACTIVATIONS
 
 
 @dataclass
 class Chain:
-    """The arguments of dense_chain_forward, and an upstream gradient."""
+    """What dense_chain_forward reads, and an upstream gradient."""
 
     x: np.ndarray
     weights: list
@@ -19,6 +20,9 @@ class Chain:
     activations: list
     residual: np.ndarray | None
     dy: np.ndarray
+
+    def arguments(self):
+        return types.Chain(self.x, self.weights, self.biases, self.activations, self.residual)
 
     def map(self, function):
         """The same chain with every array replaced by function(array)."""
@@ -53,7 +57,7 @@ def forward(backend, chain):
     shapes = [(len(chain.x), w.shape[1]) for w in chain.weights]
     outputs = [unwritten(shape, chain.x.dtype) for shape in shapes]
     zs = [np.full_like(y, np.nan) if f.needs_input else y for f, y in zip(chain.activations, outputs, strict=True)]
-    backend.dense_chain_forward(chain.x, chain.weights, chain.biases, chain.activations, chain.residual, zs, outputs)
+    backend.dense_chain_forward(chain.arguments(), types.ChainSaved(zs, outputs))
     return zs, outputs
 
 
@@ -77,10 +81,8 @@ def backward(backend, chain, zs, outputs, want_dx=True):
         dbiases=[None if b is None else unwritten(b.shape, dtype) for b in chain.biases],
         dzs=[unwritten(y.shape, dtype) for y in outputs],
     )
-    g = gradients
-    backend.dense_chain_backward(
-        chain.dy, chain.x, chain.weights, chain.activations, zs, outputs, g.dzs, g.dx, g.dweights, g.dbiases
-    )
+    g = types.ChainGradients(gradients.dzs, gradients.dx, gradients.dweights, gradients.dbiases)
+    backend.dense_chain_backward(chain.dy, chain.arguments(), types.ChainSaved(zs, outputs), g)
     return gradients
 
 
@@ -92,9 +94,9 @@ def run(backend, chain):
 
 @dataclass
 class Net:
-    """The flat arguments of dense_chain_step; `keyword` gives them by name."""
+    """What a Net and an UpdateRule hold; `keyword` gives the two by name."""
 
-    layers: np.ndarray
+    table: np.ndarray
     parameters: np.ndarray
     params: np.ndarray
     grads: np.ndarray
@@ -107,8 +109,14 @@ class Net:
     masks: np.ndarray | None = None
     constraint: types.Constraint | None = None
 
+    def arguments(self):
+        return types.Net(self.table, self.parameters, self.loss, self.params, self.grads, self.work)
+
+    def rule(self):
+        return types.UpdateRule(self.optimizer, self.state, self.hyper, self.clip_norm, self.masks, self.constraint)
+
     def keyword(self):
-        return dict(vars(self))
+        return {"net": self.arguments(), "rule": self.rule()}
 
 
 def random_net(
@@ -130,7 +138,7 @@ def random_net(
         hyper = [1e-2, 0.9, 0.999, 1e-8, 0, 0, 0]
     slots = 2 if optimizer == types.ADAM else int(optimizer != types.SGD) + int(hyper[1] != 0)
     return Net(
-        layers=np.array(layers, np.int64).reshape(-1, 5),
+        table=np.array(layers, np.int64).reshape(-1, 5),
         parameters=np.array([f.parameter for f in activations], np.float64),
         params=params,
         grads=unwritten(at, dtype),

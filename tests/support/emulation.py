@@ -52,8 +52,9 @@ class Emulator:
     queue = where
 
     def launch(self, kernel, dtype, grid, arguments):
-        from fastgrad.kernels.cuda.engine.device import BLOCK
         from ptxsim import Module, launch
+
+        from fastgrad.kernels.cuda.engine.device import BLOCK
 
         module = self._modules.get((kernel, dtype.char))
         if module is None:
@@ -80,8 +81,9 @@ class Simulator:
     queue = where
 
     def launch(self, kernel, dtype, grid, arguments):
-        from fastgrad.kernels.cuda.engine.device import BLOCK
         from numba import cuda
+
+        from fastgrad.kernels.cuda.engine.device import BLOCK
 
         # pointers know no shape
         given = [self._flat(a) for a in arguments[1:]]

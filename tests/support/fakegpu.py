@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 from emulation import Emulator
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
 from fastgrad.kernels.cuda.engine.device import GPU
 from fastgrad.kernels.types import Watch
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class OutOfMemoryError(MemoryError):
@@ -481,7 +482,8 @@ class HostKernels:
         def call(*arguments, **named):
             self.calls += 1
             found = function(*map(self._inside, arguments), **{key: self._inside(a) for key, a in named.items()})
-            return self._gpu.array(found) if name in ("dense_chain_step", "update_arrays") else found
+            statuses = "dense_chain_gradients", "dense_chain_step", "update_arrays"
+            return self._gpu.array(found) if name in statuses else found
 
         return call
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgrad as fg
+from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastgrad.schedule import Rates
 
@@ -302,7 +303,7 @@ def test_kernels_compare_the_sizes_of_all_lists_of_a_launch(cpu):
 
     def update(grads, state=(2, 7), masks=7):
         state, mask = np.zeros(state), np.ones(masks, np.bool_)
-        cpu.update_arrays(params, grads, Adam().code, state, hyper, 1, 1.0, mask, None, None)
+        cpu.update_arrays(params, grads, UpdateRule(Adam().code, state, hyper, 1.0, mask, None), 1, None)
 
     update(params)
     for wrong in (

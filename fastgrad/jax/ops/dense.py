@@ -11,7 +11,7 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.jax.arguments import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Chain, ChainGradients, ChainSaved, chain_buffers
 
 
 def dense_chain(
@@ -42,9 +42,9 @@ def _chain(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple) ->
 
 def _forward(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple, keep: bool) -> list[jax.Array]:
     """y, and with keep all outputs but y, and the z that backward needs."""
-    outputs = [jax.ShapeDtypeStruct((len(x), w.shape[1]), x.dtype) for w in weights]
-    zs = [y if f.needs_input else None for f, y in zip(fs, outputs, strict=True)]
-    results = [outputs[-1], *outputs[:-1], *zs] if keep else outputs[-1:]
+    zs, outputs = chain_buffers(len(x), [w.shape[1] for w in weights], fs, jax.ShapeDtypeStruct, x.dtype)
+    own = [None if z is y else z for z, y in zip(zs, outputs, strict=True)]
+    results = [outputs[-1], *outputs[:-1], *own] if keep else outputs[-1:]
     return call("dense_chain", host_dense_forward, results, [x, *weights, *biases], activations=fs)
 
 
@@ -74,8 +74,7 @@ def host_dense_forward(results: list, arguments: list, activations: list) -> Non
     zs = kept[depth - 1 :] or [
         empty(a.shape, a.dtype) if f.needs_input else None for f, a in zip(fs, outputs, strict=True)
     ]
-    zs = [a if z is None else z for z, a in zip(zs, outputs, strict=True)]
-    kernels().dense_chain_forward(x, weights, biases, fs, None, zs, outputs)
+    kernels().dense_chain_forward(Chain(x, weights, biases, fs, None), _saved(zs, outputs))
 
 
 @host
@@ -84,7 +83,11 @@ def host_dense_backward(results: list, arguments: list, activations: list) -> No
     dy, x, *rest = arguments
     weights, y, inner, zs = rest[:depth], rest[depth], rest[depth + 1 : 2 * depth], rest[2 * depth :]
     outputs = [*inner, y]
-    zs = [a if z is None else z for z, a in zip(zs, outputs, strict=True)]
     dzs = [empty(a.shape, a.dtype) for a in outputs]
-    dx, dweights, dbiases = results[0], results[1 : depth + 1], results[depth + 1 :]
-    kernels().dense_chain_backward(dy, x, weights, fs, zs, outputs, dzs, dx, dweights, dbiases)
+    gradients = ChainGradients(dzs, results[0], results[1 : depth + 1], results[depth + 1 :])
+    # the biases' values are not read
+    kernels().dense_chain_backward(dy, Chain(x, weights, gradients.dbiases, fs, None), _saved(zs, outputs), gradients)
+
+
+def _saved(zs: list, outputs: list) -> ChainSaved:
+    return ChainSaved([y if z is None else z for z, y in zip(zs, outputs, strict=True)], outputs)

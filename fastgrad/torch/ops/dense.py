@@ -13,7 +13,7 @@ from torch.autograd import Function
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.kernels.types import Activation, needs_input
+from fastgrad.kernels.types import Activation, Chain, ChainGradients, ChainSaved, needs_input
 from fastgrad.torch.buffers import BufferPool, BufferSet
 from fastgrad.torch.registration import Operator, plain, product, refuse_second, refuse_tangents
 from fastgrad.torch.tensors import RESULT_SAVED, array, offloaded, saves_own
@@ -125,13 +125,12 @@ def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
 
 
 class _Arrays(NamedTuple):
-    """What a call's way back needs, as kernels take it; saved holds zs, and in the place of the last output its copy."""
+    """What a call's way back needs, as kernels take it: saved holds zs, and in the place of the last output its copy; both lie in flat."""
 
-    x: np.ndarray
     layers: Layers
-    zs: list[np.ndarray]
-    outputs: list[np.ndarray]
-    saved: np.ndarray
+    chain: Chain
+    saved: ChainSaved
+    flat: np.ndarray
 
 
 class _Forward(BufferSet):
@@ -140,7 +139,7 @@ class _Forward(BufferSet):
     def __init__(self, rows: int, layers: Layers) -> None:
         y = empty((rows, layers.widths[-1]), layers.dtype)
         self.saved = empty((_layout(rows, layers.widths, layers.codes)[0],), layers.dtype)
-        self.zs, self.outputs, self.own = _parts(self.saved, y, layers)
+        self.arrays, self.own = _parts(self.saved, y, layers)
         self.lent, self.size = [y, self.saved], y.nbytes + self.saved.nbytes
 
 
@@ -165,13 +164,14 @@ def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None, recorded: 
     if residual is not None:
         shape = room.outputs[-1].shape
         added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", shape, layers.dtype)
-    kernels().dense_chain_forward(x, layers.weights, layers.biases, layers.activations, added, room.zs, room.outputs)
-    y, kept = room.outputs[-1], room.outputs
+    chain, saved = Chain(x, layers.weights, layers.biases, layers.activations, added), room.arrays
+    kernels().dense_chain_forward(chain, saved)
+    y = saved.outputs[-1]
     if room.own is not None:
         if recorded:
             np.copyto(room.own, y)
-        kept = [*kept[:-1], room.own]
-    made = torch.from_numpy(y), _Arrays(x, layers, room.zs, kept, room.saved)
+        saved = ChainSaved(saved.zs, [*saved.outputs[:-1], room.own])
+    made = torch.from_numpy(y), _Arrays(layers, chain, saved, room.saved)
     layers.rooms.give(taken)
     return made
 
@@ -187,7 +187,7 @@ def _run(
     """y and, one after another, what the way back needs: every other layer's output, and z or a copy of y where that is not in y."""
     xs = _rows(x)
     y, made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
-    return y, torch.from_numpy(made.saved)
+    return y, torch.from_numpy(made.flat)
 
 
 def _run_backward(
@@ -206,22 +206,22 @@ def _run_backward(
     layers = Layers(weights, [False] * len(weights), codes, parameters, xs)
     layers.biased = biased
     # without an activation behind the last layer its output is not read, and any array of the shape stands for it
-    zs, outputs, own = _parts(flat, array(OP, "y", dy if y is None else y), layers)
-    outputs = outputs if own is None else [*outputs[:-1], own]
-    return _back(_Arrays(xs, layers, zs, outputs, flat), dy, wants)
+    saved_arrays, own = _parts(flat, array(OP, "y", dy if y is None else y), layers)
+    if own is not None:
+        saved_arrays = ChainSaved(saved_arrays.zs, [*saved_arrays.outputs[:-1], own])
+    chain = Chain(xs, layers.weights, layers.biases, layers.activations, None)
+    return _back(_Arrays(layers, chain, saved_arrays, flat), dy, wants)
 
 
 def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
-    layers, y = a.layers, a.outputs[-1]
+    layers, y = a.layers, a.saved.outputs[-1]
     upstream = check.upstream(OP, array(OP, "dy", dy), y)
-    dx = empty(a.x.shape, layers.dtype) if wants[0] else None
+    dx = empty(a.chain.x.shape, layers.dtype) if wants[0] else None
     taken = layers.rooms.take(_Backward, len(y), layers)
     room = taken[1]
     # of the residual it is the gradient
     dzs = [*room.dzs[:-1], empty(y.shape, layers.dtype)] if wants[1] else room.dzs
-    kernels().dense_chain_backward(
-        upstream, a.x, layers.weights, layers.activations, a.zs, a.outputs, dzs, dx, room.dws, room.dbs
-    )
+    kernels().dense_chain_backward(upstream, a.chain, a.saved, ChainGradients(dzs, dx, room.dws, room.dbs))
     made = [torch.from_numpy(d) for d in (dx, dzs[-1] if wants[1] else None) if d is not None]
     made += map(torch.from_numpy, room.lent)
     layers.rooms.give(taken)
@@ -268,10 +268,8 @@ def _layout(rows: int, widths: tuple[int, ...], codes: tuple[int, ...]) -> tuple
     return at, places
 
 
-def _parts(
-    saved: np.ndarray, y: np.ndarray, layers: Layers
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
-    """zs and outputs, as kernels take them, and the place of y's copy, if there is to be one."""
+def _parts(saved: np.ndarray, y: np.ndarray, layers: Layers) -> tuple[ChainSaved, np.ndarray | None]:
+    """What a forward writes, and the place of y's copy, if there is to be one."""
     zs, outputs, own, dtype, size = [], [], None, saved.dtype, saved.itemsize
     for (shape, at, z_at), code in zip(_layout(len(y), layers.widths, layers.codes)[1], layers.codes, strict=True):
         output = np.ndarray(shape, dtype, saved, at * size) if at >= 0 else y
@@ -280,7 +278,7 @@ def _parts(
         if z_at >= 0 and not needs_input(code):
             own, z = z, output
         zs.append(z)
-    return zs, outputs, own
+    return ChainSaved(zs, outputs), own
 
 
 def _fake(x: Tensor, arrays: Any, biased: Any, codes: Any, parameters: Any, residual: Any) -> tuple[Tensor, Tensor]:
@@ -354,7 +352,7 @@ class _Chain(Function):
             weights[0] = weights[0].data
         if not offloaded():
             ctx.arrays = arrays
-        ctx.save_for_backward(x, *weights, _read(y, layers.codes), torch.from_numpy(arrays.saved))
+        ctx.save_for_backward(x, *weights, _read(y, layers.codes), torch.from_numpy(arrays.flat))
         ctx.biased, ctx.settings, ctx.adds = layers.biased, (layers.codes, layers.parameters), residual is not None
         return y
 
