@@ -10,7 +10,7 @@ from fastgrad.core.check import Pair
 from fastgrad.core.random import generator
 from fastgrad.functional.conv import run
 from fastgrad.init import chosen
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Geometry
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
@@ -79,11 +79,9 @@ class Conv2d(ResidualLayer):
         )
         shape = n, *made, self.n_out
         if residual is not None:
-            residual = check.contiguous(
-                self._array(op, "residual", residual, "(N, H', W', K)", shape)
-            )  # fmt: skip
-        w, b = self._weights
-        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
+            residual = check.contiguous(self._array(op, "residual", residual, "(N, H', W', K)", shape))
+        geometry = Geometry(self.stride, pads, self.dilation)
+        y, backward = run(op, x, *self._weights, geometry, residual, activation, shape)
         return y, lambda dy: backward(dy, *self._gradients, dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:

@@ -483,36 +483,38 @@ COST = 16
 DOUBLE = np.dtype(np.float64)
 
 
-def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
-    """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
-    momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+def batch_norm_statistics(x, running, training, eps, statistics):
+    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
+    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
     """
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
-    operations, running = COST * x.size if training else 0, or_empty(x.dtype, 1, running_mean, running_var)
-    settings = training, momentum, eps, unbiased, mean, rstd
-    scratch = DOUBLE, 2 * (x.size // rows + columns), 0
-    run(operations, _statistics, _KERNELS[x.dtype.char], x, *running, *settings, scratch=scratch)
+    mean, var, momentum, unbiased = running
+    run(
+        COST * x.size if training else 0, _statistics, _KERNELS[x.dtype.char], x, *or_empty(x.dtype, 1, mean, var), training,
+        momentum, eps, unbiased, *statistics, scratch=(DOUBLE, 2 * (x.size // rows + columns), 0),
+    )  # fmt: skip
 
 
-def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+def batch_norm_forward(x, statistics, affine, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    arrays, scratch = (
-        (x, mean, rstd, gamma, beta, *or_empty(dtype, 2, residual)),
-        (dtype, 3 * (columns + APART), columns + STEP),
-    )
-    run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, scratch=scratch)
+    run(
+        COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual), *activation, *saved,
+        scratch=(dtype, 3 * (columns + APART), columns + STEP),
+    )  # fmt: skip
 
 
-def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
-    """dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma and dbeta (C,).
+def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
+    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
+    and dbeta (C,).
 
-    of_batch: whether mean and rstd are the batch's.
+    of_batch: whether the statistics are the batch's.
     """
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
+    dz, dx, dgamma, dbeta = gradients
     sums = 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1)
     run(
-        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y,
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, *activation, of_batch, *saved,
         *or_empty(dtype, 2, dz, dx), dgamma, dbeta, sums,
         scratch=(DOUBLE, sums + 5 * (columns + APART), CHUNK + 3 * columns + 2 * APART),
     )  # fmt: skip

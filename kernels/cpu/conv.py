@@ -390,44 +390,45 @@ def _room_sizes(x, w):
     return groups * size, max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64) + TAPS * outputs)
 
 
-def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+def conv2d_forward(x, w, b, geometry, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
     if depthwise.suits(x, w):
-        depthwise.forward(x, w, b, stride, pads, dilation, residual, activation, z, y)
+        depthwise.forward(x, w, b, geometry, residual, activation, saved)
         return
-    flags = NO_FLAGS
-    if winograd.suits(w, stride, pads, dilation, x.shape[3] // w.shape[2], *z.shape[1:3]):
-        flags = winograd.convolve(x, w, b, *pads[:2], False, residual, activation, z, y)
+    z, flags = saved.z, NO_FLAGS
+    if winograd.suits(w, geometry, x.shape[3] // w.shape[2], z):
+        flags = winograd.convolve(x, w, b, geometry.pads, False, residual, activation, saved)
         if not flags.any():
             return
     panels, lowered = _room_sizes(x, w)
     run(
-        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride, pads, dilation,
-        *or_empty(x.dtype, 4, residual), *activation, z, y, flags, panels, scratch=(x.dtype, panels, lowered),
+        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), *geometry,
+        *or_empty(x.dtype, 4, residual), *activation, *saved, flags, panels, scratch=(x.dtype, panels, lowered),
     )  # fmt: skip
 
 
-def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
-    """dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
-    activation_backward(dy, z, y, dz, activation)
-    geometry, groups = (stride, pads, dilation), x.shape[3] // w.shape[2]
+def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
+    """gradients, which are overwritten: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
+    dz, dx, dw, db = gradients
+    activation_backward(dy, *saved, dz, activation)
+    (stride, pads, dilation), groups = geometry, x.shape[3] // w.shape[2]
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
     channelwise = depthwise.suits(x, w)
     if channelwise and dw is not None:
-        depthwise.weights(x, dz, *geometry, dw)
+        depthwise.weights(x, dz, geometry, dw)
     wants_dw = dw is not None and not channelwise
-    if wants_dw and x.size and winograd.suits(w, *geometry, groups, *dz.shape[1:3]):
-        winograd.weights(x, dz, *pads[:2], dw)
+    if wants_dw and x.size and winograd.suits(w, geometry, groups, dz):
+        winograd.weights(x, dz, pads, dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
         arrays = w if dw is None else dw, wants_dw, *or_empty(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, *geometry, *arrays, scratch=(x.dtype, 0, _room_sizes(x, w)[1]))
     if channelwise and dx is not None:
-        depthwise.inputs(dz, w, *geometry, dx)
+        depthwise.inputs(dz, w, geometry, dx)
     elif dx is not None:
-        flags, turned = NO_FLAGS, tuple(2 - pad for pad in pads)
-        if winograd.suits(w, stride, turned, dilation, groups, *dx.shape[1:3]):
-            flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
+        flags, turned = NO_FLAGS, types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
+        if winograd.suits(w, turned, groups, dx):
+            flags = winograd.convolve(dz, w, None, turned.pads, True, None, IDENTITY, types.LayerSaved(dx, None))
             if not flags.any():
                 return
         panels, lowered = _room_sizes(x, w)

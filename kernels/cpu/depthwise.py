@@ -314,34 +314,36 @@ def suits(x, w):
     return w.shape[2] == 1 and w.shape[3] == x.shape[3] > 1
 
 
-def forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
+def forward(x, w, b, geometry, residual, activation, saved):
     """As conv2d_forward."""
     run(
-        COST * z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride,
-        _taps(w.shape, pads, dilation), *or_empty(x.dtype, 4, residual), *activation, z, y,
+        COST * saved.z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), geometry.stride,
+        _taps(w.shape, geometry), *or_empty(x.dtype, 4, residual), *activation, *saved,
     )  # fmt: skip
 
 
-def inputs(dz, w, stride, pads, dilation, dx):
+def inputs(dz, w, geometry, dx):
     """dx from dz."""
     operations = COST * dz.size * len(w) * w.shape[1]
-    run(operations, _inputs, _KERNELS[dz.dtype.char], dz, w, stride, *_phases(w.shape, stride, pads, dilation), dx)
+    run(operations, _inputs, _KERNELS[dz.dtype.char], dz, w, geometry.stride, *_phases(w.shape, geometry), dx)
 
 
-def weights(x, dz, stride, pads, dilation, dw):
+def weights(x, dz, geometry, dw):
     """dw from dz."""
     operations = COST * dz.size * len(dw) * dw.shape[1]
-    run(operations, _weights_gradient, _KERNELS[x.dtype.char], x, dz, stride, _taps(dw.shape, pads, dilation), dw)
+    run(operations, _weights_gradient, _KERNELS[x.dtype.char], x, dz, geometry.stride, _taps(dw.shape, geometry), dw)
 
 
-def _taps(size, pads, dilation):
+def _taps(size, geometry):
     """(n_taps, 3) of a kernel of this size."""
+    _, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1]), size[1])
     return np.stack([a * dilation[0] - pads[0], b * dilation[1] - pads[1], np.arange(len(a))], axis=1)
 
 
-def _phases(size, stride, pads, dilation):
+def _phases(size, geometry):
     """The taps that the pixels of every phase of the stride have met, last first: (phases, most taps, 3), and how many (phases,)."""
+    stride, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1])[::-1], size[1])
     phases = []
     for i, j in np.ndindex(*stride):

@@ -417,8 +417,9 @@ _KERNELS = Addresses(
 )
 
 
-def suits(w, stride, pads, dilation, groups, rows, columns):
-    """Whether outputs of so many rows and columns are made this way: where tiles beyond their edges and transforms pay."""
+def suits(w, geometry, groups, z):
+    """Whether z is made this way: where tiles beyond its edges and transforms pay."""
+    (stride, pads, dilation), (_, rows, columns, _) = geometry, z.shape
     whole = (rows + TILE - 1) // TILE * ((columns + TILE - 1) // TILE) * TILE * TILE
     return (
         w.shape[:2] == (3, 3)
@@ -429,10 +430,11 @@ def suits(w, stride, pads, dilation, groups, rows, columns):
     )
 
 
-def convolve(x, w, b, top, left, turned, residual, activation, z, y):
-    """Flags (N, tiles), 1 where a value came out that is not finite. z, and y unless it is None, as in conv2d_forward; with w turned, z is
-    the gradient of an input and x of an output.
+def convolve(x, w, b, pads, turned, residual, activation, saved):
+    """Flags (N, tiles), 1 where a value came out that is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
+    turned, z is the gradient of an input and x of an output.
     """
+    z, y = saved
     dtype, size = x.dtype, w[0, 0].size
     n, _, width, channels = x.shape
     rows, columns, K = z.shape[1:]
@@ -444,13 +446,13 @@ def convolve(x, w, b, top, left, turned, residual, activation, z, y):
     room = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
     flags = np.zeros((n, high * wide), np.uint8)
     run(
-        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), top, left, turned,
+        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], turned,
         *or_empty(dtype, 4, residual), *activation, z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, room),
     )  # fmt: skip
     return flags
 
 
-def weights(x, dz, top, left, dw):
+def weights(x, dz, pads, dw):
     """dw (3, 3, C, K) of x and dz as in conv2d_backward, in which a value that is not finite is not to be trusted."""
     dtype = x.dtype
     _, _, width, channels = x.shape
@@ -462,6 +464,6 @@ def weights(x, dz, top, left, dw):
     # twice: see sums_of
     sums = 2 * POINTS * channels * K
     run(
-        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, top, left, dw, sums,
+        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, *pads[:2], dw, sums,
         scratch=(dtype, sums, room),
     )  # fmt: skip

@@ -13,10 +13,21 @@ import pytest
 from arrays import unwritten
 from conftest import BACKENDS, ONNX_COUNTS
 from convs import geometry
-from fastgrad.kernels.types import ACTIVATIONS, ADAM, CLIPPED_RELU, ELU, LEAKY_RELU, SELU, SGD, Activation
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels.types import (
+    ACTIVATIONS,
+    ADAM,
+    CLIPPED_RELU,
+    ELU,
+    LEAKY_RELU,
+    SELU,
+    SGD,
+    Activation,
+    Geometry,
+    LayerSaved,
+)
 
 
 class LeftOut(Exception):
@@ -209,7 +220,8 @@ def conv(backend, attributes, x, w, b=None):
     assert x.shape[1] == attributes.get("group", 1) * w.shape[1]
     y = unwritten((len(x), *outputs, len(w)), x.dtype)
     identity = ACTIVATIONS["identity"]
-    backend.conv2d_forward(channels_last(x), kernel, b, stride, pads, dilation, None, identity, y, y)
+    geometry = Geometry(stride, pads, dilation)
+    backend.conv2d_forward(channels_last(x), kernel, b, geometry, None, identity, LayerSaved(y, y))
     return channels_first(y, x.ndim)
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import check_running
 from fastgrad.jax.arguments import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
 
 
 class Settings(NamedTuple):
@@ -103,41 +103,34 @@ def _rows(a: Any) -> Any:
     return None if a is None else a.reshape(-1, a.shape[-1])
 
 
+def _statistics(mean: np.ndarray, rstd: np.ndarray) -> Statistics:
+    """Float64 of their bits."""
+    return Statistics(mean.reshape(-1).view(np.float64), rstd.reshape(-1).view(np.float64))
+
+
 @host
-def host_norm_forward(results: list, arguments: list, activation: list, **settings: Any) -> None:
+def host_norm_forward(
+    results: list, arguments: list, training: bool, momentum: float, eps: float, unbiased: bool, activation: list
+) -> None:
     x, gamma, beta, mean, var, residual = arguments
     y, new_mean, new_var, *kept = results
     f, xs, ys = Activation(*activation), _rows(x), _rows(y)
-    batch_mean, rstd, z = kept or [np.empty(len(gamma)), np.empty(len(gamma)), None]
-    batch_mean, rstd = (a.reshape(-1).view(np.float64) for a in (batch_mean, rstd))
-    zs = _rows(z) if z is not None else empty(xs.shape, xs.dtype) if f.needs_input else ys
+    mean_bits, rstd_bits, z = kept or [np.empty(len(gamma)), np.empty(len(gamma)), None]
+    statistics = _statistics(mean_bits, rstd_bits)
     for new, old in ((new_mean, mean), (new_var, var)):
         if new is not None:
             new[...] = old
-    statistics = settings["training"], settings["momentum"], settings["eps"], settings["unbiased"]
-    kernels().batch_norm_statistics(xs, new_mean, new_var, *statistics, batch_mean, rstd)
-    kernels().batch_norm_forward(xs, batch_mean, rstd, gamma, beta, _rows(residual), f, zs, ys)
+    ops = kernels()
+    ops.batch_norm_statistics(xs, Running(new_mean, new_var, momentum, unbiased), training, eps, statistics)
+    saved = layer_saved(ys, f) if z is None else LayerSaved(_rows(z), ys)
+    ops.batch_norm_forward(xs, statistics, Affine(gamma, beta), _rows(residual), f, saved)
 
 
 @host
 def host_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
     dy, x, gamma, beta, y, mean, rstd, z = arguments
     dx, dgamma, dbeta, dresidual = results
-    mean, rstd = (a.reshape(-1).view(np.float64) for a in (mean, rstd))
-    zs, ys = _rows(y if z is None else z), _rows(y)
-    kernels().batch_norm_backward(
-        _rows(dy),
-        _rows(x),
-        mean,
-        rstd,
-        gamma,
-        beta,
-        Activation(*activation),
-        training,
-        zs,
-        ys,
-        _rows(dresidual),
-        _rows(dx),
-        dgamma,
-        dbeta,
-    )
+    statistics, saved = _statistics(mean, rstd), LayerSaved(_rows(y if z is None else z), _rows(y))
+    gradients = NormGradients(_rows(dresidual), _rows(dx), dgamma, dbeta)
+    affine, f = Affine(gamma, beta), Activation(*activation)
+    kernels().batch_norm_backward(_rows(dy), _rows(x), statistics, affine, f, training, saved, gradients)
