@@ -63,5 +63,5 @@ def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, 
     sum_dz, sum_dz_xhat = dz.sum(axis=0, dtype=np.float64), (dz * xhat).sum(axis=0)
     dbeta[...], dgamma[...] = sum_dz, sum_dz_xhat
     if dx is not None:
-        below = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
-        dx[...] = affine.gamma * rstd * (dz - below)
+        from_statistics = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
+        dx[...] = affine.gamma * rstd * (dz - from_statistics)
