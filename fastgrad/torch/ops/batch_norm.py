@@ -103,24 +103,24 @@ def _run(
         check.contiguous(check.array(OP, n, array(OP, n, v), "(C,)", width, dtype))
         for n, v in (("gamma", gamma), ("beta", beta))
     ))  # fmt: skip
-    given = running_mean is not None and running_var is not None
-    if not training and not given:
+    has_running = running_mean is not None and running_var is not None
+    if not training and not has_running:
         raise ValueError(f"{OP}: running_mean and running_var must be given in evaluation (training=False)")
-    named: Any = (("running_mean", running_mean), ("running_var", running_var)) if given else ()
-    moved: list[Any] = [check.array(OP, name, array(OP, name, r), "(C,)", width, dtype) for name, r in named]
-    moved = (moved if in_place else [r.copy() for r in moved]) or [None, None]
+    named: Any = (("running_mean", running_mean), ("running_var", running_var)) if has_running else ()
+    running: list[Any] = [check.array(OP, name, array(OP, name, r), "(C,)", width, dtype) for name, r in named]
+    running = (running if in_place else [r.copy() for r in running]) or [None, None]
     added = None if residual is None else _like("residual", residual, x)
     y = empty(shape, dtype)
     saved = layer_saved(y.reshape(xs.shape), f)
     statistics = Statistics(np.empty(width), np.empty(width))
-    move_statistics(xs, Running(moved[0], moved[1], momentum, True), training, eps, statistics)
+    move_statistics(xs, Running(running[0], running[1], momentum, True), training, eps, statistics)
     if in_place and training:
         for _, tensor in named:
             torch.autograd.graph.increment_version(tensor)
     kernels().batch_norm_forward(xs, statistics, affine, added, f, saved)
     kept = saved.z.reshape(shape) if f.needs_input else own(f, y)
     # what was moved in place is an argument, which no operator returns
-    others = [] if in_place else [np.empty(0, dtype) if r is None else r for r in moved]
+    others = [] if in_place else [np.empty(0, dtype) if r is None else r for r in running]
     return channels_second(y), *(torch.from_numpy(a) for a in (kept, *statistics, *others))
 
 

@@ -112,7 +112,7 @@ def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any)
     return check.windows(OP, "the kernel's reach", reach, image, stride, padding, half=False)[0]
 
 
-def _made(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
+def _output_shape(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
     """The shape (N, K, H', W') of y."""
     (_, _, *image), (outputs, _, *size) = x.shape, weight.shape
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True)]
@@ -145,13 +145,13 @@ def _run(
     b = None
     if bias is not None:
         b = check.contiguous(check.array(OP, "bias", array(OP, "bias", bias), "(K,)", (len(w),), xs.dtype))
-    n, outputs, *made = _made(x, weight, stride, pads, dilation)
+    n, outputs, *image_out = _output_shape(x, weight, stride, pads, dilation)
     added = None
     if residual is not None:
         added = array(OP, "residual", residual)
-        added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *made), xs.dtype)
+        added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *image_out), xs.dtype)
         added = check.contiguous(channels_last(added))
-    saved = layer_saved(empty((n, *made, outputs), xs.dtype), f)
+    saved = layer_saved(empty((n, *image_out, outputs), xs.dtype), f)
     kernels().conv2d_forward(xs, _turned(w), b, _geometry(stride, pads, dilation), added, f, saved)
     return channels_second(saved.y), torch.from_numpy(saved.z if f.needs_input else own(f, saved.y))
 
@@ -210,7 +210,7 @@ def _fake(
     code: int,
     parameter: Any,
 ) -> tuple[Tensor, Tensor]:
-    shape = _made(x, weight, stride, pads, dilation)
+    shape = _output_shape(x, weight, stride, pads, dilation)
     y = laid_out(x, shape)
     return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_own(code) else 0)
 
