@@ -126,11 +126,11 @@ def check_running(
         raise ValueError(f"{op}: {' and '.join(missing)} must be given {why}, got None")
     if missing:
         return None
-    found = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
+    running = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
     for i, (name, value) in enumerate(named.items()):
         if isinstance(value, np.ndarray):
             # the caller's array is written, not an aligned copy
-            found[i] = value
+            running[i] = value
             if training and not value.flags.writeable:
                 raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
-    return found[0], found[1]
+    return running[0], running[1]

@@ -53,14 +53,14 @@ def conv2d(
         raise ValueError(f"{op}: groups must divide the outputs of w, {outputs}, got {groups}")
     stride, dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
     reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
-    pads, made = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
+    pads, image_out = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
     if b is not None:
         b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
     if residual is not None:
-        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *made, outputs), x)
+        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *image_out, outputs), x)
         residual = check.contiguous(residual)
     w = check.contiguous(w)
-    y, run_backward = run(op, x, w, b, Geometry(stride, pads, dilation), residual, f, (n, *made, outputs))
+    y, run_backward = run(op, x, w, b, Geometry(stride, pads, dilation), residual, f, (n, *image_out, outputs))
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
         dw = empty(w.shape, w)

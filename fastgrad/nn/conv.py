@@ -74,10 +74,10 @@ class Conv2d(ResidualLayer):
         x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
         x = check.images(op, x)
         n, height, width, _ = x.shape
-        pads, made = check.windows(
+        pads, image_out = check.windows(
             op, "the kernel's reach", self._reach, (height, width), self.stride, self.padding, half=False
         )
-        shape = n, *made, self.n_out
+        shape = n, *image_out, self.n_out
         if residual is not None:
             residual = check.contiguous(self._array(op, "residual", residual, "(N, H', W', K)", shape))
         geometry = Geometry(self.stride, pads, self.dilation)
@@ -89,8 +89,8 @@ class Conv2d(ResidualLayer):
         self._weights, self._gradients = self._arrays_of(params), self._arrays_of(grads)
 
     def _arrays_of(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        found = views(flat, self._shapes)
-        return found["w"], found.get("b")
+        arrays = views(flat, self._shapes)
+        return arrays["w"], arrays.get("b")
 
     def _draw(self, rng: np.random.Generator) -> None:
         self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)
