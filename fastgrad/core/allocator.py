@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import device
+from fastgrad.kernels.types import Activation, LayerSaved
 
 # bytes from which on a result gets a block; bytes of blocks that are listed at most, those of a size least lately used go first
 LARGE, KEPT = 4 << 10, 1 << 29
@@ -107,6 +108,11 @@ def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
     step = 1 << n.bit_length() - 4
     size = (n + step - 1) // step * step
     return np.ndarray(shape, dtype, _memory.take(size))
+
+
+def layer_saved(y: np.ndarray, activation: Activation) -> LayerSaved:
+    """What a layer's forward writes: y, and z, which is y too unless the activation's derivative is taken from z."""
+    return LayerSaved(empty(y.shape, y) if activation.needs_input else y, y)
 
 
 def copied(x: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty, empty_float64
+from fastgrad.core.allocator import empty, empty_float64, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Affine, NormGradients, Running, Statistics
 
 
 def batch_norm(
@@ -50,10 +50,11 @@ def batch_norm(
     gamma, beta = (check.array(op, name, value, "(C,)", width, x) for name, value in (("gamma", gamma), ("beta", beta)))
     momentum = check.number(op, "momentum", momentum, most=1)
     eps = check.number(op, "eps", eps)
-    running = check_running(op, running_mean, running_var, width, x, bool(training))
+    mean, var = check_running(op, running_mean, running_var, width, x, bool(training)) or (None, None)
+    running = Running(mean, var, momentum, bool(unbiased))
     if residual is not None:
         residual = check.array(op, "residual", residual, "like x", x.shape, x)
-    y, rows_backward = run(op, x, gamma, beta, running, bool(training), momentum, eps, bool(unbiased), f, residual)
+    y, rows_backward = run(op, x, Affine(gamma, beta), running, bool(training), eps, f, residual)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
         dgamma, dbeta = empty(width, x), empty(width, x)
@@ -66,13 +67,10 @@ def batch_norm(
 def run(
     op: str,
     x: np.ndarray,
-    gamma: np.ndarray,
-    beta: np.ndarray,
-    running: tuple[np.ndarray, np.ndarray] | None,
+    affine: Affine,
+    running: Running,
     training: bool,
-    momentum: float,
     eps: float,
-    unbiased: bool,
     activation: Activation,
     residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Callable[..., tuple[Any, Any]]]:
@@ -90,27 +88,31 @@ def run(
 
     # all that may fail for want of memory comes before the running statistics are moved
     y = empty(shape, x)
-    z = empty(shape, x) if activation.needs_input else y
-    zs, ys = (a.reshape(count, channels) for a in (z, y))
+    saved = layer_saved(y.reshape(count, channels), activation)
     added = None if residual is None else rows(residual)
-    mean, rstd = empty_float64(channels, x), empty_float64(channels, x)
-    xs, gamma, beta = rows(x), check.contiguous(gamma), check.contiguous(beta)
-    moved = [None, None] if running is None else [check.contiguous(r) for r in running]
-    ops.batch_norm_statistics(xs, *moved, training, momentum, eps, unbiased, mean, rstd)
-    for r, new in zip(running or (), moved, strict=False):
-        if training and new is not r:
-            r[...] = new
-    ops.batch_norm_forward(xs, mean, rstd, gamma, beta, added, activation, zs, ys)
+    statistics = Statistics(empty_float64(channels, x), empty_float64(channels, x))
+    xs, affine = rows(x), Affine(check.contiguous(affine.gamma), check.contiguous(affine.beta))
+    move_statistics(xs, running, training, eps, statistics)
+    ops.batch_norm_forward(xs, statistics, affine, added, activation, saved)
 
     def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
         dys = check.upstream(op, dy, y).reshape(count, channels)
-        dz = None if residual is None else empty(shape, x)
-        dx = empty(shape, x) if want_dx else None
-        dzs, dxs = (None if a is None else a.reshape(count, channels) for a in (dz, dx))
-        ops.batch_norm_backward(dys, xs, mean, rstd, gamma, beta, activation, training, zs, ys, dzs, dxs, dgamma, dbeta)
+        dz, dx = (empty(xs.shape, xs) if wanted else None for wanted in (residual is not None, want_dx))
+        gradients = NormGradients(dz, dx, dgamma, dbeta)
+        ops.batch_norm_backward(dys, xs, statistics, affine, activation, training, saved, gradients)
+        dx, dz = (None if d is None else d.reshape(shape) for d in (dx, dz))
         return dx, dz
 
     return y, backward
+
+
+def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:
+    """batch_norm_statistics with running ones of any strides."""
+    mean, var = (None if r is None else check.contiguous(r) for r in running[:2])
+    kernels(x).batch_norm_statistics(x, running._replace(mean=mean, var=var), training, eps, statistics)
+    for r, new in ((running.mean, mean), (running.var, var)):
+        if training and new is not r:
+            r[...] = new
 
 
 def check_running(
@@ -124,11 +126,11 @@ def check_running(
         raise ValueError(f"{op}: {' and '.join(missing)} must be given {why}, got None")
     if missing:
         return None
-    found = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
+    running = [check.array(op, name, value, "(C,)", shape, like) for name, value in named.items()]
     for i, (name, value) in enumerate(named.items()):
         if isinstance(value, np.ndarray):
             # the caller's array is written, not an aligned copy
-            found[i] = value
+            running[i] = value
             if training and not value.flags.writeable:
                 raise ValueError(f"{op}: {name} must be writable in training, which updates it in place")
-    return found[0], found[1]
+    return running[0], running[1]

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.core.check import Pair
 from fastgrad.kernels import types
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, ConvGradients, Geometry
 
 
 def conv2d(
@@ -53,14 +53,14 @@ def conv2d(
         raise ValueError(f"{op}: groups must divide the outputs of w, {outputs}, got {groups}")
     stride, dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
     reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
-    pads, made = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
+    pads, image_out = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
     if b is not None:
         b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
     if residual is not None:
-        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *made, outputs), x)
+        residual = check.array(op, "residual", residual, "(N, H', W', K)", (n, *image_out, outputs), x)
         residual = check.contiguous(residual)
     w = check.contiguous(w)
-    y, run_backward = run(op, x, w, b, stride, pads, dilation, f, residual, (n, *made, outputs))
+    y, run_backward = run(op, x, w, b, Geometry(stride, pads, dilation), residual, f, (n, *image_out, outputs))
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
         dw = empty(w.shape, w)
@@ -76,11 +76,9 @@ def run(
     x: np.ndarray,
     w: np.ndarray,
     b: np.ndarray | None,
-    stride: Pair,
-    pads: tuple[int, int, int, int],
-    dilation: Pair,
-    f: Activation,
+    geometry: Geometry,
     residual: np.ndarray | None,
+    activation: Activation,
     shape: tuple[int, ...],
 ) -> tuple[np.ndarray, Callable[..., tuple[Any, np.ndarray]]]:
     """The convolution of checked arrays, y of this shape: (y, backward).
@@ -88,16 +86,18 @@ def run(
     backward(dy, dw, db) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
     """
     ops = kernels(x)
-    y = empty(shape, x)  # (N, H', W', K)
-    z = empty(y.shape, y) if f.needs_input else y
-    ops.conv2d_forward(x, w, b, stride, pads, dilation, residual, f, z, y)
+    saved = layer_saved(empty(shape, x), activation)  # (N, H', W', K)
+    ops.conv2d_forward(x, w, b, geometry, residual, activation, saved)
 
     def backward(dy: Any, dw: np.ndarray, db: np.ndarray | None, want_dx: bool = True) -> tuple[Any, np.ndarray]:
-        dy = check.upstream(op, dy, y)
-        # without an activation dz is dy, which stays as it is
-        dz = dy if f.code == types.IDENTITY and residual is None else empty(y.shape, y)
-        dx = empty(x.shape, x) if want_dx else None
-        ops.conv2d_backward(dy, x, w, stride, pads, dilation, f, z, y, dz, dx, dw, db)
-        return dx, dz
+        dy, dx = check.upstream(op, dy, saved.y), empty(x.shape, x) if want_dx else None
+        gradients = ConvGradients(slopes(dy, activation, residual is not None), dx, dw, db)
+        ops.conv2d_backward(dy, x, w, geometry, activation, saved, gradients)
+        return dx, gradients.dz
 
-    return y, backward
+    return saved.y, backward
+
+
+def slopes(dy: np.ndarray, activation: Activation, of_residual: bool) -> np.ndarray:
+    """The buffer of dz: without an activation dy itself, which stays as it is; but not where dz is a residual's gradient."""
+    return dy if activation.code == types.IDENTITY and not of_residual else empty(dy.shape, dy)

@@ -102,5 +102,5 @@ def checked(
     n, *image, channels = x.shape
     size = check.pair(op, "size", size)
     stride = size if stride is None else check.pair(op, "stride", stride)
-    pads, made = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
-    return x, size, stride, pads, empty((n, *made, channels), x)
+    pads, image_out = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
+    return x, size, stride, pads, empty((n, *image_out, channels), x)

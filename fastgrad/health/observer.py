@@ -56,13 +56,13 @@ class Seen:
 
     def conv2d_forward(self, x: Any, w: Any, *rest: Any) -> None:
         self._ops.conv2d_forward(x, w, *rest)
-        *_, activation, _, y = rest
-        self._see(w, activation, y)
+        *_, activation, saved = rest
+        self._see(w, activation, saved.y)
 
-    def batch_norm_forward(self, x: Any, mean: Any, rstd: Any, gamma: Any, *rest: Any) -> None:
-        self._ops.batch_norm_forward(x, mean, rstd, gamma, *rest)
-        *_, activation, _, y = rest
-        self._see(gamma, activation, y)
+    def batch_norm_forward(self, x: Any, statistics: Any, affine: Any, *rest: Any) -> None:
+        self._ops.batch_norm_forward(x, statistics, affine, *rest)
+        *_, activation, saved = rest
+        self._see(affine.gamma, activation, saved.y)
 
     def lstm_forward(self, xs: Any, w_ih: Any, *rest: Any) -> None:
         self._ops.lstm_forward(xs, w_ih, *rest)

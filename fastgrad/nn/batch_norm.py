@@ -8,7 +8,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Affine, Running
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
@@ -41,11 +41,11 @@ class BatchNorm(ResidualLayer):
 
     @property
     def gamma(self) -> np.ndarray:
-        return self._weights[0]
+        return self._weights.gamma
 
     @property
     def beta(self) -> np.ndarray:
-        return self._weights[1]
+        return self._weights.beta
 
     @property
     def running_mean(self) -> np.ndarray:
@@ -66,13 +66,13 @@ class BatchNorm(ResidualLayer):
         x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
         if residual is not None:
             residual = self._array(op, "residual", residual, "like x", x.shape)
-        settings = training, self.momentum, self.eps, self.unbiased
-        y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
+        running = Running(*self._running, self.momentum, self.unbiased)
+        y, backward = run(op, x, self._weights, running, training, self.eps, activation, residual)
         return y, lambda dy: backward(dy, *self._gradients, dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
-        self._weights, self._gradients = (list(views(flat, self._shapes).values()) for flat in (params, grads))
+        self._weights, self._gradients = (Affine(**views(flat, self._shapes)) for flat in (params, grads))
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:
         self._running = move(self._running[0]), move(self._running[1])

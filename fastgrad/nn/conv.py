@@ -10,7 +10,7 @@ from fastgrad.core.check import Pair
 from fastgrad.core.random import generator
 from fastgrad.functional.conv import run
 from fastgrad.init import chosen
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Geometry
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
@@ -74,16 +74,14 @@ class Conv2d(ResidualLayer):
         x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
         x = check.images(op, x)
         n, height, width, _ = x.shape
-        pads, made = check.windows(
+        pads, image_out = check.windows(
             op, "the kernel's reach", self._reach, (height, width), self.stride, self.padding, half=False
         )
-        shape = n, *made, self.n_out
+        shape = n, *image_out, self.n_out
         if residual is not None:
-            residual = check.contiguous(
-                self._array(op, "residual", residual, "(N, H', W', K)", shape)
-            )  # fmt: skip
-        w, b = self._weights
-        y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
+            residual = check.contiguous(self._array(op, "residual", residual, "(N, H', W', K)", shape))
+        geometry = Geometry(self.stride, pads, self.dilation)
+        y, backward = run(op, x, *self._weights, geometry, residual, activation, shape)
         return y, lambda dy: backward(dy, *self._gradients, dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
@@ -91,8 +89,8 @@ class Conv2d(ResidualLayer):
         self._weights, self._gradients = self._arrays_of(params), self._arrays_of(grads)
 
     def _arrays_of(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        found = views(flat, self._shapes)
-        return found["w"], found.get("b")
+        arrays = views(flat, self._shapes)
+        return arrays["w"], arrays.get("b")
 
     def _draw(self, rng: np.random.Generator) -> None:
         self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)

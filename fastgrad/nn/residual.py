@@ -113,7 +113,8 @@ class Residual(Container):
 
         def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             dy, dz = check.upstream(op, dy, y), empty(h.shape, h)
-            ops.activation_backward(dy.reshape(rows), z.reshape(rows), y.reshape(rows), dz.reshape(rows), activation)
+            dy, z_rows, y_rows, dz_rows = (a.reshape(rows) for a in (dy, z, y, dz))
+            ops.activation_backward(dy, z_rows, y_rows, dz_rows, activation)
             return dz, dz
 
         return y, backward

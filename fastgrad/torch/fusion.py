@@ -275,10 +275,8 @@ def pointwise(layer: Any) -> str | tuple[str, float] | None:
 def convolve(conv: Any, x: Tensor, last: bool, activation: str | tuple[str, float] = "identity") -> tuple[Tensor, bool]:
     """What nn.Conv2d makes of x, with an activation; as `Convolved.inner`."""
     weight = conv.weight
-    y = conv2d_last(
-        x, weight, conv.bias, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-        activation=activation,
-    )  # fmt: skip
+    windows = conv.stride, conv.padding, conv.dilation, conv.groups
+    y = conv2d_last(x, weight, conv.bias, None, windows, activation)
     return y, last or like_last(weight)
 
 
@@ -296,10 +294,8 @@ def normalise(
     running = (norm.running_mean, norm.running_var) if moves else (None, None)
     gamma = x.new_ones(norm.num_features) if norm.weight is None else norm.weight
     beta = x.new_zeros(norm.num_features) if norm.bias is None else norm.bias
-    return batch_norm_last(
-        x, gamma, beta, *running, training=norm.training or norm.running_mean is None, momentum=momentum, eps=norm.eps,
-        activation=activation, residual=residual,
-    )  # fmt: skip
+    options = norm.training or norm.running_mean is None, momentum, norm.eps
+    return batch_norm_last(x, (gamma, beta), running, residual, options, activation)
 
 
 class Residual:

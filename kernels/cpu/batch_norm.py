@@ -50,7 +50,13 @@ FOUR_ROWS = 4 * COLUMNS
 APART = 48
 # values that are made at a time where each is met once; bytes of an array from which on its reader will not find it in cache
 STEP, STREAMED = 2048, 1 << 24
+# sets of rows (rows, W) of x, whole ones: means and squares (n_blocks, W), float64, of blocks of them
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
+# x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
+# dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); relus: whether f is one of the
+# relus; has_dz: whether dz is wanted; of_batch: whether mean and rstd are the batch's; streams: whether what is written goes past the
+# caches; room: room_size values a thread; dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and
+# batch_norm_backward, null for None
 NORM = np.dtype(
     [(name, "i8") for name in "M C W n_blocks code relus has_dz of_batch streams room room_size".split()]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
@@ -65,7 +71,7 @@ def add_distance(total, x, start):
 
 
 @inline_function
-def moved(start, total, share_of_one):
+def mean_of(start, total, share_of_one):
     return (start + total * share_of_one,)
 
 
@@ -78,8 +84,8 @@ def add_squares(total, squares, x, mean):
 @inline_function
 def merged(mean, squares, other_mean, other_squares, n_before, n):
     """Mean and sum of squared distances from it of two sets of values."""
-    distance, part = other_mean - mean, n / (n_before + n)
-    return mean + distance * part, squares + other_squares + distance * distance * (n_before * part)
+    distance, weight = other_mean - mean, n / (n_before + n)
+    return mean + distance * weight, squares + other_squares + distance * distance * (n_before * weight)
 
 
 @inline_function
@@ -105,34 +111,46 @@ def add_products(total, products, dz, x, high):
 
 
 @inline_function
-def below_mean(dz, x, high, scale, slope, offset):
+def input_gradient(dz, x, high, scale, slope, offset):
     return (scale * (dz + ((x - high) * slope + offset)),)
 
 
 def fused(f, derivative):
-    """The same two with dz made on the way, of dy and z, and add_products with dz of dy and y, which it returns too."""
+    """add_products with dz made on the way, of dy and z, or of dy and y, where it returns dz; and input_gradient with dz of dy and z."""
 
     @inline_function
-    def add_fused(total, products, dy, x, high, scale, shift, p):
+    def products_by_z(total, products, dy, x, high, scale, shift, p):
         dz = dy * derivative(f((x - high) * scale + shift, p), p)
         return total + dz, products + dz * (x - high)
 
     @inline_function
-    def add_kept(total, products, dy, x, high, y, p):
+    def products_by_y(total, products, dy, x, high, y, p):
         dz = dy * derivative(y, p)
         return total + dz, products + dz * (x - high), dz
 
     @inline_function
-    def below_fused(dy, x, high, scale, shift, slope, offset, p):
+    def gradient_by_z(dy, x, high, scale, shift, slope, offset, p):
         dz = dy * derivative(f((x - high) * scale + shift, p), p)
         return (scale * (dz + ((x - high) * slope + offset)),)
 
-    return add_fused, add_kept, below_fused
+    return products_by_z, products_by_y, gradient_by_z
 
 
-add_relu, add_kept_relu, below_relu = fused(relu, relu_slope)
-add_leaky, add_kept_leaky, below_leaky = fused(leaky_relu, leaky_relu_slope)
-add_clipped, add_kept_clipped, below_clipped = fused(clipped_relu, clipped_relu_slope)
+relu_products, relu_products_by_y, relu_gradient = fused(relu, relu_slope)
+leaky_products, leaky_products_by_y, leaky_gradient = fused(leaky_relu, leaky_relu_slope)
+clipped_products, clipped_products_by_y, clipped_gradient = fused(clipped_relu, clipped_relu_slope)
+
+
+@device_function
+def map_relu(norm, of_relu, of_leaky, of_clipped, n, sources, targets):
+    """map_arrays by that of the functions which is made of f."""
+    p = real(norm.parameter, carray(sources[0], 1)[0])
+    if norm.code == types.RELU:
+        map_arrays(of_relu, n, sources, targets, (p,))
+    elif norm.code == types.LEAKY_RELU:
+        map_arrays(of_leaky, n, sources, targets, (p,))
+    else:
+        map_arrays(of_clipped, n, sources, targets, (p,))
 
 
 @device_function
@@ -142,33 +160,39 @@ def chunk(W):
 
 
 @device_function
-def doubles(address):
+def float64_at(address):
     return data(carray(void_pointer(address), 1, np.float64))
 
 
 @kernel(STATISTICS)
-def statistics_part(part, parts, job, like):
-    """means and squares (n_blocks, W), float64, of the whole rows of each block: the part's share of blocks and groups of columns."""
-    g = carray(job, 1)[0]
-    W, groups, depth = g.W, (g.W + COLUMNS - 1) // COLUMNS, CHUNK // COLUMNS
+def statistics_part(thread_index, thread_count, record, like):
+    """Means and squares (n_blocks, W), float64, of the rows of each block: the thread's blocks and groups of columns."""
+    moments = carray(record, 1)[0]
+    W, groups, depth = moments.W, (moments.W + COLUMNS - 1) // COLUMNS, CHUNK // COLUMNS
     room = local(FOUR_ROWS, like)
+    # (COLUMNS,) each
     start, total, mean = data(room), data(room[COLUMNS:]), data(room[2 * COLUMNS :])
     squares = data(room[3 * COLUMNS :])
-    lo, hi = thread_range(part, parts, g.n_blocks * groups, 1)
+    lo, hi = thread_range(thread_index, thread_count, moments.n_blocks * groups, 1)
     for item in range(lo, hi):
         block, first_column = item // groups, item % groups * COLUMNS
         n, at = min(COLUMNS, W - first_column), block * W + first_column
-        means, sums = doubles(g.means + 8 * at), doubles(g.squares + 8 * at)
+        means, sums = float64_at(moments.means + 8 * at), float64_at(moments.squares + 8 * at)  # (n,)
         clear(n, means)
         clear(n, sums)
-        first, last = block * BLOCK * depth, min(g.rows, (block + 1) * BLOCK * depth)
+        first, last = block * BLOCK * depth, min(moments.rows, (block + 1) * BLOCK * depth)
         for r0 in range(first, last, depth):
-            rows, x = min(depth, last - r0), advance(pointer(g.x, like), r0 * W + first_column)
+            rows, x = (
+                min(depth, last - r0),
+                advance(pointer(moments.x, like), r0 * W + first_column),
+            )  # (rows, n), W apart
+            # the chunk's mean
             copy(n, x, start)
             clear(3 * COLUMNS, total)
             for r in range(rows):
                 map_arrays(add_distance, n, (total, advance(x, r * W), start), (total,), ())
-            map_arrays(moved, n, (start, total), (mean,), (real(1 / rows, room[0]),))
+            map_arrays(mean_of, n, (start, total), (mean,), (real(1 / rows, room[0]),))
+            # the squares of what it leaves
             clear(n, total)
             for r in range(rows):
                 map_arrays(add_squares, n, (total, squares, advance(x, r * W), mean), (total, squares), ())
@@ -176,143 +200,131 @@ def statistics_part(part, parts, job, like):
 
 
 @device_function
-def slopes(g, at, n, room, like):
-    """dz of n values from `at` on, whole rows of x: in dz, in room, or in dy itself where it is the same."""
-    dy = advance(pointer(g.dy, like), at)
-    if g.code == types.IDENTITY and not g.has_dz:
+def activation_gradient(norm, at, n, room, like):
+    """dz (n / C, C) of n values from `at` on, which undoes the activation: in dz, in room, or in dy itself where it is the same."""
+    dy = advance(pointer(norm.dy, like), at)
+    if norm.code == types.IDENTITY and not norm.has_dz:
         return dy
-    dz = advance(pointer(g.dz, like), at) if g.has_dz else room
+    dz = advance(pointer(norm.dz, like), at) if norm.has_dz else room
     copy(n, dy, dz)
-    z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
-    differentiate(g.code, g.parameter, n // g.C, g.C, z, y, dz)
+    z, y = advance(pointer(norm.z, like), at), advance(pointer(norm.y, like), at)
+    differentiate(norm.code, norm.parameter, n // norm.C, norm.C, z, y, dz)
     return dz
 
 
 @device_function
-def normalise_rows(g, at, n, z, like):
-    """z of n values from `at` on, without what follows."""
-    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
-    for j in range(0, n, g.W):
-        x = advance(pointer(g.x, like), at + j)
-        if g.residual:
-            sources = x, advance(pointer(g.residual, like), at + j), high, scale, shift
-            map_arrays(normalise_add, min(g.W, n - j), sources, (advance(z, j),), ())
+def normalise_rows(norm, at, n, z, like):
+    """z (n,) of n values from `at` on, with the residual."""
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
+    for j in range(0, n, norm.W):
+        x = advance(pointer(norm.x, like), at + j)
+        if norm.residual:
+            sources = x, advance(pointer(norm.residual, like), at + j), high, scale, shift
+            map_arrays(normalise_add, min(norm.W, n - j), sources, (advance(z, j),), ())
         else:
-            map_arrays(normalise, min(g.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
+            map_arrays(normalise, min(norm.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
 
 
 @device_function
-def room_of(g, part, like):
-    """The part's own values in the job's room."""
-    return advance(pointer(g.room, like), part * g.room_size)
+def room_of(norm, thread_index, like):
+    """The thread's own values (room_size,)."""
+    return advance(pointer(norm.room, like), thread_index * norm.room_size)
 
 
 @kernel(NORM)
-def batch_norm_forward_part(part, parts, job, like):
-    """Backwards, since the statistics' last rows may still be in cache."""
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, g.M * g.C, g.W)
-    step, room = max(1, STEP // g.W) * g.W, room_of(g, part, like)
+def batch_norm_forward_part(thread_index, thread_count, record, like):
+    """Normalisation, residual and activation of the thread's rows; from the last, since the statistics' last may still be in cache."""
+    norm = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, norm.W)
+    step, room = max(1, STEP // norm.W) * norm.W, room_of(norm, thread_index, like)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
-        n, y = min(step, hi - at), advance(pointer(g.y, like), at)
-        made = room if g.streams else y
-        z = advance(pointer(g.z, like), at) if g.z != g.y else made
-        normalise_rows(g, at, n, z, like)
-        activate(g.code, g.parameter, n // g.C, g.C, z, made)
-        if g.streams:
-            stream(n, made, y)
+        n, y = min(step, hi - at), advance(pointer(norm.y, like), at)  # (n,)
+        target = room if norm.streams else y
+        z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target
+        normalise_rows(norm, at, n, z, like)
+        activate(norm.code, norm.parameter, n // norm.C, norm.C, z, target)
+        if norm.streams:
+            stream(n, target, y)
     fence()
 
 
 @kernel(NORM)
-def batch_norm_sums_part(part, parts, job, like):
-    """sums (n_blocks, 2, W), float64: of dz and of dz (x - high), over the rows of each block; and dz, where it is wanted."""
-    g = carray(job, 1)[0]
-    W, step, room = g.W, chunk(g.W), room_of(g, part, like)
-    total, products = advance(room, W + CHUNK), advance(room, W + CHUNK + W + APART)
-    lo, hi = thread_range(part, parts, g.n_blocks, 1)
+def batch_norm_sums_part(thread_index, thread_count, record, like):
+    """sums (n_blocks, 2, W), float64, of the thread's blocks, which undo scale and shift: dgamma and dbeta come of them; and dz."""
+    norm = carray(record, 1)[0]
+    W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
+    total, products = advance(room, W + CHUNK), advance(room, W + CHUNK + W + APART)  # (W,)
+    lo, hi = thread_range(thread_index, thread_count, norm.n_blocks, 1)
     for block in range(lo, hi):
-        sums = doubles(g.sums + 16 * W * block)
+        sums = float64_at(norm.sums + 16 * W * block)  # (2, W)
         clear(2 * W, sums)
-        end = min(g.M * g.C, (block + 1) * BLOCK * step)
+        end = min(norm.M * norm.C, (block + 1) * BLOCK * step)
         for at in range(block * BLOCK * step, end, step):
             clear(W, total)
             clear(W, products)
-            add_rows(g, at, min(step, end - at), total, products, room, like)
+            add_rows(norm, at, min(step, end - at), total, products, room, like)
             map_arrays(add, W, (sums, total), (sums,), ())
             map_arrays(add, W, (advance(sums, W), products), (advance(sums, W),), ())
     fence()
 
 
 @device_function
-def add_rows(g, at, n, total, products, room, like):
+def add_rows(norm, at, n, total, products, room, like):
     """Add dz and dz (x - high) of n values from `at` on to total and products (W,)."""
-    W, p = g.W, real(g.parameter, carray(total, 1)[0])
-    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
-    dz = room if g.relus else slopes(g, at, n, room, like)
+    W, sums = norm.W, (total, products)
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
+    dz = room if norm.relus else activation_gradient(norm, at, n, room, like)
     for j in range(0, n, W):
-        columns, x = min(W, n - j), advance(pointer(g.x, like), at + j)
-        if not g.relus:
-            map_arrays(add_products, columns, (total, products, advance(dz, j), x, high), (total, products), ())
+        columns, x = min(W, n - j), advance(pointer(norm.x, like), at + j)
+        if not norm.relus:
+            map_arrays(add_products, columns, (total, products, advance(dz, j), x, high), sums, ())
             continue
-        dy = advance(pointer(g.dy, like), at + j)
-        if g.has_dz:
-            kept = total, products, dy, x, high, advance(pointer(g.y, like), at + j)
-            to = advance(pointer(g.dz, like), at + j)
-            targets = total, products, room if g.streams else to
-            if g.code == types.RELU:
-                map_arrays(add_kept_relu, columns, kept, targets, (p,))
-            elif g.code == types.LEAKY_RELU:
-                map_arrays(add_kept_leaky, columns, kept, targets, (p,))
-            else:
-                map_arrays(add_kept_clipped, columns, kept, targets, (p,))
-            if g.streams:
+        dy = advance(pointer(norm.dy, like), at + j)
+        if norm.has_dz:
+            sources = total, products, dy, x, high, advance(pointer(norm.y, like), at + j)
+            to = advance(pointer(norm.dz, like), at + j)
+            targets = total, products, room if norm.streams else to
+            map_relu(norm, relu_products_by_y, leaky_products_by_y, clipped_products_by_y, columns, sources, targets)
+            if norm.streams:
                 stream(columns, room, to)
         else:
-            sources = total, products, dy, x, high, scale, shift
-            if g.code == types.RELU:
-                map_arrays(add_relu, columns, sources, (total, products), (p,))
-            elif g.code == types.LEAKY_RELU:
-                map_arrays(add_leaky, columns, sources, (total, products), (p,))
-            else:
-                map_arrays(add_clipped, columns, sources, (total, products), (p,))
+            sources_by_z = total, products, dy, x, high, scale, shift
+            map_relu(norm, relu_products, leaky_products, clipped_products, columns, sources_by_z, sums)
 
 
 @kernel(NORM)
-def batch_norm_backward_part(part, parts, job, like):
-    """dx, from dz where it is kept, or from dy once more; backwards, as above."""
-    g = carray(job, 1)[0]
-    W, step, room = g.W, chunk(g.W), room_of(g, part, like)
-    lo, hi = thread_range(part, parts, g.M * g.C, W)
+def batch_norm_backward_part(thread_index, thread_count, record, like):
+    """dx of the thread's rows, which undoes the normalisation: of dz where it was written, else of dy; from the last row, as above."""
+    norm = carray(record, 1)[0]
+    W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
+    lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, W)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
-        inputs_of(g, at, min(step, hi - at), room, advance(room, W + CHUNK), like)
+        inputs_of(norm, at, min(step, hi - at), room, advance(room, W + CHUNK), like)
     fence()
 
 
 @device_function
-def inputs_of(g, at, n, room, row, like):
-    """dx of n values from `at` on."""
-    fuses, p = g.relus and g.of_batch and not g.has_dz, real(g.parameter, carray(room, 1)[0])
-    high, scale, shift = pointer(g.high, like), pointer(g.scale, like), pointer(g.shift, like)
-    slope, offset = pointer(g.slope, like), pointer(g.offset, like)
-    dz = advance(pointer(g.dz, like), at) if g.has_dz else room if fuses else slopes(g, at, n, room, like)
-    for j in range(0, n, g.W):
-        columns, dz_j, to = min(g.W, n - j), advance(dz, j), advance(pointer(g.dx, like), at + j)
-        dx = row if g.streams else to
-        x = advance(pointer(g.x, like), at + j)
+def inputs_of(norm, at, n, room, row, like):
+    """dx of n values from `at` on; row: room for W values of it."""
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
+    slope, offset, fuses = pointer(norm.slope, like), pointer(norm.offset, like), norm.relus and norm.of_batch
+    dz = room
+    if norm.has_dz:
+        dz, fuses = advance(pointer(norm.dz, like), at), False
+    elif not fuses:
+        dz = activation_gradient(norm, at, n, room, like)
+    for j in range(0, n, norm.W):
+        columns, dz_j, to = min(norm.W, n - j), advance(dz, j), advance(pointer(norm.dx, like), at + j)
+        dx = row if norm.streams else to
+        x = advance(pointer(norm.x, like), at + j)
         if fuses:
-            sources = advance(pointer(g.dy, like), at + j), x, high, scale, shift, slope, offset
-            if g.code == types.RELU:
-                map_arrays(below_relu, columns, sources, (dx,), (p,))
-            elif g.code == types.LEAKY_RELU:
-                map_arrays(below_leaky, columns, sources, (dx,), (p,))
-            else:
-                map_arrays(below_clipped, columns, sources, (dx,), (p,))
-        elif g.of_batch:
-            map_arrays(below_mean, columns, (dz_j, x, high, scale, slope, offset), (dx,), ())
+            sources = advance(pointer(norm.dy, like), at + j), x, high, scale, shift, slope, offset
+            map_relu(norm, relu_gradient, leaky_gradient, clipped_gradient, columns, sources, (dx,))
+        elif norm.of_batch:
+            map_arrays(input_gradient, columns, (dz_j, x, high, scale, slope, offset), (dx,), ())
         else:
             map_arrays(times, columns, (dz_j, scale), (dx,), ())
-        if g.streams:
+        if norm.streams:
             stream(columns, dx, to)
 
 
@@ -323,22 +335,23 @@ def wide(M, C):
 
 
 @device_function
-def of_batch(launcher, parts, kernels, x, mean, var, room):
+def of_batch(launcher, thread_count, kernels, x, mean, var, room):
     """mean and var (C,) of x, M from 1."""
     (M, C), depth = x.shape, BLOCK * (CHUNK // COLUMNS)
     repeat = wide(M, C)
     W, rows = repeat * C, M // repeat
     n_blocks = (rows + depth - 1) // depth
     means, squares = room[: n_blocks * W], room[n_blocks * W : 2 * n_blocks * W]
-    job = local(1, STATISTICS)
-    g = job[0]
-    g.x, g.rows, g.W, g.n_blocks, g.means, g.squares = address(x), rows, W, n_blocks, address(means), address(squares)
-    run_kernel(launcher, kernels[STATISTICS_PART], parts, job, ())
+    record = local(1, STATISTICS)
+    moments = record[0]
+    moments.x, moments.rows, moments.W, moments.n_blocks = address(x), rows, W, n_blocks
+    moments.means, moments.squares = address(means), address(squares)
+    run_kernel(launcher, kernels[STATISTICS_PART], thread_count, record, ())
     for block in range(1, n_blocks):
         before, n = float(block * depth), float(min(depth, rows - block * depth))
-        mean_of, squares_of = data(means), data(squares)
-        others = advance(mean_of, block * W), advance(squares_of, block * W)
-        map_arrays(merged, W, (mean_of, squares_of, *others), (mean_of, squares_of), (before, n))
+        first = data(means), data(squares)  # (W,)
+        others = advance(data(means), block * W), advance(data(squares), block * W)
+        map_arrays(merged, W, (*first, *others), first, (before, n))
     for c in range(C):
         m, s = means[c], squares[c]
         for k in range(1, repeat):
@@ -371,7 +384,7 @@ def held_by_dtype(value, like):
 
 @driver
 def _statistics(
-    launcher, parts, kernels, x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd, room
+    launcher, thread_count, kernels, x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd, room
 ):  # fmt: skip
     M, C = x.shape
     if not training:
@@ -380,7 +393,7 @@ def _statistics(
     elif M == 0:
         mean[:], rstd[:] = 0, 1
     else:
-        of_batch(launcher, parts, kernels, x, mean, rstd, room)
+        of_batch(launcher, thread_count, kernels, x, mean, rstd, room)
         for c in range(len(running_mean)):
             var = rstd[c] * M / (M - 1) if unbiased else rstd[c]
             running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c]
@@ -390,91 +403,82 @@ def _statistics(
 
 
 @device_function
-def repeat_columns(g, vector):
+def repeat_columns(norm, vector):
     """The first C values of a vector again, up to W."""
-    for at in range(g.C, g.W, g.C):
-        copy(g.C, data(vector), data(vector[at:]))
+    for at in range(norm.C, norm.W, norm.C):
+        copy(norm.C, data(vector), data(vector[at:]))
 
 
 @device_function
-def describe(g, x, code, parameter, mean, rstd, gamma, beta, room):
-    """What both directions need: sizes, and the factors of wide rows."""
-    g.M, g.C = x.shape
-    repeat = wide(g.M, g.C)
-    g.W, g.code, g.parameter, g.x = repeat * g.C, code, parameter, address(x)
-    high, scale, shift = room[0], room[1], room[2]
-    g.high, g.scale, g.shift = address(high), address(scale), address(shift)
-    for c in range(g.C):
+def describe(norm, x, code, parameter, mean, rstd, gamma, beta, n_vectors, room, thread_count):
+    """Sizes, the factors of wide rows, and room: vectors (n_vectors, more than W) of it, of which the first are high, scale and shift."""
+    norm.M, norm.C = x.shape
+    norm.W, norm.code, norm.parameter, norm.x = wide(norm.M, norm.C) * norm.C, code, parameter, address(x)
+    columns = max(COLUMNS, norm.C) + APART
+    vectors, own = room[: n_vectors * columns].reshape(n_vectors, columns), room[n_vectors * columns :]
+    norm.room, norm.room_size = address(own), own.size // thread_count
+    high, scale, shift = vectors[0], vectors[1], vectors[2]
+    norm.high, norm.scale, norm.shift = address(high), address(scale), address(shift)
+    for c in range(norm.C):
         high[c], scale[c] = mean[c], gamma[c] * rstd[c]
         shift[c] = beta[c] - (mean[c] - high[c]) * (gamma[c] * rstd[c])
-    repeat_columns(g, high)
-    repeat_columns(g, scale)
-    repeat_columns(g, shift)
+    repeat_columns(norm, high)
+    repeat_columns(norm, scale)
+    repeat_columns(norm, shift)
+    return vectors
 
 
 @device_function
-def streams(g, array):
+def streams(norm, array):
     """Whether an output goes past the caches: a large one whose wide rows are whole cache lines."""
     size = array.itemsize
-    return array.size * size >= STREAMED and g.W * size % LINE == 0 and address(array) % LINE == 0
-
-
-@device_function
-def vectors_of(room, n, C):
-    """(n, more than W): vectors at the beginning of room."""
-    columns = max(COLUMNS, C) + APART
-    return room[: n * columns].reshape(n, columns)
+    return array.size * size >= STREAMED and norm.W * size % LINE == 0 and address(array) % LINE == 0
 
 
 @driver
-def _forward(launcher, parts, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, room):
-    job = local_zeros(1, NORM)
-    g = job[0]
-    vectors = vectors_of(room, 3, x.shape[1])
-    describe(g, x, code, parameter, mean, rstd, gamma, beta, vectors)
-    own = room[vectors.size :]
-    g.room, g.room_size = address(own), own.size // parts
-    g.z, g.y, g.residual = address(z), address(y), address_or_null(residual)
-    g.streams = streams(g, y)
-    run_kernel(launcher, kernels[FORWARD_PART], parts, job, ())
+def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, room):
+    record = local_zeros(1, NORM)
+    norm = record[0]
+    describe(norm, x, code, parameter, mean, rstd, gamma, beta, 3, room, thread_count)
+    norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
+    norm.streams = streams(norm, y)
+    run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
 @driver
 def _backward(
-    launcher, parts, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, n_sums, room
+    launcher, thread_count, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, n_sums, room
 ):  # fmt: skip
-    job = local_zeros(1, NORM)
-    g = job[0]
+    record = local_zeros(1, NORM)
+    norm = record[0]
     sums, values = room[:n_sums], room[n_sums:].view(x.dtype)
-    vectors = vectors_of(values, 5, x.shape[1])
-    describe(g, x, code, parameter, mean, rstd, gamma, beta, vectors)
-    own = values[vectors.size :]
-    g.room, g.room_size = address(own), own.size // parts
-    W, depth = g.W, BLOCK * chunk(g.W)
-    g.n_blocks, g.has_dz, g.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
-    g.relus = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
-    g.streams = streams(g, dz)
-    g.dy, g.z, g.y, g.dz, g.dx, g.sums = address(dy), address(z), address(y), address(dz), address(dx), address(sums)
-    run_kernel(launcher, kernels[SUMS_PART], parts, job, ())
+    vectors = describe(norm, x, code, parameter, mean, rstd, gamma, beta, 5, values, thread_count)
+    W, depth = norm.W, BLOCK * chunk(norm.W)
+    norm.n_blocks, norm.has_dz, norm.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
+    norm.relus = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
+    norm.streams = streams(norm, dz)
+    norm.dy, norm.z, norm.y, norm.sums = address(dy), address(z), address(y), address(sums)
+    norm.dz, norm.dx = address(dz), address(dx)
+    run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
     slope, offset = vectors[3], vectors[4]
-    g.slope, g.offset, g.streams = address(slope), address(offset), streams(g, dx)
+    norm.slope, norm.offset, norm.streams = address(slope), address(offset), streams(norm, dx)
     first = data(sums)
-    for block in range(1, g.n_blocks):
+    for block in range(1, norm.n_blocks):
         map_arrays(add, 2 * W, (first, advance(first, 2 * W * block)), (first,), ())
-    for c in range(g.C):
+    for c in range(norm.C):
         total = products = 0.0
-        for j in range(c, W if g.n_blocks else c, g.C):
+        for j in range(c, W if norm.n_blocks else c, norm.C):
             total += sums[j]
             products += sums[W + j]
         low = mean[c] - vectors[0, c]
         products = (products - low * total) * rstd[c]
         dbeta[c], dgamma[c] = total, products
-        slope[c] = -rstd[c] * products / g.M
-        offset[c] = (rstd[c] * products * low - total) / g.M
-    repeat_columns(g, slope)
-    repeat_columns(g, offset)
+        slope[c] = -rstd[c] * products / norm.M
+        offset[c] = (rstd[c] * products * low - total) / norm.M
+    repeat_columns(norm, slope)
+    repeat_columns(norm, offset)
     if dx.size:
-        run_kernel(launcher, kernels[BACKWARD_PART], parts, job, ())
+        run_kernel(launcher, kernels[BACKWARD_PART], thread_count, record, ())
 
 
 _KERNELS = Addresses(statistics_part, batch_norm_forward_part, batch_norm_sums_part, batch_norm_backward_part)
@@ -483,36 +487,38 @@ COST = 16
 DOUBLE = np.dtype(np.float64)
 
 
-def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
-    """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
-    momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+def batch_norm_statistics(x, running, training, eps, statistics):
+    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
+    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
     """
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
-    operations, running = COST * x.size if training else 0, or_empty(x.dtype, 1, running_mean, running_var)
-    settings = training, momentum, eps, unbiased, mean, rstd
-    scratch = DOUBLE, 2 * (x.size // rows + columns), 0
-    run(operations, _statistics, _KERNELS[x.dtype.char], x, *running, *settings, scratch=scratch)
+    mean, var, momentum, unbiased = running
+    run(
+        COST * x.size if training else 0, _statistics, _KERNELS[x.dtype.char], x, *or_empty(x.dtype, 1, mean, var), training,
+        momentum, eps, unbiased, *statistics, scratch=(DOUBLE, 2 * (x.size // rows + columns), 0),
+    )  # fmt: skip
 
 
-def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+def batch_norm_forward(x, statistics, affine, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
-    arrays, scratch = (
-        (x, mean, rstd, gamma, beta, *or_empty(dtype, 2, residual)),
-        (dtype, 3 * (columns + APART), columns + STEP),
-    )
-    run(COST * x.size, _forward, _KERNELS[dtype.char], *arrays, *activation, z, y, scratch=scratch)
+    run(
+        COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual), *activation, *saved,
+        scratch=(dtype, 3 * (columns + APART), columns + STEP),
+    )  # fmt: skip
 
 
-def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
-    """dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma and dbeta (C,).
+def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
+    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
+    and dbeta (C,).
 
-    of_batch: whether mean and rstd are the batch's.
+    of_batch: whether the statistics are the batch's.
     """
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
+    dz, dx, dgamma, dbeta = gradients
     sums = 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1)
     run(
-        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, mean, rstd, gamma, beta, *activation, of_batch, z, y,
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, *activation, of_batch, *saved,
         *or_empty(dtype, 2, dz, dx), dgamma, dbeta, sums,
         scratch=(DOUBLE, sums + 5 * (columns + APART), CHUNK + 3 * columns + 2 * APART),
     )  # fmt: skip

@@ -46,8 +46,12 @@ LONG = 43 * DEPTH
 # rows of a weight's gradient that are done at a time, and values from one lowered pixel to the next then: not a power of two, of which
 # the first-level cache has few places
 TAPS, TAPS_ROW = 384, 400
-# runs (n_runs, 3): taps that lie side by side in the image: the place of the first, seen from the pixel, and how many; out_*:
-# values from one image, row and pixel of the output to the next
+# a convolution of x (N, H, W, C) in groups of channels to K channels of rows x columns pixels; x is dz where dx is made. Its fields:
+# runs (n_runs, 3), int64: taps side by side in a row of x, by row and column of the first, seen from the pixel, and their number;
+# step_h, step_w: pixels of x from one of the output to the next; out_image, out_row, out_pixel: values between those of the output;
+# panels: w in panel_size values a group; lowered: lowered_size values a thread; in_place: whether x is its own lowered matrix;
+# flags (N, tiles), uint8, of winograd.py, or null; fold_h, fold_w: phases whose pixels are made as one of K channels, or 0, and the image
+# they are put into; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
     [
         (name, "i8")
@@ -62,191 +66,186 @@ FORWARD_PART, FLAGGED_PART, WEIGHTS_PART = range(3)
 
 
 @device_function
-def taps_of(g):
+def taps_of(conv):
     """Columns of the lowered matrix."""
-    runs, n = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), 0
-    for r in range(g.n_runs):
+    runs, n = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), 0
+    for r in range(conv.n_runs):
         n += runs[r, 2]
-    return n * (g.C // g.groups)
+    return n * (conv.C // conv.groups)
 
 
 @device_function
-def im2row(g, group, first, n, lo, hi, rows, row, like):
+def im2row(conv, group, first, n, lo, hi, rows, row, like):
     """rows (n, row): the columns lo..hi of the lowered matrix for n pixels of the output, from the first on."""
-    runs, channels = carray(void_pointer(g.runs), (g.n_runs, 3), np.int64), g.C // g.groups
+    # (n_runs, 3)
+    runs, channels = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), conv.C // conv.groups
     done = 0
     while done < n:
         # pixels of one row of the output
         p = first + done
-        j0 = p % g.columns
-        pixels, line = min(n - done, g.columns - j0), p // g.columns
-        image, i = line // g.rows, line % g.rows
+        j0 = p % conv.columns
+        pixels, line = min(n - done, conv.columns - j0), p // conv.columns
+        image, i = line // conv.rows, line % conv.rows
         at = 0
-        for r in range(g.n_runs):
-            h, length = i * g.step_h + runs[r, 0], runs[r, 2] * channels
+        for r in range(conv.n_runs):
+            h, length = i * conv.step_h + runs[r, 0], runs[r, 2] * channels
             begin, end = max(lo, at), min(hi, at + length)
             if begin < end:
-                inside = 0 <= h < g.H
-                source = advance(pointer(g.x, like), (image * g.H + h) * g.W * g.C + group * channels)
+                inside = 0 <= h < conv.H
+                # (W, C), from the group's first channel on
+                source = advance(pointer(conv.x, like), (image * conv.H + h) * conv.W * conv.C + group * channels)
                 for j in range(pixels):
                     # the run's part of this row of the image, in values from its left
-                    left = ((j0 + j) * g.step_w + runs[r, 1]) * channels
+                    left = ((j0 + j) * conv.step_w + runs[r, 1]) * channels
                     a, b = begin - at, end - at
                     to = advance(rows, (done + j) * row + begin - lo)
                     from_a = min(b, max(a, -left)) if inside else b
-                    to_b = max(from_a, min(b, g.W * channels - left))
+                    to_b = max(from_a, min(b, conv.W * channels - left))
                     clear(from_a - a, to)
                     # with groups a run is of one tap, since the next pixel's channels of this group lie C further
-                    copy(to_b - from_a, advance(source, left * g.groups + from_a), advance(to, from_a - a))
+                    copy(to_b - from_a, advance(source, left * conv.groups + from_a), advance(to, from_a - a))
                     clear(b - to_b, advance(to, to_b - a))
             at += length
         done += pixels
 
 
 @device_function
-def col2im(g, line, column, n, z, like):
-    """n pixels z of all phases, of a line from a column on, to where each phase has them in the image."""
-    image, i = line // g.rows, line % g.rows * g.fold_h
-    j, width = column * g.fold_w, g.fold_w * g.fold_channels
-    for r in range(min(g.fold_h, g.fold_height - i)):
-        to = ((image * g.fold_height + i + r) * g.fold_width + j) * g.fold_channels
-        left = (g.fold_width - j) * g.fold_channels
+def col2im(conv, line, column, n, z, like):
+    """n pixels z (n, K) of all phases, of a line from a column on, to where each phase has them in the image."""
+    image, i = line // conv.rows, line % conv.rows * conv.fold_h
+    j, width = column * conv.fold_w, conv.fold_w * conv.fold_channels
+    for r in range(min(conv.fold_h, conv.fold_height - i)):
+        to = ((image * conv.fold_height + i + r) * conv.fold_width + j) * conv.fold_channels
+        left = (conv.fold_width - j) * conv.fold_channels
         for k in range(n):
-            of = advance(z, k * g.K + r * width)
-            copy(min(width, left - k * width), of, advance(pointer(g.z, like), to + k * width))
+            of = advance(z, k * conv.K + r * width)  # (fold_w, fold_channels)
+            copy(min(width, left - k * width), of, advance(pointer(conv.z, like), to + k * width))
 
 
 @device_function
-def convolve(g, p, n, taps, lowered, like):
-    """n pixels of the output, p the first; of one row of it where rows are apart."""
-    outputs, line = g.K // g.groups, p // g.columns
-    at = line // g.rows * g.out_image + line % g.rows * g.out_row + p % g.columns * g.out_pixel
-    for group in range(g.groups):
-        a, a_row = lowered, taps
-        if g.in_place:
-            a, a_row = advance(pointer(g.x, like), p * g.C), g.C
+def convolve(conv, p, n, taps, lowered, like):
+    """n pixels of the output, p the first; of one row of it where rows are apart. lowered: room for n rows of `taps`, and n of K."""
+    outputs, line = conv.K // conv.groups, p // conv.columns
+    at = line // conv.rows * conv.out_image + line % conv.rows * conv.out_row + p % conv.columns * conv.out_pixel
+    for group in range(conv.groups):
+        # im2row
+        a, a_row = lowered, taps  # (n, taps)
+        if conv.in_place:
+            a, a_row = advance(pointer(conv.x, like), p * conv.C), conv.C  # (n, C)
         else:
-            im2row(g, group, p, n, 0, taps, lowered, taps, like)
-        panels, b = advance(pointer(g.panels, like), group * g.panel_size), pointer(g.b, like)
-        if g.b:
-            b = advance(b, group * outputs)
-        z = advance(pointer(g.z, like), at + group * outputs)
-        if g.fold_h:
-            z = advance(lowered, n * taps)
-        panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, g.out_pixel)
-        if g.fold_h:
-            col2im(g, line, p % g.columns, n, z, like)
-    if g.y:
-        z, y = advance(pointer(g.z, like), at), advance(pointer(g.y, like), at)
-        if g.residual:
-            map_arrays(add, n * g.K, (z, advance(pointer(g.residual, like), at)), (z,), ())
-        activate(g.code, g.parameter, n, g.K, z, y)
+            im2row(conv, group, p, n, 0, taps, lowered, taps, like)
+        # product and bias
+        panels, b = advance(pointer(conv.panels, like), group * conv.panel_size), pointer(conv.b, like)
+        if conv.b:
+            b = advance(b, group * outputs)  # (K / groups,)
+        z = advance(pointer(conv.z, like), at + group * outputs)  # (n, K / groups), out_pixel apart
+        if conv.fold_h:
+            z = advance(lowered, n * taps)  # (n, K)
+        panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, conv.out_pixel)
+        if conv.fold_h:
+            col2im(conv, line, p % conv.columns, n, z, like)
+    # residual and activation
+    if conv.y:
+        z, y = advance(pointer(conv.z, like), at), advance(pointer(conv.y, like), at)  # (n, K)
+        if conv.residual:
+            map_arrays(add, n * conv.K, (z, advance(pointer(conv.residual, like), at)), (z,), ())
+        activate(conv.code, conv.parameter, n, conv.K, z, y)
 
 
 @kernel(CONV, needs=provide_microkernel)
-def conv_part(part, parts, job, like):
-    """The part's pixels of the output, a few at a time."""
-    g = carray(job, 1)[0]
-    taps, pixels = taps_of(g), g.N * g.rows * g.columns
-    in_line = g.out_row == g.columns * g.out_pixel and g.out_image == g.rows * g.out_row
-    lo, hi = thread_range(part, parts, pixels, ROWS) if in_line else thread_range(part, parts, pixels, g.columns)
+def conv_part(thread_index, thread_count, record, like):
+    """The thread's pixels of the output, a few at a time: forward, or of dx, which undoes im2row."""
+    conv = carray(record, 1)[0]
+    taps, pixels = taps_of(conv), conv.N * conv.rows * conv.columns
+    in_line = conv.out_row == conv.columns * conv.out_pixel and conv.out_image == conv.rows * conv.out_row
+    lo, hi = thread_range(thread_index, thread_count, pixels, ROWS if in_line else conv.columns)
     most = max(ROWS, LOWERED // max(taps, 1) // ROWS * ROWS)
-    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
+    lowered = advance(pointer(conv.lowered, like), thread_index * conv.lowered_size)  # (lowered_size,)
     p = lo
     while p < hi:
         n = min(most, hi - p)
         if not in_line:
-            n = min(n, g.columns - p % g.columns)
-        convolve(g, p, n, taps, lowered, like)
+            n = min(n, conv.columns - p % conv.columns)
+        convolve(conv, p, n, taps, lowered, like)
         p += n
 
 
 @kernel(CONV, needs=provide_microkernel)
-def conv_flagged_part(part, parts, job, like):
-    """Of the part's tiles those that are flagged: see winograd.py."""
-    g = carray(job, 1)[0]
-    high, wide = (g.rows + TILE - 1) // TILE, (g.columns + TILE - 1) // TILE
-    flags = carray(void_pointer(g.flags), g.N * high * wide, np.uint8)
-    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
-    lo, hi = thread_range(part, parts, len(flags), 1)
+def conv_flagged_part(thread_index, thread_count, record, like):
+    """Of the thread's tiles those that are flagged, once more: see winograd.py."""
+    conv = carray(record, 1)[0]
+    high, wide = (conv.rows + TILE - 1) // TILE, (conv.columns + TILE - 1) // TILE
+    flags = carray(void_pointer(conv.flags), conv.N * high * wide, np.uint8)
+    lowered = advance(pointer(conv.lowered, like), thread_index * conv.lowered_size)
+    lo, hi = thread_range(thread_index, thread_count, len(flags), 1)
     for tile in range(lo, hi):
         if flags[tile]:
             line, j = tile // wide, tile % wide * TILE
             image, i = line // high, line % high * TILE
-            for row in range(i, min(i + TILE, g.rows)):
-                p = (image * g.rows + row) * g.columns + j
-                convolve(g, p, min(TILE, g.columns - j), taps_of(g), lowered, like)
+            for row in range(i, min(i + TILE, conv.rows)):
+                p = (image * conv.rows + row) * conv.columns + j
+                convolve(conv, p, min(TILE, conv.columns - j), taps_of(conv), lowered, like)
 
 
 @kernel(CONV, needs=provide_microkernel)
-def conv_weights_part(part, parts, job, like):
-    """The part's rows of dw (kh kw C, K), over all pixels, and its columns of db."""
-    g = carray(job, 1)[0]
-    taps, outputs, pixels, width = taps_of(g), g.K // g.groups, g.N * g.rows * g.columns, VECTORS * lanes(like)
-    if g.db:
-        lo, hi = thread_range(part, parts, g.K, 16)
-        room = g.lowered + part * g.lowered_size * g.itemsize
-        column_sums(pixels, g.K, lo, hi, pointer(g.dz, like), pointer(g.db, like), room)
-    lo, hi = thread_range(part, parts, taps, ROWS)
-    if lo == hi or not g.dw:
+def conv_weights_part(thread_index, thread_count, record, like):
+    """The thread's rows of dw (kh kw C, K), over all pixels, and its columns of db."""
+    conv = carray(record, 1)[0]
+    taps, outputs = taps_of(conv), conv.K // conv.groups
+    pixels, width = conv.N * conv.rows * conv.columns, VECTORS * lanes(like)
+    # db, which undoes the bias
+    if conv.db:
+        lo, hi = thread_range(thread_index, thread_count, conv.K, 16)
+        room = conv.lowered + thread_index * conv.lowered_size * conv.itemsize
+        column_sums(pixels, conv.K, lo, hi, pointer(conv.dz, like), pointer(conv.db, like), room)
+    lo, hi = thread_range(thread_index, thread_count, taps, ROWS)
+    if lo == hi or not conv.dw:
         return
-    lowered = advance(pointer(g.lowered, like), part * g.lowered_size)
-    panels, none = advance(lowered, DEPTH * TAPS_ROW), pointer(g.N * 0, like)
-    sums = advance(panels, DEPTH * (outputs + 64))
+    # dw, which undoes the product
+    lowered = advance(pointer(conv.lowered, like), thread_index * conv.lowered_size)  # (DEPTH, TAPS_ROW)
+    panels, none = advance(lowered, DEPTH * TAPS_ROW), pointer(conv.N * 0, like)  # dz in panels (DEPTH, K / groups)
+    sums = advance(panels, DEPTH * (outputs + 64))  # (TAPS, K / groups)
     for first in range(lo, hi, TAPS):
         m = min(TAPS, hi - first)
-        for group in range(g.groups):
-            dw = advance(pointer(g.dw, like), first * g.K + group * outputs)
+        for group in range(conv.groups):
+            dw = advance(pointer(conv.dw, like), first * conv.K + group * outputs)  # (m, K / groups), K apart
             for i in range(0 if pixels else m):
-                clear(outputs, advance(dw, i * g.K))
+                clear(outputs, advance(dw, i * conv.K))
             for p in range(0, pixels, DEPTH):
                 n = min(DEPTH, pixels - p)
                 # a kernel of 1 x 1 too: its pixels may lie a power of two apart
-                im2row(g, group, p, n, first, first + m, lowered, TAPS_ROW, like)
-                pack_b(n, outputs, advance(pointer(g.dz, like), p * g.K + group * outputs), g.K, 1, panels, n)
-                to, to_row = (dw, g.K) if p < LONG else (sums, outputs)
+                im2row(conv, group, p, n, first, first + m, lowered, TAPS_ROW, like)
+                dz = advance(pointer(conv.dz, like), p * conv.K + group * outputs)  # (n, K / groups), K apart
+                pack_b(n, outputs, dz, conv.K, 1, panels, n)
+                to, to_row = (dw, conv.K) if p < LONG else (sums, outputs)
                 start, start_row, start_col = (none, 0, 0) if p % LONG == 0 else (to, to_row, 1)
                 tiles(
-                    m,
-                    outputs,
-                    n,
-                    lowered,
-                    1,
-                    TAPS_ROW,
-                    1,
-                    0,
-                    panels,
-                    width,
-                    n * width,
-                    start,
-                    start_row,
-                    start_col,
-                    to,
-                    to_row,
-                )
+                    m, outputs, n, lowered, 1, TAPS_ROW, 1, 0, panels, width, n * width, start, start_row, start_col, to, to_row
+                )  # fmt: skip
                 if p >= LONG and (p % LONG == LONG - DEPTH or p + n == pixels):
                     for i in range(m):
-                        row = advance(dw, i * g.K)
+                        row = advance(dw, i * conv.K)
                         map_arrays(add, outputs, (row, advance(sums, i * outputs)), (row,), ())
 
 
 @device_function
-def describe(g, x, groups, K, rows, columns, lowered, parts):
-    g.N, g.H, g.W, g.C = x.shape
-    g.groups, g.K, g.rows, g.columns, g.x = groups, K, rows, columns, address(x)
-    g.lowered, g.lowered_size, g.itemsize = address(lowered), lowered.size // parts, lowered.itemsize
+def describe(conv, x, groups, K, rows, columns, lowered, thread_count):
+    """Sizes, and room."""
+    conv.N, conv.H, conv.W, conv.C = x.shape
+    conv.groups, conv.K, conv.rows, conv.columns, conv.x = groups, K, rows, columns, address(x)
+    conv.lowered, conv.lowered_size, conv.itemsize = address(lowered), lowered.size // thread_count, lowered.itemsize
 
 
 @device_function
-def describe_taps(g, kh, kw, stride, pads, dilation, runs):
+def describe_taps(conv, kh, kw, stride, pads, dilation, runs):
     """The taps of every pixel of the output, a row of the kernel in one run where its pixels lie side by side."""
-    joined = g.groups == 1 and dilation[1] == 1
-    g.step_h, g.step_w, g.runs, g.n_runs = stride[0], stride[1], address(runs), kh if joined else kh * kw
+    joined = conv.groups == 1 and dilation[1] == 1
+    conv.step_h, conv.step_w, conv.runs, conv.n_runs = stride[0], stride[1], address(runs), kh if joined else kh * kw
     for i in range(kh):
         for j in range(1 if joined else kw):
             run = runs[i if joined else i * kw + j]
             run[0], run[1], run[2] = i * dilation[0] - pads[0], j * dilation[1] - pads[1], kw if joined else 1
-    g.in_place = is_product(kh, kw, g.groups, stride, pads)
+    conv.in_place = is_product(kh, kw, conv.groups, stride, pads)
 
 
 @device_function
@@ -257,40 +256,41 @@ def is_product(kh, kw, groups, stride, pads):
 
 @driver
 def _forward(
-    launcher, parts, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, panels_size, room
+    launcher, thread_count, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, panels_size, room
 ):  # fmt: skip
     kh, kw, channels, K = w.shape
     groups = x.shape[3] // channels
     outputs, taps = K // groups, kh * kw * channels
     panels, lowered, runs = room[:panels_size], room[panels_size:], np.empty((kh * kw, 3), np.int64)
-    job = local_zeros(1, CONV)
-    g = job[0]
-    describe(g, x, groups, K, z.shape[1], z.shape[2], lowered, parts)
-    describe_taps(g, kh, kw, stride, pads, dilation, runs)
-    g.panels, g.panel_size = address(panels), panels.size // groups
+    record = local_zeros(1, CONV)
+    conv = record[0]
+    describe(conv, x, groups, K, z.shape[1], z.shape[2], lowered, thread_count)
+    describe_taps(conv, kh, kw, stride, pads, dilation, runs)
+    conv.panels, conv.panel_size = address(panels), panels.size // groups
     for group in range(groups):
-        of, to = advance(data(w), group * outputs), advance(data(panels), group * g.panel_size)
+        of, to = advance(data(w), group * outputs), advance(data(panels), group * conv.panel_size)
         pack_b(taps, outputs, of, K, 1, to, taps)
-    g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * K, g.columns * K, K
-    g.b, g.residual = address_or_null(b), address_or_null(residual)
-    g.z, g.y, g.code, g.parameter, g.flags = address(z), address(y), code, parameter, address_or_null(flags)
-    run_kernel(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job, (runs,))
+    conv.out_image, conv.out_row, conv.out_pixel = conv.rows * conv.columns * K, conv.columns * K, K
+    conv.b, conv.residual = address_or_null(b), address_or_null(residual)
+    conv.z, conv.y, conv.code, conv.parameter = address(z), address(y), code, parameter
+    conv.flags = address_or_null(flags)
+    run_kernel(launcher, kernels[FLAGGED_PART if conv.flags else FORWARD_PART], thread_count, record, (runs,))
 
 
 @driver
-def _weights(launcher, parts, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, room):
+def _weights(launcher, thread_count, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, room):
     kh, kw, channels, K = dw.shape
-    job, runs = local_zeros(1, CONV), np.empty((kh * kw, 3), np.int64)
-    g = job[0]
-    describe(g, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], room, parts)
-    describe_taps(g, kh, kw, stride, pads, dilation, runs)
-    g.dz, g.dw, g.db = address(dz), address(dw) if wants_dw else 0, address_or_null(db)
-    run_kernel(launcher, kernels[WEIGHTS_PART], parts, job, (runs,))
+    record, runs = local_zeros(1, CONV), np.empty((kh * kw, 3), np.int64)
+    conv = record[0]
+    describe(conv, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], room, thread_count)
+    describe_taps(conv, kh, kw, stride, pads, dilation, runs)
+    conv.dz, conv.dw, conv.db = address(dz), address(dw) if wants_dw else 0, address_or_null(db)
+    run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, (runs,))
 
 
 @device_function
-def met(phase, pad, size, step, dilation, taps):
-    """The taps, last first, that pixels phase, phase + step, ... of the image have met, and where the first output is that met them."""
+def taps_met(phase, pad, size, step, dilation, taps):
+    """How many taps the pixels phase, phase + step, ... of the image meet; taps (size, 2): each, last first, and the first such output."""
     n = 0
     for tap in range(size - 1, -1, -1):
         if (phase + pad - tap * dilation) % step == 0:
@@ -300,13 +300,7 @@ def met(phase, pad, size, step, dilation, taps):
 
 
 @device_function
-def pack_whole(rows, columns, w, panels):
-    """An array w (rows, columns), contiguous, into panels."""
-    pack_b(rows, columns, data(w), columns, 1, data(panels), rows)
-
-
-@device_function
-def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
+def describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread_count):
     """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
     kh, kw, C, K = w.shape
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
@@ -317,48 +311,51 @@ def describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts):
     for i in range(stride[0]):
         for j in range(stride[1]):
             at = (i * stride[1] + j) * C
-            for a in range(met(i, pads[0], kh, stride[0], 1, rows_met)):
-                for b in range(met(j, pads[1], kw, stride[1], 1, columns_met)):
+            for a in range(taps_met(i, pads[0], kh, stride[0], 1, rows_met)):
+                for b in range(taps_met(j, pads[1], kw, stride[1], 1, columns_met)):
                     tap = w[rows_met[a, 0], columns_met[b, 0]]
                     to = side_by_side[rows_met[a, 1] - top, columns_met[b, 1] - left]
                     for k in range(K):
                         for c in range(C):
                             to[k, at + c] = tap[c, k]
-    pack_whole(high * wide * K, columns, side_by_side, panels)
+    depth = high * wide * K
+    pack_b(depth, columns, data(side_by_side), columns, 1, data(panels), depth)
     rows, pixels = (dx.shape[1] + stride[0] - 1) // stride[0], (dx.shape[2] + stride[1] - 1) // stride[1]
-    describe(g, dz, 1, columns, rows, pixels, lowered, parts)
-    g.step_h = g.step_w = 1
-    g.runs, g.n_runs, g.panels, g.out_pixel, g.z = address(runs), high, address(panels), columns, address(dx)
+    describe(conv, dz, 1, columns, rows, pixels, lowered, thread_count)
+    conv.step_h = conv.step_w = 1
+    conv.runs, conv.n_runs, conv.panels = address(runs), high, address(panels)
+    conv.out_pixel, conv.z = columns, address(dx)
     for a in range(high):
         runs[a, 0], runs[a, 1], runs[a, 2] = top + a, left, wide
-    g.fold_h, g.fold_w, g.fold_height, g.fold_width, g.fold_channels = *stride, dx.shape[1], dx.shape[2], C
+    conv.fold_h, conv.fold_w = stride
+    conv.fold_height, conv.fold_width, conv.fold_channels = dx.shape[1], dx.shape[2], C
 
 
 @driver
-def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, folds, panels_size, room):
+def _inputs(launcher, thread_count, kernels, dz, w, stride, pads, dilation, dx, flags, folds, panels_size, room):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
     groups = C // channels
     outputs, width = K // groups, VECTORS * lanes(data(w))
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
     panels, lowered, runs = room[:panels_size], room[panels_size:], np.empty((kh * kw, 3), np.int64)
-    job = local_zeros(1, CONV)
-    g = job[0]
+    record = local_zeros(1, CONV)
+    conv = record[0]
     if folds:
-        describe_folded(g, dz, w, stride, pads, dx, lowered, runs, panels, parts)
-        run_kernel(launcher, kernels[FORWARD_PART], parts, job, (runs,))
+        describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread_count)
+        run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, (runs,))
         return
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
-            m = met(i, pads[0], kh, stride[0], dilation[0], rows_met)
-            n = met(j, pads[1], kw, stride[1], dilation[1], columns_met)
+            m = taps_met(i, pads[0], kh, stride[0], dilation[0], rows_met)
+            n = taps_met(j, pads[1], kw, stride[1], dilation[1], columns_met)
             rows = (dx.shape[1] - i + stride[0] - 1) // stride[0]
             columns = (dx.shape[2] - j + stride[1] - 1) // stride[1]
-            describe(g, dz, groups, C, rows, columns, lowered, parts)
+            describe(conv, dz, groups, C, rows, columns, lowered, thread_count)
             joined = groups == 1 and n > 0 and columns_met[n - 1, 1] - columns_met[0, 1] == n - 1
-            g.step_h = g.step_w = 1
-            g.runs, g.n_runs = address(runs), m if joined else m * n
-            g.panels, g.panel_size = address(panels), panels.size // groups
+            conv.step_h = conv.step_w = 1
+            conv.runs, conv.n_runs = address(runs), m if joined else m * n
+            conv.panels, conv.panel_size = address(panels), panels.size // groups
             for a in range(m):
                 for b in range(n):
                     if not joined or b == 0:
@@ -367,12 +364,13 @@ def _inputs(launcher, parts, kernels, dz, w, stride, pads, dilation, dx, flags, 
                     tap = rows_met[a, 0] * kw + columns_met[b, 0]
                     for group in range(groups):
                         of = advance(data(w), tap * channels * K + group * outputs)
-                        to = advance(data(panels), group * g.panel_size + (a * n + b) * outputs * width)
+                        to = advance(data(panels), group * conv.panel_size + (a * n + b) * outputs * width)
                         pack_b(outputs, channels, of, 1, K, to, m * n * outputs)
-            g.in_place = is_product(kh, kw, groups, stride, pads)
-            g.out_image, g.out_row, g.out_pixel = dx.size // max(g.N, 1), stride[0] * dx.shape[2] * C, stride[1] * C
-            g.z, g.flags = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize, address_or_null(flags)
-            run_kernel(launcher, kernels[FLAGGED_PART if g.flags else FORWARD_PART], parts, job, (runs,))
+            conv.in_place = is_product(kh, kw, groups, stride, pads)
+            conv.out_image, conv.out_pixel = dx.size // max(conv.N, 1), stride[1] * C
+            conv.out_row = stride[0] * dx.shape[2] * C
+            conv.z, conv.flags = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize, address_or_null(flags)
+            run_kernel(launcher, kernels[FLAGGED_PART if conv.flags else FORWARD_PART], thread_count, record, (runs,))
 
 
 _KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
@@ -390,44 +388,45 @@ def _room_sizes(x, w):
     return groups * size, max(2 * (LOWERED + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64) + TAPS * outputs)
 
 
-def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+def conv2d_forward(x, w, b, geometry, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
     if depthwise.suits(x, w):
-        depthwise.forward(x, w, b, stride, pads, dilation, residual, activation, z, y)
+        depthwise.forward(x, w, b, geometry, residual, activation, saved)
         return
-    flags = NO_FLAGS
-    if winograd.suits(w, stride, pads, dilation, x.shape[3] // w.shape[2], *z.shape[1:3]):
-        flags = winograd.convolve(x, w, b, *pads[:2], False, residual, activation, z, y)
+    z, flags = saved.z, NO_FLAGS
+    if winograd.suits(w, geometry, x.shape[3] // w.shape[2], z):
+        flags = winograd.convolve(x, w, b, geometry.pads, False, residual, activation, saved)
         if not flags.any():
             return
     panels, lowered = _room_sizes(x, w)
     run(
-        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride, pads, dilation,
-        *or_empty(x.dtype, 4, residual), *activation, z, y, flags, panels, scratch=(x.dtype, panels, lowered),
+        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), *geometry,
+        *or_empty(x.dtype, 4, residual), *activation, *saved, flags, panels, scratch=(x.dtype, panels, lowered),
     )  # fmt: skip
 
 
-def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
-    """dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
-    activation_backward(dy, z, y, dz, activation)
-    geometry, groups = (stride, pads, dilation), x.shape[3] // w.shape[2]
+def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
+    """gradients, which are overwritten: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
+    dz, dx, dw, db = gradients
+    activation_backward(dy, *saved, dz, activation)
+    (stride, pads, dilation), groups = geometry, x.shape[3] // w.shape[2]
     operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
     channelwise = depthwise.suits(x, w)
     if channelwise and dw is not None:
-        depthwise.weights(x, dz, *geometry, dw)
+        depthwise.weights(x, dz, geometry, dw)
     wants_dw = dw is not None and not channelwise
-    if wants_dw and x.size and winograd.suits(w, *geometry, groups, *dz.shape[1:3]):
-        winograd.weights(x, dz, *pads[:2], dw)
+    if wants_dw and x.size and winograd.suits(w, geometry, groups, dz):
+        winograd.weights(x, dz, pads, dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
         arrays = w if dw is None else dw, wants_dw, *or_empty(x.dtype, 1, db)
         run(operations, _weights, kernels, x, dz, *geometry, *arrays, scratch=(x.dtype, 0, _room_sizes(x, w)[1]))
     if channelwise and dx is not None:
-        depthwise.inputs(dz, w, *geometry, dx)
+        depthwise.inputs(dz, w, geometry, dx)
     elif dx is not None:
-        flags, turned = NO_FLAGS, tuple(2 - pad for pad in pads)
-        if winograd.suits(w, stride, turned, dilation, groups, *dx.shape[1:3]):
-            flags = winograd.convolve(dz, w, None, *turned[:2], True, None, IDENTITY, dx, None)
+        flags, turned = NO_FLAGS, types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
+        if winograd.suits(w, turned, groups, dx):
+            flags = winograd.convolve(dz, w, None, turned.pads, True, None, IDENTITY, types.LayerSaved(dx, None))
             if not flags.any():
                 return
         panels, lowered = _room_sizes(x, w)

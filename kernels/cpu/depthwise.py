@@ -32,9 +32,12 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
 from .gemm import clear
 
-# taps (n_taps, 3): row and column of the image, seen from the pixel's own, and which of w's; columns first..last of the output have all
-# their taps' columns in the image. out_*: values from one image, row and pixel of the output to the next. zeros: a row of the image,
-# of zeros; sources (parts, n_taps, 2): where the taps of a pixel and their weights lie
+# a convolution of x (N, H, W, C) to rows x columns pixels of each image; x is dz where dx is made. Its fields: step_h, step_w: pixels of x
+# from one of the output to the next; taps (n_taps, 3), int64: row and column of the image, seen from the pixel's own, and which of w's;
+# first, last: columns of the output from the one to before the other have all their taps' columns in the image; sources (threads,
+# n_taps, 2), int64: addresses of the taps of a pixel and of their weights; zeros: a row of the image, of zeros; out_image, out_row,
+# out_pixel: values between those of the output; w, b, residual, z, y, dz, dw, code and parameter: as in conv2d_forward and
+# conv2d_backward, null for None
 DEPTHWISE = np.dtype(
     [
         (name, "i8")
@@ -177,131 +180,136 @@ three_taps, one_tap = _weights(TAPS), _weights(1)
 
 
 @device_function
-def place_taps(g, sources, image, i, j, weights):
+def place_taps(conv, sources, image, i, j, weights):
     """Where the taps of the output's pixel (i, j) and their rows of the weights, at an address, lie: to sources (n_taps, 2)."""
-    taps = carray(void_pointer(g.taps), (g.n_taps, 3), np.int64)
-    for t in range(g.n_taps):
-        h, w = i * g.step_h + taps[t, 0], j * g.step_w + taps[t, 1]
-        inside = 0 <= h < g.H and 0 <= w < g.W
-        sources[t, 0] = g.x + ((image * g.H + h) * g.W + w) * g.C * g.itemsize if inside else g.zeros
-        sources[t, 1] = weights + taps[t, 2] * g.C * g.itemsize
+    # (n_taps, 3)
+    taps = carray(void_pointer(conv.taps), (conv.n_taps, 3), np.int64)
+    for t in range(conv.n_taps):
+        h, w = i * conv.step_h + taps[t, 0], j * conv.step_w + taps[t, 1]
+        inside = 0 <= h < conv.H and 0 <= w < conv.W
+        sources[t, 0] = conv.x + ((image * conv.H + h) * conv.W + w) * conv.C * conv.itemsize if inside else conv.zeros
+        sources[t, 1] = weights + taps[t, 2] * conv.C * conv.itemsize
 
 
 @kernel(DEPTHWISE)
-def depthwise_part(part, parts, job, like):
-    """The part's rows of the output."""
-    g = carray(job, 1)[0]
-    C, table = g.C, g.sources + part * g.n_taps * 16
-    sources, b, step = carray(void_pointer(table), (g.n_taps, 2), np.int64), pointer(g.b, like), g.step_w * g.C
-    lo, hi = thread_range(part, parts, g.N * g.rows, 1)
+def depthwise_part(thread_index, thread_count, record, like):
+    """The thread's rows of the output: forward, or of a phase of dx, which undoes it."""
+    conv = carray(record, 1)[0]
+    C, table = conv.C, conv.sources + thread_index * conv.n_taps * 16
+    sources = carray(void_pointer(table), (conv.n_taps, 2), np.int64)
+    b, step = pointer(conv.b, like), conv.step_w * C  # (C,)
+    lo, hi = thread_range(thread_index, thread_count, conv.N * conv.rows, 1)
     for line in range(lo, hi):
-        image, i = line // g.rows, line % g.rows
-        at = image * g.out_image + i * g.out_row
-        z = advance(pointer(g.z, like), at)  # (columns, C), out_pixel apart
+        image, i = line // conv.rows, line % conv.rows
+        at = image * conv.out_image + i * conv.out_row
+        z = advance(pointer(conv.z, like), at)  # (columns, C), out_pixel apart
+        # products of taps, and bias
         j = 0
-        while j < g.columns:
-            within = g.first <= j < g.last
-            if not within or j == g.first:
-                place_taps(g, sources, image, i, j, g.w)
-            shift, to = (j - g.first) * step if within else 0, advance(z, j * g.out_pixel)
-            if within and j + PIXELS <= g.last:
-                four_pixels(C, g.n_taps, table, shift, step, b, to, g.out_pixel)
+        while j < conv.columns:
+            within = conv.first <= j < conv.last
+            if not within or j == conv.first:
+                place_taps(conv, sources, image, i, j, conv.w)
+            shift, to = (j - conv.first) * step if within else 0, advance(z, j * conv.out_pixel)
+            if within and j + PIXELS <= conv.last:
+                four_pixels(C, conv.n_taps, table, shift, step, b, to, conv.out_pixel)
                 j += PIXELS
             else:
-                one_pixel(C, g.n_taps, table, shift, step, b, to, g.out_pixel)
+                one_pixel(C, conv.n_taps, table, shift, step, b, to, conv.out_pixel)
                 j += 1
-        if g.y:
-            n = g.columns * C
-            if g.residual:
-                map_arrays(add, n, (z, advance(pointer(g.residual, like), at)), (z,), ())
-            activate(g.code, g.parameter, g.columns, C, z, advance(pointer(g.y, like), at))
+        # residual and activation
+        if conv.y:
+            n = conv.columns * C
+            if conv.residual:
+                map_arrays(add, n, (z, advance(pointer(conv.residual, like), at)), (z,), ())
+            activate(conv.code, conv.parameter, conv.columns, C, z, advance(pointer(conv.y, like), at))
 
 
 @kernel(DEPTHWISE)
-def depthwise_weights_part(part, parts, job, like):
-    """The part's channels of dw (n_taps, C), over all rows of the output."""
-    g = carray(job, 1)[0]
-    C, table = g.C, g.sources + part * g.n_taps * 16
-    sources = carray(void_pointer(table), (g.n_taps, 2), np.int64)
-    lo, hi = thread_range(part, parts, C, SIDE_BY_SIDE * lanes(like))
-    for t in range(g.n_taps if lo < hi else 0):
-        clear(hi - lo, advance(pointer(g.dw, like), t * C + lo))
-    for line in range(g.N * g.rows if lo < hi else 0):
-        image, i = line // g.rows, line % g.rows
-        dz = advance(pointer(g.dz, like), line * g.columns * C + lo)  # (columns, C)
+def depthwise_weights_part(thread_index, thread_count, record, like):
+    """The thread's channels of dw (n_taps, C), which undoes the products: over all rows of the output."""
+    conv = carray(record, 1)[0]
+    C, table = conv.C, conv.sources + thread_index * conv.n_taps * 16
+    sources = carray(void_pointer(table), (conv.n_taps, 2), np.int64)
+    lo, hi = thread_range(thread_index, thread_count, C, SIDE_BY_SIDE * lanes(like))
+    for t in range(conv.n_taps if lo < hi else 0):
+        clear(hi - lo, advance(pointer(conv.dw, like), t * C + lo))
+    for line in range(conv.N * conv.rows if lo < hi else 0):
+        image, i = line // conv.rows, line % conv.rows
+        dz = advance(pointer(conv.dz, like), line * conv.columns * C + lo)  # (columns, hi - lo), C apart
         j = 0
-        while j < g.columns:
-            n = g.last - g.first if j == g.first < g.last else 1
-            place_taps(g, sources, image, i, j, g.dw)
-            for t in range(g.n_taps):
-                sources[t, 0] += lo * g.itemsize
-                sources[t, 1] += lo * g.itemsize
+        while j < conv.columns:
+            n = conv.last - conv.first if j == conv.first < conv.last else 1
+            place_taps(conv, sources, image, i, j, conv.dw)
+            for t in range(conv.n_taps):
+                sources[t, 0] += lo * conv.itemsize
+                sources[t, 1] += lo * conv.itemsize
             t = 0
-            while t < g.n_taps:
-                if t + TAPS <= g.n_taps:
-                    three_taps(hi - lo, n, table + t * 16, g.step_w * C, advance(dz, j * C), C)
+            while t < conv.n_taps:
+                if t + TAPS <= conv.n_taps:
+                    three_taps(hi - lo, n, table + t * 16, conv.step_w * C, advance(dz, j * C), C)
                     t += TAPS
                 else:
-                    one_tap(hi - lo, n, table + t * 16, g.step_w * C, advance(dz, j * C), C)
+                    one_tap(hi - lo, n, table + t * 16, conv.step_w * C, advance(dz, j * C), C)
                     t += 1
             j += n
 
 
 @device_function
-def describe(g, x, rows, columns, stride, taps, sources, zeros):
+def describe(conv, x, rows, columns, stride, taps, sources, zeros):
     """Taps (n_taps, 3) over x (N, H, W, C), for so many rows and columns of the output."""
-    g.N, g.H, g.W, g.C = x.shape
-    g.rows, g.columns, g.step_h, g.step_w, g.itemsize = rows, columns, stride[0], stride[1], x.itemsize
-    g.n_taps, g.taps, g.sources, g.zeros, g.x = len(taps), address(taps), address(sources), address(zeros), address(x)
-    g.first, g.last = 0, columns
+    conv.N, conv.H, conv.W, conv.C = x.shape
+    conv.rows, conv.columns, conv.step_h, conv.step_w, conv.itemsize = rows, columns, stride[0], stride[1], x.itemsize
+    conv.n_taps, conv.taps, conv.x = len(taps), address(taps), address(x)
+    conv.sources, conv.zeros = address(sources), address(zeros)
+    conv.first, conv.last = 0, columns
     for t in range(len(taps)):
-        g.first = max(g.first, (g.step_w - 1 - taps[t, 1]) // g.step_w)
-        g.last = min(g.last, (g.step_w - 1 + g.W - taps[t, 1]) // g.step_w)
+        conv.first = max(conv.first, (conv.step_w - 1 - taps[t, 1]) // conv.step_w)
+        conv.last = min(conv.last, (conv.step_w - 1 + conv.W - taps[t, 1]) // conv.step_w)
 
 
 @device_function
-def rooms(parts, n_taps, columns, step, like):
-    """Sources (parts, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
-    return np.empty((parts, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
+def rooms(thread_count, n_taps, columns, step, like):
+    """Sources (threads, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
+    return np.empty((thread_count, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
 @driver
-def _forward(launcher, parts, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
-    sources, zeros = rooms(parts, len(taps), z.shape[2], stride[1], x)
-    job = local_zeros(1, DEPTHWISE)
-    g = job[0]
-    describe(g, x, z.shape[1], z.shape[2], stride, taps, sources, zeros)
-    g.out_image, g.out_row, g.out_pixel = g.rows * g.columns * g.C, g.columns * g.C, g.C
-    g.w, g.b, g.residual, g.z, g.y = address(w), address_or_null(b), address_or_null(residual), address(z), address(y)
-    g.code, g.parameter = code, parameter
-    run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
+def _forward(launcher, thread_count, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
+    sources, zeros = rooms(thread_count, len(taps), z.shape[2], stride[1], x)
+    record = local_zeros(1, DEPTHWISE)
+    conv = record[0]
+    describe(conv, x, z.shape[1], z.shape[2], stride, taps, sources, zeros)
+    conv.out_image, conv.out_row, conv.out_pixel = conv.rows * conv.columns * conv.C, conv.columns * conv.C, conv.C
+    conv.w, conv.b, conv.residual = address(w), address_or_null(b), address_or_null(residual)
+    conv.z, conv.y, conv.code, conv.parameter = address(z), address(y), code, parameter
+    run_kernel(launcher, kernels[PIXELS_PART], thread_count, record, (sources, zeros))
 
 
 @driver
-def _inputs(launcher, parts, kernels, dz, w, stride, taps, n_taps, dx):
+def _inputs(launcher, thread_count, kernels, dz, w, stride, taps, n_taps, dx):
     """taps (phases, most taps, 3), of which a phase has n_taps (phases,): for the image's pixels by their place in the stride."""
-    sources, zeros = rooms(parts, taps.shape[1], dx.shape[2], 1, dz)
+    sources, zeros = rooms(thread_count, taps.shape[1], dx.shape[2], 1, dz)
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
             phase, rows = i * stride[1] + j, (dx.shape[1] - i + stride[0] - 1) // stride[0]
             columns = (dx.shape[2] - j + stride[1] - 1) // stride[1]
-            job = local_zeros(1, DEPTHWISE)
-            g = job[0]
-            describe(g, dz, rows, columns, (1, 1), taps[phase, : n_taps[phase]], sources, zeros)
-            g.out_image, g.out_row = dx.shape[1] * dx.shape[2] * g.C, stride[0] * dx.shape[2] * g.C
-            g.out_pixel, g.w = stride[1] * g.C, address(w)
-            g.z = address(dx) + (i * dx.shape[2] + j) * g.C * g.itemsize
-            run_kernel(launcher, kernels[PIXELS_PART], parts, job, (sources, zeros))
+            record = local_zeros(1, DEPTHWISE)
+            conv = record[0]
+            describe(conv, dz, rows, columns, (1, 1), taps[phase, : n_taps[phase]], sources, zeros)
+            conv.out_image, conv.out_row = dx.shape[1] * dx.shape[2] * conv.C, stride[0] * dx.shape[2] * conv.C
+            conv.out_pixel, conv.w = stride[1] * conv.C, address(w)
+            conv.z = address(dx) + (i * dx.shape[2] + j) * conv.C * conv.itemsize
+            run_kernel(launcher, kernels[PIXELS_PART], thread_count, record, (sources, zeros))
 
 
 @driver
-def _weights_gradient(launcher, parts, kernels, x, dz, stride, taps, dw):
-    sources, zeros = rooms(parts, len(taps), dz.shape[2], stride[1], x)
-    job = local_zeros(1, DEPTHWISE)
-    g = job[0]
-    describe(g, x, dz.shape[1], dz.shape[2], stride, taps, sources, zeros)
-    g.dz, g.dw = address(dz), address(dw)
-    run_kernel(launcher, kernels[WEIGHTS_PART], parts, job, (sources, zeros))
+def _weights_gradient(launcher, thread_count, kernels, x, dz, stride, taps, dw):
+    sources, zeros = rooms(thread_count, len(taps), dz.shape[2], stride[1], x)
+    record = local_zeros(1, DEPTHWISE)
+    conv = record[0]
+    describe(conv, x, dz.shape[1], dz.shape[2], stride, taps, sources, zeros)
+    conv.dz, conv.dw = address(dz), address(dw)
+    run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, (sources, zeros))
 
 
 _KERNELS = Addresses(depthwise_part, depthwise_weights_part)
@@ -314,40 +322,42 @@ def suits(x, w):
     return w.shape[2] == 1 and w.shape[3] == x.shape[3] > 1
 
 
-def forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
+def forward(x, w, b, geometry, residual, activation, saved):
     """As conv2d_forward."""
     run(
-        COST * z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), stride,
-        _taps(w.shape, pads, dilation), *or_empty(x.dtype, 4, residual), *activation, z, y,
+        COST * saved.z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), geometry.stride,
+        _taps(w.shape, geometry), *or_empty(x.dtype, 4, residual), *activation, *saved,
     )  # fmt: skip
 
 
-def inputs(dz, w, stride, pads, dilation, dx):
-    """dx from dz."""
+def inputs(dz, w, geometry, dx):
+    """dx from dz: undoes forward for its input."""
     operations = COST * dz.size * len(w) * w.shape[1]
-    run(operations, _inputs, _KERNELS[dz.dtype.char], dz, w, stride, *_phases(w.shape, stride, pads, dilation), dx)
+    run(operations, _inputs, _KERNELS[dz.dtype.char], dz, w, geometry.stride, *_phases(w.shape, geometry), dx)
 
 
-def weights(x, dz, stride, pads, dilation, dw):
-    """dw from dz."""
+def weights(x, dz, geometry, dw):
+    """dw from dz: undoes forward for its weights."""
     operations = COST * dz.size * len(dw) * dw.shape[1]
-    run(operations, _weights_gradient, _KERNELS[x.dtype.char], x, dz, stride, _taps(dw.shape, pads, dilation), dw)
+    run(operations, _weights_gradient, _KERNELS[x.dtype.char], x, dz, geometry.stride, _taps(dw.shape, geometry), dw)
 
 
-def _taps(size, pads, dilation):
+def _taps(size, geometry):
     """(n_taps, 3) of a kernel of this size."""
+    _, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1]), size[1])
     return np.stack([a * dilation[0] - pads[0], b * dilation[1] - pads[1], np.arange(len(a))], axis=1)
 
 
-def _phases(size, stride, pads, dilation):
-    """The taps that the pixels of every phase of the stride have met, last first: (phases, most taps, 3), and how many (phases,)."""
+def _phases(size, geometry):
+    """The taps that the pixels of every phase of the stride meet, last first: (phases, most taps, 3), and how many (phases,)."""
+    stride, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1])[::-1], size[1])
     phases = []
     for i, j in np.ndindex(*stride):
         h, w = i + pads[0] - a * dilation[0], j + pads[1] - b * dilation[1]
-        met = (h % stride[0] == 0) & (w % stride[1] == 0)
-        phases.append(np.stack([h // stride[0], w // stride[1], a * size[1] + b], axis=1)[met])
+        meets = (h % stride[0] == 0) & (w % stride[1] == 0)
+        phases.append(np.stack([h // stride[0], w // stride[1], a * size[1] + b], axis=1)[meets])
     taps = np.zeros((len(phases), max(map(len, phases)), 3), np.int64)
     for row, phase in zip(taps, phases, strict=True):
         row[: len(phase)] = phase

@@ -8,22 +8,27 @@ from .engine.intrinsics import address_of, advance, pointer, real
 from .engine.random import random
 from .engine.thread_pool import launch, thread_range
 
+# y (size,) = x factor where the number from key is at least limit, else x 0
 DROPOUT = np.dtype([("size", "i8"), ("x", "i8"), ("y", "i8"), ("key", "u8"), ("limit", "u8"), ("factor", "f8")])
 # a value costs about as much as this many multiplications and additions
 COST = 16
 
 
 @kernel(DROPOUT)
-def dropout_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, g.size, 64)
-    x, y = carray(advance(pointer(g.x, like), lo), hi - lo), carray(advance(pointer(g.y, like), lo), hi - lo)
-    key, limit = g.key, g.limit
+def dropout_part(thread_index, thread_count, record, like):
+    """The thread's values, of x forward and of dy backward."""
+    dropout = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, dropout.size, 64)
+    x, y = (
+        carray(advance(pointer(dropout.x, like), lo), hi - lo),
+        carray(advance(pointer(dropout.y, like), lo), hi - lo),
+    )
+    key, limit = dropout.key, dropout.limit
     for i in range(hi - lo):
-        y[i] = x[i] * (real(g.factor, x[i]) if random(key, lo + i) >= limit else real(0, x[i]))
+        y[i] = x[i] * (real(dropout.factor, x[i]) if random(key, lo + i) >= limit else real(0, x[i]))
 
 
 def dropout_forward(x, rate, key, y):
     """y like x, and maybe x; 0 <= rate < 1. Backward is dropout_forward(dy, rate, key, dx)."""
-    job = np.array([(x.size, address_of(x), address_of(y), key, int(rate * 2**64), 1 / (1 - rate))], DROPOUT)
-    launch(dropout_part, x.dtype, job, COST * x.size)
+    record = np.array([(x.size, address_of(x), address_of(y), key, int(rate * 2**64), 1 / (1 - rate))], DROPOUT)
+    launch(dropout_part, x.dtype, record, COST * x.size)

@@ -16,6 +16,7 @@ from .engine.thread_pool import launch, thread_range
 
 __all__ = ["normal", "orthogonal", "uniform"]
 
+# out (size,) from key: start + scale u, or mean start and standard deviation scale
 DRAW = np.dtype([("size", "i8"), ("out", "i8"), ("key", "u8"), ("start", "f8"), ("scale", "f8")])
 SHIFT, HIGH = np.uint64(12), np.uint64(33)
 TO_ROOT, EXPONENTS = np.int32(ONE - ROOT_HALF), np.int32(127 + 31)
@@ -51,11 +52,12 @@ def normals(high, low):
 
 
 @kernel(DRAW)
-def uniform_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, g.size, 64)
-    out = carray(advance(pointer(g.out, like), lo), hi - lo)
-    state, start, scale = g.key + np.uint64(lo) * GAMMA, g.start, g.scale
+def uniform_part(thread_index, thread_count, record, like):
+    """The thread's values."""
+    draw = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, draw.size, 64)
+    out = carray(advance(pointer(draw.out, like), lo), hi - lo)
+    state, start, scale = draw.key + np.uint64(lo) * GAMMA, draw.start, draw.scale
     for i in range(hi - lo):
         state += GAMMA
         from_one = np.uint64(mixed(state) >> SHIFT | WIDE_ONE).view(np.float64)
@@ -63,32 +65,33 @@ def uniform_part(part, parts, job, like):
 
 
 @kernel(DRAW)
-def normal_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, (g.size + 1) // 2, BLOCK)
+def normal_part(thread_index, thread_count, record, like):
+    """The thread's pairs of values, a block at a time: numbers, normal numbers in float32, and values."""
+    draw = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, (draw.size + 1) // 2, BLOCK)
     high, low, z = local(BLOCK, np.int32), local(BLOCK, np.int32), local(NORMALS, np.float32)
-    mean, std = g.start, g.scale
+    mean, std = draw.start, draw.scale
     for first in range(lo, hi, BLOCK):
-        n, size = min(BLOCK, hi - first), min(2 * BLOCK, g.size - 2 * first)
-        state = g.key + np.uint64(first) * GAMMA
+        n, size = min(BLOCK, hi - first), min(2 * BLOCK, draw.size - 2 * first)
+        state = draw.key + np.uint64(first) * GAMMA
         for j in range(n):
             state += GAMMA
             number = mixed(state)
             high[j], low[j] = np.int32(number >> HIGH), np.int32(number)
         for j in range(n):
             z[2 * j], z[2 * j + 1] = normals(high[j], low[j])
-        out = carray(advance(pointer(g.out, like), 2 * first), size)
+        out = carray(advance(pointer(draw.out, like), 2 * first), size)
         for i in range(size):
             out[i] = real(mean + std * z[i], out[0])
 
 
 def uniform(out, key, low, high):
     """out (size,)."""
-    job = np.array([(out.size, address_of(out), key, low, high - low)], DRAW)
-    launch(uniform_part, out.dtype, job, UNIFORM_COST * out.size)
+    record = np.array([(out.size, address_of(out), key, low, high - low)], DRAW)
+    launch(uniform_part, out.dtype, record, UNIFORM_COST * out.size)
 
 
 def normal(out, key, mean, std):
     """out (size,)."""
-    job = np.array([(out.size, address_of(out), key, mean, std)], DRAW)
-    launch(normal_part, out.dtype, job, NORMAL_COST * out.size)
+    record = np.array([(out.size, address_of(out), key, mean, std)], DRAW)
+    launch(normal_part, out.dtype, record, NORMAL_COST * out.size)

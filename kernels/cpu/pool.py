@@ -12,6 +12,8 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear
 
+# windows of size_h x size_w pixels, step_h and step_w apart from (-top, -left) on, over images x (N, H, W, C): y (N, rows, columns, C) of
+# their mean or largest values; x, y, dy and dx are null where they are not needed; room (threads, C)
 POOL = np.dtype(
     [
         (name, "i8")
@@ -29,10 +31,10 @@ def larger(y, x):
 
 
 @inline_function
-def to_first(dx, taken, x, y, dy):
-    """dy goes to the first pixel that is the largest; taken is 1 where it has gone."""
-    hit = taken == real(0, x) and (x == y or x != x)
-    return dx + (dy if hit else real(0, x)), real(1, x) if hit else taken
+def to_first(dx, done, x, y, dy):
+    """dy goes to the first pixel that is the largest; done is 1 where it has gone."""
+    hit = done == real(0, x) and (x == y or x != x)
+    return dx + (dy if hit else real(0, x)), real(1, x) if hit else done
 
 
 @device_function
@@ -42,75 +44,77 @@ def bounds(i, step, before, size, limit):
 
 
 @device_function
-def weight(g, pixels, like):
+def weight(pool, pixels, like):
     """Of each of a window's pixels in its mean."""
-    return real(1 / (g.size_h * g.size_w if g.include_pad else pixels), carray(like, 1)[0])
+    return real(1 / (pool.size_h * pool.size_w if pool.include_pad else pixels), carray(like, 1)[0])
 
 
 @kernel(POOL)
-def pool_forward_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    C = g.C
-    lo, hi = thread_range(part, parts, g.N * g.rows, 1)
+def pool_forward_part(thread_index, thread_count, record, like):
+    """y of the thread's rows of windows."""
+    pool = carray(record, 1)[0]
+    C = pool.C
+    lo, hi = thread_range(thread_index, thread_count, pool.N * pool.rows, 1)
     for line in range(lo, hi):
-        image, i = line // g.rows, line % g.rows
-        h0, h1 = bounds(i, g.step_h, g.top, g.size_h, g.H)
-        for j in range(g.columns):
-            w0, w1 = bounds(j, g.step_w, g.left, g.size_w, g.W)
-            y, first = advance(pointer(g.y, like), (line * g.columns + j) * C), True
+        image, i = line // pool.rows, line % pool.rows
+        h0, h1 = bounds(i, pool.step_h, pool.top, pool.size_h, pool.H)
+        for j in range(pool.columns):
+            w0, w1 = bounds(j, pool.step_w, pool.left, pool.size_w, pool.W)
+            y, first = advance(pointer(pool.y, like), (line * pool.columns + j) * C), True  # (C,)
             for h in range(h0, h1):
                 for w in range(w0, w1):
-                    x = advance(pointer(g.x, like), ((image * g.H + h) * g.W + w) * C)
+                    x = advance(pointer(pool.x, like), ((image * pool.H + h) * pool.W + w) * C)  # (C,)
                     if first:
                         copy(C, x, y)
                         first = False
-                    elif g.mean:
+                    elif pool.mean:
                         map_arrays(add, C, (y, x), (y,), ())
                     else:
                         map_arrays(larger, C, (y, x), (y,), ())
-            if g.mean:
-                map_arrays(times, C, (y,), (y,), (weight(g, (h1 - h0) * (w1 - w0), y),))
+            if pool.mean:
+                map_arrays(times, C, (y,), (y,), (weight(pool, (h1 - h0) * (w1 - w0), y),))
 
 
 @kernel(POOL)
-def pool_backward_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    C = g.C
-    taken = advance(pointer(g.room, like), part * C)
-    lo, hi = thread_range(part, parts, g.N, 1)
-    clear((hi - lo) * g.H * g.W * C, advance(pointer(g.dx, like), lo * g.H * g.W * C))
-    for line in range(lo * g.rows, hi * g.rows):
-        image, i = line // g.rows, line % g.rows
-        h0, h1 = bounds(i, g.step_h, g.top, g.size_h, g.H)
-        for j in range(g.columns):
-            w0, w1 = bounds(j, g.step_w, g.left, g.size_w, g.W)
-            at = (line * g.columns + j) * C
-            dy, part_of_dy = advance(pointer(g.dy, like), at), weight(g, (h1 - h0) * (w1 - w0), taken)
-            clear(C, taken)
+def pool_backward_part(thread_index, thread_count, record, like):
+    """dx of the thread's images, which undoes the windows of the forward pass in their order."""
+    pool = carray(record, 1)[0]
+    C = pool.C
+    done = advance(pointer(pool.room, like), thread_index * C)  # (C,)
+    lo, hi = thread_range(thread_index, thread_count, pool.N, 1)
+    clear((hi - lo) * pool.H * pool.W * C, advance(pointer(pool.dx, like), lo * pool.H * pool.W * C))
+    for line in range(lo * pool.rows, hi * pool.rows):
+        image, i = line // pool.rows, line % pool.rows
+        h0, h1 = bounds(i, pool.step_h, pool.top, pool.size_h, pool.H)
+        for j in range(pool.columns):
+            w0, w1 = bounds(j, pool.step_w, pool.left, pool.size_w, pool.W)
+            at = (line * pool.columns + j) * C
+            dy, share = advance(pointer(pool.dy, like), at), weight(pool, (h1 - h0) * (w1 - w0), done)  # (C,)
+            clear(C, done)
             for h in range(h0, h1):
                 for w in range(w0, w1):
-                    pixel = ((image * g.H + h) * g.W + w) * C
-                    dx = advance(pointer(g.dx, like), pixel)
-                    if g.mean:
-                        map_arrays(add_times, C, (dx, dy), (dx,), (part_of_dy,))
+                    pixel = ((image * pool.H + h) * pool.W + w) * C
+                    dx = advance(pointer(pool.dx, like), pixel)  # (C,)
+                    if pool.mean:
+                        map_arrays(add_times, C, (dx, dy), (dx,), (share,))
                     else:
-                        x, y = advance(pointer(g.x, like), pixel), advance(pointer(g.y, like), at)
-                        map_arrays(to_first, C, (dx, taken, x, y, dy), (dx, taken), ())
+                        x, y = advance(pointer(pool.x, like), pixel), advance(pointer(pool.y, like), at)  # (C,)
+                        map_arrays(to_first, C, (dx, done, x, y, dy), (dx, done), ())
 
 
 @driver
-def _run(launcher, parts, function, job, room):
-    """job: the fields of a POOL but for room, its last, which has C values for each part."""
-    job[-1] = address(room)
-    run_kernel(launcher, function, parts, job, ())
+def _run(launcher, thread_count, function, record, room):
+    """record: the fields of a POOL, the last of which, room, is the driver's to fill in."""
+    record[-1] = address(room)
+    run_kernel(launcher, function, thread_count, record, ())
 
 
-def _pool(part, images, outputs, size, stride, pads, mean, include_pad, **arrays):
+def _pool(function, images, outputs, size, stride, pads, mean, include_pad, **arrays):
     (N, H, W, C), (_, rows, columns, _) = images.shape, outputs.shape
     addresses = [address_of(arrays[name]) if name in arrays else 0 for name in ("x", "y", "dy", "dx")]
-    job = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses, 0])
+    record = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses, 0])
     operations, dtype = COST * outputs.size * size[0] * size[1], images.dtype
-    run(operations, _run, part.address(dtype), job, scratch=(dtype, 0, C))
+    run(operations, _run, function.address(dtype), record, scratch=(dtype, 0, C))
 
 
 def max_pool2d_forward(x, size, stride, pads, y):

@@ -68,25 +68,19 @@ def _call_drivers(dtype):
     gemm.matmul(one, one, one.copy())
     mse(one, one, one.copy(), one.copy(), 1.0)
     cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
-    mean, var = np.zeros(1), np.ones(1)
-    batch_norm_statistics(one, None, None, True, 0.1, 1e-5, True, mean, var)
-    batch_norm_forward(one, mean, var, flat[:1], flat[:1], None, identity, one.copy(), one.copy())
-    gradients = [flat[:1].copy(), flat[:1].copy()]
-    batch_norm_backward(one, one, mean, var, *gradients, identity, True, one, one, None, one.copy(), *gradients)
-    image, pair, pads = np.ones((1, 1, 1, 1), dtype), (1, 1), (0, 0, 0, 0)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, image, None, pair, pads, pair, None, identity, *outputs)
-    conv2d_backward(image, image, image, pair, pads, pair, identity, *outputs, *outputs, image.copy(), None)
-    # a channel of two with a kernel of its own, for depthwise.py
-    image, w = np.ones((1, 1, 1, 2), dtype), np.ones((1, 1, 1, 2), dtype)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, w, None, pair, pads, pair, None, identity, *outputs)
-    conv2d_backward(image, image, w, pair, pads, pair, identity, *outputs, *outputs, w.copy(), None)
-    # enough of everything for winograd.py
-    image, w = np.ones((1, 4, 4, 8), dtype), np.ones((3, 3, 8, 8), dtype)
-    outputs = image.copy(), image.copy()
-    conv2d_forward(image, w, None, pair, (1, 1, 1, 1), pair, None, identity, *outputs)
-    conv2d_backward(image, image, w, pair, (1, 1, 1, 1), pair, identity, *outputs, *outputs, w.copy(), None)
+    statistics, affine = types.Statistics(np.zeros(1), np.ones(1)), types.Affine(flat[:1].copy(), flat[:1].copy())
+    saved, gradients = types.LayerSaved(one.copy(), one.copy()), types.NormGradients(None, one.copy(), *affine)
+    batch_norm_statistics(one, types.Running(None, None, 0.1, True), True, 1e-5, statistics)
+    batch_norm_forward(one, statistics, affine, None, identity, saved)
+    batch_norm_backward(one, one, statistics, affine, identity, True, saved, gradients)
+    # conv.py; two channels, each with a kernel of its own, for depthwise.py; enough of everything for winograd.py
+    for size, width, channels, outputs in ((1, 1, 1, 1), (1, 1, 1, 2), (3, 4, 8, 8)):
+        image, w = np.ones((1, width, width, outputs), dtype), np.ones((size, size, channels, outputs), dtype)
+        geometry = types.Geometry((1, 1), (size // 2,) * 4, (1, 1))
+        saved = types.LayerSaved(image.copy(), image.copy())
+        conv2d_forward(image, w, None, geometry, None, identity, saved)
+        gradients = types.ConvGradients(image.copy(), image.copy(), w.copy(), None)
+        conv2d_backward(image, image, w, geometry, identity, saved, gradients)
     order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
     gates, states = w.copy(), [one.copy() for _ in range(7)]
     lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])

@@ -42,7 +42,11 @@ CHUNK = 512
 CHANNELS = 8
 ROOT, HALF_ROOT, QUARTER_ROOT, TWO_ROOTS = 2**0.5, 0.5**0.5, 0.125**0.5, 8**0.5
 TWO_THIRDS, THIRD, SIXTH, ROOT_THIRD, ROOT_SIXTH = 2 / 3, 1 / 3, 1 / 6, 2**0.5 / 3, 2**0.5 / 6
-
+# a convolution of x (N, H, W, C) to z (N, rows, columns, K), with the kernel's corner for its first pixel at -top, -left of x; where dx is
+# made x is dz and w is turned by half a circle, `turned`. Its fields: high, wide: tiles of an output; lines: N high of tiles;
+# u (36, C, K): w through G; panels: u in panel_size values a point; sums (2, 36, C, K): the points of dw; flags (N, high * wide), uint8:
+# tiles with a value that is not finite; room: room_size values a thread; w, b, residual, z, y, dz, dw, code and parameter: as in
+# conv2d_forward and conv2d_backward, null for None
 WINOGRAD = np.dtype(
     [(name, "i8") for name in "N H W C K rows columns top left high wide lines turned code".split()]
     + [(name, "i8") for name in "x w u panels panel_size b residual z y dz dw sums flags room room_size".split()]
@@ -108,16 +112,19 @@ def to_kernel(a, b, c, d, e, f):
 
 
 @device_function
-def six(first, step):
+def three(first, step):
     """Pointers `step` values apart."""
-    return (
-        first,
-        advance(first, step),
-        advance(first, 2 * step),
-        advance(first, 3 * step),
-        advance(first, 4 * step),
-        advance(first, 5 * step),
-    )
+    return first, advance(first, step), advance(first, 2 * step)
+
+
+@device_function
+def four(first, step):
+    return first, advance(first, step), advance(first, 2 * step), advance(first, 3 * step)
+
+
+@device_function
+def six(first, step):
+    return three(first, step) + three(advance(first, 3 * step), step)
 
 
 @device_function
@@ -126,290 +133,300 @@ def line_of(pixels, height, row, size, none):
     return advance(pixels, row * size) if 0 <= row < height else none
 
 
+@device_function
+def three_lines(pixels, height, row, size, none):
+    lines = line_of(pixels, height, row, size, none), line_of(pixels, height, row + 1, size, none)
+    return (*lines, line_of(pixels, height, row + 2, size, none))
+
+
+@device_function
+def room_of(conv, thread_index, like):
+    """The thread's own values (room_size,)."""
+    return advance(pointer(conv.room, like), thread_index * conv.room_size)
+
+
 @kernel(WINOGRAD)
-def winograd_kernel_part(part, parts, job, like):
-    """u (36, *w.shape[2:]): the part's values of the transformed w, turned by half a circle for an input's gradient."""
-    g = carray(job, 1)[0]
-    size = g.C * g.K
-    lo, hi = thread_range(part, parts, size, CHUNK)
-    room = advance(pointer(g.room, like), part * g.room_size)
+def winograd_kernel_part(thread_index, thread_count, record, like):
+    """G w G^T: the thread's values of u (36, C, K), or (36, K, C) as w's where it is turned for dx."""
+    conv = carray(record, 1)[0]
+    size = conv.C * conv.K
+    lo, hi = thread_range(thread_index, thread_count, size, CHUNK)
+    room = room_of(conv, thread_index, like)  # (6, 3, CHUNK)
+    w, u = pointer(conv.w, like), pointer(conv.u, like)  # (9, C, K) and (36, C, K)
     for at in range(lo, hi, CHUNK):
         n = min(CHUNK, hi - at)
+        # columns of the kernel's taps
         for j in range(3):
-            a, b, c = j, 3 + j, 6 + j
-            if g.turned:
-                a, b, c = 8 - a, 8 - b, 8 - c
-            w = advance(pointer(g.w, like), at)
-            taps = advance(w, a * size), advance(w, b * size), advance(w, c * size)
+            first, step = (8 - j, -3) if conv.turned else (j, 3)
+            taps = three(advance(w, first * size + at), step * size)
             map_arrays(of_kernel, n, taps, six(advance(room, j * CHUNK), 3 * CHUNK), ())
+        # and rows of what they give
         for i in range(SIDE):
-            taps = advance(room, 3 * i * CHUNK)
-            taps = taps, advance(taps, CHUNK), advance(taps, 2 * CHUNK)
-            map_arrays(of_kernel, n, taps, six(advance(pointer(g.u, like), SIDE * i * size + at), size), ())
+            taps = three(advance(room, 3 * i * CHUNK), CHUNK)
+            map_arrays(of_kernel, n, taps, six(advance(u, SIDE * i * size + at), size), ())
 
 
 @kernel(WINOGRAD)
-def winograd_panels_part(part, parts, job, like):
-    """The part's points of u, as the products take them; transposed for an input's gradient."""
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, POINTS, 1)
+def winograd_panels_part(thread_index, thread_count, record, like):
+    """The thread's points of u in panels, as the products read them; transposed where w is turned for dx."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, POINTS, 1)
     for p in range(lo, hi):
-        u, panels = advance(pointer(g.u, like), p * g.C * g.K), advance(pointer(g.panels, like), p * g.panel_size)
-        row, column = (1, g.C) if g.turned else (g.K, 1)
-        pack_b(g.C, g.K, u, row, column, panels, g.C)
+        u = advance(pointer(conv.u, like), p * conv.C * conv.K)  # (C, K), or (K, C)
+        panels = advance(pointer(conv.panels, like), p * conv.panel_size)
+        row, column = (1, conv.C) if conv.turned else (conv.K, 1)
+        pack_b(conv.C, conv.K, u, row, column, panels, conv.C)
 
 
 @device_function
-def padded(g):
+def padded(conv):
     """Values of a line of tiles' pixels of the image."""
-    return (TILE * g.wide + 2) * g.C
+    return (TILE * conv.wide + 2) * conv.C
 
 
 @device_function
-def image_columns(g, line, lines, none, like):
+def image_columns(conv, line, lines, none, like):
     """lines (6, padded): the line's six rows of x through B^T from above to below, between zeros."""
-    image, i = line // g.high, line % g.high
-    x, row, size, n = advance(pointer(g.x, like), image * g.H * g.W * g.C), TILE * i - g.top, g.W * g.C, padded(g)
-    rows = (
-        line_of(x, g.H, row, size, none),
-        line_of(x, g.H, row + 1, size, none),
-        line_of(x, g.H, row + 2, size, none),
-        line_of(x, g.H, row + 3, size, none),
-        line_of(x, g.H, row + 4, size, none),
-        line_of(x, g.H, row + 5, size, none),
-    )
-    left = g.left * g.C
+    image, i = line // conv.high, line % conv.high
+    x = advance(pointer(conv.x, like), image * conv.H * conv.W * conv.C)  # (H, W, C)
+    row, size, n = TILE * i - conv.top, conv.W * conv.C, padded(conv)
+    rows = three_lines(x, conv.H, row, size, none) + three_lines(x, conv.H, row + 3, size, none)
+    left = conv.left * conv.C
     values = min(size, n - left)
     for r in range(SIDE):
-        to = advance(lines, r * n)
+        to = advance(lines, r * n)  # (padded,)
         clear(left, to)
         clear(n - left - values, advance(to, left + values))
     map_arrays(of_image, values, rows, six(advance(lines, left), n), ())
 
 
 @device_function
-def image_points(lo, hi, g, lines, channel, channels, tile, n, v):
+def image_points(lo, hi, conv, lines, channel, channels, tile, n, v):
     """v (hi - lo rows of 6 points, n tiles, channels): the lines' columns through B, as tiles from the tile-th on."""
-    size = padded(g)
+    size = padded(conv)
     for i in range(lo, hi):
-        for j in range(g.wide):
-            pixels = six(advance(lines, i * size + TILE * j * g.C + channel), g.C)
-            points = advance(v, ((i - lo) * SIDE * n + tile + j) * channels)
+        for j in range(conv.wide):
+            pixels = six(advance(lines, i * size + TILE * j * conv.C + channel), conv.C)
+            points = advance(v, ((i - lo) * SIDE * n + tile + j) * channels)  # (6, channels), n * channels apart
             map_arrays(of_image, channels, pixels, six(points, n * channels), ())
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
-def winograd_part(part, parts, job, like):
-    """The part's lines of tiles, a few at a time."""
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, g.lines, 1)
-    most = (TILES + g.wide - 1) // g.wide
-    room = advance(pointer(g.room, like), part * g.room_size)
-    none, null = room, pointer(g.N * 0, like)
-    lines = advance(none, max(g.W * g.C, g.K))
-    sums = advance(lines, SIDE * padded(g))
-    v = advance(sums, (SIDE * TILE * g.wide + TILE + 1) * g.K)
-    m = advance(v, POINTS * most * g.wide * g.C)
-    clear(max(g.W * g.C, g.K), none)
+def winograd_part(thread_index, thread_count, record, like):
+    """The thread's lines of tiles, a few at a time: forward, or of dx, which undoes it with w turned."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, conv.lines, 1)
+    most = (TILES + conv.wide - 1) // conv.wide
+    # zeros for a row that is none of the image's, or a bias; no start of sums
+    none, null = room_of(conv, thread_index, like), pointer(conv.N * 0, like)  # (W C or K,)
+    lines = advance(none, max(conv.W * conv.C, conv.K))  # (6, padded)
+    sums = advance(lines, SIDE * padded(conv))  # (4, 6, wide, K), and (5, K)
+    v = advance(sums, (SIDE * TILE * conv.wide + TILE + 1) * conv.K)  # (36, n, C)
+    m = advance(v, POINTS * most * conv.wide * conv.C)  # (36, n, K)
+    clear(max(conv.W * conv.C, conv.K), none)
     for first in range(lo, hi, most):
         count = min(most, hi - first)
-        n = count * g.wide
+        n = count * conv.wide
+        # B^T x B
         for line in range(count):
-            image_columns(g, first + line, lines, none, like)
-            image_points(0, SIDE, g, lines, 0, g.C, line * g.wide, n, v)
+            image_columns(conv, first + line, lines, none, like)
+            image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, n, v)
+        # products with u
         for p in range(POINTS):
-            panels, to = advance(pointer(g.panels, like), p * g.panel_size), advance(m, p * n * g.K)
-            panel_tiles(n, g.K, g.C, advance(v, p * n * g.C), g.C, panels, null, 0, to, g.K)
+            panels, to = advance(pointer(conv.panels, like), p * conv.panel_size), advance(m, p * n * conv.K)
+            panel_tiles(n, conv.K, conv.C, advance(v, p * n * conv.C), conv.C, panels, null, 0, to, conv.K)
+        # A^T m A, bias, residual and activation
         for line in range(count):
-            line_outputs(g, first + line, line * g.wide, n, m, sums, none, like)
+            line_outputs(conv, first + line, line * conv.wide, n, m, sums, none, like)
 
 
 @device_function
-def line_outputs(g, line, tile, n, m, sums, none, like):
+def line_outputs(conv, line, tile, n, m, sums, none, like):
     """The line's pixels, from its tiles' products m (36, n, K), and what follows a convolution."""
-    image, i = line // g.high, line % g.high
-    size = g.wide * g.K
+    image, i = line // conv.high, line % conv.high
+    size = conv.wide * conv.K
+    # A^T from above to below
     for j in range(SIDE):
-        points, to = advance(m, (j * n + tile) * g.K), advance(sums, j * size)
-        targets = (
-            to,
-            advance(to, SIDE * size),
-            advance(to, 2 * SIDE * size),
-            advance(to, 3 * SIDE * size),
-        )
-        map_arrays(to_outputs, size, six(points, SIDE * n * g.K), targets, ())
-    seen = advance(sums, SIDE * TILE * size)
-    beyond, bias = advance(seen, g.K), pointer(g.b, like) if g.b else none
-    clear(g.K, seen)
-    at = (image * g.rows + TILE * i) * g.columns * g.K
-    z = advance(pointer(g.z, like), at)
-    height = min(TILE, g.rows - TILE * i)
+        points = six(advance(m, (j * n + tile) * conv.K), SIDE * n * conv.K)
+        map_arrays(to_outputs, size, points, four(advance(sums, j * size), SIDE * size), ())
+    seen = advance(sums, SIDE * TILE * size)  # (K,)
+    beyond, bias = advance(seen, conv.K), pointer(conv.b, like) if conv.b else none  # (3, K) and (K,)
+    clear(conv.K, seen)
+    at = (image * conv.rows + TILE * i) * conv.columns * conv.K
+    z = advance(pointer(conv.z, like), at)  # (height, columns, K)
+    height = min(TILE, conv.rows - TILE * i)
+    # A from left to right, and the bias
     for r in range(height):
-        for j in range(g.wide):
-            from_six = six(advance(sums, r * SIDE * size + j * g.K), size)
-            pixel = advance(z, (r * g.columns + TILE * j) * g.K)
-            left = g.columns - TILE * j
+        for j in range(conv.wide):
+            from_six = six(advance(sums, r * SIDE * size + j * conv.K), size)
+            pixel = advance(z, (r * conv.columns + TILE * j) * conv.K)  # (4, K)
+            left = conv.columns - TILE * j
             targets = (
                 pixel,
-                advance(pixel, g.K) if left > 1 else beyond,
-                advance(pixel, 2 * g.K) if left > 2 else advance(beyond, g.K),
-                advance(pixel, 3 * g.K) if left > 3 else advance(beyond, 2 * g.K),
+                advance(pixel, conv.K) if left > 1 else beyond,
+                advance(pixel, 2 * conv.K) if left > 2 else advance(beyond, conv.K),
+                advance(pixel, 3 * conv.K) if left > 3 else advance(beyond, 2 * conv.K),
                 seen,
             )
-            map_arrays(to_pixels, g.K, (*from_six, bias, seen), targets, ())
-    if not_finite(g.K, seen):
-        flag(g, line, height, z, like)
-    if g.y:
-        y, values = advance(pointer(g.y, like), at), height * g.columns * g.K
-        if g.residual:
-            map_arrays(add, values, (z, advance(pointer(g.residual, like), at)), (z,), ())
-        activate(g.code, g.parameter, height * g.columns, g.K, z, y)
+            map_arrays(to_pixels, conv.K, (*from_six, bias, seen), targets, ())
+    if not_finite(conv.K, seen):
+        flag(conv, line, height, z, like)
+    # residual and activation
+    if conv.y:
+        y, values = advance(pointer(conv.y, like), at), height * conv.columns * conv.K
+        if conv.residual:
+            map_arrays(add, values, (z, advance(pointer(conv.residual, like), at)), (z,), ())
+        activate(conv.code, conv.parameter, height * conv.columns, conv.K, z, y)
 
 
 @device_function
 def not_finite(n, values):
-    found, total = carray(values, n), real(0, carray(values, 1)[0])
+    """Whether one of n values is infinite or NaN."""
+    array, total = carray(values, n), real(0, carray(values, 1)[0])
     for k in range(n):
-        total += found[k] * real(0, total)
+        total += array[k] * real(0, total)
     return total != total
 
 
 @device_function
-def flag(g, line, height, z, like):
+def flag(conv, line, height, z, like):
     """Flag the line's tiles that have a value which is not finite."""
-    flags = carray(void_pointer(g.flags + line * g.wide), g.wide, np.uint8)
-    for j in range(g.wide):
-        width = min(TILE, g.columns - TILE * j) * g.K
+    flags = carray(void_pointer(conv.flags + line * conv.wide), conv.wide, np.uint8)
+    for j in range(conv.wide):
+        width = min(TILE, conv.columns - TILE * j) * conv.K
         for r in range(height):
-            if not_finite(width, advance(z, (r * g.columns + TILE * j) * g.K)):
+            if not_finite(width, advance(z, (r * conv.columns + TILE * j) * conv.K)):
                 flags[j] = 1
 
 
 @device_function
-def upstream_columns(g, line, lines, none, like):
+def upstream_columns(conv, line, lines, none, like):
     """lines (6, 4 wide, K): the line's four rows of dz, through A from above to below, before zeros."""
-    image, i = line // g.high, line % g.high
-    dz = advance(pointer(g.dz, like), image * g.rows * g.columns * g.K)
-    n, size, row = TILE * g.wide * g.K, g.columns * g.K, TILE * i
-    rows = (
-        advance(dz, row * size),
-        line_of(dz, g.rows, row + 1, size, none),
-        line_of(dz, g.rows, row + 2, size, none),
-        line_of(dz, g.rows, row + 3, size, none),
-    )
+    image, i = line // conv.high, line % conv.high
+    dz = advance(pointer(conv.dz, like), image * conv.rows * conv.columns * conv.K)  # (rows, columns, K)
+    n, size, row = TILE * conv.wide * conv.K, conv.columns * conv.K, TILE * i
+    rows = (advance(dz, row * size), *three_lines(dz, conv.rows, row + 1, size, none))
     for r in range(SIDE):
         clear(n - size, advance(lines, r * n + size))
     map_arrays(of_upstream, size, rows, six(lines, n), ())
 
 
 @device_function
-def upstream_points(lo, hi, g, lines, tile, n, d):
+def upstream_points(lo, hi, conv, lines, tile, n, d):
     """d (hi - lo rows of 6 points, n tiles, K): A^T of the line's columns, as its tiles from the tile-th on."""
-    size = TILE * g.wide * g.K
+    size = TILE * conv.wide * conv.K
     for i in range(lo, hi):
-        for j in range(g.wide):
-            pixel = advance(lines, i * size + TILE * j * g.K)
-            pixels = pixel, advance(pixel, g.K), advance(pixel, 2 * g.K), advance(pixel, 3 * g.K)
-            points = advance(d, ((i - lo) * SIDE * n + tile + j) * g.K)
-            map_arrays(of_upstream, g.K, pixels, six(points, n * g.K), ())
+        for j in range(conv.wide):
+            pixels = four(advance(lines, i * size + TILE * j * conv.K), conv.K)
+            points = advance(d, ((i - lo) * SIDE * n + tile + j) * conv.K)  # (6, K), n * K apart
+            map_arrays(of_upstream, conv.K, pixels, six(points, n * conv.K), ())
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
-def winograd_sums_part(part, parts, job, like):
-    """sums (36, C, K): the products of the part's points, over all tiles in their order. More than six parts share the channels too."""
-    g = carray(job, 1)[0]
-    blocks = (parts + SIDE - 1) // SIDE
-    begin, end = thread_range(part, parts, SIDE * blocks, 1)
+def winograd_sums_part(thread_index, thread_count, record, like):
+    """The thread's points of sums (36, C, K), which undo the products: over all tiles in their order.
+
+    More than six threads share the channels too.
+    """
+    conv = carray(record, 1)[0]
+    blocks = (thread_count + SIDE - 1) // SIDE
+    begin, end = thread_range(thread_index, thread_count, SIDE * blocks, 1)
     for block in range(begin // SIDE, (end + SIDE - 1) // SIDE):
         lo, hi = max(begin - block * SIDE, 0), min(end - block * SIDE, SIDE)
-        channel, behind = thread_range(block, blocks, g.C, ROWS)
+        channel, behind = thread_range(block, blocks, conv.C, ROWS)
         if channel < behind:
-            sums_of(g, lo, hi, channel, behind - channel, advance(pointer(g.room, like), part * g.room_size), like)
+            sums_of(conv, lo, hi, channel, behind - channel, room_of(conv, thread_index, like), like)
 
 
 @device_function
-def sums_of(g, lo, hi, channel, channels, room, like):
+def sums_of(conv, lo, hi, channel, channels, room, like):
     """The sums of the rows lo..hi of points and of so many channels."""
-    most = (DEEP_TILES + g.wide - 1) // g.wide
-    none, size = room, max(g.W * g.C, g.columns * g.K)
-    lines = advance(none, size)
-    v = advance(lines, SIDE * max(padded(g), TILE * g.wide * g.K))
-    d = advance(v, POINTS * most * g.wide * g.C)
-    null, width = pointer(g.N * 0, like), VECTORS * lanes(like)
+    most = (DEEP_TILES + conv.wide - 1) // conv.wide
+    none, size = room, max(conv.W * conv.C, conv.columns * conv.K)  # zeros (size,)
+    lines = advance(none, size)  # (6, padded), then (6, 4 wide, K)
+    v = advance(lines, SIDE * max(padded(conv), TILE * conv.wide * conv.K))  # (6 rows of points, n, channels)
+    d = advance(v, POINTS * most * conv.wide * conv.C)  # (6 rows of points, n, K)
+    null, width = pointer(conv.N * 0, like), VECTORS * lanes(like)
     # whole steps of the loop; the sums of the first so many lines, and those of the next, which are added to them, in as much room again
-    long = max(LONG // (most * g.wide), 1) * most
+    long = max(LONG // (most * conv.wide), 1) * most
     clear(size, none)
-    for first in range(0, g.lines, most):
-        count = min(most, g.lines - first)
-        n = count * g.wide
+    for first in range(0, conv.lines, most):
+        count = min(most, conv.lines - first)
+        n = count * conv.wide
+        # B^T x B and A dz A^T
         for line in range(count):
-            image_columns(g, first + line, lines, none, like)
-            image_points(lo, hi, g, lines, channel, channels, line * g.wide, n, v)
-            upstream_columns(g, first + line, lines, none, like)
-            upstream_points(lo, hi, g, lines, line * g.wide, n, d)
+            image_columns(conv, first + line, lines, none, like)
+            image_points(lo, hi, conv, lines, channel, channels, line * conv.wide, n, v)
+            upstream_columns(conv, first + line, lines, none, like)
+            upstream_points(lo, hi, conv, lines, line * conv.wide, n, d)
+        # products, added up
         for p in range((hi - lo) * SIDE):
-            a, b = advance(v, p * n * channels), advance(d, p * n * g.K)
-            sums = advance(pointer(g.sums, like), ((SIDE * lo + p) * g.C + channel) * g.K)
-            to = sums if first < long else advance(sums, POINTS * g.C * g.K)
-            start, start_row, start_col = (null, 0, 0) if first % long == 0 else (to, g.K, 1)
-            tiles(channels, g.K, n, a, 1, channels, 1, 0, b, g.K, width, start, start_row, start_col, to, g.K)
-            if first >= long and ((first + most) % long == 0 or first + most >= g.lines):
-                map_arrays(add, channels * g.K, (sums, to), (sums,), ())
+            a, b = advance(v, p * n * channels), advance(d, p * n * conv.K)  # (n, channels) and (n, K)
+            sums = advance(pointer(conv.sums, like), ((SIDE * lo + p) * conv.C + channel) * conv.K)  # (channels, K)
+            to = sums if first < long else advance(sums, POINTS * conv.C * conv.K)
+            start, start_row, start_col = (null, 0, 0) if first % long == 0 else (to, conv.K, 1)
+            tiles(channels, conv.K, n, a, 1, channels, 1, 0, b, conv.K, width, start, start_row, start_col, to, conv.K)
+            if first >= long and ((first + most) % long == 0 or first + most >= conv.lines):
+                map_arrays(add, channels * conv.K, (sums, to), (sums,), ())
 
 
 @kernel(WINOGRAD)
-def winograd_gradient_part(part, parts, job, like):
-    """The part's values of dw (3, 3, C, K), from the sums."""
-    g = carray(job, 1)[0]
-    size = g.C * g.K
-    lo, hi = thread_range(part, parts, size, CHUNK)
-    room = advance(pointer(g.room, like), part * g.room_size)
+def winograd_gradient_part(thread_index, thread_count, record, like):
+    """G^T sums G: the thread's values of dw (3, 3, C, K), which undoes winograd_kernel_part."""
+    conv = carray(record, 1)[0]
+    size = conv.C * conv.K
+    lo, hi = thread_range(thread_index, thread_count, size, CHUNK)
+    room = room_of(conv, thread_index, like)  # (3, 6, CHUNK)
+    sums, dw = pointer(conv.sums, like), pointer(conv.dw, like)  # (36, C, K) and (9, C, K)
     for at in range(lo, hi, CHUNK):
         n = min(CHUNK, hi - at)
+        # columns of the points
         for j in range(SIDE):
-            points, to = advance(pointer(g.sums, like), j * size + at), advance(room, j * CHUNK)
-            targets = to, advance(to, SIDE * CHUNK), advance(to, 2 * SIDE * CHUNK)
-            map_arrays(to_kernel, n, six(points, SIDE * size), targets, ())
+            points, taps = six(advance(sums, j * size + at), SIDE * size), three(advance(room, j * CHUNK), SIDE * CHUNK)
+            map_arrays(to_kernel, n, points, taps, ())
+        # and rows of what they give
         for i in range(3):
-            dw = advance(pointer(g.dw, like), 3 * i * size + at)
-            targets = dw, advance(dw, size), advance(dw, 2 * size)
-            map_arrays(to_kernel, n, six(advance(room, i * SIDE * CHUNK), CHUNK), targets, ())
+            points, taps = six(advance(room, i * SIDE * CHUNK), CHUNK), three(advance(dw, 3 * i * size + at), size)
+            map_arrays(to_kernel, n, points, taps, ())
 
 
 @device_function
-def describe(g, x, K, rows, columns, top, left, room, parts):
-    g.N, g.H, g.W, g.C = x.shape
-    g.K, g.rows, g.columns, g.top, g.left = K, rows, columns, top, left
-    g.high, g.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
-    g.lines, g.x, g.room, g.room_size = g.N * g.high, address(x), address(room), room.size // parts
+def describe(conv, x, K, rows, columns, top, left, room, thread_count):
+    """Sizes, and room."""
+    conv.N, conv.H, conv.W, conv.C = x.shape
+    conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
+    conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
+    conv.lines, conv.x = conv.N * conv.high, address(x)
+    conv.room, conv.room_size = address(room), room.size // thread_count
 
 
 @driver
 def _convolve(
-    launcher, parts, kernels, x, w, b, top, left, turned, residual, code, parameter, z, y, flags, points_size, room
+    launcher, thread_count, kernels, x, w, b, top, left, turned, residual, code, parameter, z, y, flags, points_size, room
 ):  # fmt: skip
-    job = local_zeros(1, WINOGRAD)
-    g = job[0]
+    record = local_zeros(1, WINOGRAD)
+    conv = record[0]
     points = room[:points_size]
-    describe(g, x, z.shape[3], z.shape[1], z.shape[2], top, left, room[points_size:], parts)
+    describe(conv, x, z.shape[3], z.shape[1], z.shape[2], top, left, room[points_size:], thread_count)
     size = w[0, 0].size
-    g.w, g.turned = address(w), turned
-    g.u, g.panels, g.panel_size = address(points), address(points[POINTS * size :]), points.size // POINTS - size
-    run_kernel(launcher, kernels[KERNEL_PART], parts, job, ())
-    run_kernel(launcher, kernels[PANELS_PART], parts, job, ())
-    g.b, g.residual, g.flags = address_or_null(b), address_or_null(residual), address(flags)
-    g.z, g.y, g.code, g.parameter = address(z), address_or_null(y), code, parameter
-    run_kernel(launcher, kernels[FORWARD_PART], parts, job, ())
+    conv.w, conv.turned = address(w), turned
+    conv.u, conv.panels = address(points), address(points[POINTS * size :])
+    conv.panel_size = points.size // POINTS - size
+    run_kernel(launcher, kernels[KERNEL_PART], thread_count, record, ())
+    run_kernel(launcher, kernels[PANELS_PART], thread_count, record, ())
+    conv.b, conv.residual, conv.flags = address_or_null(b), address_or_null(residual), address(flags)
+    conv.z, conv.y, conv.code, conv.parameter = address(z), address_or_null(y), code, parameter
+    run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
 @driver
-def _weights(launcher, parts, kernels, x, dz, top, left, dw, sums_size, room):
-    job = local_zeros(1, WINOGRAD)
-    g = job[0]
-    describe(g, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, room[sums_size:], parts)
-    g.dz, g.dw, g.sums = address(dz), address(dw), address(room)
-    run_kernel(launcher, kernels[SUMS_PART], parts, job, ())
-    run_kernel(launcher, kernels[GRADIENT_PART], parts, job, ())
+def _weights(launcher, thread_count, kernels, x, dz, top, left, dw, sums_size, room):
+    record = local_zeros(1, WINOGRAD)
+    conv = record[0]
+    describe(conv, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, room[sums_size:], thread_count)
+    conv.dz, conv.dw, conv.sums = address(dz), address(dw), address(room)
+    run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
+    run_kernel(launcher, kernels[GRADIENT_PART], thread_count, record, ())
 
 
 _KERNELS = Addresses(
@@ -417,8 +434,9 @@ _KERNELS = Addresses(
 )
 
 
-def suits(w, stride, pads, dilation, groups, rows, columns):
-    """Whether outputs of so many rows and columns are made this way: where tiles beyond their edges and transforms pay."""
+def suits(w, geometry, groups, z):
+    """Whether z is made this way: where tiles beyond its edges and transforms pay."""
+    (stride, pads, dilation), (_, rows, columns, _) = geometry, z.shape
     whole = (rows + TILE - 1) // TILE * ((columns + TILE - 1) // TILE) * TILE * TILE
     return (
         w.shape[:2] == (3, 3)
@@ -429,10 +447,11 @@ def suits(w, stride, pads, dilation, groups, rows, columns):
     )
 
 
-def convolve(x, w, b, top, left, turned, residual, activation, z, y):
-    """Flags (N, tiles), 1 where a value came out that is not finite. z, and y unless it is None, as in conv2d_forward; with w turned, z is
-    the gradient of an input and x of an output.
+def convolve(x, w, b, pads, turned, residual, activation, saved):
+    """Flags (N, tiles), 1 where a value came out that is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
+    turned, z is the gradient of an input and x of an output.
     """
+    z, y = saved
     dtype, size = x.dtype, w[0, 0].size
     n, _, width, channels = x.shape
     rows, columns, K = z.shape[1:]
@@ -444,13 +463,13 @@ def convolve(x, w, b, top, left, turned, residual, activation, z, y):
     room = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
     flags = np.zeros((n, high * wide), np.uint8)
     run(
-        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), top, left, turned,
+        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], turned,
         *or_empty(dtype, 4, residual), *activation, z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, room),
     )  # fmt: skip
     return flags
 
 
-def weights(x, dz, top, left, dw):
+def weights(x, dz, pads, dw):
     """dw (3, 3, C, K) of x and dz as in conv2d_backward, in which a value that is not finite is not to be trusted."""
     dtype = x.dtype
     _, _, width, channels = x.shape
@@ -462,6 +481,6 @@ def weights(x, dz, top, left, dw):
     # twice: see sums_of
     sums = 2 * POINTS * channels * K
     run(
-        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, top, left, dw, sums,
+        2 * dz.size * 9 * channels, _weights, _KERNELS[dtype.char], x, dz, *pads[:2], dw, sums,
         scratch=(dtype, sums, room),
     )  # fmt: skip

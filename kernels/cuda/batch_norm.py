@@ -241,58 +241,61 @@ def joined(columns):
     return (1, -(-columns // width)), width
 
 
-def batch_norm_statistics(x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd):
-    """mean and rstd (C,), float64: of x (M, C) in training, from which running_mean and running_var (C,), unless None, are moved by
-    momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+def batch_norm_statistics(x, running, training, eps, statistics):
+    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
+    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
     """
     rows, columns = x.shape
     if not training:
-        arrays = running_mean, running_var, mean, rstd
-        launch(running_moments, x.dtype, -(-columns // BLOCK), columns, eps, *arrays)
+        launch(running_moments, x.dtype, -(-columns // BLOCK), columns, eps, running.mean, running.var, *statistics)
     elif rows == 0:
-        mean[...], rstd[...] = 0.0, 1 / math.sqrt(1 + eps)
+        statistics.mean[...], statistics.rstd[...] = 0.0, 1 / math.sqrt(1 + eps)
     else:
         grid, depth = shares(rows, columns)
         parts = device.xp.empty((2, grid[0], columns))
         launch(block_moments, x.dtype, grid, rows, columns, tile_width(columns), depth, x, parts)
         over_columns, width = joined(columns)
-        settings = grid[0], running_mean is not None, momentum, eps, unbiased, float(np.finfo(x.dtype).max)
-        arrays = parts, running_mean, running_var, mean, rstd
+        moves, most = running.mean is not None, float(np.finfo(x.dtype).max)
+        settings = grid[0], moves, running.momentum, eps, running.unbiased, most
+        arrays = parts, running.mean, running.var, *statistics
         launch(moments, x.dtype, over_columns, rows, columns, width, depth, *settings, *arrays)
 
 
-def batch_norm_forward(x, mean, rstd, gamma, beta, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+def batch_norm_forward(x, statistics, affine, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
     rows, columns = x.shape
     alone = activation.code == types.SOFTMAX
     f = types.ACTIVATIONS["identity"] if alone else activation
     options = RESIDUAL * (residual is not None) + KEEP * activation.needs_input
-    arrays = x, mean, rstd, gamma, beta, residual, z, y
+    arrays = x, *statistics, *affine, residual, *saved
     launch(normalise_tiles, x.dtype, tiles(rows, columns), rows, columns, tile_width(columns), *f, options, *arrays)
     if alone:
-        activate_matrix(y, None, None, y, activation, keep=False)
+        activate_matrix(saved.y, None, None, saved.y, activation, keep=False)
 
 
-def batch_norm_backward(dy, x, mean, rstd, gamma, beta, activation, of_batch, z, y, dz, dx, dgamma, dbeta):
-    """dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma and dbeta (C,).
+def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
+    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
+    and dbeta (C,).
 
-    of_batch: whether mean and rstd are the batch's.
+    of_batch: whether the statistics are the batch's.
     """
     (rows, columns), dtype, width = x.shape, x.dtype, tile_width(x.shape[1])
-    kept, source, identity = dz is not None, dy, types.ACTIVATIONS["identity"]
+    dz, dx, dgamma, dbeta = gradients
+    keeps_dz, source, identity = dz is not None, dy, types.ACTIVATIONS["identity"]
+    kept = saved.z if activation.needs_input else saved.y
     if activation.code == types.SOFTMAX:
         source = device.xp.empty_like(dy) if dz is None else dz
-        differentiate_matrix(dy, y, source, None, activation)
-        kept, activation = False, identity
+        differentiate_matrix(dy, kept, source, None, activation)
+        keeps_dz, activation = False, identity
     grid, depth = shares(rows, columns)
     parts, below = device.xp.empty((2, grid[0], columns)), device.xp.empty((2, columns), dtype)
-    direct = dx is not None and not of_batch
-    saved = z if activation.needs_input else y
-    arrays = source, x, mean, rstd, gamma, beta, saved, dz, dx, parts
-    launch(block_sums, dtype, grid, rows, columns, width, depth, *activation, DZ * kept + DX * direct, *arrays)
+    options = DZ * keeps_dz + DX * (dx is not None and not of_batch)
+    arrays = source, x, *statistics, *affine, kept, dz, dx, parts
+    launch(block_sums, dtype, grid, rows, columns, width, depth, *activation, options, *arrays)
     over_columns, narrow = joined(columns)
-    launch(sums, dtype, over_columns, rows, columns, narrow, grid[0], parts, mean, rstd, gamma, dgamma, dbeta, below)
+    arrays = parts, *statistics, affine.gamma, dgamma, dbeta, below
+    launch(sums, dtype, over_columns, rows, columns, narrow, grid[0], *arrays)
     if dx is not None and of_batch:
-        source, f = (dz, identity) if kept else (source, activation)
-        arrays = source, x, mean, rstd, gamma, beta, saved, below, dx
+        source, f = (dz, identity) if keeps_dz else (source, activation)
+        arrays = source, x, *statistics, *affine, kept, below, dx
         launch(inputs, dtype, tiles(rows, columns), rows, columns, width, *f, *arrays)

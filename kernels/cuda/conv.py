@@ -134,8 +134,8 @@ def fold_tiles(
             dx[row * channels + channel] = total
 
 
-def _windows(x, w, y, stride, pads, dilation):
-    groups = x.shape[3] // w.shape[2]
+def _windows(x, w, y, geometry):
+    groups, (stride, pads, dilation) = x.shape[3] // w.shape[2], geometry
     return Windows(*x.shape[1:], *y.shape[1:3], *w.shape[:2], *stride, *dilation, *pads[:2], groups)
 
 
@@ -183,10 +183,11 @@ def _multiply(a, b, out, groups):
         _grouped(out, groups)[...] = device.xp.matmul(a, b)
 
 
-def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+def conv2d_forward(x, w, b, geometry, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
     x, w, b, residual = (flat(array) for array in (x, w, b, residual))
-    windows, sums, kernels = _windows(x, w, y, stride, pads, dilation), _matrix(z), _matrix(w)
+    z, y = saved
+    windows, sums, kernels = _windows(x, w, y, geometry), _matrix(z), _matrix(w)
     if windows.is_product:
         device.xp.matmul(_matrix(x), kernels, out=sums)
     else:
@@ -201,18 +202,18 @@ def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
         activate_matrix(sums, b, added, _matrix(y), activation, keep=z is not y)
 
 
-def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
-    """dz (N, H', W', K), dx like x, dw like w and db (K,) are overwritten; dx, dw and db may be None."""
-    x, w = flat(x), flat(w)
+def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
+    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    x, w, (dz, dx, dw, db) = flat(x), flat(w), gradients
     slopes, kernels = _matrix(dz), _matrix(w)
     if dz is not dy:
-        saved = z if activation.needs_input else y
-        differentiate_matrix(_matrix(flat(dy)), _matrix(saved), slopes, db, activation)
+        kept = saved.z if activation.needs_input else saved.y
+        differentiate_matrix(_matrix(flat(dy)), _matrix(kept), slopes, db, activation)
     elif db is not None:
         sum_rows(slopes, db)
     if dx is None and dw is None:
         return
-    windows = _windows(x, w, dz, stride, pads, dilation)
+    windows = _windows(x, w, dz, geometry)
     if windows.is_product:
         if dw is not None:
             device.xp.matmul(_matrix(x).T, slopes, out=_matrix(dw))

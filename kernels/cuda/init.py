@@ -97,6 +97,6 @@ def normal(out, key, mean, std):
 
 def orthogonal(out, key, gain):
     """out (rows, columns): gain times orthonormal rows or columns, the shorter."""
-    made = np.empty(out.shape)
-    reference.orthogonal(made, key, gain)
-    out[...] = device.xp.asarray(made, out.dtype)
+    host = np.empty(out.shape)
+    reference.orthogonal(host, key, gain)
+    out[...] = device.xp.asarray(host, out.dtype)

@@ -64,15 +64,15 @@ def pool_windows(
     j, part = group * together + (row & (together - 1)), row // together
     h0, h1 = pixels_of(i, step_h, top, size_h, H)
     w0, w1 = pixels_of(j, step_w, left, size_w, W)
-    there, split = j < columns and channel < C, BLOCK // width // together
+    inside, split = j < columns and channel < C, BLOCK // width // together
     value = dtype(0) if mean else dtype(-math.inf)
-    for h in range(h0 + part, h1 if there else 0, split):
+    for h in range(h0 + part, h1 if inside else 0, split):
         begin = ((image * H + h) * W + w0) * C + channel
         for at in range(begin, begin + (w1 - w0) * C, C):
             value = value + x[at] if mean else larger(x[at], value)
     if split > 1:
         value = add_down(shared, value, BLOCK // split) if mean else largest_down(shared, value, BLOCK // split)
-    if there and part == 0:
+    if inside and part == 0:
         count = size_h * size_w if include_pad else (h1 - h0) * (w1 - w0)
         y[((image * rows + i) * columns + j) * C + channel] = value / dtype(count) if mean else value
 

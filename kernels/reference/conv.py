@@ -23,8 +23,9 @@ import numpy as np
 from .activation import activation_backward, activation_forward
 
 
-def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
-    """z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+def conv2d_forward(x, w, b, geometry, residual, activation, saved):
+    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    (stride, pads, dilation), (z, y) = geometry, saved
     padded = pad(x, pads, 0)
     z[...] = 0
     for tap, pixels in taps(w.shape, z.shape, stride, dilation):
@@ -37,9 +38,10 @@ def conv2d_forward(x, w, b, stride, pads, dilation, residual, activation, z, y):
     activation_forward(z, y, activation)
 
 
-def conv2d_backward(dy, x, w, stride, pads, dilation, activation, z, y, dz, dx, dw, db):
-    """dz (N, H', W', K), dx like x, dw like w and db (K,) are overwritten; dx, dw and db may be None."""
-    activation_backward(dy, z, y, dz, activation)
+def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
+    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    (stride, pads, dilation), (dz, dx, dw, db) = geometry, gradients
+    activation_backward(dy, *saved, dz, activation)
     padded = pad(x, pads, 0)
     dpadded = np.zeros_like(padded)
     for tap, pixels in taps(w.shape, dz.shape, stride, dilation):

@@ -31,12 +31,12 @@ def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
     padded = pad(x, pads, -np.inf)
     in_image = pad(np.ones_like(x, bool), pads, False)
     dpadded = np.zeros_like(padded)
-    found = np.zeros(y.shape, bool)
+    done = np.zeros(y.shape, bool)
     for _, pixels in taps(size, y.shape, stride):
         largest = (padded[pixels] == y) | (np.isnan(padded[pixels]) & np.isnan(y))
-        first = largest & in_image[pixels] & ~found
+        first = largest & in_image[pixels] & ~done
         dpadded[pixels] += np.where(first, dy, 0)
-        found |= first
+        done |= first
     dx[...] = inner(dpadded, pads)
 
 
@@ -61,7 +61,7 @@ def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
 def counts(image, outputs, size, stride, pads, include_pad):
     """The number of values (1, H', W', 1) of which each mean is taken."""
     ones = pad(np.ones((1, *image[1:3], 1), int), pads, int(include_pad))
-    found = np.zeros((1, *outputs[1:3], 1), int)
+    total = np.zeros((1, *outputs[1:3], 1), int)
     for _, pixels in taps(size, outputs, stride):
-        found += ones[pixels]
-    return found
+        total += ones[pixels]
+    return total

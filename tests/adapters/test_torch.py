@@ -4,6 +4,7 @@ import copy
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
-from fastgrad.kernels.types import ACTIVATIONS  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
+from fastgrad.core.backend import kernels  # noqa: E402
+from fastgrad.kernels.types import ACTIVATIONS  # noqa: E402
 from fastgrad.torch import tensors  # noqa: E402
+from fastgrad.torch.ops import conv  # noqa: E402
 
 DOUBLE = torch.float64
 ACTS = {"identity": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
@@ -111,6 +114,27 @@ def test_a_convolution_is_pytorchs(in_force, act, options, last):
     same(fgt.conv2d(x, weight, bias, activation=act, residual=residual, **options), ACTS[act](z + residual),
          [x, weight, bias, residual])  # fmt: skip
     same(fgt.conv2d(x, weight, activation=act, **options), ACTS[act](F.conv2d(x, weight, **options)), [x, weight])
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "residual"])
+def test_what_is_frozen_of_a_convolution_has_no_gradient_computed(monkeypatch, frozen):
+    """And the others' gradients keep their bits."""
+    inputs = dict(zip(("x", "weight", "bias", "residual"), conv_inputs(), strict=True))
+    expected = torch.autograd.grad(fgt.conv2d(**inputs).square().sum(), list(inputs.values()))
+    ops, written = kernels(), []
+
+    def conv2d_backward(*arguments):
+        written.append(arguments[-1])
+        ops.conv2d_backward(*arguments)
+
+    spy = SimpleNamespace(conv2d_forward=ops.conv2d_forward, conv2d_backward=conv2d_backward)
+    monkeypatch.setattr(conv, "kernels", lambda: spy)
+    inputs[frozen] = inputs[frozen].detach()
+    fgt.conv2d(**inputs).square().sum().backward()
+    for (name, tensor), gradient in zip(inputs.items(), expected, strict=True):
+        assert tensor.grad is None if name == frozen else torch.equal(tensor.grad, gradient)
+    (gradients,) = written
+    assert [d is None for d in gradients[1:]] == [name == frozen for name in ("x", "weight", "bias")]
 
 
 def test_a_block_is_convolution_norm_and_activation(in_force):

@@ -28,6 +28,8 @@ from fastgrad.kernels.types import (
     Activation,
     Chain,
     ChainSaved,
+    Geometry,
+    LayerSaved,
     UpdateRule,
 )
 
@@ -222,7 +224,8 @@ def conv(backend, attributes, x, w, b=None):
     assert x.shape[1] == attributes.get("group", 1) * w.shape[1]
     y = unwritten((len(x), *outputs, len(w)), x.dtype)
     identity = ACTIVATIONS["identity"]
-    backend.conv2d_forward(channels_last(x), kernel, b, stride, pads, dilation, None, identity, y, y)
+    geometry = Geometry(stride, pads, dilation)
+    backend.conv2d_forward(channels_last(x), kernel, b, geometry, None, identity, LayerSaved(y, y))
     return channels_first(y, x.ndim)
 
 

@@ -25,7 +25,17 @@ import fastgrad as fg
 from fastgrad.core import device as gpu
 from fastgrad.functional.packing import packed_batch
 from fastgrad.kernels import reference, types
-from fastgrad.kernels.types import ACTIVATIONS, UpdateRule
+from fastgrad.kernels.types import (
+    ACTIVATIONS,
+    Affine,
+    ConvGradients,
+    Geometry,
+    LayerSaved,
+    NormGradients,
+    Running,
+    Statistics,
+    UpdateRule,
+)
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
@@ -343,9 +353,9 @@ def test_tall_matrices_are_summed_by_several_blocks(emulated, launches, dtype, r
     """A bias' gradient where the upstream gradient is dz itself."""
     problem = random_conv(rng, 3, (40, 40), 2, 300, 1, dtype)
     dy, gradients = problem.dy, [unwritten(problem.w.shape, dtype), unwritten(300, dtype)]
-    emulated.conv2d_backward(
-        dy, problem.x, problem.w, (1, 1), (0, 0, 0, 0), (1, 1), ACTIVATIONS["identity"], dy, dy, dy, None, *gradients
-    )
+    geometry, saved = Geometry((1, 1), (0, 0, 0, 0), (1, 1)), LayerSaved(dy, dy)
+    written = ConvGradients(dy, None, *gradients)
+    emulated.conv2d_backward(dy, problem.x, problem.w, geometry, ACTIVATIONS["identity"], saved, written)
     assert names_of(launches) == ["add_rows", "add_rows"]
     assert_close("conv", gradients[1], dy.sum((0, 1, 2), np.float64), size=np.abs(dy).sum((0, 1, 2)), terms=1)
     first, second = (traffic_of(launch, dtype) for launch in launches)
@@ -422,28 +432,28 @@ NORM_ROWS, NORM_COLUMNS = 3000, 5
 
 
 def norm_arrays(rng, dtype):
-    """Three matrices, two vectors, and mean and rstd."""
+    """Three matrices, gamma and beta, and mean and rstd."""
     matrices = (rng.standard_normal((NORM_ROWS, NORM_COLUMNS)).astype(dtype) for _ in range(3))
     vectors = (rng.random(NORM_COLUMNS).astype(dtype) for _ in range(2))
-    return *matrices, *vectors, np.zeros(NORM_COLUMNS), np.ones(NORM_COLUMNS)
+    return *matrices, Affine(*vectors), Statistics(np.zeros(NORM_COLUMNS), np.ones(NORM_COLUMNS))
 
 
 def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, launches, dtype, rng):
-    x, residual, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
-    n, running = x.size, [np.zeros_like(gamma), np.ones_like(gamma)]
-    emulated.batch_norm_statistics(x, *running, True, 0.1, 1e-5, True, mean, rstd)
+    x, residual, y, affine, statistics = norm_arrays(rng, dtype)
+    n, running = x.size, Running(np.zeros_like(affine.gamma), np.ones_like(affine.gamma), 0.1, True)
+    emulated.batch_norm_statistics(x, running, True, 1e-5, statistics)
     (read, parts), (joined, *moved, _, _) = (traffic_of(launch, dtype) for launch in launches)
     assert read == (n, 0)
     assert parts == (0, joined[0])
     assert parts[1] < n / 50
     assert moved == [(NORM_COLUMNS, NORM_COLUMNS)] * 2
     launches.clear()
-    emulated.batch_norm_statistics(x, *running, False, 0.1, 1e-5, True, mean, rstd)
+    emulated.batch_norm_statistics(x, running, False, 1e-5, statistics)
     assert names_of(launches) == ["running_moments"]
     for name in ("relu", "silu", "softmax"):
         launches.clear()
-        z = unwritten(x.shape, dtype) if name == "silu" else y
-        emulated.batch_norm_forward(x, mean, rstd, gamma, beta, residual, ACTIVATIONS[name], z, y)
+        saved = LayerSaved(unwritten(x.shape, dtype) if name == "silu" else y, y)
+        emulated.batch_norm_forward(x, statistics, affine, residual, ACTIVATIONS[name], saved)
         assert names_of(launches) == ["normalise_tiles"] + ["softmax_tiles"] * (name == "softmax")
         first, *_, added, kept, written = traffic_of(launches[0], dtype)
         assert first == added == (n, 0)
@@ -455,11 +465,12 @@ def test_batch_norm_reads_x_once_for_its_statistics_and_once_more(emulated, laun
 @pytest.mark.parametrize("of_batch", [False, True])
 def test_batch_norm_reads_dy_and_x_twice_backward(emulated, launches, dtype, rng, name, residual, of_batch):
     """Once where dx need not wait for the sums. dx is made of dz where a residual needs it, and after a relu without y."""
-    dy, x, y, gamma, beta, mean, rstd = norm_arrays(rng, dtype)
-    dx, dgamma, dbeta = np.empty_like(x), np.empty_like(gamma), np.empty_like(gamma)
-    dz = np.empty_like(x) if residual else None
-    arrays = dz, dx, dgamma, dbeta
-    emulated.batch_norm_backward(dy, x, mean, rstd, gamma, beta, ACTIVATIONS[name], of_batch, y, y, *arrays)
+    dy, x, y, affine, statistics = norm_arrays(rng, dtype)
+    gradients = NormGradients(
+        np.empty_like(x) if residual else None, np.empty_like(x), *(np.empty_like(v) for v in affine)
+    )
+    arguments = statistics, affine, ACTIVATIONS[name], of_batch, LayerSaved(y, y)
+    emulated.batch_norm_backward(dy, x, *arguments, gradients)
     assert names_of(launches) == ["block_sums", "sums"] + ["inputs"] * of_batch
     n, reads_y = x.size, name == "tanh" or (name == "relu" and residual)
     upstream, first, _, _, _, _, saved, *written, parts = traffic_of(launches[0], dtype)

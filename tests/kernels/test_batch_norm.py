@@ -13,7 +13,14 @@ from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.kernels import reference
-from fastgrad.kernels.types import ACTIVATIONS
+from fastgrad.kernels.types import (
+    ACTIVATIONS,
+    Affine,
+    LayerSaved,
+    NormGradients,
+    Running,
+    Statistics,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -83,10 +90,13 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     """
     dtype, (count, channels) = p.x.dtype, p.x.shape
     exact = p.map(in_float64)
-    mean, rstd, exact_mean, exact_rstd = (unwritten(channels, FLOAT64) for _ in range(4))
-    settings = of_batch, 0.3, 1e-5, count > 1
-    for kernels, q, *found in ((backend, p, mean, rstd), (reference, exact, exact_mean, exact_rstd)):
-        kernels.batch_norm_statistics(q.x, q.running_mean, q.running_var, *settings, *found)
+    statistics, exact_statistics = (
+        Statistics(unwritten(channels, FLOAT64), unwritten(channels, FLOAT64)) for _ in range(2)
+    )
+    (mean, rstd), (exact_mean, exact_rstd) = statistics, exact_statistics
+    for kernels, q, found in ((backend, p, statistics), (reference, exact, exact_statistics)):
+        running = Running(q.running_mean, q.running_var, 0.3, count > 1)
+        kernels.batch_norm_statistics(q.x, running, of_batch, 1e-5, found)
     # float32 values are added up in more digits
     terms = max(count, 2) if dtype == FLOAT64 else 2
     spread = 1 / exact_rstd + np.abs(exact_mean) * np.finfo(dtype).eps
@@ -95,22 +105,23 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     assert_close("batch_norm", p.running_mean, exact.running_mean, spread, terms)
     assert_close("batch_norm", p.running_var, exact.running_var, 1 / exact_rstd**2, terms=terms)
     y = unwritten(p.x.shape, dtype)
-    z = unwritten(p.x.shape, dtype) if activation.needs_input else y
-    backend.batch_norm_forward(p.x, mean, rstd, p.gamma, p.beta, p.residual, activation, z, y)
+    saved = LayerSaved(unwritten(p.x.shape, dtype) if activation.needs_input else y, y)
+    affine, exact_affine = Affine(p.gamma, p.beta), Affine(exact.gamma, exact.beta)
+    backend.batch_norm_forward(p.x, statistics, affine, p.residual, activation, saved)
     exact_y = unwritten(p.x.shape, FLOAT64)
-    arguments = exact.x, mean, rstd, exact.gamma, exact.beta, exact.residual, activation
-    reference.batch_norm_forward(*arguments, exact_y.copy(), exact_y)
+    exact_saved = LayerSaved(exact_y.copy(), exact_y)
+    reference.batch_norm_forward(exact.x, statistics, exact_affine, exact.residual, activation, exact_saved)
     assert_close("batch_norm", y, exact_y, 2 * np.abs(exact_y).max(initial=1))
 
-    saved = mean, rstd, p.gamma, p.beta, activation, of_batch, z, y
+    arguments = statistics, affine, activation, of_batch, saved
     dz, dx = (None if p.residual is None else unwritten(p.x.shape, dtype)), unwritten(p.x.shape, dtype)
     dgamma, dbeta = unwritten(channels, dtype), unwritten(channels, dtype)
-    backend.batch_norm_backward(p.dy, p.x, *saved, dz, dx, dgamma, dbeta)
+    backend.batch_norm_backward(p.dy, p.x, *arguments, NormGradients(dz, dx, dgamma, dbeta))
     exact_dz, exact_dx = unwritten(p.x.shape, FLOAT64), unwritten(p.x.shape, FLOAT64)
     exact_dgamma, exact_dbeta = unwritten(channels, FLOAT64), unwritten(channels, FLOAT64)
-    exact_saved = mean, rstd, exact.gamma, exact.beta, activation, of_batch, in_float64(z), in_float64(y)
-    gradients = exact_dz, exact_dx, exact_dgamma, exact_dbeta
-    reference.batch_norm_backward(exact.dy, exact.x, *exact_saved, *gradients)
+    exact_arguments = statistics, exact_affine, activation, of_batch, LayerSaved(*map(in_float64, saved))
+    gradients = NormGradients(exact_dz, exact_dx, exact_dgamma, exact_dbeta)
+    reference.batch_norm_backward(exact.dy, exact.x, *exact_arguments, gradients)
     if dz is not None:
         assert_close("batch_norm", dz, exact_dz, 4 * np.abs(exact_dz).max(initial=1))
     xhat = (exact.x - mean) * rstd
@@ -120,7 +131,7 @@ def assert_matches_reference(backend, p, activation, of_batch=True):
     assert_close("batch_norm", dx, exact_dx, 4 * size * np.abs(xhat).max(initial=1))
 
     others = None if dz is None else unwritten(p.x.shape, dtype), unwritten(channels, dtype), unwritten(channels, dtype)
-    backend.batch_norm_backward(p.dy, p.x, *saved, others[0], None, *others[1:])
+    backend.batch_norm_backward(p.dy, p.x, *arguments, NormGradients(others[0], None, *others[1:]))
     assert [bits(a) for a in others if a is not None] == [bits(a) for a in (dz, dgamma, dbeta) if a is not None]
 
 
@@ -498,12 +509,13 @@ def test_values_whose_squares_float32_cannot_hold(backend, name, size, rng):
     found = []
     for kernels, q in ((reference, p.map(in_float64)), (backend, p)):
         dtype, (mean, rstd) = q.x.dtype, np.empty((2, 7))
-        kernels.batch_norm_statistics(q.x, q.running_mean, q.running_var, True, 0.3, 1e-5, True, mean, rstd)
+        statistics, running = Statistics(mean, rstd), Running(q.running_mean, q.running_var, 0.3, True)
+        kernels.batch_norm_statistics(q.x, running, True, 1e-5, statistics)
         y, dz, dx, dgamma, dbeta = (unwritten(a.shape, dtype) for a in (q.x, q.x, q.x, q.gamma, q.beta))
-        z = unwritten(q.x.shape, dtype) if activation.needs_input else y
-        kernels.batch_norm_forward(q.x, mean, rstd, q.gamma, q.beta, q.residual, activation, z, y)
-        saved = mean, rstd, q.gamma, q.beta, activation, True, z, y
-        kernels.batch_norm_backward(q.dy, q.x, *saved, dz, dx, dgamma, dbeta)
+        saved = LayerSaved(unwritten(q.x.shape, dtype) if activation.needs_input else y, y)
+        affine, gradients = Affine(q.gamma, q.beta), NormGradients(dz, dx, dgamma, dbeta)
+        kernels.batch_norm_forward(q.x, statistics, affine, q.residual, activation, saved)
+        kernels.batch_norm_backward(q.dy, q.x, statistics, affine, activation, True, saved, gradients)
         # what is of x's size, or one over it, on a scale that float64 holds
         found.append((q.running_mean / size, mean / size, rstd * size, y, dz, dx * size, dgamma, dbeta))
     for ours, exact in zip(found[1], found[0], strict=True):

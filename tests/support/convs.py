@@ -8,6 +8,7 @@ from chains import torch_activation
 
 import fastgrad as fg
 from fastgrad.core import check
+from fastgrad.kernels.types import ConvGradients, Geometry, LayerSaved
 
 # the order of the gradients
 INPUTS = ("x", "w", "b", "residual")
@@ -114,13 +115,14 @@ def kernel_run(kernels, problem, pads=None, *, without=(), within=lambda a: a):
         return within(unwritten(array.shape, dtype))
 
     y = output(p.dy)
-    z = output(p.dy) if f.needs_input else y
-    kernels.conv2d_forward(p.x, p.w, p.b, stride, pads, dilation, p.residual, f, z, y)
+    saved = LayerSaved(output(p.dy) if f.needs_input else y, y)
+    sides = Geometry(stride, pads, dilation)
+    kernels.conv2d_forward(p.x, p.w, p.b, sides, p.residual, f, saved)
     dz = output(p.dy)
     gradients = {f"d{name}": output(array) for name, array in p.named(("x", "w", "b")).items()}
     gradients |= dict.fromkeys(without)
-    wanted = (gradients.get(name) for name in ("dx", "dw", "db"))
-    kernels.conv2d_backward(p.dy, p.x, p.w, stride, pads, dilation, f, z, y, dz, *wanted)
+    wanted = ConvGradients(dz, *(gradients.get(name) for name in ("dx", "dw", "db")))
+    kernels.conv2d_backward(p.dy, p.x, p.w, sides, f, saved, wanted)
     return {"y": y, "dresidual": dz} | {name: a for name, a in gradients.items() if a is not None}
 
 

@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: executors for kernels.cuda.engine.device.use that run launches over NumPy arrays, and one backend of NumPy
+"""The CUDA backend without a GPU: executors for device.use that run launches over NumPy arrays, and one backend of NumPy
 arrays on a GPU, so that the tests of all backends run there as they are.
 """
 

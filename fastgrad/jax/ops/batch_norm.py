@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import check_running
 from fastgrad.jax.arguments import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
-from fastgrad.kernels.types import Activation
+from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
 
 
 class Settings(NamedTuple):
@@ -45,7 +45,7 @@ def batch_norm(
     """
     op = "batch_norm"
     f = check.activation(op, activation)
-    given = {
+    named = {
         "x": x,
         "gamma": gamma,
         "beta": beta,
@@ -53,20 +53,22 @@ def batch_norm(
         "running_var": running_var,
         "residual": residual,
     }
-    seen = {name: None if a is None else checkable(op, name, a) for name, a in given.items()}
-    like = check.channels_last(op, "x", seen["x"])
+    checked = {name: None if a is None else checkable(op, name, a) for name, a in named.items()}
+    like = check.channels_last(op, "x", checked["x"])
     for name in ("gamma", "beta"):
-        check.array(op, name, seen[name], "(C,)", like.shape[-1:], like.dtype)
+        check.array(op, name, checked[name], "(C,)", like.shape[-1:], like.dtype)
     # nothing is written in place here: copies are writable
-    mean, var = (np.array(a) if isinstance(a, np.ndarray) else a for a in (seen["running_mean"], seen["running_var"]))
+    mean, var = (
+        np.array(a) if isinstance(a, np.ndarray) else a for a in (checked["running_mean"], checked["running_var"])
+    )
     check_running(op, mean, var, like.shape[-1:], like.dtype, bool(training))
     if residual is not None:
-        check.array(op, "residual", seen["residual"], "like x", like.shape, like.dtype)
+        check.array(op, "residual", checked["residual"], "like x", like.shape, like.dtype)
     if training and prod(like.shape[:-1]) == 1:
         raise ValueError(f"{op}: x must have more than one value a channel in training, got {like.shape}")
     momentum, eps = check.number(op, "momentum", momentum, most=1), check.number(op, "eps", eps)
     settings = Settings(bool(training), momentum, eps, bool(unbiased), f)
-    arrays = tuple(None if a is None else jnp.asarray(a) for a in given.values())
+    arrays = tuple(None if a is None else jnp.asarray(a) for a in named.values())
     return _norm(settings, varying(arrays, axes_of(arrays)))
 
 
@@ -80,8 +82,8 @@ def _forward(settings: Settings, arrays: tuple, keep: bool) -> list:
     x, gamma, _, mean, var, _ = arrays
     # JAX may have no float64
     bits = jax.ShapeDtypeStruct((*gamma.shape, 2), np.dtype(np.uint32))
-    kept = [bits, bits, x if settings.activation.needs_input else None] if keep else []
-    return call("batch_norm", host_norm_forward, [x, mean, var, *kept], arrays, **settings._asdict())
+    saved = [bits, bits, x if settings.activation.needs_input else None] if keep else []
+    return call("batch_norm", host_norm_forward, [x, mean, var, *saved], arrays, **settings._asdict())
 
 
 def _vjp_forward(settings: Settings, arrays: tuple) -> tuple[tuple, tuple]:
@@ -90,8 +92,8 @@ def _vjp_forward(settings: Settings, arrays: tuple) -> tuple[tuple, tuple]:
 
 
 def _vjp_backward(settings: Settings, saved: tuple, gradients: tuple) -> tuple:
-    (x, gamma, beta, _, _, residual), y, kept = saved
-    results, arguments = [x, gamma, beta, residual], [gradients[0], x, gamma, beta, y, *kept]
+    (x, gamma, beta, _, _, residual), y, bits_and_z = saved
+    results, arguments = [x, gamma, beta, residual], [gradients[0], x, gamma, beta, y, *bits_and_z]
     dx, dgamma, dbeta, dresidual = call("batch_norm", host_norm_backward, results, arguments, **settings._asdict())
     return ((dx, dgamma, dbeta, None, None, dresidual),)
 
@@ -103,41 +105,34 @@ def _rows(a: Any) -> Any:
     return None if a is None else a.reshape(-1, a.shape[-1])
 
 
+def _statistics(mean: np.ndarray, rstd: np.ndarray) -> Statistics:
+    """Float64 of their bits."""
+    return Statistics(mean.reshape(-1).view(np.float64), rstd.reshape(-1).view(np.float64))
+
+
 @host
-def host_norm_forward(results: list, arguments: list, activation: list, **settings: Any) -> None:
+def host_norm_forward(
+    results: list, arguments: list, training: bool, momentum: float, eps: float, unbiased: bool, activation: list
+) -> None:
     x, gamma, beta, mean, var, residual = arguments
-    y, new_mean, new_var, *kept = results
+    y, new_mean, new_var, *bits_and_z = results
     f, xs, ys = Activation(*activation), _rows(x), _rows(y)
-    batch_mean, rstd, z = kept or [np.empty(len(gamma)), np.empty(len(gamma)), None]
-    batch_mean, rstd = (a.reshape(-1).view(np.float64) for a in (batch_mean, rstd))
-    zs = _rows(z) if z is not None else empty(xs.shape, xs.dtype) if f.needs_input else ys
+    mean_bits, rstd_bits, z = bits_and_z or [np.empty(len(gamma)), np.empty(len(gamma)), None]
+    statistics = _statistics(mean_bits, rstd_bits)
     for new, old in ((new_mean, mean), (new_var, var)):
         if new is not None:
             new[...] = old
-    statistics = settings["training"], settings["momentum"], settings["eps"], settings["unbiased"]
-    kernels().batch_norm_statistics(xs, new_mean, new_var, *statistics, batch_mean, rstd)
-    kernels().batch_norm_forward(xs, batch_mean, rstd, gamma, beta, _rows(residual), f, zs, ys)
+    ops = kernels()
+    ops.batch_norm_statistics(xs, Running(new_mean, new_var, momentum, unbiased), training, eps, statistics)
+    saved = layer_saved(ys, f) if z is None else LayerSaved(_rows(z), ys)
+    ops.batch_norm_forward(xs, statistics, Affine(gamma, beta), _rows(residual), f, saved)
 
 
 @host
 def host_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
     dy, x, gamma, beta, y, mean, rstd, z = arguments
     dx, dgamma, dbeta, dresidual = results
-    mean, rstd = (a.reshape(-1).view(np.float64) for a in (mean, rstd))
-    zs, ys = _rows(y if z is None else z), _rows(y)
-    kernels().batch_norm_backward(
-        _rows(dy),
-        _rows(x),
-        mean,
-        rstd,
-        gamma,
-        beta,
-        Activation(*activation),
-        training,
-        zs,
-        ys,
-        _rows(dresidual),
-        _rows(dx),
-        dgamma,
-        dbeta,
-    )
+    statistics, saved = _statistics(mean, rstd), LayerSaved(_rows(y if z is None else z), _rows(y))
+    gradients = NormGradients(_rows(dresidual), _rows(dx), dgamma, dbeta)
+    affine, f = Affine(gamma, beta), Activation(*activation)
+    kernels().batch_norm_backward(_rows(dy), _rows(x), statistics, affine, f, training, saved, gradients)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.kernels.types import Activation
+from fastgrad.functional.batch_norm import move_statistics
+from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
 from fastgrad.torch.registration import Operator, direct, low, plain, refuse_tangents
 from fastgrad.torch.tensors import (
     LAST,
@@ -46,38 +47,29 @@ def batch_norm(
     x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y lies like x.
     In training running_mean and running_var (C,), if given, are moved in place.
     """
-    y = batch_norm_last(
-        x, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
-        residual=residual,
-    )  # fmt: skip
+    running = running_mean, running_var
+    y = batch_norm_last(x, (gamma, beta), running, residual, (training, momentum, eps), activation)
     return laid(y, like_last(x))
 
 
 def batch_norm_last(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    *,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str | tuple[str, float] = "identity",
-    residual: Tensor | None = None,
+    x: Tensor, affine: tuple, running: tuple, residual: Tensor | None, options: tuple, activation: Any
 ) -> Tensor:
-    """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    """The same with channels last in memory, whatever lies how: what is within a fused run.
+
+    affine: gamma and beta; running: mean and var, or None twice; options: training, momentum and eps.
+    """
     f = check.activation(OP, activation)
-    tensors: tuple = x, gamma, beta, running_mean, running_var, residual
+    tensors: tuple = x, *affine, *running, residual
     refuse_tangents(OP, *tensors)
-    settings: tuple = training, momentum, eps, *f
+    settings: tuple = *options, *f
     if not plain(OP, x):
         y, *_, mean, var = _forward.op(*tensors, *settings)
-        if training and running_mean is not None and running_var is not None:
+        if options[0] and running[0] is not None and running[1] is not None:
             # no part of the graph, though all that an operator returns is
             with torch.no_grad():
-                running_mean.copy_(mean)
-                running_var.copy_(var)
+                for old, new in zip(running, (mean, var), strict=True):
+                    old.copy_(new)
         # no product: PyTorch's norm returns what it takes
         return (
             y if low(x) is None else y.to(x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
@@ -107,33 +99,29 @@ def _run(
     f, dtype, width = Activation(code, parameter), xs.dtype, xs.shape[1:]
     if training and len(xs) == 1:
         raise ValueError(f"{OP}: x must have more than one value a channel in training, got {tuple(x.shape)}")
-    g, b = (
+    affine = Affine(*(
         check.contiguous(check.array(OP, n, array(OP, n, v), "(C,)", width, dtype))
         for n, v in (("gamma", gamma), ("beta", beta))
-    )
-    given = running_mean is not None and running_var is not None
-    if not training and not given:
+    ))  # fmt: skip
+    has_running = running_mean is not None and running_var is not None
+    if not training and not has_running:
         raise ValueError(f"{OP}: running_mean and running_var must be given in evaluation (training=False)")
-    named: Any = (("running_mean", running_mean), ("running_var", running_var)) if given else ()
-    running = [check.array(OP, name, array(OP, name, r), "(C,)", width, dtype) for name, r in named]
-    moved: list[Any] = [check.contiguous(r) if in_place else r.copy() for r in running] or [None, None]
+    named: Any = (("running_mean", running_mean), ("running_var", running_var)) if has_running else ()
+    running: list[Any] = [check.array(OP, name, array(OP, name, r), "(C,)", width, dtype) for name, r in named]
+    running = (running if in_place else [r.copy() for r in running]) or [None, None]
     added = None if residual is None else _like("residual", residual, x)
     y = empty(shape, dtype)
-    ys = y.reshape(xs.shape)
-    zs = empty(xs.shape, dtype) if f.needs_input else ys
-    mean, rstd = np.empty(width), np.empty(width)
-    ops = kernels()
-    ops.batch_norm_statistics(xs, *moved, training, momentum, eps, True, mean, rstd)
+    saved = layer_saved(y.reshape(xs.shape), f)
+    statistics = Statistics(np.empty(width), np.empty(width))
+    move_statistics(xs, Running(running[0], running[1], momentum, True), training, eps, statistics)
     if in_place and training:
-        for (_, tensor), old, new in zip(named, running, moved, strict=False):
-            if old is not new:
-                old[...] = new
+        for _, tensor in named:
             torch.autograd.graph.increment_version(tensor)
-    ops.batch_norm_forward(xs, mean, rstd, g, b, added, f, zs, ys)
-    kept = zs.reshape(shape) if f.needs_input else own(f, y)
-    others = kept, mean, rstd, *(np.empty(0, dtype) if r is None else r for r in moved)
+    kernels().batch_norm_forward(xs, statistics, affine, added, f, saved)
+    kept = saved.z.reshape(shape) if f.needs_input else own(f, y)
     # what was moved in place is an argument, which no operator returns
-    return channels_second(y), *(torch.from_numpy(a) for a in (others[:3] if in_place else others))
+    others = [] if in_place else [np.empty(0, dtype) if r is None else r for r in running]
+    return channels_second(y), *(torch.from_numpy(a) for a in (kept, *statistics, *others))
 
 
 def _run_backward(
@@ -156,13 +144,13 @@ def _run_backward(
         ys = _rows("y", kept)[0]
     elif saves_own(code):
         ys = array(OP, "kept", kept).reshape(xs.shape)
-    vectors = [check.contiguous(array(OP, "gamma", v)) for v in (gamma, beta)]
-    statistics = [array(OP, "mean", v) for v in (mean, rstd)]
-    dgamma, dbeta = (np.empty_like(v) for v in vectors)
-    dx, dz = (empty(shape, xs.dtype) if want else None for want in wants)
-    dxs, dzs = (None if d is None else d.reshape(xs.shape) for d in (dx, dz))
-    kernels().batch_norm_backward(dys, xs, *statistics, *vectors, f, training, ys, ys, dzs, dxs, dgamma, dbeta)
-    return [torch.from_numpy(dgamma), torch.from_numpy(dbeta), *(channels_second(d) for d in (dx, dz) if d is not None)]
+    affine = Affine(*(check.contiguous(array(OP, "gamma", v)) for v in (gamma, beta)))
+    statistics = Statistics(array(OP, "mean", mean), array(OP, "rstd", rstd))
+    dx, dz = (empty(xs.shape, xs) if want else None for want in wants)
+    gradients = NormGradients(dz, dx, *map(np.empty_like, affine))
+    kernels().batch_norm_backward(dys, xs, statistics, affine, f, training, LayerSaved(ys, ys), gradients)
+    vectors = [torch.from_numpy(gradients.dgamma), torch.from_numpy(gradients.dbeta)]
+    return vectors + [channels_second(d.reshape(shape)) for d in (dx, dz) if d is not None]
 
 
 def _rows(name: str, value: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -207,9 +195,10 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
+    # where there was a residual the kernel needs its gradient
     wants = [ctx.needs_input_grad[0], ctx.adds]
-    dgamma, dbeta, *made = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
-    dx, dresidual = (made.pop(0) if want else None for want in wants)
+    dgamma, dbeta, *rest = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
+    dx, dresidual = (rest.pop(0) if want else None for want in wants)
     return dx, dgamma, dbeta, None, None, dresidual, *[None] * 5
 
 

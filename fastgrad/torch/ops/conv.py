@@ -7,15 +7,16 @@ import numpy as np
 import torch
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.core.check import Pair
-from fastgrad.kernels import types
-from fastgrad.kernels.types import Activation
+from fastgrad.functional.conv import slopes
+from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
 from fastgrad.torch.ops.batch_norm import batch_norm_last
 from fastgrad.torch.registration import Operator, direct, plain, product, refuse_tangents
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
+    SECOND,
     array,
     channels_last,
     channels_second,
@@ -47,34 +48,23 @@ def conv2d(
     x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
     and else copied once more. padding "same" and "valid" too. One image (C, H, W) gives one.
     """
-    if isinstance(x, Tensor) and x.dim() == 3:
-        y = conv2d(
-            x.unsqueeze(0), weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups,
-            activation=activation, residual=None if residual is None else residual.unsqueeze(0),
-        )  # fmt: skip
-        return y.squeeze(0)
-    y = conv2d_last(
-        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation,
-        residual=residual,
-    )  # fmt: skip
-    return laid(y, like_last(x) or like_last(weight))
+    one_image = isinstance(x, Tensor) and x.dim() == 3
+    if one_image:
+        x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+    y = conv2d_last(x, weight, bias, residual, (stride, padding, dilation, groups), activation)
+    y = laid(y, like_last(x) or like_last(weight))
+    return y.squeeze(0) if one_image else y
 
 
 def conv2d_last(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | Pair = 1,
-    padding: int | Pair | str = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-    activation: str | tuple[str, float] = "identity",
-    residual: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, windows: tuple, activation: Any
 ) -> Tensor:
-    """The same with channels last in memory, whatever lies how: what is within a fused run."""
+    """The same with channels last in memory, whatever lies how: what is within a fused run.
+
+    windows: stride, padding, dilation and groups, as conv2d takes them.
+    """
     refuse_tangents(OP, x, weight, bias, residual)
-    f = check.activation(OP, activation)
+    f, (stride, padding, dilation, groups) = check.activation(OP, activation), windows
     padding = 0 if padding == "valid" else padding
     steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
     if not plain(OP, x) and x.dim() != 4:
@@ -105,11 +95,9 @@ def conv_block(
     residual: Tensor | None = None,
 ) -> Tensor:
     """act(batch_norm(conv(x, weight)) + residual): half of a residual block."""
-    z = conv2d_last(x, weight, stride=stride, padding=padding)
-    y = batch_norm_last(
-        z, gamma, beta, running_mean, running_var, training=training, momentum=momentum, eps=eps, activation=activation,
-        residual=residual,
-    )  # fmt: skip
+    z = conv2d_last(x, weight, None, None, (stride, padding, 1, 1), "identity")
+    running = running_mean, running_var
+    y = batch_norm_last(z, (gamma, beta), running, residual, (training, momentum, eps), activation)
     return laid(y, like_last(x) or like_last(weight))
 
 
@@ -124,7 +112,7 @@ def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any)
     return check.windows(OP, "the kernel's reach", reach, image, stride, padding, half=False)[0]
 
 
-def _made(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
+def _output_shape(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
     """The shape (N, K, H', W') of y."""
     (_, _, *image), (outputs, _, *size) = x.shape, weight.shape
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True)]
@@ -157,17 +145,15 @@ def _run(
     b = None
     if bias is not None:
         b = check.contiguous(check.array(OP, "bias", array(OP, "bias", bias), "(K,)", (len(w),), xs.dtype))
-    n, outputs, *made = _made(x, weight, stride, pads, dilation)
+    n, outputs, *image_out = _output_shape(x, weight, stride, pads, dilation)
     added = None
     if residual is not None:
         added = array(OP, "residual", residual)
-        added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *made), xs.dtype)
+        added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *image_out), xs.dtype)
         added = check.contiguous(channels_last(added))
-    y = empty((n, *made, outputs), xs.dtype)
-    z = empty(y.shape if f.needs_input else (0,), y.dtype)
-    steps = tuple(stride), tuple(pads), tuple(dilation)
-    kernels().conv2d_forward(xs, _turned(w), b, *steps, added, f, z if f.needs_input else y, y)
-    return channels_second(y), torch.from_numpy(z if f.needs_input else own(f, y))
+    saved = layer_saved(empty((n, *image_out, outputs), xs.dtype), f)
+    kernels().conv2d_forward(xs, _turned(w), b, _geometry(stride, pads, dilation), added, f, saved)
+    return channels_second(saved.y), torch.from_numpy(saved.z if f.needs_input else own(f, saved.y))
 
 
 def _run_backward(
@@ -182,21 +168,24 @@ def _run_backward(
     parameter: float,
     wants: list[bool],
 ) -> list[Tensor]:
-    """dweight, and those that are wanted of dx, dbias and dresidual. kept: y (N, K, H', W'), z or its copy (N, H', W', K), or nothing."""
+    """Those that are wanted of dx, dweight, dbias and dresidual. kept: y (N, K, H', W'), z or a copy of y (N, H', W', K), or nothing."""
     f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
     ys = _image("y", kept) if code in RESULT_SAVED else array(OP, "kept", kept) if saves_own(code) else dys
     w = _turned(array(OP, "weight", weight))
-    dx = empty(xs.shape, xs.dtype) if wants[0] else None
-    db = empty((len(weight),), xs.dtype) if wants[1] else None
-    dw = empty(w.shape, w.dtype)
-    # without an activation dz is dy, which stays as it is
-    dz = dys if f.code == types.IDENTITY and not wants[2] else empty(dys.shape, dys.dtype)
-    steps = tuple(stride), tuple(pads), tuple(dilation)
-    kernels().conv2d_backward(dys, xs, w, *steps, f, ys, ys, dz, dx, dw, db)
-    made = [torch.from_numpy(dw.transpose(3, 2, 0, 1))]
-    made += [channels_second(dx)] if dx is not None else []
-    made += [torch.from_numpy(db)] if db is not None else []
-    return made + ([channels_second(dz)] if wants[2] else [])
+    shapes = xs.shape, w.shape, w.shape[3:]
+    dx, dw, db = (empty(shape, xs) if want else None for shape, want in zip(shapes, wants, strict=False))
+    dz = slopes(dys, f, of_residual=wants[3])
+    gradients = ConvGradients(dz, dx, dw, db)
+    kernels().conv2d_backward(dys, xs, w, _geometry(stride, pads, dilation), f, LayerSaved(ys, ys), gradients)
+    arrays: Any = dx, dw, db, dz
+    order = SECOND[4], (3, 2, 0, 1), (0,), SECOND[4]
+    return [torch.from_numpy(d.transpose(axes)) for d, axes, want in zip(arrays, order, wants, strict=True) if want]
+
+
+def _geometry(*windows: Sequence[int]) -> Geometry:
+    """Of stride, pads and dilation, which an operator has as lists."""
+    tuples: Any = map(tuple, windows)
+    return Geometry(*tuples)
 
 
 def _image(name: str, value: Tensor) -> np.ndarray:
@@ -221,7 +210,7 @@ def _fake(
     code: int,
     parameter: Any,
 ) -> tuple[Tensor, Tensor]:
-    shape = _made(x, weight, stride, pads, dilation)
+    shape = _output_shape(x, weight, stride, pads, dilation)
     y = laid_out(x, shape)
     return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_own(code) else 0)
 
@@ -231,22 +220,20 @@ def _fake_backward(
 ) -> list[Tensor]:  # fmt: skip
     outputs, channels, *size = weight.shape
     dweight = weight.new_empty(*size, channels, outputs).permute(3, 2, 0, 1)
-    made = [laid_out(x) if wants[0] else None, weight.new_empty(outputs) if wants[1] else None]
-    made.append(laid_out(dy) if wants[2] else None)
-    return [dweight, *(d for d in made if d is not None)]
+    gradients = laid_out(x), dweight, weight.new_empty(outputs), laid_out(dy)
+    return [d for d, want in zip(gradients, wants, strict=True) if want]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, residual, stride, pads, dilation, _, *f = inputs
+    x, weight, _, _, stride, pads, dilation, _, *f = inputs
     ctx.save_for_backward(x, weight, output[0] if f[0] in RESULT_SAVED else output[1])
-    ctx.settings, ctx.others = (stride, pads, dilation, *f), [bias is not None, residual is not None]
+    ctx.settings = stride, pads, dilation, *f
 
 
 def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
-    wants = [ctx.needs_input_grad[0], *ctx.others]
-    dweight, *made = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
-    dx, dbias, dresidual = (made.pop(0) if want else None for want in wants)
-    return dx, dweight, dbias, dresidual, *[None] * 6
+    wants = list(ctx.needs_input_grad[:4])
+    gradients = iter(_backward(dy, *ctx.saved_tensors, *ctx.settings, wants))
+    return *(next(gradients) if want else None for want in wants), *[None] * 6
 
 
 _forward = Operator(
