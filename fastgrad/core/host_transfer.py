@@ -9,7 +9,7 @@ import numpy as np
 
 from fastgrad.core import device
 from fastgrad.kernels import reference
-from fastgrad.kernels.types import OK
+from fastgrad.kernels.types import OK, Constraint
 
 
 class HostArrayAdapter:
@@ -44,8 +44,10 @@ class HostArrayAdapter:
 
 
 def _to_gpu(value: Any, there: dict[Any, tuple[np.ndarray, Any]]) -> Any:
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_to_gpu(v, there) for v in value)
+    # a constraint's widths are read on the host
+    if isinstance(value, list | tuple) and not isinstance(value, Constraint):
+        values = [_to_gpu(v, there) for v in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     if not isinstance(value, np.ndarray):
         return value
     # one array given twice is one array there
