@@ -16,7 +16,7 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.errstate import silent
-from fastgrad.functional.lstm_weights import LSTMWeights
+from fastgrad.kernels.types import LSTMWeights
 from fastgrad.nn.lstm import LSTM
 
 __all__ = [

@@ -24,7 +24,7 @@ from .types import (
     LSTMWeights,
     Net,
     NormGradients,
-    Rows,
+    PackedBatch,
     Running,
     States,
     Statistics,
@@ -113,7 +113,7 @@ class Backend(Protocol):
 
     # lstm.py
     def lstm_forward(
-        self, xs: Array, weights: LSTMWeights, start: States, rows: Rows, saved: LSTMSaved, end: States
+        self, xs: Array, weights: LSTMWeights, start: States, batch: PackedBatch, saved: LSTMSaved, end: States
     ) -> None: ...
     def lstm_backward(
         self,
@@ -121,15 +121,15 @@ class Backend(Protocol):
         xs: Array,
         weights: LSTMWeights,
         start: States,
-        rows: Rows,
+        batch: PackedBatch,
         saved: LSTMSaved,
         gradients: LSTMGradients,
         accumulate: bool,
     ) -> None: ...
 
     # packing.py
-    def gather_rows(self, x: Array, order: Array, offsets: Array, rows: Array) -> None: ...
-    def scatter_rows(self, rows: Array, order: Array, offsets: Array, x: Array) -> None: ...
+    def gather_rows(self, x: Array, batch: PackedBatch, rows: Array) -> None: ...
+    def scatter_rows(self, rows: Array, batch: PackedBatch, x: Array) -> None: ...
 
     # batch_norm.py
     def batch_norm_statistics(

@@ -113,9 +113,9 @@ class LSTMWeights(NamedTuple):
 
     w_ih: Any
     w_hh: Any
-    b: Any
-    peephole: Any
-    w_proj: Any
+    b: Any = None
+    peephole: Any = None
+    w_proj: Any = None
 
 
 class States(NamedTuple):
@@ -125,14 +125,14 @@ class States(NamedTuple):
     c: Any
 
 
-class Rows(NamedTuple):
-    """Which step of which sequence a row is, as packing.py lays them out: order (N,) and offsets (T + 1,), int64; with reverse the steps
-    run from each sequence's last to its first.
+class PackedBatch(NamedTuple):
+    """Which step of which sequence a row is, as packing.py lays them out: order (N,) and offsets (T + 1,), int64; with reverse an LSTM
+    goes from each sequence's last step to its first.
     """
 
     order: Any
     offsets: Any
-    reverse: bool
+    reverse: bool = False
 
 
 class LSTMSaved(NamedTuple):
@@ -144,6 +144,21 @@ class LSTMSaved(NamedTuple):
     h: Any
 
 
+def lstm_buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
+    """Values of the buffer of an LSTM's forward over so many rows: its gates and, if they are kept for backward, c and tanh c."""
+    return (6 if keep else 4) * rows * hidden
+
+
+def lstm_buffers(buffer: Any, h: Any, hidden: int, keep: bool = True) -> LSTMSaved:
+    """What a forward writes: its output h (R, P), and the parts of a buffer of lstm_buffer_size values."""
+    rows, size = len(h), len(h) * hidden
+    gates = buffer[: 4 * size].reshape(rows, 4 * hidden)
+    if not keep:
+        return LSTMSaved(gates, None, None, h)
+    c, tanh_c = buffer[4 * size : 5 * size], buffer[5 * size : 6 * size]
+    return LSTMSaved(gates, c.reshape(rows, hidden), tanh_c.reshape(rows, hidden), h)
+
+
 class LSTMUpstream(NamedTuple):
     """dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None."""
 
@@ -153,8 +168,8 @@ class LSTMUpstream(NamedTuple):
 
 
 class LSTMGradients(NamedTuple):
-    """What an LSTM's backward writes: dz (R, 4H), room that may be the gates; dxs (R, C) or None; weights and start, the gradients of
-    what has these names; squares (R,), the squared norm of each step's whole dL/dh_t, or None.
+    """What an LSTM's backward writes: dz (R, 4H), which may be the gates; dxs (R, C) or None; the gradients of the weights and of the
+    start; squares (R,), float64, the squared norm of each row's whole dL/dh, or None.
     """
 
     dz: Any

@@ -44,10 +44,10 @@ class HostArrayAdapter:
 
 
 def _to_gpu(value: Any, there: dict[Any, tuple[np.ndarray, Any]]) -> Any:
+    # a constraint's widths are read on the host
     if isinstance(value, list | tuple) and not isinstance(value, Constraint):
-        # of a constraint the widths are read on the host
-        copies = [_to_gpu(v, there) for v in value]
-        return type(value)(*copies) if hasattr(value, "_fields") else type(value)(copies)
+        values = [_to_gpu(v, there) for v in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     if not isinstance(value, np.ndarray):
         return value
     # one array given twice is one array there

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -10,8 +9,18 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
-from fastgrad.functional.lstm_weights import LSTMWeights, checked_gradients, checked_weights, like, sizes, states
-from fastgrad.functional.packing import PackedBatch, pack, packed_batch, unpack
+from fastgrad.functional.lstm_weights import checked_gradients, checked_weights, empty_gradients, states
+from fastgrad.functional.packing import pack, packed_batch, unpack
+from fastgrad.kernels.types import (
+    LSTMGradients,
+    LSTMSaved,
+    LSTMUpstream,
+    LSTMWeights,
+    PackedBatch,
+    States,
+    lstm_buffer_size,
+    lstm_buffers,
+)
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -45,11 +54,10 @@ def lstm(
     """
     op = "lstm"
     x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
-    weights = checked_weights(op, x, LSTMWeights(w_ih, w_hh, b, peephole, w_proj))
-    given_h, given_c = h_0 is not None, c_0 is not None
-    h_0, c_0 = states(op, len(x), weights, h_0, c_0)
-    batch = packed_batch(op, x.shape[:2], lengths)
-    result, run_backward = run(op, x, weights, h_0, c_0, batch, reverse, cells=cells)
+    weights = checked_weights(op, x, w_ih, w_hh, b, peephole, w_proj)
+    start = states(op, len(x), weights, h_0, c_0)
+    batch = packed_batch(op, x.shape[:2], lengths, bool(reverse))
+    result, run_backward = run(op, x, weights, start, batch, cells)
 
     def backward(
         dy: np.ndarray | None = None,
@@ -58,10 +66,10 @@ def lstm(
         *,
         step_norms: np.ndarray | None = None,
     ) -> Arrays:
-        gradients = like(weights)
-        dx, dh_0, dc_0 = run_backward(gradients, dy, dh_n, dc_n, step_norms)
+        gradients = empty_gradients(weights)
+        dx, (dh_0, dc_0) = run_backward(gradients, dy, dh_n, dc_n, step_norms)
         dw_ih, dw_hh, db, dpeephole, dw_proj = gradients
-        optional = db, dh_0 if given_h else None, dc_0 if given_c else None, dpeephole, dw_proj
+        optional = db, None if h_0 is None else dh_0, None if c_0 is None else dc_0, dpeephole, dw_proj
         return dx, dw_ih, dw_hh, *(gradient for gradient in optional if gradient is not None)
 
     return result, backward
@@ -87,47 +95,36 @@ def lstm_cell(
     """
     op = "lstm_cell"
     x = check.array(op, "x", x, "(N, C)", (None, None))
-    weights = checked_weights(op, x, LSTMWeights(w_ih, w_hh, b, peephole, w_proj))
-    h, c = states(op, len(x), weights, h, c, ("h", "c"))
-    (_, h_n, c_n), run_backward = run(op, x[:, None], weights, h, c, packed_batch(op, (len(x), 1), None))
+    weights = checked_weights(op, x, w_ih, w_hh, b, peephole, w_proj)
+    start = states(op, len(x), weights, h, c, ("h", "c"))
+    (_, h_n, c_n), run_backward = run(op, x[:, None], weights, start, packed_batch(op, (len(x), 1), None))
 
     def backward(
         dh: np.ndarray | None = None, dc: np.ndarray | None = None, *, gradients: Sequence[np.ndarray] | None = None
     ) -> Arrays:
-        made = like(weights) if gradients is None else checked_gradients(op, gradients, weights)
-        names = "dh", "dc"
-        dx, dh_before, dc_before = run_backward(made, None, dh, dc, names=names, accumulate=gradients is not None)
-        states = dx[:, 0], dh_before, dc_before
-        return states if gradients is not None else (*states, *(a for a in made if a is not None))
+        dweights = empty_gradients(weights) if gradients is None else checked_gradients(op, gradients, weights)
+        dx, dstart = run_backward(dweights, None, dh, dc, names=("dh", "dc"), accumulate=gradients is not None)
+        dinputs = dx[:, 0], *dstart
+        return dinputs if gradients is not None else (*dinputs, *(dw for dw in dweights if dw is not None))
 
     return (h_n, c_n), backward
 
 
 def run(
-    op: str,
-    x: np.ndarray,
-    weights: LSTMWeights,
-    h_0: np.ndarray,
-    c_0: np.ndarray,
-    batch: PackedBatch,
-    reverse: bool = False,
-    *,
-    cells: bool = False,
-    keep: bool = True,
-) -> tuple[Arrays, Callable[..., Arrays]]:
-    """The LSTM over checked arrays; without keep there is no way back.
+    op: str, x: np.ndarray, weights: LSTMWeights, start: States, batch: PackedBatch, cells: bool = False
+) -> tuple[Arrays, Callable[..., tuple[np.ndarray, States]]]:
+    """The LSTM over checked arrays.
 
     backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it, or adds to them if they accumulate, and
-    returns (dx, dh_0, dc_0).
+    returns dx and the gradients of the start.
     """
     xs = pack(x, batch)  # (R, C)
-    h = empty((len(xs), sizes(weights)[1]), x)
-    h_n, c_n = empty(h_0.shape, x), empty(c_0.shape, x)
-    c, rows_backward = run_rows(xs, weights, h_0, c_0, batch, reverse, h, h_n, c_n, cells=cells, keep=keep)
+    h = empty((len(xs), len(weights.w_hh)), x)  # (R, P)
+    end = States(empty(start.h.shape, x), empty(start.c.shape, x))
+    saved, rows_backward = run_rows(xs, weights, start, batch, h, end)
     y = unpack(h, batch)
-    result = (y, h_n, c_n, unpack(c, batch)) if cells else (y, h_n, c_n)
+    result = (y, *end, unpack(saved.c, batch)) if cells else (y, *end)
 
-    @silent
     def backward(
         gradients: LSTMWeights,
         dy: np.ndarray | None = None,
@@ -136,7 +133,7 @@ def run(
         step_norms: np.ndarray | None = None,
         names: tuple[str, str] = ("dh_n", "dc_n"),
         accumulate: bool = False,
-    ) -> Arrays:
+    ) -> tuple[np.ndarray, States]:
         if dy is None and dh_n is None and dc_n is None:
             raise TypeError(
                 f"{op}: backward needs at least one of {'dy, ' if op == 'lstm' else ''}{names[0]}, {names[1]}"
@@ -144,68 +141,65 @@ def run(
         if dy is not None:
             dy = pack(check.array(op, "dy", dy, "(N, T, P) like y", y.shape, y), batch)
         if dh_n is not None:
-            dh_n = check.array(op, names[0], dh_n, "(N, P)", h_0.shape, h_0)
+            dh_n = check.contiguous(check.array(op, names[0], dh_n, "(N, P)", start.h.shape, start.h))
         if dc_n is not None:
-            dc_n = check.array(op, names[1], dc_n, "(N, H)", c_0.shape, c_0)
+            dc_n = check.contiguous(check.array(op, names[1], dc_n, "(N, H)", start.c.shape, start.c))
+        squares = None
         if step_norms is not None:
-            check.array(op, "step_norms", step_norms, "(T,)", (batch.shape[1],), np.dtype(np.float64))
+            check.array(op, "step_norms", step_norms, "(T,)", (y.shape[1],), np.dtype(np.float64))
+            squares = np.empty(len(xs))
         dxs = empty(xs.shape, xs)
-        squares = None if step_norms is None else np.empty(len(xs))
-        dh_0, dc_0 = rows_backward(gradients, dy, dh_n, dc_n, dxs, squares, accumulate)
+        dstart = rows_backward(gradients, LSTMUpstream(dy, dh_n, dc_n), dxs, squares, accumulate)
         if step_norms is not None and squares is not None:
-            step_norms[...] = [np.sqrt(squares[a:b].sum()) for a, b in pairwise(batch.offsets)]
-        return unpack(dxs, batch), dh_0, dc_0
+            step_norms[...] = norms_of_steps(squares, batch)
+        return unpack(dxs, batch), dstart
 
     return result, backward
+
+
+@silent
+def norms_of_steps(squares: np.ndarray, batch: PackedBatch) -> list[float]:
+    """Of each step the root of its rows' squared norms (R,)."""
+    return [np.sqrt(squares[first:last].sum()) for first, last in pairwise(batch.offsets)]
 
 
 def run_rows(
     xs: np.ndarray,
     weights: LSTMWeights,
-    h_0: np.ndarray,
-    c_0: np.ndarray,
+    start: States,
     batch: PackedBatch,
-    reverse: bool,
     h: np.ndarray,
-    h_n: np.ndarray,
-    c_n: np.ndarray,
+    end: States,
     *,
-    cells: bool = False,
     keep: bool = True,
     once: bool = False,
-) -> tuple[Any, Callable[..., Arrays]]:
-    """The LSTM over rows xs (R, C) into h (R, P), h_n and c_n: (c (R, H) or None, backward).
+) -> tuple[LSTMSaved, Callable[..., States]]:
+    """The LSTM over rows xs (R, C) into h (R, P) and end; without keep there is no way back.
 
-    backward(gradients, dh, dh_n, dc_n, dxs, squares) overwrites gradients, or adds to them if they accumulate, overwrites dxs and
-    squares if given, and returns (dh_0, dc_0).
-    Where it is called once only it takes the gates' memory for its own, the largest of all.
+    backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, or adds to them if they accumulate, overwrites dxs and
+    squares if given, and returns those of the start. Where it is called once only it takes the gates' memory for its own, the largest of
+    all.
     """
-    ops, hidden = kernels(xs), sizes(weights)[0]
-    order, offsets = batch.order, batch.offsets
-    gates: Any = empty((len(xs), 4 * hidden), xs)
-    c, tanh_c = (empty((len(xs), hidden), xs) if keep or cells else None for _ in range(2))
-    ops.lstm_forward(xs, *weights, h_0, c_0, order, offsets, bool(reverse), gates, c, tanh_c, h, h_n, c_n)
+    ops, hidden = kernels(xs), start.c.shape[1]
+    saved = lstm_buffers(empty((lstm_buffer_size(len(xs), hidden, keep),), xs), h, hidden, keep)
+    ops.lstm_forward(xs, weights, start, batch, saved, end)
+    ran = False
 
     def backward(
         gradients: LSTMWeights,
-        dh: np.ndarray | None,
-        dh_n: np.ndarray | None,
-        dc_n: np.ndarray | None,
+        upstream: LSTMUpstream,
         dxs: np.ndarray | None,
         squares: np.ndarray | None = None,
         accumulate: bool = False,
-    ) -> Arrays:
-        nonlocal gates
-        if gates is None:
+    ) -> States:
+        nonlocal ran
+        if ran:
             raise RuntimeError("LSTM: backward has run; it runs once for each forward in training")
-        saved, gates = gates, None if once else gates
-        dz = saved if once else empty(saved.shape, saved)
-        dh_0, dc_0 = empty(h_0.shape, h_0), empty(c_0.shape, c_0)
-        dh_n, dc_n = (None if a is None else check.contiguous(a) for a in (dh_n, dc_n))
-        ops.lstm_backward(
-            dh, dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, order, offsets,
-            bool(reverse), saved, c, tanh_c, h, dz, dxs, *gradients, dh_0, dc_0, squares, accumulate,
-        )  # fmt: skip
-        return dh_0, dc_0
+        ran = once
+        dz = saved.gates if once else empty(saved.gates.shape, xs)
+        dstart = States(empty(start.h.shape, xs), empty(start.c.shape, xs))
+        written = LSTMGradients(dz, dxs, gradients, dstart, squares)
+        ops.lstm_backward(upstream, xs, weights, start, batch, saved, written, accumulate)
+        return dstart
 
-    return c, backward
+    return saved, backward

@@ -1,25 +1,60 @@
 """The arrays of an LSTM: its weights, their gradients and its states, and what they must be."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, zeros
+from fastgrad.kernels.types import LSTMWeights, States
 
 
-class LSTMWeights(NamedTuple):
-    """w_ih (C, 4H), w_hh (P, 4H), b (4H,) or None, peephole (3, H) or None, w_proj (H, P) or None; or their gradients."""
+def checked_weights(
+    op: str, x: np.ndarray, w_ih: Any, w_hh: Any, b: Any = None, peephole: Any = None, w_proj: Any = None
+) -> LSTMWeights:
+    """Weights for inputs of x's last width and dtype, C-contiguous."""
+    w_ih = check.contiguous(check.array(op, "w_ih", w_ih, "(C, 4H)", (x.shape[-1], None), x))
+    columns = w_ih.shape[1]
+    if columns % 4:
+        raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
+    hidden = projected = columns // 4
+    if w_proj is not None:
+        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), x))
+        projected = w_proj.shape[1]
+    form = "(H, 4H)" if w_proj is None else "(P, 4H)"
+    w_hh = _contiguous(op, "w_hh", w_hh, form, (projected, columns), x)
+    if b is not None:
+        b = _contiguous(op, "b", b, "(4H,)", (columns,), x)
+    if peephole is not None:
+        peephole = _contiguous(op, "peephole", peephole, "(3, H)", (3, hidden), x)
+    return LSTMWeights(w_ih, w_hh, b, peephole, w_proj)
 
-    w_ih: np.ndarray
-    w_hh: np.ndarray
-    b: np.ndarray | None = None
-    peephole: np.ndarray | None = None
-    w_proj: np.ndarray | None = None
+
+def _contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+    """check.contiguous of check.array; most arrays are as they should be, and to ask that of each costs three calls less."""
+    if (
+        type(value) is np.ndarray
+        and type(like) is np.ndarray
+        and value.dtype == like.dtype
+        and value.shape == shape
+        and value.flags.carray
+    ):
+        return value
+    return check.contiguous(check.array(op, name, value, form, shape, like))
 
 
-def like(weights: LSTMWeights) -> LSTMWeights:
+def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")) -> States:
+    """The two states, C-contiguous, zero where they are None."""
+    w_hh = weights.w_hh
+    of_h, of_c = (n, len(w_hh)), (n, w_hh.shape[1] // 4)
+    return States(
+        zeros(of_h, w_hh) if h is None else _contiguous(op, names[0], h, "(N, P)", of_h, w_hh),
+        zeros(of_c, w_hh) if c is None else _contiguous(op, names[1], c, "(N, H)", of_c, w_hh),
+    )
+
+
+def empty_gradients(weights: LSTMWeights) -> LSTMWeights:
     """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
     w_ih, w_hh, b, peephole, w_proj = weights
     C, P = len(w_ih), len(w_hh)
@@ -38,43 +73,3 @@ def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: LSTMWei
         if not check.is_contiguous(gradient):
             raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
     return LSTMWeights(**dict(zip(names, gradients, strict=True)))
-
-
-def sizes(weights: LSTMWeights) -> tuple[int, int]:
-    """H and P."""
-    hidden = weights.w_ih.shape[1] // 4
-    return hidden, hidden if weights.w_proj is None else weights.w_proj.shape[1]
-
-
-def checked_weights(op: str, x: np.ndarray, weights: LSTMWeights) -> LSTMWeights:
-    """Weights for inputs of x's last width and dtype."""
-    w_ih = check.contiguous(check.array(op, "w_ih", weights.w_ih, "(C, 4H)", (x.shape[-1], None), x))
-    columns = w_ih.shape[1]
-    if columns % 4:
-        raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
-    hidden = columns // 4
-    b, peephole, w_proj = weights.b, weights.peephole, weights.w_proj
-    if w_proj is not None:
-        w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), x))
-    projected = hidden if w_proj is None else w_proj.shape[1]
-    form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = check.contiguous(check.array(op, "w_hh", weights.w_hh, form, (projected, columns), x))
-    if b is not None:
-        b = check.contiguous(check.array(op, "b", b, "(4H,)", (columns,), x))
-    if peephole is not None:
-        peephole = check.contiguous(check.array(op, "peephole", peephole, "(3, H)", (3, hidden), x))
-    return LSTMWeights(w_ih, w_hh, b, peephole, w_proj)
-
-
-def states(
-    op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")
-) -> tuple[np.ndarray, np.ndarray]:
-    """The two states, zero where they are None."""
-    hidden, projected = sizes(weights)
-    given = [
-        zeros((n, size), weights.w_ih)
-        if value is None
-        else check.contiguous(check.array(op, name, value, form, (n, size), weights.w_ih))
-        for value, name, form, size in ((h, names[0], "(N, P)", projected), (c, names[1], "(N, H)", hidden))
-    ]
-    return given[0], given[1]

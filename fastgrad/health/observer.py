@@ -64,11 +64,10 @@ class Seen:
         *_, activation, saved = rest
         self._see(affine.gamma, activation, saved.y)
 
-    def lstm_forward(self, xs: Any, w_ih: Any, *rest: Any) -> None:
-        self._ops.lstm_forward(xs, w_ih, *rest)
-        *_, h, _, _ = rest
+    def lstm_forward(self, xs: Any, weights: Any, start: Any, batch: Any, saved: Any, end: Any) -> None:
+        self._ops.lstm_forward(xs, weights, start, batch, saved, end)
         # h is a gate times tanh, unless it is projected
-        self._see(w_ih, ACTIVATIONS["tanh" if rest[3] is None else "identity"], h)
+        self._see(weights.w_ih, ACTIVATIONS["tanh" if weights.w_proj is None else "identity"], saved.h)
 
     def update_arrays(self, params: Any, grads: Any, *rest: Any, **named: Any) -> Any:
         if not self._looks:

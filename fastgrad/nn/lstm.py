@@ -11,9 +11,9 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.core.random import draw_key, generator
 from fastgrad.functional.lstm import run_rows
-from fastgrad.functional.lstm_weights import LSTMWeights
-from fastgrad.functional.packing import PackedBatch, pack, packed_batch, unpack
+from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.init import uniform
+from fastgrad.kernels.types import LSTMUpstream, LSTMWeights, PackedBatch, States
 from fastgrad.nn.model import Backward, ForwardContext, views
 from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 
@@ -103,8 +103,12 @@ class LSTM(SequenceModel):
                 dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
                 for way, way_back in enumerate(ways_back):
                     part = self._columns(way)
-                    upstream = (None if a is None else a[:, part] for a in (dh, dh_n))
-                    way_back(self._gradients[layer * self.directions + way], *upstream, None, dxs[way])
+                    upper = LSTMUpstream(
+                        None if dh is None else dh[:, part],
+                        None if dh_n is None else check.contiguous(dh_n[:, part]),
+                        None,
+                    )
+                    way_back(self._gradients[layer * self.directions + way], upper, dxs[way])
                 if len(dxs) == 2 and dxs[0] is not None:
                     dxs[0] += dxs[1]
                 if key is not None:
@@ -128,9 +132,8 @@ class LSTM(SequenceModel):
         (h_0, c_0), (h_n, c_n) = (
             [empty((len(self._weights), len(batch.order), width), h) for width in self._widths] for _ in range(2)
         )
-        for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
-            start[...] = given
-        layers = []
+        h_0[...], c_0[...] = state or (0, 0)
+        layers, batches = [], (batch, PackedBatch(batch.order, batch.offsets, True))
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
@@ -139,8 +142,9 @@ class LSTM(SequenceModel):
             h, ways_back = empty((len(xs), self.n_out), xs), []
             for way in range(self.directions):
                 i = layer * self.directions + way
-                arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
-                ways_back.append(run_rows(*arrays, keep=keep, once=training)[1])
+                start, end, output = States(h_0[i], c_0[i]), States(h_n[i], c_n[i]), h[:, self._columns(way)]
+                _, way_back = run_rows(xs, self._weights[i], start, batches[way], output, end, keep=keep, once=training)
+                ways_back.append(way_back)
             if keep:
                 layers.append((xs.shape, ways_back, key))
         y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch)
@@ -159,8 +163,8 @@ class LSTM(SequenceModel):
             batch = packed_batch(op, x.shape[:2], None)
         if state is not None:
             check.each(op, "state", state, 2)
-            for i, (given, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
-                self._array(op, f"state[{i}]", given, form, (len(self._weights), len(batch.order), width))
+            for i, (value, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
+                self._array(op, f"state[{i}]", value, form, (len(self._weights), len(batch.order), width))
         return x if context.packed else pack(x, batch), batch, state
 
     def _generators(self) -> list[np.random.Generator]:
@@ -171,9 +175,9 @@ class LSTM(SequenceModel):
         self._weights, self._gradients = self._weights_of(params), self._weights_of(grads)
 
     def _weights_of(self, flat: np.ndarray) -> list[LSTMWeights]:
-        found = views(flat, self._shapes)
+        arrays = views(flat, self._shapes)
         return [
-            LSTMWeights._make(found.get(prefix + name) for name in LSTMWeights._fields) for prefix in self._prefixes
+            LSTMWeights._make(arrays.get(prefix + name) for name in LSTMWeights._fields) for prefix in self._prefixes
         ]
 
     @silent

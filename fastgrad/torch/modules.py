@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastgrad.core import check
 from fastgrad.torch.fusion import Plan, Residual, named_activation, normalise
-from fastgrad.torch.ops.lstm import OP, lstm
+from fastgrad.torch.ops.lstm import lstm
+from fastgrad.torch.ops.lstm_layer import OP
 from fastgrad.torch.registration import low
 from fastgrad.torch.tensors import checked, laid, like_last
 

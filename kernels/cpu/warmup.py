@@ -17,6 +17,7 @@ from .health import array_health, output_health
 from .loss import cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
+from .packing import gather_rows
 from .pruning import prune_smallest
 from .sparse import compressed
 from .training_step import dense_chain_gradients, dense_chain_step
@@ -81,10 +82,11 @@ def _call_drivers(dtype):
         conv2d_forward(image, w, None, geometry, None, identity, saved)
         gradients = types.ConvGradients(image.copy(), image.copy(), w.copy(), None)
         conv2d_backward(image, image, w, geometry, identity, saved, gradients)
-    order, offsets, w = np.zeros(1, np.int64), np.arange(2), np.ones((1, 4), dtype)
-    gates, states = w.copy(), [one.copy() for _ in range(7)]
-    lstm_forward(one, w, w, w[0], None, None, one, one, order, offsets, False, gates, *states[:5])
-    c, tanh_c, h, *_, dh_0, dc_0 = states
-    gradients = w.copy(), w.copy(), w[0].copy()
-    arrays = one, w, w, None, None, one, one, order, offsets, False, gates, c, tanh_c, h, gates, one.copy()
-    lstm_backward(one, None, None, *arrays, *gradients, None, None, dh_0, dc_0, None, False)
+    batch, w = types.PackedBatch(np.zeros(1, np.int64), np.arange(2)), np.ones((1, 4), dtype)
+    weights, start = types.LSTMWeights(w, w, w[0]), types.States(one, one)
+    saved = types.LSTMSaved(w.copy(), one.copy(), one.copy(), one.copy())
+    lstm_forward(one, weights, start, batch, saved, types.States(one.copy(), one.copy()))
+    dweights, dstart = types.LSTMWeights(w.copy(), w.copy(), w[0].copy()), types.States(one.copy(), one.copy())
+    dlstm = types.LSTMGradients(w.copy(), one.copy(), dweights, dstart, None)
+    lstm_backward(types.LSTMUpstream(one, None, None), one, weights, start, batch, saved, dlstm, False)
+    gather_rows(one[None], batch, one.copy())

@@ -16,6 +16,7 @@ import math
 from numba import cuda, float64
 
 from ..reference.lstm import steps
+from ..types import PackedBatch
 from .activation import sigmoid
 from .engine import device
 from .engine.device import (
@@ -37,8 +38,8 @@ from .engine.device import (
 from .engine.reductions import add_across, add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
 from .packing import on_device, step_blocks, under_way
 
-# what there is: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h; a room
-# of one step; the whole dL/dh to keep; dL/dr, of a projection
+# what a launch has: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h;
+# a room of one step; the whole dL/dh to keep; dL/dr, of a projection
 BIAS, PEEPHOLE, KEEP, OUTPUT, UPSTREAM, END, ROOM, WHOLE, PROJECTED = (1 << bit for bit in range(9))
 
 
@@ -179,18 +180,18 @@ def lstm_slopes(
 @kernel
 def rows_before(
     dtype: Real, steps: Integer, way: Integer, columns: Integer, row: Integer,
-    order: Integers, offsets: Integers, values: Values, start: Values, found: Values,
+    order: Integers, offsets: Integers, values: Values, start: Values, rows: Values,
 ):  # fmt: skip
-    """found (R, .): of each step the row of the step before it, or of the start."""
+    """rows (R, .): of each step the row of the step before it, or of the start."""
     for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
         for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
             p = i // columns
             j = i - p * columns
-            found[offsets[t] * columns + i] = before(offsets, steps, t - way, p, j, columns, row, values, order, start)
+            rows[offsets[t] * columns + i] = before(offsets, steps, t - way, p, j, columns, row, values, order, start)
 
 
 @function
-def leave_down(shared, value, width, parts, at, inside):
+def store_down(shared, value, width, parts, at, inside):
     """The sum over a tile's rows to its place in parts, of columns inside of the matrix."""
     total = add_down(shared, value, width)
     if cuda.threadIdx.x < width and inside:
@@ -218,15 +219,15 @@ def sum_slopes(
             p_i, p_f, p_o = p_i + dz_i * c_start, p_f + dz_f * c_start, p_o + dz_o * c[place]
     if options & BIAS:
         at = cuda.blockIdx.x * 4 * hidden + column
-        leave_down(shared, b_i, width, bias_parts, at, inside)
-        leave_down(shared, b_f, width, bias_parts, at + hidden, inside)
-        leave_down(shared, b_g, width, bias_parts, at + 2 * hidden, inside)
-        leave_down(shared, b_o, width, bias_parts, at + 3 * hidden, inside)
+        store_down(shared, b_i, width, bias_parts, at, inside)
+        store_down(shared, b_f, width, bias_parts, at + hidden, inside)
+        store_down(shared, b_g, width, bias_parts, at + 2 * hidden, inside)
+        store_down(shared, b_o, width, bias_parts, at + 3 * hidden, inside)
     if options & PEEPHOLE:
         at = cuda.blockIdx.x * 3 * hidden + column
-        leave_down(shared, p_i, width, peephole_parts, at, inside)
-        leave_down(shared, p_f, width, peephole_parts, at + hidden, inside)
-        leave_down(shared, p_o, width, peephole_parts, at + 2 * hidden, inside)
+        store_down(shared, p_i, width, peephole_parts, at, inside)
+        store_down(shared, p_f, width, peephole_parts, at + hidden, inside)
+        store_down(shared, p_o, width, peephole_parts, at + 2 * hidden, inside)
 
 
 @wide_kernel
@@ -243,14 +244,14 @@ def square_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, va
         squares[row] = total
 
 
-def lstm_forward(
-    xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
-):  # fmt: skip
-    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
+def lstm_forward(xs, weights, start, batch, saved, end):
+    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
     xp, matmul, dtype = device.xp, device.xp.matmul, xs.dtype
-    (n, hidden), columns = c_0.shape, h_0.shape[1]
-    order, offsets = on_device(order, offsets)
-    state_h, state_c, z = h_0[order], c_0[order], xp.empty((n, 4 * hidden), dtype)
+    w_ih, w_hh, b, peephole, w_proj = weights
+    gates, c, tanh_c, h = saved
+    (n, hidden), columns = start.c.shape, start.h.shape[1]
+    order, offsets = on_device(batch)
+    state_h, state_c, z = start.h[order], start.c[order], xp.empty((n, 4 * hidden), dtype)
     projects = w_proj is not None
     r = xp.empty((n, hidden), dtype) if projects else state_h
     projected = xp.empty((n, columns), dtype) if projects else None
@@ -258,93 +259,90 @@ def lstm_forward(
         BIAS * (b is not None) + PEEPHOLE * (peephole is not None) + KEEP * (c is not None) + OUTPUT * (not projects)
     )
     matmul(xs, w_ih, out=gates)
-    for t in steps(offsets, reverse):
+    for t in steps(batch):
         matmul(state_h, w_hh, out=z)
         arrays = offsets, z, b, peephole, gates, state_c, c, tanh_c, r, h
-        launch(lstm_cells, dtype, blocks(n * hidden), t, hidden, row_of(h), options, *arrays)
+        launch(lstm_cells, dtype, blocks(n * hidden), t, hidden, row_stride(h), options, *arrays)
         if projects:
             matmul(r, w_proj, out=projected)
-            launch(lstm_outputs, dtype, blocks(n * columns), t, columns, row_of(h), offsets, projected, state_h, h)
-    h_n[order], c_n[order] = state_h, state_c
+            launch(lstm_outputs, dtype, blocks(n * columns), t, columns, row_stride(h), offsets, projected, state_h, h)
+    end.h[order], end.c[order] = state_h, state_c
 
 
-def lstm_backward(
-    dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
-    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate,
-):  # fmt: skip
-    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients.
+def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
+    """From what comes from above to all gradients; nothing from above is the same as zeros.
 
-    dz (R, 4H) is room, and may be gates. The gradients of the weights, dw_ih to dw_proj, None where the forward had none, are added to
-    what they hold if `accumulate`, and overwritten if not. dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t,
-    may be None.
+    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
     """
-    xp, matmul, dtype, (rows, columns) = device.xp, device.xp.matmul, xs.dtype, h.shape
-    hidden, peeps, projects = c_0.shape[1], peephole is not None, w_proj is not None
-    order, offsets = on_device(order, offsets)
+    xp, matmul, dtype, (rows, columns) = device.xp, device.xp.matmul, xs.dtype, saved.h.shape
+    dz, dxs, (dw_ih, dw_hh, db, dpeephole, dw_proj), _, squares = gradients
+    hidden, peeps, projects = start.c.shape[1], weights.peephole is not None, weights.w_proj is not None
+    batch = PackedBatch(*on_device(batch), batch.reverse)
     whole = xp.empty((rows, columns), dtype) if projects or squares is not None else None
     r = xp.empty((rows, hidden), dtype) if projects else None
-    differentiate_steps(
-        dh, dh_n, dc_n, w_hh, peephole, w_proj, c_0, order, offsets, reverse, gates, c, tanh_c, dz, dh_0, dc_0, whole, r
-    )
+    differentiate_steps(upstream, weights, start, batch, saved, gradients, whole, r)
     if dxs is not None:
-        matmul(dz, w_ih.T, out=dxs)
-    h_before = earlier(h, h_0, order, offsets, reverse)
-    c_before = earlier(c, c_0, order, offsets, reverse) if peeps else None
-    sums = sums_of(dz, c_before, c, db is not None)
+        matmul(dz, weights.w_ih.T, out=dxs)
+    h_before = start_or_before(saved.h, start.h, batch)
+    c_before = start_or_before(saved.c, start.c, batch) if peeps else None
+    sums = slope_sums(dz, c_before, saved.c, db is not None)
     products = [(dw_ih, xs, dz), (dw_hh, h_before, dz), (dw_proj, r, whole)]
     for gradient, a, slopes in products[: 2 + projects]:
-        with added(gradient, accumulate) as out:
+        with target(gradient, accumulate) as out:
             matmul(a.T, slopes, out=out)
     for gradient, parts in zip((db, dpeephole), sums, strict=True):
         if gradient is not None:
-            with added(gradient, accumulate) as out:
+            with target(gradient, accumulate) as out:
                 sum_rows(parts, out.reshape(-1))
     if squares is not None:
-        found, width = xp.empty(rows), tile_width(columns)
-        launch(square_rows, dtype, -(-rows // (BLOCK // width)), rows, columns, width, whole, found)
-        give(found, squares)
+        norms, width = xp.empty(rows), tile_width(columns)
+        launch(square_rows, dtype, -(-rows // (BLOCK // width)), rows, columns, width, whole, norms)
+        give(norms, squares)
 
 
-def differentiate_steps(
-    dh, dh_n, dc_n, w_hh, peephole, w_proj, c_0, order, offsets, reverse, gates, c, tanh_c, dz, dh_0, dc_0, whole, r
-):  # fmt: skip
-    """dz, dh_0 and dc_0, through all steps; with a projection whole (R, P) = dL/dh and r (R, H) too, else whole may be None."""
-    xp, matmul, dtype = device.xp, device.xp.matmul, dz.dtype
-    (n, hidden), columns, last = c_0.shape, len(w_hh), len(offsets) - 1
+def differentiate_steps(upstream, weights, start, batch, saved, gradients, whole, r):
+    """dz and the gradients of the start, through all steps; with a projection whole (R, P) = dL/dh and r (R, H) too, else whole may be
+    None.
+    """
+    (dh, dh_n, dc_n), (_, w_hh, _, peephole, w_proj), (order, offsets, reverse) = upstream, weights, batch
+    (gates, c, tanh_c, _), dz, dtype = saved, gradients.dz, gradients.dz.dtype
+    xp, matmul = device.xp, device.xp.matmul
+    (n, hidden), columns, last = start.c.shape, len(w_hh), len(offsets) - 1
     full, projects, way = len(dz) == n * last, w_proj is not None, -1 if reverse else 1
-    from_after, state_dc = xp.empty((n, columns), dtype), xp.zeros_like(c_0) if dc_n is None else dc_n[order]
+    from_after, state_dc = xp.empty((n, columns), dtype), xp.zeros_like(start.c) if dc_n is None else dc_n[order]
     dr = xp.empty((n, hidden), dtype) if projects else from_after
     room = None if full else xp.empty((n, 4 * hidden), dtype)
     room_of_dh = xp.empty((n, columns), dtype) if projects and not full else None
     above = UPSTREAM * (dh is not None) + END * (dh_n is not None) + ROOM * (not full)
     options = above + PEEPHOLE * (peephole is not None) + WHOLE * (whole is not None) + PROJECTED * projects
-    dh_row = 0 if dh is None else row_of(dh)
-    for t in reversed(steps(offsets, reverse)):
+    dh_row = 0 if dh is None else row_stride(dh)
+    for t in reversed(steps(batch)):
         step, place = slice(t * n, (t + 1) * n), (t, last, t + way)
         if projects:
             arrays = order, offsets, dh, from_after, dh_n, whole, room_of_dh
             launch(lstm_upstreams, dtype, blocks(n * columns), *place, columns, dh_row, above, *arrays)
             matmul(whole[step] if full else room_of_dh, w_proj.T, out=dr)
-        arrays = order, offsets, dh, dr, dh_n, gates, tanh_c, c, c_0, peephole, state_dc, dz, room, whole, r
+        arrays = order, offsets, dh, dr, dh_n, gates, tanh_c, c, start.c, peephole, state_dc, dz, room, whole, r
         launch(lstm_slopes, dtype, blocks(n * hidden), *place, hidden, dh_row, options, *arrays)
         matmul(dz[step] if full else room, w_hh.T, out=from_after)
     # of a sequence that has ended the room keeps dz of its last step, so its row of from_after comes out as it was; those without a step
     # have none, and are all where there are no steps: offsets[0] is 0
     begun = xp.arange(n)[:, None] < offsets[min(last, 1)]
-    dh_0[order] = xp.where(begun, from_after, 0 if dh_n is None else dh_n[order])
-    dc_0[order] = state_dc
+    gradients.start.h[order] = xp.where(begun, from_after, 0 if dh_n is None else dh_n[order])
+    gradients.start.c[order] = state_dc
 
 
-def earlier(values, start, order, offsets, reverse):
+def start_or_before(values, start, batch):
     """Of each step the row of the step before it, or of the start."""
+    order, offsets, reverse = batch
     n, columns, last, dtype = *start.shape, len(offsets) - 1, values.dtype
-    found = device.xp.empty(values.shape, dtype)
-    sizes = last, -1 if reverse else 1, columns, row_of(values)
-    launch(rows_before, dtype, step_blocks(n * columns, last), *sizes, order, offsets, values, start, found)
-    return found
+    before = device.xp.empty(values.shape, dtype)
+    sizes = last, -1 if reverse else 1, columns, row_stride(values)
+    launch(rows_before, dtype, step_blocks(n * columns, last), *sizes, order, offsets, values, start, before)
+    return before
 
 
-def sums_of(dz, c_before, c, biased):
+def slope_sums(dz, c_before, c, biased):
     """Blocks' sums for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None where it is not asked for."""
     rows, hidden = len(dz), dz.shape[1] // 4
     grid, peeps = tiles(rows, hidden), c_before is not None
@@ -359,14 +357,14 @@ def sums_of(dz, c_before, c, biased):
 
 
 @contextlib.contextmanager
-def added(gradient, accumulate):
+def target(gradient, accumulate):
     """The gradient itself, to be written, or what is added to it at the end."""
-    found = device.xp.empty_like(gradient) if accumulate else gradient
-    yield found
+    out = device.xp.empty_like(gradient) if accumulate else gradient
+    yield out
     if accumulate:
-        gradient += found
+        gradient += out
 
 
-def row_of(array):
+def row_stride(array):
     """Values from a row to the next."""
     return array.strides[0] // array.itemsize

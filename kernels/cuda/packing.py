@@ -59,22 +59,22 @@ def step_blocks(values, steps):
     return blocks(values), min(steps, MOST_STEPS)
 
 
-def on_device(*arrays):
-    """order and offsets on the device, once for all ops of a pass."""
-    return [constant(a) for a in arrays]
+def on_device(batch):
+    """A batch's order and offsets on the device, once for all ops of a pass."""
+    return constant(batch.order), constant(batch.offsets)
 
 
-def gather_rows(x, order, offsets, rows):
+def gather_rows(x, batch, rows):
     """rows (R, C) = the steps of the sequences x (N, T, C)."""
     n, steps, columns = x.shape
     with written(rows) as out:
-        arrays = *on_device(order, offsets), flat(x), out
+        arrays = *on_device(batch), flat(x), out
         launch(gather_steps, x.dtype, step_blocks(n * columns, steps), steps, columns, *arrays)
 
 
-def scatter_rows(rows, order, offsets, x):
+def scatter_rows(rows, batch, x):
     """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
     n, steps, columns = x.shape
     with written(x) as out:
-        arrays = *on_device(order, offsets), flat(rows), out
+        arrays = *on_device(batch), flat(rows), out
         launch(scatter_steps, x.dtype, step_blocks(n * columns, steps), n, steps, columns, *arrays)

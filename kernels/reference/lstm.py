@@ -11,12 +11,12 @@ Backwards, with dh and dc from above and from the step after:
     dz_i = dc g i (1 - i)               dz_f = dc c_{t-1} f (1 - f)         dz_g = dc i (1 - g^2)
     dh_{t-1} = dz w_hh^T                dc_{t-1} = dc f + p_i dz_i + p_f dz_f
 
-Sequences are rows as packing.py lays them out; with `reverse` the steps run from each sequence's last to its first, and "before" means the
-step after.
+Sequences are rows as packing.py lays them out; with `reverse` the steps run from each sequence's last to its first, and step t - 1 of the
+formulas is the one that ran before.
 
 w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,
-where P = H. States h_0, h_n (N, P) and c_0, c_n (N, H) are in the caller's order. All arrays are contiguous, but the rows of xs, h and
-dh may lie apart, and w_ih and w_hh may be the transposes of contiguous arrays.
+where P = H. The states at the start and at the end are in the caller's order. All arrays are contiguous, but the rows of xs, h and dh may
+lie apart, and w_ih and w_hh may be the transposes of contiguous arrays.
 """
 
 import numpy as np
@@ -24,16 +24,17 @@ import numpy as np
 from .activation import sigmoid
 
 
-def lstm_forward(
-    xs, w_ih, w_hh, b, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h, h_n, c_n
-):  # fmt: skip
-    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None: not kept; h (R, P); h_n and c_n are written."""
-    hidden = c_0.shape[1]
-    state_h, state_c = h_0[order], c_0[order]
+def lstm_forward(xs, weights, start, batch, saved, end):
+    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    w_ih, w_hh, b, peephole, w_proj = weights
+    gates, c, tanh_c, h = saved
+    order, offsets, _ = batch
+    hidden = start.c.shape[1]
+    state_h, state_c = start.h[order], start.c[order]
     gates[...] = xs @ w_ih
     if b is not None:
         gates += b
-    for t in steps(offsets, reverse):
+    for t in steps(batch):
         rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
         z, c_before = gates[rows] + state_h[:n] @ w_hh, state_c[:n]
         i, f, g, o = (z[:, k * hidden : (k + 1) * hidden] for k in range(4))
@@ -50,30 +51,30 @@ def lstm_forward(
         gates[rows], state_h[:n], state_c[:n] = z, h[rows], c_now
         if c is not None:
             c[rows], tanh_c[rows] = c_now, squashed
-    h_n[order], c_n[order] = state_h, state_c
+    end.h[order], end.c[order] = state_h, state_c
 
 
-def lstm_backward(
-    dh, dh_n, dc_n, xs, w_ih, w_hh, peephole, w_proj, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h,
-    dz, dxs, dw_ih, dw_hh, db, dpeephole, dw_proj, dh_0, dc_0, squares, accumulate,
-):  # fmt: skip
-    """From dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None, to all gradients.
+def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
+    """From what comes from above to all gradients; nothing from above is the same as zeros.
 
-    dz (R, 4H) is room, and may be gates. The gradients of the weights, dw_ih to dw_proj, None where the forward had none, are added to
-    what they hold if `accumulate`, and overwritten if not. dxs (R, C) and squares (R,), the squared norm of each step's whole dL/dh_t,
-    may be None.
+    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
     """
-    hidden = c_0.shape[1]
-    state_dh = np.zeros_like(h_0) if dh_n is None else dh_n[order]
-    state_dc = np.zeros_like(c_0) if dc_n is None else dc_n[order]
-    h_before, c_before = before(h, h_0, order, offsets, reverse), before(c, c_0, order, offsets, reverse)
+    dh, dh_n, dc_n = upstream
+    w_ih, w_hh, _, peephole, w_proj = weights
+    gates, c, tanh_c, h = saved
+    dz, dxs, dweights, dstart, squares = gradients
+    order, offsets, _ = batch
+    hidden = start.c.shape[1]
+    state_dh = np.zeros_like(start.h) if dh_n is None else dh_n[order]
+    state_dc = np.zeros_like(start.c) if dc_n is None else dc_n[order]
+    h_before, c_before = rows_before(h, start.h, batch), rows_before(c, start.c, batch)
     i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden].copy() for k in range(4))
     dz_i, dz_f, dz_g, dz_o = (dz[:, k * hidden : (k + 1) * hidden] for k in range(4))
-    dr_all = np.empty((len(h), h_0.shape[1]), h.dtype)  # every step's whole dL/dh_t
-    for t in reversed(steps(offsets, reverse)):
+    dh_whole = np.empty((len(h), h.shape[1]), h.dtype)  # every step's whole dL/dh_t
+    for t in reversed(steps(batch)):
         rows, n = slice(offsets[t], offsets[t + 1]), offsets[t + 1] - offsets[t]
         dh_t = state_dh[:n] if dh is None else state_dh[:n] + dh[rows]
-        dr_all[rows] = dh_t
+        dh_whole[rows] = dh_t
         dr = dh_t if w_proj is None else dh_t @ w_proj.T
         dz_o[rows] = dr * tanh_c[rows] * o[rows] * (1 - o[rows])
         dc = state_dc[:n] + dr * o[rows] * (1 - tanh_c[rows] ** 2)
@@ -88,9 +89,10 @@ def lstm_backward(
         state_dh[:n] = dz[rows] @ w_hh.T
     if dxs is not None:
         dxs[...] = dz @ w_ih.T
-    for gradient in (dw_ih, dw_hh, db, dpeephole, dw_proj):
+    for gradient in dweights:
         if gradient is not None and not accumulate:
             gradient[...] = 0
+    dw_ih, dw_hh, db, dpeephole, dw_proj = dweights
     dw_ih += xs.T @ dz
     dw_hh += h_before.T @ dz
     if db is not None:
@@ -99,25 +101,26 @@ def lstm_backward(
         products = dz_i * c_before, dz_f * c_before, dz_o * c
         dpeephole += np.array([p.sum(axis=0, dtype=np.float64) for p in products]).astype(dpeephole.dtype)
     if dw_proj is not None:
-        dw_proj += (o * tanh_c).T @ dr_all
+        dw_proj += (o * tanh_c).T @ dh_whole
     if squares is not None:
-        squares[...] = (dr_all.astype(np.float64) ** 2).sum(axis=1)
-    dh_0[order], dc_0[order] = state_dh, state_dc
+        squares[...] = (dh_whole.astype(np.float64) ** 2).sum(axis=1)
+    dstart.h[order], dstart.c[order] = state_dh, state_dc
 
 
-def steps(offsets, reverse):
+def steps(batch):
     """The steps in the order in which they run."""
-    last = len(offsets) - 1
-    return range(last - 1, -1, -1) if reverse else range(last)
+    last = len(batch.offsets) - 1
+    return range(last - 1, -1, -1) if batch.reverse else range(last)
 
 
-def before(rows, start, order, offsets, reverse):
+def rows_before(values, start, batch):
     """Of each step the row of the step before it, or of the start."""
-    found = np.empty_like(rows)
+    order, offsets, reverse = batch
+    before = np.empty_like(values)
     for t in range(len(offsets) - 1):
         n, other = offsets[t + 1] - offsets[t], t + 1 if reverse else t - 1
         has = offsets[other + 1] - offsets[other] if 0 <= other < len(offsets) - 1 else 0
         has = min(has, n)
-        found[offsets[t] : offsets[t] + has] = rows[offsets[other] : offsets[other] + has]
-        found[offsets[t] + has : offsets[t + 1]] = start[order[has:n]]
-    return found
+        before[offsets[t] : offsets[t] + has] = values[offsets[other] : offsets[other] + has]
+        before[offsets[t] + has : offsets[t + 1]] = start[order[has:n]]
+    return before

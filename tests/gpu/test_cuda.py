@@ -520,44 +520,40 @@ class LSTMCall:
 
     def __init__(self, problem, dtype, accumulate=False, apart=0, squared=False):
         p = self.problem = problem.map(lambda a: a.astype(dtype))
-        self.batch = packed_batch("lstm", p.x.shape[:2], p.lengths)
+        self.batch = packed_batch("lstm", p.x.shape[:2], p.lengths, p.reverse)
         hidden, columns, rows = p.c_0.shape[1], p.h_0.shape[1], int(self.batch.offsets[-1])
         self.xs, self.dh = self._rows(p.x, 0), self._rows(p.dy, apart)
-        self.gates, self.c, self.tanh_c = (np.full((rows, k * hidden), np.nan, dtype) for k in (4, 1, 1))
+        gates, c, tanh_c = (np.full((rows, k * hidden), np.nan, dtype) for k in (4, 1, 1))
         # one direction of two has its rows apart
-        self.h = np.full((rows, columns + apart), np.nan, dtype)[:, :columns]
-        self.ends = [np.full_like(a, np.nan) for a in (p.h_0, p.c_0)]
-        self.dxs, self.starts = np.full_like(self.xs, np.nan), [np.full_like(a, np.nan) for a in self.ends]
-        self.squares = np.full(rows, np.nan) if squared else None
+        h = np.full((rows, columns + apart), np.nan, dtype)[:, :columns]
+        self.saved, self.start = types.LSTMSaved(gates, c, tanh_c, h), types.States(p.h_0, p.c_0)
+        self.end, self.dstart = (types.States(*(np.full_like(a, np.nan) for a in self.start)) for _ in range(2))
+        self.dxs, self.squares = np.full_like(self.xs, np.nan), np.full(rows, np.nan) if squared else None
         self.accumulate = accumulate
-        start = 3.0 if accumulate else np.nan
-        self.weights = [getattr(p, name) for name in ("w_ih", "w_hh", "b", "peephole", "w_proj")]
-        self.gradients = [None if w is None else np.full_like(w, start) for w in self.weights]
+        value = 3.0 if accumulate else np.nan
+        self.weights = types.LSTMWeights(*(getattr(p, name) for name in types.LSTMWeights._fields))
+        self.dweights = types.LSTMWeights(*(None if w is None else np.full_like(w, value) for w in self.weights))
 
     def _rows(self, x, apart):
         rows = np.full((self.batch.offsets[-1], x.shape[2] + apart), np.nan, x.dtype)[:, : x.shape[2]]
-        reference.gather_rows(x, self.batch.order, self.batch.offsets, rows)
+        reference.gather_rows(x, self.batch, rows)
         return rows
 
     def forward(self, kernels):
-        p, batch = self.problem, self.batch
-        states = p.h_0, p.c_0, batch.order, batch.offsets, p.reverse
-        kernels.lstm_forward(self.xs, *self.weights, *states, self.gates, self.c, self.tanh_c, self.h, *self.ends)
+        kernels.lstm_forward(self.xs, self.weights, self.start, self.batch, self.saved, self.end)
 
     def backward(self, kernels, in_place=False):
-        p, batch = self.problem, self.batch
-        w_ih, w_hh, _, *others = self.weights
-        self.dz = self.gates if in_place else np.full_like(self.gates, np.nan)
+        upstream = types.LSTMUpstream(self.dh, self.problem.dh_n, self.problem.dc_n)
+        self.dz = self.saved.gates if in_place else np.full_like(self.saved.gates, np.nan)
+        gradients = types.LSTMGradients(self.dz, self.dxs, self.dweights, self.dstart, self.squares)
         kernels.lstm_backward(
-            self.dh, p.dh_n, p.dc_n, self.xs, w_ih, w_hh, *others, p.h_0, p.c_0, batch.order, batch.offsets, p.reverse,
-            self.gates, self.c, self.tanh_c, self.h, self.dz, self.dxs, *self.gradients, *self.starts, self.squares,
-            self.accumulate,
-        )  # fmt: skip
+            upstream, self.xs, self.weights, self.start, self.batch, self.saved, gradients, self.accumulate
+        )
 
     def results(self):
         """What has been written, but squares."""
-        gradients = [a for a in self.gradients if a is not None]
-        return [self.c, self.tanh_c, self.h, *self.ends, self.dz, self.dxs, *gradients, *self.starts]
+        gradients = [a for a in self.dweights if a is not None]
+        return [*self.saved[1:], *self.end, self.dz, self.dxs, *gradients, *self.dstart]
 
 
 LSTMS = {
@@ -646,11 +642,11 @@ def test_a_step_of_an_lstm_reads_and_writes_each_value_once(emulated, launches, 
 
 def test_gathering_and_scattering_rows_is_one_launch_and_reads_once(emulated, launches, dtype, rng):
     batch, x = packed_batch("rows", (9, 6), rng.integers(0, 7, 9)), rng.standard_normal((9, 6, 5)).astype(dtype)
-    shapes, places, results = ((batch.offsets[-1], 5), x.shape), (batch.order, batch.offsets), []
+    shapes, results = ((batch.offsets[-1], 5), x.shape), []
     for kernels in (emulated, reference):
         steps, found = (unwritten(shape, dtype) for shape in shapes)
-        kernels.gather_rows(x, *places, steps)
-        kernels.scatter_rows(steps, *places, found)
+        kernels.gather_rows(x, batch, steps)
+        kernels.scatter_rows(steps, batch, found)
         results.append((steps, found))
     for ours, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, expected)

@@ -1,6 +1,5 @@
 """The LSTM through the public API: the reference against central differences and PyTorch, every backend against the reference."""
 
-import importlib
 import sys
 from itertools import combinations, product
 
@@ -16,6 +15,9 @@ from tolerances import assert_close
 import fastgrad as fg
 from fastgrad.core import allocator
 from fastgrad.core.backend import kernels
+from fastgrad.functional.lstm import run_rows
+from fastgrad.functional.packing import pack, packed_batch, unpack
+from fastgrad.kernels.types import LSTMWeights, States
 
 pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
 
@@ -609,15 +611,17 @@ def test_the_same_bits_on_any_number_of_threads(cpu, dtype, n, steps, c, hidden,
 @pytest.mark.parametrize("options", ["plain", "peephole_projection_no_bias"])
 def test_a_forward_that_keeps_nothing_has_the_same_bits(cpu, dtype, options, lengths, rng):
     """As layers predict, on any number of threads."""
-    module = importlib.import_module("fastgrad.functional.lstm")
     problem = random_lstm(rng, 131, 7, 40, 65, dtype, lengths=lengths, **OPTIONS[options])
-    weights = module.Weights(**{name: getattr(problem, name) for name in module.Weights._fields})
-    batch = module.sequences("lstm", problem.x.shape[:2], problem.lengths)
+    weights = LSTMWeights(**{name: getattr(problem, name) for name in LSTMWeights._fields})
+    batch = packed_batch("lstm", problem.x.shape[:2], problem.lengths)
+    start = States(problem.h_0, problem.c_0)
     kept = [bits(a) for a in forward(problem)[0]]
 
     def predict():
-        results, _ = module.run("lstm", problem.x, weights, problem.h_0, problem.c_0, batch, keep=False)
-        return [bits(a) for a in results]
+        xs = pack(problem.x, batch)
+        h, end = np.empty((len(xs), len(problem.w_hh)), dtype), States(*map(np.empty_like, start))
+        run_rows(xs, weights, start, batch, h, end, keep=False)
+        return [bits(a) for a in (unpack(h, batch), *end)]
 
     assert with_threads(predict) == [kept] * 4
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.functional.lstm_weights import LSTMWeights, checked_weights, sizes, states
-from fastgrad.functional.packing import PackedBatch, pack, packed_batch, unpack
+from fastgrad.functional.lstm_weights import checked_weights, states
+from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.jax.arguments import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
+from fastgrad.kernels.types import LSTMGradients, LSTMUpstream, LSTMWeights, States, lstm_buffer_size, lstm_buffers
 
 
 def lstm(
@@ -34,7 +34,7 @@ def lstm(
     given = {"x": x, "w_ih": w_ih, "w_hh": w_hh, "b": b, "peephole": peephole, "w_proj": w_proj, "h_0": h_0, "c_0": c_0}
     seen: dict[str, Any] = {name: None if a is None else checkable(op, name, a) for name, a in given.items()}
     x_like = check.array(op, "x", seen["x"], "(N, T, C)", (None, None, None))
-    weights = checked_weights(op, x_like, LSTMWeights(*(seen[name] for name in LSTMWeights._fields)))
+    weights = checked_weights(op, x_like, *(seen[name] for name in LSTMWeights._fields))
     states(op, len(x_like), weights, seen["h_0"], seen["c_0"])
     if lengths is not None:
         if not isinstance(lengths, jax.Array):
@@ -53,14 +53,13 @@ def _lstm(reverse: bool, arrays: tuple, lengths: Any) -> tuple:
 
 
 def _forward(reverse: bool, arrays: tuple, lengths: Any, keep: bool) -> list:
-    """y, h_n, c_n and, with keep, gates, c, tanh_c and h by rows, as many as fill all sequences."""
-    x, *weights, _, _ = arrays
-    hidden, projected = sizes(LSTMWeights(*weights))
-    n, steps = x.shape[:2]
-    rows = n * steps
+    """y, h_n, c_n and, with keep, what backward needs, a buffer and h by rows, as many as fill all sequences."""
+    x, _, w_hh, *_ = arrays
+    (n, steps, _), (projected, columns) = x.shape, w_hh.shape
+    hidden = columns // 4
     shapes = [(n, steps, projected), (n, projected), (n, hidden)]
     if keep:
-        shapes += [(rows, 4 * hidden), (rows, hidden), (rows, hidden), (rows, projected)]
+        shapes += [(lstm_buffer_size(n * steps, hidden),), (n * steps, projected)]
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
     return call("lstm", host_lstm_forward, results, [*arrays, lengths], reverse=reverse)
 
@@ -78,42 +77,29 @@ def _vjp_backward(reverse: bool, saved: tuple, gradients: tuple) -> tuple:
 _lstm.defvjp(_vjp_forward, _vjp_backward)
 
 
-def _batch(x: np.ndarray, lengths: np.ndarray | None) -> tuple[PackedBatch, int]:
-    """The rows of the sequences, and how many there are."""
-    batch = packed_batch("lstm", x.shape[:2], lengths)
-    return batch, int(batch.offsets[-1])
-
-
-def _states(h_0: Any, c_0: Any, n: int, weights: LSTMWeights) -> tuple[np.ndarray, np.ndarray]:
-    return states("lstm", n, weights, h_0, c_0)
-
-
 @host
 def host_lstm_forward(results: list, arguments: list, reverse: bool) -> None:
-    x, *given, h_0, c_0, lengths = arguments
-    weights, (batch, rows) = LSTMWeights(*given), _batch(x, lengths)
+    x, *w, h_0, c_0, lengths = arguments
+    weights, batch = LSTMWeights(*w), packed_batch("lstm", x.shape[:2], lengths, reverse)
     y, h_n, c_n, *kept = results
-    hidden, projected = sizes(weights)
-    shapes = (rows, 4 * hidden), (rows, hidden), (rows, hidden), (rows, projected)
-    gates, c, tanh_c, h = [a[:rows] for a in kept] or [empty(shape, x.dtype) for shape in shapes]
-    h_0, c_0 = _states(h_0, c_0, len(x), weights)
-    kernels().lstm_forward(
-        pack(x, batch), *weights, h_0, c_0, batch.order, batch.offsets, reverse, gates, c, tanh_c, h, h_n, c_n
-    )
-    y[...] = unpack(h, batch)
+    start, xs = states("lstm", len(x), weights, h_0, c_0), pack(x, batch)
+    rows, hidden = len(xs), c_n.shape[1]
+    buffer, h = kept or (empty((lstm_buffer_size(rows, hidden, False),), x), empty((rows, h_n.shape[1]), x))
+    saved = lstm_buffers(buffer, h[:rows], hidden, bool(kept))
+    kernels().lstm_forward(xs, weights, start, batch, saved, States(h_n, c_n))
+    y[...] = unpack(saved.h, batch)
 
 
 @host
 def host_lstm_backward(results: list, arguments: list, reverse: bool) -> None:
-    dy, dh_n, dc_n, x, *given, h_0, c_0, lengths, gates, c, tanh_c, h = arguments
-    weights, (batch, rows) = LSTMWeights(*given), _batch(x, lengths)
+    dy, dh_n, dc_n, x, *w, h_0, c_0, lengths, buffer, h = arguments
+    weights, batch = LSTMWeights(*w), packed_batch("lstm", x.shape[:2], lengths, reverse)
     dx, *gradients, dh_0, dc_0 = results
-    h_0, c_0 = _states(h_0, c_0, len(x), weights)
-    dh_0, dc_0 = (empty(a.shape, a.dtype) if g is None else g for a, g in ((h_0, dh_0), (c_0, dc_0)))
-    xs, dz = pack(x, batch), empty((rows, gates.shape[1]), x.dtype)
-    dxs = empty(xs.shape, x.dtype)
-    kernels().lstm_backward(
-        pack(dy, batch), dh_n, dc_n, xs, weights.w_ih, weights.w_hh, weights.peephole, weights.w_proj, h_0, c_0, batch.order,
-        batch.offsets, reverse, gates[:rows], c[:rows], tanh_c[:rows], h[:rows], dz, dxs, *gradients, dh_0, dc_0, None, False,
-    )  # fmt: skip
+    start, xs = states("lstm", len(x), weights, h_0, c_0), pack(x, batch)
+    saved = lstm_buffers(buffer, h[: len(xs)], start.c.shape[1])
+    dstart = States(*(empty(s.shape, s) if d is None else d for s, d in zip(start, (dh_0, dc_0), strict=True)))
+    dxs = empty(xs.shape, x)
+    written = LSTMGradients(empty(saved.gates.shape, x), dxs, LSTMWeights(*gradients), dstart, None)
+    upstream = LSTMUpstream(pack(dy, batch), dh_n, dc_n)
+    kernels().lstm_backward(upstream, xs, weights, start, batch, saved, written, False)
     dx[...] = unpack(dxs, batch)

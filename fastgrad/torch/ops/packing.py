@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.functional.packing import PackedBatch, above
+from fastgrad.functional.packing import above
+from fastgrad.kernels.types import PackedBatch
 from fastgrad.torch.registration import plain
 from fastgrad.torch.tensors import FLOATS, PLAIN
 
@@ -37,13 +38,13 @@ def pack_padded_sequence(
         if not enforce_sorted:
             ends, order = torch.sort(ends, descending=True)
         n, steps = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
-        found = _falling(ends)
-        if found is not None and len(found) == n and found[0] <= steps:
-            under_way = above(found, steps)
+        sizes = _falling(ends)
+        if sizes is not None and len(sizes) == n and sizes[0] <= steps:
+            under_way = above(sizes, steps)
             # a copy, since the PackedSequence's own may be written to before its gradient is asked for
             batch = _batch(np.arange(n) if order is None else order.numpy().copy(), under_way)
             data = _Pack.apply(input, batch, batch_first)
-            return PackedSequence(data, torch.from_numpy(under_way[: found[0]].copy()), order)
+            return PackedSequence(data, torch.from_numpy(under_way[: sizes[0]].copy()), order)
     return rnn.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
 
 
@@ -58,7 +59,7 @@ def pad_packed_sequence(
     if isinstance(sequence, PackedSequence) and _takes(PAD, sequence.data, 1):
         batch = _batch_of(sequence, total_length)
         if batch is not None and isinstance(padding_value, (int, float)):
-            lengths = np.empty(batch.shape[0], np.int64)
+            lengths = np.empty(len(batch.order), np.int64)
             lengths[batch.order] = above(np.diff(batch.offsets), len(lengths))
             padded = _Pad.apply(sequence.data, batch, batch_first, padding_value)
             return padded, torch.from_numpy(lengths)
@@ -88,7 +89,7 @@ def _integers(values: Any) -> bool:
 
 
 def _batch(order: np.ndarray, under_way: np.ndarray) -> PackedBatch:
-    return PackedBatch(order, np.append(0, np.cumsum(under_way)), (len(order), len(under_way)), False)
+    return PackedBatch(order, np.append(0, np.cumsum(under_way)))
 
 
 def _batch_of(sequence: PackedSequence, total_length: int | None) -> PackedBatch | None:
@@ -107,6 +108,11 @@ def _batch_of(sequence: PackedSequence, total_length: int | None) -> PackedBatch
     return _batch(order, np.append(sizes, np.zeros(steps - len(sizes), np.int64)))
 
 
+def _shape(batch: PackedBatch) -> tuple[int, int]:
+    """N and T."""
+    return len(batch.order), len(batch.offsets) - 1
+
+
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().resolve_neg().numpy()
 
@@ -116,9 +122,9 @@ class _Pack(Function):
     def forward(ctx: Any, x: Tensor, batch: PackedBatch, batch_first: bool) -> Tensor:
         ctx.form = batch, batch_first
         xs = _array(x)
-        by_sequence = (xs if batch_first else xs.swapaxes(0, 1)).reshape(*batch.shape, -1)
+        by_sequence = (xs if batch_first else xs.swapaxes(0, 1)).reshape(*_shape(batch), -1)
         rows = empty((int(batch.offsets[-1]), by_sequence.shape[2]), xs)
-        kernels().gather_rows(by_sequence, batch.order, batch.offsets, rows)
+        kernels().gather_rows(by_sequence, batch, rows)
         return torch.from_numpy(rows.reshape(-1, *xs.shape[2:]))
 
     @staticmethod
@@ -131,10 +137,10 @@ class _Pad(Function):
     def forward(ctx: Any, data: Tensor, batch: PackedBatch, batch_first: bool, value: float) -> Tensor:
         ctx.form = batch, batch_first
         rows = _array(data)
-        n, steps = batch.shape
+        n, steps = _shape(batch)
         x = empty((n, steps, *rows.shape[1:]) if batch_first else (steps, n, *rows.shape[1:]), rows)
         by_sequence = (x if batch_first else x.swapaxes(0, 1)).reshape(n, steps, -1)
-        kernels().scatter_rows(check.contiguous(rows.reshape(len(rows), -1)), batch.order, batch.offsets, by_sequence)
+        kernels().scatter_rows(check.contiguous(rows.reshape(len(rows), -1)), batch, by_sequence)
         if value != 0:
             # PyTorch says which values there is no such number of
             fill = torch.full((), value, dtype=data.dtype, device="cpu").numpy()
