@@ -4,8 +4,8 @@ from operator import attrgetter
 
 import pytest
 
-from bench.clipping import CLIPS
-from bench.compare import clock
+from bench.harness.comparison import clock
+from bench.workloads.clip import CLIPS
 
 
 @pytest.mark.benchmark(timer=clock, group="clip")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench.report import Row, duration
+from bench.harness.report import Row, duration
 
 FIRST_STEP = """
 import json, time, numpy as np, fastgrad as fg

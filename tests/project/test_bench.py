@@ -9,17 +9,18 @@ import pytest
 
 import fastgrad as fg
 from bench import compare, limits_cuda, workers
-from bench.adapters import Shared
-from bench.blocks import BLOCKS, Dense, Mean, version_1
-from bench.clipping import CLIPS, Update
-from bench.images import CONVS, NORMS, BatchNorm
-from bench.limits import ACCUMULATORS, Limits, fma_chains
-from bench.peers import CannotExpress
-from bench.peers.fastgrad import Blocks
-from bench.report import ALONE, FASTGRAD, PADDED, WATCHED, Row, markdown
-from bench.targets import Targets
-from bench.workers import PROCESS, Contender, Worker, WorkerError
-from bench.workloads import CUDA, LSTMS, TORCH, WORKLOADS
+from bench.harness.limits_cpu import ACCUMULATORS, Limits, fma_chains
+from bench.harness.report import ALONE, FASTGRAD, HEALTH, PADDED, Row, markdown
+from bench.harness.targets import Targets
+from bench.harness.workers import PROCESS, Contender, Worker, WorkerError
+from bench.peers import UnsupportedWorkload
+from bench.peers.fastgrad_cpu import Blocks
+from bench.workloads import ADAPTERS, CUDA, LSTMS, WORKLOADS
+from bench.workloads.adapters import Shared
+from bench.workloads.batch_norm import NORMS, BatchNorm
+from bench.workloads.clip import CLIPS, Update
+from bench.workloads.conv import CONVS
+from bench.workloads.residual import BLOCKS, Dense, Mean, version_1
 from fastgrad.core.backend import missing
 
 
@@ -130,7 +131,7 @@ def small_loop(work):
 def test_pytorchs_loops_with_fastgrad_in_them_find_the_same():
     pytest.importorskip("torch")
     answers = []
-    loops = [work for work in TORCH if not isinstance(work, Shared)]
+    loops = [work for work in ADAPTERS if not isinstance(work, Shared)]
     for name in ("NumPy", "PyTorch", "fastgrad"):
         worker = Worker(name, 1)
         answers.append([worker.ask("load", work.name, **small_loop(work)) for work in loops])
@@ -142,7 +143,7 @@ def test_pytorchs_loops_with_fastgrad_in_them_find_the_same():
 
 def test_a_loop_of_two_processes_finds_the_same():
     pytest.importorskip("torch")
-    (loop,) = (work for work in TORCH if isinstance(work, Shared))
+    (loop,) = (work for work in ADAPTERS if isinstance(work, Shared))
     answers = []
     for name in ("NumPy", "fastgrad"):
         worker = Worker(name, 1)
@@ -219,8 +220,8 @@ def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
 
 @pytest.mark.parametrize(("watched", "reached"), [(1.02, True), (1.04, False), (None, None)])
 def test_health_is_held_against_the_step_without_it(watched, reached):
-    row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({WATCHED: watched} if watched else {}))
-    row.hold_against(Targets(target_watched=0.03))
+    row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({HEALTH: watched} if watched else {}))
+    row.hold_against(Targets(target_health=0.03))
     assert row.reached == reached
     assert row.best_peer == "JAX"
 
@@ -255,7 +256,7 @@ class Here:
         def ask(request, *arguments, **options):
             try:
                 return getattr(contender, request)(*arguments, **options)
-            except CannotExpress as error:
+            except UnsupportedWorkload as error:
                 raise WorkerError(str(error)) from error
 
         return SimpleNamespace(contender=name, ask=ask)
