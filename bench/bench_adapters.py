@@ -1,4 +1,4 @@
-"""PyTorch loops with fastgrad in them, beside the same loops as they were."""
+"""PyTorch loops with fastgrad in them, beside the same loops without; and calls from PyTorch and JAX."""
 
 from operator import attrgetter
 

@@ -1,4 +1,4 @@
-"""Batch normalisation with what follows it, forward and backward."""
+"""Batch normalisation with its addition and activation, forward and backward."""
 
 from operator import attrgetter
 

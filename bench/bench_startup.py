@@ -1,4 +1,4 @@
-"""What a new process waits for: the import, and the first step with a warm and a cold compile cache."""
+"""Start of a new process: the import, and the first step with a warm and a cold compile cache."""
 
 import json
 import os

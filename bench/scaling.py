@@ -86,7 +86,7 @@ def picture(panels, curves, machine, rounds):
 
 
 def caption(machine, rounds):
-    """How and on what the curves were taken, in lines of the picture's width."""
+    """How and on what machine the times were measured, in lines of the picture's width."""
     text = (
         f"float32; a step is forward, loss, backward and Adam; an LSTM's time is that of forward and backward. Medians of at most {rounds} "
         "turns, each library in a process of its own; results checked against the float64 reference. "

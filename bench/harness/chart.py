@@ -78,7 +78,7 @@ def chart(rows, machine):
 
 
 def caption(machine):
-    """What the figures were taken on, in lines of the page's width."""
+    """How and on what machine the times were measured, in lines of the page's width."""
     text = "Medians of runs in turns, each library in a process of its own; large marks and the numbers at the right: the best peer. "
     text += describe(machine)
     if not machine["gpu"].startswith("Nothing"):

@@ -1,4 +1,4 @@
-"""What this machine can do at most: float32 FMAs a second from registers alone, and bytes a second from memory (triad).
+"""Limits of the processor: float32 FMAs a second from registers alone, and bytes a second from memory (triad).
 
 The FMA loop is LLVM IR, so that nothing but its accumulators is in it. They start from different values, or LLVM would
 merge them into one; they are summed and returned, or it would drop them.

@@ -1,4 +1,4 @@
-"""What the GPU can do at most: cuBLAS's float32 operations a second, and bytes a second of a copy."""
+"""Limits of the GPU: float32 operations a second of a cuBLAS product, and bytes a second of a copy."""
 
 import time
 

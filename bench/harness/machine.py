@@ -1,4 +1,4 @@
-"""What the figures are taken on: the processor, its measured limits, the GPU, the versions of all libraries."""
+"""The machine of a run: the processor, its measured limits, the GPU, the versions of all libraries."""
 
 import platform
 import statistics

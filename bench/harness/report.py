@@ -26,7 +26,7 @@ class Row:
 
     @property
     def best_peer(self):
-        return min(self.costs.keys() - {FASTGRAD, *VARIANTS}, key=self.costs.get, default=None)
+        return min((name for name in self.costs if name not in (FASTGRAD, *VARIANTS)), key=self.costs.get, default=None)
 
     @property
     def ratio(self):

@@ -1,11 +1,11 @@
-"""What a workload's row is held against."""
+"""Targets: what the row of a workload is held against."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What a row is held against: all that are given."""
+    """All that are not None are to be met."""
 
     target_ratio: float | None = None  # a peer's time over fastgrad's
     target_peer: str | None = None  # of which peer; the best one if None

@@ -35,7 +35,7 @@ def highest_resident():
 
 
 class WorkerError(Exception):
-    """Why a contender cannot do what it was asked."""
+    """The reason why a contender cannot run a request."""
 
 
 def environment(contender, threads, device="cpu"):
@@ -87,7 +87,7 @@ class Worker:
 
 
 class Workers:
-    """The workers of a session, started when first asked for and kept while they live: (contender, threads, device) -> Worker."""
+    """The workers of a session, each started at its first use: (contender, threads, device) -> Worker."""
 
     def __init__(self):
         self.workers = {}
@@ -109,7 +109,7 @@ class Workers:
 
 
 class Contender:
-    """The child's end: what a worker can be asked."""
+    """The child's end: a method for each request."""
 
     def __init__(self, name, threads, device="cpu"):
         self.name = name
@@ -118,7 +118,7 @@ class Contender:
         self.peer = None
         self.runner = None
         self.limits = None
-        # the workers of a workload import their libraries at once; a failure is told when the first workload is loaded
+        # the workers of a workload import their libraries at the same time; the first `load` reports a failure
         with contextlib.suppress(Exception):
             peers.load(name, device)
 
@@ -142,12 +142,12 @@ class Contender:
             raise peers.UnsupportedWorkload(f"has no {workload.kind}")
         self.runner = runner(workload)
 
-    def peak(self, workload, calls):
+    def peak(self, workload, calls, **changes):
         """Bytes that building a workload and the first calls add at most to the process, which is to be a new one."""
         self._set_up()
         PROCESS.joinpath("clear_refs").write_text("5")  # the highest so far becomes what is resident now
         before = highest_resident()
-        self._build(WORKLOADS[workload])
+        self._build(replace(WORKLOADS[workload], **changes))
         self.runner.reset()
         self.runner.run(calls)
         return highest_resident() - before

@@ -267,7 +267,7 @@ class HeNormal(Runner):
 
 
 class Call(Runner):
-    """The bare call, which adapters are held against."""
+    """The call without an adapter."""
 
     def __init__(self, call):
         self.call_of, self.dy = call, call.dy()
@@ -289,7 +289,7 @@ class CallBack(Call):
 
 
 def __getattr__(name):
-    """Runners of an adapter, whose library the others are timed without."""
+    """Runners of the PyTorch adapter: the others are timed without PyTorch in their process."""
     if not name.startswith("Torch"):
         raise AttributeError(name)
     return getattr(importlib.import_module("bench.peers.fastgrad_torch_cpu"), name)

@@ -1,4 +1,4 @@
-"""fastgrad on a GPU: its arrays lie there."""
+"""fastgrad on a GPU, with its arrays in GPU memory."""
 
 from bench.peers import GpuRunner, fastgrad_cpu
 from fastgrad.core import device
@@ -15,7 +15,7 @@ def to_gpu(value):
 
 
 def to_host(value):
-    """And back."""
+    """Arrays in lists and tuples, in NumPy."""
     if isinstance(value, list | tuple):
         return type(value)(map(to_host, value))
     return device.to_host(value) if device.on_gpu(value) else value

@@ -1,4 +1,4 @@
-"""fastgrad with the health of every step."""
+"""fastgrad with a health report of every step."""
 
 from bench.peers import fastgrad_cpu
 from bench.peers.fastgrad_cpu import setup

@@ -1,4 +1,4 @@
-"""fastgrad without lengths: every sequence runs to the last step, and past its end dy is zero."""
+"""fastgrad's LSTM without lengths: every sequence runs to the last step, and dy is zero past its end."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""fastgrad in PyTorch: the loops of bench/peers/torch_cpu.py with what fastgrad puts into them."""
+"""fastgrad in PyTorch: the loops of torch_cpu.py with fastgrad's modules, optimisers and `accelerate`."""
 
 import fastgrad.torch as fgt
 from bench.peers import torch_cpu

@@ -77,7 +77,7 @@ class Step(Runner):
 
 
 class Shared(Step):
-    """Steps of several processes: that of rank 0 is the worker's, and does what it is asked with others of its own."""
+    """Steps of several processes: rank 0 is the worker, starts the other ranks and sends them every request."""
 
     def __init__(self, net, rank=0, store=None):
         self.rank, self.others = rank, []
@@ -121,7 +121,7 @@ class Shared(Step):
 
 
 def worker_loop(kind, net, rank, store, pipe):
-    """Be another rank, until the first one ends."""
+    """Another rank: runs what rank 0 sends, until that ends."""
     setup(net.threads)
     runner = kind(net, rank, store)
     while True:
@@ -443,7 +443,7 @@ class CallBack(Call):
         return y, *torch.autograd.grad(y, self.weights, self.dy)
 
 
-# what loops of PyTorch's are without fastgrad in them
+# the loops without fastgrad
 TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
 
 

@@ -1,4 +1,4 @@
-"""PyTorch loops with fastgrad in them, beside the same loops as they were; and what a call from other libraries costs."""
+"""PyTorch loops with fastgrad in them, beside the same loops without; and calls of a small chain from other libraries."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from bench.workloads.lstm import SMALL, Lstm
 
 @dataclass(frozen=True)
 class TorchNet(Net):
-    """A loop of PyTorch's, its own fused Adam included, over a model that `accelerate` was given."""
+    """A training loop of PyTorch, with its own fused Adam, over a model that `accelerate` has changed."""
 
     kind: str = "torch"
 
@@ -23,7 +23,7 @@ class TorchNet(Net):
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(TorchNet):
-    """Such a loop on several processes of a thread each, under DistributedDataParallel: each has every so many rows of a batch."""
+    """Such a loop on several processes of one thread each, under DistributedDataParallel, which share the rows of a batch."""
 
     threads: int = 1
     processes: int = 2
@@ -59,7 +59,7 @@ class TorchLstm(Lstm):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Net):
-    """A chain so small that a call of it shows what the way to the kernels costs: bare, from PyTorch, and from JAX."""
+    """A chain so small that its time is the cost of the call: fastgrad's function, the PyTorch module, the JAX function."""
 
     kind: str = "call"
     backward: bool = False

@@ -11,7 +11,7 @@ from bench.workloads.samples import sample
 
 @dataclass(frozen=True)
 class Clip(Targets):
-    """Clipping a list of random gradients by the norm of all; what is clipped stays so, and the next call's norm is smaller yet."""
+    """Clipping a list of random gradients by the norm of all; clipped gradients stay clipped, and the next call's norm is smaller yet."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]

@@ -10,7 +10,7 @@ from bench.workloads.data import DATA
 
 @dataclass(frozen=True)
 class Training(Targets):
-    """What all nets' workloads say."""
+    """A net on data: what the workloads of all nets share."""
 
     name: str
     title: str

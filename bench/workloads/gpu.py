@@ -1,4 +1,4 @@
-"""What is timed on a GPU: workloads of the CPU's, in sizes for it."""
+"""Workloads of the other files, in sizes for a GPU."""
 
 from dataclasses import dataclass
 

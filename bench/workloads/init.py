@@ -1,4 +1,4 @@
-"""Initial weights, filled into an array."""
+"""Initial weights: he_normal of a large matrix."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Residual nets, as layers that each contender builds in its own way."""
+"""Training steps of residual nets, described as layers that each contender builds in its own way."""
 
 import math
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ class Blocks(Training):
 
     @property
     def flops(self):
-        """The gradients of a product cost two of its size; of the data none is taken."""
+        """The gradients of a product cost two of its size; the data have no gradient."""
         return 2 * self.batch * (3 * products(self.layers, SIDE) - self.layers[0].first.products(SIDE))
 
     def parameters(self):
