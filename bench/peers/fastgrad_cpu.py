@@ -9,7 +9,7 @@ import fastgrad as fg
 from bench.peers import Runner
 from bench.workloads import residual
 from fastgrad.core.backend import kernels
-from fastgrad.kernels.types import ACTIVATIONS
+from fastgrad.kernels.types import ACTIVATIONS, ConvGradients, Geometry, LayerSaved
 
 
 def setup(threads):
@@ -197,11 +197,9 @@ class ConvInputs(Conv):
 
     def call(self, x):
         dx, dw = (self.gradients[name] if name == self.needs else None for name in ("dx", "dw"))
-        stride, pads = (self.conv.stride,) * 2, (self.conv.padding,) * 4
-        identity = ACTIVATIONS["identity"]
-        kernels().conv2d_backward(
-            self.dy, x, self.w, stride, pads, (1, 1), identity, None, self.dy, self.dz, dx, dw, None
-        )
+        geometry = Geometry((self.conv.stride,) * 2, (self.conv.padding,) * 4, (1, 1))
+        saved, gradients = LayerSaved(self.dy, self.dy), ConvGradients(self.dz, dx, dw, None)
+        kernels().conv2d_backward(self.dy, x, self.w, geometry, ACTIVATIONS["identity"], saved, gradients)
         return (self.gradients[self.needs],)
 
 
