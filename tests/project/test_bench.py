@@ -190,7 +190,7 @@ def test_a_peer_trains_residual_nets_as_the_reference(contender, package, agrees
     """Losses and running statistics of three steps."""
     pytest.importorskip(package)
     for net in BLOCKS:
-        agrees(contender, net, {"batch": 2, "dtype": "float64"}, rtol=1e-9, atol=1e-11)
+        agrees(contender, net, {"batch": 4, "dtype": "float64"}, rtol=1e-9, atol=1e-11)
 
 
 def test_the_residual_net_of_the_benchmarks_is_the_resnet_20(numpy_backend):
