@@ -1,11 +1,11 @@
-"""Clipping lists of gradients by their norm."""
+"""Clipping lists of gradients by their norm, alone and with an Adam update."""
 
 from operator import attrgetter
 
 import pytest
 
-from bench.clipping import CLIPS
-from bench.compare import clock
+from bench.harness.comparison import clock
+from bench.workloads.clip import CLIPS
 
 
 @pytest.mark.benchmark(timer=clock, group="clip")

@@ -4,8 +4,8 @@ from operator import attrgetter
 
 import pytest
 
-from bench.compare import clock
-from bench.images import CONVS
+from bench.harness.comparison import clock
+from bench.workloads.conv import CONVS
 
 
 @pytest.mark.benchmark(timer=clock, group="conv")

@@ -4,8 +4,8 @@ from operator import attrgetter
 
 import pytest
 
-from bench.compare import clock
-from bench.workloads import CUDA
+from bench.harness.comparison import clock
+from bench.workloads.gpu import CUDA
 from fastgrad.core.backend import missing
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif(bool(missing("cuda")), reason=f"needs a GPU: {missing('cuda')}")]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.compare import clock
-from bench.nets import FORWARD
+from bench.harness.comparison import clock
+from bench.workloads.dense import FORWARD
 
 
 @pytest.mark.benchmark(timer=clock, group="forward")

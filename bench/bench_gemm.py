@@ -7,10 +7,12 @@ from operator import attrgetter
 import pytest
 from tqdm import tqdm
 
-from bench.compare import FASTGRAD, clock, load, reference
-from bench.report import Row
-from bench.workers import WorkerError
-from bench.workloads import GEMMS, WORKLOADS
+from bench.harness.comparison import clock, load, reference
+from bench.harness.report import Row
+from bench.harness.workers import WorkerError
+from bench.peers import FASTGRAD
+from bench.workloads import WORKLOADS
+from bench.workloads.gemm import GEMMS
 
 
 @pytest.mark.benchmark(timer=clock, group="gemm")
@@ -48,8 +50,8 @@ def test_gemm_beside_a_busy_process(benchmark, workers, add_row, progress):
             process.kill()
     rows = {
         f"gemm 128x784x64, single calls, {state}: {name}": Row("latency", "", seconds, skipped)
-        for state, found in (("quiet", quiet), ("beside a busy process", busy))
-        for name, seconds in found.items()
+        for state, figures in (("quiet", quiet), ("beside a busy process", busy))
+        for name, seconds in figures.items()
     }
     for title, row in rows.items():
         row.title = title

@@ -4,8 +4,8 @@ from operator import attrgetter
 
 import pytest
 
-from bench.compare import clock
-from bench.weights import WEIGHTS
+from bench.harness.comparison import clock
+from bench.workloads.init import WEIGHTS
 
 
 @pytest.mark.benchmark(timer=clock, group="init")

@@ -4,8 +4,8 @@ from operator import attrgetter
 
 import pytest
 
-from bench.compare import clock
-from bench.workloads import LSTMS
+from bench.harness.comparison import clock
+from bench.workloads.lstm import LSTMS
 
 
 @pytest.mark.benchmark(timer=clock, group="lstm")

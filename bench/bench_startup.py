@@ -1,4 +1,4 @@
-"""What a new process waits for: the import, and the first step with a warm and a cold compile cache."""
+"""Start of a new process: the import, and the first step with a warm and a cold compile cache."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench.report import Row, duration
+from bench.harness.report import Row, duration
 
 FIRST_STEP = """
 import json, time, numpy as np, fastgrad as fg

@@ -1,13 +1,14 @@
-"""`pytest --benchmark-only` runs this folder, plain `pytest` the tests; the run ends with the tables of report.py."""
+"""`pytest --benchmark-only` runs this folder, plain `pytest` the tests; the run ends with the tables of harness/report.py."""
 
 import pathlib
 
 import pytest
 
-from bench import report
-from bench.compare import FASTGRAD, Comparison, machine
-from bench.peers import contenders
-from bench.workers import Workers
+from bench.harness import report
+from bench.harness.comparison import Comparison
+from bench.harness.machine import machine
+from bench.harness.workers import Workers
+from bench.peers import FASTGRAD, contenders
 
 ROWS = pytest.StashKey[list[report.Row]]()
 MACHINE = pytest.StashKey[dict]()
@@ -57,7 +58,7 @@ def compare(benchmark, workers, pytestconfig, add_row, progress):
             if FASTGRAD in comparison.skipped:
                 pytest.fail(f"{workload.name}: {comparison.skipped[FASTGRAD]}")
             benchmark.pedantic(
-                comparison.turn, (FASTGRAD,), setup=comparison.others, rounds=max(1, comparison.rounds_left)
+                comparison.turn, (FASTGRAD,), setup=comparison.peer_turns, rounds=max(1, comparison.rounds_left)
             )
         row = comparison.row()
         benchmark.extra_info.update(seconds=row.costs, skipped=row.skipped, limit=row.limit)

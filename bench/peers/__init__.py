@@ -1,8 +1,8 @@
-"""The contenders, a module each: how an expert of that library writes the workloads of bench/workloads.py.
+"""The contenders, a module each: how an expert of that library writes the workloads of bench/workloads/.
 
-A module has `setup(threads)` and a class for each runner that it can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward,
-LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack. What it runs on a GPU
-is in a module beside it, NAME_cuda.
+A module is named library[_variant]_device, so that none hides a library. It has `setup(threads)` and a class for each runner that it can
+express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip,
+Update, HeNormal, Call, CallBack.
 """
 
 import importlib
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+FASTGRAD, REFERENCE = "fastgrad", "NumPy"
+# the first part of a module's name, before the device
 MODULES = {
     "fastgrad": "fastgrad",
     "fastgrad, padded": "fastgrad_padded",
-    "fastgrad, watched": "fastgrad_watched",
+    "fastgrad, with health": "fastgrad_health",
     "fastgrad, alone": "fastgrad_alone",
     "NumPy": "numpy",
     "PyTorch": "torch",
@@ -27,12 +29,12 @@ MODULES = {
 # fastgrad in another way, which is no peer, and the target that asks for it
 VARIANTS = {
     "fastgrad, padded": "target_padded",
-    "fastgrad, watched": "target_watched",
+    "fastgrad, with health": "target_health",
     "fastgrad, alone": "target_alone",
 }
-# of the names of modules for a device
-SUFFIXES = {"cpu": "", "cuda": "_cuda"}
+# what can train a net
 NETS = [name for name in MODULES if name not in VARIANTS]
+# by kind of workload
 CONTENDERS = {
     "step": NETS,
     "fit": ["fastgrad", "scikit-learn"],
@@ -52,6 +54,7 @@ CONTENDERS = {
 
 
 def contenders(workload):
+    """Names of all that a workload is run by."""
     variants = [name for name, target in VARIANTS.items() if getattr(workload, target)]
     return variants + CONTENDERS[workload.kind]
 
@@ -61,12 +64,13 @@ def device(workload):
     return "cuda" if workload.kind == "cuda" else "cpu"
 
 
-class CannotExpress(Exception):
+class UnsupportedWorkload(Exception):
     """The library has no such net or option."""
 
 
 def load(contender, device="cpu"):
-    return importlib.import_module(f"bench.peers.{MODULES[contender]}{SUFFIXES[device]}")
+    """The contender's module."""
+    return importlib.import_module(f"bench.peers.{MODULES[contender]}_{device}")
 
 
 class Runner:
@@ -111,7 +115,7 @@ class Runner:
         return values[:: -(-values.size // 1000)]
 
 
-class OnGpu(Runner):
+class GpuRunner(Runner):
     """Timed until the device is done, without copies from there."""
 
     def wait(self):

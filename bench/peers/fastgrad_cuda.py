@@ -1,6 +1,6 @@
-"""fastgrad on a GPU: its arrays lie there."""
+"""fastgrad on a GPU, with its arrays in GPU memory."""
 
-from bench.peers import OnGpu, fastgrad
+from bench.peers import GpuRunner, fastgrad_cpu
 from fastgrad.core import device
 
 
@@ -9,34 +9,34 @@ def setup(threads):
     device.cuda_device()
 
 
-def there(value):
+def to_gpu(value):
     """Arrays in lists and tuples, on the GPU."""
-    return type(value)(map(there, value)) if isinstance(value, list | tuple) else device.to_gpu(value)
+    return type(value)(map(to_gpu, value)) if isinstance(value, list | tuple) else device.to_gpu(value)
 
 
-def here(value):
-    """And back."""
+def to_host(value):
+    """Arrays in lists and tuples, in NumPy."""
     if isinstance(value, list | tuple):
-        return type(value)(map(here, value))
+        return type(value)(map(to_host, value))
     return device.to_host(value) if device.on_gpu(value) else value
 
 
-class OnCuda(OnGpu):
+class CudaRunner(GpuRunner):
     def wait(self):
         device.cuda_device().xp.cuda.Device().synchronize()
 
     def fetch(self, result):
-        return super().fetch(here(result))
+        return super().fetch(to_host(result))
 
 
-class Step(OnCuda, fastgrad.Step):
+class Step(CudaRunner, fastgrad_cpu.Step):
     @staticmethod
     def build(net):
-        return fastgrad.build(net).to("cuda")
+        return fastgrad_cpu.build(net).to("cuda")
 
     def __init__(self, net):
         super().__init__(net)
-        self.inputs = there(self.inputs)
+        self.inputs = to_gpu(self.inputs)
 
     def fetch(self, loss):
         return super().fetch(float(loss))
@@ -45,32 +45,32 @@ class Step(OnCuda, fastgrad.Step):
 class Blocks(Step):
     @staticmethod
     def build(net):
-        return fastgrad.Blocks.build(net).to("cuda")
+        return fastgrad_cpu.Blocks.build(net).to("cuda")
 
     def fetch(self, loss):
-        return self.net.outcome(float(loss), map(here, self.model.statistics().values()))
+        return self.net.outcome(float(loss), map(to_host, self.model.statistics().values()))
 
 
-class Lstm(OnCuda, fastgrad.Lstm):
+class Lstm(CudaRunner, fastgrad_cpu.Lstm):
     def __init__(self, lstm):
         super().__init__(lstm)
-        self.inputs, self.dy = there(self.inputs), there(self.dy)
+        self.inputs, self.dy = to_gpu(self.inputs), to_gpu(self.dy)
         self.model.to("cuda")
 
     def fetch(self, result):
-        return self.outcome(*here(result), map(here, self.model.gradients().values()))
+        return self.outcome(*to_host(result), map(to_host, self.model.gradients().values()))
 
 
-class BatchNorm(OnCuda, fastgrad.BatchNorm):
+class BatchNorm(CudaRunner, fastgrad_cpu.BatchNorm):
     def __init__(self, norm):
         super().__init__(norm)
-        self.inputs, self.residual, self.dy, self.factors = there((self.inputs, self.residual, self.dy, self.factors))
+        self.inputs, self.residual, self.dy, self.factors = to_gpu((self.inputs, self.residual, self.dy, self.factors))
 
 
-class Update(OnCuda, fastgrad.Update):
+class Update(CudaRunner, fastgrad_cpu.Update):
     def __init__(self, update):
         super().__init__(update)
-        self.gradients = there(self.gradients)
+        self.gradients = to_gpu(self.gradients)
 
     def fetch(self, _):
-        return self.update.outcome(here(self.params))
+        return self.update.outcome(to_host(self.params))

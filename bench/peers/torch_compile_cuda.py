@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.peers import CannotExpress, torch_cuda
+from bench.peers import UnsupportedWorkload, torch_cuda
 from bench.peers.torch_cuda import setup
 
 __all__ = ["BatchNorm", "Blocks", "Lstm", "Step", "Update", "setup"]
@@ -36,4 +36,4 @@ class BatchNorm(Compiled, torch_cuda.BatchNorm):
 
 class Update:
     def __init__(self, update):
-        raise CannotExpress("its fused update is PyTorch's")
+        raise UnsupportedWorkload("its fused update is PyTorch's")

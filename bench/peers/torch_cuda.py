@@ -2,21 +2,21 @@
 
 import torch
 
-from bench.peers import CannotExpress, OnGpu
-from bench.peers import torch as eager
+from bench.peers import GpuRunner, UnsupportedWorkload
+from bench.peers import torch_cpu as eager
 
 DEVICE = "cuda" if torch.cuda.is_available() else None
 
 
 def setup(threads):
     if DEVICE is None:
-        raise CannotExpress("no PyTorch with CUDA")
+        raise UnsupportedWorkload("no PyTorch with CUDA")
     torch.backends.cudnn.allow_tf32 = False
     # all shapes stay
     torch.backends.cudnn.benchmark = True
 
 
-class OnCuda(OnGpu):
+class CudaRunner(GpuRunner):
     def __init__(self, work):
         with torch.device(DEVICE):
             super().__init__(work)
@@ -25,21 +25,21 @@ class OnCuda(OnGpu):
         torch.cuda.synchronize()
 
 
-class Step(OnCuda, eager.Step):
+class Step(CudaRunner, eager.Step):
     pass
 
 
-class Blocks(OnCuda, eager.Blocks):
+class Blocks(CudaRunner, eager.Blocks):
     pass
 
 
-class Lstm(OnCuda, eager.Lstm):
+class Lstm(CudaRunner, eager.Lstm):
     pass
 
 
-class BatchNorm(OnCuda, eager.BatchNorm):
+class BatchNorm(CudaRunner, eager.BatchNorm):
     pass
 
 
-class Update(OnCuda, eager.Update):
+class Update(CudaRunner, eager.Update):
     pass

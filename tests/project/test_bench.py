@@ -1,26 +1,85 @@
 """The benchmarks' own foundations: the measured limit is real, workers end with the session, peers do the same work."""
 
+import importlib.util
+import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib import image
 
+import bench
 import fastgrad as fg
-from bench import compare, limits_cuda, workers
-from bench.adapters import Shared
-from bench.blocks import BLOCKS, Dense, Mean, version_1
-from bench.clipping import CLIPS, Update
-from bench.images import CONVS, NORMS, BatchNorm
-from bench.limits import ACCUMULATORS, Limits, fma_chains
-from bench.peers import CannotExpress
-from bench.peers.fastgrad import Blocks
-from bench.report import ALONE, FASTGRAD, PADDED, WATCHED, Row, markdown
-from bench.targets import Targets
-from bench.workers import PROCESS, Contender, Worker, WorkerError
-from bench.workloads import CUDA, LSTMS, TORCH, WORKLOADS
+from bench import compare, scaling
+from bench.harness import chart, comparison, limits_cuda, machine, workers
+from bench.harness.limits_cpu import ACCUMULATORS, Limits, fma_chains
+from bench.harness.report import ALONE, HEALTH, PADDED, Row, markdown
+from bench.harness.targets import Targets
+from bench.harness.workers import PROCESS, Contender, Worker, WorkerError, Workers
+from bench.peers import FASTGRAD, REFERENCE, UnsupportedWorkload, contenders
+from bench.peers.fastgrad_cpu import Blocks
+from bench.workloads import WORKLOADS
+from bench.workloads.adapters import ADAPTERS, Shared
+from bench.workloads.batch_norm import NORMS, BatchNorm
+from bench.workloads.clip import CLIPS, Update
+from bench.workloads.conv import CONVS
+from bench.workloads.gpu import CUDA
+from bench.workloads.lstm import LSTMS
+from bench.workloads.residual import BLOCKS, Dense, Mean, version_1
+from bench.workloads.scaling import BATCH_SIZES, LENGTHS, WIDTHS
 from fastgrad.core.backend import missing
+
+MACHINE = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0) | {
+    "processor": "a processor", "threads": 1, "versions": {"numpy": "2.0"}, "gpu": "Nothing ran on a GPU: none"
+}  # fmt: skip
+OTHERS = [("PyTorch", "torch"), ("JAX", "jax")]
+ALL = [(FASTGRAD, "numpy"), *OTHERS]
+
+
+class SingleThreadWorkers(Workers):
+    """Workers of one thread, whatever a workload has."""
+
+    def get(self, contender, threads=None, device="cpu"):
+        return super().get(contender, 1, device)
+
+
+@pytest.fixture(scope="module")
+def shared_workers():
+    """One process a contender for all tests of this file; XLA optimises less, since most of JAX's time here is its compiler's."""
+    with pytest.MonkeyPatch.context() as patch, SingleThreadWorkers() as shared:
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def answer(shared_workers):
+    """(contender, workload, changes) -> what is compared; the reference's is computed once."""
+    references = {}
+
+    def ask(contender, workload, **changes):
+        if contender != REFERENCE:
+            return shared_workers.get(contender).ask("load", workload, **changes)
+        key = workload, repr(changes)
+        if key not in references:
+            references[key] = shared_workers.get(contender).ask("load", workload, **changes)
+        return references[key]
+
+    return ask
+
+
+@pytest.fixture
+def agrees(answer):
+    """Asserts that a contender's answer is the reference's."""
+
+    def check(contender, work, changes, **tolerances):
+        expected = answer(REFERENCE, work.name, **changes)
+        np.testing.assert_allclose(answer(contender, work.name, **changes), expected, **tolerances)
+
+    return check
 
 
 def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
@@ -36,7 +95,7 @@ def test_twice_the_fma_rounds_take_twice_the_time():
 
 
 def test_a_worker_answers_refuses_and_ends():
-    worker = Worker("NumPy", 1)
+    worker = Worker(REFERENCE, 1)
     assert len(worker.ask("load", "step-xor", dtype="float64")) == 3
     assert worker.ask("calibrate", 0.01) > 1
     with pytest.raises(WorkerError, match="KeyError"):
@@ -45,34 +104,28 @@ def test_a_worker_answers_refuses_and_ends():
     assert worker.process.returncode == 0
 
 
-def test_a_contender_that_cannot_says_why():
-    worker = Worker("scikit-learn", 1)
+def test_a_contender_that_cannot_says_why(answer):
     with pytest.raises(WorkerError, match="no gemm"):
-        worker.ask("load", "gemm-33x100x10-NN-all")
-    worker.close()
+        answer("scikit-learn", "gemm-33x100x10-NN-all")
 
 
-@pytest.mark.parametrize(("contender", "package"), [("PyTorch", "torch"), ("JAX", "jax")])
-def test_a_peer_finds_the_lstms_gradients(contender, package):
+def test_no_file_of_a_peer_hides_a_library():
+    files = list(Path(bench.__file__).with_name("peers").glob("*_*.py"))
+    assert len(files) > 10
+    assert [file.name for file in files if file.stem != "__init__" and importlib.util.find_spec(file.stem)] == []
+
+
+@pytest.mark.parametrize(("contender", "package"), OTHERS)
+def test_a_peer_finds_the_lstms_gradients(contender, package, agrees):
     pytest.importorskip(package)
-    answers = []
-    for name in ("NumPy", contender):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", lstm.name, **small(lstm)) for lstm in LSTMS])
-        worker.close()
-    for expected, found in zip(*answers, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    for lstm in LSTMS:
+        agrees(contender, lstm, small(lstm), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("contender", ["fastgrad", "scikit-learn"])
-def test_an_estimator_finds_the_losses_of_the_reference(contender):
+@pytest.mark.parametrize("contender", [FASTGRAD, "scikit-learn"])
+def test_an_estimator_finds_the_losses_of_the_reference(contender, agrees):
     pytest.importorskip("sklearn", "1.7")
-    answers = []
-    for name in ("NumPy", contender):
-        worker = Worker(name, 1)
-        answers.append(worker.ask("load", "fit-digits", epochs=2, dtype="float64"))
-        worker.close()
-    np.testing.assert_allclose(*answers, rtol=1e-9)
+    agrees(contender, WORKLOADS["fit-digits"], {"epochs": 2, "dtype": "float64"}, rtol=1e-9)
 
 
 def small_image(workload):
@@ -82,40 +135,26 @@ def small_image(workload):
     return {"batch": 2, "side": 9, "n_in": min(workload.n_in, 4), "n_out": 6, "dtype": "float64"}
 
 
-@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
-def test_a_peer_finds_the_gradients_of_images(contender, package):
+@pytest.mark.parametrize(("contender", "package"), ALL)
+def test_a_peer_finds_the_gradients_of_images(contender, package, agrees):
     pytest.importorskip(package)
-    answers = []
-    for name in ("NumPy", contender):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", work.name, **small_image(work)) for work in (*CONVS, *NORMS)])
-        worker.close()
-    for expected, found in zip(*answers, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    for work in (*CONVS, *NORMS):
+        agrees(contender, work, small_image(work), rtol=1e-9, atol=1e-11)
 
 
-def test_what_jax_calls_finds_the_same():
+def test_what_jax_calls_finds_the_same(agrees):
     pytest.importorskip("jax")
-    answers = []
-    for name in ("NumPy", "JAX"):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", name) for name in ("call", "call-back")])
-        worker.close()
-    for expected, found in zip(*answers, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for name in ("call", "call-back"):
+        agrees("JAX", WORKLOADS[name], {}, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
-def test_a_peer_clips_as_the_reference(contender, package):
+@pytest.mark.parametrize(("contender", "package"), ALL)
+def test_a_peer_clips_as_the_reference(contender, package, agrees):
     pytest.importorskip(package)
-    answers = []
-    for name in ("NumPy", contender):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", clip.name, shapes=((4, 5), (7,)), dtype="float64") for clip in CLIPS])
-        worker.close()
-    for clip, expected, found in zip(CLIPS, *answers, strict=True):
+    for clip in CLIPS:
         # PyTorch's update finds gradients that it has clipped before, and takes 1e-6 / norm off them again
-        np.testing.assert_allclose(found, expected, rtol=1e-8 if isinstance(clip, Update) else 1e-12)
+        rtol = 1e-8 if isinstance(clip, Update) else 1e-12
+        agrees(contender, clip, {"shapes": ((4, 5), (7,)), "dtype": "float64"}, rtol=rtol)
 
 
 def small_loop(work):
@@ -127,65 +166,169 @@ def small_loop(work):
     return small(work) | {"dtype": "float32"}
 
 
-def test_pytorchs_loops_with_fastgrad_in_them_find_the_same():
+def test_pytorchs_loops_with_fastgrad_in_them_find_the_same(agrees):
     pytest.importorskip("torch")
-    answers = []
-    loops = [work for work in TORCH if not isinstance(work, Shared)]
-    for name in ("NumPy", "PyTorch", "fastgrad"):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", work.name, **small_loop(work)) for work in loops])
-        worker.close()
-    for expected, *found in zip(*answers, strict=True):
-        for values in found:
-            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    for loop in ADAPTERS:
+        if not isinstance(loop, Shared):
+            for contender in ("PyTorch", FASTGRAD):
+                agrees(contender, loop, small_loop(loop), rtol=1e-4, atol=1e-5)
 
 
-def test_a_loop_of_two_processes_finds_the_same():
+def test_a_loop_of_two_processes_finds_the_same(answer):
     pytest.importorskip("torch")
-    (loop,) = (work for work in TORCH if isinstance(work, Shared))
-    answers = []
-    for name in ("NumPy", "fastgrad"):
-        worker = Worker(name, 1)
-        answers.append(worker.ask("load", loop.name, **small_loop(loop)))
-        worker.close()
-        assert worker.process.returncode == 0
-    np.testing.assert_allclose(*answers, rtol=1e-4)
+    (loop,) = (work for work in ADAPTERS if isinstance(work, Shared))
+    # one of its own, which is to end with its processes
+    worker = Worker(FASTGRAD, 1)
+    shared = worker.ask("load", loop.name, **small_loop(loop))
+    worker.close()
+    assert worker.process.returncode == 0
+    np.testing.assert_allclose(shared, answer(REFERENCE, loop.name, **small_loop(loop)), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("contender", "package"), [("fastgrad", "numpy"), ("PyTorch", "torch"), ("JAX", "jax")])
-def test_a_peer_trains_residual_nets_as_the_reference(contender, package):
+@pytest.mark.parametrize(("contender", "package"), ALL)
+def test_a_peer_trains_residual_nets_as_the_reference(contender, package, agrees):
     """Losses and running statistics of three steps."""
     pytest.importorskip(package)
-    answers = []
-    for name in ("NumPy", contender):
-        worker = Worker(name, 1)
-        answers.append([worker.ask("load", net.name, batch=4, dtype="float64") for net in BLOCKS])
-        worker.close()
-    for expected, found in zip(*answers, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    for net in BLOCKS:
+        agrees(contender, net, {"batch": 4, "dtype": "float64"}, rtol=1e-9, atol=1e-11)
 
 
-def test_the_residual_net_of_the_benchmarks_is_the_resnet_20():
+def test_the_residual_net_of_the_benchmarks_is_the_resnet_20(numpy_backend):
     model = fg.nn.ResNet(3, 10, [3, 3, 3], 16, stem="3x3")
-    made = Blocks.build(WORKLOADS["resnet-20"])
+    net = Blocks.build(WORKLOADS["resnet-20"])
     x = WORKLOADS["resnet-20"].batches()[0][0][:2]
-    model.params[...] = made.params
-    np.testing.assert_array_equal(made.forward(x, training=True)[0], model.forward(x, training=True)[0])
+    model.params[...] = net.params
+    np.testing.assert_array_equal(net.forward(x, training=True)[0], model.forward(x, training=True)[0])
 
 
 @pytest.mark.skipif(not PROCESS.exists(), reason="peaks are read from /proc")
 def test_a_peak_holds_the_parameters_their_gradients_and_the_data():
-    worker = Worker("NumPy", 1)
-    net = WORKLOADS["block-conv"]
+    # a new process, which has freed nothing
+    worker, net = Worker(REFERENCE, 1), replace(WORKLOADS["block-conv"], batch=2)
     least = 2 * sum(array.nbytes for array in net.parameters()) + sum(x.nbytes for x, _ in net.batches())
-    assert least < worker.ask("peak", net.name, 1) < 100 * least
+    assert least < worker.ask("peak", net.name, 1, batch=2) < 100 * least
     worker.close()
+
+
+def test_the_command_prints_the_table(shared_workers, monkeypatch, capsys):
+    quick(monkeypatch, shared_workers, compare)
+    compare.main(["step-xor", "--peers", REFERENCE, "--rounds", "1"])
+    table = capsys.readouterr().out
+    assert "step 2-1 on XOR" in table
+    assert re.search(r"\| +\d+\.\d+ \(NumPy\) +\|", table)
+    assert "a processor, 1 threads" in table
+
+
+def quick(monkeypatch, shared_workers, command):
+    """A command on the shared workers, with turns of a millisecond."""
+    monkeypatch.setattr(comparison, "TURN", 1e-3)
+    monkeypatch.setattr(comparison, "PAUSE", 0)
+    monkeypatch.setattr(command, "Workers", lambda: nullcontext(shared_workers))
+    monkeypatch.setattr(command, "machine", lambda workers: MACHINE)
+
+
+def rows_of_a_chart():
+    return [
+        Row("lstm", "a short LSTM", {FASTGRAD: 1, "PyTorch": 1.5, PADDED: 1.2}),
+        Row("step", "a step without a peer", {FASTGRAD: 1, HEALTH: 1.1}),
+        Row("lstm", "a long LSTM", {FASTGRAD: 2, "PyTorch": 1, "JAX": 8}),
+        Row("step", "a small step", {FASTGRAD: 1, "PyTorch": 3}),
+        Row("memory", "a peak", {FASTGRAD: 1, "PyTorch": 3}, unit="bytes"),
+        Row("conv", "a failed convolution", {"PyTorch": 3}),
+        Row("step", "a tiny step", {FASTGRAD: 1, "PyTorch": 9}),
+    ]
+
+
+def texts(figure):
+    """All that can be read in a figure, axes by axes from the top."""
+    written = [text.get_text() for axes in figure.axes for text in axes.texts]
+    return written + [text.get_text() for text in figure.texts]
+
+
+def test_the_chart_has_a_title_a_caption_and_its_rows_in_groups():
+    figure = chart.chart(rows_of_a_chart(), MACHINE)
+    assert figure.get_suptitle() == chart.TITLE
+    written = texts(figure)
+    assert "a processor, 1 threads" in written[-1].replace("\n", " ")
+    names = [
+        text for text in written if re.match(r"a (small|tiny|short|long) ", text) or text in chart.HEADINGS.values()
+    ]
+    # groups in the order of HEADINGS, rows from the largest ratio
+    assert names == ["training step", "a tiny step", "a small step", "LSTM", "a short LSTM", "a long LSTM"]
+    for absent in ("a step without a peer", "a peak", "a failed convolution"):
+        assert absent not in written
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["PyTorch", "JAX"]
+    assert any("slower" in text for text in written)
+    assert any("faster" in text for text in written)
+
+
+def test_the_marks_of_the_chart_are_the_ratios_in_the_peers_colours():
+    (axes,) = chart.chart(rows_of_a_chart(), MACHINE).axes
+    assert axes.get_xscale() == "log"
+    marks = [(line.get_xdata()[0], line.get_color()) for line in axes.lines if line.get_marker() == "o"]
+    pytorch, jax = chart.COLOURS["PyTorch"], chart.COLOURS["JAX"]
+    assert marks == [(9, pytorch), (3, pytorch), (1.5, pytorch), (0.5, pytorch), (4, jax)]
+    low, high = axes.get_xlim()
+    assert low < 0.5 < 9 < high
+
+
+def test_without_a_peer_there_is_no_chart():
+    assert chart.chart([Row("step", "", {FASTGRAD: 1})], MACHINE) is None
+
+
+def test_a_chart_of_a_hundred_rows_is_one_page():
+    rows = [Row(f"kind {i % 9}", "", {FASTGRAD: 1, "JAX": 2}) for i in range(100)]
+    assert chart.chart(rows, MACHINE).get_size_inches() == pytest.approx(chart.PAGE)
+
+
+def test_the_curves_of_sizes_are_measured_and_drawn(shared_workers, monkeypatch, tmp_path):
+    panels = [
+        (title, label, {size: sizes[size] for size in few})
+        for (title, label, _), sizes, few in zip(
+            scaling.PANELS, (WIDTHS, LENGTHS, BATCH_SIZES), ((8, 16), (1, 2), (1, 2)), strict=True
+        )
+    ]
+    quick(monkeypatch, shared_workers, scaling)
+    monkeypatch.setattr(scaling, "PANELS", panels)
+    scaling.main(["--quick", "--peers", REFERENCE, "--rounds", "1", "--output", str(tmp_path)])
+    results = json.loads((tmp_path / "scaling.json").read_text())
+    assert results["machine"] == MACHINE
+    assert {title: [*curve] for title, curve in results["panels"].items()} == {
+        title: [str(size) for size in sizes] for title, _, sizes in panels
+    }
+    for curve in results["panels"].values():
+        for row in curve.values():
+            assert row["skipped"] == {}
+            assert row["costs"].keys() == {FASTGRAD, REFERENCE}
+    assert image.imread(tmp_path / "scaling.png").shape[1] > 1000
+
+
+def test_the_picture_of_sizes_has_a_curve_for_each_peer():
+    curves = [
+        {size: Row("step", "", {FASTGRAD: 1, "PyTorch": 4, "JAX": 1 / size}) for size in sizes}
+        for *_, sizes in scaling.PANELS
+    ]
+    figure = scaling.picture(scaling.PANELS, curves, MACHINE, 5)
+    assert figure.get_suptitle() == scaling.TITLE
+    assert "a processor, 1 threads" in texts(figure)[-1].replace("\n", " ")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["PyTorch", "JAX"]
+    for axes, (title, label, sizes) in zip(figure.axes, scaling.PANELS, strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (title, label)
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        pytorch, jax, one = axes.lines
+        np.testing.assert_array_equal(pytorch.get_xydata(), [(size, 4) for size in sizes])
+        np.testing.assert_allclose(jax.get_xydata(), [(size, 1 / size) for size in sizes])
+        assert list(one.get_ydata()) == [1, 1]
+
+
+def test_the_sizes_are_those_that_are_promised():
+    assert (min(WIDTHS), max(WIDTHS), min(BATCH_SIZES), max(BATCH_SIZES)) == (8, 4096, 1, 1024)
+    assert scaling.spread(list(WIDTHS), scaling.QUICK) == [8, 64, 512, 4096]
 
 
 def test_memory_is_shown_in_mebibytes():
     row = Row("memory", "", {FASTGRAD: 3 << 20, "PyTorch": 6 << 20}, unit="bytes")
-    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
-    table = markdown([row], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": ""})
+    table = markdown([row], MACHINE)
     assert "3 MiB" in table
     assert "2.00 (PyTorch)" in table
 
@@ -195,8 +338,7 @@ def test_memory_is_shown_in_mebibytes():
 )
 def test_a_target_without_its_peer_is_not_missed(peers, shown):
     row = Row("step", "", {FASTGRAD: 1} | peers).hold_against(Targets(target_ratio=2))
-    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
-    assert shown in markdown([row], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": ""})
+    assert shown in markdown([row], MACHINE)
 
 
 def small(lstm):
@@ -217,10 +359,10 @@ def test_a_row_meets_its_target_if_it_meets_all_of_them(padded, ratio, reached):
     assert row.best_peer == "JAX"  # fastgrad itself, padded, is none
 
 
-@pytest.mark.parametrize(("watched", "reached"), [(1.02, True), (1.04, False), (None, None)])
-def test_health_is_held_against_the_step_without_it(watched, reached):
-    row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({WATCHED: watched} if watched else {}))
-    row.hold_against(Targets(target_watched=0.03))
+@pytest.mark.parametrize(("with_health", "reached"), [(1.02, True), (1.04, False), (None, None)])
+def test_health_is_held_against_the_step_without_it(with_health, reached):
+    row = Row("step", "", {FASTGRAD: 1, "JAX": 2} | ({HEALTH: with_health} if with_health else {}))
+    row.hold_against(Targets(target_health=0.03))
     assert row.reached == reached
     assert row.best_peer == "JAX"
 
@@ -243,7 +385,7 @@ def test_what_adapters_may_take_more_is_held_against_each(costs, figure, reached
     assert (row.figure, row.reached) == (figure, reached)
 
 
-class Here:
+class LocalWorkers:
     """Workers of this process, in which a GPU may be a fake one."""
 
     def __init__(self):
@@ -255,7 +397,7 @@ class Here:
         def ask(request, *arguments, **options):
             try:
                 return getattr(contender, request)(*arguments, **options)
-            except CannotExpress as error:
+            except UnsupportedWorkload as error:
                 raise WorkerError(str(error)) from error
 
         return SimpleNamespace(contender=name, ask=ask)
@@ -284,9 +426,9 @@ def gpu_of_benchmarks(there, monkeypatch, numpy_backend, torch):
         (torch.cuda, "synchronize", lambda: None),
         (torch, "compile", lambda function: compiled(function, backend="eager")),
         *((torch.backends.cudnn, name, getattr(torch.backends.cudnn, name)) for name in ("allow_tf32", "benchmark")),
-        (compare, "TURN", 1e-3),
-        (compare, "PAUSE", 0),
-        (compare, "missing", lambda name: ""),
+        (comparison, "TURN", 1e-3),
+        (comparison, "PAUSE", 0),
+        (machine, "missing", lambda name: ""),
         (limits_cuda, "SIDE", 8),
         (limits_cuda, "COPIED", 64),
     ):
@@ -297,17 +439,15 @@ def gpu_of_benchmarks(there, monkeypatch, numpy_backend, torch):
 @pytest.mark.parametrize("name", [work.name for work in CUDA])
 def test_a_row_of_the_gpu_is_checked_and_timed(gpu_of_benchmarks, monkeypatch, name):
     monkeypatch.setitem(WORKLOADS, name, small_on_gpu(WORKLOADS[name]))
-    work, here = WORKLOADS[name], Here()
-    with compare.Comparison(here, work, compare.contenders(work), 1) as comparison:
-        comparison.round()
-    row = comparison.row()
+    work, local = WORKLOADS[name], LocalWorkers()
+    row = comparison.compare(local, work, contenders(work), 2)
     skipped = {"torch.compile": "its fused update is PyTorch's"} if work.runner == "Update" else {}
     assert row.skipped == skipped
     assert row.costs.keys() == {FASTGRAD, "PyTorch", "torch.compile"} - skipped.keys()
     assert all(seconds > 0 for seconds in row.costs.values())
     # before the calls and after them
     with gpu_of_benchmarks.counted() as counts:
-        here.started[FASTGRAD, "cuda"].runner.seconds(3)
+        local.started[FASTGRAD, "cuda"].runner.seconds(3)
     assert (counts["waits"], counts["copies"]) == (2, 0)
     assert counts["launches"] > 0
 
@@ -317,16 +457,16 @@ def test_a_wrong_row_of_the_gpu_is_not_timed(gpu_of_benchmarks, monkeypatch):
 
     monkeypatch.setitem(WORKLOADS, "cuda-update", small_on_gpu(WORKLOADS["cuda-update"]))
     monkeypatch.setattr(fastgrad_cuda.Update, "call", lambda self: None)
-    comparison = compare.Comparison(Here(), WORKLOADS["cuda-update"], [FASTGRAD], 1)
-    assert "wrong result" in comparison.skipped[FASTGRAD]
+    row = comparison.compare(LocalWorkers(), WORKLOADS["cuda-update"], [FASTGRAD], 1)
+    assert "wrong result" in row.skipped[FASTGRAD]
 
 
 def test_the_gpu_of_the_report(gpu_of_benchmarks, monkeypatch):
-    assert re.fullmatch(r"fake GPU\. Limits .* product \d+ GFLOP/s; memory \(copy\) \d+ GB/s", compare.graphics(Here()))
-    monkeypatch.setattr(compare, "missing", lambda name: "missing an NVIDIA driver")
-    found = compare.graphics(Here())
-    machine = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0)
-    table = markdown([], machine | {"processor": "", "threads": 1, "versions": {}, "gpu": found})
+    assert re.fullmatch(
+        r"fake GPU\. Limits .* product \d+ GFLOP/s; memory \(copy\) \d+ GB/s", machine.graphics(LocalWorkers())
+    )
+    monkeypatch.setattr(machine, "missing", lambda name: "missing an NVIDIA driver")
+    table = markdown([], MACHINE | {"gpu": machine.graphics(LocalWorkers())})
     assert table.endswith("\n\nNothing ran on a GPU: missing an NVIDIA driver.")
 
 

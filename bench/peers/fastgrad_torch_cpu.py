@@ -1,0 +1,28 @@
+"""fastgrad in PyTorch: the loops of torch_cpu.py with fastgrad's modules, optimisers and `accelerate`."""
+
+import fastgrad.torch as fgt
+from bench.peers import torch_cpu
+
+
+class TorchStep(torch_cpu.Step):
+    @staticmethod
+    def build(net):
+        model = torch_cpu.build(net)
+        fgt.accelerate(model)
+        return model
+
+
+class TorchShared(torch_cpu.Shared):
+    @staticmethod
+    def build(net):
+        return torch_cpu.DistributedDataParallel(TorchStep.build(net), gradient_as_bucket_view=True)
+
+
+class TorchLstm(torch_cpu.Lstm):
+    layer = fgt.LSTM
+    pack, pad = staticmethod(fgt.pack_padded_sequence), staticmethod(fgt.pad_packed_sequence)
+
+
+class TorchUpdate(torch_cpu.Update):
+    clip = staticmethod(fgt.clip_grad_norm_)
+    adam = fgt.Adam

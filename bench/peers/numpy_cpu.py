@@ -1,0 +1,81 @@
+"""NumPy: fastgrad's reference backend, the product as its BLAS does it, and its own generator."""
+
+import numpy as np
+
+import fastgrad as fg
+from bench.peers import Runner
+from bench.peers.fastgrad_cpu import (
+    BatchNorm,
+    Blocks,
+    Call,
+    CallBack,
+    Clip,
+    Conv,
+    ConvForward,
+    ConvInputs,
+    ConvWeights,
+    Fit,
+    Forward,
+    Lstm,
+    LstmCell,
+    LstmForward,
+    Step,
+    Update,
+)
+
+__all__ = [
+    "BatchNorm",
+    "Blocks",
+    "Call",
+    "CallBack",
+    "Clip",
+    "Conv",
+    "ConvForward",
+    "ConvInputs",
+    "ConvWeights",
+    "Fit",
+    "Forward",
+    "Gemm",
+    "HeNormal",
+    "Lstm",
+    "LstmCell",
+    "LstmForward",
+    "Step",
+    "TorchLstm",
+    "TorchShared",
+    "TorchStep",
+    "TorchUpdate",
+    "Update",
+    "setup",
+]
+
+
+def setup(threads):
+    """The BLAS takes its number of threads from the environment."""
+    fg.use_backend("numpy")
+
+
+class Gemm(Runner):
+    def __init__(self, gemm):
+        self.inputs = [(*gemm.operands(), np.empty((gemm.m, gemm.n), gemm.dtype))]
+        self.call = np.matmul
+
+
+class HeNormal(Runner):
+    def __init__(self, weights):
+        self.weights = weights
+        self.rng = np.random.default_rng(0)
+        self.w = np.empty(weights.shape, weights.dtype)
+
+    def call(self):
+        self.rng.standard_normal(out=self.w, dtype=self.w.dtype)
+        self.w *= np.sqrt(2 / len(self.w))
+        return self.w
+
+    def fetch(self, w):
+        return self.weights.outcome(w)
+
+
+TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+# all rows are in one process
+TorchShared = Step

@@ -1,0 +1,27 @@
+"""Nets and LSTMs of many sizes: widths, lengths of sequences and batches, for the curves of `python -m bench.scaling`."""
+
+from bench.workloads.dense import Net
+from bench.workloads.lstm import Lstm
+
+
+def powers(first, last):
+    """first, 2 first, 4 first, ..., last."""
+    return [1 << exponent for exponent in range(first.bit_length() - 1, last.bit_length())]
+
+
+def net(name, width, batch):
+    """A training step on scikit-learn's digits; the small rate keeps the widest net's loss near its first one."""
+    return Net(
+        name,
+        f"step 64-{width}-{width}-{width}-10 relu, N={batch}",
+        "digits",
+        batch,
+        sizes=(64, *[width] * 3, 10),
+        lr=1e-4,
+    )
+
+
+WIDTHS = {n: net(f"scaling-width-{n}", n, 32) for n in powers(8, 4096)}
+LENGTHS = {n: Lstm(f"scaling-length-{n}", 32, n, 64, 128) for n in powers(1, 1024)}
+BATCH_SIZES = {n: net(f"scaling-batch-{n}", 128, n) for n in powers(1, 1024)}
+SCALING = [*WIDTHS.values(), *LENGTHS.values(), *BATCH_SIZES.values()]
