@@ -25,11 +25,37 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """torch.nn.utils.clip_grad_norm_ in two passes over memory: multiply all gradients by min(1, max_norm / (norm + 1e-6)).
+    """torch.nn.utils.clip_grad_norm_ in two passes over memory.
 
-    Returns the norm before. Where it is not finite, error_if_nonfinite raises RuntimeError and writes nothing. foreach is PyTorch's,
-    and changes nothing here. What kernels do not take is left to PyTorch's function: gradients of several dtypes or of 16 bits, a
-    max_norm of 0, a norm_type of 0 or below.
+    grads *= min(1, max_norm / (norm + 1e-6)), norm = (sum |g|^p)^(1/p) of all values together
+
+    What kernels do not take is left to PyTorch's function: gradients of several dtypes or of 16 bits, a max_norm of 0,
+    a norm_type of 0 or below.
+
+    Args:
+        parameters: A tensor or an iterable of tensors, whose gradients are written; those without one are passed over.
+        max_norm: The largest norm.
+        norm_type: p: 1, 2, infinity ("inf" too) or another number.
+        error_if_nonfinite: Raise for a norm that is not finite, and write nothing.
+        foreach: PyTorch's; it changes nothing here.
+
+    Returns:
+        The norm before, a tensor of one value; 0 where there are no gradients.
+
+    Raises:
+        RuntimeError: The norm is not finite, and error_if_nonfinite is set.
+        ValueError: max_norm is negative or NaN, or a string is no number.
+        TypeError: max_norm or norm_type is no number.
+
+    Example:
+        >>> p = torch.zeros(2, requires_grad=True)
+        >>> p.grad = torch.tensor([3.0, 4.0])
+        >>> norm = fgt.clip_grad_norm_([p], max_norm=1.0)
+        >>> norm.item(), [round(g, 3) for g in p.grad.tolist()]
+        (5.0, [0.6, 0.8])
+
+    References:
+        Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     max_norm, norm_type = _number("max_norm", max_norm), _number("norm_type", norm_type)
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
