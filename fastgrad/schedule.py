@@ -14,6 +14,7 @@ from fastgrad.core import check
 __all__ = [
     "Cosine",
     "Exponential",
+    "Rates",
     "ReduceOnPlateau",
     "Schedule",
     "Steps",
