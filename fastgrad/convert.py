@@ -72,10 +72,10 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     if unknown := [name for name in state_dict if name not in shapes]:
         raise ValueError(f"{op}: state_dict has {', '.join(map(str, unknown))}, which the layer has not")
     values = {name: _array(op, name, state_dict[name], *form, layer.dtype) for name, form in shapes.items()}
-    found = []
+    weights = []
     for suffix in suffixes:
         projection = values.get("weight_hr" + suffix)
-        found.append(
+        weights.append(
             LSTMWeights(
                 values["weight_ih" + suffix].T,
                 values["weight_hh" + suffix].T,
@@ -83,7 +83,7 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
                 w_proj=None if projection is None else projection.T,
             )
         )
-    _write(layer, found)
+    _write(layer, weights)
 
 
 def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
@@ -106,13 +106,13 @@ def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
         {'weight_ih_l0': (16, 3), 'weight_hh_l0': (16, 4), 'bias_ih_l0': (16,), 'bias_hh_l0': (16,)}
     """
     _refuse("to_torch", layer, "PyTorch", "peephole")
-    found = {}
+    state = {}
     for suffix, w in zip(_torch_suffixes(layer), layer._weights, strict=True):
-        found["weight_ih" + suffix], found["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
-        found["bias_ih" + suffix], found["bias_hh" + suffix] = np.array(w.b), np.zeros_like(w.b)
+        state["weight_ih" + suffix], state["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
+        state["bias_ih" + suffix], state["bias_hh" + suffix] = np.array(w.b), np.zeros_like(w.b)
         if w.w_proj is not None:
-            found["weight_hr" + suffix] = w.w_proj.T.copy()
-    return found
+            state["weight_hr" + suffix] = w.w_proj.T.copy()
+    return state
 
 
 def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
@@ -136,23 +136,24 @@ def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
     op = "from_keras"
     _refuse(op, layer, "Keras", "peephole", "proj_size")
     check.each(op, "weights", weights)
-    parts = len(layer._weights)
-    each = len(weights) // parts
-    if len(weights) not in (2 * parts, 3 * parts):
+    # an LSTM of one layer and direction each, and how many arrays it has
+    lstms = len(layer._weights)
+    arrays_each = len(weights) // lstms
+    if len(weights) not in (2 * lstms, 3 * lstms):
         raise ValueError(
-            f"{op}: weights must have length {3 * parts}, or {2 * parts} without biases, got {len(weights)}"
+            f"{op}: weights must have length {3 * lstms}, or {2 * lstms} without biases, got {len(weights)}"
         )
     forms = "(C, 4H)", "(H, 4H)", "(4H,)"
-    found = []
-    for part, ours in enumerate(layer._weights):
-        values = range(part * each, (part + 1) * each)
+    lstm_weights = []
+    for lstm, w in enumerate(layer._weights):
+        indices = range(lstm * arrays_each, (lstm + 1) * arrays_each)
         arrays = [
             _array(op, f"weights[{i}]", weights[i], form, like.shape, layer.dtype)
-            for i, form, like in zip(values, forms, ours, strict=False)
+            for i, form, like in zip(indices, forms, w, strict=False)
             if like is not None
         ]
-        found.append(LSTMWeights(*arrays))
-    _write(layer, found)
+        lstm_weights.append(LSTMWeights(*arrays))
+    _write(layer, lstm_weights)
 
 
 def to_keras(layer: LSTM) -> list[np.ndarray]:
@@ -212,7 +213,7 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
         P = _array(op, "P", P, "(D, 3H)", (directions, 3 * hidden), dtype)
         if not layer.peephole:
             raise ValueError(f"{op}: P must be None, for the layer has no peephole")
-    found = [
+    weights = [
         LSTMWeights(
             _permuted(W[d], FROM_ONNX).T,
             _permuted(R[d], FROM_ONNX).T,
@@ -221,7 +222,7 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
         )
         for d in range(directions)
     ]
-    _write(layer, found)
+    _write(layer, weights)
 
 
 def to_onnx(layer: LSTM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
@@ -284,8 +285,8 @@ def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dt
 
 
 def _torch_suffixes(layer: LSTM) -> list[str]:
-    ways = ("", "_reverse")[: layer.directions]
-    return [f"_l{i}{way}" for i in range(layer.num_layers) for way in ways]
+    directions = ("", "_reverse")[: layer.directions]
+    return [f"_l{i}{direction}" for i in range(layer.num_layers) for direction in directions]
 
 
 def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
@@ -293,8 +294,8 @@ def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
     return gates.reshape(4, -1, *gates.shape[1:])[order].reshape(gates.shape)
 
 
-def _write(layer: LSTM, found: list[LSTMWeights]) -> None:
-    for ours, theirs in zip(layer._weights, found, strict=True):
-        for to, value in zip(ours, theirs, strict=True):
-            if to is not None:
-                to[...] = 0 if value is None else value
+def _write(layer: LSTM, weights: list[LSTMWeights]) -> None:
+    for own, values in zip(layer._weights, weights, strict=True):
+        for target, value in zip(own, values, strict=True):
+            if target is not None:
+                target[...] = 0 if value is None else value

@@ -78,8 +78,8 @@ def prune(
     named = {"params" if arrays.single else f"params[{i}]": a for i, a in enumerate(arrays.flat)}
     _prune(op, named, flat, amount, threshold, scope, units)
     arrays.write()
-    found = list(views(flat, {name: a.shape for name, a in named.items()}).values())
-    return found[0] if arrays.single else found
+    pruned_masks = list(views(flat, {name: a.shape for name, a in named.items()}).values())
+    return pruned_masks[0] if arrays.single else pruned_masks
 
 
 def _prune_model(
@@ -95,22 +95,22 @@ def _prune_model(
         finally:
             model.to("cuda")
         return model.masks()
-    every, whole = model.parameters(), model._mask
-    named = {name: every[name] for name in names_of(op, model, names, units)}
-    mask = np.ones(model.params.size, np.bool_) if whole is None else whole.copy()
-    parts = views(mask, model._shapes)
-    flat = np.concatenate([parts[name].reshape(-1) for name in named])
+    parameters, model_mask = model.parameters(), model._mask
+    named = {name: parameters[name] for name in names_of(op, model, names, units)}
+    mask = np.ones(model.params.size, np.bool_) if model_mask is None else model_mask.copy()
+    mask_views = views(mask, model._shapes)
+    flat = np.concatenate([mask_views[name].reshape(-1) for name in named])
     _prune(op, named, flat, amount, threshold, scope, units)
-    for name, part in views(flat, {name: a.shape for name, a in named.items()}).items():
-        parts[name][...] = part
+    for name, array_mask in views(flat, {name: a.shape for name, a in named.items()}).items():
+        mask_views[name][...] = array_mask
         bias = name.removesuffix("w") + "b"
-        if units and bias in parts and parts[bias].shape == part.shape[-1:]:
-            parts[bias][...] &= _living(part)
+        if units and bias in mask_views and mask_views[bias].shape == array_mask.shape[-1:]:
+            mask_views[bias][...] &= _living(array_mask)
     kernels().prune_below([model.params], mask, 0.0)
-    if whole is None:
+    if model_mask is None:
         model._wear(mask)
     else:
-        whole[...] = mask
+        model_mask[...] = mask
     return model.masks()
 
 
@@ -162,8 +162,8 @@ def _choose(
         return
     groups = [arrays] if scope == "global" else [[a] for a in arrays]
     sizes = [sum(a.size for a in group) for group in groups]
-    wholes = ["all"] if scope == "global" else names
-    counts = [_count(op, amount, size, name) for size, name in zip(sizes, wholes, strict=True)]
+    group_names = ["all"] if scope == "global" else names
+    counts = [_count(op, amount, size, name) for size, name in zip(sizes, group_names, strict=True)]
     ends = np.cumsum(sizes)
     for group, count, start, end in zip(groups, counts, ends - sizes, ends, strict=True):
         mask = flat[start:end]
@@ -247,8 +247,8 @@ class GradualPruning:
         Returns:
             The share, from 0 to 1: `initial` up to begin, `final` from end on.
         """
-        left = min(max((self.end - step) / (self.end - self.begin), 0.0), 1.0)
-        return self.final + (self.initial - self.final) * left**3
+        remainder = min(max((self.end - step) / (self.end - self.begin), 0.0), 1.0)
+        return self.final + (self.initial - self.final) * remainder**3
 
     def next_due(self, step: int) -> int | None:
         """The next number of updates after `step` at which to prune: begin, begin + every, ... and end.
@@ -261,8 +261,8 @@ class GradualPruning:
         """
         if step >= self.end:
             return None
-        passed = max(step - self.begin, -1) // self.every + 1
-        return min(self.begin + passed * self.every, self.end)
+        intervals = max(step - self.begin, -1) // self.every + 1
+        return min(self.begin + intervals * self.every, self.end)
 
     def check(self, model: Model) -> None:
         """Raise for names that the model has not.

@@ -80,7 +80,7 @@ def kernels(x: Any = None) -> Backend:
     """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
     name = _context.get() or _process
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
-        return _there(name)
+        return _gpu_kernels(name)
     # what use_backend named is loaded
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
@@ -102,10 +102,10 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
     return _loaded[name]
 
 
-def _there(name: str) -> Any:
+def _gpu_kernels(name: str) -> Any:
     """The kernels for arrays on a GPU: whoever looks at those in force looks at them."""
-    found = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
-    return getattr(found, "direct", found)
+    module = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
+    return getattr(module, "direct", module)
 
 
 def missing(name: str) -> str:
@@ -121,9 +121,9 @@ def missing(name: str) -> str:
 
 def unfinished(name: str) -> str:
     """What "cuda" lacks that the reference has, or an empty string."""
-    every = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
-    lacks = set(every) - set(importlib.import_module(BACKENDS[name]).__all__)
-    return f"this version has no {', '.join(sorted(lacks))} for it" if lacks else ""
+    reference = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
+    functions = set(reference) - set(importlib.import_module(BACKENDS[name]).__all__)
+    return f"this version has no {', '.join(sorted(functions))} for it" if functions else ""
 
 
 def set_num_threads(count: int) -> None:

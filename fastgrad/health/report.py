@@ -133,12 +133,12 @@ class Report:
         for layer, row in zip(self.layers, self.values.tolist(), strict=True):
             cells = "".join(f"{_cell(c, v):>10}" for c, v in zip(self.columns, row, strict=True))
             lines.append(f"{layer:{width}}{cells}  {verdicts[layer].illness}")
-        # of layers that are ill alike, one is told of
-        told: dict[tuple[str, str], list[str]] = {}
-        for layer, found in verdicts.items():
-            if found.illness != "healthy":
-                told.setdefault((found.illness, found.cure), []).append(layer)
-        for (illness, cure), layers in told.items():
+        # of layers that are ill alike, the first one's cause is written
+        groups: dict[tuple[str, str], list[str]] = {}
+        for layer, judgement in verdicts.items():
+            if judgement.illness != "healthy":
+                groups.setdefault((judgement.illness, judgement.cure), []).append(layer)
+        for (illness, cure), layers in groups.items():
             more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
             lines.append(f"{layers[0]}{more}: {illness}, {verdicts[layers[0]].cause}; try {cure}")
         return "\n".join(lines)
@@ -164,11 +164,11 @@ class Report:
         by_layer, over_time = figure.subplots(1, 2, sharey=True)
         # on a log scale there is no 0
         norms = np.where(self.history[:, :, 0] > 0, self.history[:, :, 0], np.nan)
-        places = range(len(self.layers))
+        numbers = range(len(self.layers))
         if len(norms) > 1:
-            by_layer.plot(places, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
+            by_layer.plot(numbers, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
         now = np.where(self.values[:, 0] > 0, self.values[:, 0], np.nan)
-        by_layer.plot(places, now, "o-", markersize=3, label=f"step {self.step}")
+        by_layer.plot(numbers, now, "o-", markersize=3, label=f"step {self.step}")
         by_layer.set(xlabel="layer", ylabel="gradient norm", yscale="log")
         by_layer.xaxis.get_major_locator().set_params(integer=True)
         by_layer.legend()

@@ -32,23 +32,23 @@ class Fast:
         *_, incremental = rest
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        data, held = (X, y, sample_weight), (None, None, None)
+        data, validation = (X, y, sample_weight), (None, None, None)
         if self.early_stopping:
-            data, held = self._split(*data)
+            data, validation = self._split(*data)
         problem = Problem(self, for_training(data[0], self.coefs_[0].dtype), *data[1:])
         problem.read_weights()
         problem.lend_weights()
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = Descent(self, problem)
         try:
-            self._run_epochs(problem, held, incremental)
+            self._run_epochs(problem, validation, incremental)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
 
     def _split(self: Any, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[tuple, tuple]:
-        """What is trained on and what is held back of the three, this with labels for y."""
+        """The three for training, and the three for validation, these with labels for y."""
         weights = [] if sample_weight is None else [sample_weight]
         parts = train_test_split(
             X,
@@ -58,17 +58,17 @@ class Fast:
             test_size=self.validation_fraction,
             stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,
         )
-        data, held = ((*parts[side::2], None)[:3] for side in (0, 1))
-        if held[0].shape[0] < 2:
+        data, validation = ((*parts[side::2], None)[:3] for side in (0, 1))
+        if validation[0].shape[0] < 2:
             raise ValueError(
                 f"{type(self).__name__}: validation_fraction must leave at least 2 rows for the validation set, which is too small: "
                 f"got {self.validation_fraction} of {len(y)}"
             )
         if is_classifier(self):
-            held = held[0], self._label_binarizer.inverse_transform(held[1]), held[2]
-        return data, held
+            validation = validation[0], self._label_binarizer.inverse_transform(validation[1]), validation[2]
+        return data, validation
 
-    def _run_epochs(self: Any, problem: Problem, held: tuple, incremental: bool) -> None:
+    def _run_epochs(self: Any, problem: Problem, validation: tuple, incremental: bool) -> None:
         n = len(problem.x)
         if self.batch_size != "auto" and self.batch_size > n:
             warnings.warn(
@@ -101,7 +101,7 @@ class Fast:
             self.loss_curve_.append(self.loss_)
             if self.verbose:
                 print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-            if self._ends(held):
+            if self._ends(validation):
                 return
         if not incremental:
             warnings.warn(
@@ -110,9 +110,9 @@ class Fast:
                 stacklevel=2,
             )
 
-    def _ends(self: Any, held: tuple) -> bool:
+    def _ends(self: Any, validation: tuple) -> bool:
         """Whether scikit-learn would stop after this epoch; its rate for the next one."""
-        self._update_no_improvement_count(self.early_stopping, *held)
+        self._update_no_improvement_count(self.early_stopping, *validation)
         schedule = self._optimizer.schedule
         schedule.iteration_ends(self.t_)
         if self._no_improvement_count <= self.n_iter_no_change:

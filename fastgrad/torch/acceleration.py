@@ -49,13 +49,13 @@ class Report:
             self._undo.pop()()
 
     def __str__(self) -> str:
-        parts = []
+        lines = []
         for title, rows in (("replaced", self.replaced), ("left", self.left)):
-            parts += [
+            lines += [
                 f"{title}:" if rows else f"{title}: nothing",
                 *(f"  {name or '(the model)'}: {what}" for name, what in rows),
             ]
-        return "\n".join(parts)
+        return "\n".join(lines)
 
 
 def accelerate(model: nn.Module) -> Report:

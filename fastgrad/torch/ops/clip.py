@@ -58,14 +58,14 @@ def clip_grad_norm_(
         Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     max_norm, norm_type = _number("max_norm", max_norm), _number("norm_type", norm_type)
-    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    grads = [p.grad for p in given if p.grad is not None]
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [p.grad for p in tensors if p.grad is not None]
     if not grads:
         return torch.tensor(0.0)
     dtypes = {grad.dtype for grad in grads}
-    ours = dtypes <= {torch.float32} or dtypes <= {torch.float64}
-    if max_norm == 0 or norm_type <= 0 or (not ours and all(map(_plain, grads))):
-        return nn.utils.clip_grad_norm_(given, max_norm, norm_type, error_if_nonfinite)
+    is_known = dtypes <= {torch.float32} or dtypes <= {torch.float64}
+    if max_norm == 0 or norm_type <= 0 or (not is_known and all(map(_plain, grads))):
+        return nn.utils.clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite)
     # a norm of which nothing is clipped is PyTorch's way to ask for it
     limit = sys.float_info.max if max_norm == np.inf else max_norm
     if torch.compiler.is_compiling():
@@ -85,11 +85,11 @@ def _plain(grad: Tensor) -> bool:
     return grad.is_cpu and grad.layout is torch.strided and grad.is_floating_point()
 
 
-class _Placed:
-    """The gradients where they lie, as the functions of functional/clip.py take a list of arrays."""
+class _TensorList:
+    """The gradients by their addresses, as the functions of functional/clip.py take an ArrayList."""
 
-    def __init__(self, places: Any) -> None:
-        self.flat, self.kernels = places, kernels()
+    def __init__(self, addresses: Any) -> None:
+        self.flat, self.kernels = addresses, kernels()
 
     def write(self) -> None:
         """Nothing: none is a copy."""
@@ -97,10 +97,12 @@ class _Placed:
 
 def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     handling = "raise" if error_if_nonfinite else "ignore"
-    found = placed(list(grads))
-    given = ArrayList(OP, "gradients", arrays(OP, "gradients", grads)) if found is None else _Placed(found)
+    addresses = placed(list(grads))
+    gradients = (
+        _TensorList(addresses) if addresses is not None else ArrayList(OP, "gradients", arrays(OP, "gradients", grads))
+    )
     try:
-        clipped = clip_together(OP, given, max_norm, norm_type, None, handling)
+        clipped = clip_together(OP, gradients, max_norm, norm_type, None, handling)
     except FloatingPointError as error:
         raise RuntimeError(str(error)) from None
     if clipped.scale != 1:

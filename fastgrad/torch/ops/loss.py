@@ -55,8 +55,8 @@ def _run(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor
     if reduction == "mean" and not len(values):
         # of no rows, as PyTorch has it
         loss = math.nan
-    made = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
-    return made, torch.from_numpy(dlogits)
+    losses_tensor = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
+    return losses_tensor, torch.from_numpy(dlogits)
 
 
 def _run_backward(dloss: Tensor, dlogits: Tensor) -> Tensor:
