@@ -255,6 +255,17 @@ def test_functions_of_elsewhere_are_not_stored(places):
     assert not any(files(folder) for folder in places)
 
 
+def test_kernels_and_drivers_of_all_ops_are_stored():
+    from fastgrad.kernels import cpu
+
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{cpu.__name__}.")]
+    members = [member for module in modules for member in vars(module).values()]
+    drivers = [m for m in members if isinstance(getattr(m, "_cache", None), cache.Cache)]
+    assert len(drivers) > 20
+    assert [d.py_func.__qualname__ for d in drivers if not d._cache.stored] == []
+    assert [k.function.__qualname__ for k in compile.KERNELS if not cache.Cache(k.function, ()).stored] == []
+
+
 OP = """
 import numpy as np, fastgrad as fg
 a = np.linspace(-1, 1, 9).astype("f4")

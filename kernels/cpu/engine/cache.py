@@ -145,7 +145,8 @@ class Cache:
     def __init__(self, function, options):
         self.function, self.options = function, options
         # a folder's name says nothing of sources elsewhere, nor a key of what a closure holds
-        self.stored = function.__module__.startswith(f"{__package__}.") and function.__closure__ is None
+        backend = __package__.rpartition(".")[0]
+        self.stored = function.__module__.startswith(f"{backend}.") and function.__closure__ is None
 
     def _entry(self, signature, codegen):
         """(name, key) of the function's file for a signature."""
