@@ -34,7 +34,23 @@ FROM_ONNX, TO_ONNX, PEEPHOLES = [0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1]
 
 @silent
 def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
-    """Read the state_dict of a torch.nn.LSTM."""
+    """Read the state_dict of a torch.nn.LSTM.
+
+    Args:
+        layer: The LSTM that is written to. It has no peephole, which PyTorch's has not.
+        state_dict: By name, for each layer and direction: weight_ih_l0 (4H, C), weight_hh_l0 (4H, P), and where they
+            are part of it bias_ih_l0 and bias_hh_l0 (4H,), which are added, and weight_hr_l0 (P, H).
+
+    Raises:
+        ValueError: A name is missing or unknown, a shape is another one, or the layer has a peephole.
+        TypeError: layer is no fg.nn.LSTM, state_dict no mapping, or a value of another dtype than the layer.
+
+    Example:
+        >>> layer, other = fg.nn.LSTM(3, 4, seed=0), fg.nn.LSTM(3, 4, seed=1)
+        >>> fg.convert.from_torch(other, fg.convert.to_torch(layer))
+        >>> bool((other.params == layer.params).all())
+        True
+    """
     op = "from_torch"
     _refuse(op, layer, "PyTorch", "peephole")
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -56,10 +72,10 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     if unknown := [name for name in state_dict if name not in shapes]:
         raise ValueError(f"{op}: state_dict has {', '.join(map(str, unknown))}, which the layer has not")
     values = {name: _array(op, name, state_dict[name], *form, layer.dtype) for name, form in shapes.items()}
-    found = []
+    weights = []
     for suffix in suffixes:
         projection = values.get("weight_hr" + suffix)
-        found.append(
+        weights.append(
             LSTMWeights(
                 values["weight_ih" + suffix].T,
                 values["weight_hh" + suffix].T,
@@ -67,54 +83,124 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
                 w_proj=None if projection is None else projection.T,
             )
         )
-    _write(layer, found)
+    _write(layer, weights)
 
 
 def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
-    """The state_dict of the same torch.nn.LSTM, in NumPy arrays; b is bias_ih, and bias_hh is 0."""
+    """The state_dict of the same torch.nn.LSTM, in NumPy arrays.
+
+    Args:
+        layer: The LSTM. It has no peephole, which PyTorch's has not.
+
+    Returns:
+        New arrays by name, for each layer and direction: weight_ih_l0 (4H, C), weight_hh_l0 (4H, P), bias_ih_l0 (4H,),
+        which is b, bias_hh_l0 (4H,), which is 0, and with a projection weight_hr_l0 (P, H).
+
+    Raises:
+        ValueError: The layer has a peephole.
+        TypeError: layer is no fg.nn.LSTM.
+
+    Example:
+        >>> state_dict = fg.convert.to_torch(fg.nn.LSTM(3, 4))
+        >>> {name: array.shape for name, array in state_dict.items()}
+        {'weight_ih_l0': (16, 3), 'weight_hh_l0': (16, 4), 'bias_ih_l0': (16,), 'bias_hh_l0': (16,)}
+    """
     _refuse("to_torch", layer, "PyTorch", "peephole")
-    found = {}
+    state = {}
     for suffix, w in zip(_torch_suffixes(layer), layer._weights, strict=True):
-        found["weight_ih" + suffix], found["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
-        found["bias_ih" + suffix], found["bias_hh" + suffix] = np.array(w.b), np.zeros_like(w.b)
+        state["weight_ih" + suffix], state["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
+        state["bias_ih" + suffix], state["bias_hh" + suffix] = np.array(w.b), np.zeros_like(w.b)
         if w.w_proj is not None:
-            found["weight_hr" + suffix] = w.w_proj.T.copy()
-    return found
+            state["weight_hr" + suffix] = w.w_proj.T.copy()
+    return state
 
 
 def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
-    """Read get_weights() of a keras.layers.LSTM, or of Bidirectional over one; of layers on top of each other one after the other."""
+    """Read get_weights() of a keras.layers.LSTM, or of Bidirectional over one.
+
+    Args:
+        layer: The LSTM that is written to. It has no peephole and no projection, which Keras's has not.
+        weights: kernel (C, 4H), recurrent_kernel (H, 4H) and, unless there are none, bias (4H,) of each direction; of
+            layers on top of each other one after the other.
+
+    Raises:
+        ValueError: The number of weights or a shape is another one, or the layer has a peephole or a projection.
+        TypeError: layer is no fg.nn.LSTM, weights no list or tuple, or a value of another dtype than the layer.
+
+    Example:
+        >>> layer, other = fg.nn.LSTM(3, 4, seed=0), fg.nn.LSTM(3, 4, seed=1)
+        >>> fg.convert.from_keras(other, fg.convert.to_keras(layer))
+        >>> bool((other.params == layer.params).all())
+        True
+    """
     op = "from_keras"
     _refuse(op, layer, "Keras", "peephole", "proj_size")
     check.each(op, "weights", weights)
-    parts = len(layer._weights)
-    each = len(weights) // parts
-    if len(weights) not in (2 * parts, 3 * parts):
+    # an LSTM of one layer and direction each, and how many arrays it has
+    lstms = len(layer._weights)
+    arrays_each = len(weights) // lstms
+    if len(weights) not in (2 * lstms, 3 * lstms):
         raise ValueError(
-            f"{op}: weights must have length {3 * parts}, or {2 * parts} without biases, got {len(weights)}"
+            f"{op}: weights must have length {3 * lstms}, or {2 * lstms} without biases, got {len(weights)}"
         )
     forms = "(C, 4H)", "(H, 4H)", "(4H,)"
-    found = []
-    for part, ours in enumerate(layer._weights):
-        values = range(part * each, (part + 1) * each)
+    lstm_weights = []
+    for lstm, w in enumerate(layer._weights):
+        indices = range(lstm * arrays_each, (lstm + 1) * arrays_each)
         arrays = [
             _array(op, f"weights[{i}]", weights[i], form, like.shape, layer.dtype)
-            for i, form, like in zip(values, forms, ours, strict=False)
+            for i, form, like in zip(indices, forms, w, strict=False)
             if like is not None
         ]
-        found.append(LSTMWeights(*arrays))
-    _write(layer, found)
+        lstm_weights.append(LSTMWeights(*arrays))
+    _write(layer, lstm_weights)
 
 
 def to_keras(layer: LSTM) -> list[np.ndarray]:
-    """What set_weights of the same Keras layer takes: kernel, recurrent_kernel, bias, of each direction and layer."""
+    """What set_weights of the same Keras layer takes.
+
+    Args:
+        layer: The LSTM. It has no peephole and no projection, which Keras's has not.
+
+    Returns:
+        New arrays: kernel (C, 4H), recurrent_kernel (H, 4H) and bias (4H,) of each direction and layer.
+
+    Raises:
+        ValueError: The layer has a peephole or a projection.
+        TypeError: layer is no fg.nn.LSTM.
+
+    Example:
+        >>> [array.shape for array in fg.convert.to_keras(fg.nn.LSTM(3, 4))]
+        [(3, 16), (4, 16), (16,)]
+    """
     _refuse("to_keras", layer, "Keras", "peephole", "proj_size")
     return [np.array(a) for w in layer._weights for a in (w.w_ih, w.w_hh, w.b)]
 
 
 @silent
 def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None:
-    """Read the inputs W, R, B and P of an ONNX LSTM node; D is 2 where it is bidirectional. Without P peepholes are 0."""
+    """Read the inputs W, R, B and P of an ONNX LSTM node.
+
+    D is the number of directions: 2 where the layer is bidirectional.
+
+    Args:
+        layer: The LSTM that is written to. It has num_layers 1 and no projection: ONNX has a node for each layer.
+        W: The weights of x (D, 4H, C), gates in the order i, o, f, c.
+        R: The weights of h (D, 4H, H).
+        B: The two biases side by side (D, 8H), which are added; None: 0.
+        P: The peepholes (D, 3H), in the order i, o, f; None: 0.
+
+    Raises:
+        ValueError: A shape is another one, P comes for a layer without a peephole, or the layer has several layers or a
+            projection.
+        TypeError: layer is no fg.nn.LSTM, or a value of another dtype than the layer.
+
+    Example:
+        >>> layer, other = fg.nn.LSTM(3, 4, seed=0), fg.nn.LSTM(3, 4, seed=1)
+        >>> fg.convert.from_onnx(other, *fg.convert.to_onnx(layer))
+        >>> bool((other.params == layer.params).all())
+        True
+    """
     op = "from_onnx"
     _refuse(op, layer, "ONNX", "proj_size")
     w, directions, dtype = layer._weights[0], layer.directions, layer.dtype
@@ -127,7 +213,7 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
         P = _array(op, "P", P, "(D, 3H)", (directions, 3 * hidden), dtype)
         if not layer.peephole:
             raise ValueError(f"{op}: P must be None, for the layer has no peephole")
-    found = [
+    weights = [
         LSTMWeights(
             _permuted(W[d], FROM_ONNX).T,
             _permuted(R[d], FROM_ONNX).T,
@@ -136,11 +222,28 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
         )
         for d in range(directions)
     ]
-    _write(layer, found)
+    _write(layer, weights)
 
 
 def to_onnx(layer: LSTM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """W, R, B and P, or None, of the same ONNX LSTM node; b is B's first half, the second is 0."""
+    """The inputs W, R, B and P of the same ONNX LSTM node.
+
+    Args:
+        layer: The LSTM. It has num_layers 1 and no projection: ONNX has a node for each layer.
+
+    Returns:
+        (W, R, B, P), new arrays (D, 4H, C), (D, 4H, H), (D, 8H) and (D, 3H) of D directions. The first half of B is b,
+        the second 0. P is None for a layer without a peephole.
+
+    Raises:
+        ValueError: The layer has several layers or a projection.
+        TypeError: layer is no fg.nn.LSTM.
+
+    Example:
+        >>> W, R, B, P = fg.convert.to_onnx(fg.nn.LSTM(3, 4, bidirectional=True))
+        >>> W.shape, R.shape, B.shape, P
+        ((2, 16, 3), (2, 16, 4), (2, 32), None)
+    """
     _refuse("to_onnx", layer, "ONNX", "proj_size")
     weights = layer._weights
     b = [_permuted(np.array(w.b), TO_ONNX) for w in weights]
@@ -182,8 +285,8 @@ def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dt
 
 
 def _torch_suffixes(layer: LSTM) -> list[str]:
-    ways = ("", "_reverse")[: layer.directions]
-    return [f"_l{i}{way}" for i in range(layer.num_layers) for way in ways]
+    directions = ("", "_reverse")[: layer.directions]
+    return [f"_l{i}{direction}" for i in range(layer.num_layers) for direction in directions]
 
 
 def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
@@ -191,8 +294,8 @@ def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
     return gates.reshape(4, -1, *gates.shape[1:])[order].reshape(gates.shape)
 
 
-def _write(layer: LSTM, found: list[LSTMWeights]) -> None:
-    for ours, theirs in zip(layer._weights, found, strict=True):
-        for to, value in zip(ours, theirs, strict=True):
-            if to is not None:
-                to[...] = 0 if value is None else value
+def _write(layer: LSTM, weights: list[LSTMWeights]) -> None:
+    for own, values in zip(layer._weights, weights, strict=True):
+        for target, value in zip(own, values, strict=True):
+            if target is not None:
+                target[...] = 0 if value is None else value

@@ -23,16 +23,41 @@ def prune(
     masks: Any = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """Set what is smallest of an array, a list of arrays or a model to 0, and return where it is not: masks, bool, like params.
+    """Set the smallest values of arrays or of a model to 0, and return masks of where they are not pruned.
 
-    amount: how much is pruned afterwards, what was pruned before included: a share (float, 0 to 1) or a number (int) of the values, of
-    each array or, with scope "global", of all together. Or threshold: what is pruned is less than it. Of equal values the first go.
-    units: prune whole units by their norms, the columns of the last axis; amount then is of units. masks: what is pruned already, as
-    an earlier call returned it. As l1_unstructured, global_unstructured and ln_structured (n=2, over the output) of torch.nn.utils.prune.
+    Of equal values the first go. As l1_unstructured, global_unstructured and ln_structured (n=2, over the output) of
+    torch.nn.utils.prune.
 
-    Of a model the arrays of `names` are pruned, by default all of two or more axes, and with units all named "w" but the last, which
-    makes the output; with a unit its bias goes. The model keeps its masks, and a Trainer has them in its updates. Returns model.masks().
-    Raises ValueError for NaN, with the array's name; after an error all is as before.
+    In a model the bias of a pruned unit is pruned too. The model keeps its masks, and a Trainer has them in its
+    updates. After an error all is as before.
+
+    Args:
+        params: An array, a list of arrays of one dtype that do not overlap, or a model. Written in place.
+        amount: How much is pruned afterwards, with what was pruned before: a share (float, 0 to 1) or a number (int) of
+            the values, or with units of the units; of each array, or with scope "global" of all together.
+        threshold: In place of amount: each value, or with units each unit's norm, below it is pruned. At least 0.
+        scope: "array": amount is of each array. "global": of all arrays together.
+        units: Prune whole units by their norms: the columns of the last axis, of arrays with 2 or 4 axes.
+        masks: For arrays: what is pruned already, as an earlier call returned it.
+        names: For a model: names of the arrays that are pruned. By default all of two or more axes; with units all
+            named "w" but the last, which makes the output.
+
+    Returns:
+        Masks of bool, False where a value is pruned: an array for an array, a list for a list, and for a model
+        model.masks(), a dictionary by name.
+
+    Raises:
+        ValueError: Both or neither of amount and threshold are given, one is out of its range, an option or a name is
+            unknown, a value is NaN (the message names the array), an array has no units, arrays overlap, or the model
+            is part of another one.
+        TypeError: params are no arrays, masks come with a model, or names with arrays.
+
+    Example:
+        >>> w = np.array([[3.0, -0.1], [0.2, -4.0]])
+        >>> fg.prune(w, amount=0.5).tolist()
+        [[True, False], [False, True]]
+        >>> w.tolist()
+        [[3.0, 0.0], [0.0, -4.0]]
     """
     op = "prune"
     if (amount is None) == (threshold is None):
@@ -53,8 +78,8 @@ def prune(
     named = {"params" if arrays.single else f"params[{i}]": a for i, a in enumerate(arrays.flat)}
     _prune(op, named, flat, amount, threshold, scope, units)
     arrays.write()
-    found = list(views(flat, {name: a.shape for name, a in named.items()}).values())
-    return found[0] if arrays.single else found
+    pruned_masks = list(views(flat, {name: a.shape for name, a in named.items()}).values())
+    return pruned_masks[0] if arrays.single else pruned_masks
 
 
 def _prune_model(
@@ -70,22 +95,22 @@ def _prune_model(
         finally:
             model.to("cuda")
         return model.masks()
-    every, whole = model.parameters(), model._mask
-    named = {name: every[name] for name in names_of(op, model, names, units)}
-    mask = np.ones(model.params.size, np.bool_) if whole is None else whole.copy()
-    parts = views(mask, model._shapes)
-    flat = np.concatenate([parts[name].reshape(-1) for name in named])
+    parameters, model_mask = model.parameters(), model._mask
+    named = {name: parameters[name] for name in names_of(op, model, names, units)}
+    mask = np.ones(model.params.size, np.bool_) if model_mask is None else model_mask.copy()
+    mask_views = views(mask, model._shapes)
+    flat = np.concatenate([mask_views[name].reshape(-1) for name in named])
     _prune(op, named, flat, amount, threshold, scope, units)
-    for name, part in views(flat, {name: a.shape for name, a in named.items()}).items():
-        parts[name][...] = part
+    for name, array_mask in views(flat, {name: a.shape for name, a in named.items()}).items():
+        mask_views[name][...] = array_mask
         bias = name.removesuffix("w") + "b"
-        if units and bias in parts and parts[bias].shape == part.shape[-1:]:
-            parts[bias][...] &= _living(part)
+        if units and bias in mask_views and mask_views[bias].shape == array_mask.shape[-1:]:
+            mask_views[bias][...] &= _living(array_mask)
     kernels().prune_below([model.params], mask, 0.0)
-    if whole is None:
+    if model_mask is None:
         model._wear(mask)
     else:
-        whole[...] = mask
+        model_mask[...] = mask
     return model.masks()
 
 
@@ -137,8 +162,8 @@ def _choose(
         return
     groups = [arrays] if scope == "global" else [[a] for a in arrays]
     sizes = [sum(a.size for a in group) for group in groups]
-    wholes = ["all"] if scope == "global" else names
-    counts = [_count(op, amount, size, name) for size, name in zip(sizes, wholes, strict=True)]
+    group_names = ["all"] if scope == "global" else names
+    counts = [_count(op, amount, size, name) for size, name in zip(sizes, group_names, strict=True)]
     ends = np.cumsum(sizes)
     for group, count, start, end in zip(groups, counts, ends - sizes, ends, strict=True):
         mask = flat[start:end]
@@ -161,11 +186,36 @@ def _living(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GradualPruning:
-    """The share that is pruned grows from `initial` to `final` between updates `begin` and `end`, every so many updates.
+    """The share that is pruned grows from `initial` to `final` between updates `begin` and `end`.
 
-    share(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3, quickly while there is much to prune and then ever more
-    slowly: Zhu & Gupta 2017, "To prune, or not to prune", section 3. A Trainer prunes its model after the updates that are due, the
-    others as `prune` does with scope, units and names. Other training code asks `next_due` and `share`.
+    share(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3 for begin <= t <= end
+
+    It grows quickly while there is much to prune, and then ever more slowly. A Trainer prunes its model after the
+    updates that are due; other training code asks next_due and share.
+
+    Args:
+        final: The last share, from 0 to 1.
+        begin: The number of updates before the first pruning, from 0.
+        end: The number of updates before the last pruning, above begin.
+        every: The number of updates from one pruning to the next, at least 1.
+        initial: The first share, from 0 to final.
+        scope: "array" or "global", as of prune.
+        units: Whether whole units are pruned, as of prune.
+        names: Names of the model's arrays that are pruned, as of prune.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number or no integer.
+
+    Example:
+        >>> pruning = fg.GradualPruning(final=0.8, begin=0, end=100, every=50)
+        >>> [round(pruning.share(step), 2) for step in (0, 50, 100, 200)]
+        [0.0, 0.7, 0.8, 0.8]
+        >>> pruning.next_due(0), pruning.next_due(50), pruning.next_due(100)
+        (50, 100, None)
+
+    References:
+        Zhu & Gupta 2017, "To prune, or not to prune", section 3.
     """
 
     final: float
@@ -189,21 +239,47 @@ class GradualPruning:
         check.choice(op, "scope", self.scope, SCOPES)
 
     def share(self, step: int) -> float:
-        """The share that is pruned after so many updates."""
-        left = min(max((self.end - step) / (self.end - self.begin), 0.0), 1.0)
-        return self.final + (self.initial - self.final) * left**3
+        """The share that is pruned after so many updates.
+
+        Args:
+            step: The number of updates.
+
+        Returns:
+            The share, from 0 to 1: `initial` up to begin, `final` from end on.
+        """
+        remainder = min(max((self.end - step) / (self.end - self.begin), 0.0), 1.0)
+        return self.final + (self.initial - self.final) * remainder**3
 
     def next_due(self, step: int) -> int | None:
-        """The next number of updates after `step` at which to prune: begin, begin + every, ... and end."""
+        """The next number of updates after `step` at which to prune: begin, begin + every, ... and end.
+
+        Args:
+            step: The number of updates so far.
+
+        Returns:
+            The number, or None from end on.
+        """
         if step >= self.end:
             return None
-        passed = max(step - self.begin, -1) // self.every + 1
-        return min(self.begin + passed * self.every, self.end)
+        intervals = max(step - self.begin, -1) // self.every + 1
+        return min(self.begin + intervals * self.every, self.end)
 
     def check(self, model: Model) -> None:
-        """Raise for names that the model has not."""
+        """Raise for names that the model has not.
+
+        Args:
+            model: The model that is to be pruned.
+
+        Raises:
+            ValueError: One of names is no array of two or more axes of the model, or there is nothing to prune.
+        """
         names_of("GradualPruning", model, self.names, self.units)
 
     def prune(self, model: Model, step: int) -> None:
-        """Prune a model as is due after so many updates."""
+        """Prune a model as is due after so many updates.
+
+        Args:
+            model: The model, which keeps its masks.
+            step: The number of updates.
+        """
         prune(model, self.share(step), scope=self.scope, units=self.units, names=self.names)

@@ -14,6 +14,7 @@ from fastgrad.core import check
 __all__ = [
     "Cosine",
     "Exponential",
+    "Rates",
     "ReduceOnPlateau",
     "Schedule",
     "Steps",
@@ -22,19 +23,52 @@ __all__ = [
 
 
 class Schedule:
-    """The rate of every update."""
+    """The rate of every update: the base class of all schedules, and of one of your own, which defines rate.
+
+    Example:
+        >>> class Halving(fg.schedule.Schedule):
+        ...     def rate(self, step, losses):
+        ...         return 0.1 * 0.5 ** (step // 100)
+        >>> fg.optim.SGD(Halving()).rate(step=100)
+        0.05
+    """
 
     # whether the rate depends on validation losses
     validates = False
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
-        """The rate of the update after `step` others, when validation has found these losses."""
+        """The rate of the update after `step` others.
+
+        Args:
+            step: The number of updates before this one, from 0.
+            losses: The validation losses so far, the first one first.
+
+        Returns:
+            The learning rate, at least 0 and finite: an optimiser raises ValueError for another one.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Steps(Schedule):
-    """lr factor^k after k times `every` updates (PyTorch's StepLR)."""
+    """The rate falls by a factor after every so many updates (PyTorch's StepLR).
+
+    rate(t) = lr factor^k, where k = floor(t / every)
+
+    Args:
+        lr: The first rate, above 0.
+        every: The number of updates from one fall to the next, at least 1.
+        factor: What the rate is multiplied by, above 0.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, or `every` no integer.
+
+    Example:
+        >>> schedule = fg.schedule.Steps(1.0, every=10, factor=0.5)
+        >>> [schedule.rate(step, []) for step in (0, 9, 10, 20)]
+        [1.0, 1.0, 0.5, 0.25]
+    """
 
     lr: float
     every: int
@@ -51,7 +85,23 @@ class Steps(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """lr factor^t after t updates (PyTorch's ExponentialLR)."""
+    """The rate falls by a factor at each update (PyTorch's ExponentialLR).
+
+    rate(t) = lr factor^t
+
+    Args:
+        lr: The first rate, above 0.
+        factor: What the rate is multiplied by, above 0.
+
+    Raises:
+        ValueError: A setting is not above 0 and finite.
+        TypeError: A setting is no number.
+
+    Example:
+        >>> schedule = fg.schedule.Exponential(1.0, factor=0.5)
+        >>> [schedule.rate(step, []) for step in range(4)]
+        [1.0, 0.5, 0.25, 0.125]
+    """
 
     lr: float
     factor: float
@@ -66,7 +116,27 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From lr to `least` in so many updates, along half a cosine, and `least` from there (Loshchilov & Hutter 2017, eq. 5)."""
+    """From lr to `least` along half a cosine, and `least` from there.
+
+    rate(t) = least + (lr - least) (1 + cos(pi min(t / steps, 1))) / 2
+
+    Args:
+        lr: The first rate, above 0.
+        steps: The number of updates from lr to `least`, at least 1.
+        least: The last rate, from 0 to lr.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, or `steps` no integer.
+
+    Example:
+        >>> schedule = fg.schedule.Cosine(1.0, steps=100)
+        >>> [round(schedule.rate(step, []), 3) for step in (0, 50, 100, 200)]
+        [1.0, 0.5, 0.0, 0.0]
+
+    References:
+        Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", eq. 5.
+    """
 
     lr: float
     steps: int
@@ -84,7 +154,24 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class WarmUp(Schedule):
-    """From `start` times the first rate of `then` up to it in so many updates, and then `then` from its beginning."""
+    """The rate grows to the first rate of another schedule, along a line, and then follows that from its beginning.
+
+    rate(t) = then(max(t - steps, 0)) (start + (1 - start) min(t / steps, 1))
+
+    Args:
+        steps: The number of updates of the growth, at least 1.
+        then: What follows: a number above 0, or a Schedule.
+        start: The share of then's first rate that the first update has, from 0 to 1.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, `steps` no integer, or `then` a list: Rates takes one.
+
+    Example:
+        >>> schedule = fg.schedule.WarmUp(10, fg.schedule.Cosine(1.0, 100), start=0.5)
+        >>> [round(schedule.rate(step, []), 3) for step in (0, 5, 10, 60, 110)]
+        [0.5, 0.75, 1.0, 0.5, 0.0]
+    """
 
     steps: int
     then: float | Schedule
@@ -97,6 +184,7 @@ class WarmUp(Schedule):
 
     @property
     def validates(self) -> bool:  # type: ignore[override]
+        """Whether the rate depends on validation losses: whether that of `then` does."""
         return isinstance(self.then, Schedule) and self.then.validates
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
@@ -106,9 +194,31 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """lr, times `factor` whenever more than `patience` validations in a row have found no loss below best - threshold |best|, where
-    best is the least one so far; never below `least`. PyTorch's ReduceLROnPlateau without cooldown, but that a negative loss has to
-    fall too."""
+    """The rate falls by a factor whenever the validation loss has stopped falling.
+
+    A loss is better if it is below best - threshold |best|, where best is the last loss that was better. Whenever more
+    than `patience` validations in a row have found no better loss, the rate is multiplied by factor, but does not fall
+    below `least`. It is PyTorch's ReduceLROnPlateau without cooldown, but that a negative loss has to fall too. A
+    Trainer's fit needs validation data for it.
+
+    Args:
+        lr: The first rate, above 0.
+        factor: What the rate is multiplied by, above 0 and below 1.
+        patience: The number of validations in a row that need not be better, from 0.
+        threshold: The share of |best| by which a loss must be below best, from 0 and below 1.
+        least: The rate below which it does not fall, from 0 to lr.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, or `patience` no integer.
+
+    Example:
+        >>> schedule = fg.schedule.ReduceOnPlateau(1.0, factor=0.5, patience=1)
+        >>> schedule.rate(0, losses=[2.0, 1.0])
+        1.0
+        >>> schedule.rate(0, losses=[2.0, 1.0, 1.0, 1.0])
+        0.5
+    """
 
     lr: float
     factor: float = 0.1
@@ -137,7 +247,19 @@ class ReduceOnPlateau(Schedule):
 
 @dataclass(frozen=True)
 class Rates(Schedule):
-    """The rate of each update from a list; one past its end is an error."""
+    """The rate of each update from a list.
+
+    Args:
+        rates: One rate for every update, each at least 0 and finite: a list, tuple or array (T,). It is copied.
+
+    Raises:
+        ValueError: A rate is out of its range, or the list is empty; and from rate, for an update past the list's end.
+        TypeError: A rate is no number, or rates no list.
+
+    Example:
+        >>> fg.schedule.Rates([0.1, 0.05]).rate(1, [])
+        0.05
+    """
 
     rates: Sequence[float]
 

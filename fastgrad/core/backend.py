@@ -27,7 +27,19 @@ class use_backend:
     """Choose the backend: `use_backend("numpy")` from now on, `with use_backend("numpy"):` for a block.
 
     The plain call holds for the process when the main thread makes it, else for the calling thread; `with` holds for
-    the block in its own thread or task. Raises ValueError for an unknown name, BackendError where it cannot run.
+    the block in its own thread or task.
+
+    Args:
+        name: "cpu" (compiled kernels), "cuda" (a GPU) or "numpy" (the reference).
+
+    Raises:
+        ValueError: The name is unknown.
+        BackendError: The backend cannot run here.
+
+    Example:
+        >>> with fg.use_backend("numpy"):
+        ...     fg.backend()
+        'numpy'
     """
 
     def __init__(self, name: str) -> None:
@@ -52,7 +64,15 @@ class use_backend:
 
 
 def backend() -> str:
-    """The name of the backend in force."""
+    """The name of the backend in force.
+
+    Returns:
+        "cpu", "cuda" or "numpy".
+
+    Example:
+        >>> fg.backend() in ("cpu", "cuda", "numpy")
+        True
+    """
     return _context.get() or _process
 
 
@@ -60,7 +80,7 @@ def kernels(x: Any = None) -> Backend:
     """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
     name = _context.get() or _process
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
-        return _there(name)
+        return _gpu_kernels(name)
     # what use_backend named is loaded
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
@@ -82,10 +102,10 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
     return _loaded[name]
 
 
-def _there(name: str) -> Any:
+def _gpu_kernels(name: str) -> Any:
     """The kernels for arrays on a GPU: whoever looks at those in force looks at them."""
-    found = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
-    return getattr(found, "direct", found)
+    module = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
+    return getattr(module, "direct", module)
 
 
 def missing(name: str) -> str:
@@ -101,20 +121,43 @@ def missing(name: str) -> str:
 
 def unfinished(name: str) -> str:
     """What "cuda" lacks that the reference has, or an empty string."""
-    every = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
-    lacks = set(every) - set(importlib.import_module(BACKENDS[name]).__all__)
-    return f"this version has no {', '.join(sorted(lacks))} for it" if lacks else ""
+    reference = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
+    functions = set(reference) - set(importlib.import_module(BACKENDS[name]).__all__)
+    return f"this version has no {', '.join(sorted(functions))} for it" if functions else ""
 
 
 def set_num_threads(count: int) -> None:
-    """How many threads the "cpu" backend may use, 1 to 4096; a call that is under way keeps its number."""
+    """Set how many threads the "cpu" backend may use; a call that is under way keeps its number.
+
+    Args:
+        count: The number, 1 to 4096.
+
+    Raises:
+        ValueError: The number is out of its range.
+        TypeError: count is no integer.
+
+    Example:
+        >>> before = fg.get_num_threads()
+        >>> fg.set_num_threads(1)
+        >>> fg.get_num_threads()
+        1
+        >>> fg.set_num_threads(before)
+    """
     from fastgrad.kernels.cpu.engine import thread_pool
 
     thread_pool.set_num_threads(check.count("set_num_threads", "count", count, most=thread_pool.MOST_THREADS))
 
 
 def get_num_threads() -> int:
-    """How many threads the "cpu" backend may use."""
+    """How many threads the "cpu" backend may use.
+
+    Returns:
+        The number, 1 to 4096.
+
+    Example:
+        >>> fg.get_num_threads() >= 1
+        True
+    """
     from fastgrad.kernels.cpu.engine import thread_pool
 
     return thread_pool.get_num_threads()

@@ -20,10 +20,13 @@ EPS = 1e-6
 
 
 class Clipped(NamedTuple):
-    """What clip_grad_norm found and did.
+    """What clip_grad_norm returns.
 
-    norm: of all values; scale: what they were multiplied with; norms (n,): of each array before; nonfinite: names of the arrays with NaN or
-    infinity.
+    Args:
+        norm: The norm of all values, before.
+        scale: What they were multiplied by.
+        norms: The norm of each array before, float64 (n,).
+        nonfinite: Names of the arrays with NaN or infinity.
     """
 
     norm: float
@@ -39,11 +42,38 @@ def clip_grad_norm(
     names: Sequence[str] | None = None,
     on_nonfinite: str = "raise",
 ) -> Clipped:
-    """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), where norm is that of all values together.
+    """Scale all gradients so that their norm, of all values together, is at most max_norm.
 
-    norm_type: 1, 2, inf or any p > 0 for (sum |g|^p)^(1/p). names: of the arrays; without them "0", "1", ... If one has NaN or
-    infinity, "raise" raises FloatingPointError with the names, "skip" only returns them, and neither writes; "ignore" takes the norm as
-    it is: infinity makes zeros and NaN, and NaN all NaN. As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, alg. 1).
+    grads *= min(1, max_norm / (norm + 1e-6)), norm = (sum |g|^p)^(1/p)
+
+    As torch.nn.utils.clip_grad_norm_, in place.
+
+    Args:
+        grads: An array or a list of arrays of one dtype, any shapes and layouts, which may not overlap.
+        max_norm: The largest norm, above 0.
+        norm_type: p: 1, 2, infinity ("inf" too) or any other number above 0.
+        names: The name of each array, for errors; without them "0", "1", ...
+        on_nonfinite: What to do for NaN or infinity in an array. "raise" raises and "skip" only returns the names;
+            neither writes. "ignore" takes the norm as it is: infinity makes zeros and NaN, and NaN makes all NaN.
+
+    Returns:
+        (norm, scale, norms, nonfinite): the norm before, what the gradients were multiplied by, the norm of each array
+        before (n,), and the names of the arrays with NaN or infinity.
+
+    Raises:
+        FloatingPointError: An array has NaN or infinity, and on_nonfinite is "raise".
+        ValueError: A setting is out of its range, an array is read-only or twice in the list, or names are of another
+            number.
+        TypeError: grads are no arrays of one floating dtype, or a setting is no number.
+
+    Example:
+        >>> grads = [np.array([3.0]), np.array([4.0])]
+        >>> clipped = fg.clip_grad_norm(grads, max_norm=1.0)
+        >>> clipped.norm, [g.round(3).tolist() for g in grads]
+        (5.0, [[0.6], [0.8]])
+
+    References:
+        Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
     """
     op = "clip_grad_norm"
     return clip_together(op, ArrayList(op, "grads", grads), max_norm, norm_type, names, on_nonfinite)
@@ -71,7 +101,29 @@ def clip_together(
 
 
 def clip_grad_norm_each(grads: Any, max_norm: float, norm_type: float = 2.0) -> np.ndarray:
-    """clip_grad_norm of each array by itself. NaN in a norm leaves the array as it is. Returns the norms (n,) before."""
+    """clip_grad_norm of each array by itself, in place. NaN in a norm leaves the array as it is.
+
+    g *= min(1, max_norm / (norm of g + 1e-6)) for each array g
+
+    Args:
+        grads: An array or a list of arrays of one dtype, any shapes and layouts, which may not overlap.
+        max_norm: The largest norm, above 0.
+        norm_type: p of the norm (sum |g|^p)^(1/p): 1, 2, infinity ("inf" too) or any other number above 0.
+
+    Returns:
+        The norm of each array before, float64 (n,).
+
+    Raises:
+        ValueError: A setting is out of its range, or an array is read-only or twice in the list.
+        TypeError: grads are no arrays of one floating dtype, or a setting is no number.
+
+    Example:
+        >>> grads = [np.array([3.0, 4.0]), np.array([0.5])]
+        >>> fg.clip_grad_norm_each(grads, max_norm=1.0).tolist()
+        [5.0, 0.5]
+        >>> [g.round(3).tolist() for g in grads]
+        [[0.6, 0.8], [0.5]]
+    """
     op = "clip_grad_norm_each"
     max_norm, p = check.number(op, "max_norm", max_norm, zero=False), _norm_type(op, norm_type)
     arrays = ArrayList(op, "grads", grads)
@@ -81,22 +133,77 @@ def clip_grad_norm_each(grads: Any, max_norm: float, norm_type: float = 2.0) -> 
 
 
 def clip_grad_value(grads: Any, limit: float) -> None:
-    """Each value to -limit .. limit; NaN stays. As torch.nn.utils.clip_grad_value_."""
+    """Hold each value to -limit .. limit, in place; NaN stays. As torch.nn.utils.clip_grad_value_.
+
+    Args:
+        grads: An array or a list of arrays of one dtype, any shapes and layouts, which may not overlap.
+        limit: The largest magnitude, at least 0.
+
+    Raises:
+        ValueError: limit is negative or not finite, or an array is read-only or twice in the list.
+        TypeError: grads are no arrays of one floating dtype, or limit is no number.
+
+    Example:
+        >>> grads = np.array([0.5, -3.0])
+        >>> fg.clip_grad_value(grads, limit=1.0)
+        >>> grads.tolist()
+        [0.5, -1.0]
+    """
     _clamp("clip_grad_value", "grads", grads, limit)
 
 
 def clip_weights(params: Any, limit: float) -> None:
-    """Each weight to -limit .. limit (Arjovsky et al. 2017, alg. 1); NaN stays."""
+    """Hold each weight to -limit .. limit, in place; NaN stays.
+
+    Args:
+        params: An array or a list of arrays of one dtype, any shapes and layouts, which may not overlap.
+        limit: The largest magnitude, at least 0.
+
+    Raises:
+        ValueError: limit is negative or not finite, or an array is read-only or twice in the list.
+        TypeError: params are no arrays of one floating dtype, or limit is no number.
+
+    Example:
+        >>> w = np.array([0.005, -0.3])
+        >>> fg.clip_weights(w, limit=0.01)
+        >>> w.tolist()
+        [0.005, -0.01]
+
+    References:
+        Arjovsky et al. 2017, "Wasserstein GAN", algorithm 1.
+    """
     _clamp("clip_weights", "params", params, limit)
 
 
 @silent
 def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: float = 1e-3) -> None:
-    """Scale each unit's gradient g to the norm clipping max(||w||, eps) where its norm is larger, w being the unit's weights.
+    """Scale each unit's gradient where it is too large for the unit's weights, in place.
 
-    Units are an array's last axis: the columns of a dense w (C_in, C_out), the filters of a conv w (kh, kw, C_in, C_out), also where C_in
-    is 1. An array of one axis is one unit. NaN in a norm leaves the unit as it is. The paper does not clip the last
-    layer: leave it out of the lists. Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization", eq. 3.
+    g *= min(1, clipping max(||w||, eps) / ||g||) for the gradient g and the weights w of each unit
+
+    Units are an array's last axis: the columns of a dense w (C_in, C_out), the filters of a conv w (kh, kw, C_in,
+    C_out), also where C_in is 1. An array of one axis is one unit. NaN in a norm leaves the unit as it is. The paper
+    does not clip the last layer: leave it out of the lists.
+
+    Args:
+        grads: An array or a list of arrays of one dtype with 1, 2 or 4 axes, which may not overlap.
+        params: The weights, like grads. Not written.
+        clipping: The largest share of the weights' norm that a gradient's may be, above 0.
+        eps: The least norm that weights count with, above 0.
+
+    Raises:
+        ValueError: A setting is out of its range, params are of other shapes, an array has not 1, 2 or 4 axes, or one
+            of grads is read-only or twice in the list.
+        TypeError: grads and params are no arrays of one floating dtype, or a setting is no number.
+
+    Example:
+        >>> w, grad = np.array([[3.0], [4.0]]), np.array([[6.0], [8.0]])
+        >>> fg.clip_grad_adaptive(grad, w, clipping=0.1)
+        >>> grad.round(3).tolist()
+        [[0.3], [0.4]]
+
+    References:
+        Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization", eq. 3.
     """
     op = "clip_grad_adaptive"
     clipping, eps = check.number(op, "clipping", clipping, zero=False), check.number(op, "eps", eps, zero=False)
@@ -109,9 +216,31 @@ def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: flo
 
 
 def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
-    """Scale weights to the norm max_norm where theirs is larger: of all together, of each array, or of each unit of clip_grad_adaptive.
+    """Scale weights to the norm max_norm where theirs is larger, in place.
 
-    NaN in a norm leaves what it is the norm of as it is. Per unit it is the max-norm constraint of Srivastava et al. 2014, section 5.1.
+    w *= min(1, max_norm / ||w||)
+
+    NaN in a norm leaves its weights as they are.
+
+    Args:
+        params: An array or a list of arrays of one dtype, which may not overlap; for units with 1, 2 or 4 axes.
+        max_norm: The largest norm, above 0.
+        per: Whose norm: "all" arrays together, each "array", or each "unit", as of clip_grad_adaptive.
+
+    Raises:
+        ValueError: max_norm is not above 0 and finite, per is unknown, an array has no units, or one is read-only or
+            twice in the list.
+        TypeError: params are no arrays of one floating dtype, or max_norm is no number.
+
+    Example:
+        >>> w = np.array([[3.0, 0.3], [4.0, 0.4]])
+        >>> fg.project_weights(w, max_norm=1.0, per="unit")
+        >>> w.round(3).tolist()
+        [[0.6, 0.3], [0.8, 0.4]]
+
+    References:
+        Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", section 5.1: per
+        unit.
     """
     op = "project_weights"
     max_norm = check.number(op, "max_norm", max_norm, zero=False)

@@ -14,10 +14,28 @@ REDUCTIONS = ("mean", "sum", "none")
 def cross_entropy(
     logits: np.ndarray, labels: np.ndarray, reduction: str = "mean"
 ) -> tuple[float | np.ndarray, np.ndarray]:
-    """-log softmax(logits)[label], with logits (N, C) and labels (N,) integers, or (N, C) one-hot or probabilities.
+    """Cross entropy over the softmax of logits, and its gradient.
 
-    Returns (loss, dlogits). The reduction is over the N rows: "mean" (0.0 for an empty batch), "sum", or "none": losses
-    (N,) and the gradient of their sum.
+    loss = -sum_c t_c log softmax(logits)_c of each row, for a class number -log softmax(logits)[label]
+
+    Args:
+        logits: (N, C), float32 or float64, of at least one class.
+        labels: Class numbers (N,), integers in 0..C - 1, or one-hot rows or probabilities t (N, C) of the dtype of
+            logits.
+        reduction: Over the N rows: "mean" (0.0 for an empty batch), "sum", or "none".
+
+    Returns:
+        (loss, dlogits). The loss is a float; with "none" it is an array (N,), and dlogits (N, C) the gradient of its
+        sum.
+
+    Raises:
+        ValueError: A shape is another one, a class number is out of range, there is no class, or reduction is unknown.
+        TypeError: A dtype is another one, or an argument is no array.
+
+    Example:
+        >>> loss, dlogits = fg.cross_entropy(np.array([[0.0, 0.0]]), np.array([1]))
+        >>> round(loss, 4), dlogits.tolist()
+        (0.6931, [[0.5, -0.5]])
     """
     logits = check.contiguous(check.array("cross_entropy", "logits", logits, "(N, C)", (None, None)))
     rows, classes = logits.shape
@@ -30,19 +48,52 @@ def cross_entropy(
 def binary_cross_entropy(
     logits: np.ndarray, targets: np.ndarray, reduction: str = "mean"
 ) -> tuple[float | np.ndarray, np.ndarray]:
-    """-t log sigmoid(logits) - (1 - t) log(1 - sigmoid(logits)), with logits and targets t of one shape and dtype.
+    """Binary cross entropy over the sigmoid of logits, and its gradient.
 
-    Returns (loss, dlogits). The reduction is over all elements: "mean" (0.0 if there are none), "sum", or "none":
-    losses like logits and the gradient of their sum.
+    loss = -t log sigmoid(logits) - (1 - t) log(1 - sigmoid(logits)) of each element
+
+    Args:
+        logits: Any shape, float32 or float64.
+        targets: t, of the shape and dtype of logits.
+        reduction: Over all elements: "mean" (0.0 if there are none), "sum", or "none".
+
+    Returns:
+        (loss, dlogits). The loss is a float; with "none" it is an array like logits, and dlogits the gradient of its
+        sum.
+
+    Raises:
+        ValueError: targets have another shape, or reduction is unknown.
+        TypeError: A dtype is another one, or an argument is no array.
+
+    Example:
+        >>> loss, dlogits = fg.binary_cross_entropy(np.array([[0.0]]), np.array([[1.0]]))
+        >>> round(loss, 4), dlogits.tolist()
+        (0.6931, [[-0.5]])
     """
     return _elementwise("binary_cross_entropy", "logits", logits, "targets", targets, reduction)
 
 
 def mse(y: np.ndarray, target: np.ndarray, reduction: str = "mean") -> tuple[float | np.ndarray, np.ndarray]:
-    """(y - target)^2, with y and target of one shape and dtype.
+    """Squared error, and its gradient.
 
-    Returns (loss, dy). The reduction is over all elements: "mean" (0.0 if there are none), "sum", or "none": losses
-    like y and the gradient of their sum.
+    loss = (y - target)^2 of each element
+
+    Args:
+        y: Any shape, float32 or float64.
+        target: Of the shape and dtype of y.
+        reduction: Over all elements: "mean" (0.0 if there are none), "sum", or "none".
+
+    Returns:
+        (loss, dy). The loss is a float; with "none" it is an array like y, and dy the gradient of its sum.
+
+    Raises:
+        ValueError: target has another shape, or reduction is unknown.
+        TypeError: A dtype is another one, or an argument is no array.
+
+    Example:
+        >>> loss, dy = fg.mse(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+        >>> loss, dy.tolist()
+        (2.0, [0.0, 2.0])
     """
     return _elementwise("mse", "y", y, "target", target, reduction)
 
@@ -50,10 +101,27 @@ def mse(y: np.ndarray, target: np.ndarray, reduction: str = "mean") -> tuple[flo
 def poisson_nll(
     log_rates: np.ndarray, counts: np.ndarray, reduction: str = "mean"
 ) -> tuple[float | np.ndarray, np.ndarray]:
-    """exp(z) - z count, for counts that are Poisson-distributed of the rate exp(z), with log_rates z and counts of one shape and dtype.
+    """Negative log likelihood of counts that are Poisson-distributed of the rate exp(z), and its gradient.
 
-    Returns (loss, dlog_rates). The reduction is over all elements: "mean" (0.0 if there are none), "sum", or "none": losses
-    like log_rates and the gradient of their sum.
+    loss = exp(z) - z count of each element, without the term log(count!), which does not depend on z
+
+    Args:
+        log_rates: z, any shape, float32 or float64.
+        counts: Of the shape and dtype of log_rates.
+        reduction: Over all elements: "mean" (0.0 if there are none), "sum", or "none".
+
+    Returns:
+        (loss, dlog_rates). The loss is a float; with "none" it is an array like log_rates, and dlog_rates the gradient
+        of its sum.
+
+    Raises:
+        ValueError: counts have another shape, or reduction is unknown.
+        TypeError: A dtype is another one, or an argument is no array.
+
+    Example:
+        >>> loss, dlog_rates = fg.poisson_nll(np.array([0.0]), np.array([3.0]))
+        >>> loss, dlog_rates.tolist()
+        (1.0, [-2.0])
     """
     return _elementwise("poisson_nll", "log_rates", log_rates, "counts", counts, reduction)
 

@@ -16,9 +16,25 @@ __all__ = ["Report", "of"]
 
 
 def of(grads: Any, names: Sequence[str] | None = None) -> Report:
-    """The report of gradients alone, an array or a list of arrays of one dtype: for training code of any kind.
+    """The report of gradients alone, for training code of any kind.
 
-    names: of the arrays, from the first layer's to the last's; without them "0", "1", ... What is not known of outputs and updates is NaN.
+    Args:
+        grads: An array or a list of arrays of one dtype, from the first layer's to the last's.
+        names: The name of each array; without them "0", "1", ...
+
+    Returns:
+        A Report. What is not known of outputs and updates is NaN in it.
+
+    Raises:
+        ValueError: The list is empty, or names are of another number.
+        TypeError: grads are no arrays of float32 or float64, or of several dtypes.
+
+    Example:
+        >>> report = fg.health.of([np.zeros((2, 2)), np.full((2, 2), 0.5)], names=["first", "last"])
+        >>> report.as_dict()["last/grad_norm"]
+        1.0
+        >>> {name: verdict.illness for name, verdict in report.verdicts.items()}
+        {'first': 'vanishing', 'last': 'healthy'}
     """
     op = "health.of"
     arrays = ArrayList(op, "grads", grads, written=False)

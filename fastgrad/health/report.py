@@ -53,8 +53,13 @@ class Traits(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is the matter with a layer: illness is one of vanishing, exploding, dead, saturated and healthy; cause names what was
-    measured and the threshold; cure is what to try. Both are empty where it is healthy."""
+    """What is the matter with a layer.
+
+    Args:
+        illness: One of "vanishing", "exploding", "dead", "saturated" and "healthy".
+        cause: What was measured, and the threshold; empty for a healthy layer.
+        cure: What to try; empty for a healthy layer.
+    """
 
     illness: str
     cause: str = ""
@@ -63,10 +68,25 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The health of every layer: print it, or take parts of it.
+    """The health of every layer: print it, or take parts of it. Trainer.health and health.of make it.
 
-    layers: their names; traits: what is known of them; step: how many updates were before it; values (L, 9) in the order of `columns`, NaN
-    where something is not known; steps (T,) and history (T, L, 9): of the run so far, as many steps as are kept.
+    L is the number of layers, T that of the steps in the history. The class attribute `columns` names the 9
+    measurements in the order of values: grad_norm, largest, zeros, nonfinite, mean, spread, saturated, dead and
+    update_ratio.
+
+    Args:
+        layers: The layers' names.
+        activations: The activation of each layer's output; None where it is not known.
+        traits: What is known of each layer and of its model, for the verdicts.
+        step: How many updates were made before the measurement.
+        values: The measurements (L, 9), NaN where something is not known.
+        steps: How many updates were made before each step of the history (T,).
+        history: The measurements of the run so far (T, L, 9), of as many steps as are kept.
+
+    Example:
+        >>> report = fg.health.of([np.full((2, 2), 0.5)], names=["layer"])
+        >>> report.columns[0], report.values[0, 0].item()
+        ('grad_norm', 1.0)
     """
 
     layers: list[str]
@@ -79,7 +99,15 @@ class Report:
     columns = tuple(HEALTH)
 
     def as_dict(self) -> dict[str, float]:
-        """Numbers for any logger: {"layers.0/grad_norm": 0.013, ...}."""
+        """Numbers for any logger: {"layers.0/grad_norm": 0.013, ...}.
+
+        Returns:
+            A dictionary of Python floats, by layer and column.
+
+        Example:
+            >>> fg.health.of(np.full(4, 0.5)).as_dict()["0/largest"]
+            0.5
+        """
         return {
             f"{layer}/{column}": value
             for layer, row in zip(self.layers, self.values.tolist(), strict=True)
@@ -88,7 +116,7 @@ class Report:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """The verdict on each layer."""
+        """The verdict on each layer, by its name: illness, cause and cure."""
         rows = [dict(zip(self.columns, row, strict=True)) for row in self.values.tolist()]
         # of each kind the last layer's
         norms = {traits.kind: row["grad_norm"] for traits, row in zip(self.traits, rows, strict=True)}
@@ -105,18 +133,28 @@ class Report:
         for layer, row in zip(self.layers, self.values.tolist(), strict=True):
             cells = "".join(f"{_cell(c, v):>10}" for c, v in zip(self.columns, row, strict=True))
             lines.append(f"{layer:{width}}{cells}  {verdicts[layer].illness}")
-        # of layers that are ill alike, one is told of
-        told: dict[tuple[str, str], list[str]] = {}
-        for layer, found in verdicts.items():
-            if found.illness != "healthy":
-                told.setdefault((found.illness, found.cure), []).append(layer)
-        for (illness, cure), layers in told.items():
+        # of layers that are ill alike, the first one's cause is written
+        groups: dict[tuple[str, str], list[str]] = {}
+        for layer, judgement in verdicts.items():
+            if judgement.illness != "healthy":
+                groups.setdefault((judgement.illness, judgement.cure), []).append(layer)
+        for (illness, cure), layers in groups.items():
             more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
             lines.append(f"{layers[0]}{more}: {illness}, {verdicts[layers[0]].cause}; try {cure}")
         return "\n".join(lines)
 
     def plot(self, path: Any = None) -> Any:
-        """Gradient norm by layer and over time, as a matplotlib Figure; written to path too, if given."""
+        """Gradient norm by layer and over time, as a picture. Needs fastgrad[plot].
+
+        Args:
+            path: A file that the picture is written to; None writes none.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         try:
             from matplotlib import colormaps
             from matplotlib.figure import Figure
@@ -126,11 +164,11 @@ class Report:
         by_layer, over_time = figure.subplots(1, 2, sharey=True)
         # on a log scale there is no 0
         norms = np.where(self.history[:, :, 0] > 0, self.history[:, :, 0], np.nan)
-        places = range(len(self.layers))
+        numbers = range(len(self.layers))
         if len(norms) > 1:
-            by_layer.plot(places, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
+            by_layer.plot(numbers, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
         now = np.where(self.values[:, 0] > 0, self.values[:, 0], np.nan)
-        by_layer.plot(places, now, "o-", markersize=3, label=f"step {self.step}")
+        by_layer.plot(numbers, now, "o-", markersize=3, label=f"step {self.step}")
         by_layer.set(xlabel="layer", ylabel="gradient norm", yscale="log")
         by_layer.xaxis.get_major_locator().set_params(integer=True)
         by_layer.legend()

@@ -11,9 +11,30 @@ from fastgrad.nn.pool import ParameterFreeLayer
 
 
 class Dropout(ParameterFreeLayer):
-    """In training y = x / (1 - rate), or 0 for a share `rate` of the values, drawn anew for each forward; else a copy of x. x of any shape.
+    """Sets a share of the values to 0 in training, and scales the others.
 
-    Which values are dropped depends on the seed and the number of forwards before, not on backend or threads; no mask is kept.
+    In training y = x / (1 - rate), or 0 for a share `rate` of the values, drawn anew for each forward; else y is a copy
+    of x.
+
+    Which values are dropped depends on the seed and the number of forwards before, not on backend or threads. No mask
+    is kept. x may have any shape.
+
+    Args:
+        rate: The share of values that are dropped, from 0 and below 1.
+        seed: The seed of the draws; None as 0.
+
+    Raises:
+        ValueError: rate is out of its range.
+        TypeError: rate is no number.
+
+    Example:
+        >>> dropout = fg.nn.Dropout(0.5, seed=0)
+        >>> y, backward = dropout.forward(np.ones((4, 3)), training=True)
+        >>> bool(np.isin(y, [0.0, 2.0]).all())
+        True
+
+    References:
+        Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
     """
 
     images, keeps = False, True

@@ -15,14 +15,38 @@ STEMS = ("7x7", "3x3")
 
 
 class ResNet(Sequential):
-    """A classifier of images of n_in channels: a stem, stages of residual blocks, the mean over each image, a dense layer of n_out logits.
+    """A classifier of images: a stem, stages of residual blocks, the mean over each image, a dense layer of logits.
 
-    Stage s has blocks[s] blocks of two 3x3 convolutions, width 2^s channels and, from the second on, half as many rows and columns.
-    stem "7x7" is a convolution and a max-pool that halve the image twice (He et al. 2015, table 1), "3x3" a convolution alone (4.2).
-    Batch norm and relu follow a convolution in version 1, come before it in version 2 (He et al. 2016, figure 1b). Where a block changes
-    the shape its shortcut is a 1x1 convolution.
+    Stage s has blocks[s] blocks of two 3x3 convolutions, width 2^s channels and, from the second on, half as many rows
+    and columns. Where a block changes the shape its shortcut is a 1x1 convolution. x is (N, H, W, n_in), and the
+    output, logits, (N, n_out).
 
     ResNet(3, 1000, [2, 2, 2, 2]) is ResNet-18, ResNet(3, 10, [3, 3, 3], 16, stem="3x3") the ResNet-20 for CIFAR.
+
+    Args:
+        n_in: Channels of the images.
+        n_out: The number of logits.
+        blocks: The number of blocks of each stage, a list or tuple.
+        width: Channels of the first stage.
+        stem: "7x7", a convolution and a max-pool that halve the image twice (He et al. 2015, table 1), or "3x3", a
+            convolution alone (section 4.2 there).
+        version: 1: batch norm and relu follow a convolution. 2: they come before it (He et al. 2016, figure 1b).
+        init: The initial weights of convolutions and of the dense layer, as of Conv2d and Dense.
+        dtype: "float32" or "float64".
+        seed: The seed of the initial weights; None as 0.
+
+    Raises:
+        ValueError: A number is out of its range, or stem, version, init or dtype is unknown.
+        TypeError: A number is no integer, or blocks no list or tuple.
+
+    Example:
+        >>> model = fg.nn.ResNet(3, 10, [1, 1], width=4, stem="3x3", seed=0)
+        >>> model.predict(np.zeros((2, 8, 8, 3), np.float32)).shape
+        (2, 10)
+
+    References:
+        He et al. 2015, "Deep Residual Learning for Image Recognition".
+        He et al. 2016, "Identity Mappings in Deep Residual Networks": version 2.
     """
 
     def __init__(

@@ -27,7 +27,14 @@ __all__ = [
 
 
 class Optimizer:
-    """What trainers ask of an optimiser's settings."""
+    """The base class of all optimisers, which are settings alone: the state is a Trainer's or an Updater's.
+
+    Every optimiser has the settings `lr`, `weight_decay` and `decoupled`.
+
+    Example:
+        >>> isinstance(fg.optim.SGD(0.1), fg.optim.Optimizer)
+        True
+    """
 
     lr: float | Schedule
     weight_decay: float
@@ -36,16 +43,27 @@ class Optimizer:
 
     @property
     def state_rows(self) -> int:
-        """Values of state for each parameter."""
+        """The number of values of state for each parameter."""
         raise NotImplementedError
 
     @property
     def hyper(self) -> np.ndarray:
-        """The settings as the kernels read them; the first is the first update's rate."""
+        """The settings as the kernels read them, float64 (7,); the first is the first update's rate."""
         raise NotImplementedError
 
     def rate(self, step: int, losses: Sequence[float] = ()) -> float:
-        """The learning rate of the update after `step` others, when validation has found these losses."""
+        """The learning rate of one update.
+
+        Args:
+            step: The number of updates before this one, from 0.
+            losses: The validation losses so far, which a schedule may look at.
+
+        Returns:
+            The rate.
+
+        Raises:
+            ValueError: The rate of the schedule is negative or not finite.
+        """
         return rate_of(self.lr, step, losses)
 
     def _check(self, **numbers: float) -> None:
@@ -74,7 +92,34 @@ def successor(op: str, optimizer: object, before: Optimizer) -> Optimizer:
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent with momentum."""
+    """Gradient descent, with momentum or without.
+
+    g = grad + weight_decay p, v = momentum v + g (v = g at the first update), p = p - lr v;
+    with nesterov p = p - lr (g + momentum v)
+
+    Args:
+        lr: The learning rate, at least 0, or a Schedule.
+        momentum: The factor of the velocity v, at least 0. With 0 there is no state.
+        nesterov: Nesterov's momentum. It needs a momentum above 0.
+        weight_decay: The factor of the L2 term in the gradient, at least 0.
+        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+
+    Raises:
+        ValueError: A setting is out of its range, or nesterov comes without momentum.
+        TypeError: A setting is no number.
+
+    Example:
+        >>> p = np.array([1.0])
+        >>> updater = fg.Updater([p], fg.optim.SGD(0.1, momentum=0.9))
+        >>> for _ in range(2):
+        ...     norm = updater.step([np.array([1.0])])
+        >>> p.round(3).tolist()
+        [0.71]
+
+    References:
+        Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+        Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization": decoupled.
+    """
 
     lr: float | Schedule
     momentum: float = 0.0
@@ -100,9 +145,34 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015); amsgrad divides by the largest second moment so far (Reddi et al. 2018).
+    """Adam: steps of the first moment by the root of the second.
 
-    With eps_hat, eps is added to the second moment's root before its bias is corrected, as Keras and scikit-learn do.
+    m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
+    p = p - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    Args:
+        lr: The learning rate, at least 0, or a Schedule.
+        betas: (beta1, beta2), the decay of the two moments, each from 0 and below 1.
+        eps: What is added to the root, at least 0.
+        weight_decay: The factor of the L2 term in the gradient, at least 0.
+        amsgrad: Take the largest v so far in place of v.
+        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        eps_hat: Add eps to the root of v before its bias is corrected, as Keras and scikit-learn do.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, or betas no pair.
+
+    Example:
+        >>> p = np.array([1.0])
+        >>> updater = fg.Updater([p], fg.optim.Adam(lr=0.1))
+        >>> norm = updater.step([np.array([5.0])])
+        >>> p.round(3).tolist()
+        [0.9]
+
+    References:
+        Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1; eps_hat: its section 2.
+        Reddi et al. 2018, "On the Convergence of Adam and Beyond": amsgrad.
     """
 
     lr: float | Schedule = 1e-3
@@ -130,7 +200,33 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled decay (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled weight decay.
+
+    p = (1 - lr weight_decay) p before Adam's step, whose gradient has no L2 term
+
+    Args:
+        lr: The learning rate, at least 0, or a Schedule.
+        betas: (beta1, beta2), the decay of the two moments, each from 0 and below 1.
+        eps: What is added to the root, at least 0.
+        weight_decay: The share of p, times lr, that each update takes away, at least 0.
+        amsgrad: Take the largest v so far in place of v.
+        decoupled: With False weight_decay is Adam's L2 term.
+        eps_hat: Add eps to the root of v before its bias is corrected, as Keras and scikit-learn do.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number, or betas no pair.
+
+    Example:
+        >>> p = np.array([1.0])
+        >>> updater = fg.Updater([p], fg.optim.AdamW(lr=0.1, weight_decay=0.5))
+        >>> norm = updater.step([np.array([0.0])])
+        >>> p.round(3).tolist()
+        [0.95]
+
+    References:
+        Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
 
     weight_decay: float = 0.01
     decoupled: bool = True
@@ -138,7 +234,31 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class Adagrad(Optimizer):
-    """Adagrad (Duchi et al. 2011). eps is added to the root, or inside it, as Keras does."""
+    """Adagrad: a rate for each parameter by the sum of its squared gradients.
+
+    v = v + g^2, p = p - lr g / (sqrt(v) + eps)
+
+    Args:
+        lr: The learning rate, at least 0, or a Schedule.
+        eps: What is added to the root, at least 0.
+        weight_decay: The factor of the L2 term in the gradient, at least 0.
+        eps_inside: Divide by sqrt(v + eps), as Keras does.
+        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number.
+
+    Example:
+        >>> p = np.array([1.0])
+        >>> updater = fg.Updater([p], fg.optim.Adagrad(lr=0.1))
+        >>> norm = updater.step([np.array([5.0])])
+        >>> p.round(3).tolist()
+        [0.9]
+
+    References:
+        Duchi et al. 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization".
+    """
 
     lr: float | Schedule = 0.01
     eps: float = 1e-10
@@ -158,7 +278,34 @@ class Adagrad(Optimizer):
 
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
-    """RMSprop (Tieleman & Hinton 2012). eps is added to the root, or inside it, as Keras does; alpha is Keras's rho."""
+    """RMSprop: a rate for each parameter by the running mean of its squared gradients.
+
+    v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) + eps);
+    with momentum m = momentum m + g / (sqrt(v) + eps), p = p - lr m
+
+    Args:
+        lr: The learning rate, at least 0, or a Schedule.
+        alpha: The decay of the mean, from 0 and below 1: Keras's rho.
+        eps: What is added to the root, at least 0.
+        weight_decay: The factor of the L2 term in the gradient, at least 0.
+        momentum: The factor of the velocity m, at least 0. With 0 there is none.
+        eps_inside: Divide by sqrt(v + eps), as Keras does.
+        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: A setting is no number.
+
+    Example:
+        >>> p = np.array([1.0])
+        >>> updater = fg.Updater([p], fg.optim.RMSprop(lr=0.1, alpha=0.75))
+        >>> norm = updater.step([np.array([5.0])])
+        >>> p.round(3).tolist()
+        [0.8]
+
+    References:
+        Tieleman & Hinton 2012, "Lecture 6.5: RMSProp", Neural Networks for Machine Learning.
+    """
 
     lr: float | Schedule = 0.01
     alpha: float = 0.99

@@ -10,16 +10,43 @@ from fastgrad.kernels import types
 
 
 class Constraint:
-    """What trainers ask of a constraint's settings."""
+    """The base class of constraints: settings alone."""
 
     def over(self, op: str, name: str, arrays: list[np.ndarray]) -> types.Constraint:
-        """As the kernels read it, for arrays like these."""
+        """The constraint as the kernels read it, for arrays like these.
+
+        Args:
+            op: The name of the caller, for errors.
+            name: What the caller calls the arrays, for errors.
+            arrays: The parameters, or arrays of their shapes.
+
+        Returns:
+            The kind, the limit, and of each array how many units it has, 0 where it is left alone.
+
+        Raises:
+            ValueError: An array has no units.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class MaxValue(Constraint):
-    """Each value to -limit .. limit, as clip_weights does; NaN stays."""
+    """Each value is held to -limit .. limit after each update, as clip_weights does; NaN stays.
+
+    Args:
+        limit: The largest magnitude, at least 0.
+
+    Raises:
+        ValueError: limit is negative or not finite.
+        TypeError: limit is no number.
+
+    Example:
+        >>> p = np.array([0.5, -3.0])
+        >>> updater = fg.Updater([p], fg.optim.SGD(0.1), constraint=fg.optim.MaxValue(1.0))
+        >>> norm = updater.step([np.zeros(2)])
+        >>> p.tolist()
+        [0.5, -1.0]
+    """
 
     limit: float
 
@@ -32,9 +59,28 @@ class MaxValue(Constraint):
 
 @dataclass(frozen=True)
 class MaxNorm(Constraint):
-    """Weights to the norm max_norm where theirs is larger: of each unit, of each array, or of all together, as project_weights does.
+    """Weights are scaled to the norm max_norm where theirs is larger, after each update, as project_weights does.
 
-    Arrays of one axis (biases, gamma and beta of a normalisation) are left alone. Srivastava et al. 2014, section 5.1: 3 or 4 a unit.
+    Arrays of one axis (biases, gamma and beta of a normalisation) are left alone.
+
+    Args:
+        max_norm: The largest norm, above 0. For units 3 or 4 in the paper.
+        per: Whose norm: "unit", each column of the last axis, "array", or "all" arrays together.
+
+    Raises:
+        ValueError: max_norm is not above 0 and finite, or per is unknown; and where the constraint is used, for units
+            of arrays that have not 1, 2 or 4 axes.
+        TypeError: max_norm is no number.
+
+    Example:
+        >>> w = np.array([[3.0, 0.3], [4.0, 0.4]])
+        >>> updater = fg.Updater([w], fg.optim.SGD(0.1), constraint=fg.optim.MaxNorm(1.0))
+        >>> norm = updater.step([np.zeros((2, 2))])
+        >>> w.round(3).tolist()
+        [[0.6, 0.3], [0.8, 0.4]]
+
+    References:
+        Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", section 5.1.
     """
 
     max_norm: float

@@ -32,23 +32,23 @@ class Fast:
         *_, incremental = rest
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        data, held = (X, y, sample_weight), (None, None, None)
+        data, validation = (X, y, sample_weight), (None, None, None)
         if self.early_stopping:
-            data, held = self._split(*data)
+            data, validation = self._split(*data)
         problem = Problem(self, for_training(data[0], self.coefs_[0].dtype), *data[1:])
         problem.read_weights()
         problem.lend_weights()
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = Descent(self, problem)
         try:
-            self._run_epochs(problem, held, incremental)
+            self._run_epochs(problem, validation, incremental)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
 
     def _split(self: Any, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[tuple, tuple]:
-        """What is trained on and what is held back of the three, this with labels for y."""
+        """The three for training, and the three for validation, these with labels for y."""
         weights = [] if sample_weight is None else [sample_weight]
         parts = train_test_split(
             X,
@@ -58,17 +58,17 @@ class Fast:
             test_size=self.validation_fraction,
             stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,
         )
-        data, held = ((*parts[side::2], None)[:3] for side in (0, 1))
-        if held[0].shape[0] < 2:
+        data, validation = ((*parts[side::2], None)[:3] for side in (0, 1))
+        if validation[0].shape[0] < 2:
             raise ValueError(
                 f"{type(self).__name__}: validation_fraction must leave at least 2 rows for the validation set, which is too small: "
                 f"got {self.validation_fraction} of {len(y)}"
             )
         if is_classifier(self):
-            held = held[0], self._label_binarizer.inverse_transform(held[1]), held[2]
-        return data, held
+            validation = validation[0], self._label_binarizer.inverse_transform(validation[1]), validation[2]
+        return data, validation
 
-    def _run_epochs(self: Any, problem: Problem, held: tuple, incremental: bool) -> None:
+    def _run_epochs(self: Any, problem: Problem, validation: tuple, incremental: bool) -> None:
         n = len(problem.x)
         if self.batch_size != "auto" and self.batch_size > n:
             warnings.warn(
@@ -101,7 +101,7 @@ class Fast:
             self.loss_curve_.append(self.loss_)
             if self.verbose:
                 print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-            if self._ends(held):
+            if self._ends(validation):
                 return
         if not incremental:
             warnings.warn(
@@ -110,9 +110,9 @@ class Fast:
                 stacklevel=2,
             )
 
-    def _ends(self: Any, held: tuple) -> bool:
+    def _ends(self: Any, validation: tuple) -> bool:
         """Whether scikit-learn would stop after this epoch; its rate for the next one."""
-        self._update_no_improvement_count(self.early_stopping, *held)
+        self._update_no_improvement_count(self.early_stopping, *validation)
         schedule = self._optimizer.schedule
         schedule.iteration_ends(self.t_)
         if self._no_improvement_count <= self.n_iter_no_change:
@@ -159,7 +159,48 @@ class Fast:
 
 
 class MLPClassifier(Fast, neural_network.MLPClassifier):
-    """sklearn.neural_network.MLPClassifier, many times as fast; see there for parameters and attributes."""
+    """sklearn.neural_network.MLPClassifier with fastgrad's arithmetic, many times as fast.
+
+    With the same random_state the numbers are scikit-learn's, to rounding. Parameters, methods and attributes are those
+    of scikit-learn, whose documentation says more.
+
+    Args:
+        hidden_layer_sizes: The number of units of each hidden layer, a tuple.
+        activation: Of the hidden layers: "identity", "logistic", "tanh" or "relu".
+        solver: "adam", "sgd" or "lbfgs", which is SciPy's.
+        alpha: The factor of the L2 term, which is divided by the number of rows of a batch.
+        batch_size: Rows of a batch; "auto" is min(200, N).
+        learning_rate: Of "sgd": "constant", "invscaling" or "adaptive".
+        learning_rate_init: The first learning rate of "sgd" and "adam".
+        power_t: The exponent of "invscaling".
+        max_iter: The largest number of epochs, or of iterations of "lbfgs".
+        shuffle: Shuffle the rows before each epoch.
+        random_state: An integer, a RandomState, or None, which differs from run to run. It draws the first weights, the
+            validation rows and the order of rows.
+        tol: The least improvement of loss or score; smaller ones count as none.
+        verbose: Print the loss of each epoch.
+        warm_start: Go on from the weights of the fit before.
+        momentum: The factor of the velocity of "sgd", from 0 to 1.
+        nesterovs_momentum: Nesterov's momentum in "sgd".
+        early_stopping: Hold rows back, and stop when their score no longer improves.
+        validation_fraction: The share of rows that early_stopping holds back.
+        beta_1: The decay of the first moment of "adam", from 0 and below 1.
+        beta_2: The decay of the second moment of "adam", from 0 and below 1.
+        epsilon: What "adam" adds to the root of the second moment.
+        n_iter_no_change: How many epochs in a row may bring no improvement.
+        max_fun: The largest number of function calls of "lbfgs".
+
+    Raises:
+        ValueError: From fit and partial_fit, where a gradient is not finite: the weights stay as they were before that
+            batch. With early_stopping fit ends with the best weights before instead.
+
+    Example:
+        >>> from fastgrad.sklearn import MLPClassifier
+        >>> X, y = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), np.array([0, 1, 1, 0])
+        >>> classifier = MLPClassifier((8,), solver="lbfgs", random_state=0).fit(X, y)
+        >>> classifier.predict(X).tolist()
+        [0, 1, 1, 0]
+    """
 
     def _validate_input(self: Any, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, np.ndarray]:
         """X and one-hot labels, as bool: of class numbers in an array without scikit-learn's search for what kind of labels they are,
@@ -180,4 +221,46 @@ class MLPClassifier(Fast, neural_network.MLPClassifier):
 
 
 class MLPRegressor(Fast, neural_network.MLPRegressor):
-    """sklearn.neural_network.MLPRegressor, many times as fast; see there for parameters and attributes."""
+    """sklearn.neural_network.MLPRegressor with fastgrad's arithmetic, many times as fast.
+
+    With the same random_state the numbers are scikit-learn's, to rounding. Parameters, methods and attributes are those
+    of scikit-learn, whose documentation says more.
+
+    Args:
+        loss: "squared_error", or "poisson" for y from 0 on, whose output is exp of the last layer.
+        hidden_layer_sizes: The number of units of each hidden layer, a tuple.
+        activation: Of the hidden layers: "identity", "logistic", "tanh" or "relu".
+        solver: "adam", "sgd" or "lbfgs", which is SciPy's.
+        alpha: The factor of the L2 term, which is divided by the number of rows of a batch.
+        batch_size: Rows of a batch; "auto" is min(200, N).
+        learning_rate: Of "sgd": "constant", "invscaling" or "adaptive".
+        learning_rate_init: The first learning rate of "sgd" and "adam".
+        power_t: The exponent of "invscaling".
+        max_iter: The largest number of epochs, or of iterations of "lbfgs".
+        shuffle: Shuffle the rows before each epoch.
+        random_state: An integer, a RandomState, or None, which differs from run to run. It draws the first weights, the
+            validation rows and the order of rows.
+        tol: The least improvement of loss or score; smaller ones count as none.
+        verbose: Print the loss of each epoch.
+        warm_start: Go on from the weights of the fit before.
+        momentum: The factor of the velocity of "sgd", from 0 to 1.
+        nesterovs_momentum: Nesterov's momentum in "sgd".
+        early_stopping: Hold rows back, and stop when their score no longer improves.
+        validation_fraction: The share of rows that early_stopping holds back.
+        beta_1: The decay of the first moment of "adam", from 0 and below 1.
+        beta_2: The decay of the second moment of "adam", from 0 and below 1.
+        epsilon: What "adam" adds to the root of the second moment.
+        n_iter_no_change: How many epochs in a row may bring no improvement.
+        max_fun: The largest number of function calls of "lbfgs".
+
+    Raises:
+        ValueError: From fit and partial_fit, where a gradient is not finite: the weights stay as they were before that
+            batch. With early_stopping fit ends with the best weights before instead.
+
+    Example:
+        >>> from fastgrad.sklearn import MLPRegressor
+        >>> X = np.linspace(0.0, 1.0, 20)[:, None]
+        >>> regressor = MLPRegressor(hidden_layer_sizes=(8,), solver="lbfgs", random_state=0).fit(X, 3 * X[:, 0])
+        >>> regressor.score(X, 3 * X[:, 0]) > 0.99
+        True
+    """

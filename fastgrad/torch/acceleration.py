@@ -33,7 +33,10 @@ NO_SCRIPT = "accelerate: TorchScript and torch.fx cannot take an accelerated mod
 
 
 class Report:
-    """What `accelerate` did: `replaced` and `left`, lists of (name of the module, what became of it or why), and `undo`."""
+    """What `accelerate` did: print it, or undo it.
+
+    `replaced` and `left` are lists of pairs: the name of a module, and what became of it or why it was left.
+    """
 
     def __init__(self) -> None:
         self.replaced: list[tuple[str, str]] = []
@@ -46,26 +49,46 @@ class Report:
             self._undo.pop()()
 
     def __str__(self) -> str:
-        parts = []
+        lines = []
         for title, rows in (("replaced", self.replaced), ("left", self.left)):
-            parts += [
+            lines += [
                 f"{title}:" if rows else f"{title}: nothing",
                 *(f"  {name or '(the model)'}: {what}" for name, what in rows),
             ]
-        return "\n".join(parts)
+        return "\n".join(lines)
 
 
 def accelerate(model: nn.Module) -> Report:
     """Replace in a PyTorch model, in place, what fastgrad fuses: nothing else about it changes.
 
-    Chains of nn.Linear and activations, nn.Conv2d and nn.BatchNorm with what follows, both in nn.Sequential; nn.LSTM; and residual
-    blocks like torchvision's BasicBlock, known by their forward's code. Parameters, buffers and their names stay, so that an
-    optimizer and checkpoints go on; so do hooks on modules that are replaced as a whole. A layer is fused as long as it is exactly
-    PyTorch's own, which every call asks: one of a subclass, or with hooks, a patched forward, a parametrisation or another dtype
-    runs as PyTorch's, and so does all that is traced, exported or transformed. Copies and pickles stay accelerated; a report of
-    theirs undoes them too. torch.jit.script raises RuntimeError.
+    Chains of nn.Linear and activations, nn.Conv2d and nn.BatchNorm with what follows, both in nn.Sequential; nn.LSTM;
+    and residual blocks like torchvision's BasicBlock, known by their forward's code. Parameters, buffers and their
+    names stay, so that an optimizer and checkpoints go on; so do hooks on modules that are replaced as a whole.
 
-    Returns a report of what was replaced, what was left and why; its undo() puts everything back.
+    A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
+    patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
+    transformed. Copies and pickles stay accelerated; a report of theirs undoes them too. torch.jit.script raises
+    RuntimeError.
+
+    Args:
+        model: A torch.nn.Module. Its layers are replaced in place.
+
+    Returns:
+        A report of what was replaced, what was left and why; its undo() puts everything back.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> report = fgt.accelerate(model)
+        >>> print(report)
+        replaced:
+          0..2: a chain of dense layers
+        left: nothing
+        >>> model(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+        >>> report.undo()
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")

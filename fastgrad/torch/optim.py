@@ -29,9 +29,35 @@ IGNORED, REFUSED = ("foreach", "fused"), ("maximize", "capturable", "differentia
 
 
 class Adam(torch.optim.Optimizer):
-    """torch.optim.Adam by fastgrad's kernels, on the CPU in float32 and float64; state_dict is PyTorch's, both ways.
+    """torch.optim.Adam by fastgrad's kernels, on the CPU in float32 and float64.
 
-    foreach and fused are taken and change nothing; maximize, capturable and differentiable are refused.
+    state_dict is PyTorch's, both ways.
+
+    Args:
+        params: Parameters, or groups of them, as torch.optim.Adam takes them.
+        lr: The learning rate, a number or a tensor of one value.
+        betas: (beta1, beta2), the decay of the two moments, each from 0 and below 1.
+        eps: What is added to the root of the second moment, at least 0.
+        weight_decay: The factor of the L2 term in the gradient, at least 0.
+        amsgrad: Divide by the root of the largest second moment so far.
+        **options: foreach and fused are taken and change nothing; maximize, capturable and differentiable must be
+            False.
+
+    Raises:
+        ValueError: A setting is out of its range, or a refused option is set.
+        TypeError: An option is unknown, or a setting is no number.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = fgt.Adam([p], lr=0.1)
+        >>> p.grad = torch.tensor([5.0])
+        >>> optimizer.step()
+        >>> round(p.item(), 3)
+        0.9
+
+    References:
+        Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1.
+        Reddi et al. 2018, "On the Convergence of Adam and Beyond": amsgrad.
     """
 
     _decoupled = False
@@ -130,7 +156,33 @@ class Adam(torch.optim.Optimizer):
 
 
 class AdamW(Adam):
-    """torch.optim.AdamW by fastgrad's kernels: Adam whose weight decay does not go through the moments."""
+    """torch.optim.AdamW by fastgrad's kernels: Adam whose weight decay does not go through the moments.
+
+    Args:
+        params: Parameters, or groups of them, as torch.optim.AdamW takes them.
+        lr: The learning rate, a number or a tensor of one value.
+        betas: (beta1, beta2), the decay of the two moments, each from 0 and below 1.
+        eps: What is added to the root of the second moment, at least 0.
+        weight_decay: The share of a parameter, times lr, that each update takes away, at least 0.
+        amsgrad: Divide by the root of the largest second moment so far.
+        **options: foreach and fused are taken and change nothing; maximize, capturable and differentiable must be
+            False.
+
+    Raises:
+        ValueError: A setting is out of its range, or a refused option is set.
+        TypeError: An option is unknown, or a setting is no number.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = fgt.AdamW([p], lr=0.1, weight_decay=0.5)
+        >>> p.grad = torch.tensor([0.0])
+        >>> optimizer.step()
+        >>> round(p.item(), 3)
+        0.95
+
+    References:
+        Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
 
     _decoupled = True
 

@@ -15,9 +15,27 @@ OP = "cross_entropy"
 
 
 def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """torch.nn.functional.cross_entropy of logits (N, C), with class numbers (N,) or probabilities (N, C).
+    """torch.nn.functional.cross_entropy, whose gradient comes out of the same pass.
 
-    Class numbers outside 0..C - 1, the -100 of ignore_index too, are an error.
+    Args:
+        logits: (N, C), float32 or float64.
+        target: Class numbers (N,), integers in 0..C - 1, or probabilities (N, C) of the dtype of logits. The -100 of
+            ignore_index is an error.
+        reduction: Over the N rows: "mean", "sum", or "none".
+
+    Returns:
+        The loss, a tensor of one value, or (N,) with "none". The mean of no rows is NaN, as PyTorch's.
+
+    Raises:
+        ValueError: A class number is out of range, a shape is another one, or reduction is unknown.
+        TypeError: An argument is no tensor of a dtype that is taken.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, requires_grad=True)
+        >>> loss = fgt.cross_entropy(logits, torch.tensor([1]))
+        >>> loss.backward()
+        >>> round(loss.item(), 4), logits.grad.tolist()
+        (0.6931, [[0.5, -0.5]])
     """
     check.choice(OP, "reduction", reduction, losses.REDUCTIONS)
     refuse_tangents(OP, logits, target)
@@ -37,8 +55,8 @@ def _run(logits: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor
     if reduction == "mean" and not len(values):
         # of no rows, as PyTorch has it
         loss = math.nan
-    made = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
-    return made, torch.from_numpy(dlogits)
+    losses_tensor = torch.tensor(loss, dtype=logits.dtype) if isinstance(loss, float) else torch.from_numpy(loss)
+    return losses_tensor, torch.from_numpy(dlogits)
 
 
 def _run_backward(dloss: Tensor, dlogits: Tensor) -> Tensor:
