@@ -9,7 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation, Affine, Running
-from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
 
 
 class BatchNorm(ResidualLayer):
@@ -59,7 +59,7 @@ class BatchNorm(ResidualLayer):
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
     def _fused(
-        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         x = check.channels_last(op, "x", x)
@@ -67,8 +67,9 @@ class BatchNorm(ResidualLayer):
         if residual is not None:
             residual = self._array(op, "residual", residual, "like x", x.shape)
         running = Running(*self._running, self.momentum, self.unbiased)
-        y, backward = run(op, x, self._weights, running, training, self.eps, activation, residual)
-        return y, lambda dy: backward(dy, *self._gradients, dx)
+        y, backward = run(op, x, self._weights, running, context.training, self.eps, activation, residual)
+        context.observe(self.gamma, y, activation)
+        return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)

@@ -13,7 +13,7 @@ from fastgrad.core.random import draw_key, generator
 from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.init import uniform
-from fastgrad.kernels.types import LSTMUpstream, LSTMWeights, PackedBatch, States
+from fastgrad.kernels.types import ACTIVATIONS, LSTMUpstream, LSTMWeights, PackedBatch, States
 from fastgrad.nn.model import Backward, ForwardContext, views
 from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 
@@ -70,6 +70,8 @@ class LSTM(SequenceModel):
         hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
         self.n_out = self.directions * projected
         self._widths = projected, hidden
+        # that h has passed: a gate times tanh, unless it is projected
+        self._activation = ACTIVATIONS["identity" if proj_size else "tanh"]
         # of every layer's directions
         self._prefixes = [
             f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
@@ -88,7 +90,7 @@ class LSTM(SequenceModel):
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State, Backward]:
         rows, batch, state = self._checked(x, context)
-        y, ends, layers, unpool = self._run(rows, batch, state, context.training, True)
+        y, ends, layers, unpool = self._run(rows, batch, state, context, True)
         dx = context.want_dx
         # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
         whole = context.packed is None
@@ -122,11 +124,11 @@ class LSTM(SequenceModel):
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State]:
         rows, batch, state = self._checked(x, context)
-        y, ends, *_ = self._run(rows, batch, state, False, False)
+        y, ends, *_ = self._run(rows, batch, state, context, False)
         return unpack(y, batch) if context.packed is None and not self.pools else y, ends
 
     def _run(
-        self, h: np.ndarray, batch: PackedBatch, state: Any, training: bool, keep: bool
+        self, h: np.ndarray, batch: PackedBatch, state: Any, context: ForwardContext, keep: bool
     ) -> tuple[np.ndarray, State, list, Unpool]:
         """(y, state, of each layer what the way back needs, the way back through the pool) of rows h (R, C)."""
         (h_0, c_0), (h_n, c_n) = (
@@ -134,6 +136,7 @@ class LSTM(SequenceModel):
         )
         h_0[...], c_0[...] = state or (0, 0)
         layers, batches = [], (batch, PackedBatch(batch.order, batch.offsets, True))
+        training = context.training
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
@@ -145,6 +148,7 @@ class LSTM(SequenceModel):
                 start, end, output = States(h_0[i], c_0[i]), States(h_n[i], c_n[i]), h[:, self._columns(way)]
                 _, way_back = run_rows(xs, self._weights[i], start, batches[way], output, end, keep=keep, once=training)
                 ways_back.append(way_back)
+                context.observe(self._weights[i].w_ih, output, self._activation)
             if keep:
                 layers.append((xs.shape, ways_back, key))
         y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch)
