@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from fastgrad.core import check
+
+NO_LOCK = nullcontext()
 
 
 def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:
     """A property that is checked as it is assigned and takes effect at the next update.
 
     checked(owner, value) returns what is kept, in the attribute of the name with an underscore. Of this the owner's `_bind`, which runs
-    under its `lock`, makes what its updates read.
+    under its `lock` if it has one, makes what its updates read.
     """
     return _Setting(checked, doc)
 
@@ -26,7 +29,7 @@ class _Setting(property):
 
     def _assign(self, owner: Any, value: Any) -> None:
         value = self._checked(owner, value)
-        with owner.lock:
+        with getattr(owner, "lock", NO_LOCK):
             setattr(owner, self._attribute, value)
             owner._bind()
 

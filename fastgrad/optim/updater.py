@@ -2,7 +2,6 @@
 
 import math
 import operator
-from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -37,8 +36,6 @@ class Updater:
         lambda _, value: clip_norm_of("Updater", value), "Infinity where nothing is clipped."
     )
     constraint: Constraint | None = setting(lambda self, value: (self._over(value), value)[1])
-    # settings are assigned by whoever makes the updates
-    lock = nullcontext()
 
     def __init__(
         self,
