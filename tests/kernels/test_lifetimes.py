@@ -114,7 +114,7 @@ def drivers():
         for function in ast.walk(ast.parse(source.read_text())):
             if isinstance(function, ast.FunctionDef):
                 words = {d.id for d in function.decorator_list if isinstance(d, ast.Name)}
-                if words & {"entry", "compiled"}:
+                if words & {"driver", "device_function"}:
                     functions[function.name] = Driver(function)
         # a helper that fills a record is in its driver's module
         for _ in functions:
