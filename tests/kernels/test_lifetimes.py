@@ -127,6 +127,10 @@ def drivers():
 DRIVERS = drivers()
 
 
+def test_drivers_are_found_by_their_decorators():
+    assert {"lstm._forward", "lstm._backward", "gemm._matmul", "optim._update_arrays"} <= set(DRIVERS)
+
+
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_driver_hands_every_array_that_it_made_to_the_launch(name):
     """Numba frees an array after its last use. So one whose address is in a job is an argument of a launch, and a pointer, which nothing
