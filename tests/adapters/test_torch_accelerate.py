@@ -292,7 +292,7 @@ def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)
     again = pickle.loads(pickle.dumps(net))
-    assert isinstance(again.forward.__self__, fgt.accelerating.FusedSequential)
+    assert isinstance(again.forward.__self__, fgt.acceleration.FusedSequential)
     torch.testing.assert_close(again(torch.ones(2, 4)), net(torch.ones(2, 4)))
 
 
