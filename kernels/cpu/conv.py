@@ -300,6 +300,12 @@ def taps_met(phase, pad, size, step, dilation, taps):
 
 
 @device_function
+def pack_whole(depth, columns, w, panels):
+    """Contiguous w (depth, columns) into panels. The call holds w, of whose pointer alone nobody would."""
+    pack_b(depth, columns, data(w), columns, 1, data(panels), depth)
+
+
+@device_function
 def describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread_count):
     """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
     kh, kw, C, K = w.shape
@@ -318,8 +324,7 @@ def describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread
                     for k in range(K):
                         for c in range(C):
                             to[k, at + c] = tap[c, k]
-    depth = high * wide * K
-    pack_b(depth, columns, data(side_by_side), columns, 1, data(panels), depth)
+    pack_whole(high * wide * K, columns, side_by_side, panels)
     rows, pixels = (dx.shape[1] + stride[0] - 1) // stride[0], (dx.shape[2] + stride[1] - 1) // stride[1]
     describe(conv, dz, 1, columns, rows, pixels, lowered, thread_count)
     conv.step_h = conv.step_w = 1
