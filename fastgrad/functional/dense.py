@@ -33,7 +33,7 @@ def dense(
         b = check.array("dense", "b", b, "(C_out,)", shape[1:], x)
     if residual is not None:
         residual = check.array("dense", "residual", residual, "(N, C_out)", shape, x)
-    y, chain_backward = run("dense", x, [w], [b], [f], residual)
+    (y,), chain_backward = run("dense", x, [w], [b], [f], residual)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
         dw = empty(w.shape, w)  # (C, K)
@@ -71,7 +71,7 @@ def dense_chain(
         width = w.shape[1]
         ws.append(w)
         bs.append(None if b is None else check.array(op, f"biases[{layer}]", b, "(C_out,)", (width,), x))
-    y, chain_backward = run(op, x, ws, bs, fs)
+    outputs, chain_backward = run(op, x, ws, bs, fs)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray | None]]:
         dweights = [empty(w.shape, w) for w in ws]
@@ -79,7 +79,7 @@ def dense_chain(
         dx, _ = chain_backward(dy, dweights, dbiases)
         return dx, dweights, dbiases
 
-    return y, backward
+    return outputs[-1], backward
 
 
 def run(
@@ -89,8 +89,8 @@ def run(
     biases: Sequence[np.ndarray | None],
     activations: Sequence[Activation],
     residual: np.ndarray | None = None,
-) -> tuple[np.ndarray, Callable[..., tuple[np.ndarray, np.ndarray]]]:
-    """The chain over checked arrays: (y, backward).
+) -> tuple[Sequence[np.ndarray], Callable[..., tuple[np.ndarray, np.ndarray]]]:
+    """The chain over checked arrays: (every layer's output, backward).
 
     backward(dy, dweights, dbiases) overwrites the gradients given to it and returns (dx, dresidual).
     """
@@ -108,4 +108,4 @@ def run(
         ops.dense_chain_backward(dy, chain, saved, ChainGradients(dzs, dx, dweights, dbiases))
         return dx, dzs[-1]
 
-    return outputs[-1], backward
+    return outputs, backward

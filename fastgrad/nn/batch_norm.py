@@ -9,7 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation
-from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
 
 
 class BatchNorm(ResidualLayer):
@@ -59,16 +59,17 @@ class BatchNorm(ResidualLayer):
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
     def _fused(
-        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         x = check.channels_last(op, "x", x)
         x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
         if residual is not None:
             residual = self._array(op, "residual", residual, "like x", x.shape)
-        settings = training, self.momentum, self.eps, self.unbiased
+        settings = context.training, self.momentum, self.eps, self.unbiased
         y, backward = run(op, x, self.gamma, self.beta, self._running, *settings, activation, residual)
-        return y, lambda dy: backward(dy, *self._gradients, dx)
+        context.observe(self.gamma, y, activation)
+        return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)

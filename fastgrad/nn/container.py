@@ -1,14 +1,18 @@
 """Models made of other models: the base Container, and Sequential, layers one after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.random import generator
+from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Backward, ForwardContext, Model
 from fastgrad.nn.sequence import SequenceModel
+
+# whose subclasses may compute something else
+CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
 class Container(SequenceModel):
@@ -103,8 +107,8 @@ class Sequential(Container):
         check.each(op, "layers", layers)
         check_children(op, {f"layers[{i}]": layer for i, layer in enumerate(layers)})
         _check_order(op, layers)
-        super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
         self.layers = layers
+        super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
         self.output = layers[-1].output
         self.pools, self.keeps = any(layer.pools for layer in layers), all(layer.keeps for layer in layers)
         first = next((layer for layer in layers if not layer.keeps), layers[0])
@@ -113,47 +117,105 @@ class Sequential(Container):
             self.n_out = self.n_out if layer.keeps else layer.n_out
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
-        states, backwards = [], []
-        for layer, layer_context in self._contexts(context):
-            x, end, layer_backward = layer._forward(x, layer_context)
-            states.append(end)
-            backwards.append(layer_backward)
+        ends, backwards = [], []
+        for step, step_context in self._contexts(context):
+            x, end, step_backward = step._forward(x, step_context)
+            ends.append(end)
+            backwards.append(step_backward)
 
         def backward(dy: np.ndarray) -> np.ndarray:
-            for layer_backward in reversed(backwards):
-                dy = layer_backward(dy)
+            for step_backward in reversed(backwards):
+                dy = step_backward(dy)
             return dy
 
-        return x, states if self.recurrent else None, backward
+        return x, self._state_of(ends), backward
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
-        states = []
-        for layer, layer_context in self._contexts(context):
-            x, end = layer._infer(x, layer_context)
-            states.append(end)
-        return x, states if self.recurrent else None
+        ends = []
+        for step, step_context in self._contexts(context):
+            x, end = step._infer(x, step_context)
+            ends.append(end)
+        return x, self._state_of(ends)
 
     def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
-        """Every layer with its context."""
+        """Every step of the plan with its context."""
         op, starts = type(self).__name__, context.state
         if starts is not None:
             check.each(op, "state", starts, len(self.layers))
             for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
                 if start is not None and not layer.recurrent:
                     raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")
-        inner = context._replace(logits=False, state=None)
-        for i, layer in enumerate(self.layers):
+            starts = iter([start for layer, start in zip(self.layers, starts, strict=True) if layer.recurrent])
+        inner, last = context._replace(logits=False, state=None), len(self._plan) - 1
+        for i, step in enumerate(self._plan):
             own = inner
-            if layer is self.layers[-1]:
+            if i == last:
                 own = own._replace(logits=context.logits)
-            if starts is not None:
-                own = own._replace(state=starts[i])
-            yield layer, own
+            if starts is not None and step.recurrent:
+                own = own._replace(state=next(starts))
+            yield step, own
             if i == 0:
                 inner = inner._replace(want_dx=True)
-            if layer.pools:
+            if step.pools:
                 # what comes after a pool is a row of each sequence
                 inner = inner._replace(packed=None)
+
+    def _state_of(self, ends: list[Any]) -> list[Any] | None:
+        """Of each layer its state, from what the steps of the plan returned."""
+        if not self.recurrent:
+            return None
+        states = iter([end for step, end in zip(self._plan, ends, strict=True) if step.recurrent])
+        return [next(states) if layer.recurrent else None for layer in self.layers]
+
+    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._home(params, grads)
+        # what is called of the layers, in their order, and the one chain that this may be
+        self._plan, offset = planned(self.layers), 0
+        for step in self._plan:
+            end = offset + step.params.size
+            step._home(params[offset:end], grads[offset:end])
+            offset = end
+        only = self._plan[0] if len(self._plan) == 1 else None
+        self._chain = only if type(only) in CHAINS else None
+
+
+def planned(layers: Sequence[Model]) -> list[Model]:
+    """What is called of layers in a row: runs of dense layers as one chain each, and the others as they are.
+
+    Sequentials among them are taken apart, but where their states are a list.
+    """
+    steps: list[Model] = []
+    chains: list[DenseChain] = []
+    for layer in [*_leaves(layers), None]:
+        if isinstance(layer, DenseChain) and type(layer) in CHAINS:
+            chains.append(layer)
+            continue
+        if chains:
+            steps.append(joined(chains) if len(chains) > 1 else chains[0])
+            chains = []
+        if layer is not None:
+            steps.append(layer)
+    return steps
+
+
+def joined(chains: Sequence[DenseChain]) -> DenseChain:
+    """Chains one after the other as one; its parameters are those of whatever memory it is bound to."""
+    first = chains[0]
+    whole = object.__new__(type(first))
+    whole._name = DenseChain._name
+    sizes = [first.n_in, *(n for chain in chains for n in chain.sizes[1:])]
+    activations = [f for chain in chains for f in chain._activations]
+    whole._set_layers(sizes, activations, [bias for chain in chains for bias in chain._has_bias], first.dtype, None)
+    return whole
+
+
+def _leaves(layers: Sequence[Model]) -> list[Model]:
+    """The layers of Sequentials within each other, in their order."""
+    return [
+        leaf
+        for layer in layers
+        for leaf in (_leaves(layer.layers) if type(layer) is Sequential and not layer.recurrent else [layer])
+    ]
 
 
 def _check_order(op: str, layers: tuple[Model, ...]) -> None:

@@ -11,7 +11,7 @@ from fastgrad.core.random import generator
 from fastgrad.functional.conv import run
 from fastgrad.init import chosen
 from fastgrad.kernels.types import Activation
-from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
 
 
 class Conv2d(ResidualLayer):
@@ -68,7 +68,7 @@ class Conv2d(ResidualLayer):
         return self._weights[1]
 
     def _fused(
-        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
@@ -84,7 +84,8 @@ class Conv2d(ResidualLayer):
             )  # fmt: skip
         w, b = self._weights
         y, backward = run(op, x, w, b, self.stride, pads, self.dilation, activation, residual, shape)
-        return y, lambda dy: backward(dy, *self._gradients, dx)
+        context.observe(w, y, activation)
+        return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)

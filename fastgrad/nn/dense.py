@@ -15,7 +15,7 @@ from fastgrad.core.random import generator
 from fastgrad.functional.dense import dense_chain, run
 from fastgrad.init import chosen
 from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
-from fastgrad.nn.model import IDENTITY, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import IDENTITY, ForwardContext, Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
 
 
@@ -46,29 +46,36 @@ class DenseChain(ResidualLayer):
         check.each(op, "sizes", sizes)
         if len(sizes) < 2:
             raise ValueError(f"{op}: sizes must have length at least 2, got {len(sizes)}")
-        self.sizes = tuple(check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes))
-        self.n_in, self.n_out = self.sizes[0], self.sizes[-1]
-        self._activations = _activations(op, activation, output, len(sizes) - 1)
-        self.output = self._activations[-1]
-        self._bias = bool(bias)
         self._init = chosen(op, init)
+        counts, layers = [check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes)], len(sizes) - 1
+        self._set_layers(counts, _activations(op, activation, output, layers), [bool(bias)] * layers, dtype, seed)
+        self._start(generator(seed))
+
+    def _set_layers(
+        self, sizes: list[int], activations: list[Activation], has_bias: list[bool], dtype: Any, seed: int | None
+    ) -> None:
+        """Lay the layers out one after the other, with parameters of 0."""
+        self.sizes, self._activations, self._has_bias = tuple(sizes), activations, has_bias
+        self.n_in, self.n_out, self.output = sizes[0], sizes[-1], activations[-1]
         shapes: dict[str, tuple[int, ...]] = {}
         rows, offset = [], 0
-        for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):
-            w_offset, b_offset = offset, offset + n_in * n_out
+        for layer, ((n_in, n_out), bias) in enumerate(zip(pairwise(sizes), has_bias, strict=True)):
             shapes[self._name.format(layer=layer, array="w")] = n_in, n_out
+            b_offset = offset + n_in * n_out if bias else -1
+            rows.append((n_in, n_out, offset, b_offset, activations[layer].code))
             if bias:
                 shapes[self._name.format(layer=layer, array="b")] = (n_out,)
-            rows.append((n_in, n_out, w_offset, b_offset if bias else -1, self._activations[layer].code))
-            offset = b_offset + (n_out if bias else 0)
-        # what the kernels of whole chains read: see kernels/reference/training_step.py
-        self.table = np.array(rows, np.int64)  # (L, 5)
+            offset += (n_in + bias) * n_out
+        self.table = np.array(rows, np.int64)  # (L, 5), as in kernels/reference/training_step.py
         self._logit_table = self.table.copy()
         if self.output.code in (SOFTMAX, SIGMOID):
             self._logit_table[-1, 4] = IDENTITY.code
-        self.activation_parameters = np.array([f.parameter for f in self._activations])  # (L,)
-        super().__init__(shapes, dtype, seed)
-        self._start(generator(seed))
+        self.activation_parameters = np.array([f.parameter for f in activations])  # (L,)
+        Model.__init__(self, shapes, dtype, seed)
+
+    @property
+    def _chain(self) -> "DenseChain":
+        return self
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
@@ -79,20 +86,22 @@ class DenseChain(ResidualLayer):
         return self._biases
 
     def _fused(
-        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         if getattr(x, "ndim", 2) == 3:
             steps = TimeRows(op, x, self)
             added = None if residual is None else steps.rows(residual)
-            y, rows_backward = self._fused(steps.rows(x), training, activation, added, dx)
+            y, rows_backward = self._fused(steps.rows(x), context, activation, added)
             return steps.sequences(y), steps.backward(rows_backward, y)
         x = self._array(op, "x", x, "(N, C)", (None, self.n_in))
         if residual is not None:
             residual = self._array(op, "residual", residual, "(N, C_out)", (len(x), self.n_out))
         activations = [*self._activations[:-1], activation]
-        y, backward = run(op, x, self._weights, self._biases, activations, residual)
-        return y, lambda dy: backward(dy, *self._layers_of(self._grads))
+        outputs, backward = run(op, x, self._weights, self._biases, activations, residual)
+        for w, y, f in zip(self._weights, outputs, activations, strict=True) if context.observer else ():
+            context.observe(w, y, f)
+        return outputs[-1], lambda dy: backward(dy, *self._gradients)
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         if batch_size is not None:
@@ -128,10 +137,12 @@ class DenseChain(ResidualLayer):
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
         self._weights, self._biases = self._layers_of(params)
+        self._gradients = self._layers_of(grads)
 
     def _layers_of(self, flat: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray | None, ...]]:
-        arrays = tuple(views(flat, self._shapes).values())
-        return (arrays[::2], arrays[1::2]) if self._bias else (arrays, (None,) * len(arrays))
+        arrays = iter(views(flat, self._shapes).values())
+        pairs = [(next(arrays), next(arrays) if bias else None) for bias in self._has_bias]
+        return tuple(w for w, _ in pairs), tuple(b for _, b in pairs)
 
     def _draw(self, rng: np.random.Generator) -> None:
         for w in self._weights:

@@ -14,6 +14,7 @@ from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.lstm_weights import LSTMWeights
 from fastgrad.functional.packing import PackedBatch, pack, packed_batch, unpack
 from fastgrad.init import uniform
+from fastgrad.kernels.types import ACTIVATIONS
 from fastgrad.nn.model import Backward, ForwardContext, views
 from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 
@@ -70,6 +71,8 @@ class LSTM(SequenceModel):
         hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
         self.n_out = self.directions * projected
         self._widths = projected, hidden
+        # that h has passed: a gate times tanh, unless it is projected
+        self._activation = ACTIVATIONS["identity" if proj_size else "tanh"]
         # of every layer's directions
         self._prefixes = [
             f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
@@ -88,7 +91,7 @@ class LSTM(SequenceModel):
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State, Backward]:
         rows, batch, state = self._checked(x, context)
-        y, ends, layers, unpool = self._run(rows, batch, state, context.training, True)
+        y, ends, layers, unpool = self._run(rows, batch, state, context, True)
         dx = context.want_dx
         # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
         whole = context.packed is None
@@ -118,11 +121,11 @@ class LSTM(SequenceModel):
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State]:
         rows, batch, state = self._checked(x, context)
-        y, ends, *_ = self._run(rows, batch, state, False, False)
+        y, ends, *_ = self._run(rows, batch, state, context, False)
         return unpack(y, batch) if context.packed is None and not self.pools else y, ends
 
     def _run(
-        self, h: np.ndarray, batch: PackedBatch, state: Any, training: bool, keep: bool
+        self, h: np.ndarray, batch: PackedBatch, state: Any, context: ForwardContext, keep: bool
     ) -> tuple[np.ndarray, State, list, Unpool]:
         """(y, state, of each layer what the way back needs, the way back through the pool) of rows h (R, C)."""
         (h_0, c_0), (h_n, c_n) = (
@@ -130,7 +133,7 @@ class LSTM(SequenceModel):
         )
         for start, given in zip((h_0, c_0), state or (0, 0), strict=True):
             start[...] = given
-        layers = []
+        layers, training = [], context.training
         for layer in range(self.num_layers):
             xs, key = h, None
             if layer and training and self.dropout:
@@ -141,6 +144,7 @@ class LSTM(SequenceModel):
                 i = layer * self.directions + way
                 arrays = xs, self._weights[i], h_0[i], c_0[i], batch, way == 1, h[:, self._columns(way)], h_n[i], c_n[i]
                 ways_back.append(run_rows(*arrays, keep=keep, once=training)[1])
+                context.observe(self._weights[i].w_ih, h[:, self._columns(way)], self._activation)
             if keep:
                 layers.append((xs.shape, ways_back, key))
         y, unpool = POOLS[self.pool](h, h_n[-self.directions :], batch)

@@ -6,7 +6,7 @@ ResidualLayer is the base of layers whose last step adds a residual and applies 
 import zlib
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,13 @@ from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
 
 Backward = Callable[[np.ndarray], np.ndarray]
 IDENTITY = ACTIVATIONS["identity"]
+
+
+class Observer(Protocol):
+    """Whoever looks at the outputs of layers in a forward pass."""
+
+    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
+        """Look at the output y (..., K) of the layer whose first parameter is `first`, after its activation."""
 
 
 class ForwardContext(NamedTuple):
@@ -30,6 +37,13 @@ class ForwardContext(NamedTuple):
     state: Any = None
     # whether backward has to return dx, which a first layer's need not
     want_dx: bool = True
+    # who is told of outputs, if anybody
+    observer: Observer | None = None
+
+    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
+        """Tell the observer of the output of the layer whose first parameter is `first`."""
+        if self.observer is not None:
+            self.observer.observe(first, y, activation)
 
 
 class Model:
@@ -50,6 +64,8 @@ class Model:
     pools = False
     # reads sequences from their ends too, so that they cannot come window by window
     bidirectional = False
+    # the dense layers that the model is nothing but, as one chain; None for any other
+    _chain: Any = None
     # which of params live, flat (P,), once some are pruned
     _mask: np.ndarray | None = None
 
@@ -179,7 +195,7 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
-        rebuilt = "_weights", "_biases", "_gradients"
+        rebuilt = "_weights", "_biases", "_gradients", "_plan", "_chain"
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -235,11 +251,10 @@ class ResidualLayer(Model):
         return y, backward
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
-        activation = before_loss(self.output, context.logits)
-        y, backward = self._fused(x, context.training, activation, None, context.want_dx)
+        y, backward = self._fused(x, context, before_loss(self.output, context.logits))
         return y, None, lambda dy: backward(dy)[0]
 
     def _fused(
-        self, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None, dx: bool
+        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         raise NotImplementedError

@@ -54,33 +54,35 @@ class Residual(Container):
             for name in ("n_in", "n_out")
         )
         self.keeps, self.pools = all(part.keeps for part in parts.values()), body.pools
-        layers = _leaves(body)
-        last = layers[-1]
-        # the body before the layer that the sum is part of, if there is one
-        self._last = last if isinstance(last, ResidualLayer) and last.output == IDENTITY else None
-        self._layers = layers if self._last is None else layers[:-1]
+
+    @property
+    def _body_plan(self) -> tuple[list[Model], ResidualLayer | None]:
+        """The body before the layer that the sum is part of, and that layer, if there is one."""
+        steps = self.body._plan if isinstance(self.body, Sequential) else [self.body]
+        last = steps[-1]
+        return (steps[:-1], last) if isinstance(last, ResidualLayer) and last.output == IDENTITY else (steps, None)
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None, Backward]:
-        training, dx, activation = context.training, context.want_dx, before_loss(self.output, context.logits)
-        context = context._replace(logits=False)
+        dx, activation = context.want_dx, before_loss(self.output, context.logits)
+        context, (steps, last) = context._replace(logits=False), self._body_plan
         added, shortcut_backward = x, None
         if self.shortcut is not None:
             added, _, shortcut_backward = self.shortcut._forward(x, context)
         h, backwards = x, []
-        for i, layer in enumerate(self._layers):
-            h, _, layer_backward = layer._forward(h, context._replace(want_dx=dx or i > 0))
-            backwards.append(layer_backward)
-        want = dx or bool(backwards)
-        if self._last is None:
-            y, sum_backward = self._sum(h, added, training, activation)
+        for step in steps:
+            h, _, step_backward = step._forward(h, context)
+            backwards.append(step_backward)
+            context = context._replace(want_dx=True)
+        if last is None:
+            y, sum_backward = self._sum(h, added, activation)
         else:
-            y, sum_backward = self._last._fused(h, training, activation, added, want)
+            y, sum_backward = last._fused(h, context, activation, added)
 
         @silent
         def backward(dy: np.ndarray) -> np.ndarray:
             d, dadded = sum_backward(dy)
-            for layer_backward in reversed(backwards):
-                d = layer_backward(d)
+            for step_backward in reversed(backwards):
+                d = step_backward(d)
             if shortcut_backward is not None:
                 dadded = shortcut_backward(dadded)
             # d is memory of the body's, or of the sum's own: no one else's
@@ -90,18 +92,17 @@ class Residual(Container):
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None]:
         activation = before_loss(self.output, context.logits)
-        context = context._replace(logits=False)
+        context, (steps, last) = context._replace(logits=False), self._body_plan
         added = x if self.shortcut is None else self.shortcut._infer(x, context)[0]
         h = x
-        for layer in self._layers:
-            h = layer._infer(h, context)[0]
-        if self._last is None:
-            return self._sum(h, added, False, activation)[0], None
-        return self._last._fused(h, False, activation, added, False)[0], None
+        for step in steps:
+            h = step._infer(h, context)[0]
+        y, _ = self._sum(h, added, activation) if last is None else last._fused(h, context, activation, added)
+        return y, None
 
     @silent
     def _sum(
-        self, h: np.ndarray, added: np.ndarray, training: bool, activation: Activation
+        self, h: np.ndarray, added: np.ndarray, activation: Activation
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         """act(h + added), after a body whose last layer cannot add."""
         op, ops = type(self).__name__, kernels(h)
@@ -117,8 +118,3 @@ class Residual(Container):
             return dz, dz
 
         return y, backward
-
-
-def _leaves(model: Model) -> list[Model]:
-    """The layers of Sequentials within each other, in their order."""
-    return [leaf for layer in model.layers for leaf in _leaves(layer)] if isinstance(model, Sequential) else [model]

@@ -47,6 +47,8 @@ class SequenceModel(Model):
     def predict(
         self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False, lengths: Any = None
     ) -> np.ndarray:
+        if self._chain is not None and batch_size is None and lengths is None:
+            return self._chain.predict(x, logits=logits)
         if self._carries(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits, lengths=lengths))
         if batch_size is None:
