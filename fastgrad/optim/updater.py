@@ -15,6 +15,7 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim import Optimizer, successor
 from fastgrad.optim.constraint import Constraint, checked
+from fastgrad.optim.setting import clip_norm_of, setting
 
 
 class Updater:
@@ -30,6 +31,12 @@ class Updater:
     number of updates that params and state have seen, on the backend "cpu", where an update is one call.
     """
 
+    optimizer: Optimizer = setting(lambda self, value: successor("Updater", value, self._optimizer))
+    clip_norm: float | None = setting(
+        lambda _, value: clip_norm_of("Updater", value), "Infinity where nothing is clipped."
+    )
+    constraint: Constraint | None = setting(lambda self, value: (self._over(value), value)[1])
+
     def __init__(
         self,
         params: Any,
@@ -40,7 +47,7 @@ class Updater:
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Updater: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-        self._optimizer, self.clip_norm = optimizer, clip_norm
+        self._optimizer, self._clip_norm = optimizer, clip_norm_of("Updater", clip_norm)
         arrays = ArrayList("Updater", "params", params)
         check_disjoint("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a list of our own
@@ -54,37 +61,19 @@ class Updater:
         self.state = zeros((optimizer.state_rows, self._size), arrays.flat[0])  # (S, P)
         self._shapes = [a.shape for a in arrays.flat]
         self._state_kind = type(self.state), self.state.dtype
-        self._hyper, self._record = optimizer.hyper, np.full(1, np.nan)
-        self._constraint, self._held = constraint, checked("Updater", constraint, "params", arrays.flat)
+        self._record, self._constraint = np.full(1, np.nan), constraint
+        self._bind()
         self.masks = masks
 
-    @property
-    def optimizer(self) -> Optimizer:
-        return self._optimizer
+    def _bind(self) -> None:
+        """Make of the settings what the next update reads."""
+        self._hyper, self._held = self._optimizer.hyper, self._over(self._constraint)
 
-    @optimizer.setter
-    def optimizer(self, optimizer: Optimizer) -> None:
-        self._optimizer = successor("Updater", optimizer, self._optimizer)
-        self._hyper = self._optimizer.hyper
-
-    @property
-    def clip_norm(self) -> float:
-        """Infinity where nothing is clipped."""
-        return self._clip_norm
-
-    @clip_norm.setter
-    def clip_norm(self, clip_norm: float | None) -> None:
-        unlimited = clip_norm is None or clip_norm == math.inf
-        self._clip_norm = math.inf if unlimited else check.number("Updater", "clip_norm", clip_norm, zero=False)
-
-    @property
-    def constraint(self) -> Constraint | None:
-        return self._constraint
-
-    @constraint.setter
-    def constraint(self, constraint: Constraint | None) -> None:
-        arrays = ArrayList("Updater", "params", self.params, self.state)
-        self._held, self._constraint = checked("Updater", constraint, "params", arrays.flat), constraint
+    def _over(self, constraint: Constraint | None) -> types.Constraint | None:
+        """The constraint over params, as kernels read it."""
+        if constraint is None:
+            return None
+        return checked("Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat)
 
     @property
     def step_count(self) -> int:

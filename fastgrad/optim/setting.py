@@ -1,0 +1,39 @@
+"""Settings of Trainer and Updater that may be assigned at any time."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from fastgrad.core import check
+
+NO_LOCK = nullcontext()
+
+
+def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:
+    """A property that is checked as it is assigned and takes effect at the next update.
+
+    checked(owner, value) returns what is kept, in the attribute of the name with an underscore. Of this the owner's `_bind`, which runs
+    under its `lock` if it has one, makes what its updates read.
+    """
+    return _Setting(checked, doc)
+
+
+class _Setting(property):
+    def __init__(self, checked: Callable[[Any, Any], Any], doc: str | None = None) -> None:
+        super().__init__(lambda owner: getattr(owner, self._attribute), self._assign, doc=doc)
+        self._checked = checked
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = f"_{name}"
+
+    def _assign(self, owner: Any, value: Any) -> None:
+        value = self._checked(owner, value)
+        with getattr(owner, "lock", NO_LOCK):
+            setattr(owner, self._attribute, value)
+            owner._bind()
+
+
+def clip_norm_of(op: str, clip_norm: Any) -> float:
+    """The limit of a gradient's norm, infinity for None."""
+    return math.inf if clip_norm in (None, math.inf) else check.number(op, "clip_norm", clip_norm, zero=False)
