@@ -58,10 +58,11 @@ def backend() -> str:
 
 def kernels(x: Any = None) -> Backend:
     """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
-    name = _context.get() or _process
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
-        return _there(name)
+        module = load("cuda", "an array on a GPU")
+        return getattr(module, "direct", module)
     # what use_backend named is loaded
+    name = _context.get() or _process
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
 
@@ -80,12 +81,6 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
             module = HostArrayAdapter(module)
         _loaded[name] = module
     return _loaded[name]
-
-
-def _there(name: str) -> Any:
-    """The kernels for arrays on a GPU: whoever looks at those in force looks at them."""
-    found = _loaded[name] if name not in BACKENDS else load("cuda", "an array on a GPU")
-    return getattr(found, "direct", found)
 
 
 def missing(name: str) -> str:

@@ -1,140 +1,97 @@
-"""Kernels that measure the health of layers, in the calls that a training step makes anyway."""
+"""The observer that a training step is passed, which leaves the health of its update in a row of the monitor's.
+
+Layers tell it of their outputs, in ForwardContext; the step asks it to look at the gradients before the update, and at what the update
+has changed after it. A chain's own kernels look in the call that they are, by the monitor's Watch.
+"""
 
 import importlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty_float64
-from fastgrad.core.backend import _context, _loaded, backend
-from fastgrad.health.monitor import GRADIENTS, OUTPUTS, RATIO, HealthMonitor, bands
+from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
+from fastgrad.health.monitor import GRADIENTS, KEPT, OUTPUTS, RATIO, HealthMonitor, bands
 from fastgrad.kernels import types
-from fastgrad.kernels.types import ACTIVATIONS, Activation
+from fastgrad.kernels.types import Activation
 from fastgrad.nn.model import Model
 
 # values of outputs that wait to be looked at in one launch, at most: a MB or two stay in the second cache
 IN_CACHE = 1 << 18
 
 
-class Places:
-    """Where a model's layers lie: their outputs are known by where their parameters do, and their gradients by theirs."""
+class HealthObserver:
+    """Looks at the steps of a model as it lies now: layers are known by where their parameters are."""
 
-    def __init__(self, model: Model, health: HealthMonitor) -> None:
-        self._start, size = device.address(model.params), model.params.itemsize
-        self._layers = {self._start + offset * size: i for i, offset in enumerate(health.offsets)}
-        ends = [*health.offsets[1:], model.grads.size]
-        self.gradients = [model.grads[start:end] for start, end in zip(health.offsets, ends, strict=True)]
+    # of the update that runs: its row (L, 9), and outputs that are not looked at yet, by their layers' numbers
+    _row: Any = None
+    _outputs: dict[int, tuple[Activation, np.ndarray]]
+    _size = 0
+
+    def __init__(self, model: Model, monitor: HealthMonitor) -> None:
+        self.monitor, self.capacity = monitor, KEPT
+        monitor.reserve(KEPT, model.params)
+        start, size = device.address(model.params), model.params.itemsize
+        self._layers = {start + offset * size: i for i, offset in enumerate(monitor.offsets)}
+        ends = [*monitor.offsets[1:], model.grads.size]
+        self._gradients = [model.grads[start:end] for start, end in zip(monitor.offsets, ends, strict=True)]
+        self._on_gpu = not model.is_here
         # a GPU looks at all outputs in one launch
-        self.most = IN_CACHE if model.is_here else math.inf
+        self._most = math.inf if self._on_gpu else IN_CACHE
 
-    def layer(self, first: np.ndarray) -> int | None:
-        """The number of the layer whose first parameters these are."""
-        return self._layers.get(device.address(first))
+    def looks(self, step: int) -> bool:
+        """Whether the update after so many is looked at; RuntimeError where a graph is captured."""
+        if self._on_gpu and device.cuda_device().records():
+            raise RuntimeError(
+                "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
+            )
+        return step % self.monitor.every == 0
 
+    def begin(self, row: int) -> None:
+        """Look at the update that runs, and leave its health in this row."""
+        self._row, self._outputs, self._size = self.monitor.rows[row], {}, 0
 
-class Seen:
-    """Kernels that leave the health of the updates after `done`, those of them that are to be looked at, in a row each."""
+    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
+        """Take in the output y (..., K) of the layer whose first parameter is `first`."""
+        layer = self._layers.get(device.address(first))
+        if layer is not None:
+            self._outputs[layer] = activation, check.contiguous(y.reshape(-1, y.shape[-1]))
+            self._size += y.size
+            if self._size > self._most:
+                self._look_at_outputs()
 
-    def __init__(self, ops: Any, health: HealthMonitor, places: Places, done: int) -> None:
-        self._ops, self._health, self._places = ops, health, places
-        self._done, self._made = done, 0
-        self._found: dict[int, tuple[Activation, np.ndarray]] = {}
-        self._size = 0
-
-    def __getattr__(self, name: str) -> Any:
-        found = self.__dict__[name] = getattr(self._ops, name)
-        return found
-
-    def dense_chain_forward(self, chain: Any, saved: Any) -> None:
-        self._ops.dense_chain_forward(chain, saved)
-        for w, activation, y in zip(chain.weights, chain.activations, saved.outputs, strict=True):
-            self._see(w, activation, y)
-
-    def conv2d_forward(self, x: Any, w: Any, *rest: Any) -> None:
-        self._ops.conv2d_forward(x, w, *rest)
-        *_, activation, _, y = rest
-        self._see(w, activation, y)
-
-    def batch_norm_forward(self, x: Any, mean: Any, rstd: Any, gamma: Any, *rest: Any) -> None:
-        self._ops.batch_norm_forward(x, mean, rstd, gamma, *rest)
-        *_, activation, _, y = rest
-        self._see(gamma, activation, y)
-
-    def lstm_forward(self, xs: Any, w_ih: Any, *rest: Any) -> None:
-        self._ops.lstm_forward(xs, w_ih, *rest)
-        *_, h, _, _ = rest
-        # h is a gate times tanh, unless it is projected
-        self._see(w_ih, ACTIVATIONS["tanh" if rest[3] is None else "identity"], h)
-
-    def update_arrays(self, params: Any, grads: Any, *rest: Any, **named: Any) -> Any:
-        if not self._looks:
-            self._made += 1
-            return self._ops.update_arrays(params, grads, *rest, **named)
-        self._look()
+    def look_at_gradients(self, params: list[np.ndarray]) -> np.ndarray:
+        """Look at the model's gradients, and return (n, 2) for what the update changes of the params."""
+        self._look_at_outputs()
         row, like = self._row, params[0]
-        found, moved = (
-            empty_float64(4 * len(row), like).reshape(-1, 4),
-            empty_float64(2 * len(params), like).reshape(-1, 2),
-        )
-        self._ops.array_health(self._places.gradients, found)
-        row[:, GRADIENTS] = found
-        status = self._ops.update_arrays(params, grads, *rest, moved=moved, **named)
-        owners = self._health.owners
-        if device.on_gpu(moved):
+        gradients = empty_float64(4 * len(row), like).reshape(-1, 4)
+        kernels(like).array_health(self._gradients, gradients)
+        row[:, GRADIENTS] = gradients
+        return empty_float64(2 * len(params), like).reshape(-1, 2)
+
+    @silent
+    def look_at_update(self, moved: Any, status: Any) -> None:
+        """Take in what an update that ended with this status has changed."""
+        row, owners = self._row, self.monitor.owners
+        if self._on_gpu:
             importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
                 device.constant(owners, row), moved, status.reshape(1), row
             )
         elif status == types.OK:
             changed, weights = (np.bincount(owners, squares, len(row)) for squares in moved.T)
-            with np.errstate(all="ignore"):
-                row[:, RATIO] = np.where(changed == 0, 0, np.sqrt(changed / weights))
-        self._made += 1
-        return status
+            row[:, RATIO] = np.where(changed == 0, 0, np.sqrt(changed / weights))
 
-    @property
-    def _looks(self) -> bool:
-        """Whether the update that runs is to be looked at."""
-        return (self._done + self._made) % self._health.every == 0
-
-    @property
-    def _row(self) -> Any:
-        return self._health.rows[self._made]
-
-    def _see(self, first: np.ndarray, activation: Activation, y: np.ndarray) -> None:
-        layer = self._places.layer(first) if self._looks else None
-        if layer is not None:
-            self._found[layer] = activation, check.contiguous(y.reshape(-1, y.shape[-1]))
-            self._size += y.size
-            if self._size > self._places.most:
-                self._look()
-
-    def _look(self) -> None:
+    def _look_at_outputs(self) -> None:
         """Look at the outputs that have come since, in one launch."""
-        if self._found:
-            row, activations = self._row, {layer: activation for layer, (activation, _) in self._found.items()}
+        if self._outputs:
+            row, activations = self._row, {layer: activation for layer, (activation, _) in self._outputs.items()}
             limits = device.constant(np.array([bands(activation) for activation in activations.values()]), row)
-            found = empty_float64(limits.size, row).reshape(limits.shape)
-            self._ops.output_health([y for _, y in self._found.values()], limits, found)
-            row[device.constant(np.array(list(activations)), row), OUTPUTS] = found
+            health = empty_float64(limits.size, row).reshape(limits.shape)
+            kernels(row).output_health([y for _, y in self._outputs.values()], limits, health)
+            row[device.constant(np.array(list(activations)), row), OUTPUTS] = health
             for layer, activation in activations.items():
-                self._health.activations[layer] = activation
-        self._found, self._size = {}, 0
-
-
-@contextmanager
-def in_force(ops: Any) -> Iterator[None]:
-    """A block in which these are the kernels, for the thread or task that runs it."""
-    name = f"{backend()}, seen as {id(ops)}"
-    _loaded[name] = ops
-    before = _context.get()
-    try:
-        # an interrupt may come before this is over
-        _context.set(name)
-        yield
-    finally:
-        _context.set(before)
-        del _loaded[name]
+                self.monitor.activations[layer] = activation
+        self._outputs, self._size = {}, 0

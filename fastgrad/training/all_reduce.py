@@ -10,7 +10,7 @@ step's status, and told when that is read.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,14 @@ class AllReduce:
         self._first = True
 
     @silent
-    def __call__(self, total: Any, rows: int, settings: bytes) -> tuple[Any, Any]:
+    def __call__(self, total: Any, rows: int, settings: Sequence[float]) -> tuple[Any, Any]:
         """Turn the model's gradients, sums over this process's rows, into means over all; (mean loss (1,), rows, or their mean).
 
         total: of the losses. settings: what must be the same in all processes; so must parameters at the first call.
         """
         values, grads, tail = self._values, self._model.grads, self._values[-TAIL:]
         values[: grads.size] = grads
-        seen = zlib.crc32(settings)
+        seen = zlib.crc32(np.array(settings).tobytes())
         if self._first:
             seen = zlib.crc32(device.to_host(self._model.params).data, seen)
         tail[LOSS], tail[ROWS], tail[SIGNS:] = total, rows, 1 - 2 * (seen >> self._bits & 1)

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.functional.packing import PackedBatch, pack
+from fastgrad.core.allocator import empty
+from fastgrad.functional.packing import PackedBatch, pack, packed_batch
+from fastgrad.kernels.types import SIGMOID, SOFTMAX
 from fastgrad.nn.model import Model
+
+# losses taken from the logits where the model ends in this activation
+FUSED = {"cross_entropy": SOFTMAX, "binary_cross_entropy": SIGMOID}
 
 
 class TrainingData(NamedTuple):
@@ -77,6 +82,27 @@ def windows(data: TrainingData, steps: int | None, every: bool) -> Iterator[Trai
         if not every and left is not None and not left.any():
             return
         yield TrainingData(x[:, first : first + steps], y[:, first : first + steps], left)
+
+
+def taken_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
+    """These rows of the data, by their numbers."""
+    x, y, lengths = data
+    if not isinstance(x, np.ndarray):
+        x, y = device.take_rows(x, rows), device.take_rows(y, rows)
+    else:
+        # "clip" writes straight into out, "raise" by way of a copy
+        x, y = (np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a)) for a in (x, y))
+    return TrainingData(x, y, None if lengths is None else lengths[rows])
+
+
+def packed_output(
+    model: Model, y: np.ndarray, target: np.ndarray, batch: PackedBatch | None
+) -> tuple[np.ndarray, np.ndarray, PackedBatch | None]:
+    """Output and target as rows that belong together, and what y (N, T, K) is packed by. batch: what the model's input is packed by."""
+    if y.ndim == 3:
+        whole = packed_batch("Trainer", y.shape[:2], None)
+        return pack(y, whole), target_rows(target, whole), whole
+    return y, target if batch is None or model.pools else target_rows(target, batch), None
 
 
 def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:

@@ -8,8 +8,7 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import pack, packed_batch
 from fastgrad.nn.model import ForwardContext, Model
-from fastgrad.training.data import TrainingData, target_rows
-from fastgrad.training.step import FUSED
+from fastgrad.training.data import FUSED, TrainingData, packed_output
 
 # rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data
 ROWS, STEPS, PIXELS = 1024, 16384, 2**18
@@ -30,11 +29,7 @@ def evaluate(model: Model, loss: str, data: TrainingData) -> tuple[float, float 
         x = data.x[part]
         batch = None if lengths is None else packed_batch("evaluate", x.shape[:2], lengths)
         output, _ = model._infer(x if batch is None else pack(x, batch), ForwardContext(False, logits, batch))
-        if output.ndim == 3:
-            whole = packed_batch("evaluate", output.shape[:2], None)
-            output, target = pack(output, whole), target_rows(target, whole)
-        elif batch is not None and not model.pools:
-            target = target_rows(target, batch)
+        output, target, _ = packed_output(model, output, target, batch)
         losses = empty((len(output),) if loss == "cross_entropy" else output.shape, output)
         total += float(getattr(kernels(output), loss)(output, target, losses, empty(output.shape, output), 1.0))
         count += losses.size

@@ -1,469 +1,260 @@
-"""A training step: one compiled call over a dense chain, or layer by layer over any other model.
+"""A training step: the gradients of a batch, the all-reduce among processes, and the update.
 
-Both read and write the model's flat arrays, keep their scratch between steps, and return a status of kernels/types.py;
-one that is not OK leaves parameters and state untouched. hyper is the trainer's; its first is the rate of the next step. count (1,) is the
-trainer's too, the number of updates: kernels add to it with each update, so that it is right wherever an exception comes from.
+Of a model that is one chain of dense layers, and of one process, a step is one compiled call, and an epoch as many batches a call as Pace
+says. Any other step is forward, loss and backward (of a chain one call), the all-reduce, and update_arrays. Both read and write the
+model's flat arrays, keep their scratch, and end with a Status; one that is not OK leaves parameters and state untouched. The kernel that
+makes an update counts it, so that the count is right wherever an exception comes from. The first of the rule's hyper is the step's rate.
 
-A chain that processes share makes its gradients in one compiled call, before the all-reduce, and its update in another.
-
-On a GPU nothing waits but the end of an epoch. A step's record lies there, and its status is an array () there. A chain's kernels do the
-rest; other models' steps, where one of an epoch has failed, are given NaN for x from then on, and so leave all as it is. What waits for
-an all-reduce is said in all_reduce.py.
+On a GPU nothing waits but the end of an epoch: the numbers and the status of a step lie there, and an update is made only if the one
+before it was. What waits for an all-reduce is said in all_reduce.py. A health observer is passed to the steps that it looks at.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad.core import device
-from fastgrad.core.allocator import empty
+from fastgrad.core.allocator import empty, empty_float64
 from fastgrad.core.backend import kernels
 from fastgrad.core.pace import Pace
-from fastgrad.functional.packing import pack, packed_batch, unpack
-from fastgrad.health.monitor import KEPT, HealthMonitor
-from fastgrad.health.observer import Places, Seen, in_force
+from fastgrad.health.observer import HealthObserver
 from fastgrad.kernels import types
-from fastgrad.kernels.types import ACTIVATIONS
-from fastgrad.nn.dense import DenseChain
-from fastgrad.nn.model import ForwardContext, Model, StateSnapshot
+from fastgrad.kernels.types import Batches, Net, UpdateRule
+from fastgrad.nn.model import Model, StateSnapshot, before_loss
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
-from fastgrad.training.data import EpochPlan, TrainingData, target_rows, windows
-
-# losses taken from the logits where the model ends in this activation
-FUSED = {"cross_entropy": types.SOFTMAX, "binary_cross_entropy": types.SIGMOID}
+from fastgrad.training.data import FUSED, EpochPlan, TrainingData, taken_rows, windows
+from fastgrad.training.gradients import layer_gradients
 
 
-class Steps(Protocol):
-    """What a trainer runs. updates: made since the last epoch began."""
+class StepResult(NamedTuple):
+    """The mean loss before the update, the gradient's norm, the rows of the mean and the Status: numbers, or on a GPU arrays () there."""
 
-    params: np.ndarray
-    mask: np.ndarray | None
-
-    @property
-    def updates(self) -> int: ...
-
-    def whole(self) -> AbstractContextManager:
-        """A block in which the model is as after the last update, though a step be under way."""
-
-    def reserve(self, rows: int) -> None:
-        """Scratch for batches of this many rows."""
-
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
-        """The update after so many; record (2,) = mean loss and norm. Returns the status, on a GPU an array () there."""
-
-    def epoch(self, asked: EpochPlan) -> int:
-        """An update after the other, up to one that fails, whose status is returned."""
+    loss: Any
+    norm: Any
+    rows: Any
+    status: Any
 
 
-class Counted:
-    """The number of updates, and of those since the last epoch began."""
-
-    _count: np.ndarray
-    _before = 0
-
-    @property
-    def updates(self) -> int:
-        return int(self._count[0]) - self._before
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """See Steps: a chain's update is one call, and so it is always whole."""
-        yield
-
-
-class ChainSteps(Counted):
-    """Steps of a DenseChain: one call each, and of an epoch as many batches a call as Pace says."""
-
-    # what the kernels are asked to look at
-    watch: types.Watch | None = None
-
-    def __init__(
-        self,
-        model: DenseChain,
-        loss: str,
-        optimizer: Any,
-        state: np.ndarray,
-        hyper: np.ndarray,
-        clip_norm: float,
-        constraint: types.Constraint | None,
-        count: np.ndarray,
-    ) -> None:
-        self.params, self.mask = model.params, model._mask
-        self._count, self._pace, self._pace_of = count, Pace(0), 0
-        self._sizes, self._work, self._rows = model.sizes, empty((0,), model.params), 0
-        self._net = types.Net(
-            model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads, self._work
-        )
-        self._rule = types.UpdateRule(optimizer.code, state, hyper, clip_norm, self.mask, constraint)
-
-    def reserve(self, rows: int) -> None:
-        if rows > self._rows:
-            self._work = empty((types.workspace_size(self._sizes, rows),), self._work)
-            self._net = self._net._replace(work=self._work)
-            self._rows = rows
-
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: Any, done: int, record: np.ndarray) -> int:
-        ops = kernels(x)
-        return ops.dense_chain_step(
-            x, target, self._net, self._rule, done, record, watch=self.watch, updates=self._count
-        )  # fmt: skip
-
-    def epoch(self, asked: EpochPlan) -> int:
-        self._before = int(self._count[0])
-        asked.sizes[...] = np.diff(np.append(np.arange(0, len(asked.order), asked.batch_size), len(asked.order)))
-        if type(self.params) is not np.ndarray:
-            # launches return at once, and to wait for them more often would cost
-            return self._part(asked, self.watch)
-        if self._pace_of != asked.batch_size:
-            self._pace_of = asked.batch_size
-            self._pace = Pace(6 * asked.batch_size * self.params.size)
-        first = 0
-        while first < asked.batches:
-            batches = min(self._pace.batches(), asked.batches - first)
-            status = self._part(asked.part(first, batches, first), self.watch and self.watch.after(first))
-            self._pace.made(batches)
-            if status != types.OK:
-                return status
-            first += batches
-        return types.OK
-
-    def _part(self, asked: EpochPlan, watch: types.Watch | None) -> int:
-        """Batches in one call."""
-        (x, y, _), order, size = asked.data, asked.order, asked.batch_size
-        status, _ = kernels(x).dense_chain_epoch(
-            x,
-            y,
-            types.Batches(order, size, asked.rates),
-            self._net,
-            self._rule,
-            asked.done,
-            asked.record,
-            watch=watch,
-            updates=self._count,
-        )
-        return status
-
-
-class LayerSteps(Counted):
-    """Steps of any model: forward, loss, backward, norm, update."""
+class TrainStep:
+    """Steps of a model as it is now: who moves it, prunes it or takes it over needs another one. count (1,): of the updates."""
 
     # what the step that is under way, or was interrupted, has moved of the model besides its parameters; and updates before it
     _under_way: tuple[StateSnapshot, int] | None = None
+    # updates of the whole epoch that runs, or ran last
+    _planned = 0
+    # of the last step's recurrent layers
+    _state: Any = None
 
     def __init__(
         self,
         model: Model,
         loss: str,
-        optimizer: Any,
-        state: np.ndarray,
-        hyper: np.ndarray,
-        clip_norm: float,
-        constraint: types.Constraint | None,
+        rule: UpdateRule,
         count: np.ndarray,
-        reduction: AllReduce | None,
+        all_reduce: AllReduce | None = None,
+        observer: HealthObserver | None = None,
     ) -> None:
         self.params, self.mask = model.params, model._mask
-        self._model, self._loss, self._count = model, loss, count
-        # updates of the epoch that runs
-        self._reduction, self._planned = reduction, 0
-        # of the last step; a share of them where means are taken over processes, and then on a GPU an array () there
-        self._rows: Any = 0
-        # whether it was past the ends of all processes' sequences
-        self._over = False
-        self._logits = FUSED.get(loss) == model.output.code
+        self._model, self._loss, self._rule, self._count = model, loss, rule, count
+        self._all_reduce, self._observer, self._on_gpu = all_reduce, observer, not model.is_here
+        # whether a forward in training moves more than memory
+        self._moves = bool(model.statistics() or model._generators())
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
         self._gradients = list(model.gradients().values()) or [model.grads]
-        self._rule = types.UpdateRule(optimizer.code, state, hyper, clip_norm, self.mask, constraint)
+        self._chain, self._rows, self._record = model._chain, 0, np.zeros(2)
+        self._compiled = self._chain is not None and all_reduce is None
+        self._watch: types.Watch | None = None
+        self._paces: dict[int, Pace] = {}
+        if self._chain is not None:
+            chain, code, work = self._chain, types.LOSSES[loss], empty((0,), model.params)
+            self._net = Net(chain.table, chain.activation_parameters, code, model.params, model.grads, work)
+            if self._compiled and observer is not None:
+                last = before_loss(chain.output, FUSED.get(loss) == chain.output.code)
+                self._watch = observer.monitor.watch([*chain._activations[:-1], last])
 
-    def reserve(self, rows: int) -> None:
-        """Nothing: layers ask for their memory themselves."""
+    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None = None) -> StepResult:
+        """One update, on checked data."""
+        done, observer = self._count.item(0), self._observer
+        looks = observer is not None and observer.looks(done)
+        record = empty_float64(2, self.params) if self._on_gpu else self._record
+        if self._compiled:
+            rows: Any = len(x)
+            if rows > self._rows:
+                self._reserve(rows)
+            status = kernels(x).dense_chain_step(
+                x, target, self._net, self._rule, done, record, watch=self._watch if looks else None, updates=self._count
+            )  # fmt: skip
+        else:
+            if looks and observer is not None:
+                observer.monitor.reserve(1, self.params)
+            result = self._update(TrainingData(x, target, lengths), record, None, 0 if looks else None)
+            # past the ends of all sequences, which the check of data refuses
+            assert result is not None
+            rows, status = result.rows, result.status
+        if looks and observer is not None:
+            observer.monitor.add(done, observer.monitor.rows[0], status)
+        if self._on_gpu:
+            return StepResult(record[0], record[1], rows, status)
+        return StepResult(record.item(0), record.item(1), rows, status)
 
-    def epoch(self, asked: EpochPlan) -> int:
-        self._before = int(self._count[0])
-        for status in self._run(asked, asked.record):
+    def epoch(self, plan: EpochPlan) -> int:
+        """An update after the other, up to one that fails, whose status is returned."""
+        observer, run = self._observer, self._compiled_epoch if self._compiled else self._epoch
+        if observer is None:
+            return run(plan)
+        batches = max(observer.capacity // plan.windows, 1)
+        for first in range(0, plan.batches, batches):
+            part, status = plan.part(first, batches, self._count.item(0) - plan.done), types.OK
+            if not self._compiled:
+                observer.monitor.reserve(len(part.sizes), self.params)
+            try:
+                status = run(part)
+            finally:
+                observer.monitor.add_updates(part.done, self._count.item(0) - part.done, status)
             if status != types.OK:
                 return status
-            asked.sizes[self.updates - 1] = self._rows
         return types.OK
-
-    def _run(self, asked: EpochPlan, record: np.ndarray) -> Iterator[Any]:
-        """An epoch's updates: the status of each."""
-        self._planned, made = asked.planned, 0
-        if self._reduction is not None:
-            self._reduction.sure = False
-        for start in range(0, len(asked.order), asked.batch_size):
-            state, taken = None, self._taken(asked.data, asked.order[start : start + asked.batch_size])
-            # sequences of another process may be longer
-            for part in windows(taken, asked.window, self._reduction is not None):
-                self._rule.hyper[0] = asked.rates[made]
-                status = self.step(*part, asked.done + made, record[made], state)
-                if self._over:
-                    break
-                yield status
-                state, made = self._state, made + 1
-
-    def _taken(self, data: TrainingData, rows: np.ndarray) -> TrainingData:
-        def taken(a: np.ndarray) -> np.ndarray:
-            # "clip" writes straight into out, "raise" by way of a copy
-            return np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a))
-
-        return TrainingData(taken(data.x), taken(data.y), None if data.lengths is None else taken(data.lengths))
-
-    def step(
-        self,
-        x: np.ndarray,
-        target: np.ndarray,
-        lengths: np.ndarray | None,
-        done: int,
-        record: np.ndarray,
-        state: Any = None,
-    ) -> int:
-        self._settle()
-        self._over, self._under_way = False, (StateSnapshot(self._model), int(self._count[0]))
-        try:
-            return self._step(x, target, lengths, done, record, state)
-        finally:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Put back what a step has moved that made no update. Where it is interrupted it is done again before the next step."""
-        if self._under_way is not None:
-            before, count = self._under_way
-            # a window after all sequences' ends is no update, and moves on as one
-            if self._count[0] == count and not self._over:
-                before.restore()
-            self._under_way = None
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        if self._under_way is None or self._count[0] != self._under_way[1]:
-            yield
-            return
+        """A block in which the model is as after the last update, though a step be under way."""
         now = StateSnapshot(self._model)
-        self._under_way[0].restore()
+        if self._under_way is not None and self._count[0] == self._under_way[1]:
+            self._under_way[0].restore()
         try:
             yield
         finally:
             now.restore()
 
-    def _step(
-        self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
-    ) -> int:
-        ops = kernels(self.params)
-        batch = None if lengths is None else packed_batch("Trainer", x.shape[:2], lengths)
-        context = ForwardContext(True, self._logits, batch, state, want_dx=False)
-        y, self._state, backward = self._model._forward(x if batch is None else pack(x, batch), context)
-        whole = packed_batch("Trainer", y.shape[:2], None) if y.ndim == 3 else None
-        if whole is not None:
-            y, target = pack(y, whole), target_rows(target, whole)
-        elif batch is not None and not self._model.pools:
-            target = target_rows(target, batch)
-        self._rows = len(y)
-        losses = empty((len(y),) if self._loss == "cross_entropy" else y.shape, y)
-        dy = empty(y.shape, y)
-        # a GPU's kernels make NaN of what is no class
-        by_class = target.ndim == 1 and target.size and self._model.is_here
-        if by_class and not (target.min() >= 0 and target.max() < y.shape[1]):
-            return types.BAD_LABEL
-        scale = 1.0 if self._reduction else 1 / max(losses.size, 1)
-        total = getattr(ops, self._loss)(y, target, losses, dy, scale)
-        backward(dy if whole is None else unpack(dy, whole))
-        record[:1] = total * scale
-        if self._reduction:
-            record[:1], self._rows = self._reduction(total, losses.size, self._settings(done))
-            # who has rows need not ask, and so wait, whether anybody has
-            self._over = not losses.size and not self._rows
-            if self._over:
-                return types.OK
-        return ops.update_arrays(self._arrays, self._gradients, self._rule, done + 1, record[1:], updates=self._count)
+    def _reserve(self, rows: int) -> None:
+        """Scratch of the chain for batches of this many rows."""
+        if rows > self._rows:
+            size = types.workspace_size(self._chain.sizes, rows)
+            self._net, self._rows = self._net._replace(work=empty((size,), self.params)), rows
 
-    def _settings(self, done: int) -> bytes:
-        """What processes that share a step must have in common."""
-        rule = self._rule
-        settings = types.LOSSES[self._loss], rule.optimizer, *rule.hyper, rule.clip_norm, done, self._planned
-        return np.array(settings).tobytes()
-
-
-def steps_of(
-    model: Model,
-    loss: str,
-    optimizer: Any,
-    state: np.ndarray,
-    hyper: np.ndarray,
-    clip_norm: float,
-    constraint: types.Constraint | None,
-    count: np.ndarray,
-    reduction: AllReduce | None,
-    health: HealthMonitor | None,
-) -> Steps:
-    """Steps of the kind that the model allows: an all-reduce comes between a chain's gradients and its update."""
-    settings = loss, optimizer, state, hyper, clip_norm, constraint, count
-    steps: ChainSteps | LayerSteps
-    if isinstance(model, DenseChain) and reduction is None:
-        steps = ChainSteps(model, *settings)
-    elif not model.is_here:
-        steps = ThereLayerSteps(model, *settings, reduction)
-    elif isinstance(model, DenseChain) and health is None:
-        steps = SharedChainSteps(model, *settings, reduction)
-    else:
-        steps = LayerSteps(model, *settings, reduction)
-    if health is None or not health.layers:
-        return steps
-    return watched(steps, model, loss, health)
-
-
-class SharedChainSteps(LayerSteps):
-    """The chain's gradients, the all-reduce, and the update."""
-
-    def __init__(self, model: DenseChain, loss: str, *rest: Any) -> None:
-        super().__init__(model, loss, *rest)
-        self._chain = model
-        work = np.empty(0, model.dtype)
-        self._net = types.Net(
-            model.table, model.activation_parameters, types.LOSSES[loss], model.params, model.grads, work
-        )
-        self._state = None
-
-    def reserve(self, rows: int) -> None:
-        size = types.workspace_size(self._chain.sizes, rows)
-        if size > self._net.work.size:
-            self._net = self._net._replace(work=np.empty(size, self._net.work.dtype))
-
-    def _step(
-        self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray, state: Any
-    ) -> int:
-        ops, reduction = kernels(), self._reduction
-        assert reduction is not None
-        status = ops.dense_chain_gradients(x, target, self._net, record)
-        if status == types.BAD_LABEL:
-            return status
-        # where a gradient is not finite the others have to know
-        ops.scale_arrays([self._chain.grads], None, np.full(1, float(len(x))))
-        record[:1], self._rows = reduction(record.item(0) * len(x), len(x), self._settings(done))
-        return ops.update_arrays(self._arrays, self._gradients, self._rule, done + 1, record[1:], updates=self._count)
-
-
-class ThereLayerSteps(LayerSteps):
-    """Steps of any model that lies on a GPU."""
-
-    # 1, or NaN once a step of the epoch has failed
-    _alive: Any = None
-
-    def epoch(self, asked: EpochPlan) -> int:
-        self._before = int(self._count[0])
-        # mean loss, norm, rows and status of each update
-        there, made = device.zeros((len(asked.sizes), 4), np.float64), 0
-        try:
-            for status in self._run(asked, there[:, :2]):
-                there[made, 2], there[made, 3] = self._rows, status
-                alive = np.where(status == types.OK, 1.0, np.nan)
-                self._alive = alive if self._alive is None else self._alive * alive
-                made += 1
-        finally:
-            self._alive, found = None, device.to_host(there)[:made]
-            asked.record[:made], asked.sizes[:made] = found[:, :2], found[:, 2]
-            failed = np.flatnonzero(found[:, 3])
-            if len(failed):
-                # launched they were, and counted
-                self._count[0] = self._before + failed[0]
-        return int(found[failed[0], 3]) if len(failed) else types.OK
-
-    def step(
-        self,
-        x: np.ndarray,
-        target: np.ndarray,
-        lengths: np.ndarray | None,
-        done: int,
-        record: np.ndarray,
-        state: Any = None,
-    ) -> Any:
-        self._settle()
-        before = StateSnapshot(self._model)
-        self._over, self._under_way = False, (before, int(self._count[0]))
-        if self._alive is not None:
-            x = x * self._alive.astype(x.dtype)
-        try:
-            status: Any = self._step(x, target, lengths, done, record, state)
-        finally:
-            self._settle()
-        if self._reduction is not None:
-            status = np.where(self._reduction.agreed, status, DISAGREED)
-        before.restore_unless(status == types.OK)
-        return status
-
-    def _taken(self, data: TrainingData, rows: np.ndarray) -> TrainingData:
-        x, y = device.take_rows(data.x, rows), device.take_rows(data.y, rows)
-        return TrainingData(x, y, None if data.lengths is None else data.lengths[rows])
-
-
-NOTHING: AbstractContextManager = nullcontext()
-
-
-class Watched:
-    """Steps of a chain, whose kernels look at what they make; they are asked to in `watch`."""
-
-    updates = 0
-
-    def __init__(self, steps: Any, health: HealthMonitor) -> None:
-        self.params, self.mask, self.reserve, self.whole = steps.params, steps.mask, steps.reserve, steps.whole
-        self._steps, self._health = steps, health
-
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None, done: int, record: np.ndarray) -> Any:
-        if device.on_gpu(self.params) and device.cuda_device().records():
-            raise RuntimeError(
-                "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
-            )
-        if done % self._health.every:
-            return self._steps.step(x, target, lengths, done, record)
-        with self._looking(done, 1):
-            status = self._steps.step(x, target, lengths, done, record)
-        self._health.add(done, self._health.rows[0], status)
-        return status
-
-    def epoch(self, asked: EpochPlan) -> int:
-        """In parts of so many updates as there are rows for."""
-        self.updates, batches = 0, max(KEPT // asked.windows, 1)
-        for first in range(0, asked.batches, batches):
-            part, status = asked.part(first, batches, self.updates), types.OK
-            looking = self._looking(part.done, len(part.sizes))
-            try:
-                with looking:
-                    status = self._steps.epoch(part)
-            finally:
-                self.updates += self._steps.updates
-                self._health.add_updates(part.done, self._steps.updates, status)
+    def _compiled_epoch(self, plan: EpochPlan) -> int:
+        size, (x, y, _) = plan.batch_size, plan.data
+        self._reserve(size)
+        plan.sizes[...] = np.diff(np.append(np.arange(0, len(plan.order), size), len(plan.order)))
+        pace = self._paces.setdefault(size, Pace(6 * size * self.params.size))
+        first = 0
+        while first < plan.batches:
+            # a GPU's launches return at once, and to wait for them more often would cost
+            batches = plan.batches if self._on_gpu else min(pace.batches(), plan.batches - first)
+            part = plan.part(first, batches, first)
+            status, _ = kernels(x).dense_chain_epoch(
+                x, y, Batches(part.order, size, part.rates), self._net, self._rule, part.done, part.record,
+                watch=self._watch and self._watch.after(first), updates=self._count,
+            )  # fmt: skip
+            pace.made(batches)
             if status != types.OK:
                 return status
+            first += batches
         return types.OK
 
-    def _looking(self, done: int, updates: int) -> AbstractContextManager:
-        """A block in which so many updates after `done` leave rows."""
-        return NOTHING
+    def _epoch(self, plan: EpochPlan) -> int:
+        observer, made, status, self._planned = self._observer, 0, None, plan.planned
+        if self._all_reduce is not None:
+            self._all_reduce.sure = False
+        # loss, norm, rows and status of each update
+        outcomes = device.zeros((len(plan.sizes), 4), np.float64) if self._on_gpu else None
+        records = plan.record if outcomes is None else outcomes[:, :2]
+        try:
+            for start in range(0, len(plan.order), plan.batch_size):
+                self._state, batch = None, taken_rows(plan.data, plan.order[start : start + plan.batch_size])
+                # sequences of another process may be longer
+                for part in windows(batch, plan.window, self._all_reduce is not None):
+                    self._rule.hyper[0] = plan.rates[made]
+                    looks = observer is not None and observer.looks(plan.done + made)
+                    result = self._update(part, records[made], self._state, made if looks else None, status)
+                    if result is None:
+                        break
+                    if outcomes is None:
+                        if result.status != types.OK:
+                            return result.status
+                        plan.sizes[made] = result.rows
+                    else:
+                        status = result.status
+                        outcomes[made, 2], outcomes[made, 3] = result.rows, status
+                    made += 1
+        finally:
+            failed = None if outcomes is None else self._read(plan, device.to_host(outcomes)[:made])
+        return failed or types.OK
 
+    def _read(self, plan: EpochPlan, outcomes: np.ndarray) -> int:
+        """Take in what came of an epoch's updates on a GPU; the status of the first that failed, or OK."""
+        made, failed = len(outcomes), np.flatnonzero(outcomes[:, 3])
+        plan.record[:made], plan.sizes[:made] = outcomes[:, :2], outcomes[:, 2]
+        if not len(failed):
+            return types.OK
+        # launched they were, and counted
+        self._count[0] = plan.done + failed[0]
+        if failed[0] < made - 1:
+            # the gradients of the step that failed are not there any more
+            self._model.grads[...] = np.nan
+        return int(outcomes[failed[0], 3])
 
-class WatchedLayers(Watched):
-    """Steps of any other model, whose kernels are looked at."""
+    def _update(
+        self, batch: TrainingData, record: np.ndarray, state: Any = None, row: int | None = None, only_if: Any = None
+    ) -> StepResult | None:
+        """Gradients, all-reduce, update; None past the ends of all processes' sequences, where there is nothing to update from.
 
-    def __init__(self, steps: LayerSteps, model: Model, health: HealthMonitor) -> None:
-        super().__init__(steps, health)
-        self._places = Places(model, health)
+        record (2,) = mean loss and norm. row: of the monitor, where the step is looked at. only_if: on a GPU the status of the step before.
+        """
+        self._settle()
+        done, before = self._count.item(0), StateSnapshot(self._model) if self._moves else None
+        self._under_way = None if before is None else (before, done)
+        observer = None if row is None else self._observer
+        try:
+            if observer is not None and row is not None:
+                observer.begin(row)
+            if self._chain is not None and self._observer is None:
+                status, loss, size, rows = self._chain_gradients(batch.x, batch.y, record)
+            else:
+                status, loss, size, rows, self._state = layer_gradients(
+                    self._model, self._loss, batch, state, observer, self._all_reduce is None
+                )
+            if not self._on_gpu and status != types.OK:
+                return StepResult(np.nan, np.nan, rows, status)
+            if self._all_reduce is not None:
+                rule = self._rule
+                settings = types.LOSSES[self._loss], rule.optimizer, *rule.hyper, rule.clip_norm, done, self._planned
+                loss, rows = self._all_reduce(loss, size, settings)
+                # who has rows need not ask, and so wait, whether anybody has
+                if not size and not rows:
+                    # a step moves on, though it makes no update
+                    self._under_way = None
+                    return None
+            record[:1] = loss
+            moved = None if observer is None else observer.look_at_gradients(self._arrays)
+            status = kernels(self.params).update_arrays(
+                self._arrays, self._gradients, self._rule, done + 1, record[1:], moved=moved, updates=self._count, only_if=only_if
+            )  # fmt: skip
+            if observer is not None:
+                observer.look_at_update(moved, status)
+        finally:
+            self._settle()
+        if self._on_gpu:
+            if self._all_reduce is not None:
+                status = np.where(self._all_reduce.agreed, status, DISAGREED)
+            if before is not None:
+                before.restore_unless(status == types.OK)
+        return StepResult(record[0], record[1], rows, status)
 
-    def _looking(self, done: int, updates: int) -> AbstractContextManager:
-        self._health.reserve(updates, self.params)
-        return in_force(Seen(kernels(self.params), self._health, self._places, done))
+    def _settle(self) -> None:
+        """Put back what a step has moved that made no update. Where it is interrupted it is done again before the next step."""
+        if self._under_way is not None:
+            before, count = self._under_way
+            if self._count[0] == count:
+                before.restore()
+            self._under_way = None
 
-
-def watched(steps: ChainSteps | LayerSteps, model: Model, loss: str, health: HealthMonitor) -> Watched:
-    """These steps, watched."""
-    health.reserve(KEPT, model.params)
-    if isinstance(steps, LayerSteps):
-        return WatchedLayers(steps, model, health)
-    assert isinstance(model, DenseChain)
-    activations = list(model._activations)
-    if FUSED.get(loss) == model.output.code:
-        activations[-1] = ACTIVATIONS["identity"]
-    steps.watch = health.watch(activations)
-    return Watched(steps, health)
+    def _chain_gradients(self, x: np.ndarray, target: np.ndarray, record: np.ndarray) -> tuple[Any, Any, int, int]:
+        """Those of a chain in one call: (status, sum of losses, how many they are, rows), for an all-reduce."""
+        self._reserve(len(x))
+        status = kernels(x).dense_chain_gradients(x, target, self._net, record[:1], mean=False)
+        size = len(x) * (1 if self._loss == "cross_entropy" else self._chain.n_out)
+        return status, record[0], size, len(x)

@@ -83,7 +83,7 @@ def test_steps_and_fit_take_each_updates_rate(in_force, form):
     for i, rate in enumerate(rates):
         rows = slice(8 * (i % 3), 8 * (i % 3) + 8)
         stepped.step(x[rows], y[rows])
-        by_hand._hyper[0] = rate
+        by_hand._rule.hyper[0] = rate
         by_hand.step(x[rows], y[rows])
     assert bits(stepped.model.params) == bits(by_hand.model.params)
     assert bits(fitted.model.params) == bits(by_hand.model.params)

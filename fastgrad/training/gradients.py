@@ -1,0 +1,36 @@
+"""The gradients of a batch, layer by layer: forward, loss and backward of any model."""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core.allocator import empty
+from fastgrad.core.backend import kernels
+from fastgrad.functional.packing import pack, packed_batch, unpack
+from fastgrad.kernels import types
+from fastgrad.nn.model import ForwardContext, Model, Observer
+from fastgrad.training.data import FUSED, TrainingData, packed_output
+
+
+def layer_gradients(
+    model: Model, loss: str, batch: TrainingData, state: Any, observer: Observer | None, mean: bool
+) -> tuple[int, Any, int, int, Any]:
+    """Fill the model's gradients: (status, loss, how many values it is of, rows, state); those of the mean loss, or of the sum.
+
+    state: what recurrent layers begin from, and what they end in. The status is OK or BAD_LABEL, after which gradients are of no use.
+    """
+    x, target, lengths = batch
+    logits = FUSED.get(loss) == model.output.code
+    rows_of = None if lengths is None else packed_batch("Trainer", x.shape[:2], lengths)
+    context = ForwardContext(True, logits, rows_of, state, False, observer)
+    y, state, backward = model._forward(x if rows_of is None else pack(x, rows_of), context)
+    y, target, whole = packed_output(model, y, target, rows_of)
+    losses, dy = empty((len(y),) if loss == "cross_entropy" else y.shape, y), empty(y.shape, y)
+    # a GPU's kernels make NaN of what is no class
+    by_class = target.ndim == 1 and target.size and model.is_here
+    if by_class and not (target.min() >= 0 and target.max() < y.shape[1]):
+        return types.BAD_LABEL, np.nan, losses.size, len(y), state
+    scale = 1 / max(losses.size, 1) if mean else 1.0
+    total = getattr(kernels(y), loss)(y, target, losses, dy, scale)
+    backward(dy if whole is None else unpack(dy, whole))
+    return types.OK, total * scale, losses.size, len(y), state

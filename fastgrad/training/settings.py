@@ -1,0 +1,90 @@
+"""A trainer's settings: their checks, when it is made and when they are assigned; what a step makes of them; and a step's errors."""
+
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.health.observer import HealthObserver
+from fastgrad.kernels import types
+from fastgrad.kernels.types import UpdateRule
+from fastgrad.nn.model import Model
+from fastgrad.optim import Optimizer
+from fastgrad.optim import constraint as constraints
+from fastgrad.optim.constraint import Constraint
+from fastgrad.pruning import GradualPruning
+from fastgrad.schedule import Schedule
+from fastgrad.training.all_reduce import DISAGREED, AllReduce, Reduce, disagreement
+from fastgrad.training.step import TrainStep
+
+
+def checked_loss(loss: Any) -> str:
+    check.choice("Trainer", "loss", loss, types.LOSSES)
+    return loss
+
+
+def checked_optimizer(optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
+    constraint_over(constraint, model)
+    return constraint
+
+
+def constraint_over(constraint: Any, model: Model) -> types.Constraint | None:
+    return constraints.checked("Trainer", constraint, "parameters", list(model.parameters().values()))
+
+
+def checked_pruning(pruning: Any, model: Model) -> GradualPruning | None:
+    if not isinstance(pruning, GradualPruning | None):
+        raise TypeError(f"Trainer: pruning must be a GradualPruning, got {type(pruning).__name__}")
+    if pruning:
+        pruning.check(model)
+    return pruning
+
+
+def checked_reduce(reduce: Any) -> Reduce | None:
+    if reduce is not None and not callable(reduce):
+        raise TypeError(f"Trainer: reduce must be callable, got {type(reduce).__name__}")
+    return reduce
+
+
+def bind(trainer: Any) -> None:
+    """Make of a trainer's settings, and of its model as it lies now, what its next update is."""
+    model, optimizer, monitor = trainer._model, trainer._optimizer, trainer._health
+    if trainer._pruning is not trainer._pruned_by:
+        # what would have been due before is not made up for
+        trainer._pruned, trainer._pruned_by = trainer.step_count, trainer._pruning
+    trainer._shapes = None, None
+    trainer._scheduled = isinstance(optimizer.lr, Schedule)
+    trainer._target_dtype = np.dtype(np.int64) if trainer._loss == "cross_entropy" else trainer._dtype
+    if type(trainer._state) is not type(model.params):
+        # the model was moved
+        trainer._state = (device.to_host if model.is_here else device.to_gpu)(trainer._state)
+    held = constraint_over(trainer._constraint, model)
+    trainer._rule = UpdateRule(optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, held)
+    all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model)
+    observer = HealthObserver(model, monitor) if monitor is not None and monitor.layers else None
+    trainer._steps = TrainStep(model, trainer._loss, trainer._rule, trainer._count, all_reduce, observer)
+
+
+def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
+    """Raise the error of a step, or an epoch, that ended with this status."""
+    model = trainer._model
+    if status == DISAGREED:
+        raise disagreement()
+    if (status == types.BAD_LABEL or not model.is_here) and model.n_out and y.dtype == np.int64:
+        check.labels(op, "y", y, (*y.shape, model.n_out), model.params)
+    hint = "; health() of the trainer tells of every layer" if trainer._health is not None else ""
+    raise check.no_update(op, model.gradients(), hint)
+
+
+def refuse_nested(trainer: Any, op: str) -> None:
+    """Raise where this thread, which has the lock, is in a step or an epoch already: what changes the trainer would tear it."""
+    if trainer._running:
+        raise RuntimeError(
+            f"{op}: the trainer is in the middle of a step or a fit in this thread, which a signal's handler or reduce came out of"
+        )
