@@ -12,6 +12,7 @@ from tolerances import assert_close
 import fastgrad as fg
 from fastgrad.nn import Dense, DenseChain, Sequential
 from fastgrad.optim import SGD, Adam
+from fastgrad.training.history import History
 
 SIZES = [4, 6, 3]
 OPTIMIZERS = {
@@ -412,7 +413,7 @@ def test_history_plots(in_force, tmp_path):
 def test_a_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'History.plot needs matplotlib: pip install "fastgrad\[plot\]"'):
-        fg.train.History().plot()
+        History().plot()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
