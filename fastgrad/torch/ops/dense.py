@@ -162,7 +162,7 @@ def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None, recorded: 
     taken = layers.rooms.take(_Forward, len(x), layers)
     room, added = taken[1], None
     if residual is not None:
-        shape = room.outputs[-1].shape
+        shape = room.arrays.outputs[-1].shape
         added = check.array(OP, "residual", array(OP, "residual", residual), "(N, K)", shape, layers.dtype)
     chain, saved = Chain(x, layers.weights, layers.biases, layers.activations, added), room.arrays
     kernels().dense_chain_forward(chain, saved)
