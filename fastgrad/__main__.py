@@ -1,4 +1,4 @@
-"""python -m fastgrad info | warmup | health"""
+"""The command line of fastgrad: `python -m fastgrad info | warmup | health`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Work on a GPU: whether there is one, and calls recorded as a CUDA graph."""
+"""fg.gpu: whether the "cuda" backend can run (is_available), and calls recorded as a CUDA graph (capture)."""
 
 import importlib
 from typing import Any

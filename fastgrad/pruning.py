@@ -1,4 +1,4 @@
-"""Pruning by magnitude: at once, of arrays or a model, and little by little while a model trains."""
+"""Pruning by magnitude: `prune`, of arrays or a model at once; GradualPruning, a schedule of pruning while a model trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def _prune_model(
 
 
 def names_of(op: str, model: Model, names: Any, units: bool) -> list[str]:
-    """The arrays of a model that are pruned."""
+    """The names of the arrays of a model that are to be pruned."""
     weights = [name for name, a in model.parameters().items() if a.ndim > 1]
     if names is not None:
         check.each(op, "names", names)
@@ -180,7 +180,7 @@ def _count(op: str, amount: Any, size: int, name: str) -> int:
 
 
 def _living(mask: np.ndarray) -> np.ndarray:
-    """Of each unit whether any of it lives, (K,)."""
+    """Whether a unit has a value that is not pruned, bool (K,)."""
     return np.any(mask.reshape(-1, mask.shape[-1]), axis=0)
 
 

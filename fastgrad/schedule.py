@@ -1,6 +1,6 @@
-"""Learning rates that change: `lr` of an optimiser, the rate of each update a function of how many went before it.
+"""fg.schedule, learning-rate schedules for `lr` of an optimiser: the rate of an update by the number of updates before it.
 
-One of your own is a subclass of Schedule with `rate`.
+A schedule may also read the validation losses. Your own schedule is a subclass of Schedule with a method `rate`.
 """
 
 import math

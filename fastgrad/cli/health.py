@@ -1,6 +1,8 @@
-"""python -m fastgrad health: how gradients fare in a deep net on real digits, with an initialisation, an activation and a cure.
+"""The command `python -m fastgrad health`: train a deep net on scikit-learn's digits, print its health report and draw it.
 
-With --sweep: the norm of the first layer's gradient in many deep nets, as a heat map.
+Options choose depth, width, initialisation, activation, batch norm and residuals. With --sweep the command draws a heat map instead: the
+norm of the first layer's gradient at the first step, for many initialisations, activations and depths, with and without batch norm and
+residuals.
 """
 
 import argparse
@@ -44,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One experiment, or a sweep: print what was found, and draw it."""
+    """Train one net, print its health report and draw it; or draw the heat map of a sweep."""
     x, y = digits()
     if options.sweep:
         path = options.plot or "health_map.png"

@@ -1,4 +1,4 @@
-"""python -m fastgrad info: what is installed, which backends run, and how the "cpu" backend is set up."""
+"""The command `python -m fastgrad info`: print versions, which backends run, threads, vector width and the kernel cache."""
 
 import os
 import platform

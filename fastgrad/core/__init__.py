@@ -1,1 +1,1 @@
-"""What every part of fastgrad stands on: backends, checks of arguments, memory, and arrays on a GPU."""
+"""Base modules of fastgrad: choice of the backend, checks of arguments, memory for results, arrays on a GPU, locks, random generators."""

@@ -1,9 +1,12 @@
-"""Memory for results: what is let go is kept for the next, since pages that the system hands out anew cost more than many a kernel.
+"""The allocator of result arrays: it keeps memory blocks and uses them again, since new pages cost more than many kernels.
 
-A result is a view of a block, as all views of it are. Blocks of up to KEPT bytes together are listed here, lent or free, and one that the
-list alone holds is free: so reference counts tell, as they do when an exception, a signal's handler or another thread comes between. No
-lock is held and no destructor runs, and blocks past the bound are NumPy's to free at once. The gradient that one layer of a model has
-read is where the next layer writes its own, and a training loop allocates nothing after its first step. Blocks begin at cache lines.
+`empty` returns an uninitialised array. An array of LARGE bytes or more is a view of a block, which begins at a cache line. A smaller one is
+NumPy's, and one on a GPU comes from CuPy's pool.
+
+Lists hold blocks of up to KEPT bytes in all; NumPy frees the others at once. A block is free if only its list refers to it, which its
+reference count tells. So there is no lock and no destructor, and an exception, a signal handler or another thread does no harm. In a
+backward pass a gradient that has been read gives its memory to the next gradient, and a training loop allocates nothing after its first
+step.
 """
 
 import ctypes
@@ -25,7 +28,7 @@ LOOK = 1 << 10
 
 
 def counts(blocks: list[np.ndarray], most: int) -> list[int]:
-    """References to the first blocks of a list."""
+    """Reference counts of the first `most` blocks of a list."""
     return list(map(getrefcount, islice(blocks, most)))
 
 
@@ -34,13 +37,13 @@ FREE = counts([np.empty(0)], 1)[0]
 
 
 class Allocator:
-    """Lists of blocks by their size, the last one taken first; sizes in the order in which they were used last."""
+    """Lists of blocks by size. In a list the block that was used last is first; the size that was used last is the last."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, list[np.ndarray]] = {}
 
     def take(self, size: int) -> np.ndarray:
-        """A block (size,) of bytes that nobody has."""
+        """A free block (size,) of bytes, a new one if no block of the size is free."""
         # whoever comes between the two lines has a list of its own, whose blocks are soon listed no more
         blocks = self._blocks.pop(size, None) or []
         self._blocks[size] = blocks
@@ -58,7 +61,7 @@ class Allocator:
         return sum(size * len(blocks) for size, blocks in list(self._blocks.items()))
 
     def _make_room(self, size: int) -> None:
-        """Make the lists short enough for one more block."""
+        """Drop blocks, of the least recently used sizes first, until KEPT bytes can hold one more block of this size."""
         over = self.listed + size - KEPT
         for other, blocks in list(self._blocks.items()):
             while over > 0 and blocks:
@@ -69,7 +72,7 @@ class Allocator:
 
 
 def _free(blocks: list[np.ndarray], most: int) -> np.ndarray | None:
-    """A free block among the first of a list, which becomes its first."""
+    """A free block among the first `most` of a list, moved to the front of the list; None if none is free."""
     while FREE in (found := counts(blocks, most)):
         # what pop returns nobody else gets, but another may be at that place by now
         try:
@@ -94,7 +97,7 @@ _memory = Allocator()
 
 
 def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
-    """numpy.empty of a dtype, or of an array's and then where that lies: on a GPU CuPy keeps memory in a pool of its own."""
+    """An uninitialised array. like: its dtype, or an array of the same dtype and device. On a GPU the memory comes from CuPy's pool."""
     if type(like) is np.ndarray:
         dtype = like.dtype
     elif isinstance(like, np.dtype):
@@ -111,22 +114,22 @@ def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
 
 
 def layer_saved(y: np.ndarray, activation: Activation) -> LayerSaved:
-    """What a layer's forward writes: y, and z, which is y too unless the activation's derivative is taken from z."""
+    """The arrays y and z that a layer's forward writes. z is y itself unless the activation's derivative is computed from z."""
     return LayerSaved(empty(y.shape, y) if activation.needs_input else y, y)
 
 
 def copied(x: np.ndarray) -> np.ndarray:
-    """A copy, of a result that would else share its caller's memory."""
+    """A copy of x, for a result that must not share its caller's memory."""
     y = empty(x.shape, x)
     y[...] = x
     return y
 
 
 def empty_float64(n: int, like: np.ndarray) -> np.ndarray:
-    """An array (n,) of float64, uninitialised, where an array lies."""
+    """An uninitialised float64 array (n,), on the device of `like`."""
     return np.empty(n) if isinstance(like, np.ndarray) else device.empty((n,), np.dtype(np.float64))
 
 
 def zeros(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """numpy.zeros, where an array lies."""
+    """An array of zeros, with the dtype and on the device of `like`."""
     return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else device.zeros(shape, like.dtype)

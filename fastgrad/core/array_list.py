@@ -1,4 +1,7 @@
-"""Lists of arrays as training code has them: any shapes and layouts, one dtype, written in place."""
+"""ArrayList: a checked list of arrays for kernels, as clipping, pruning and Updater use it; and checks of such lists.
+
+The arrays have one dtype and any shapes and strides, and are written in place.
+"""
 
 from typing import Any
 
@@ -10,11 +13,11 @@ from fastgrad.core.backend import kernels
 
 
 class ArrayList:
-    """A list of arrays for kernels, which take C-contiguous ones alone: `flat` has copies of the others, and `write` takes these back.
+    """A list of arrays for kernels, which need C-contiguous arrays: `flat` has copies of all others, and `write` copies these back.
 
-    value: an array or a list of at least one, of one dtype and place (those of `like`, an array, if any); `kernels` are those for them.
-    Raises TypeError or ValueError, also where an array is to be written and cannot be. The arrays may not overlap; known: none is there
-    twice.
+    value: an array, or a list of at least one, of one dtype and device (those of the array `like`, unless it is None). kernels: the backend
+    for them. written: the arrays are written. known: the caller has checked that no array is in the list twice. Raises TypeError or
+    ValueError, also for an array that is to be written and is read-only. The arrays may not overlap.
     """
 
     def __init__(
@@ -52,14 +55,14 @@ class ArrayList:
         return found
 
     def write(self) -> None:
-        """Put what became of copies into the arrays that were given."""
+        """Copy the copies back into the caller's arrays."""
         for array, copy in zip(self._given, self.flat, strict=False):
             if array is not copy and not (isinstance(array, np.ndarray) and np.may_share_memory(array, copy)):
                 array[...] = copy
 
 
 def _twice(arrays: list[Any]) -> tuple[int, int]:
-    """The places of the first array that is there twice."""
+    """The two indices of an array that is in the list twice."""
     places: dict[int, int] = {}
     for i, array in enumerate(arrays):
         if id(array) in places:
@@ -69,7 +72,7 @@ def _twice(arrays: list[Any]) -> tuple[int, int]:
 
 
 def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
-    """Raise for arrays that share memory: what is done to one would be done to the other."""
+    """Raise ValueError if arrays share memory: an update of one would change the other too."""
     # NumPy 2 has it elsewhere
     bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
     bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
@@ -86,7 +89,7 @@ def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
 
 
 def check_same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:
-    """Two lists of arrays that belong together."""
+    """Raise ValueError unless both lists have the same length and their arrays the same shapes."""
     if len(arrays) != len(others):
         raise ValueError(f"{op}: {name} must have length {len(others)} like {other}, got {len(arrays)}")
     for i, (array, like) in enumerate(zip(arrays, others, strict=True)):
@@ -95,7 +98,10 @@ def check_same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, 
 
 
 def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]], like: np.ndarray) -> np.ndarray:
-    """Masks of arrays of these shapes as one, bool (P,), where `like` is: those given for each, or one for one; all True for None."""
+    """One mask, bool (P,), on the device of `like`, from the masks of arrays of these shapes.
+
+    masks: a list of one mask for each array, where None is all True; or a mask, if there is one array.
+    """
     masks = [masks] if isinstance(masks, np.ndarray) or device.on_gpu(masks) else masks
     check.each(op, "masks", masks, len(shapes))
     found = []

@@ -1,7 +1,8 @@
-"""Which backend is in force: "cpu", "cuda" or "numpy".
+"""The choice of the backend, "cpu", "cuda" or "numpy": use_backend, backend, the number of threads, and `kernels(x)` for an array x.
 
-FASTGRAD_BACKEND names the one a process starts with ("cpu" without it). A backend asked for by name never falls back. Arrays on a GPU
-choose "cuda" whatever is in force, which is for arrays of NumPy; "cuda" in force copies them there and back (host_transfer.py).
+The environment variable FASTGRAD_BACKEND names the backend that a process starts with; without it that is "cpu". A backend that was chosen
+and cannot run raises BackendError: there is no fallback. The choice is for NumPy arrays. An array on a GPU always uses "cuda". If "cuda" is
+chosen, NumPy arrays are copied to the GPU and back (host_transfer.py).
 """
 
 import importlib
@@ -77,7 +78,7 @@ def backend() -> str:
 
 
 def kernels(x: Any = None) -> Backend:
-    """The module of kernels for x: those in force for an array of NumPy, "cuda" for one on a GPU."""
+    """The module of kernels for x: "cuda" for an array on a GPU, that of the chosen backend for a NumPy array or None."""
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
         module = load("cuda", "an array on a GPU")
         return getattr(module, "direct", module)
@@ -87,7 +88,7 @@ def kernels(x: Any = None) -> Backend:
 
 
 def load(name: str, asked_by: str = "use_backend") -> Any:
-    """The module of kernels of that name."""
+    """The module of kernels of this backend; BackendError if it cannot run. asked_by: the caller, for the error of an unknown name."""
     if name not in _loaded:
         check.choice(asked_by, "the backend", name, BACKENDS)
         reason = missing(name) or unfinished(name)
@@ -104,7 +105,7 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
 
 
 def missing(name: str) -> str:
-    """What this backend lacks here, or an empty string."""
+    """Why this backend cannot run on this machine, or an empty string."""
     if name == "cuda":
         return device.missing()
     try:
@@ -115,7 +116,7 @@ def missing(name: str) -> str:
 
 
 def unfinished(name: str) -> str:
-    """What "cuda" lacks that the reference has, or an empty string."""
+    """Which functions of the reference "cuda" does not have, or an empty string."""
     reference = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
     functions = set(reference) - set(importlib.import_module(BACKENDS[name]).__all__)
     return f"this version has no {', '.join(sorted(functions))} for it" if functions else ""

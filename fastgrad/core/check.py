@@ -1,4 +1,8 @@
-"""The one place that words errors of type, shape and layout: `op: argument must be this, got that`."""
+"""Checks of arguments: types, dtypes, devices, shapes and numbers. All errors read `op: argument must be this, got that`.
+
+A check returns the value in the form that kernels need (aligned, contiguous, int64, ...), or raises TypeError or ValueError. Its arguments
+op and name, the caller and its argument, are for the message.
+"""
 
 import numbers
 import operator
@@ -24,7 +28,7 @@ PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
 def array(
     op: str, name: str, value: Any, form: str, shape: Sequence[int | None], like: Any = None, *, of_model: bool = False
 ) -> np.ndarray:
-    """value as an aligned array of this shape (None: any), and like another of the call; strides are kept and nothing is cast.
+    """value as an aligned array of this shape (None: any size), with the dtype and device of `like`; strides stay, nothing is cast.
 
     of_model: `like` is a model's parameters, and the error of another dtype says so.
     """
@@ -40,9 +44,9 @@ def array(
 
 
 def floating(op: str, name: str, value: Any, like: Any = None, of_model: bool = False) -> np.ndarray:
-    """value as an aligned array of float32 or float64, of NumPy or of the device that it lies on.
+    """value as an aligned array of float32 or float64, of NumPy or on a GPU.
 
-    like: an array of the call, for the same dtype and place, or a dtype.
+    like: an array, whose dtype and device value must have, or a dtype.
     """
     if type(value) is np.ndarray and value.flags.aligned:
         if like is None:
@@ -75,7 +79,7 @@ def _floating(op: str, name: str, value: Any, like: Any, of_model: bool) -> np.n
 
 
 def place(op: str, name: str, value: Any, like: Any = None) -> Any:
-    """value as it is if it is a NumPy array, or as an array of the device that it lies on; where `like` lies, an array of the call."""
+    """value if it is a NumPy array; for an array on a GPU, the CuPy array over its memory. It must be on the device of `like`, if any."""
     if device.on_gpu(value):
         value = device.borrow(op, name, value)
     else:
@@ -101,7 +105,7 @@ def plain(op: str, name: str, value: Any) -> None:
 
 
 def is_contiguous(value: np.ndarray) -> bool:
-    """Whether kernels take the array as it is."""
+    """Whether kernels can use the array without a copy: it is C-contiguous, and of NumPy also aligned and writable."""
     return value.flags.carray if isinstance(value, np.ndarray) else value.flags.c_contiguous
 
 
@@ -111,7 +115,7 @@ def contiguous(value: np.ndarray) -> np.ndarray:
 
 
 def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
-    """The gradient given to backward, C-contiguous."""
+    """dy, the argument of backward: the gradient with respect to the output y, C-contiguous."""
     if dy is None:
         raise TypeError(f"{op}: backward needs dy, an array {y.shape} like the output, got None")
     return contiguous(array(op, "dy", dy, "like the output", y.shape, y))
@@ -120,9 +124,10 @@ def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
 def labels(
     op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True, *, of_model: bool = False
 ) -> np.ndarray:
-    """Class numbers as int64 (N,), or one-hot rows or probabilities (N, C), or with N, T for N; C-contiguous and where `like` is.
+    """Labels, C-contiguous, on the device of `like`: class numbers as int64 (N,), or one-hot rows or probabilities (N, C).
 
-    like: an array, or a dtype. Without `values` the numbers may be of no class.
+    shape: (N, C); or of sequences (N, T, C), with class numbers (N, T). like: an array, or a dtype. values=False leaves out the check that
+    class numbers are in range.
     """
     dtype = getattr(like, "dtype", like)
     value = place(op, name, value, None if like is dtype else like)
@@ -152,7 +157,7 @@ def labels(
 
 
 def _class_numbers(value: Any) -> Any:
-    """As int64, C-contiguous."""
+    """Class numbers as int64, C-contiguous."""
     if isinstance(value, np.ndarray):
         as_it_is = type(value) is np.ndarray and value.dtype is INT64 and value.flags.carray
         return value if as_it_is else np.array(value, np.int64)
@@ -180,7 +185,7 @@ def windows(
 ) -> tuple[tuple[int, int, int, int], Pair]:
     """(top, left, bottom, right) of the padding, and how many windows of this size there are, down and across.
 
-    padding is an integer, a pair, or "same" for ceil(image / stride) windows; its limit is half of size, or less than size.
+    padding is an integer, a pair, or "same" for ceil(image / stride) windows. With half it is at most half of size, else less than size.
     """
     if isinstance(padding, str):
         if padding != "same":
@@ -302,7 +307,7 @@ def _real(op: str, name: str, value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    """A number as an error tells of it: Python writes no integer of some thousand digits."""
+    """A number as text for an error message, also an integer of thousands of digits, which Python refuses to write."""
     try:
         float(value)
         return str(value)
@@ -324,7 +329,7 @@ def dtype(op: str, value: Any) -> np.dtype:
 
 @silent
 def drawn(op: str, value: Any, like: np.ndarray) -> np.ndarray:
-    """What a user's init returned: numbers like these weights, finite in their dtype."""
+    """The weights that a user's init function returned, checked: numbers of the shape of `like`, finite in its dtype."""
     value = np.asarray(value)
     found = value.astype(like.dtype) if value.dtype.kind in "fiu" else None
     if found is None or found.shape != like.shape or not np.isfinite(found).all():
@@ -339,7 +344,7 @@ def _sizes(form: str, shape: Sequence[int | None]) -> str:
 
 
 def no_update(op: str, gradients: dict[str, np.ndarray], hint: str = "") -> FloatingPointError:
-    """The error of a step whose gradients' norm is not finite, or which would end in what is not."""
+    """The error of a step that made no update, since its gradients, or parameters or state after it, are not finite."""
     bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient).all()]
     with np.errstate(over="ignore"):
         squares = [float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients.values()]

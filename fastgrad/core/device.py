@@ -1,4 +1,7 @@
-"""Arrays on a GPU: whether the "cuda" backend can run here, and how what lies there is taken, without a copy."""
+"""Arrays on a GPU: whether the "cuda" backend can run, arrays of other libraries without a copy, and copies to and from the host.
+
+`borrow` returns the CuPy array over the memory of any array that has DLPack or __cuda_array_interface__.
+"""
 
 import ctypes
 import importlib
@@ -24,7 +27,7 @@ class BackendError(RuntimeError):
 
 
 def missing() -> str:
-    """What the "cuda" backend lacks here, or an empty string."""
+    """Why the "cuda" backend cannot run on this machine, or an empty string."""
     lacks = [f"the package {name}" for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
     if not has_driver():
         lacks.append("an NVIDIA driver")
@@ -40,7 +43,7 @@ def has_driver() -> bool:
 
 
 def _wrong() -> str:
-    """What is wrong with what there is."""
+    """What is wrong with the installed CuPy, the GPU or its libraries, or an empty string."""
     try:
         cupy = importlib.import_module("cupy")
         found = tuple(int(part) for part in cupy.__version__.split(".")[:2])
@@ -66,7 +69,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 @cache
 def cuda_device() -> Any:
-    """The module that knows the device and its arrays; BackendError where none can run."""
+    """The module kernels/cuda/engine/device.py; BackendError if the backend cannot run."""
     reason = missing()
     if reason:
         raise BackendError(f'the backend "cuda" cannot run here: {reason}')
@@ -74,7 +77,7 @@ def cuda_device() -> Any:
 
 
 def on_gpu(value: Any) -> bool:
-    """Whether this lies on a GPU: CuPy's arrays, and what speaks DLPack or has __cuda_array_interface__."""
+    """Whether value is an array on a GPU: CuPy's, or one of another library with DLPack or __cuda_array_interface__."""
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__"):
@@ -83,7 +86,7 @@ def on_gpu(value: Any) -> bool:
 
 
 def borrow(op: str, name: str, value: Any) -> Any:
-    """The device's array over the memory of what lies on the current GPU, in order with its owner's stream."""
+    """The CuPy array over the memory of an array on the current GPU; streams.py puts the owner's stream and ours in order."""
     xp, given = cuda_device().xp, value
     if type(value) is not xp.ndarray:
         try:
@@ -104,7 +107,7 @@ def borrow(op: str, name: str, value: Any) -> Any:
 
 
 def check_same_device(op: str, name: str, value: Any, like: Any) -> None:
-    """value must lie where `like` does, another array of the call; each on the current GPU or on none."""
+    """Raise TypeError unless value is where `like` is, another array of the call: both on the host, or both on the GPU."""
     if on_gpu(value) and not on_gpu(like):
         raise TypeError(
             f"{op}: {name} must be a NumPy array like the call's other arrays, got one on GPU {value.device.id}; "
@@ -118,22 +121,22 @@ def check_same_device(op: str, name: str, value: Any, like: Any) -> None:
 
 
 def to_gpu(value: Any) -> Any:
-    """On the GPU: a copy of a NumPy array, and all else as it is."""
+    """A copy on the GPU of a NumPy array; any other value itself."""
     return cuda_device().xp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 def to_host(value: Any) -> Any:
-    """A NumPy array of what may be on the GPU."""
+    """A NumPy array itself; of an array on the GPU, a copy as a NumPy array."""
     return value if isinstance(value, np.ndarray) else value.get()
 
 
 def constant(value: np.ndarray, like: Any) -> Any:
-    """A small array where `like` is; on a GPU it is copied there once while a training loop asks for the same."""
+    """A small NumPy array on the device of `like`; a training loop copies it to a GPU once."""
     return value if isinstance(like, np.ndarray) else cuda_device().constant(value)
 
 
 def address(value: Any) -> int:
-    """Where an array's values begin."""
+    """The address of an array's first value."""
     return value.ctypes.data if isinstance(value, np.ndarray) else value.data.ptr
 
 

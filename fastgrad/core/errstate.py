@@ -1,4 +1,4 @@
-"""NumPy's arithmetic as that of the kernels: NaN and infinities go through, and nothing warns or raises."""
+"""`silent`: NumPy without floating-point warnings and errors, as in the kernels; NaN and infinities pass through."""
 
 import numpy as np
 

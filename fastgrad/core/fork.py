@@ -1,4 +1,4 @@
-"""Locks that are fresh in a forked child: the thread that has one in the parent is not there."""
+"""Locks that survive a fork: the child gets new ones, since the thread that holds a lock in the parent does not exist in the child."""
 
 import os
 import threading
@@ -9,7 +9,10 @@ _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def give_lock(owner: Any) -> None:
-    """Give the owner a `lock`, which a signal's handler may take while its thread has it; a child's is new, and nobody is `_running`."""
+    """Set owner.lock, a reentrant lock, and owner._running = False; a forked child sets both anew.
+
+    The lock is reentrant since a signal handler runs in the thread that may hold it.
+    """
     owner.lock, owner._running = threading.RLock(), False
     _owners.add(owner)
 

@@ -1,6 +1,7 @@
-"""NumPy arrays where the "cuda" backend is in force: each call copies them to the GPU, and what it may have written back.
+"""HostArrayAdapter: the "cuda" kernels for NumPy arrays. Each call copies its arrays to the GPU, and writable ones back.
 
-So programs run on a GPU as they are, and give NumPy arrays. What is to be fast keeps its arrays there: those are never copied.
+So a program with NumPy arrays runs on a GPU without a change and gets NumPy arrays. A program that is to be fast keeps its arrays on the
+GPU: those are never copied.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from fastgrad.kernels.types import OK, Constraint
 
 
 class HostArrayAdapter:
-    """The kernels of a module over NumPy arrays; `direct`: the module, for arrays that lie on the GPU."""
+    """A module of kernels as one that takes NumPy arrays. direct: the module itself, for arrays on the GPU."""
 
     # asks about the caller's arrays, which copies would hide
     plain = staticmethod(reference.plain)

@@ -1,4 +1,4 @@
-"""Numbers that are on a GPU until somebody asks for them."""
+"""LazyScalar: a number on the GPU that is copied to the host when it is first used."""
 
 import operator
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class LazyScalar:
-    """A float that is read at its first use, which waits for the GPU; where its step failed, the error is raised there.
+    """A float that is copied from the GPU at its first use, which waits for the GPU; if its step failed, that use raises the error.
 
-    number: an array () on the GPU; status: another, of kernels/names.py; fail raises the error.
+    number: an array () on the GPU. status: another, the step's status as of kernels/types.py. fail: raises the error.
     """
 
     def __init__(self, number: Any, status: Any, fail: Callable[[], Any]) -> None:

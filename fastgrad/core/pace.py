@@ -1,4 +1,4 @@
-"""How much work one compiled call is given, so that Python sees signals, Ctrl-C among them, in time."""
+"""Pace: how many batches one compiled call computes, so that it returns in about 0.1 s and Python can handle signals, as Ctrl-C."""
 
 import time
 
@@ -9,17 +9,17 @@ LEAST_SPEED = 1e9
 
 
 class Pace:
-    """How many batches a compiled call is asked for. operations: those of a batch, which tell as long as none was timed."""
+    """The number of batches of the next compiled call. operations: those of a batch, for an estimate before the first call was timed."""
 
     def __init__(self, operations: int) -> None:
         self._seconds = operations / LEAST_SPEED
         self._started = 0.0
 
     def batches(self) -> int:
-        """How many the next call makes, which begins now."""
+        """The number of batches for the call that begins now."""
         self._started = time.perf_counter()
         return max(int(CALL / max(self._seconds, 1e-9)), 1)
 
     def made(self, batches: int) -> None:
-        """Take the time of a call of so many, which ends now."""
+        """Measure the time of a call of this many batches, which ends now."""
         self._seconds = (time.perf_counter() - self._started) / max(batches, 1)

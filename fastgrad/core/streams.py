@@ -1,8 +1,9 @@
-"""Arrays of other libraries on a GPU: the order between their owner's stream and CuPy's current one, on which kernels run.
+"""CUDA streams of arrays that other libraries own: their order with CuPy's current stream, on which the kernels run.
 
-Before: DLPack tells the owner which stream will read, and the owner makes it wait for its own; __cuda_array_interface__ names the stream
-to wait for. After: neither has a word for it, so here the owner's stream waits, once nothing holds the array any more, which at the end
-of a call that wrote it nothing does. Waits are events on the GPU, the host never waits; of one stream with itself there are none.
+Before a call, the kernels wait for the owner's earlier work. With DLPack the owner does that itself; with __cuda_array_interface__ our
+stream waits for the stream that it names. After a call, the owner's stream waits for the kernels. Neither protocol has this, so it happens
+when the borrowed array is freed, at the end of the call at the latest for an array that a call wrote. All waits are events on the GPU: the
+host never waits. If both streams are one there are no waits.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 
 class Described:
-    """What says by __cuda_array_interface__ where it lies, without its stream: for that the host would wait."""
+    """The __cuda_array_interface__ of an array without its stream: with the stream, CuPy would make the host wait for it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -19,14 +20,14 @@ class Described:
 
 
 def borrowed(xp: Any, value: Any) -> Any:
-    """The device's array over the memory of what lies there."""
+    """The CuPy array over the memory of an array of another library."""
     if xp.cuda.get_current_stream().is_capturing():
         raise TypeError("a graph that is captured takes CuPy's arrays alone, as cupy.from_dlpack gives outside of it")
     return xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(Described(value))
 
 
 def order(xp: Any, value: Any, array: Any) -> None:
-    """What comes next here after what value's owner has given its stream, and what it gives it after `array`, borrowed from it, is gone."""
+    """Make our stream wait for that of value's owner, and the owner's for ours once `array`, the one borrowed from value, is freed."""
     cuda, owners = xp.cuda, _owners(value)
     current = cuda.get_current_stream()
     if owners is None or _same(owners, current.ptr):
@@ -40,7 +41,7 @@ def order(xp: Any, value: Any, array: Any) -> None:
 
 
 def _owners(value: Any) -> int | None:
-    """The stream that the owner of an array works on, as far as it says so: 1 and 0 are the default one."""
+    """The stream of an array's owner, or None if it is not known; 0 and 1 are the default stream."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return torch.cuda.current_stream(value.device).cuda_stream
@@ -48,7 +49,7 @@ def _owners(value: Any) -> int | None:
 
 
 def _give_back(cuda: Any, device: int, taken: Any, owners: int, _: Any) -> None:
-    """Both streams may have read the array: that which was current when it was borrowed, and that which is."""
+    """Make the owner's stream wait for the stream at the time of the borrowing and for the current one: both may have read the array."""
     with cuda.Device(device):
         current = cuda.get_current_stream()
         for stream in [taken] if _same(taken.ptr, current.ptr) else [taken, current]:
@@ -61,7 +62,7 @@ def _same(pointer: int, other: int) -> bool:
 
 
 def _wait(cuda: Any, stream: int, other: int) -> None:
-    """What the stream is given from now on comes after what the other one was given."""
+    """Make later work on `stream` wait for the earlier work on `other`."""
     event = cuda.Event(disable_timing=True)
     cuda.runtime.eventRecord(event.ptr, other)
     cuda.runtime.streamWaitEvent(stream, event.ptr)

@@ -1,4 +1,4 @@
-"""Batch normalisation with what often follows it: a residual and an activation."""
+"""fg.batch_norm: batch normalisation with a residual and an activation; and `run`, the same over checked arrays, for the layer."""
 
 from collections.abc import Callable
 from math import prod
@@ -107,7 +107,7 @@ def run(
 
 
 def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:
-    """batch_norm_statistics with running ones of any strides."""
+    """The kernels' batch_norm_statistics, for running mean and var of any strides."""
     mean, var = (None if r is None else check.contiguous(r) for r in running[:2])
     kernels(x).batch_norm_statistics(x, running._replace(mean=mean, var=var), training, eps, statistics)
     for r, new in ((running.mean, mean), (running.var, var)):
@@ -118,7 +118,7 @@ def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float,
 def check_running(
     op: str, mean: Any, var: Any, shape: tuple[int, ...], like: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The running statistics, which evaluation needs and training writes; None without."""
+    """(running mean, running var), checked; None if neither is given, which only training allows."""
     named = {"running_mean": mean, "running_var": var}
     missing = [name for name, value in named.items() if value is None]
     if missing and (not training or len(missing) == 1):

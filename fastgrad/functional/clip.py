@@ -82,7 +82,7 @@ def clip_grad_norm(
 def clip_together(
     op: str, arrays: Any, max_norm: float, norm_type: float, names: Sequence[str] | None, on_nonfinite: str
 ) -> Clipped:
-    """clip_grad_norm of Arrays, or of what is like them."""
+    """clip_grad_norm of an ArrayList, or of an object like it: torch/ops/clip.py has one."""
     max_norm = check.number(op, "max_norm", max_norm, zero=False)
     p = _norm_type(op, norm_type)
     check.choice(op, "on_nonfinite", on_nonfinite, ON_NONFINITE)
@@ -260,7 +260,7 @@ def _norm_type(op: str, value: float) -> float:
 
 
 def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
-    """Units of each array, (n,)."""
+    """The number of units of each array, int64 (n,): the size of the last axis, or 1 for an array of one axis."""
     widths = np.ones(len(arrays), np.int64)
     for i, array in enumerate(arrays):
         if array.ndim > 1:
@@ -271,7 +271,7 @@ def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def _norms(arrays: ArrayList, p: float, widths: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Norms of all units, and of each array how many values are not finite."""
+    """Norms of all units, and for each array the number of values that are not finite."""
     count = len(arrays.flat)
     norms, counts = np.empty(count if widths is None else int(widths.sum())), np.empty(count, np.int64)
     arrays.kernels.array_norms(arrays.flat, widths, p, norms, counts)

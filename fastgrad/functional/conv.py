@@ -99,5 +99,5 @@ def run(
 
 
 def slopes(dy: np.ndarray, activation: Activation, of_residual: bool) -> np.ndarray:
-    """The buffer of dz: without an activation dy itself, which stays as it is; but not where dz is a residual's gradient."""
+    """The array for dz: a new one; or dy itself, only read, if there is no activation and dz is not also the gradient of a residual."""
     return dy if activation.code == types.IDENTITY and not of_residual else empty(dy.shape, dy)

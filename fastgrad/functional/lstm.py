@@ -1,4 +1,4 @@
-"""The LSTM: whole sequences of any lengths, and one step of it."""
+"""The LSTM as functions: fg.lstm over whole sequences of any lengths, fg.lstm_cell for one step. The layer is nn/lstm.py."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -115,8 +115,8 @@ def run(
 ) -> tuple[Arrays, Callable[..., tuple[np.ndarray, States]]]:
     """The LSTM over checked arrays.
 
-    backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients given to it, or adds to them if they accumulate, and
-    returns dx and the gradients of the start.
+    backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients, or with accumulate adds to them, and returns dx and the
+    gradients of the initial states.
     """
     xs = pack(x, batch)  # (R, C)
     h = empty((len(xs), len(weights.w_hh)), x)  # (R, P)
@@ -159,7 +159,7 @@ def run(
 
 @silent
 def norms_of_steps(squares: np.ndarray, batch: PackedBatch) -> list[float]:
-    """Of each step the root of its rows' squared norms (R,)."""
+    """The norm of each step, from the squared norms of its rows (R,)."""
     return [np.sqrt(squares[first:last].sum()) for first, last in pairwise(batch.offsets)]
 
 
@@ -174,11 +174,11 @@ def run_rows(
     keep: bool = True,
     once: bool = False,
 ) -> tuple[LSTMSaved, Callable[..., States]]:
-    """The LSTM over rows xs (R, C) into h (R, P) and end; without keep there is no way back.
+    """The LSTM over packed rows xs (R, C), written to h (R, P) and end. Without keep nothing is saved, and backward cannot run.
 
-    backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, or adds to them if they accumulate, overwrites dxs and
-    squares if given, and returns those of the start. Where it is called once only it takes the gates' memory for its own, the largest of
-    all.
+    backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, or with accumulate adds to them, overwrites dxs and
+    squares unless they are None, and returns the gradients of the initial states. With once it runs once only, and uses the memory of the
+    gates, the largest array, for dz.
     """
     ops, hidden = kernels(xs), start.c.shape[1]
     saved = lstm_buffers(empty((lstm_buffer_size(len(xs), hidden, keep),), xs), h, hidden, keep)

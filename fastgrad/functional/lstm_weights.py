@@ -1,4 +1,4 @@
-"""The arrays of an LSTM: its weights, their gradients and its states, and what they must be."""
+"""Checks of an LSTM's weights, their gradients and states. The group LSTMWeights itself is in kernels/types.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from fastgrad.kernels.types import LSTMWeights, States
 def checked_weights(
     op: str, x: np.ndarray, w_ih: Any, w_hh: Any, b: Any = None, peephole: Any = None, w_proj: Any = None
 ) -> LSTMWeights:
-    """Weights for inputs of x's last width and dtype, C-contiguous."""
+    """The weights, checked and C-contiguous, as LSTMWeights, for inputs of the width and dtype of x."""
     w_ih = check.contiguous(check.array(op, "w_ih", w_ih, "(C, 4H)", (x.shape[-1], None), x))
     columns = w_ih.shape[1]
     if columns % 4:
@@ -32,7 +32,7 @@ def checked_weights(
 
 
 def _contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """check.contiguous of check.array; most arrays are as they should be, and to ask that of each costs three calls less."""
+    """check.contiguous of check.array, after a short test that most arrays pass, which saves three calls."""
     if (
         type(value) is np.ndarray
         and type(like) is np.ndarray
@@ -45,7 +45,7 @@ def _contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...
 
 
 def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")) -> States:
-    """The two states, C-contiguous, zero where they are None."""
+    """The states h and c, checked and C-contiguous; zeros in place of None."""
     w_hh = weights.w_hh
     of_h, of_c = (n, len(w_hh)), (n, w_hh.shape[1] // 4)
     return States(
@@ -55,7 +55,7 @@ def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[s
 
 
 def empty_gradients(weights: LSTMWeights) -> LSTMWeights:
-    """Uninitialised arrays of the weights' shapes: w_ih, w_hh and b one after another, so that one product can make them."""
+    """Uninitialised gradients of the weights; those of w_ih, w_hh and b are adjacent in memory, so that one product computes all three."""
     w_ih, w_hh, b, peephole, w_proj = weights
     C, P = len(w_ih), len(w_hh)
     w = empty((C + P + (b is not None), w_ih.shape[1]), w_ih)
@@ -64,7 +64,7 @@ def empty_gradients(weights: LSTMWeights) -> LSTMWeights:
 
 
 def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: LSTMWeights) -> LSTMWeights:
-    """The caller's arrays for the gradients of the weights that there are."""
+    """A caller's arrays for gradients, one for each weight that is not None, checked, as LSTMWeights."""
     names = [name for name, w in zip(LSTMWeights._fields, weights, strict=True) if w is not None]
     check.each(op, "gradients", gradients, len(names))
     for name, gradient in zip(names, gradients, strict=True):

@@ -1,4 +1,7 @@
-"""Sequences as rows without their padding, a step after another, which is how kernels take them: see kernels/reference/packing.py."""
+"""Packing of sequences (N, T, C) to rows (R, C) without padding, in the order of steps, as the LSTM kernels take them; and unpacking.
+
+kernels/reference/packing.py defines the order of the rows.
+"""
 
 from typing import Any
 
@@ -11,7 +14,7 @@ from fastgrad.kernels.types import PackedBatch as PackedBatch
 
 
 def packed_batch(op: str, shape: tuple[int, ...], lengths: Any, reverse: bool = False) -> PackedBatch:
-    """The rows of a batch (N, T) with these lengths, longest first; sequences of the same length are in the caller's order."""
+    """The packing of a batch (N, T) with these lengths, longest first; sequences of one length stay in the caller's order."""
     n, steps = shape
     if lengths is None:
         return PackedBatch(np.arange(n), n * np.arange(steps + 1), reverse)
@@ -22,14 +25,15 @@ def packed_batch(op: str, shape: tuple[int, ...], lengths: Any, reverse: bool = 
 
 
 def above(values: np.ndarray, count: int) -> np.ndarray:
-    """Of 0, 1, ... count - 1 how many of the values are above it: of lengths the sequences that have each step, and of those the lengths
-    again, longest first.
+    """For each of 0, 1, ... count - 1, the number of values above it.
+
+    Of lengths this is the number of sequences that have each step; and of those numbers it is the lengths again, longest first.
     """
     return len(values) - np.searchsorted(np.sort(values), np.arange(count), side="right")
 
 
 def pack(x: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """Rows (R, C) of x (N, T, C): x itself where it lies step by step, as the output of another LSTM does."""
+    """Rows (R, C) of x (N, T, C): a view where x is in the order of steps in memory, as the output of another LSTM is."""
     (n, steps, columns), rows = x.shape, int(batch.offsets[-1])
     if rows == n * steps:
         by_step = x.transpose(1, 0, 2)
@@ -41,7 +45,7 @@ def pack(x: np.ndarray, batch: PackedBatch) -> np.ndarray:
 
 
 def unpack(rows: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """x (N, T, C) of rows (R, C): a view where all sequences are full."""
+    """x (N, T, C) of rows (R, C): a view if all sequences have T steps, else a copy with 0 past their ends."""
     n, steps, columns = len(batch.order), len(batch.offsets) - 1, rows.shape[1]
     if len(rows) == n * steps:
         return rows.reshape(steps, n, columns).transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""The largest value and the mean of windows of images."""
+"""Max pooling and average pooling of images: fg.max_pool2d, fg.avg_pool2d and fg.global_avg_pool2d."""
 
 from collections.abc import Callable
 
@@ -97,7 +97,7 @@ def mean(
 def checked(
     op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: int | Pair | str
 ) -> tuple[np.ndarray, Pair, Pair, Pads, np.ndarray]:
-    """(x, size, stride, pads, y), y uninitialised."""
+    """The checked arguments (x, size, stride, pads) and an uninitialised array y for the result."""
     x = check.images(op, x)
     n, *image, channels = x.shape
     size = check.pair(op, "size", size)

@@ -1,4 +1,4 @@
-"""Gradient health: the report of a list of gradients, and the reports that a Trainer makes."""
+"""fg.health, the health of gradients: `of` makes the Report of a list of gradients; Trainer.health returns a Report too."""
 
 from collections.abc import Sequence
 from typing import Any

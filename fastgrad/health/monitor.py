@@ -1,10 +1,13 @@
-"""Gradient health: what every layer's gradient, output and update look like, taken in the passes that run anyway.
+"""HealthMonitor: the measurements of a trainer's layers, the last one and a history of bounded size; and its report.
 
-A layer's numbers are those of kernels/types.py's HEALTH, defined in kernels/reference/health.py: grad_norm and largest |gradient| before
-clipping, zeros, nonfinite, mean and spread of its output, saturated and dead shares, and update_ratio, |dw| / |w|, of what the optimiser
-does before masks and constraints. An output is saturated within 1 % of the limits of its activation (of relu at 0), and a unit dead where
-it is 0, or within a millionth of a limit, for the whole batch. gelu, silu and softmax, whose values do not tell their slope, have no
-limits.
+A measurement is a row (L, 9): for each layer the values of HEALTH in kernels/types.py. The formulas are in kernels/reference/health.py.
+
+    gradient, before clipping                     grad_norm, largest |gradient|, zeros, nonfinite
+    output                                        mean, spread, saturated and dead shares
+    update, before masks and constraints          update_ratio = |dw| / |w|
+
+An output is saturated within 1 % of a limit of its activation (of relu: at 0). A unit is dead if it is 0, or within a millionth of a limit,
+for the whole batch. gelu, silu and softmax have no limits, since their values do not tell their slope.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +39,7 @@ SELU_LIMIT = 1.7580993408473766
 
 
 def bands(activation: Activation) -> tuple[float, float, float, float]:
-    """low, high, flat_low, flat_high: at which and beyond which an output is saturated, and flat."""
+    """(low, high, flat_low, flat_high): outputs from low down or high up are saturated, from flat_low down or flat_high up flat."""
     code, p = activation
     low, high, span = {
         types.RELU: (0.0, np.inf, 0.0),
@@ -51,7 +54,7 @@ def bands(activation: Activation) -> tuple[float, float, float, float]:
 
 
 class Measured(NamedTuple):
-    """The row (L, 9) of the step after so many others, and how it ended: on a GPU both lie there until somebody asks."""
+    """A measurement: the row (L, 9) and the status of the step after `step` updates. On a GPU both stay there until they are read."""
 
     step: int
     row: Any
@@ -59,7 +62,7 @@ class Measured(NamedTuple):
 
 
 class HealthMonitor:
-    """What a trainer keeps of its steps: the last measurement, and a history whose size is bounded."""
+    """The measurements of a trainer's steps: the last one, and a history of at most KEPT."""
 
     def __init__(self, model: Model, every: int) -> None:
         self.every = every
@@ -74,19 +77,22 @@ class HealthMonitor:
         self._stride = every
 
     def reserve(self, updates: int, like: np.ndarray) -> None:
-        """Rows for so many updates, of NaN, where an array lies."""
+        """Set `rows` to NaN for this many updates, with more memory if needed, on the device of `like`."""
         if len(self.rows) < updates or type(self.rows) is not type(like):
             shape = updates, *self.rows.shape[1:]
             self.rows = empty_float64(prod(shape), like).reshape(shape)
         self.rows[:updates] = np.nan
 
     def watch(self, activations: Sequence[Activation]) -> Watch:
-        """What a chain's steps are asked for."""
+        """The Watch that a dense chain's compiled steps take: they write their measurements to `rows`."""
         self.activations = list(activations)
         return Watch(np.array([bands(f) for f in activations]), self.rows, self.every)
 
     def add(self, step: int, row: Any, status: Any) -> None:
-        """Take in the row of the step after so many others; what led to no update is the latest only, and what could not run nothing."""
+        """Add the row of the step after `step` updates.
+
+        A step that made no update, since a value was not finite, is kept as the last one only; a step that failed otherwise is not kept.
+        """
         # how a step on a GPU has ended is looked at when it is read
         failed = isinstance(row, np.ndarray) and status != types.OK
         if failed and status != types.NONFINITE:
@@ -99,14 +105,14 @@ class HealthMonitor:
                 self._kept = [m for m in self._kept if m.step % self._stride == 0]
 
     def add_updates(self, step: int, made: int, status: int) -> None:
-        """Take in what `made` updates after `step` others have written into rows, and the one after them that ended with this status."""
+        """Add the rows of `made` updates, after `step` earlier ones, and that of a step after them that failed with this status."""
         updates = range(-step % self.every, made + (status != types.OK), self.every)
         rows = device.to_host(self.rows[: updates.stop]) if updates else self.rows
         for update in updates:
             self.add(step + update, rows[update], status if update == made else types.OK)
 
     def report(self, clip_norm: float) -> Report:
-        """As it is now; clip_norm is the trainer's."""
+        """The report of the measurements so far. clip_norm: the trainer's."""
         self._read()
         if self._latest is None:
             raise RuntimeError("Trainer.health: no step has run that could be looked at")
@@ -117,7 +123,7 @@ class HealthMonitor:
         return Report(*layers, self._latest.step, self._latest.row.copy(), steps, values)
 
     def _read(self) -> None:
-        """Take what is on a GPU here, and let go of what led to no update."""
+        """Copy measurements from the GPU to the host, and drop from the history those of steps that made no update."""
         every = [*self._kept, *([self._latest] if self._latest else [])]
         there = [m for m in every if not isinstance(m.row, np.ndarray)]
         if there:
@@ -146,7 +152,7 @@ def _layers(model: Model) -> tuple[list[str], list[int], np.ndarray]:
 
 
 def _traits(model: Model) -> list[Traits]:
-    """What is known of each layer of `_layers`."""
+    """The traits of each layer of `_layers`, for the verdicts."""
     leaves = list(_leaves(model, None, ()))
     norms, residuals = any(isinstance(leaf, BatchNorm) for leaf, *_ in leaves), any(block for _, block, _ in leaves)
     traits = []
@@ -171,7 +177,7 @@ def _traits(model: Model) -> list[Traits]:
 def _leaves(
     model: Model, block: Residual | None, place: tuple[str, ...]
 ) -> Iterator[tuple[Model, Any, tuple[str, ...]]]:
-    """The layers that are not made of others, each with the Residual that it is in and its place in that."""
+    """The layers that are no containers, each with its Residual, or None, and its place in that."""
     if not isinstance(model, Container):
         yield model, block, place
         return

@@ -1,7 +1,7 @@
-"""The observer that a training step is passed, which leaves the health of its update in a row of the monitor's.
+"""HealthObserver: measures the health of the step that runs, and writes it to a row of the HealthMonitor.
 
-Layers tell it of their outputs, in ForwardContext; the step asks it to look at the gradients before the update, and at what the update
-has changed after it. A chain's own kernels look in the call that they are, by the monitor's Watch.
+Layers call `observe` with their outputs, by ForwardContext. TrainStep calls `look_at_gradients` before the update and `look_at_update`
+after it. The compiled steps of a dense chain need none of these: their kernels measure in the same call, by the monitor's Watch.
 """
 
 import importlib
@@ -24,7 +24,10 @@ IN_CACHE = 1 << 18
 
 
 class HealthObserver:
-    """Looks at the steps of a model as it lies now: layers are known by where their parameters are."""
+    """Measures steps of a model. It knows a layer by the address of its first parameter.
+
+    So a model whose parameters have moved needs a new observer.
+    """
 
     # of the update that runs: its row (L, 9), and outputs that are not looked at yet, by their layers' numbers
     _row: Any = None
@@ -43,7 +46,7 @@ class HealthObserver:
         self._most = math.inf if self._on_gpu else IN_CACHE
 
     def looks(self, step: int) -> bool:
-        """Whether the update after so many is looked at; RuntimeError where a graph is captured."""
+        """Whether the update after `step` others is measured; RuntimeError where a CUDA graph is captured."""
         if self._on_gpu and device.cuda_device().records():
             raise RuntimeError(
                 "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
@@ -51,11 +54,11 @@ class HealthObserver:
         return step % self.monitor.every == 0
 
     def begin(self, row: int) -> None:
-        """Look at the update that runs, and leave its health in this row."""
+        """Measure the update that begins, into this row of the monitor."""
         self._row, self._outputs, self._size = self.monitor.rows[row], {}, 0
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Take in the output y (..., K) of the layer whose first parameter is `first`."""
+        """Take the output y (..., K) of the layer whose first parameter is `first`; it is measured later, with others."""
         layer = self._layers.get(device.address(first))
         if layer is not None:
             self._outputs[layer] = activation, check.contiguous(y.reshape(-1, y.shape[-1]))
@@ -64,7 +67,11 @@ class HealthObserver:
                 self._look_at_outputs()
 
     def look_at_gradients(self, params: list[np.ndarray]) -> np.ndarray:
-        """Look at the model's gradients, and return (n, 2) for what the update changes of the params."""
+        """Measure the model's gradients, and the outputs that are left.
+
+        Returns an uninitialised float64 array (n, 2), in which the update leaves sums of squares: of the changes of each of params, and of
+        its values.
+        """
         self._look_at_outputs()
         row, like = self._row, params[0]
         gradients = empty_float64(4 * len(row), like).reshape(-1, 4)
@@ -74,7 +81,7 @@ class HealthObserver:
 
     @silent
     def look_at_update(self, moved: Any, status: Any) -> None:
-        """Take in what an update that ended with this status has changed."""
+        """Write the update ratios of an update that ended with this status. moved (n, 2): what the update left in the array of squares."""
         row, owners = self._row, self.monitor.owners
         if self._on_gpu:
             importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
@@ -85,7 +92,7 @@ class HealthObserver:
             row[:, RATIO] = np.where(changed == 0, 0, np.sqrt(changed / weights))
 
     def _look_at_outputs(self) -> None:
-        """Look at the outputs that have come since, in one launch."""
+        """Measure the outputs that layers have passed since the last call, in one launch."""
         if self._outputs:
             row, activations = self._row, {layer: activation for layer, (activation, _) in self._outputs.items()}
             limits = device.constant(np.array([bands(activation) for activation in activations.values()]), row)

@@ -1,20 +1,21 @@
-"""What is told of a model's health: a table, numbers for loggers, pictures, and a verdict on every layer.
+"""Report: the health of every layer as a table, as numbers for loggers, as a picture, and with a verdict on each layer.
 
-Signals must keep their size through all layers (Glorot & Bengio 2010, section 4; He et al. 2015, section 2.2). So a layer's gradient is
-held against that of the last layer of its kind: a factor of a thousand is 50 layers that each lose or gain a seventh. Layers are of one
-kind if they are of one class, at one place in their residual blocks, and a batch norm follows on both or on neither: such a norm undoes
-the weights' scale, and so their gradient goes with its inverse. Layers of different kinds may differ by far more and train, so that the
-gradient of the model's last layer, where gradients come from, decides by a factor of a million alone. The other thresholds are absolute.
+Signals must keep their size through all layers (Glorot & Bengio 2010, section 4; He et al. 2015, section 2.2). So the norm of a layer's
+gradient is compared with that of the last layer of its kind. The limit is a factor of 1000: 50 layers that each lose or gain a seventh. Two
+layers are of one kind if they are of one class, at one place in their residual blocks, and a batch norm follows both or neither: it cancels
+the scale of the weights before it, so that their gradient is proportional to the inverse of that scale. Layers of different kinds may
+differ far more and still train: compared with the model's last layer, where gradients come from, the limit is a factor of a million. The
+other thresholds are absolute.
 
-    exploding  NaN or infinity; or a gradient's norm over 1000 times that of the last of its kind, or over 1000: that of a mean loss is
-               about 1, and common limits for clipping are 1 to 100 (Pascanu et al. 2013, section 3.2)
-    dead       half of the units or more are 0, or past the last slope, for a whole batch: no gradient brings them back (Maas et al. 2013)
-    saturated  half of the outputs or more are at the ends of tanh, sigmoid and their like, where slopes are near 0 (Glorot & Bengio 2010,
-               section 3); of relu, of which half is at 0 when all is well, not said
-    exploding  also an update over a tenth of the weights, where a thousandth is right (Karpathy, CS231n, "Ratio of weights:updates")
-    vanishing  a gradient's norm under a thousandth of that of the last of its kind
+    exploding  NaN or infinity; or a gradient norm over 1000 times that of the last layer of its kind, or over 1000: that of a mean loss
+               is about 1, and common limits for clipping are 1 to 100 (Pascanu et al. 2013, section 3.2)
+    dead       half of the units or more are 0, or flat, for a whole batch: no gradient brings them back (Maas et al. 2013)
+    saturated  half of the outputs or more are at the limits of tanh, sigmoid and the like, where slopes are near 0 (Glorot & Bengio
+               2010, section 3); not of relu, of which half are at 0 in a healthy layer
+    exploding  also an update of over a tenth of the weights; a thousandth is right (Karpathy, CS231n, "Ratio of weights:updates")
+    vanishing  a gradient norm under a thousandth of that of the last layer of its kind
 
-They are looked for in this order, so that a cause comes before its effect. What is advised is nothing that the model has already.
+The verdicts are tried in this order, so that a cause comes before its effect. The advice names nothing that the model already has.
 """
 
 import math
@@ -36,7 +37,7 @@ OTHER_INITS = "xavier_uniform", "xavier_normal", "lecun_uniform", "lecun_normal"
 
 
 class Traits(NamedTuple):
-    """What is known of a layer and of its model, so that nothing is advised that is there or cannot be."""
+    """Facts about a layer and its model, so that the advice leaves out what the model already has or cannot have."""
 
     # what its gradient may be held against: that of other layers of this kind
     kind: str = ""
@@ -186,7 +187,10 @@ class Report:
 def verdict(
     values: dict[str, float], of_kind: float, last: float, traits: Traits, activation: Activation | None
 ) -> Verdict:
-    """The verdict on a layer with these values; the gradient of the last layer of its kind has the norm of_kind, the last of all `last`."""
+    """The verdict on a layer with these values.
+
+    of_kind, last: the gradient norms of the last layer of its kind, and of the model's last layer.
+    """
     norm, dead, saturated, ratio = (values[name] for name in ("grad_norm", "dead", "saturated", "update_ratio"))
     code = None if activation is None else activation.code
     # an LSTM has its activations within, and none may be in a Residual
@@ -227,7 +231,7 @@ def verdict(
 
 
 def _references(of_kind: float, last: float) -> list[tuple[float, str, float]]:
-    """What a gradient's norm is held against: a factor, whose norm, and that norm."""
+    """The norms that a gradient norm is compared with: (factor, whose norm, norm) of each."""
     return [(RANGE, "the last layer's", of_kind), (FAR, "the model's last layer's", last)]
 
 
@@ -238,7 +242,7 @@ def _init(traits: Traits, code: int | None) -> list[str]:
 
 
 def _either(*cures: str, rest: str = "") -> str:
-    """Cures as a text; the rest where there is none."""
+    """Cures as a text with "or"; `rest` if there is none."""
     *first, last = cures or (rest,)
     return f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
 

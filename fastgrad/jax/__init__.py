@@ -1,8 +1,8 @@
-"""fastgrad's functions for JAX on a CPU: under jit, grad and vmap, as arrays of JAX.
+"""fastgrad's functions for JAX on a CPU, over JAX arrays, under jit, grad and vmap: batch_norm, dense_chain and lstm.
 
-XLA calls the kernels by a function pointer and hands over the addresses of its buffers, so that nothing is copied and no function of JAX
-runs inside a call. First derivatives, reverse mode. vmap runs a function once for each element, in a loop. The backend in force
-where a function is traced is the one that it keeps.
+XLA calls the kernels by a function pointer, with the addresses of its buffers: nothing is copied, and no function of JAX runs inside a
+call. There are first derivatives in reverse mode. vmap calls a function once for each element, in a loop. A function keeps the backend that
+was chosen when it was traced.
 """
 
 try:

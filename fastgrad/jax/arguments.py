@@ -1,4 +1,4 @@
-"""What users give: arrays of JAX or NumPy, traced or not."""
+"""Arguments of the JAX functions: NumPy stand-ins of JAX arrays for core/check.py, and the axes of shard_map over which arrays vary."""
 
 from typing import Any
 
@@ -7,7 +7,10 @@ import numpy as np
 
 
 def checkable(op: str, name: str, value: Any) -> Any:
-    """What check.py can look at in place of a traced array: its shape and type, without values."""
+    """A stand-in of a JAX array that core/check.py can check: NumPy zeros of its shape and dtype. Any other value is returned itself.
+
+    Raises TypeError for a float64 array of NumPy that JAX would make float32.
+    """
     if isinstance(value, np.ndarray) and value.dtype == np.float64 != jax.dtypes.canonicalize_dtype(np.float64):
         raise TypeError(
             f'{op}: {name} is float64, which JAX would make float32: jax.config.update("jax_enable_x64", True) lets it be, '
@@ -30,7 +33,7 @@ def axes_of(arrays: Any) -> frozenset[str]:
 
 
 def varying(arrays: Any, axes: frozenset[str]) -> Any:
-    """The same arrays, varying over these axes; the gradient of one that did not is the sum over them."""
+    """The same arrays, marked as varying over these axes; the gradient of an array that did not vary is summed over them."""
 
     def cast(a: Any) -> Any:
         missing = tuple(sorted(axes - axes_of(a)))

@@ -1,8 +1,8 @@
-"""How XLA calls Python: one C function that finds NumPy arrays in XLA's buffers.
+"""The calls from XLA into Python: `call`, and one C function that makes NumPy arrays over XLA's buffers.
 
-The structs are those of XLA's foreign function interface, xla/ffi/api/c_api.h, which jax.ffi.include_dir() has; their layout is the ABI.
-What is called, and the arrays' shapes and types, are in a text that travels with the compiled program as an attribute: buffers need not be
-asked, and a program that is loaded from JAX's cache in another process means the same there.
+The structs are those of XLA's foreign function interface, xla/ffi/api/c_api.h in jax.ffi.include_dir(); their layout is the ABI. A text, an
+attribute of the compiled program, has the name of the Python function, the shapes and dtypes of the arrays, and the settings. So shapes
+need not be read from the buffers, and a program that another process loads from JAX's cache calls the same.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def host(function: Host) -> Host:
 
 
 class Plan:
-    """A call: the function, the arrays' shapes and types, settings and the backend."""
+    """A call, parsed from its text: the Python function, the shapes and dtypes of the arrays, the settings and the backend."""
 
     def __init__(self, text: bytes) -> None:
         name, arguments, results, self.settings, self.backend = json.loads(text)
@@ -58,7 +58,7 @@ def _layout(array: list | None) -> tuple | None:
 
 
 def _arrays(layouts: Sequence[tuple | None], buffers: int) -> list[np.ndarray | None]:
-    """The arrays of a list of XLA's buffers, which has none for None."""
+    """NumPy arrays over a list of XLA's buffers; for a layout of None there is no buffer, and the array is None."""
     found: list[np.ndarray | None] = []
     for layout in layouts:
         if layout is None:
@@ -116,9 +116,9 @@ jax.ffi.register_ffi_target("fastgrad", jax.ffi.pycapsule(_called), platform="cp
 
 
 def call(op: str, function: Host, results: Sequence[Any], arguments: Sequence[Any], **settings: Any) -> list[Any]:
-    """New arrays of JAX like results (anything with shape and dtype), which function has filled; None for None in both.
+    """New JAX arrays with the shapes and dtypes of results, which function fills when XLA calls it; None stays None.
 
-    Differentiated it raises: what has a derivative is a custom_vjp around it.
+    Its derivative raises NotImplementedError: a function that has one is a custom_vjp around it.
     """
     text = json.dumps([function.__name__, _described(arguments), _described(results), settings, backend()])
     shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results if r is not None]

@@ -1,4 +1,7 @@
-"""Models made of other models: the base Container, and Sequential, layers one after the other."""
+"""Container, the base of models made of other models, and Sequential, which runs layers one after the other.
+
+A Sequential runs neighbouring dense layers as one DenseChain: see `planned`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +19,7 @@ CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
 class Container(SequenceModel):
-    """A model made of others, its checked parts, by name; their parameters move into its flat arrays, named "name.w", ..."""
+    """A model made of other models, its checked `parts` by name. Their parameters move into its flat arrays, named "name.w", ..."""
 
     def __init__(self, parts: dict[str, Model], seed: int | None) -> None:
         self.parts = parts
@@ -71,12 +74,12 @@ def _mask(part: Model) -> np.ndarray:
 
 
 def _dtype(parts: dict[str, Model]) -> np.dtype:
-    """The one dtype; a part without parameters has any."""
+    """The dtype of the parts that have parameters, or of the first part."""
     return next((part.dtype for part in parts.values() if part.params.size), next(iter(parts.values())).dtype)
 
 
 def check_children(op: str, parts: dict[str, Any]) -> None:
-    """Parts must be models of one dtype, each of which nobody owns yet."""
+    """Raise unless parts are models of one dtype that belong to no other model and are not on a GPU."""
     seen: list[Model] = []
     for label, part in parts.items():
         if not isinstance(part, Model):
@@ -161,7 +164,7 @@ class Sequential(Container):
                 inner = inner._replace(packed=None)
 
     def _state_of(self, ends: list[Any]) -> list[Any] | None:
-        """Of each layer its state, from what the steps of the plan returned."""
+        """The state of each layer, from the states that the steps of the plan returned; None without an LSTM."""
         if not self.recurrent:
             return None
         states = iter([end for step, end in zip(self._plan, ends, strict=True) if step.recurrent])
@@ -180,9 +183,9 @@ class Sequential(Container):
 
 
 def planned(layers: Sequence[Model]) -> list[Model]:
-    """What is called of layers in a row: runs of dense layers as one chain each, and the others as they are.
+    """The steps that run layers in a row: dense layers that follow each other as one chain, and the others as they are.
 
-    Sequentials among them are taken apart, but where their states are a list.
+    The layers of an inner Sequential are steps of their own, unless it has an LSTM: then its state is a list.
     """
     steps: list[Model] = []
     chains: list[DenseChain] = []
@@ -199,7 +202,7 @@ def planned(layers: Sequence[Model]) -> list[Model]:
 
 
 def joined(chains: Sequence[DenseChain]) -> DenseChain:
-    """Chains one after the other as one; its parameters are those of whatever memory it is bound to."""
+    """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
     first = chains[0]
     whole = object.__new__(type(first))
     whole._name = DenseChain._name
@@ -210,7 +213,7 @@ def joined(chains: Sequence[DenseChain]) -> DenseChain:
 
 
 def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers of Sequentials within each other, in their order."""
+    """The layers in order, with the layers of inner Sequentials in their place."""
     return [
         leaf
         for layer in layers

@@ -1,4 +1,4 @@
-"""Dense layers, chains of them that run as one call, and chains without their pruned units."""
+"""DenseChain, dense layers that run as one call; Dense, one layer; and `compacted`, a chain without its pruned units."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -220,7 +220,7 @@ def compacted(chain: "DenseChain") -> "DenseChain":
 
 
 def _read(chain: "DenseChain") -> list[np.ndarray]:
-    """Of each layer's inputs, and the outputs, which are read, directly or not."""
+    """For the inputs of each layer, and for the outputs, bool: which of them the output depends on."""
     read = [np.ones(chain.n_out, np.bool_)]
     for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
         some: np.ndarray = np.any(w[:, read[0]], axis=1) | (activation.code == SOFTMAX)
@@ -232,7 +232,7 @@ def _read(chain: "DenseChain") -> list[np.ndarray]:
 def _folded(
     activation: Activation, b: np.ndarray | None, constant: np.ndarray, w: np.ndarray, into: np.ndarray | None
 ) -> np.ndarray | None:
-    """The next layer's biases, with what constant units give it: two small layers, of which the first reads a 0."""
+    """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
     units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
     start = None if b is None else b[constant]
     y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
@@ -240,7 +240,7 @@ def _folded(
 
 
 def _name(activation: Activation) -> str | tuple[str, float]:
-    """As a user gives it."""
+    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
     exact = [name for name, known in ACTIVATIONS.items() if known == activation]
     return (
         exact[0]
@@ -250,7 +250,7 @@ def _name(activation: Activation) -> str | tuple[str, float]:
 
 
 def _masks(chain: "DenseChain", mask: np.ndarray, compact: "DenseChain", kept: list[np.ndarray]) -> np.ndarray:
-    """The masks of what stays. A pruned bias lives again where it has become what constant units give."""
+    """The masks of the compact chain. A pruned bias is no longer pruned if constant units have been added to it."""
     found = np.ones(compact.params.size, np.bool_)
     parts = [*zip(*chain._layers_of(mask), strict=True)], [*zip(*compact._layers_of(found), strict=True)]
     for (w, b), (into_w, into_b), bias, cut in zip(*parts, compact.biases, pairwise(kept), strict=True):

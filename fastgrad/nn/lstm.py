@@ -130,7 +130,7 @@ class LSTM(SequenceModel):
     def _run(
         self, h: np.ndarray, batch: PackedBatch, state: Any, context: ForwardContext, keep: bool
     ) -> tuple[np.ndarray, State, list, Unpool]:
-        """(y, state, of each layer what the way back needs, the way back through the pool) of rows h (R, C)."""
+        """Forward over packed rows h (R, C): (y, state, what backward needs of each layer, backward of the pool)."""
         (h_0, c_0), (h_n, c_n) = (
             [empty((len(self._weights), len(batch.order), width), h) for width in self._widths] for _ in range(2)
         )
@@ -155,12 +155,12 @@ class LSTM(SequenceModel):
         return y, (h_n, c_n), layers, unpool
 
     def _columns(self, way: int) -> slice:
-        """A direction's part of the rows."""
+        """The columns of a direction in the rows (R, D P)."""
         width = self._widths[0]
         return slice(way * width, (way + 1) * width)
 
     def _checked(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, PackedBatch, Any]:
-        """(rows, batch, state)."""
+        """(packed rows, their batch, state), checked."""
         op, batch, state = type(self).__name__, context.packed, context.state
         if batch is None:
             x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))

@@ -1,6 +1,7 @@
-"""The base of all layers: parameters in one flat array, their gradients in another, and named views into the two.
+"""Model, the base of all layers: parameters in one flat array, their gradients in another, and named views into both.
 
-ResidualLayer is the base of layers whose last step adds a residual and applies an activation: what a residual block ends in.
+ForwardContext has the settings of a forward pass; StateSnapshot restores what a failed step has changed. ResidualLayer is the base of
+layers that can add a residual before their activation, so that a residual block ends in one fused call.
 """
 
 import zlib
@@ -19,14 +20,14 @@ IDENTITY = ACTIVATIONS["identity"]
 
 
 class Observer(Protocol):
-    """Whoever looks at the outputs of layers in a forward pass."""
+    """An object that gets the output of each layer in a forward pass: HealthObserver."""
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Look at the output y (..., K) of the layer whose first parameter is `first`, after its activation."""
+        """Take the output y (..., K), after the activation, of the layer whose first parameter is `first`."""
 
 
 class ForwardContext(NamedTuple):
-    """What a layer has to know of the forward pass that it is part of."""
+    """The settings of one forward pass, which every layer in it gets."""
 
     training: bool = False
     # a last softmax or sigmoid is left out
@@ -41,7 +42,7 @@ class ForwardContext(NamedTuple):
     observer: Observer | None = None
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Tell the observer of the output of the layer whose first parameter is `first`."""
+        """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""
         if self.observer is not None:
             self.observer.observe(first, y, activation)
 
@@ -142,7 +143,7 @@ class Model:
         return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
 
     def _carries(self, x: Any) -> bool:
-        """Whether x has to be taken to the model, on a GPU."""
+        """Whether x must be copied to the GPU: a NumPy array, for a model that is there."""
         return isinstance(x, np.ndarray) and not self.is_here
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -155,11 +156,11 @@ class Model:
         return [slice(start, start + batch_size) for start in range(0, max(len(x), 1), batch_size)]
 
     def _array(self, op: str, name: str, value: Any, form: str, shape: Sequence[int | None]) -> np.ndarray:
-        """value as check.array has it, of the model's dtype and where the model is."""
+        """value checked by check.array, of the model's dtype and on its device."""
         return check.array(op, name, value, form, shape, self._params, of_model=True)
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
-        """(y, state, backward); where dx is not wanted backward may return anything. Of packed rows y is rows, unless they are pooled."""
+        """(y, state, backward). Without want_dx backward may return anything. For packed rows y is packed rows, unless the model pools."""
         y, backward = self.forward(x, context.training, logits=context.logits)
         return y, None, backward
 
@@ -168,14 +169,14 @@ class Model:
         return self.predict(x, logits=context.logits), None
 
     def _generators(self) -> list[np.random.Generator]:
-        """What training draws from."""
+        """The random generators that training draws from."""
         return []
 
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         self._params, self._grads = params, grads
 
     def _wear(self, mask: np.ndarray | None) -> None:
-        """Have this mask (P,), or none."""
+        """Set the pruning mask (P,), or None."""
         self._mask = mask
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:
@@ -189,7 +190,7 @@ class Model:
         self._drawn = zlib.crc32(self._params.data)
 
     def _restart(self, rng: np.random.Generator) -> None:
-        """Draw again from the owner's generator, unless a seed was given or the values were changed since."""
+        """Draw the weights again from the owner's generator, unless a seed was given or they were changed since."""
         if self.seed is None and zlib.crc32(self._params.data) == self._drawn:
             self._start(rng)
 
@@ -206,14 +207,14 @@ class Model:
 
 
 class StateSnapshot:
-    """What a forward in training changes beside its memory, to be put back where it fails."""
+    """Statistics and generators of a model, to be restored if a forward in training that changes them fails."""
 
     def __init__(self, model: Model) -> None:
         self._statistics = [(a, a.copy()) for a in model.statistics().values()]
         self._generators = [(g, g.bit_generator.state) for g in model._generators()]
 
     def restore_unless(self, fine: Any) -> None:
-        """restore of statistics on a GPU, without waiting for what is fine (), bool, there; what is drawn from is not put back."""
+        """Restore statistics on a GPU where `fine`, an array () of bool, is False; the host does not wait. Generators stay."""
         for a, before in self._statistics:
             a[...] = np.where(fine, a, before)
 
@@ -225,7 +226,7 @@ class StateSnapshot:
 
 
 def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Arrays of these shapes, one after the other in flat."""
+    """Views of these shapes into flat, one after the other."""
     found, offset = {}, 0
     for name, shape in shapes.items():
         size = prod(shape)
@@ -235,7 +236,7 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
 
 
 def before_loss(activation: Activation, logits: bool) -> Activation:
-    """The activation, or none of it where it is a softmax or sigmoid and logits are asked for."""
+    """The activation; but identity for a softmax or sigmoid if logits are asked for."""
     return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
 
 
@@ -244,7 +245,7 @@ ResidualLayerBackward = Callable[[np.ndarray], tuple[Any, Any]]
 
 
 class ResidualLayer(Model):
-    """y = act(what the layer makes of x + residual); `output` is the activation of its own."""
+    """Base of layers y = act(f(x) + residual), with f what the layer computes; `output` is the layer's activation."""
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         y, _, backward = self._forward(x, ForwardContext(training, logits))

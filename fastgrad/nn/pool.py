@@ -1,4 +1,4 @@
-"""Pooling layers of images (N, H, W, C), and the way from images to rows."""
+"""Pooling layers of images (N, H, W, C): MaxPool2d, AvgPool2d, GlobalAvgPool2d; and Flatten, which makes rows of images."""
 
 import numpy as np
 

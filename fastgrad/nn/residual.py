@@ -1,4 +1,4 @@
-"""Residual blocks."""
+"""Residual: the block y = act(body(x) + shortcut(x)). The body's last layer adds the shortcut in its own call, if it can."""
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Residual(Container):
 
     @property
     def _body_plan(self) -> tuple[list[Model], ResidualLayer | None]:
-        """The body before the layer that the sum is part of, and that layer, if there is one."""
+        """(the steps of the body, the layer after them that adds the shortcut); None if no layer can add it."""
         steps = self.body._plan if isinstance(self.body, Sequential) else [self.body]
         last = steps[-1]
         return (steps[:-1], last) if isinstance(last, ResidualLayer) and last.output == IDENTITY else (steps, None)

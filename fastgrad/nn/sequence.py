@@ -1,7 +1,8 @@
-"""Models of sequences (N, T, C): lengths and packing, layers of rows over every time step, and how an LSTM's steps are pooled.
+"""SequenceModel, the base of models that take sequences (N, T, C) with lengths and states; TimeRows; and the pools of an LSTM's steps.
 
-A pool is a function (h, h_n, batch) of the rows h (R, D P), the directions side by side, and of each direction's last, h_n (D, N, P).
-It returns (y, backward); backward(dy) returns the gradients of h, and of h_n as (N, D P), or None where there is none.
+TimeRows gives layers of rows every time step as a row. A pool is a function (h, h_n, batch): h (R, D P) are packed rows of the LSTM's
+outputs, the directions side by side, and h_n (D, N, P) the last output of each direction. It returns (y, backward); backward(dy) returns
+the gradients of h and of h_n, the latter as (N, D P); one of them is None.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from fastgrad.nn.model import Backward, ForwardContext, Model, ResidualLayerBack
 
 
 class SequenceModel(Model):
-    """A model that may take sequences: the way in for their lengths and for the states of its recurrent layers.
+    """Base of models that may take sequences, with their lengths and with the states of recurrent layers.
 
-    Sequences with lengths are packed to rows of their own steps here, and laid out again where they come out, so that no layer sees
-    what lies past their ends: y is 0 there, and so is dx.
+    Sequences with lengths are packed to rows of their own steps, and unpacked at the output. So no layer reads values past a sequence's
+    end: y is 0 there, and so is dx.
     """
 
     def forward(
@@ -69,7 +70,7 @@ class SequenceModel(Model):
         return y if batch is None else self._laid_out(y, batch), state
 
     def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
-        """x, or where there are lengths the rows of the sequences' own steps, with the batch that they are packed by."""
+        """(packed rows of the sequences' own steps, their batch); without lengths (x, None)."""
         self._check_recurrent(lengths, state)
         if lengths is None:
             return x, None
@@ -79,11 +80,11 @@ class SequenceModel(Model):
         return pack(x, batch), batch
 
     def _laid_out(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
-        """Of rows the sequences, 0 past their ends; what is pooled is so already."""
+        """Sequences (N, T, K) of packed rows, 0 past their ends; pooled rows as they are."""
         return y if self.pools else unpack(y, batch)
 
     def _backward_of_packed(self, rows_backward: Backward, y: np.ndarray, batch: PackedBatch) -> Backward:
-        """The way back to sequences, from that through packed rows."""
+        """The backward for sequences, from the backward for packed rows."""
 
         def backward(dy: np.ndarray) -> np.ndarray:
             dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
@@ -115,7 +116,7 @@ class TimeRows:
         return rows.reshape(n, steps, rows.shape[1])
 
     def backward(self, rows_backward: ResidualLayerBackward, y: np.ndarray) -> ResidualLayerBackward:
-        """The way back through the sequences, from that through rows with the output y (N T, K)."""
+        """The backward for sequences, from the backward for rows with the output y (N T, K)."""
 
         def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             dy = check.array(self.op, "dy", dy, "like the output", (*self.shape, y.shape[1]), y)
@@ -129,18 +130,21 @@ Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
 def every(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
-    """y (R, D P) = h."""
+    """No pool: y (R, D P) = h."""
     return h, lambda dy: (dy, None)
 
 
 def last(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
-    """y (N, D P) = h_n."""
+    """The pool "last": y (N, D P) = h_n."""
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
 @silent
 def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
-    """y (N, D P), added step by step, so that a sequence has the same bits alone and in a batch; 0 of no steps."""
+    """The pool "mean": y (N, D P), the mean of each sequence's steps, 0 if it has none.
+
+    It is added step by step, so that a sequence has the same bits alone and in a batch.
+    """
     order, offsets = batch.order, batch.offsets
     n, under_way = len(order), np.diff(offsets)
     counts = np.maximum(above(under_way, n), 1).astype(h.dtype)[:, None]  # (N, 1)

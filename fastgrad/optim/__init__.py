@@ -1,7 +1,7 @@
-"""Settings of optimisers, as PyTorch defines them; the arithmetic is the kernels' `update_arrays`.
+"""fg.optim, the optimisers SGD, Adam, AdamW, Adagrad and RMSprop: settings, as PyTorch defines them.
 
-lr is a number or one of fastgrad.schedule. weight_decay is an L2 term in the gradient; decoupled, what each update takes
-away of a parameter, times lr, whatever the gradient (Loshchilov & Hutter 2019).
+The kernels' `update_arrays` computes the updates. lr is a number or a schedule of fastgrad.schedule. weight_decay is an L2 term in the
+gradient. With decoupled, each update takes lr weight_decay p from a parameter p instead, whatever the gradient (Loshchilov & Hutter 2019).
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class Optimizer:
 
 
 def successor(op: str, optimizer: object, before: Optimizer) -> Optimizer:
-    """An optimiser that takes the place of another one and goes on with its state."""
+    """optimizer, checked: it can take the place of `before` and go on with its state."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{op}: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
     if (optimizer.code, optimizer.state_rows) != (before.code, before.state_rows):

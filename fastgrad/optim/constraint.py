@@ -1,4 +1,4 @@
-"""What weights are held to after each update, in the optimiser's pass over them: settings, in fastgrad.optim."""
+"""Constraints on weights, MaxValue and MaxNorm: settings. The kernels apply them in the optimiser's update."""
 
 from dataclasses import dataclass
 
@@ -98,7 +98,7 @@ class MaxNorm(Constraint):
 
 
 def checked(op: str, constraint: Constraint | None, name: str, arrays: list[np.ndarray]) -> types.Constraint | None:
-    """The constraint over these arrays."""
+    """The constraint as the kernels read it, for these arrays; None for None."""
     if constraint is None:
         return None
     if not isinstance(constraint, Constraint):

@@ -1,4 +1,4 @@
-"""Settings of Trainer and Updater that may be assigned at any time."""
+"""`setting`: a property of Trainer and Updater that is checked when it is assigned and takes effect at the next update."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,8 @@ NO_LOCK = nullcontext()
 def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:
     """A property that is checked as it is assigned and takes effect at the next update.
 
-    checked(owner, value) returns what is kept, in the attribute of the name with an underscore. Of this the owner's `_bind`, which runs
-    under its `lock` if it has one, makes what its updates read.
+    checked(owner, value) returns the value to keep, in the attribute of the name with an underscore. Then the owner's `_bind` computes from
+    its settings what its updates read, under its `lock` if it has one.
     """
     return _Setting(checked, doc)
 

@@ -1,4 +1,4 @@
-"""An optimiser for training code of any kind: lists of arrays, clipped and updated in place."""
+"""Updater: an optimiser for training code of any kind. It clips and updates lists of arrays in place."""
 
 import math
 import operator
@@ -66,7 +66,7 @@ class Updater:
         self.masks = masks
 
     def _bind(self) -> None:
-        """Make of the settings what the next update reads."""
+        """Compute from the settings what the next update reads."""
         self._hyper, self._held = self._optimizer.hyper, self._over(self._constraint)
 
     def _over(self, constraint: Constraint | None) -> types.Constraint | None:
@@ -148,7 +148,7 @@ class Updater:
         return self._record.item(0)
 
     def _check_state(self, op: str) -> None:
-        """State may have been replaced: kernels take from params and optimiser where its values lie."""
+        """Check `state`, which a caller may have replaced: kernels take its layout from params and optimiser."""
         state, (kind, dtype) = self.state, self._state_kind
         if type(state) is not kind or state.dtype != dtype:
             what = f"an array of {state.dtype}" if hasattr(state, "dtype") else type(state).__name__

@@ -1,4 +1,4 @@
-"""scikit-learn's solvers sgd and adam: what they carry on from epoch to epoch, and from one partial_fit to the next."""
+"""Descent: the state of the solvers sgd and adam, kept from epoch to epoch and from one partial_fit to the next."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fastgrad.sklearn.problem import Problem
 
 
 class Descent:
-    """Moments and the number of updates. scikit-learn's own optimiser looks after the learning rate, and says when to stop."""
+    """Moments and the number of updates. `schedule`, an optimiser of scikit-learn, has the learning rate and decides when to stop."""
 
     def __init__(self, estimator: Any, problem: Problem) -> None:
         e = estimator
@@ -41,7 +41,10 @@ class Descent:
         return problem.epoch(order, batch_size, self.optimizer, self.state, self.count)
 
     def _optimizer(self, problem: Problem) -> SGD | Adam:
-        """Ours, for gradients that lack a factor: sgd makes up for it by the rate; Adam is indifferent to it, but for eps."""
+        """fastgrad's optimiser. Its gradients are scikit-learn's, divided by gradient_factor.
+
+        sgd makes up for the factor by its rate. Adam's update does not depend on it, except by eps, which is divided too.
+        """
         s, factor = self.schedule, problem.link.gradient_factor
         if isinstance(s, SGDOptimizer):
             return SGD(s.learning_rate * factor, s.momentum, bool(s.nesterov and s.momentum))

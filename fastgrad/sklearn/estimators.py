@@ -1,9 +1,9 @@
-"""scikit-learn's multilayer perceptrons with fastgrad's arithmetic: an epoch is one compiled call.
+"""scikit-learn's MLPClassifier and MLPRegressor with fastgrad's arithmetic: an epoch is one compiled call, or a few.
 
-They are subclasses of scikit-learn's own, whose are the parameters, attributes and checks, the first weights, the order of rows and
-what ends training: with the same random_state the numbers are scikit-learn's, to rounding. Ours are forward, loss, gradient and
-update, in the dtype of X, float32 or float64; lbfgs, which is SciPy's, gets loss and gradient from here. Where few values of X are not 0,
-in a sparse array or not, the first layer's products are of those alone.
+They are subclasses of scikit-learn's classes, which do the rest: parameters, attributes, checks, initial weights, the order of rows and the
+rule that ends training. With the same random_state the numbers are scikit-learn's, to rounding. fastgrad computes forward, loss, gradient
+and update, in the dtype of X, float32 or float64. lbfgs is SciPy's, and gets loss and gradient from fastgrad. Where few values of X are not
+0, in a sparse array or not, the first layer multiplies those alone.
 """
 
 import warnings
@@ -26,7 +26,7 @@ ROWS, COPIED = 8192, 1 << 24
 
 
 class Fast:
-    """What takes the place of scikit-learn's methods of the same names."""
+    """Methods that replace scikit-learn's methods of the same names."""
 
     def _fit_stochastic(self: Any, X: Any, y: np.ndarray, sample_weight: Any, *rest: Any) -> None:
         *_, incremental = rest
@@ -111,7 +111,7 @@ class Fast:
             )
 
     def _ends(self: Any, validation: tuple) -> bool:
-        """Whether scikit-learn would stop after this epoch; its rate for the next one."""
+        """Whether scikit-learn would stop after this epoch. If not, its schedule has set the rate for the next one."""
         self._update_no_improvement_count(self.early_stopping, *validation)
         schedule = self._optimizer.schedule
         schedule.iteration_ends(self.t_)

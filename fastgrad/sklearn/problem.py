@@ -1,4 +1,4 @@
-"""What an estimator of scikit-learn is trained on: a chain with its weights, the data, and the loss."""
+"""Problem: the data, the chain of dense layers and the loss of a scikit-learn estimator; its epochs and its gradient."""
 
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ ACTIVATIONS = {
 
 
 class Link(NamedTuple):
-    """A loss of ours, and how many times as large scikit-learn's loss and its gradient are."""
+    """A loss of fastgrad, and the factors by which scikit-learn's loss and its gradient are larger."""
 
     loss: str
     loss_factor: float
@@ -36,7 +36,11 @@ class Link(NamedTuple):
 
 
 def link_of(estimator: Any, n: int) -> Link:
-    """scikit-learn takes no mean over the n outputs, but of squares, and there not in the gradient; and it halves them."""
+    """The loss of an estimator with n outputs.
+
+    Of elementwise losses fastgrad takes the mean over the outputs, scikit-learn the sum. Of squares scikit-learn's loss is the mean, but
+    its gradient that of the sum; both are halved.
+    """
     return {
         "softmax": Link("cross_entropy", 1, 1),
         "logistic": Link("binary_cross_entropy", n, n),
@@ -60,7 +64,7 @@ def is_sparse_work(X: Any) -> bool:
 
 
 def for_training(X: Any, dtype: np.dtype) -> np.ndarray | types.Nonzeros:
-    """X (N, C), which may be sparse, by what is not 0 in it, where that is little and the CPU trains; else as `dense`."""
+    """X (N, C), which may be sparse: as Nonzeros if the backend is "cpu" and few values are not 0, else as `dense`."""
     if backend() != "cpu" or not (isinstance(X, np.ndarray) or is_sparse_work(X)):
         return dense(X, dtype)
     if isinstance(X, np.ndarray):
@@ -97,7 +101,7 @@ def chain_of(x: np.ndarray | types.Nonzeros, weights: list, biases: list, activa
 
 
 def checked_sizes(estimator: Any, x: np.ndarray | types.Nonzeros, y: np.ndarray, sample_weight: Any) -> list[int]:
-    """Columns into the chain and out of each layer, after all that goes into it has been compared; ValueError where it does not fit."""
+    """The widths of the chain: columns of x, and outputs of each layer. Raises where weights, x, y or sample_weight do not fit."""
     op, coefs, intercepts = type(estimator).__name__, estimator.coefs_, estimator.intercepts_
     hidden = np.atleast_1d(estimator.hidden_layer_sizes).tolist()
     sizes = [x.shape[1], *(len(b) for b in intercepts)]
@@ -126,8 +130,9 @@ def checked_sizes(estimator: Any, x: np.ndarray | types.Nonzeros, y: np.ndarray,
 
 
 class Problem:
-    """x (N, C), an array or names.Nonzeros, and y (N, K) of an estimator, with sample_weight (N,) or None, and a chain with the
-    estimator's weights.
+    """The data of an estimator, x (N, C), an array or types.Nonzeros, y (N, K) and sample_weight (N,) or None, and a chain.
+
+    The chain has the estimator's layers; read_weights copies its weights.
     """
 
     def __init__(self, estimator: Any, x: np.ndarray | types.Nonzeros, y: np.ndarray, sample_weight: Any) -> None:
@@ -151,7 +156,7 @@ class Problem:
             to[...] = of
 
     def lend_weights(self) -> None:
-        """From now on the estimator's weights are views of the chain's."""
+        """Make the estimator's weights views of the chain's."""
         e, weights, biases = self.estimator, list(self.chain.weights), list(self.chain.biases)
         if e._best_coefs is e.coefs_:
             # after early stopping scikit-learn goes on in the arrays of the best weights
@@ -161,7 +166,10 @@ class Problem:
     def epoch(
         self, order: np.ndarray, batch_size: int, optimizer: SGD | Adam, state: np.ndarray, count: np.ndarray
     ) -> tuple[int, int, np.ndarray]:
-        """Updates on batches by `order`: (status, batches done, scikit-learn's loss of each). To count (1,) each is added as it is made."""
+        """An update for each batch of rows, in the order `order`: (status, batches done, scikit-learn's loss of each batch).
+
+        Each update adds 1 to count (1,).
+        """
         starts = np.arange(0, len(order), batch_size)
         chain, hyper, record = self.chain, optimizer.hyper, np.zeros((len(starts), 3))
         net, rule = self._net(batch_size), types.UpdateRule(optimizer.code, state, hyper, np.inf, None, None)
@@ -183,7 +191,10 @@ class Problem:
         return status, done, losses
 
     def _rest(self, order: np.ndarray, starts: np.ndarray, squares: np.ndarray) -> np.ndarray:
-        """What scikit-learn's loss of each batch has beside ours: the penalty, from all weights' squares, and what no weight changes."""
+        """The terms of scikit-learn's loss of each batch that fastgrad's lacks.
+
+        They are the L2 penalty, from the sum of squares of all weights, and a constant that no weight changes.
+        """
         rest = float(self.estimator.alpha) / 2 * squares
         if self.row_weights is None and self.constant is None:
             return rest / np.minimum(starts[1] if len(starts) > 1 else len(order), len(order) - starts)
@@ -209,7 +220,7 @@ class Problem:
         return float(self.estimator.alpha) / self.link.gradient_factor
 
     def _net(self, batch_size: int) -> types.Net:
-        """The chain, with scratch for batches of this many rows."""
+        """The chain for kernels, with scratch memory for batches of this many rows."""
         chain, gathered = self.chain, 0 if isinstance(self.x, types.Nonzeros) else self.chain.n_in
         work = empty((types.workspace_size((gathered, *chain.sizes[1:]), batch_size),), chain.dtype)
         loss = types.LOSSES[self.link.loss]

@@ -1,4 +1,7 @@
-"""A model that exists, with fastgrad's kernels put in where they fuse something."""
+"""`accelerate`: replaces the layers of a PyTorch model, in place, where fastgrad's kernels fuse them; its Report undoes it.
+
+An nn.Sequential or a residual block gets a `forward` of its own (Fused); an nn.LSTM gets another class (AcceleratedLSTM).
+"""
 
 import copy
 from collections.abc import Callable
@@ -100,17 +103,17 @@ def accelerate(model: nn.Module) -> Report:
 
 
 class Fused:
-    """Takes the place of a module's forward, until it is stopped. Whatever it does not know it leaves to the class's forward."""
+    """A replacement of a module's forward, until it is stopped. A call that it cannot fuse goes to the forward of the module's class."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.stopped = module, False
 
     def put(self) -> None:
-        """Into the module's own attributes, which come before those of its class."""
+        """Set attributes of the module itself, which hide those of its class."""
         self.module.__dict__.update(self._attributes())
 
     def undo(self, module: nn.Module) -> None:
-        """Take what was put out of a module. What has been put there since stays."""
+        """Delete from a module the attributes that `put` has set. An attribute that was set since stays."""
         self.stopped = True
         for name, value in self._attributes().items():
             if module.__dict__.get(name) == value:
@@ -127,7 +130,7 @@ class Fused:
         raise NotImplementedError
 
     def no_script(self) -> NoReturn:
-        """torch.jit.script asks here what to compile."""
+        """Raise RuntimeError: torch.jit.script calls this to know what to compile."""
         raise RuntimeError(NO_SCRIPT)
 
     def replicate(self) -> nn.Module:
@@ -139,7 +142,7 @@ class Fused:
 
 
 class FusedSequential(Fused):
-    """Of an nn.Sequential."""
+    """The replacement of an nn.Sequential's forward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -153,7 +156,7 @@ class FusedSequential(Fused):
 
 
 class FusedBlock(Fused):
-    """Of a residual block."""
+    """The replacement of a residual block's forward."""
 
     def __init__(self, module: nn.Module, residual: Residual | None) -> None:
         super().__init__(module)
@@ -179,7 +182,7 @@ class FusedBlock(Fused):
 
 
 class AcceleratedLSTM(LSTM):
-    """What an nn.LSTM is while it is accelerated: fgt.LSTM where that takes its parameters, and else PyTorch's."""
+    """The class of an accelerated nn.LSTM. Its forward is fgt.LSTM's if that can use its parameters, else PyTorch's."""
 
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
@@ -206,7 +209,10 @@ class AcceleratedLSTM(LSTM):
         raise RuntimeError(NO_SCRIPT)
 
     def undo(self) -> None:
-        """Be an nn.LSTM again, or the class that torch.nn.utils.parametrize made of this one made of nn.LSTM."""
+        """Make the module an nn.LSTM again.
+
+        A class that torch.nn.utils.parametrize has derived from this one becomes one derived from nn.LSTM.
+        """
         kind = type(self)
         if kind is not AcceleratedLSTM:
             body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
@@ -222,7 +228,7 @@ def _runs_layers(module: nn.Module) -> bool:
 
 
 def _replaced(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
-    """Replace what can be; the modules within that are dealt with."""
+    """Replace a module, if that is possible, and report; returns the inner modules that this deals with."""
     if forward := module.__dict__.get("forward"):
         fused = getattr(forward, "__self__", None)
         if isinstance(fused, Fused):
@@ -253,7 +259,7 @@ def _replaced(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
 
 
 def _again(name: str, module: nn.Module, fused: Fused, report: Report) -> set[nn.Module]:
-    """Of a module that is accelerated already, perhaps as a copy of one: this report's undo() holds for it too."""
+    """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
     report._undo.append(partial(fused.undo, module))
     if not isinstance(fused, FusedSequential):

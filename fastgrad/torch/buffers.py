@@ -1,7 +1,7 @@
-"""Arrays that calls write, made once for many calls: to make them takes Python longer than a small net's products take.
+"""BufferPool: sets of arrays that calls write, used again, since Python makes arrays more slowly than it computes a small net.
 
-A call's results are tensors over arrays of its room, and a tensor holds its array as long as anyone has the tensor, a view of it or a
-NumPy array over it, or autograd has saved it. So the arrays' reference counts tell whether a room is free.
+The results of a call are tensors over arrays of its BufferSet. A tensor holds its array as long as the tensor, a view of it or a NumPy
+array over it exists, or autograd has saved it. So the reference counts of the arrays tell whether a set is free.
 """
 
 from collections import deque
@@ -16,20 +16,23 @@ KEPT, LARGEST = 4, 32 << 20
 
 
 class BufferSet:
-    """Arrays of one call; `lent` are those that tensors are made of, and `size` the bytes of all."""
+    """The arrays of one call. lent: those that result tensors are over. size: the bytes of all."""
 
     lent: list[np.ndarray]
     size: int
 
 
 class BufferPool:
-    """The rooms of one owner. Whoever takes one gives it back, when it has made its tensors or holds an array that is lent."""
+    """The buffer sets of one owner. A caller takes a set, and gives it back once tensors or other references hold its lent arrays."""
 
     def __init__(self) -> None:
         self._kept: deque[tuple[Any, BufferSet, list[int]]] = deque(maxlen=KEPT)
 
     def take(self, kind: Callable[..., BufferSet], rows: int, *of: Any) -> tuple[Any, Any, list[int]]:
-        """Of a room that nobody has, made by kind(rows, *of): what it is, the room, and the counts of a free one's arrays."""
+        """An entry with a free buffer set, a new one from kind(rows, *of) if there is none.
+
+        An entry is (kind and rows, the set, the reference counts of its lent arrays while it is free).
+        """
         what = kind, rows
         for _ in range(len(self._kept)):
             try:

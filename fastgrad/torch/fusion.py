@@ -1,4 +1,7 @@
-"""What fused operators make of PyTorch's own layers: their parameters, settings and activations, read at every call."""
+"""Fused calls of PyTorch's own layers: which layers can be fused, and the steps Chain, Convolved and Residual, and Plan.
+
+Parameters, settings, hooks and activations are read at every call, since they may change at any time.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -47,7 +50,7 @@ SEQUENTIAL = nn.Sequential.forward, nn.Sequential.__iter__
 
 
 def _methods(kind: type[nn.Module]) -> tuple[Any, ...]:
-    """All that a class computes with."""
+    """The methods with which a class computes its output."""
     last = {nn.Conv2d: "_conv_forward", nn.Sequential: "__iter__"}.get(kind, "forward")
     last = "_check_input_dim" if kind in NORMS else last
     return tuple(getattr(kind, name) for name in ("forward", "__call__", "_call_impl", "_wrapped_call_impl", last))
@@ -113,12 +116,12 @@ def plain(layer: Any) -> type[nn.Module] | None:
 
 
 def dense(value: Any) -> bool:
-    """Whether operators take a parameter."""
+    """Whether operators can use a parameter: a dense tensor of float32 or float64 on the CPU."""
     return type(value) in PLAIN and value.dtype in FLOATS and value.is_cpu and value.layout is torch.strided
 
 
 def aside() -> bool:
-    """Whether calls are recorded, exported, transformed or watched by what knows PyTorch's own layers and operators alone."""
+    """Whether calls are traced, exported, transformed or hooked by tools that know PyTorch's own layers and operators only."""
     if any(GLOBAL_HOOKS):
         return True
     if torch.compiler.is_compiling():
@@ -131,7 +134,7 @@ def aside() -> bool:
 
 
 def activation_of(layer: Any) -> str | tuple[str, float] | None:
-    """The name of the activation that a layer is at this moment, or None; what is no plain layer is none."""
+    """The activation that a layer computes at this moment, as fastgrad names it, or None; None for any other layer."""
     kind = type(layer)
     if kind is nn.LeakyReLU:
         return ("leaky_relu", layer.negative_slope) if layer.negative_slope >= 0 else None
@@ -147,7 +150,7 @@ def activation_of(layer: Any) -> str | tuple[str, float] | None:
 
 
 def hooked(layer: nn.Module) -> bool:
-    """Whether someone wants to see what goes through this very layer."""
+    """Whether this layer has hooks of its own."""
     own = layer.__dict__
     return bool(
         own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
@@ -155,14 +158,17 @@ def hooked(layer: nn.Module) -> bool:
 
 
 def through(layers: Iterable[Any], x: Tensor) -> Tensor:
-    """What layers in a row make of x."""
+    """The output of layers in a row for x."""
     for layer in layers:
         x = layer(x)
     return x
 
 
 def run(steps: Sequence[Any], x: Tensor) -> Tensor:
-    """The same of steps. Between convolutions and norms channels stay last in memory; behind them images lie as PyTorch's would."""
+    """The output of steps in a row for x.
+
+    Between convolutions and norms, channels stay last in memory. After them images have the memory format that PyTorch's would have.
+    """
     last = None
     for step, following in zip(steps, (*steps[1:], None), strict=True):
         if not isinstance(step, Convolved):
@@ -175,10 +181,9 @@ def run(steps: Sequence[Any], x: Tensor) -> Tensor:
 
 
 class Plan:
-    """What is called of a Sequential's layers, in their order: fused steps, and layers that stay as they are.
+    """The steps that run the layers of a Sequential, in order: fused steps, and layers that stay as they are.
 
-    A call first looks whether the layers are those of the plan, and still plain where the plan has them so, and plans anew
-    if they are not.
+    A call first compares the layers with those of the plan, and whether they are still plain, and plans again if something has changed.
     """
 
     def __init__(self) -> None:
@@ -190,7 +195,7 @@ class Plan:
         return self.made[2]
 
     def make(self, layers: tuple[Any, ...]) -> list[Any]:
-        """The steps of these layers."""
+        """Plan the steps of these layers, and return them."""
         kinds = [plain(layer) for layer in layers]
         self.made = layers, kinds, _steps(layers, kinds)
         return self.made[2]
@@ -207,7 +212,7 @@ class Plan:
 
 
 class Chain:
-    """Linear layers in a row and what follows each of them: layers is all of them in their order."""
+    """A step: linear layers in a row, each with an activation or None. layers: all of these layers in order."""
 
     def __init__(
         self, layers: Sequence[nn.Module], linears: Sequence[nn.Linear], activations: Sequence[nn.Module | None]
@@ -240,14 +245,14 @@ class Chain:
 
 
 class Convolved:
-    """act(norm(conv(x))), without conv or without norm too."""
+    """A step: act(norm(conv(x))), where conv or norm may be None."""
 
     def __init__(self, conv: nn.Conv2d | None, norm: nn.Module | None, activation: nn.Module | None) -> None:
         self.conv, self.norm, self.activation = conv, norm, activation
         self.layers = tuple(layer for layer in (conv, norm, activation) if layer is not None)
 
     def inner(self, x: Tensor, last: bool) -> tuple[Tensor, bool]:
-        """y with channels last in memory, and whether PyTorch's would be like that, as last tells of x."""
+        """(y with channels last in memory, whether PyTorch's y would be channels_last). last: whether PyTorch's x would be."""
         f = "identity" if self.activation is None else pointwise(self.activation)
         # PyTorch's layers take one image without a batch, too
         if f is None or (self.conv is not None and x.dim() != 4):
@@ -273,7 +278,7 @@ def pointwise(layer: Any) -> str | tuple[str, float] | None:
 
 
 def convolve(conv: Any, x: Tensor, last: bool, activation: str | tuple[str, float] = "identity") -> tuple[Tensor, bool]:
-    """What nn.Conv2d makes of x, with an activation; as `Convolved.inner`."""
+    """The output of an nn.Conv2d for x, with an activation; `last` and the result as of `Convolved.inner`."""
     weight = conv.weight
     windows = conv.stride, conv.padding, conv.dilation, conv.groups
     y = conv2d_last(x, weight, conv.bias, None, windows, activation)
@@ -283,7 +288,7 @@ def convolve(conv: Any, x: Tensor, last: bool, activation: str | tuple[str, floa
 def normalise(
     norm: Any, x: Tensor, activation: str | tuple[str, float] = "identity", residual: Tensor | None = None
 ) -> Tensor:
-    """What nn.BatchNorm1d or nn.BatchNorm2d makes of x, with an activation and a residual; with channels last in memory."""
+    """The output of an nn.BatchNorm1d or nn.BatchNorm2d for x, with an activation and a residual; channels last in memory."""
     norm._check_input_dim(x)
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -317,7 +322,10 @@ class Residual:
         self.forward, self.code = forward, forward.__code__
 
     def layers(self, module: nn.Module) -> list[Any] | None:
-        """conv1, norm1, act1, conv2, norm2, act2, and the shortcut's two or None twice, if all can be fused at this moment."""
+        """What `__call__` needs of a module, if all can be fused at this moment, else None.
+
+        The list is conv1, norm1, act1, conv2, norm2, act2, and the shortcut's convolution and norm, or None twice.
+        """
         if aside() or type(module).forward is not self.forward or self.forward.__code__ is not self.code:
             return None
         children, own = module._modules, module.__dict__
@@ -355,7 +363,7 @@ class Residual:
         return [*found, *inner]
 
     def __call__(self, layers: list[Any], x: Tensor) -> Tensor:
-        """layers: what `layers` gave."""
+        """The output of the block for x. layers: the result of `layers`."""
         conv1, norm1, act1, conv2, norm2, act2, conv, norm = layers
         last = like_last(x)
         shortcut = x if conv is None else normalise(norm, convolve(conv, x, last)[0])
@@ -365,7 +373,7 @@ class Residual:
 
 
 def _steps(layers: Sequence[nn.Module], kinds: Sequence[type[nn.Module] | None]) -> list[Any]:
-    """What is called: fused steps of plain layers, and those that stay as they are."""
+    """The steps that run layers: fused steps of plain layers, and layers that stay as they are."""
     found: list[Any] = []
     at = 0
     while at < len(layers):
@@ -376,7 +384,7 @@ def _steps(layers: Sequence[nn.Module], kinds: Sequence[type[nn.Module] | None])
 
 
 def _first_step(layers: Sequence[Any], kinds: Sequence[type[nn.Module] | None]) -> tuple[Any, int]:
-    """What to call first, and how many layers it is."""
+    """The first step, and how many layers it runs."""
     kinds = [*kinds, None, None, None]
     linears: list[Any] = []
     activations: list[Any] = []
@@ -399,7 +407,7 @@ def _first_step(layers: Sequence[Any], kinds: Sequence[type[nn.Module] | None]) 
 
 
 def named_activation(name: str | tuple[str, float]) -> nn.Module:
-    """PyTorch's layer of an activation of ours."""
+    """PyTorch's layer for an activation of fastgrad."""
     kind, *parameter = (name,) if isinstance(name, str) else name
     made: dict[str, Any] = {
         **{known: layer for layer, known in NAMES.items()},

@@ -1,8 +1,8 @@
-"""Adam and AdamW as PyTorch's optimizers: one pass over the memory of all parameters.
+"""Adam and AdamW as PyTorch optimizers: one pass over the memory of all parameters.
 
-`state` is PyTorch's: of each parameter its step and moments, tensors that every step reads and writes. Those of parameters that are
-updated together lie in one piece of memory each; it is made at the first step, and again where another set of parameters has gradients
-or someone has put other entries into `state`, whose dictionaries say so.
+`state` is as PyTorch's: the step and the moments of each parameter, tensors that every step reads and writes. Parameters that one call
+updates have their moments in one block of memory. A block is made at the first step, and again if another set of parameters has gradients
+or someone has written entries to `state`, whose dictionaries notice that.
 """
 
 import operator
@@ -139,7 +139,7 @@ class Adam(torch.optim.Optimizer):
             group.setdefault("decoupled_weight_decay", self._decoupled)
 
     def _arranged(self, params: list[Tensor], rows: Sequence[str]) -> list["_Together"]:
-        """Parameters that have made the same number of steps, with their state, which they keep."""
+        """The parameters in groups of one dtype and one number of steps, with their state, which they keep."""
         parts: dict[tuple, list[Tensor]] = {}
         for p in params:
             checked(type(self).__name__, "a parameter", p)
@@ -200,7 +200,7 @@ class AdamW(Adam):
 
 
 class _Watched:
-    """What a dictionary is besides that: whoever writes to it says so."""
+    """Mixin for a dictionary that calls `_tell` before anything writes to it."""
 
     def _tell(self) -> None:
         raise NotImplementedError
@@ -219,7 +219,7 @@ for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"
 
 
 class _Entry(_Watched, dict):
-    """A parameter's state. state: that which it was last arranged in."""
+    """The state of a parameter. state: the _State that is told of writes."""
 
     state: "_State"
 
@@ -231,7 +231,7 @@ class _Entry(_Watched, dict):
 
 
 class _State(_Watched, defaultdict):
-    """Of all parameters; changed: whether something was put in or taken out since it was last looked at."""
+    """The states of all parameters. changed: whether an entry was set or deleted since the optimizer last looked."""
 
     def __init__(self, entries: dict[Tensor, dict]) -> None:
         super().__init__(None)
@@ -249,7 +249,7 @@ class _State(_Watched, defaultdict):
         return entry
 
     def entry(self, p: Tensor) -> "_Entry":
-        """A parameter's, which tells from now on what is done to it."""
+        """The state of a parameter, as an _Entry, which tells of writes from now on."""
         entry = self[p]
         if type(entry) is not _Entry:
             entry = _Entry(entry)
@@ -266,7 +266,7 @@ def _bare(entry: Any) -> Any:
 
 
 class _Together:
-    """Parameters that are updated in one call, and their state, of which the optimizer's holds views."""
+    """Parameters that one call updates, and the block of their state; the tensors in the optimizer's state are views of it."""
 
     def __init__(self, params: list[Tensor], rows: Sequence[str], state: _State) -> None:
         self.params, self.rows = params, tuple(rows)
@@ -293,7 +293,10 @@ class _Together:
         self._look()
 
     def holds(self, rows: Sequence[str]) -> bool:
-        """Whether this is the state that an update reads, and still of as many steps for each parameter: they may be written to."""
+        """Whether the state has these rows, and all parameters have one number of steps.
+
+        The step tensors are compared again if someone has written to them.
+        """
         self._count()
         return self.rows == rows and (self._steps.tobytes() == self._seen or self._are_one())
 

@@ -1,8 +1,8 @@
-"""How operators come to PyTorch: registered for whatever traces them, and called at once where nothing does.
+"""Operator: registers a function as a PyTorch operator; `direct`: an autograd.Function for calls that need no registered one.
 
-An operator is a function of tensors and its fake, and is `torch.ops.fastgrad.<name>`: torch.compile, torch.export, fake tensors and
-autocast meet that one. Its way through PyTorch's dispatcher costs more than a small net's step, so plain tensors on the CPU in plain
-eager mode go to the function itself, and to a torch.autograd.Function of the same formulas.
+An operator is a function of tensors and its fake, which computes shapes alone. torch.compile, torch.export, fake tensors and autocast see
+it as `torch.ops.fastgrad.<name>`. A call through PyTorch's dispatcher takes longer than a small net's step. So in eager mode plain tensors
+on the CPU go to the function itself, or to a torch.autograd.Function of the same formulas: see `plain`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ NAMESPACE = "fastgrad"
 
 
 def refuse_tangents(op: str, *values: Any) -> None:
-    """Forward-mode differentiation would lose the tangents of these: none of an operator's formulas goes forward."""
+    """Raise NotImplementedError if a value has a tangent of forward-mode differentiation, which no operator propagates."""
     if forward_ad._current_level < 0:
         return
     for value in values:
@@ -26,7 +26,7 @@ def refuse_tangents(op: str, *values: Any) -> None:
 
 
 def low(x: Any) -> torch.dtype | None:
-    """What PyTorch's matrix products of x would return under the autocast in force; None outside of one, and for float64."""
+    """The dtype of PyTorch's matrix products of x under the active autocast; None without autocast, and for float64."""
     if not torch.is_autocast_enabled("cpu") or not x.is_floating_point() or x.dtype is torch.float64:
         return None
     return torch.get_autocast_dtype("cpu")
@@ -41,7 +41,7 @@ def product(y: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None) -> 
 
 
 def plain(op: str, x: Any) -> bool:
-    """Whether a call with this tensor x is for no one but us: neither compiled, traced, faked nor autocast.
+    """Whether a call with the tensor x may skip PyTorch's dispatcher: neither compiled, traced, faked nor under autocast.
 
     Raises TypeError for what is no tensor, NotImplementedError inside torch.func's transforms.
     """
@@ -86,7 +86,7 @@ class Operator:
         self._definition.register_autograd(backward, setup_context=save)
 
     def final(self) -> "Operator":
-        """As an operator of a way back: a derivative of it is refused."""
+        """Give the operator of a backward pass a derivative that raises NotImplementedError. Returns the operator."""
         if not self._definition._opoverload._schema.is_mutable:
             self._definition.register_autograd(self._no_derivative)
         return self
@@ -99,7 +99,10 @@ class Operator:
 
 
 def direct(op: str, run: Callable, save: Callable, differentiate: Callable) -> type[torch.autograd.Function]:
-    """The torch.autograd.Function for plain tensors in plain eager mode, of the first result alone; the rest as `differentiable` has it."""
+    """A torch.autograd.Function for plain tensors in eager mode. It returns the first result of run.
+
+    save and differentiate are those of `Operator.differentiable`.
+    """
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -125,6 +128,6 @@ def once(name: str) -> str:
 
 
 def refuse_second(name: str) -> None:
-    """In a Function's backward: autograd records it only if it is to be differentiated again."""
+    """Raise in the backward of a Function if autograd records it: then it is to be differentiated again."""
     if torch.is_grad_enabled():
         raise NotImplementedError(once(name))

@@ -1,8 +1,8 @@
-"""Whether a module's forward is that of a residual block, read off its code.
+"""`recognised`: finds out whether the forward of a module computes a residual block, by a run of its code with stand-ins.
 
-The code is run once with stand-ins for the module and its input, which write down what is computed. It is run only if every name in it is
-known: a child of the module, a setting of it (None, a flag, a number), or one of PyTorch's few that such blocks use. So it has no side
-effects, and nothing but settings, which are compared at every call, decides what it computes.
+The stand-ins, for the module and its input, record the operations. The code runs only if every name in it is known: a child of the module,
+a setting of it (None, a flag, a number, a text), or one of the few PyTorch functions that such blocks use. So the run has no side effects,
+and what the code computes depends on settings alone, which are compared at every call.
 """
 
 import dis
@@ -29,7 +29,7 @@ class _UnknownError(Exception):
 
 
 class _Expression:
-    """A value: what made it, of which values, and how often it is used."""
+    """A recorded value: the operation, its operands, and how often the value is used."""
 
     def __init__(self, made: list["_Expression"], what: str, *of: "_Expression") -> None:
         if not all(isinstance(value, _Expression) for value in of):
@@ -66,7 +66,7 @@ class _Expression:
 
 
 class _Layer:
-    """A child of the module."""
+    """The stand-in of a child of the module: a call records the layer."""
 
     def __init__(self, made: list[_Expression], name: str, layer: nn.Module) -> None:
         self._made, self._name, self._layer = made, name, layer
@@ -79,7 +79,7 @@ class _Layer:
 
 
 class _Module:
-    """The module, of which its children and settings alone can be asked for."""
+    """The stand-in of the module: it has its children and settings only."""
 
     __slots__ = ("_made", "_module", "_settings")
 
@@ -168,12 +168,12 @@ def _block(y: _Expression, made: list[_Expression]) -> tuple[Any, str] | None:
 
 
 def _layer(value: _Expression) -> tuple[str, _Expression]:
-    """The name of the layer that made a value, and of what."""
+    """The name of the layer whose output a value is, and the layer's input."""
     if not value.what.startswith("layer "):
         raise _UnknownError
     return value.what.removeprefix("layer "), value.of[0]
 
 
 def _activation(value: _Expression) -> tuple[str | None, _Expression]:
-    """The same of an activation: None is relu."""
+    """The name of the activation layer whose output a value is, None for the function relu, and its input."""
     return (None, value.of[0]) if value.what == "relu" else _layer(value)

@@ -1,4 +1,4 @@
-"""Tensors as NumPy arrays over the same memory, and what an operator takes of them."""
+"""PyTorch tensors as NumPy arrays over the same memory: checks, channels-last layouts, addresses, and what autograd may save."""
 
 from collections.abc import Iterable
 from math import prod
@@ -35,7 +35,7 @@ def array(op: str, name: str, value: Any) -> np.ndarray:
 
 
 def integers(op: str, name: str, value: Any) -> np.ndarray:
-    """The same of integers."""
+    """The values of a tensor of integers as an array, shared."""
     _dense(op, name, value)
     if value.dtype.is_floating_point or value.dtype.is_complex:
         raise TypeError(f"{op}: {name} must be integers, got {value.dtype}")
@@ -81,7 +81,7 @@ def channels_second(array: np.ndarray) -> torch.Tensor:
 
 
 def like_last(x: torch.Tensor) -> bool:
-    """Whether PyTorch takes images to be in memory_format=torch.channels_last: by their strides, whatever is one long."""
+    """Whether PyTorch treats images x as memory_format=torch.channels_last: by all strides, also of axes of size 1."""
     if x.dim() != 4:
         return False
     strides, shape = x.stride(), x.shape
@@ -96,7 +96,7 @@ def like_last(x: torch.Tensor) -> bool:
 
 
 def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
-    """y (N, C, ...), which lies with channels last, as PyTorch's would lie: like that, or contiguous."""
+    """y (N, C, ...), which has channels last in memory, in the format of PyTorch's result: channels last too, or contiguous."""
     if last or y.dim() == 2:
         return y
     if not y.is_contiguous():
@@ -107,17 +107,17 @@ def laid(y: torch.Tensor, last: bool) -> torch.Tensor:
 
 
 def saves_own(code: int) -> bool:
-    """Whether a way back through this activation reads something that must not be y itself: z, or a copy of y."""
+    """Whether the backward of this activation reads an array that must not be y itself: z, or a copy of y."""
     return code not in RESULT_SAVED and code != types.IDENTITY
 
 
 def own(f: types.Activation, y: np.ndarray) -> np.ndarray:
-    """A copy of an activation's result for the way back, or nothing where that reads y itself, z, or neither."""
+    """A copy of y for the backward of an activation; an empty array if that reads y itself, z, or neither."""
     return y.copy() if saves_own(f.code) and not f.needs_input else np.empty(0, y.dtype)
 
 
 def offloaded() -> bool:
-    """Whether what autograd saves goes through someone's hooks: a checkpoint, or save_on_cpu. Then nothing else may hold on to it."""
+    """Whether hooks handle what autograd saves, as of a checkpoint or save_on_cpu: then nothing else may hold the saved arrays."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
@@ -129,7 +129,7 @@ def laid_out(x: torch.Tensor, shape: Iterable[int] | None = None) -> torch.Tenso
 
 
 def arrays(op: str, name: str, tensors: Iterable[torch.Tensor]) -> list[np.ndarray]:
-    """`array` of many tensors that are not to be differentiated, at the price of no check where none fails."""
+    """`array` of many tensors that do not require gradients; they are checked only if the conversion of one fails."""
     given = list(tensors)
     try:
         return list(map(torch.Tensor.numpy, given))
@@ -138,10 +138,10 @@ def arrays(op: str, name: str, tensors: Iterable[torch.Tensor]) -> list[np.ndarr
 
 
 def placed(tensors: list[torch.Tensor], like: Any = None) -> Any:
-    """Where many tensors lie, as kernels take it in the place of arrays, which take longer to make than a small parameter's update.
+    """The addresses of many tensors, as an AddressList for kernels: arrays take longer to make than a small parameter's update.
 
-    None where the kernels in force take arrays alone, or a tensor is not contiguous or no dense float on the CPU. like: what this
-    returned, of parameters of which these are gradients and so of the same sizes, dtype and device.
+    None if the kernels of the backend take arrays only, or a tensor is not contiguous or no dense float on the CPU. like: an earlier
+    result, of the parameters of which these tensors are the gradients: they have the same sizes, dtype and device.
     """
     made = getattr(kernels(), "AddressList", None)
     if made is None or not set(map(type, tensors)) <= PLAIN:

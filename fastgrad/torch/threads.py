@@ -1,4 +1,4 @@
-"""PyTorch's threads for our kernels, so that one pool waits for work and not two, each on the other's cores."""
+"""`share`: runs kernels on PyTorch's OpenMP threads, so that there are not two thread pools on the same cores."""
 
 import ctypes
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""The trainer: data, steps, epochs, evaluation, and files to go on from."""
+"""The trainer: data, steps, epochs, evaluation and checkpoints."""

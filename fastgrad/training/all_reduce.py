@@ -1,12 +1,12 @@
-"""Steps that several processes share: every one has rows of its own, and an all-reduce makes one gradient of theirs.
+"""AllReduce: makes one gradient of the batches of several processes, by the user's all-reduce function.
 
-The gradients' sums over the rows go through it, with the number of rows, so that batches may differ in size: the mean is over all rows of
-all processes. Whether it leaves sums over the processes or means of them is the same, since rows are counted by it too.
+The function gets one array: the sums of the gradients over this process's rows, the sum of the losses, the number of rows, and a checksum
+of what the processes must agree on. So batches may differ in size: the mean is over all rows of all processes. The function may leave sums
+over the processes or means of them, with the same result, since the number of rows is treated alike.
 
-On a GPU the array lies there, and is filled and read there. The host waits where it has to know before it goes on: at a trainer's first
-step and the first of an epoch, whether the processes agree, since those that do not would call the all-reduce more often than others; and
-in a window where a process has no rows of its own, whether others have. Of the steps between, whether the processes agreed is part of the
-step's status, and told when that is read.
+On a GPU the array stays there. The host waits in two cases only. At the first step of a trainer and of an epoch it waits to know whether
+the processes agree: if not, some would call the all-reduce more often than others. In a window in which this process has no rows, it waits
+to know whether others have some. At all other steps disagreement is part of the step's status, and is reported when that is read.
 """
 
 import zlib
@@ -29,7 +29,7 @@ LOSS, ROWS, SIGNS = 0, 1, 2
 TAIL = SIGNS + 1 + 32
 # no count of rows, nor a mean of counts, is smaller
 LEAST = 1e-9
-# a step's status beside those of kernels/names.py
+# a step's status beside those of kernels/types.py
 DISAGREED = -1
 
 
@@ -39,7 +39,7 @@ def disagreement() -> RuntimeError:
 
 
 class AllReduce:
-    """An all-reduce, and the one array (P + 35,) that it is given."""
+    """The user's all-reduce function, and the array (P + 35,) that it gets."""
 
     # whether the processes agreed at the last call, on a GPU an array () there
     agreed: Any = True
@@ -56,9 +56,10 @@ class AllReduce:
 
     @silent
     def __call__(self, total: Any, rows: int, settings: Sequence[float]) -> tuple[Any, Any]:
-        """Turn the model's gradients, sums over this process's rows, into means over all; (mean loss (1,), rows, or their mean).
+        """Turn the model's gradients, sums over this process's rows, into means over the rows of all processes.
 
-        total: of the losses. settings: what must be the same in all processes; so must parameters at the first call.
+        Returns (mean loss (1,), rows): the rows of all processes, or their mean. total: the sum of this process's losses, of which there
+        are `rows`. settings: what must be the same in all processes; at the first call parameters must be too.
         """
         values, grads, tail = self._values, self._model.grads, self._values[-TAIL:]
         values[: grads.size] = grads

@@ -1,9 +1,9 @@
-"""Models and trainers in safetensors files.
+"""save and load: models and trainers in safetensors files.
 
-A model's file holds its parameters and running statistics by name, and once it is pruned its masks. A trainer's holds the
-optimiser's state and step count too, and as metadata the optimiser's name, the validation losses, and the states of the
-generators that shuffle and drop out; a model loads from either. A file is written beside its place, flushed to the disk and
-moved there; when it is loaded, all of it is checked before anything changes.
+A model's file has parameters and running statistics by name, and masks if the model is pruned. A trainer's file also has the optimiser's
+state and step count, and as metadata the optimiser's name, the validation losses and the states of the generators for shuffling and
+dropout. A model loads from either. `save` writes a new file in the same folder, flushes it to the disk, and puts it in place of the old
+one. `load` checks the whole file before it changes anything.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Make this the content of the file, which may be there."""
+    """Write this content to a file, which may exist: to a temporary file, which then replaces it."""
     found = path.stat() if os.path.lexists(path) else None
     mode = 0o666
     if found is not None:
@@ -141,7 +141,7 @@ def _path(op: str, path: Any) -> str:
 
 
 def _regular(found: os.stat_result) -> None:
-    """Raise for what is no file but a folder, a pipe or a device."""
+    """Raise OSError unless this is a regular file: for a folder, a pipe or a device."""
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
@@ -149,7 +149,7 @@ def _regular(found: os.stat_result) -> None:
 
 
 def _os_error(op: str, path: Any, error: OSError) -> OSError:
-    """The same error, said as all others of the operation are."""
+    """The same error, worded like all errors of the operation."""
     said = type(error)(f"{op}: {path}: {error.strerror or error}")
     said.errno = error.errno
     return said
@@ -158,7 +158,7 @@ def _os_error(op: str, path: Any, error: OSError) -> OSError:
 def _metadata(
     path: Any, trainer: Trainer, metadata: dict[str, str]
 ) -> tuple[list[tuple[np.random.Generator, dict[str, Any]]], list[float]]:
-    """What a trainer's file has beside arrays: the state of each generator, and the validation losses."""
+    """From the metadata of a trainer's file: the state of each generator, and the validation losses."""
     if missing := [name for name in (OPTIMIZER + "name", VAL_LOSSES, RNG) if name not in metadata]:
         raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
     if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
@@ -176,7 +176,7 @@ def _metadata(
 
 
 def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> dict[str, Any]:
-    """The state of a generator, which one of the same kind has taken as it is."""
+    """The state of a generator from metadata, after a test in a new generator of the same kind."""
     state = _parsed(path, name, text)
     trial = type(generator.bit_generator)()
     try:
@@ -218,7 +218,7 @@ def _masks(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
-    """Where the file's masks go, flat (P,), if it has any: into new memory, so that a load that fails changes nothing."""
+    """A new array, flat (P,), for the file's masks, or None if it has none. It is new, so that a load that fails changes nothing."""
     model = _model(model)
     if model.owned and (pruned or model.masks()):
         raise ValueError(

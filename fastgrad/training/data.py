@@ -1,4 +1,4 @@
-"""A trainer's data, checked: inputs, targets and the lengths of sequences; and the plan of an epoch over it."""
+"""TrainingData: checked inputs, targets and lengths, with its windows and rows; and EpochPlan, the updates of an epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ class TrainingData(NamedTuple):
 
 
 def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True) -> TrainingData:
-    """Data for this model and loss, where the model is; whatever lies past the sequences' ends may be anything.
+    """TrainingData for this model and loss, checked, on the model's device; values past the ends of sequences may be anything.
 
-    Without `values` what class numbers are is not looked at, for which the host would wait.
+    values=False leaves out the check that class numbers are in range, for which the host would wait.
     """
     if not model.is_here:
         x, y = device.to_gpu(x), device.to_gpu(y)
@@ -63,7 +63,7 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
 
 
 def window_size(op: str, model: Model, window: Any) -> int | None:
-    """The steps of a window; None for whole sequences."""
+    """The number of steps of a window; None for whole sequences."""
     if window is None:
         return None
     if not model.recurrent or model.pools or model.bidirectional:
@@ -72,7 +72,10 @@ def window_size(op: str, model: Model, window: Any) -> int | None:
 
 
 def windows(data: TrainingData, steps: int | None, every: bool) -> Iterator[TrainingData]:
-    """The data, or windows of that many steps of it: every one, or those until no sequence has a step left."""
+    """Windows of this many steps of the data; the data itself if steps is None.
+
+    With every these are all windows, else those until no sequence has a step left.
+    """
     x, y, lengths = data
     if steps is None:
         yield data
@@ -98,7 +101,10 @@ def taken_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
 def packed_output(
     model: Model, y: np.ndarray, target: np.ndarray, batch: PackedBatch | None
 ) -> tuple[np.ndarray, np.ndarray, PackedBatch | None]:
-    """Output and target as rows that belong together, and what y (N, T, K) is packed by. batch: what the model's input is packed by."""
+    """Output and target as rows in the same order, and the packing of y (N, T, K), or None.
+
+    batch: the packing of the model's input, or None.
+    """
     if y.ndim == 3:
         whole = packed_batch("Trainer", y.shape[:2], None)
         return pack(y, whole), target_rows(target, whole), whole
@@ -115,10 +121,11 @@ def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Updates on batches of rows, one after the other; of sequences in windows, those of a batch after each other.
+    """The updates of an epoch, or of a part of one: one for each batch of rows, or for each window of a batch.
 
-    order (N,): data's rows, batch by batch; rates (U,): of the updates, before which there were `done`; planned: how many the whole epoch
-    has at most. Written are record (U, 2), mean losses and norms, and sizes (U,), over how many rows each mean is: NumPy's arrays.
+    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates. done: the number of updates before. planned:
+    the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and sizes (U,), the number of
+    rows of each mean. All are NumPy arrays.
     """
 
     data: TrainingData
@@ -137,11 +144,11 @@ class EpochPlan:
 
     @property
     def windows(self) -> int:
-        """Updates of a batch; fewer where its sequences end early."""
+        """The number of updates of a batch; there are fewer if its sequences end early."""
         return len(self.sizes) // self.batches
 
     def part(self, first: int, batches: int, made: int) -> "EpochPlan":
-        """At most so many batches from `first` on; those before it have made `made` updates."""
+        """The plan of at most this many batches, from batch `first` on. made: updates of the batches before them."""
         last = min(first + batches, self.batches)
         updates = slice(made, made + (last - first) * self.windows)
         return replace(

@@ -17,7 +17,8 @@ ROWS, STEPS, PIXELS = 1024, 16384, 2**18
 def evaluate(model: Model, loss: str, data: TrainingData) -> tuple[float, float | None]:
     """(mean loss, accuracy) of checked data; the accuracy is None for mse and poisson_nll.
 
-    The share of rows, of sequences' own steps, whose largest output is the class, or of elements on the right side of probability 1/2.
+    The accuracy of cross_entropy is the share of rows, or of sequences' own steps, whose largest output is the class; that of
+    binary_cross_entropy is the share of elements on the right side of probability 1/2.
     """
     logits = FUSED.get(loss) == model.output.code
     total, right, count = 0.0, 0, 0

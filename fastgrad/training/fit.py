@@ -1,4 +1,4 @@
-"""A fit of a trainer: epochs of updates over batches of rows, validation after each, pruning where it is due, and Ctrl-C."""
+"""Trainer.fit: epochs of updates over batches of rows, validation after each epoch, pruning when it is due, and the end at Ctrl-C."""
 
 import sys
 import time
@@ -103,7 +103,7 @@ def fit(
 
 
 def _run(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
-    """An epoch's updates: its batches end where pruning is due."""
+    """The updates of an epoch, in parts that end where pruning is due."""
     first = done = 0
     while first < plan.batches:
         trainer._follow()
@@ -122,7 +122,7 @@ def _run(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
 
 
 def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: int, steps: int | None) -> None:
-    """Raise now for what a batch norm would only in the middle of an epoch: a batch of one row that is too small for it."""
+    """Raise before the first update for a batch of one row that is too small for a batch norm: later, that would end the epoch."""
     if rows > 1 or not model.statistics():
         return
     x, lengths, row = data.x[:1], None, 0
@@ -150,7 +150,7 @@ def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: i
 
 
 def _check_schedule(trainer: Any, updates: int, validated: bool) -> None:
-    """Raise now for a schedule that has no rate for the last of so many updates."""
+    """Raise before the first update for a schedule that has no rate for the last of this many updates."""
     lr = trainer.optimizer.lr
     if isinstance(lr, Schedule):
         if lr.validates and not validated:

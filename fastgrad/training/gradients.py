@@ -15,9 +15,10 @@ from fastgrad.training.data import FUSED, TrainingData, packed_output
 def layer_gradients(
     model: Model, loss: str, batch: TrainingData, state: Any, observer: Observer | None, mean: bool
 ) -> tuple[int, Any, int, int, Any]:
-    """Fill the model's gradients: (status, loss, how many values it is of, rows, state); those of the mean loss, or of the sum.
+    """Fill the model's gradients, of the mean loss or of the sum: (status, loss, number of losses, rows, state).
 
-    state: what recurrent layers begin from, and what they end in. The status is OK or BAD_LABEL, after which gradients are of no use.
+    state: the initial states of recurrent layers; the one returned has the last ones. The status is OK or BAD_LABEL, after which gradients
+    are of no use.
     """
     x, target, lengths = batch
     logits = FUSED.get(loss) == model.output.code

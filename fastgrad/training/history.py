@@ -1,4 +1,4 @@
-"""What a fit leaves behind: one value an epoch."""
+"""History: the result of Trainer.fit, with the loss, accuracy, gradient norm and seconds of each epoch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,5 +46,5 @@ class History:
 
 @silent
 def means(record: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """(loss, norm) of updates with these mean losses and norms (U, 2); the loss is the mean over all of their rows, sizes (U,)."""
+    """(loss, norm): means over updates with record (U, 2). Losses are weighted by the rows of each update, sizes (U,)."""
     return float(record[:, 0] @ sizes / sizes.sum()), float(record[:, 1].mean())

@@ -1,4 +1,4 @@
-"""A trainer's settings: their checks, when it is made and when they are assigned; what a step makes of them; and a step's errors."""
+"""Checks of a trainer's settings; `bind`, which makes the TrainStep of the next update from them; and the errors of a step."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def checked_reduce(reduce: Any) -> Reduce | None:
 
 
 def bind(trainer: Any) -> None:
-    """Make of a trainer's settings, and of its model as it lies now, what its next update is."""
+    """Make the update rule and the TrainStep of a trainer's next update, from its settings and the present arrays of its model."""
     model, optimizer, monitor = trainer._model, trainer._optimizer, trainer._health
     if trainer._pruning is not trainer._pruned_by:
         # what would have been due before is not made up for
@@ -83,7 +83,7 @@ def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
 
 
 def refuse_nested(trainer: Any, op: str) -> None:
-    """Raise where this thread, which has the lock, is in a step or an epoch already: what changes the trainer would tear it."""
+    """Raise RuntimeError if this thread, which holds the lock, is in a step or an epoch: a change now would break that."""
     if trainer._running:
         raise RuntimeError(
             f"{op}: the trainer is in the middle of a step or a fit in this thread, which a signal's handler or reduce came out of"

@@ -1,12 +1,13 @@
-"""A training step: the gradients of a batch, the all-reduce among processes, and the update.
+"""TrainStep: a training step, that is the gradients of a batch, the all-reduce among processes, and the update.
 
-Of a model that is one chain of dense layers, and of one process, a step is one compiled call, and an epoch as many batches a call as Pace
-says. Any other step is forward, loss and backward (of a chain one call), the all-reduce, and update_arrays. Both read and write the
-model's flat arrays, keep their scratch, and end with a Status; one that is not OK leaves parameters and state untouched. The kernel that
-makes an update counts it, so that the count is right wherever an exception comes from. The first of the rule's hyper is the step's rate.
+There are two paths. If the model is one chain of dense layers and there is one process, a step is one compiled call, and an epoch is a few:
+Pace says how many batches a call computes. Any other step is forward, loss and backward (of a chain one call), the all-reduce, and
+update_arrays. Both paths read and write the model's flat arrays, keep their scratch memory, and end with a status: if it is not OK,
+parameters and state are as before. The kernel that makes an update counts it, so the count is right wherever an exception comes.
+rule.hyper[0] is the step's learning rate.
 
-On a GPU nothing waits but the end of an epoch: the numbers and the status of a step lie there, and an update is made only if the one
-before it was. What waits for an all-reduce is said in all_reduce.py. A health observer is passed to the steps that it looks at.
+On a GPU the host waits at the end of an epoch only, and for an all-reduce (all_reduce.py). The results and the status of a step stay on the
+GPU, and an update is made only if the one before it was. A health observer is passed to the steps that it measures.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from fastgrad.training.gradients import layer_gradients
 
 
 class StepResult(NamedTuple):
-    """The mean loss before the update, the gradient's norm, the rows of the mean and the Status: numbers, or on a GPU arrays () there."""
+    """Mean loss before the update, gradient norm, rows of the mean, and status: numbers, or arrays () on the GPU."""
 
     loss: Any
     norm: Any
@@ -38,7 +39,10 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Steps of a model as it is now: who moves it, prunes it or takes it over needs another one. count (1,): of the updates."""
+    """Steps of a model with the arrays that it has now. count (1,): the number of updates.
+
+    If the model is moved, pruned or put into a Sequential, it needs a new TrainStep.
+    """
 
     # what the step that is under way, or was interrupted, has moved of the model besides its parameters; and updates before it
     _under_way: tuple[StateSnapshot, int] | None = None
@@ -101,7 +105,7 @@ class TrainStep:
         return StepResult(record.item(0), record.item(1), rows, status)
 
     def epoch(self, plan: EpochPlan) -> int:
-        """An update after the other, up to one that fails, whose status is returned."""
+        """The updates of a plan, up to the first that fails; returns its status, or OK."""
         observer, run = self._observer, self._compiled_epoch if self._compiled else self._epoch
         if observer is None:
             return run(plan)
@@ -120,7 +124,7 @@ class TrainStep:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """A block in which the model is as after the last update, though a step be under way."""
+        """A context in which the model is as after the last update, even if a step is in progress."""
         now = StateSnapshot(self._model)
         if self._under_way is not None and self._count[0] == self._under_way[1]:
             self._under_way[0].restore()
@@ -130,7 +134,7 @@ class TrainStep:
             now.restore()
 
     def _reserve(self, rows: int) -> None:
-        """Scratch of the chain for batches of this many rows."""
+        """Make scratch memory of the chain for batches of this many rows."""
         if rows > self._rows:
             size = types.workspace_size(self._chain.sizes, rows)
             self._net, self._rows = self._net._replace(work=empty((size,), self.params)), rows
@@ -185,7 +189,10 @@ class TrainStep:
         return failed or types.OK
 
     def _read(self, plan: EpochPlan, outcomes: np.ndarray) -> int:
-        """Take in what came of an epoch's updates on a GPU; the status of the first that failed, or OK."""
+        """Write the outcomes of an epoch's updates on a GPU to the plan.
+
+        Returns the status of the first update that failed, or OK.
+        """
         made, failed = len(outcomes), np.flatnonzero(outcomes[:, 3])
         plan.record[:made], plan.sizes[:made] = outcomes[:, :2], outcomes[:, 2]
         if not len(failed):
@@ -200,9 +207,10 @@ class TrainStep:
     def _update(
         self, batch: TrainingData, record: np.ndarray, state: Any = None, row: int | None = None, only_if: Any = None
     ) -> StepResult | None:
-        """Gradients, all-reduce, update; None past the ends of all processes' sequences, where there is nothing to update from.
+        """Gradients, all-reduce and update; None in a window in which no process has rows: then there is no update.
 
-        record (2,) = mean loss and norm. row: of the monitor, where the step is looked at. only_if: on a GPU the status of the step before.
+        record (2,): mean loss and norm, which are written. row: of the monitor, None if the step is not measured. only_if: on a GPU the
+        status of the step before; the update is made only if that is OK.
         """
         self._settle()
         done, before = self._count.item(0), StateSnapshot(self._model) if self._moves else None
@@ -245,7 +253,10 @@ class TrainStep:
         return StepResult(record[0], record[1], rows, status)
 
     def _settle(self) -> None:
-        """Put back what a step has moved that made no update. Where it is interrupted it is done again before the next step."""
+        """Restore the statistics and generators that a step without an update has changed.
+
+        If an interrupt stops it, the next step does it again.
+        """
         if self._under_way is not None:
             before, count = self._under_way
             if self._count[0] == count:
@@ -253,7 +264,7 @@ class TrainStep:
             self._under_way = None
 
     def _chain_gradients(self, x: np.ndarray, target: np.ndarray, record: np.ndarray) -> tuple[Any, Any, int, int]:
-        """Those of a chain in one call: (status, sum of losses, how many they are, rows), for an all-reduce."""
+        """The gradients of a chain in one call, for an all-reduce: (status, sum of losses, number of losses, rows)."""
         self._reserve(len(x))
         status = kernels(x).dense_chain_gradients(x, target, self._net, record[:1], mean=False)
         size = len(x) * (1 if self._loss == "cross_entropy" else self._chain.n_out)

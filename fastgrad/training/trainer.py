@@ -1,4 +1,4 @@
-"""The trainer: its settings, a step, a fit, evaluation."""
+"""Trainer: trains a model with an optimiser and a loss. Its settings, step, fit, evaluate, predict and health."""
 
 import threading
 from typing import Any
@@ -240,12 +240,12 @@ class Trainer:
         return self.model.predict(x, batch_size, lengths=lengths)
 
     def _follow(self) -> None:
-        """Bind anew where a Sequential has taken the model over, or it was moved or pruned."""
+        """Bind again if the model was put into a Sequential, moved or pruned."""
         if self._steps.params is not self._model.params or self._steps.mask is not self._model._mask:
             self._bind()
 
     def _prune(self) -> None:
-        """Prune if that was due after one of the updates since it was last looked at."""
+        """Prune if that was due after one of the updates since the last call."""
         if self._pruning is None or self._pruned == self.step_count:
             return
         due = self._pruning.next_due(self._pruned)

@@ -1,4 +1,4 @@
-"""Batch normalisation, with a residual and an activation."""
+"""The JAX function batch_norm, with a residual and an activation: its derivative, and the host functions that XLA calls."""
 
 from functools import partial
 from math import prod
@@ -78,7 +78,7 @@ def _norm(settings: Settings, arrays: tuple) -> tuple:
 
 
 def _forward(settings: Settings, arrays: tuple, keep: bool) -> list:
-    """y, the running statistics and, with keep, the bits of mean and rstd, float64, and z where backward needs it."""
+    """y, the running statistics and, with keep, what backward needs: the bits of mean and rstd, float64, and z or None."""
     x, gamma, _, mean, var, _ = arrays
     # JAX may have no float64
     bits = jax.ShapeDtypeStruct((*gamma.shape, 2), np.dtype(np.uint32))
@@ -106,7 +106,7 @@ def _rows(a: Any) -> Any:
 
 
 def _statistics(mean: np.ndarray, rstd: np.ndarray) -> Statistics:
-    """Float64 of their bits."""
+    """Mean and rstd as float64, from arrays of their bits."""
     return Statistics(mean.reshape(-1).view(np.float64), rstd.reshape(-1).view(np.float64))
 
 

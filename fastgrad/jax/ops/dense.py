@@ -1,4 +1,4 @@
-"""Chains of dense layers."""
+"""The JAX function dense_chain, dense layers in a row: its derivative, and the host functions that XLA calls."""
 
 from collections.abc import Sequence
 from functools import partial

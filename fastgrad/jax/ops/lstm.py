@@ -1,4 +1,4 @@
-"""The LSTM over whole sequences."""
+"""The JAX function lstm over whole sequences: its derivative, and the host functions that XLA calls."""
 
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ def _lstm(reverse: bool, arrays: tuple, lengths: Any) -> tuple:
 
 
 def _forward(reverse: bool, arrays: tuple, lengths: Any, keep: bool) -> list:
-    """y, h_n, c_n and, with keep, what backward needs, a buffer and h by rows, as many as fill all sequences."""
+    """y, h_n, c_n and, with keep, what backward needs: a buffer, and h as rows (N T, P), of which packed ones fill the first."""
     x, _, w_hh, *_ = arrays
     (n, steps, _), (projected, columns) = x.shape, w_hh.shape
     hidden = columns // 4

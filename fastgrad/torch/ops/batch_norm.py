@@ -1,4 +1,4 @@
-"""Batch normalisation with what often follows it: the operator."""
+"""The PyTorch operator batch_norm: batch normalisation with a residual and an activation."""
 
 import functools
 from typing import Any
@@ -55,7 +55,7 @@ def batch_norm(
 def batch_norm_last(
     x: Tensor, affine: tuple, running: tuple, residual: Tensor | None, options: tuple, activation: Any
 ) -> Tensor:
-    """The same with channels last in memory, whatever lies how: what is within a fused run.
+    """batch_norm whose y has channels last in memory, whatever the memory format of the arguments: for steps in a fused run.
 
     affine: gamma and beta; running: mean and var, or None twice; options: training, momentum and eps.
     """
@@ -94,7 +94,7 @@ def _run(
     *,
     in_place: bool = False,
 ) -> tuple[Tensor, ...]:
-    """y, what the way back reads where that is not y (z, or a copy of y), mean, rstd, and the running statistics as they are moved."""
+    """y, what backward reads if that is not y (z, or a copy of y), mean, rstd, and the new running statistics."""
     xs, shape = _rows("x", x)
     f, dtype, width = Activation(code, parameter), xs.dtype, xs.shape[1:]
     if training and len(xs) == 1:

@@ -1,4 +1,4 @@
-"""The fused convolution of images: the operator, and a block of it with batch norm."""
+"""The PyTorch operator conv2d, a fused convolution of images; and conv_block, the convolution with a batch norm."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +59,7 @@ def conv2d(
 def conv2d_last(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, windows: tuple, activation: Any
 ) -> Tensor:
-    """The same with channels last in memory, whatever lies how: what is within a fused run.
+    """conv2d whose y has channels last in memory, whatever the memory format of the arguments: for steps in a fused run.
 
     windows: stride, padding, dilation and groups, as conv2d takes them.
     """
@@ -132,7 +132,7 @@ def _run(
     code: int,
     parameter: float,
 ) -> tuple[Tensor, Tensor]:
-    """y, and what the way back reads where that is not y: z, or a copy of y."""
+    """y, and what backward reads if that is not y: z, or a copy of y."""
     xs = _image("x", x)
     channels, f = xs.shape[3], Activation(code, parameter)
     form = "(K, C / groups, kh, kw)"
@@ -168,7 +168,10 @@ def _run_backward(
     parameter: float,
     wants: list[bool],
 ) -> list[Tensor]:
-    """Those that are wanted of dx, dweight, dbias and dresidual. kept: y (N, K, H', W'), z or a copy of y (N, H', W', K), or nothing."""
+    """Those of dx, dweight, dbias and dresidual that are wanted.
+
+    kept: y (N, K, H', W'), z or a copy of y (N, H', W', K), or an empty tensor.
+    """
     f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
     ys = _image("y", kept) if code in RESULT_SAVED else array(OP, "kept", kept) if saves_own(code) else dys
     w = _turned(array(OP, "weight", weight))
@@ -183,7 +186,7 @@ def _run_backward(
 
 
 def _geometry(*windows: Sequence[int]) -> Geometry:
-    """Of stride, pads and dilation, which an operator has as lists."""
+    """The Geometry of stride, pads and dilation, which an operator gets as lists."""
     tuples: Any = map(tuple, windows)
     return Geometry(*tuples)
 

@@ -1,4 +1,7 @@
-"""Chains of dense layers: the operator, and the module MLP."""
+"""The PyTorch operator dense_chain: dense layers in a row. The module MLP is in modules.py.
+
+`Layers` keeps the checked weights for further calls, and its BufferPool the arrays that calls write.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -49,7 +52,7 @@ def chain(
     residual: Tensor | None = None,
     known: "dict[str, Layers] | None" = None,
 ) -> Tensor:
-    """The chain with activations by number, see kernels/names.py; known: where the next call finds the layers."""
+    """dense_chain with activations by number, see kernels/types.py. known: a dictionary that keeps the Layers for the next call."""
     if getattr(x, "ndim", 2) != 2:
         if not x.ndim:
             raise ValueError(f"{OP}: x must be (..., C), got a tensor without axes")
@@ -79,7 +82,7 @@ def _rows(x: Tensor) -> np.ndarray:
 
 
 class Layers:
-    """The layers of a chain as kernels take them, checked: good for as long as their tensors lie where they lay."""
+    """The checked arrays of a chain's weights and biases, for kernels: valid while their tensors stay where they are in memory."""
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class Layers:
         self._places = _places(tensors)
 
     def fit(self, tensors: Sequence[Tensor], x: np.ndarray) -> bool:
-        """Whether these tensors are those that this was made of, and x is for them."""
+        """Whether these were made of these tensors, which have not moved, and for the width and dtype of x."""
         try:
             return x.dtype == self.dtype and x.shape[1] == self.n_in and _places(tensors) == self._places
         except RuntimeError:
@@ -117,7 +120,7 @@ class Layers:
 
 
 def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
-    """All that says where a tensor's values lie."""
+    """Addresses, sizes, strides and dtypes of tensors."""
     return (
         list(map(Tensor.data_ptr, tensors)), list(map(Tensor.size, tensors)), list(map(Tensor.stride, tensors)),
         [t.dtype for t in tensors],
@@ -125,7 +128,7 @@ def _places(tensors: Sequence[Tensor]) -> tuple[list, list, list, list]:
 
 
 class _Arrays(NamedTuple):
-    """What a call's way back needs, as kernels take it: saved holds zs, and in the place of the last output its copy; both lie in flat."""
+    """What the backward of a call needs. saved: zs and outputs, if needed with a copy of the last output; flat: their memory."""
 
     layers: Layers
     chain: Chain
@@ -134,7 +137,7 @@ class _Arrays(NamedTuple):
 
 
 class _Forward(BufferSet):
-    """What a forward writes."""
+    """The arrays that a forward writes."""
 
     def __init__(self, rows: int, layers: Layers) -> None:
         y = empty((rows, layers.widths[-1]), layers.dtype)
@@ -144,7 +147,7 @@ class _Forward(BufferSet):
 
 
 class _Backward(BufferSet):
-    """What a way back writes, but for dx: the gradients of parameters, dbs None where there is no bias, and dzs."""
+    """The arrays that a backward writes, except dx: the gradients of parameters, dbs None where there is no bias, and dzs."""
 
     def __init__(self, rows: int, layers: Layers) -> None:
         dtype, weights = layers.dtype, layers.weights
@@ -158,7 +161,7 @@ class _Backward(BufferSet):
 
 
 def _computed(x: np.ndarray, layers: Layers, residual: Tensor | None, recorded: bool = True) -> tuple[Tensor, _Arrays]:
-    """y and what the way back needs."""
+    """y, and what backward needs."""
     taken = layers.rooms.take(_Forward, len(x), layers)
     room, added = taken[1], None
     if residual is not None:
@@ -184,7 +187,10 @@ def _run(
     parameters: Sequence[float],
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """y and, one after another, what the way back needs: every other layer's output, and z or a copy of y where that is not in y."""
+    """y, and what backward needs, in one flat tensor.
+
+    That is the output of every layer but the last, and z of a layer, or a copy of y, where an activation's derivative is taken from it.
+    """
     xs = _rows(x)
     y, made = _computed(xs, Layers(tensors, biased, codes, parameters, xs), residual)
     return y, torch.from_numpy(made.flat)
@@ -201,7 +207,10 @@ def _run_backward(
     saved: Tensor,
     wants: Sequence[bool],
 ) -> list[Tensor]:
-    """y: None where the way back does not read it. dx if wanted, dresidual if wanted, dweights, and the dbiases that there are."""
+    """dx if wanted, dresidual if wanted, dweights, and the dbiases of the layers that have a bias.
+
+    y: None if backward does not read it.
+    """
     xs, flat = array(OP, "x", x), array(OP, "saved", saved)
     layers = Layers(weights, [False] * len(weights), codes, parameters, xs)
     layers.biased = biased
@@ -229,7 +238,7 @@ def _back(a: _Arrays, dy: Tensor, wants: Sequence[bool]) -> list[Tensor]:
 
 
 def _pieces(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype) -> list[np.ndarray]:
-    """Uninitialised arrays, one after another in one piece of memory: to ask for each costs more than a small net's products."""
+    """Uninitialised arrays, adjacent in one block of memory: one call for each costs more than a small net's products."""
     starts, size = _starts(shapes), dtype.itemsize
     flat = empty((starts[-1],), dtype)
     return [np.ndarray(shape, dtype, flat, start * size) for shape, start in zip(shapes, starts, strict=False)]
@@ -241,7 +250,7 @@ def _starts(shapes: tuple[tuple[int, ...], ...]) -> list[int]:
 
 
 def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
-    """Values of `saved`."""
+    """The number of values in `saved`."""
     last = len(codes) - 1
     return rows * sum(
         width * ((l < last) + needs_own(code, l == last))
@@ -250,13 +259,13 @@ def _size(rows: Any, widths: Sequence[Any], codes: Sequence[int]) -> Any:
 
 
 def needs_own(code: int, last: bool) -> bool:
-    """Whether `saved` has z of a layer, or of the last one a copy of y."""
+    """Whether `saved` has z of this layer, or if it is the last one a copy of y."""
     return needs_input(code) or (last and saves_own(code))
 
 
 @lru_cache
 def _layout(rows: int, widths: tuple[int, ...], codes: tuple[int, ...]) -> tuple[int, list[tuple]]:
-    """Values of `saved`, and of every layer the shape and where in it the output and z begin, -1 for one that is not in it."""
+    """The number of values in `saved`; and of every layer the shape, and where its output and its z begin, -1 if not in `saved`."""
     at, places, last = 0, [], len(widths) - 1
     for layer, (width, code) in enumerate(zip(widths, codes, strict=True)):
         output, z, size = -1, -1, rows * width
@@ -269,7 +278,7 @@ def _layout(rows: int, widths: tuple[int, ...], codes: tuple[int, ...]) -> tuple
 
 
 def _parts(saved: np.ndarray, y: np.ndarray, layers: Layers) -> tuple[ChainSaved, np.ndarray | None]:
-    """What a forward writes, and the place of y's copy, if there is to be one."""
+    """The arrays that a forward writes, and the array for a copy of y, or None."""
     zs, outputs, own, dtype, size = [], [], None, saved.dtype, saved.itemsize
     for (shape, at, z_at), code in zip(_layout(len(y), layers.widths, layers.codes)[1], layers.codes, strict=True):
         output = np.ndarray(shape, dtype, saved, at * size) if at >= 0 else y
@@ -306,12 +315,12 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _read(y: Tensor, codes: Sequence[int]) -> Tensor | None:
-    """y, if the way back reads it."""
+    """y if backward reads it, else None."""
     return y if codes[-1] in RESULT_SAVED else None
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """dx, dresidual, and those of the tensors."""
+    """dx, dresidual, and the gradients of weights and biases."""
     x, *weights, y, saved = ctx.saved_tensors
     wants = [ctx.needs_input_grad[0], ctx.adds]
     # the arrays of the forward serve one backward, so that they hold nothing back after it; another makes them anew

@@ -1,4 +1,7 @@
-"""One call of an LSTM layer: tensors checked and taken as arrays, and the kernels' forward and backward over each direction."""
+"""One call of the PyTorch operator lstm: Call, its tensors, and Layer, their checked arrays with forward and backward.
+
+forward and backward call the kernels once for each direction.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,7 +31,7 @@ OP = "lstm"
 
 
 class Call(NamedTuple):
-    """What an operator is called with: tensors as of `lstm`, 1 or 2 directions, and whether there are biases and a projection."""
+    """The arguments of a call: tensors as of `lstm`, 1 or 2 directions, and whether there are biases and a projection."""
 
     x: Tensor
     weights: Sequence[Tensor]
@@ -42,7 +45,7 @@ class Call(NamedTuple):
 
 
 class Layer:
-    """The arrays of one call, checked: rows xs (R, C), the weights of each direction and its states and order of steps at the start."""
+    """The checked arrays of one call: rows xs (R, C); and of each direction the weights, the initial states and the order of the steps."""
 
     def __init__(self, call: Call) -> None:
         x = array(OP, "x", call.x)
@@ -62,7 +65,7 @@ class Layer:
         self.batches = batch, PackedBatch(batch.order, batch.offsets, True)
 
     def columns(self, way: int) -> slice:
-        """A direction's part of the rows."""
+        """The columns of a direction in the rows (R, D P)."""
         return slice(way * self.width, (way + 1) * self.width)
 
     def outputs(self, saved: np.ndarray) -> np.ndarray:
@@ -71,7 +74,7 @@ class Layer:
         return saved[saved.size - rows * columns :].reshape(rows, columns)
 
     def forward(self, keep: bool) -> tuple[Tensor, ...]:
-        """y, h_n, c_n and, if there will be a way back, what it needs: each direction's buffer, and a copy of y's rows."""
+        """y, h_n, c_n and, with keep, what backward needs: each direction's buffer, and a copy of y's rows."""
         rows, dtype, directions = len(self.xs), self.xs.dtype, len(self.weights)
         h = empty((rows, directions * self.width), dtype)
         h_n, c_n = empty(self.h_0.shape, dtype), empty(self.c_0.shape, dtype)
@@ -135,7 +138,7 @@ def _batch(x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | None) -> P
 
 
 def _weights(part: Sequence[Tensor], x: np.ndarray, call: Call) -> LSTMWeights:
-    """A direction's, in our layout: w_ih and w_hh as transposed views, which kernels copy into panels from where they lie."""
+    """The weights of a direction in fastgrad's layout: w_ih and w_hh are transposed views, which kernels copy into panels."""
     w_ih, w_hh, *others = part
     columns = w_ih.shape[0]
     hidden = columns // 4

@@ -1,7 +1,7 @@
-"""PyTorch's packing of padded sequences and its inverse: one copy of rows each, and one for its gradient.
+"""pack_padded_sequence and pad_packed_sequence of PyTorch by fastgrad's kernels: one copy of the rows each, and one for the gradient.
 
-Both are linear, and the gradient of each is the other. What PyTorch does not trace itself cannot be an operator of ours: how many rows
-there are is in the values of the lengths.
+Both are linear, and each is the gradient of the other. They are no registered operators, since a trace does not know the number of rows: it
+depends on the values of the lengths. PyTorch's own functions take all calls that are not plain.
 """
 
 from typing import Any
@@ -74,7 +74,7 @@ def _takes(op: str, x: Any, axes: int) -> bool:
 
 
 def _falling(values: Tensor) -> np.ndarray | None:
-    """Integers above 0 none of which is above the one before it; None if they are not."""
+    """Integers above 0 in an order that never rises, as an array; None if values are anything else."""
     if not _integers(values):
         return None
     # a copy before it is looked at: another thread may write to what the caller has
@@ -93,7 +93,7 @@ def _batch(order: np.ndarray, under_way: np.ndarray) -> PackedBatch:
 
 
 def _batch_of(sequence: PackedSequence, total_length: int | None) -> PackedBatch | None:
-    """Where the rows of a PackedSequence go; None if that is not as it should be."""
+    """The packing of a PackedSequence's rows; None if its fields are not consistent."""
     sizes, places = _falling(sequence.batch_sizes), sequence.unsorted_indices
     if sizes is None or sizes.sum() != len(sequence.data):
         return None
