@@ -1,4 +1,4 @@
-"""python -m fastgrad warmup: the kernels of the "cpu" backend compiled into the cache ahead of time."""
+"""The command `python -m fastgrad warmup`: compile all kernels of the "cpu" backend into the cache ahead of time."""
 
 from fastgrad.core.backend import load
 

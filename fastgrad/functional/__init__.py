@@ -1,1 +1,1 @@
-"""Functions over arrays: each returns its result and the function that differentiates it."""
+"""Functions over arrays: those of layers return a result and its `backward`, losses a loss and its gradient; clipping writes in place."""

@@ -1,4 +1,4 @@
-"""Losses with their gradients: (loss, dlogits) in one pass."""
+"""Loss functions, each with its gradient in the same pass: cross_entropy, binary_cross_entropy, mse and poisson_nll."""
 
 from typing import Any
 

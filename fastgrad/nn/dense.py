@@ -128,9 +128,10 @@ class DenseChain(ResidualLayer):
         return out
 
     def compact(self) -> "DenseChain":
-        """A new chain that gives the same, without the hidden units that read nothing or that nothing reads: their weights are all 0.
+        """A new chain with the same outputs, without hidden units whose incoming weights or whose outgoing weights are all 0.
 
-        A unit that reads nothing is the same for all rows, and goes into the next biases. Of each layer at least one unit stays.
+        A unit without incoming weights has the same output for all rows, which is added to the next biases. At least one unit of each layer
+        stays.
         """
         return compacted(self)
 
@@ -186,10 +187,10 @@ def _activations(op: str, activation: Any, output: Any, layers: int) -> list[Act
 
 
 def compacted(chain: "DenseChain") -> "DenseChain":
-    """A new chain of the same function, without units that nothing reads and units that read nothing.
+    """A new chain of the same function, without hidden units whose incoming weights or whose outgoing weights are all 0.
 
-    What reads nothing is the same for every row, and goes into the next layer's biases. A softmax inside the chain sees the whole of
-    its row, and so its layer stays whole; of a layer of which nothing would stay one unit does.
+    A unit without incoming weights has the same output for every row, which is added to the next layer's biases. A softmax inside the chain
+    depends on all units of its layer, so that layer stays whole. Of a layer that would lose all units one stays.
     """
     if not chain.is_here:
         here = deepcopy(chain)

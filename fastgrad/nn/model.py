@@ -97,10 +97,10 @@ class Model:
         return views(self._grads, self._shapes)
 
     def to(self, backend: str) -> "Model":
-        """Move all that the model keeps to the GPU ("cuda"), or to NumPy's memory ("cpu"); views taken before are not its any more.
+        """Move the model to the GPU ("cuda") or to the host ("cpu"). Earlier views of its arrays are not its parameters any more.
 
-        A Trainer moves its model where "cuda" is in force. A model on a GPU takes arrays that are there, and predict NumPy's too, for
-        which it returns NumPy's. Returns the model.
+        A Trainer moves its model if the chosen backend is "cuda". A model on a GPU takes arrays on that GPU. predict also takes NumPy
+        arrays, and then returns a NumPy array. `to` returns the model.
         """
         check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
         if self.owned:
@@ -119,23 +119,23 @@ class Model:
         return type(self._params) is np.ndarray
 
     def masks(self) -> dict[str, np.ndarray]:
-        """Of each parameter, by name, where it is not pruned, bool; nothing where nothing is pruned."""
+        """The pruning mask of each parameter by name, bool, False where a value is pruned; empty if nothing is pruned."""
         return {} if self._mask is None else views(self._mask, self._shapes)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """What training keeps beside the parameters, by name: the running means and variances of batch norms."""
+        """Arrays other than parameters that training changes, by name: the running means and variances of batch norms."""
         return {}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         """(y, backward); backward(dy) overwrites the gradients and returns dx.
 
-        With training an LSTM goes back once only: it takes the memory of what it has read.
-        With logits, a last softmax or sigmoid is left out.
+        With training, the backward of an LSTM runs once only: it reuses the memory of what it reads. With logits, a last softmax or sigmoid
+        is left out.
         """
         raise NotImplementedError
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
-        """y alone, batch_size rows at a time; any number of threads may predict at once."""
+        """y alone, computed batch_size rows at a time; threads may call predict at the same time."""
         if self._carries(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits))
         if batch_size is None:

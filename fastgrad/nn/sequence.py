@@ -42,7 +42,10 @@ class SequenceModel(Model):
         return y, self._backward_of_packed(backward, y, batch)
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        """(y, state) after x (N, T, C), from a state that an earlier run returned, or zeros: step by step or window by window."""
+        """(y, state) after x (N, T, C), from the state of an earlier run, or from zeros.
+
+        So long sequences can be run step by step or window by window.
+        """
         return self._infer_sequences(x, ForwardContext(state=state), lengths)
 
     def predict(

@@ -19,16 +19,15 @@ from fastgrad.optim.setting import clip_norm_of, setting
 
 
 class Updater:
-    """Updates params, an array or a list of arrays of one dtype and any shapes, in place.
+    """Updates params, an array or a list of arrays of one dtype and any shapes, in place. The arrays may not overlap.
 
-    clip_norm limits the gradients' norm over all arrays. masks: of each array where it is not pruned, bool like params, None where
-    nothing is; what is pruned stays 0, and its state too. constraint is what params are held to after each update, one of fastgrad.optim's
-    MaxValue and MaxNorm. val_losses, to which the caller may add, are what a schedule of the
-    learning rate may look at. The arrays may not overlap.
+    clip_norm limits the gradients' norm over all arrays. masks: a bool array like each of params, False where a value is pruned, or None
+    for an array without pruning; pruned values stay 0, and so does their state. constraint, MaxValue or MaxNorm of fastgrad.optim, is
+    applied after each update. val_losses is a list that the caller may extend, for a schedule of the learning rate.
 
-    optimizer, clip_norm and constraint may be assigned at any time, and are checked as here; an optimizer must be of the kind whose
-    state there is. What is counted is what was made: after an exception, a signal's as any other (KeyboardInterrupt), step_count is the
-    number of updates that params and state have seen, on the backend "cpu", where an update is one call.
+    optimizer, clip_norm and constraint may be assigned at any time, and are checked then; a new optimizer must be of the same kind, since
+    it goes on with the state. step_count is the number of updates that params and state have seen, also after an exception such as
+    KeyboardInterrupt. This holds on the backend "cpu", where an update is one call.
     """
 
     optimizer: Optimizer = setting(lambda self, value: successor("Updater", value, self._optimizer))
@@ -86,7 +85,7 @@ class Updater:
 
     @property
     def masks(self) -> list[np.ndarray] | None:
-        """Copies of the masks, of each array one; None where nothing is pruned. Others may be set at any time."""
+        """Copies of the masks, one for each array; None if nothing is pruned. They may be assigned at any time."""
         if self._mask is None:
             return None
         parts = np.split(self._mask, np.cumsum([prod(shape) for shape in self._shapes])[:-1].tolist())
@@ -97,12 +96,11 @@ class Updater:
         self._mask = None if masks is None else flat_masks("Updater", masks, self._shapes, self.state)
 
     def step(self, grads: Any) -> float | LazyScalar:
-        """One update from gradients like params, which stay as they are; their norm, or NaN without clip_norm.
+        """One update from gradients like params, which are not written. Returns their norm, or NaN without clip_norm.
 
-        Raises FloatingPointError where the update would leave state or parameters that are not finite though all was, and with
-        clip_norm where the norm is not finite. After an error all is as before.
-        On a GPU nothing waits for the norm: it is read, and the error raised, when it is used, as float(norm). Until then the update
-        that was not made counts as a step.
+        Raises FloatingPointError if the update would make finite state or parameters infinite or NaN, and with clip_norm if the norm is not
+        finite. After an error all is as before. On a GPU the call does not wait: the norm is read, and the error raised, when the norm is
+        used, as in float(norm). Until then an update that was not made counts as a step.
         """
         op = "Updater.step"
         self._check_state(op)
@@ -163,7 +161,7 @@ class Updater:
         raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(grads)})
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of what training goes on from, besides params."""
+        """Copies of what an Updater needs to go on, except params."""
         return {
             "optimizer": type(self.optimizer).__name__,
             "state": self.state.copy(),

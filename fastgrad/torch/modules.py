@@ -1,4 +1,4 @@
-"""Modules with PyTorch's own names: MLP, BatchNorm1d, BatchNorm2d, ResidualBlock, and LSTM in the place of torch.nn.LSTM."""
+"""Modules with the names of PyTorch's: MLP, BatchNorm1d, BatchNorm2d and ResidualBlock, and LSTM, which can replace torch.nn.LSTM."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -51,7 +51,7 @@ class MLP(nn.Sequential):
 
 
 class _Normalised:
-    """What both batch norms add to PyTorch's."""
+    """What BatchNorm1d and BatchNorm2d add to PyTorch's classes: an activation and a residual."""
 
     def __init__(
         self, num_features: int, *args: Any, activation: str | tuple[str, float] = "identity", **kwargs: Any
@@ -65,13 +65,13 @@ class _Normalised:
 
 
 class BatchNorm1d(_Normalised, nn.BatchNorm1d):
-    """y = act(norm(x) + residual): torch.nn.BatchNorm1d, with what often follows it; `forward` takes the residual too."""
+    """y = act(norm(x) + residual): torch.nn.BatchNorm1d with an activation; `forward` also takes a residual."""
 
 
 class BatchNorm2d(_Normalised, nn.BatchNorm2d):
-    """y = act(norm(x) + residual): torch.nn.BatchNorm2d, with what often follows it; `forward` takes the residual too.
+    """y = act(norm(x) + residual): torch.nn.BatchNorm2d with an activation; `forward` also takes a residual.
 
-    Images in memory_format=torch.channels_last are taken as they are, others copied; y lies like them.
+    Images in memory_format=torch.channels_last are used without a copy, others are copied; y has the memory format of x.
     """
 
 

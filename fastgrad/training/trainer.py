@@ -144,11 +144,11 @@ class Trainer:
         self._count[0] = self._pruned = check.count("Trainer", "step_count", count, least=0)
 
     def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | LazyScalar:
-        """One update; the mean loss before it, of sequences over their own steps.
+        """One update; returns the mean loss before it. The loss of sequences is the mean over their own steps.
 
-        Raises FloatingPointError where the gradient is not finite. After an error trainer and model are as before.
-        On a GPU nothing waits for the loss: it is read, and the error raised, when it is used, as float(loss). Until then the update
-        that was not made counts as a step.
+        Raises FloatingPointError if the gradient is not finite. After an error trainer and model are as before. On a GPU the call does not
+        wait: the loss is read, and the error raised, when the loss is used, as in float(loss). Until then an update that was not made
+        counts as a step.
         """
         with self.lock:
             self._refuse_nested("Trainer.step")
@@ -223,7 +223,7 @@ class Trainer:
         return evaluate(self.model, self._loss, checked("Trainer.evaluate", self.model, self._loss, x, y, lengths))
 
     def health(self) -> Report:
-        """How gradients, outputs and updates of every layer looked in the last step that was looked at, and what is wrong with them."""
+        """The report of the last measured step: gradients, outputs and updates of every layer, with a verdict on each."""
         if self._health is None:
             raise RuntimeError(
                 "Trainer.health: the trainer must be made with health=True, or with every how many steps to look"
