@@ -1,6 +1,11 @@
-"""The vocabulary that all backends share: activations, losses and optimisers by name and by number.
+"""Types that all backends share.
 
-Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
+- Integer codes: activations, losses, optimisers, constraints, status; and the names that users give them (ACTIVATIONS, LOSSES).
+- NamedTuples that group the arguments of a kernel: the operands of an op, the arrays saved for backward, the gradients.
+- Sizes and views of buffers: chain_buffers, lstm_buffers, workspace_size.
+- Nonzeros: a sparse matrix by rows (CSR). Watch: at which training steps health is measured, and where it is written.
+
+Compiled kernels receive codes as integers, not as types, so a new architecture compiles nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,9 @@
-"""Activations y = f(z) and their derivatives, as in kernels/reference/activation.py, over contiguous values.
+"""Activations y = f(z) and their derivatives, over contiguous values; formulas: kernels/reference/activation.py.
 
-Each is a line of arithmetic on one value; `map_values` and `map_values_times` make it a loop that LLVM vectorises. They run in place, on y
-and on dz: a loop over two arrays that might be one would stay scalar. An activation whose derivative needs z gets z and y apart.
+An activation is an inline function of one value, and so is its derivative. `map_values` and `map_values_times` turn it into a loop that
+LLVM vectorises. Loops work in place, on y and on dz: LLVM would not vectorise a loop over two arrays that may overlap. gelu, gelu_tanh and
+silu, whose derivatives need z, have z and y in separate arrays. softmax works row by row. dense.py, conv.py and batch_norm.py call
+`activate` and `differentiate` on the rows that they have in cache.
 """
 
 import numpy as np

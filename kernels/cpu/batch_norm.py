@@ -1,14 +1,18 @@
-"""Batch normalisation, as in kernels/reference/batch_norm.py, which has the formulas.
+"""Batch normalisation with residual and activation; formulas: kernels/reference/batch_norm.py.
 
-x (M, C) is worked on in rows of W >= 256 columns where C is smaller: several of its rows side by side, and the vectors of mean, scale
-and shift repeated as often. The last row may be a part of one.
+Layout: x (M, C). Where C is below 256, kernels treat several rows of x as one wide row of W = C (256 // C) values, and repeat the vectors
+of mean, scale and shift up to W. The last wide row may be incomplete.
 
-The statistics are made chunk by chunk while one is in the first-level cache: its mean, from its first row, then the squares of what is
-left, and in float64 the mean's own rounding; chunks are merged as Chan, Golub & LeVeque (1979) do. So x comes from memory once.
-Everything is subtracted from x before it is multiplied, and the mean in two parts, since it may have more digits than the dtype.
+Statistics: one pass over memory. A chunk of x that fits into the first-level cache is read twice: for its mean, as the mean distance from
+its first row, and for the squared distances from that mean; the sum of the distances corrects the mean's rounding, in float64. Chunks and
+then blocks of chunks are merged as by Chan, Golub & LeVeque (1979).
 
-Backward passes twice over dy and x, for the sums and for dx. The activation's slope is made again for the second pass, and after relu
-and its like from x alone: its sign costs less than reading y. Chunks and blocks of them have sizes of their own, whatever the threads.
+Forward: one pass, z = (x - high) scale + shift. high is the mean rounded to the dtype; what the rounding lost is in shift.
+
+Backward: two passes over dy and x. The first sums dz and dz (x - high), the second computes dx. Both compute f'(z). For relu, leaky_relu
+and clipped_relu they compute it from x, where dz is not stored: recomputing z costs less than reading y.
+
+Sizes of chunks and blocks do not depend on the number of threads, and so neither do the bits of the results.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
-"""Norms of lists of arrays and what clips by them, as in kernels/reference/clip.py: each a pass over memory, in blocks of array_table.py.
+"""Norms of lists of arrays, and scaling and clamping of lists of arrays; formulas: kernels/reference/clip.py.
 
-Powers are summed as they are. Where a sum overflowed, or is so small that powers may have vanished, they are summed again of values over
-the largest one: rare, and so the usual pass reads each value once and divides nothing.
+Each op is one pass over memory, in the blocks of engine/array_table.py. The pass for norms sums |x|^p without scaling: it reads each value
+once and divides nothing. Where a sum overflowed, or is so small that powers may have underflowed, a second pass sums (|x| / largest)^p.
+That is rare.
 """
 
 import numpy as np

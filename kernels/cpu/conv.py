@@ -1,13 +1,17 @@
-"""Convolution of images (N, H, W, C), as in kernels/reference/conv.py, as products of matrices.
+"""Convolution of images (N, H, W, C) as a matrix product (im2row); formulas: kernels/reference/conv.py.
 
-The pixels under the kernel at one place of the output are a row of a matrix of which w (kh kw C, K) is the other factor. Rows of that
-matrix are made for a few pixels at a time, in the second-level cache, from panels of w that stay there; a kernel of 1 x 1 reads
-the image itself. Where every channel has a kernel of its own, depthwise.py makes it.
+    z (N H' W', K) = im2row(x) (N H' W', kh kw C) @ w (kh kw C, K)
 
-The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
-phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. Phases of few
-channels, which would leave vectors empty, are made as one pixel of all their channels, and folded into the image. A weight's gradient is
-a sum over all pixels in their order, whatever the thread that has it, a chain for each LONG of them.
+Forward: im2row copies a few rows of that matrix at a time into scratch, which stays in the second-level cache; w is packed into panels once
+a call. Bias, residual and activation follow while z is in cache. A 1 x 1 kernel of stride 1 reads x in place. depthwise.py computes
+convolutions with one kernel per channel. winograd.py computes those of 3 x 3 and stride 1, where that pays; tiles that it flags as not
+finite are recomputed here.
+
+dx is a convolution of dz with the kernel turned by 180 degrees. With a stride, the pixels of dx form stride x stride phases. A phase uses
+only the taps of w that reach it, so nothing is multiplied with the zeros between the pixels of dz. Where a phase has few channels, which
+would leave vectors nearly empty, one convolution computes all phases as channels of one pixel, and col2im copies them into the image.
+
+dw is a sum over all pixels in their order, taken in blocks of LONG pixels. A thread has rows of dw, so the bits do not depend on threads.
 """
 
 import numpy as np

@@ -1,8 +1,10 @@
-"""Chains of dense layers, a_{l+1} = f_l(a_l w_l + b_l), as in kernels/reference/dense.py.
+"""Chains of dense layers, a_{l+1} = f_l(a_l w_l + b_l): forward, backward, inference. Formulas: kernels/reference/dense.py.
 
-The rows of a batch are independent through the whole chain, forward and backward, so a thread takes its share of rows
-through all layers with no barrier; only the weights' gradients, sums over all rows, come after. A bias is where the product's sums
-start. Products and activations are kernels of their own, called by their addresses, so that each is compiled once.
+Passes: a thread takes its rows of the batch through all layers, forward or backward, without a barrier, since rows are independent. Then,
+in a second launch, it computes its rows of every dw and its columns of every db, which are sums over all rows of the batch.
+
+The product's sums start at the bias, so adding it needs no pass. GEMM and activations are kernels of their own, called by address, so that
+each is compiled once. Drivers read addresses and shapes of a chain's arrays from the Python objects: see engine/object_memory.py.
 """
 
 from functools import lru_cache

@@ -1,8 +1,10 @@
-"""C = start + A @ B for any strides of A and B: packing and cache blocking around the microkernel.
+"""Matrix product C = start + A @ B, with any strides of A and B: packing and cache blocking around engine/microkernel.py.
 
-Operands are read where they lie as long as the cache holds them; larger ones are copied into panels first. K is cut into
-blocks, and every block after the first starts from C, so an element's sum has one order whatever is packed or blocked.
-C must have unit column stride; where it has not, `matmul` turns the product around.
+Operands that stay in cache are read in place; larger ones are packed into panels. K is cut into blocks, and every block after the first
+adds to C. So the sum of an element has one order, whatever is packed or blocked. The columns of C must be contiguous; where they are not,
+`matmul` computes C^T = B^T @ A^T.
+
+`matmul` is the op. Other kernels call gemm_part by its address, or use `panel_tiles`, for a B that they have packed, and `tiles`.
 """
 
 import numpy as np

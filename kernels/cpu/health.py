@@ -1,9 +1,13 @@
-"""What gradients, outputs and updates look like, as in kernels/reference/health.py: of what a pass has just written, while it is in cache.
+"""Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-Counts and largest values are integers, and so have no order. Sums have one whatever the threads: by blocks, which are joined in turn. A
-block of outputs is summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is lost;
-blocks are joined about their common mean (Chan, Golub & LeVeque 1983). A block's sums are in the values' own type, and once more in float64
-where squares may have overflowed or vanished, or much would be lost: conversions would cost more than all else.
+The kernels of a training step call these functions on values that they have just written and that are still in cache; a WATCH record
+collects the results. array_health and output_health measure lists of arrays in a pass of their own.
+
+Counts and largest magnitudes are integers, so their order does not matter. Sums are taken by block, and blocks are joined in their order,
+so the bits do not depend on the number of threads. A block of outputs is summed about its first value, which lies within sqrt(n) standard
+deviations of the mean (Samuelson 1968), so little precision is lost. Blocks are joined about their common mean (Chan, Golub & LeVeque
+1983). A block's sums are taken in the dtype of the values. They are taken again in float64 only where squares may have overflowed or
+underflowed, or where most digits would cancel: converting every value would cost more than all else.
 """
 
 import math

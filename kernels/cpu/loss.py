@@ -1,4 +1,8 @@
-"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py."""
+"""Losses and their gradients times `scale`; formulas: kernels/reference/loss.py.
+
+cross_entropy works on rows of logits, the other losses value by value; exponentials are taken over all rows in one loop. The public
+functions return the sum of the losses in float64. training_step.py calls the kernel `loss_part` by its address.
+"""
 
 import numpy as np
 from numba import carray

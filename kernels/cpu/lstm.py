@@ -1,9 +1,14 @@
-"""LSTM over whole sequences, as in kernels/reference/lstm.py, which has the formulas and the layout of rows.
+"""LSTM over whole sequences; formulas and layout of rows: kernels/reference/lstm.py.
 
-Sequences are independent of each other, forward and backward, so a thread takes its share of them through all steps with no barrier.
-What has no order in time is done outside of that loop, as products over all steps at once: the input's part of z before it, the
-gradients of the input and of the weights after it. Inside are the product with w_hh, from panels that are copied once a call, and
-the gates, row by row while they are in cache.
+Passes: a thread takes its sequences through all time steps, forward or backward, without a barrier, since sequences are independent. A
+step is the product with w_hh, and then the gates, row by row while they are in cache. After the steps a second launch computes the
+gradients of the weights, as products over all steps at once: they have no order in time.
+
+How a step multiplies depends on the sizes:
+
+    IN_PANELS  weights are packed into panels once a call; x_t and h_{t-1} lie side by side, [x_t, h_{t-1}] @ [w_ih; w_hh] is one product
+    IN_PLACE   at most FEW_STEPS steps: weights are read in place; x_t w_ih and h_{t-1} w_hh are two products
+    IN_ROWS    few sequences a thread: h_{t-1} w_hh alone; x w_ih is one product over all steps before the loop, as is dx after it
 
 Thread i of n has the positions i, i + n, ... in the order by length, so that each has long and short sequences.
 """

@@ -1,8 +1,14 @@
-"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, weight decay and update in one pass over memory.
+"""Optimisers over lists of arrays: norm, clipping, weight decay, update, masks and constraints; formulas: kernels/reference/optim.py.
 
-A rule is what happens to one value; `map_arrays` makes a loop of it. What a rule is given is worked out once a call, in float64: bias
-corrections are in `lr` and `correction`. Each value of Adam costs a square root and a division, whose unit bounds the speed
-while the arrays are in cache; beyond it memory does, with 28 bytes a float32.
+Passes: one over the gradients for their norm, if it is needed; one over params, grads and state, which clips, decays, updates,
+masks and limits. Constraints on norms take one more pass where a norm is above its limit.
+
+An update rule is an inline function of one value; `map_arrays` turns it into a loop. The numbers of a rule are computed once a call, in
+float64: `lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while
+the arrays are in cache; beyond the cache memory does, with 28 bytes a float32 value.
+
+An update that would turn finite values into infinity or NaN is not applied. A bound by the gradients' norm rules that out for nearly every
+update. Where it cannot, the update runs on copies, which are checked and then copied back: see update_soundly.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""Pooling of images (N, H, W, C), as in kernels/reference/pool.py: a window's pixels one after another, all channels of one at a time.
+"""Max and mean pooling of images (N, H, W, C); formulas: kernels/reference/pool.py.
 
-A thread has images of its own, since windows that overlap meet in dx.
+A kernel goes through a window pixel by pixel; vectors run along the channels. Forward a thread has rows of windows. Backward it has whole
+images, since windows that overlap add to the same pixels of dx.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
-"""Magnitude pruning of lists of arrays, as in kernels/reference/pruning.py.
+"""Magnitude pruning of lists of arrays: the `count` smallest |x|, by radix selection, or all below a threshold. See reference/pruning.py.
 
-The bits of |x|, as an integer, are in the order of the values. So the largest value that goes is found digit by digit, from the first: a
-pass counts how many values have each digit, of those that begin with the digits found. Then what is smaller goes, and as many of its
-equals as there is room for, the first ones: each block is told how many of its own.
+The bits of |x|, as an integer, have the order of the values. The count-th smallest |x| is found digit by digit (DIGIT bits), from the
+highest: a pass counts, among the unpruned values that begin with the digits found so far, how many have each next digit. The last pass
+prunes all smaller values, and of those equal to it the first ones, until `count` is reached. How many equal values a block prunes is
+computed before that pass, so blocks are independent.
 """
 
 import numpy as np

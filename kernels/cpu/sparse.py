@@ -1,11 +1,13 @@
-"""Products of rows that are mostly 0, given as types.Nonzeros, for the first layer of a chain.
+"""Products with a sparse matrix of types.Nonzeros (CSR), for the first layer of a chain, and the conversion of a dense matrix to Nonzeros.
 
-    z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        of x[i, k] that are not 0
+    z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        over the x[i, k] that are not 0
 
-Sums run in the order of the dense product's, one fused multiply-add a term, so that where weights and gradients are finite, so that 0
-times them adds nothing, they are the same to the bit. Forward a row's sums stay in registers and rows of w stream past; back a row of dz
-stays there, and is added to rows of dw, which lie in the second-level cache, each beginning on a cache line. No row is masked but
-those shorter than a vector: the last vector ends where the row ends, and has some values of the one before it too.
+Sums run in the order of the dense product, one fused multiply-add a term. So where weights and gradients are finite, and 0 times them adds
+nothing, the bits are those of the dense product.
+
+Forward: the sums of a row of z stay in registers while rows of w stream past. Backward: a row of dz stays in registers and is added to
+rows of dw in scratch, which is in the second-level cache; each of these rows begins on a cache line. Only rows shorter than a vector are
+masked. In longer ones the last vector ends where the row ends, and overlaps the vector before it.
 """
 
 import numpy as np

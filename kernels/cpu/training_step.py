@@ -1,7 +1,12 @@
-"""Training steps of a dense chain in one compiled call, as in kernels/reference/training_step.py.
+"""Training steps of a dense chain, one step or an epoch in one compiled call; formulas and layout: kernels/reference/training_step.py.
 
-Three launches a step: rows forward, loss and backward; weights' gradients with their squares; the update, which clips. Two threads meet
-only between them. All arrays are flat; a batch of an epoch is gathered by the threads that use it.
+Passes, three launches a step; threads wait for each other only between them:
+
+    train_part          a thread's rows of the batch: gather, forward, loss, backward
+    gradients_part      the weights' gradients, and their squares for the norm
+    update_arrays_part  clipping and update (optim.py)
+
+Parameters and gradients are flat arrays. In an epoch a thread gathers the rows that it works on.
 """
 
 import math

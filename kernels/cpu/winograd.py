@@ -1,12 +1,15 @@
-"""Convolutions by a 3 x 3 kernel of stride 1 with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2015).
+"""Winograd convolution F(4 x 4, 3 x 3): 3 x 3 kernels of stride 1, a quarter of the multiplications (Winograd 1980; Lavin & Gray 2015).
 
-An output tile of 4 x 4 pixels is what its 6 x 6 pixels of the image give in 36 products, each of which is a matrix product over all tiles
-and channels: y = A^T [(G w G^T) (B^T x B)] A. The transforms are polynomials' values at 0, +-1/sqrt(2), +-sqrt(2) and infinity, whose
-rounding errors are about those of the sums themselves (with 0, +-1, +-2 they are three times as large). A tile's outcome depends on
-the tile alone.
+    y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a 3 x 3 kernel, y: a tile of 4 x 4 pixels of the output
 
-An infinity would reach all of its tile, and there become NaN: tiles with a value that is not finite are flagged, and made again by
-kernels/cpu/conv.py. So are the values of a weight's gradient.
+The product of the two 6 x 6 matrices is taken point by point. For each of the 36 points it is a matrix product over all tiles and
+channels. dx is the same with w turned by 180 degrees. dw sums, for each point, products over all tiles, and transforms the sums by G.
+
+The transforms evaluate polynomials at 0, +-1/sqrt(2), +-sqrt(2) and infinity. Their rounding errors are about those of the sums
+themselves; with 0, +-1, +-2 they are three times as large. The values of a tile depend on the pixels of that tile alone.
+
+An infinity in x would turn the whole tile into NaN. So tiles of y with a value that is not finite are flagged, and conv.py computes them
+again, without transforms; it does the same with a dw that is not finite.
 """
 
 import numpy as np

@@ -1,17 +1,17 @@
-"""Batch normalisation, as in kernels/reference/batch_norm.py, which has the formulas.
+"""Batch normalisation with residual and activation; formulas: kernels/reference/batch_norm.py.
 
-Statistics take two launches. Each thread goes down a column and adds up distances from its first value, and their squares: that value is
-no further from the mean than the sum of squares knows, so little is lost where the mean is taken out. Means and squares of sets of values
-are then joined as Chan, Golub & LeVeque (1979) do, over a block's rows and by the second launch over all. So x is read once. Forward is
-one launch more, which makes scale and shift of each column where it needs them.
+Statistics: two launches, which read x once. A thread goes down a column and sums distances from its first value, and their squares. That
+value lies within sqrt(n) standard deviations of the mean (Samuelson 1968), so little precision is lost. Means and squares are merged as
+by Chan, Golub & LeVeque (1979): over the rows of a block, and over all blocks by the second launch.
 
-Backward is three: sums by blocks, all sums, and dx; two where mean and rstd are not the batch's, since dx then does not wait for the sums.
-dy and x are read twice, which is the least. So is y, or z, but after a relu, whose z is made again from x, since that costs less than
-reading y; and where dz is kept for a residual, dx is made of that. softmax is apart, by the launches of activation.py: its row has many
-columns.
+Forward: one launch, which computes scale and shift of each column where it needs them.
 
-The kernels are wide: sums are float64, and so is what is made once for a column. A mean has more digits than the dtype, so it is
-subtracted in two parts.
+Backward: three launches: sums by block, sums of all blocks, dx. Two where mean and rstd are not the batch's, since dx then needs no sums.
+dy and x are read twice, the least possible. y, or z, is read twice too, but not for the relus: their z is recomputed from x, which costs
+less than reading y. Where dz is stored for a residual, dx is computed from it. softmax, whose rows span many columns, is computed by the
+launches of activation.py.
+
+Kernels are wide (float64): sums, and the numbers of a column. The mean has more digits than the dtype and is subtracted in two parts.
 """
 
 import math

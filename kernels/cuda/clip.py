@@ -1,8 +1,8 @@
-"""Norms of arrays and what clips by them, as in kernels/reference/clip.py: a launch over all arrays of a list, and for norms a second one
-that joins those of chunks.
+"""Norms of lists of arrays, and scaling and clamping of lists of arrays; formulas: kernels/reference/clip.py.
 
-A chunk's powers are summed as they are, in float64. Where a sum overflowed, or is so small that powers may have vanished, the block sums
-again, of values over the largest one: rare, and so the usual pass reads each value once. A power is exp(p log x), but for p = 1 and 2.
+Each is one launch over all arrays of a list, with a block for each chunk of engine/array_table.py; norms take a second launch, which joins
+those of chunks. A block sums |x|^p in float64 without scaling, so it reads each value once. Where the sum overflowed, or is so small that
+powers may have underflowed, the block sums (|x| / largest)^p in a second loop. That is rare. A power is exp(p log x), except for p = 1, 2.
 """
 
 import math

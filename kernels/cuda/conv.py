@@ -1,17 +1,17 @@
-"""Convolution of images, as in kernels/reference/conv.py, by unfolding: what lies under each window becomes a row, and the convolution is a
-product of matrices, which the array module does better than a kernel of ours would, in memory that is kept small.
+"""Convolution of images by unfolding (im2col) and cuBLAS products; formulas: kernels/reference/conv.py.
 
     columns[g, m, (a, b, c)] = x[n, i sh + a dh - top, j sw + b dw - left, c of group g], or 0, for output m = (n, i, j)
     z = columns w        dw = columns^T dz        dcolumns = dz w^T        dx: the sum of dcolumns over the windows of a pixel
 
-Images are unfolded so many at a time that their columns take at most UNFOLDED bytes; of several such parts dw is the sum, in their order.
-Backward unfolds anew, and then has dcolumns in the place of columns. A thread gathers what belongs to a value of dx, tap by tap: nothing
-is added to memory, and every run has the same bits. A convolution of 1x1 with stride 1 is a dense layer: its columns are x itself.
+Memory: the columns of as many images at a time as fit into UNFOLDED bytes. With several such parts dw is the sum over them, in their
+order. Backward unfolds again, and then writes dcolumns over columns.
 
-Groups are products of a stack of matrices, whose result takes one pass more to its place.
+Determinism: a thread gathers all terms of a value of dx, tap by tap, without atomics, so every run has the same bits.
 
-Beside the products a convolution is two launches forward (unfold; bias, residual and activation) and four backward (dz with sums by
-columns, which are added up; unfold; fold), whatever the activation; with many parts or very many pixels it is some more.
+Groups are a batch of products; their result needs one more pass. A 1 x 1 convolution with stride 1 is a dense layer: columns is x itself.
+
+Launches beside the products: two forward (unfold; bias, residual and activation), four backward (dz with sums by column; the sum of those;
+unfold; fold), whatever the activation; more with many parts or very many pixels.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,10 @@
-"""What gradients, outputs and updates look like, as in kernels/reference/health.py: one pass over all arrays of a list, then launches that
-join the results of its chunks.
+"""Health statistics of gradients and outputs; definitions: kernels/reference/health.py.
 
-Outputs of a chunk are summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is
-lost; chunks are joined about their common mean (Chan, Golub & LeVeque 1983), first those with the same columns, then those groups. What
-updates change is measured in optim.py. All of it stays on the device where `health` does.
+Launches: one over the chunks of all arrays of a list, then one or two that join the results of chunks. A chunk of outputs is summed about
+its first value, which lies within sqrt(n) standard deviations of the mean (Samuelson 1968), so little precision is lost. Chunks are joined
+about their common mean (Chan, Golub & LeVeque 1983): first those with the same columns, then these groups.
+
+optim.py measures the change by updates; `leave_ratios` turns it into ratios. Nothing leaves the device if `health` is a device array.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py, and the sum of the losses in float64.
+"""Losses and their gradients times `scale`, and the sum of the losses in float64; formulas: kernels/reference/loss.py.
 
-A launch writes losses and gradients and leaves a sum for each block; a second one adds those. The total stays on the device, a 0-d
-array: whoever asks for its value waits for it. cross_entropy reads its logits twice, and probabilities too: for the largest one and the
-sum of exponentials in one go, as softmax does, then for what it writes.
+Two launches: one writes losses and gradients, and a sum for each block; the other adds those sums. The total stays on the device as a 0-d
+array, so only a caller that reads its value waits. cross_entropy reads logits, and target probabilities, twice: once for the largest logit
+and the sum of exponentials together, as softmax does, and once to write.
 """
 
 import math

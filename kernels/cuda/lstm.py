@@ -1,13 +1,13 @@
-"""LSTM over whole sequences, as in kernels/reference/lstm.py, which has the formulas.
+"""LSTM over whole sequences; formulas and layout of rows: kernels/reference/lstm.py.
 
-What has no order in time is done outside of the loop over steps, as GEMMs over all steps at once: the input's part of z before it, the
-gradients of the input and of the weights after it. A step is one GEMM, with w_hh over all sequences, and one launch, of a thread for each
-unit of each sequence: forward it makes gates, cell and output of both parts of z, backward dz of what comes from above and from the step
-after. With a projection a step is one GEMM and one launch more.
+A time step is one GEMM over all sequences, with w_hh, and one launch with a thread for each hidden unit of each sequence. Forward that
+launch computes gates, cell and output; backward it computes dz, from the upstream gradient and that of the step after. With a projection a
+step has one more GEMM and one more launch. What has no order in time is a GEMM over all steps: x w_ih before the loop, dx and the
+gradients of the weights after it.
 
-How many sequences a step has is read by kernels alone, as in packing.py: the GEMMs of ragged sequences have the rows of all of them, and
-those that are not under way come out as nobody reads them. Backward these are read from a room of one step; full sequences, which the
-shapes tell, have a step's rows of dz at a known place, and no room.
+The number of sequences of a step is read by kernels alone, so the host needs no lengths, as in packing.py. With unequal lengths, GEMMs
+therefore multiply rows of all N sequences; the results of sequences that have ended are not read. Backward, such a GEMM reads dz from a
+scratch array of one step (N, 4H). If all sequences are full, which the shapes show, it reads the rows of the step in dz itself.
 """
 
 import contextlib

@@ -1,9 +1,13 @@
-"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, decay, update, masks and the limit of values in one pass.
+"""Optimisers over lists of arrays: clipping, weight decay, update, masks and limits in one pass. Formulas: kernels/reference/optim.py.
 
-Clipping takes one launch before that, which leaves a sum of squares for each of at most NORM_BLOCKS blocks; every block of the update adds
-those up anew, in the same order, which costs less than a launch of its own. So a step with clipping is two launches whatever the number
-of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite. In a graph
-Adam has one more, which counts the updates: what of its numbers goes with the step is worked out there.
+Launches: square_chunks, for clipping and for optimisers with state, computes sums of squares of the gradients, one for each of at most
+NORM_BLOCKS blocks; for very large gradients it also tries the update, and reports one that would turn finite values into infinity or NaN.
+update_chunks updates: each of its blocks adds up those sums, in the same order, which costs less than a launch. So a step is two launches
+for any number of arrays; it reads gradients twice and the rest once. Constraints on norms take more launches.
+
+The norm stays on the device, and so does the status, which says whether the update was applied.
+
+In a CUDA graph Adam has one more launch: it counts the updates on the device and computes the numbers that depend on the count.
 """
 
 import math

@@ -1,10 +1,11 @@
-"""Pooling of images (N, H, W, C), as in kernels/reference/pool.py: a launch forward and one backward, without scratch.
+"""Max and mean pooling of images (N, H, W, C); formulas: kernels/reference/pool.py. One launch forward, one backward, no scratch.
 
-A block has a part of a row of an image: of its windows forward, of its pixels backward, a thread for each channel of one, as many channels
-side by side as fill a warp. Where a row has too few windows for a block, as one over the whole image is, several threads share each, row
-by row of it. Every thread gathers, so no two meet: backward a pixel asks each window that holds it. Of a maximum that is whether the
-window's y is this pixel's x, and then whether no pixel before has it too. So x, y and dy come from memory once, and from the caches where
-windows overlap.
+Layout: a block has a part of one image row, windows forward and pixels backward; neighbouring threads have neighbouring channels, at most
+a warp of them. Where a row has too few windows to fill a block (global pooling has one), several threads share each window by its rows.
+
+Backward a thread has one value of dx and gathers from every window that holds its pixel, so no two threads write the same value. For max
+pooling it adds dy of a window if the window's y equals the pixel's x and no earlier pixel of the window equals y.
+x, y and dy come from memory once; where windows overlap, from the caches.
 """
 
 import math

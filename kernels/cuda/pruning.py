@@ -1,11 +1,12 @@
-"""Magnitude pruning of lists of arrays, as in kernels/reference/pruning.py, with no value on the host.
+"""Magnitude pruning of lists of arrays: the `count` smallest |x|, by radix selection, or all below a threshold. See reference/pruning.py.
 
-The bits of |x|, as an integer, are in the order of the values. So the largest value that goes is found digit by digit, from the first: a
-launch counts in each block how many living values have each digit, of those that begin with the digits found, and one block chooses the
-next digit. A digit has as many values as a block has threads: 4 of them are the bits of a float32, 8 of a float64.
+The bits of |x|, as an integer, have the order of the values. The count-th smallest |x| is found digit by digit, from the highest, without a
+value on the host. For each digit one launch counts, block by block, the unpruned values that begin with the digits found so far, by their
+next digit; a second launch of one block chooses the digit. A digit has as many values as a block has threads: four digits are the bits of
+a float32, eight those of a float64.
 
-Then what is smaller goes, and as many of its equals as there is room for, the first ones. The last counts say how many each block has. Of
-all blocks at most one loses a part of its equals, which it numbers; the others lose all of them or none.
+The last launch prunes all smaller values, and of those equal to it the first ones, until `count` is reached. The last counts tell how many
+equal values each block has. So at most one block prunes a part of its equal values, in their order; the others prune all or none.
 """
 
 import numpy as np

@@ -1,11 +1,13 @@
-"""Training steps of a dense chain, as in kernels/reference/training_step.py: launches of other files, of which none waits.
+"""Training steps of a dense chain, without a wait for the device; formulas and layout: kernels/reference/training_step.py.
 
-Beside the layers' own launches, at most three each, a step has four: the loss and its gradient; the mean of the losses; the squares of
-the gradients; the update, which clips. Whether there was a bad label, and whether the norm is finite, is known on the device alone: a
-step leaves a status, and the next step of an epoch does nothing where that is not OK. So an epoch waits once, at its end. The gradients of
-the batch that failed are then taken again, for whoever asks which were not finite.
+Launches of a step: at most three a layer beside the GEMMs; loss and its gradient; the mean of the losses; the squares of the gradients; the
+update, which clips.
 
-A record that is on the device is written there, as are rows of health. All that a step makes on the way, but its status, lies in `work`.
+Whether a label was bad, and whether the norm is finite, is known on the device alone. A step leaves a status there. The next step of an
+epoch does not update if that status is not OK. So an epoch waits once, at its end. It then computes the gradients of a batch that failed
+again, so that the caller can see which were not finite.
+
+A record, or rows of health, that lies on the device is written there. Intermediate arrays lie in `work`, all but the status.
 """
 
 import math

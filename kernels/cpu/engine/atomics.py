@@ -1,4 +1,6 @@
-"""What threads need to agree on something without a lock, as Numba intrinsics: 64-bit integers at an address, and ways to wait."""
+"""Atomic operations on 64-bit integers at an address, and ways to wait, as Numba intrinsics. The thread pool uses them in
+place of locks.
+"""
 
 import os
 import platform

@@ -1,15 +1,18 @@
-"""The store of compiled kernels: a file for each function, signature, processor and setting of Numba.
+"""The cache of compiled kernels on disk: a file for each function, signature, processor and setting of Numba.
 
-A file is the SHA-256 of its key and payload, then the payload: the compiled function as Numba serialises it. Its name ends in the hash of
-its key, so processes share no index, and of two that write the same file either is right. It is written beside and renamed. What cannot
-be read, or is not what was written, is a miss: the function is compiled again and the file replaced.
+File: the SHA-256 of key and payload, then the payload, which is the compiled function as Numba serialises it. The file's name ends in the
+hash of the key, so processes share no index; if two processes write the same file, either version is right. A file is written under a
+temporary name, then renamed. A file that cannot be read, or whose hash is wrong, is a miss: the function is compiled again, and the file
+replaced.
 
-Loading runs what the files hold. So a folder is used only where it is the user's or root's and nobody else can write to it, and so is each
-file. The folder is the one in FASTGRAD_CACHE_DIR or the user's cache folder; where that cannot be had or written, also one in the folder
-for temporary files; where neither can, kernels are compiled in each process.
+Safety: loading a file runs what it holds. So a folder, and each file in it, is used only if the user or root owns it and nobody else can
+write to it.
 
-A folder's name is the hash of the content of the kernels' folder (but for cuda/), the versions and the vector width: an edit or an upgrade
-never meets stale machine code.
+Folder: FASTGRAD_CACHE_DIR, or the user's cache folder. If that cannot be created or written, also one in the folder for temporary files.
+If neither can be used, every process compiles its kernels.
+
+Version: the name of the folder inside is a hash of the sources in kernels/ (without cuda/), of the versions and of the vector width. So
+after an edit or an upgrade no old machine code is loaded.
 """
 
 import contextlib

@@ -1,4 +1,6 @@
-"""Intrinsics of kernels: addresses and pointers, calls of kernels, arrays on the stack, and vector instructions as LLVM has them."""
+"""Numba intrinsics for kernels: addresses and pointers, calls of kernels by address, arrays on the stack; and Emitter, which writes LLVM
+vector instructions.
+"""
 
 import os
 import platform

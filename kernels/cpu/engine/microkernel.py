@@ -1,9 +1,11 @@
-"""The GEMM microkernel and a block transpose, as vector code that LLVM does not find by itself.
+"""The GEMM microkernel, which computes one tile of C = start + A @ B in registers, and the transpose of a block, both as LLVM vector code.
 
-The microkernel keeps a tile of C in registers while it runs over K, one broadcast of A and one fused multiply-add an
-accumulator. Every element of C is one chain of fused multiply-adds in the order of k, whatever the tile's shape or the vectors'
-width, so neither blocking, nor threads, nor the number of rows, nor the machine changes a bit of the result.
-One source serves float32 and float64 and vectors of 512, 256 and 128 bits.
+The microkernel keeps a tile of C in registers while it runs over K. For each k it broadcasts a value of A and does one fused multiply-add
+an accumulator. Every element of C is one chain of fused multiply-adds in the order of k, whatever the shape of the tile or the width of
+the vectors. So neither blocking, nor threads, nor the number of rows, nor the machine changes a bit of the result.
+
+One source serves float32 and float64 and vectors of 512, 256 and 128 bits. All shapes of a tile are one function, compiled once a dtype
+and called by its linker symbol.
 """
 
 from functools import lru_cache

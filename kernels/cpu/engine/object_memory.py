@@ -1,7 +1,8 @@
-"""NumPy arrays and lists of them as they lie in memory, read by machine code.
+"""NumPy arrays and Python lists of them, read by machine code from the memory of the objects: address, shape, strides, dtype, flags.
 
-To ask 1,000 arrays for their addresses takes Python longer than their norms take. The fields are those of NumPy's C interface
-(PyArrayObject_fields in ndarraytypes.h), whose places are part of its ABI.
+Python takes longer to read the addresses of 1,000 arrays than their norms take. The offsets of the fields are those of NumPy's C interface
+(PyArrayObject_fields in ndarraytypes.h), which are part of its ABI. The import compares them with an example array, and raises ImportError
+if they differ.
 """
 
 import ctypes

@@ -1,4 +1,6 @@
-"""Loops that look at values and leave a few numbers of them, over the machine's vectors, for health.py."""
+"""Reductions for health.py, as LLVM vector code: largest magnitude and number of zeros, sums about the first value, squares of a change,
+statistics of a layer's output.
+"""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""Scratch arrays of drivers, kept from call to call."""
+"""ScratchPool: uninitialised scratch arrays for drivers, reused from call to call."""
 
 import numpy as np
 

@@ -1,15 +1,17 @@
-"""Threads: how many, and a pool of our own for them.
+"""The number of threads, and the thread pool that runs kernels on them.
 
-A launch publishes a kernel, its job and its number of parts, and then takes part after part, as every worker does that is awake: one that
-comes late finds nothing left, and delays nobody. A worker waits for launches in a loop, since a thread that sleeps takes some 50 us
-to come back, more than most launches last. When nothing has come for a while it goes to sleep; the next large call wakes it.
+A launch publishes a kernel, its job and the number of parts. Then the caller and all workers that are awake take part after part until
+none is left. A worker that comes late finds no part left, and delays nobody.
 
-The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. Machine code takes the pool and gives
-it back, since a signal's handler may raise between any two steps of Python. A forked child has no workers and starts its own.
+Workers wait in a loop, since waking a thread takes some 50 us, longer than most launches. A worker that has seen no launch for a while goes
+to sleep; the next large call wakes it.
 
-Beside a library that uses OpenMP the pool is that library's: see use_openmp.
+The pool runs one launch at a time. A call from another Python thread meanwhile runs on that thread alone. Machine code acquires and
+releases the pool, since a signal handler may raise between any two steps of Python. A forked child has no workers and starts its own.
 
-These are not Numba's threads: of its layers TBB alone survives forks and concurrent calls, and its workers sleep after every launch.
+Beside a library that uses OpenMP, such as PyTorch, large calls run on that library's threads: see use_openmp.
+
+Why not Numba's threads: of its threading layers only TBB survives forks and concurrent calls, and its workers sleep after every launch.
 """
 
 import contextlib

@@ -1,4 +1,8 @@
-"""Loops over arrays of which LLVM makes vectors, as Numba intrinsics: it is told which arrays are apart, and how far to interleave."""
+"""Elementwise loops over arrays, a sum of squares and a copy past the caches, as Numba intrinsics that LLVM vectorises.
+
+map_values, map_values_times and map_arrays apply an inline function to each value. Metadata tells LLVM which arrays do not overlap, and
+how many vectors to interleave.
+"""
 
 import numpy as np
 from llvmlite import ir

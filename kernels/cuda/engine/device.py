@@ -1,6 +1,6 @@
-"""Where kernels run: the array module, the one `launch`, and kernels compiled once for each dtype.
+"""The device: the array module `xp`, kernels compiled once a dtype, and `launch`.
 
-How an op is written here:
+How an op is written:
 
     @function                                        a function of kernels, float32 or float64 as its arguments are
     def relu(z):
@@ -12,21 +12,21 @@ How an op is written here:
         if i < n:
             y[i] = relu(z[i])
 
-    def relu_forward(z, y):                          a launcher: works out a grid, launches, and nothing else
+    def relu_forward(z, y):                          a launcher: computes a grid, launches, and nothing else
         launch(relu_values, y.dtype, blocks(y.size), y.size, z, y)
 
-Arrays arrive as pointers to values in C order, without a shape: `flat` gives an array that is, and `None` is a pointer that the kernel
-must not read, for which it gets a flag. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
-`dtype` is float32 or float64 inside the kernel: `dtype(0)` and `cuda.shared.array(BLOCK, dtype)`; elsewhere `real(0, z)` is a number of
-z's type. A literal like 0.5 alone would be float64 and make a float32 kernel slow, which a test looks for. The exception is a kernel
-of sums that the contract has in float64, of losses and norms: `@wide_kernel`.
+Arrays reach a kernel as pointers to values in C order, without a shape: `flat` returns such an array. None becomes a null pointer, which
+the kernel must not read; a flag tells it so. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
 
-Sums are taken in one fixed order, so every run has the same bits: reductions.py has them, and the only atomics count integers. Only `xp`
-makes arrays; neither it nor a launch waits for the device.
+`dtype` is float32 or float64 inside a kernel: `dtype(0)`, `cuda.shared.array(BLOCK, dtype)`; in functions `real(0, z)` is a number of z's
+type. A literal such as 0.5 alone would be float64 and make a float32 kernel slow; a test looks for that. The exception is `@wide_kernel`,
+for sums that are float64 in every dtype: losses and norms.
 
-Numba compiles a kernel to PTX, on any machine; CuPy loads it and launches it, which costs a few microseconds where Numba's own launch
-takes tens for each array. So what runs without a GPU is the same PTX with the same arguments: tests put an executor of theirs in
-the place of the GPU, with `use`.
+Sums have one fixed order (reductions.py), so every run has the same bits; atomics only count integers. Only `xp` allocates arrays. Neither
+it nor a launch waits for the device.
+
+Numba compiles a kernel to PTX, on any machine. CuPy loads and launches it, in a few microseconds; Numba's own launch takes tens for each
+array. Tests without a GPU run the same PTX with the same arguments: `use` puts an executor of theirs in the place of the GPU.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Sums in one fixed order, and so the same bits every run: in a block by a tree, over blocks by a second launch.
+"""Sums and maxima in one fixed order, with the same bits every run: over the threads of a block by a tree, over blocks by a second launch.
 
-A tile is how BLOCK threads lie over a matrix (rows, columns): `width` of them side by side, a power of two, and BLOCK / width rows at a
-time. So a matrix of few columns leaves no warp idle, and neighbours read neighbours. Thread t has column t % width and row t / width.
-A block goes over TILE_ROWS times as many rows as a tile has. All threads of a block must come to a reduction, which meets in shared
-memory (BLOCK,), and may use that memory again when it returns.
+A tile is the arrangement of BLOCK threads over a matrix (rows, columns): `width` threads side by side, a power of two, and BLOCK / width
+rows. Thread t has column t % width and row t / width. So few columns leave no warp idle, and neighbouring threads read neighbouring values.
+A block goes over TILE_ROWS tiles of rows. All threads of a block must call a reduction; it uses shared memory (BLOCK,), which is free
+again when it returns.
 """
 
 from numba import cuda, float64
