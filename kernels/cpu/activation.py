@@ -65,7 +65,7 @@ def softplus(z, p):
 
 @inline_function
 def gated(z, gate):
-    """z * gate, and its limit 0 where z is -inf and the gate has closed."""
+    """z * gate; 0 where the gate is 0, which is the limit for z = -inf."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
@@ -185,7 +185,7 @@ def softmax_slope(rows, columns, y, dz):
 
 @device_function
 def activate(code, parameter, rows, columns, z, y):
-    """y = f(z), rows x columns contiguous. z is y but for gelu, gelu_tanh and silu, where the two are apart."""
+    """y = f(z), rows x columns contiguous. z and y are one array, except for gelu, gelu_tanh and silu, where they are two."""
     n = rows * columns
     if n == 0:
         return

@@ -54,8 +54,8 @@ TAPS, TAPS_ROW = 384, 400
 # runs (n_runs, 3), int64: taps side by side in a row of x, by row and column of the first, seen from the pixel, and their number;
 # step_h, step_w: pixels of x from one of the output to the next; out_image, out_row, out_pixel: values between those of the output;
 # panels: w in panel_size values a group; lowered: lowered_size values a thread; in_place: whether x is its own lowered matrix;
-# flags (N, tiles), uint8, of winograd.py, or null; fold_h, fold_w: phases whose pixels are made as one of K channels, or 0, and the image
-# they are put into; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward and conv2d_backward, null for None
+# flags (N, tiles), uint8, of winograd.py, or null; fold_h, fold_w: phases that are computed as one pixel of K channels, or 0, and the
+# image that col2im writes; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
     [
         (name, "i8")
@@ -115,7 +115,7 @@ def im2row(conv, group, first, n, lo, hi, rows, row, like):
 
 @device_function
 def col2im(conv, line, column, n, z, like):
-    """n pixels z (n, K) of all phases, of a line from a column on, to where each phase has them in the image."""
+    """Copy n pixels z (n, K), each with the channels of all phases, to the pixels of these phases in the image."""
     image, i = line // conv.rows, line % conv.rows * conv.fold_h
     j, width = column * conv.fold_w, conv.fold_w * conv.fold_channels
     for r in range(min(conv.fold_h, conv.fold_height - i)):
@@ -128,7 +128,7 @@ def col2im(conv, line, column, n, z, like):
 
 @device_function
 def convolve(conv, p, n, taps, lowered, like):
-    """n pixels of the output, p the first; of one row of it where rows are apart. lowered: room for n rows of `taps`, and n of K."""
+    """n pixels of the output from p on; of one row, if rows are not contiguous. lowered: scratch for n rows of `taps` values and n of K."""
     outputs, line = conv.K // conv.groups, p // conv.columns
     at = line // conv.rows * conv.out_image + line % conv.rows * conv.out_row + p % conv.columns * conv.out_pixel
     for group in range(conv.groups):
@@ -176,7 +176,7 @@ def conv_part(thread_index, thread_count, record, like):
 
 @kernel(CONV, needs=provide_microkernel)
 def conv_flagged_part(thread_index, thread_count, record, like):
-    """Of the thread's tiles those that are flagged, once more: see winograd.py."""
+    """Compute the flagged ones of the thread's tiles again: see winograd.py."""
     conv = carray(record, 1)[0]
     high, wide = (conv.rows + TILE - 1) // TILE, (conv.columns + TILE - 1) // TILE
     flags = carray(void_pointer(conv.flags), conv.N * high * wide, np.uint8)
@@ -234,7 +234,7 @@ def conv_weights_part(thread_index, thread_count, record, like):
 
 @device_function
 def describe(conv, x, groups, K, rows, columns, lowered, thread_count):
-    """Sizes, and room."""
+    """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.groups, conv.K, conv.rows, conv.columns, conv.x = groups, K, rows, columns, address(x)
     conv.lowered, conv.lowered_size, conv.itemsize = address(lowered), lowered.size // thread_count, lowered.itemsize
@@ -294,7 +294,7 @@ def _weights(launcher, thread_count, kernels, x, dz, stride, pads, dilation, dw,
 
 @device_function
 def taps_met(phase, pad, size, step, dilation, taps):
-    """How many taps the pixels phase, phase + step, ... of the image meet; taps (size, 2): each, last first, and the first such output."""
+    """How many taps reach the pixels phase, phase + step, ... of the image; taps (size, 2): each, last first, and its first output."""
     n = 0
     for tap in range(size - 1, -1, -1):
         if (phase + pad - tap * dilation) % step == 0:
@@ -305,13 +305,13 @@ def taps_met(phase, pad, size, step, dilation, taps):
 
 @device_function
 def pack_whole(depth, columns, w, panels):
-    """Contiguous w (depth, columns) into panels. The call holds w, of whose pointer alone nobody would."""
+    """Contiguous w (depth, columns) into panels. As an argument w stays alive, which its pointer alone would not ensure."""
     pack_b(depth, columns, data(w), columns, 1, data(panels), depth)
 
 
 @device_function
 def describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread_count):
-    """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
+    """One convolution of dz with the kernels of all phases side by side, over all rows and columns of dz that any phase uses."""
     kh, kw, C, K = w.shape
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
     top, left = -(kh - 1 - pads[0]) // stride[0], -(kw - 1 - pads[1]) // stride[1]
@@ -383,12 +383,12 @@ def _inputs(launcher, thread_count, kernels, dz, w, stride, pads, dilation, dx, 
 
 
 _KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
-# of an output all of which is to be made
+# an output without flagged tiles: conv_part computes all of it
 NO_FLAGS = np.empty((0, 0), np.uint8)
 
 
 def _room_sizes(x, w):
-    """Values for panels of w either way round, and for lowered pixels of each thread."""
+    """Values of scratch for panels of w or its transpose, and for each thread's im2row."""
     kh, kw, channels, K = w.shape
     groups, outputs = x.shape[3] // channels, K // (x.shape[3] // channels)
     # the last panel may have room for columns that w has not

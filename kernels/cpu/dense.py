@@ -265,7 +265,7 @@ def gradients_part(part, parts, job, like):
 
 @device_function
 def fields_of(items, l, none):
-    """The fields of array number l of a list with its items at this address: see array_table.py. 0 for None, and where there is no list."""
+    """Address of the fields of a list's array number l: see object_memory.py. items: of the list, or 0. 0 for None and without a list."""
     array = word(items, l) if items else none
     return array + HEAD if array != none else 0
 
@@ -369,7 +369,7 @@ def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx,
 
 
 def _is_one(x, weights):
-    """Whether a chain is one that a compiled driver describes, in a fifth of the time."""
+    """Whether a chain is one layer of contiguous x and w, for which _forward and _backward take a fifth of the time."""
     return len(weights) == 1 and x.flags.c_contiguous and weights[0].flags.c_contiguous
 
 
@@ -413,7 +413,7 @@ INFER_ROWS = 20 * ROWS
 
 @device_function
 def rows_at_once(rows, parts):
-    """How many of its rows a part of infer takes through the chain at a time: it has buffers for so many."""
+    """How many rows a part of infer takes through the chain at a time: the rows of its buffers."""
     grains = (rows + ROWS - 1) // ROWS
     return min(rows, INFER_ROWS, (grains + parts - 1) // parts * ROWS)
 

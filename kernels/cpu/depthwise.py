@@ -272,7 +272,7 @@ def describe(conv, x, rows, columns, stride, taps, sources, zeros):
 
 @device_function
 def rooms(thread_count, n_taps, columns, step, like):
-    """Sources (threads, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
+    """Scratch: sources (threads, n_taps, 2), and zeros, which taps outside the image read for a row of the output."""
     return np.empty((thread_count, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
@@ -353,7 +353,7 @@ def _taps(size, geometry):
 
 
 def _phases(size, geometry):
-    """The taps that the pixels of every phase of the stride meet, last first: (phases, most taps, 3), and how many (phases,)."""
+    """The taps that reach the pixels of each phase of the stride, last first: (phases, most taps, 3), and how many (phases,)."""
     stride, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1])[::-1], size[1])
     phases = []

@@ -36,7 +36,7 @@ TINY = 1e-280
 
 @device_function
 def padded(units):
-    """Flags of so many units, up to whole vectors."""
+    """How many flags so many units have: rounded up to whole vectors."""
     return (units + 15) // 16 * 16
 
 
@@ -119,7 +119,7 @@ def dead(rows, columns, parts, stride, alive):
 
 @device_function
 def scaled_norm(values, n, largest):
-    """The norm of values whose squares vanish or overflow."""
+    """The sum of squares of values / largest, for values whose own squares underflow or overflow."""
     total, x = 0.0, carray(values, n)
     for i in range(n):
         share = x[i] / largest
@@ -179,14 +179,14 @@ def sizes_of(table, batch_size, parts):
 
 @device_function
 def watch_size(table, batch_size, parts, changes):
-    """Words that a WATCH and what it names take."""
+    """Words of a WATCH and of the arrays behind it."""
     blocks, units = sizes_of(table, batch_size, parts)
     return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
 
 
 @device_function
 def describe_watch(watch, health, table, batch_size, parts, changes):
-    """A WATCH at the beginning of an array of float64, with room behind it."""
+    """Fill in a WATCH at the beginning of an array of float64; its arrays lie behind it."""
     w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
     w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
     w.blocks, w.units = sizes_of(table, batch_size, parts)
@@ -206,7 +206,7 @@ def is_due(health, step):
 
 @device_function
 def report_of(w, batch):
-    """(L, 9), what is told of a batch."""
+    """The health of a batch (L, 9), as an array."""
     return carray(void_pointer(w.rows + 8 * batch * w.depth * KINDS), (w.depth, KINDS), np.float64)
 
 
@@ -227,7 +227,7 @@ def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
 
 @device_function
 def begin_look(watch, part, l):
-    """The part has seen nothing of a layer's gradient."""
+    """Reset the part's largest magnitude and count of zeros for a layer's gradient."""
     w = watch_of(watch)
     look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
     look[0], look[1] = 0, 0
@@ -235,7 +235,7 @@ def begin_look(watch, part, l):
 
 @device_function
 def look_at_gradient(watch, part, l, values, n):
-    """n values more of the part's gradient of a layer's weights."""
+    """Add n values of a layer's weight gradient to the part's largest magnitude and count of zeros."""
     w = watch_of(watch)
     look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
     largest, zeros = max_and_zero_count(values, n)
@@ -245,7 +245,7 @@ def look_at_gradient(watch, part, l, values, n):
 
 @device_function
 def report_layers(watch, batch, parts, rows, table, grads, norms):
-    """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far. watch: an array."""
+    """Write the health of a batch's gradients and outputs. norms: squares by row of every dw. The updates' ratio becomes NaN."""
     w, first, before = watch_of(address(watch)), 0, 0
     health = report_of(w, batch)
     looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
@@ -270,7 +270,7 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
 
 @device_function
 def report_updates(watch, batch, table, arrays):
-    """Tell of a batch's updates; watch: an array; arrays: a table of w and b of every layer."""
+    """Write the ratios of a batch's updates. watch: an array; arrays: a table of w and b of every layer."""
     w, a = watch_of(address(watch)), 0
     health, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
     for l in range(len(table)):
@@ -361,7 +361,7 @@ def look_at_outputs_part(part, parts, job, like):
 
 @device_function
 def dead_of(rows, columns, parts, stride, alive, first):
-    """`dead` of flags that begin with number `first` of an array."""
+    """`dead`, of the flags alive[first:]."""
     return dead(rows, columns, parts, stride, advance(data(alive), first))
 
 

@@ -131,7 +131,7 @@ def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, 
 
 @inline_function
 def cell(i, f, g, c_before):
-    """c_t, twice: it is kept, and the state."""
+    """c_t, twice: for the array c and for the state."""
     c = f * c_before + i * g
     return c, c
 
@@ -533,9 +533,9 @@ def lstm_forward(xs, weights, start, batch, saved, end):
 
 
 def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
-    """From what comes from above to all gradients; nothing from above is the same as zeros.
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero.
 
-    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
+    The gradients of the weights are added to the arrays if `accumulate`, and overwritten if not.
     """
     dh, dh_n, dc_n = upstream
     w_ih, w_hh, _, peephole, w_proj = weights

@@ -51,7 +51,7 @@ COST = 8
 
 @kernel(SELECT)
 def digits_part(part, parts, job, like):
-    """Count the digits of living values that begin so."""
+    """Count, by their next digit, the unpruned values that begin with the digits found so far."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     counters = carray(void_pointer(g.counters + 8 * COUNTERS * part), COUNTERS, np.int64)
@@ -70,7 +70,7 @@ def digits_part(part, parts, job, like):
 
 @kernel(SELECT)
 def equals_part(part, parts, job, like):
-    """Count the living values of each block that are the one found."""
+    """Count the unpruned values of each block that equal the value found."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     equals = carray(void_pointer(g.equals), t[g.n, SUMS], np.int64)
@@ -93,7 +93,7 @@ def from_on(x, mask, least):
 
 @kernel(SELECT)
 def prune_part(part, parts, job, like):
-    """What is smaller goes, and the first equals of each block."""
+    """Prune smaller values, and of the equal ones the first of each block."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     going = carray(void_pointer(g.going), t[g.n, SUMS], np.int64)
@@ -154,7 +154,7 @@ _KERNELS = Addresses(digits_part, equals_part, prune_part)
 
 
 def _with_masks(arrays, masks):
-    """The arrays' table, of which kernels take where an array's masks begin."""
+    """The table of arrays, by whose offsets kernels find an array's masks."""
     rows = table(arrays)
     if masks.size != rows[-1, START]:
         raise ValueError(f"prune: masks must have {rows[-1, START]} values like the arrays, got {masks.size}")
@@ -162,7 +162,7 @@ def _with_masks(arrays, masks):
 
 
 def prune_smallest(arrays, masks, count):
-    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    """Prune the `count` smallest |x| that are not pruned yet; among equal values the first ones."""
     rows, dtype = _with_masks(arrays, masks), arrays[0].dtype
     bits = 8 * dtype.itemsize - 1
     run(COST * masks.size, _prune, _KERNELS[dtype.char], rows, len(arrays), masks.view(np.uint8), count, bits)
@@ -176,7 +176,7 @@ def not_below(x, mask, threshold):
 
 @kernel(BELOW)
 def below_part(part, parts, job, like):
-    """What is below goes, of the part's blocks."""
+    """Prune values below the threshold in the part's blocks."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     lo, hi = thread_range(part, parts, t[g.n, START], 64)

@@ -64,7 +64,7 @@ class _Row:
 
 
 def _over(emit, count, body, sums=()):
-    """body(k, sums) for every k below count, and what it makes of the sums."""
+    """A loop of body(k, sums), which returns new sums, for every k below count; returns the last sums."""
     builder = emit.builder
     before, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.done")
     builder.cbranch(builder.icmp_signed("<", _I64(0), count), loop, after)
@@ -182,13 +182,13 @@ def _out(adds, room, to):
 
 @intrinsic
 def copy_out(typingctx, columns, count, room, to, to_row):
-    """Rows of so many columns from room to where they lie."""
+    """Copy `count` rows of so many columns from room, where they have whole vectors, to rows at `to`."""
     return _out(False, room, to)
 
 
 @intrinsic
 def add_out(typingctx, columns, count, room, to, to_row):
-    """The same, added to what is there."""
+    """The same, added to the rows at `to`."""
     return _out(True, room, to)
 
 
@@ -204,7 +204,7 @@ def integers(typingctx, address):
 
 @device_function
 def search(columns, lo, hi, column):
-    """The first place from lo on, at most hi, whose column is not before this one."""
+    """The first index from lo on whose column is at least this one; hi if there is none."""
     if lo == hi or carray(advance(columns, lo), 1)[0] >= column:
         return lo
     n = hi - lo
@@ -288,7 +288,7 @@ def count_part(part, parts, job, like):
 
 @kernel(COMPRESS)
 def compress_part(part, parts, job, like):
-    """The part's rows: what is not 0, and its columns."""
+    """The values of the part's rows that are not 0, and their columns."""
     g = carray(job, 1)[0]
     starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
     columns = carray(void_pointer(g.columns), starts[g.rows], np.int32)

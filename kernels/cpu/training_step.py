@@ -117,7 +117,7 @@ def train_part(part, parts, job, like):
 
 @device_function
 def fuse(kind, last):
-    """A loss that is taken from the logits takes the place of the last activation."""
+    """Replace the last activation by the identity, if the loss is computed from the logits."""
     softmax = kind == types.CROSS_ENTROPY and last.code == types.SOFTMAX
     sigmoid = kind == types.BINARY_CROSS_ENTROPY and last.code == types.SIGMOID
     if softmax or sigmoid:
@@ -126,7 +126,7 @@ def fuse(kind, last):
 
 @device_function
 def lay_out(layers, work, n, size):
-    """A block of n rows a layer for every y, then every z, then every dz; returns what is left of `work`."""
+    """Place n rows of y of every layer, then of z, then of dz in `work`; returns the address of the rest of it."""
     block = 0
     for l in range(len(layers)):
         block += n * layers[l].n_out * size
@@ -225,7 +225,7 @@ def _train(
     )
 
     blocks = arrays[n_arrays, SUMS]
-    # what is looked at lies behind the norms
+    # arrays for health lie behind the norms
     room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
     norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
     watch = room[inputs:]
@@ -348,7 +348,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 
 
 def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
-    """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,).
+    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,).
 
     updates (1,), int64, or None: one is added to it with the update.
 
@@ -362,7 +362,7 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
 def dense_chain_epoch(
     x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch goes before the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
 
     x may be Nonzeros. updates (1,), int64, or None: one is added to it with each update. Returns (status, batches done).
     """

@@ -395,7 +395,7 @@ def winograd_gradient_part(thread_index, thread_count, record, like):
 
 @device_function
 def describe(conv, x, K, rows, columns, top, left, room, thread_count):
-    """Sizes, and room."""
+    """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
     conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
@@ -438,7 +438,7 @@ _KERNELS = Addresses(
 
 
 def suits(w, geometry, groups, z):
-    """Whether z is made this way: where tiles beyond its edges and transforms pay."""
+    """Whether Winograd's convolution applies to z, and pays: enough channels, and few pixels of tiles beyond z's edges."""
     (stride, pads, dilation), (_, rows, columns, _) = geometry, z.shape
     whole = (rows + TILE - 1) // TILE * ((columns + TILE - 1) // TILE) * TILE * TILE
     return (
@@ -451,7 +451,7 @@ def suits(w, geometry, groups, z):
 
 
 def convolve(x, w, b, pads, turned, residual, activation, saved):
-    """Flags (N, tiles), 1 where a value came out that is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
+    """Returns flags (N, tiles), 1 where a value is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
     turned, z is the gradient of an input and x of an output.
     """
     z, y = saved
@@ -473,7 +473,7 @@ def convolve(x, w, b, pads, turned, residual, activation, saved):
 
 
 def weights(x, dz, pads, dw):
-    """dw (3, 3, C, K) of x and dz as in conv2d_backward, in which a value that is not finite is not to be trusted."""
+    """dw (3, 3, C, K) of x and dz as in conv2d_backward; values that are not finite may be wrong."""
     dtype = x.dtype
     _, _, width, channels = x.shape
     columns, K = dz.shape[2:]

@@ -50,7 +50,7 @@ def merged(mean, squares, before, other_mean, other_squares, n):
 
 @function
 def merged_down(shared, mean, squares, n, rows, width):
-    """The same of the sets of a tile's rows, `rows` values in all: what the first `width` threads get."""
+    """The same for the sets of all rows of a tile, `rows` values in all; the first `width` threads get the result."""
     # from a value that is there, so that equal ones have exactly this mean
     start = add_down(shared, mean if cuda.threadIdx.x < width else 0.0, width)
     whole = start + add_down(shared, n * (mean - start), width) / rows
@@ -123,7 +123,7 @@ def line(dtype, mean, rstd, gamma, beta):
 
 @function
 def is_relu(code):
-    """Whether f is one of the relus, which cost less to make again than to read."""
+    """Whether f is relu, leaky_relu or clipped_relu, which cost less to recompute than to read."""
     return types.RELU <= code <= types.CLIPPED_RELU
 
 
@@ -213,7 +213,7 @@ def inputs(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number,
     dz: Values, x: Values, mean: Wide, rstd: Wide, gamma: Values, beta: Values, saved: Values, below: Values, dx: Values,
 ):  # fmt: skip
-    """dx from dz, or where f is not the identity from dy in its place."""
+    """dx from dz; where f is not the identity the argument dz is dy."""
     column = tile_column(width)
     if column < columns:
         high, scale, shift = line(dtype, mean[column], rstd[column], gamma[column], beta[column])
@@ -242,8 +242,10 @@ def joined(columns):
 
 
 def batch_norm_statistics(x, running, training, eps, statistics):
-    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
-    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+    """Write statistics, mean and rstd (C,), float64: of x (M, C) in training, else from the running mean and var.
+
+    In training the running mean and var (C,), unless None, move by momentum towards the batch's; var unbiased or not. With no rows mean is
+    0, rstd is that of var 1, and nothing moves.
     """
     rows, columns = x.shape
     if not training:

@@ -86,7 +86,7 @@ def lstm_cells(
 def lstm_outputs(
     dtype: Real, t: Integer, columns: Integer, h_row: Integer, offsets: Integers, projected: Values, state_h: Values, h: Values
 ):  # fmt: skip
-    """state_h (N, P) and h, of the sequences under way: what a projection has made of r."""
+    """Copy the projected output (N, P) of the sequences that have step t to state_h and h."""
     row = offsets[t]
     for i in range(first(), (offsets[t + 1] - row) * columns, stride()):
         p = i // columns
@@ -96,7 +96,7 @@ def lstm_outputs(
 
 @function
 def before(offsets, steps, t, p, j, columns, row, values, order, start):
-    """A sequence's value of step t, or where it has none of its start."""
+    """A value of a sequence at step t, or of its start state if it has no step t."""
     if p < under_way(offsets, steps, t):
         return values[(offsets[t] + p) * row + j]
     return start[order[p] * columns + j]
@@ -104,7 +104,7 @@ def before(offsets, steps, t, p, j, columns, row, values, order, start):
 
 @function
 def whole_slope(dtype, t, steps, after, p, j, columns, dh_row, options, order, offsets, dh, from_after, dh_n):
-    """A value of the whole dL/dh_t: what the step after has of it, or the end of a sequence that has none, and what comes from above."""
+    """A value of dL/dh_t: from the step after, or dh_n at the last step of a sequence, plus the upstream dh."""
     total = dtype(0)
     if p < under_way(offsets, steps, after):
         total = from_after[p * columns + j]
@@ -182,7 +182,7 @@ def rows_before(
     dtype: Real, steps: Integer, way: Integer, columns: Integer, row: Integer,
     order: Integers, offsets: Integers, values: Values, start: Values, rows: Values,
 ):  # fmt: skip
-    """rows (R, .): of each step the row of the step before it, or of the start."""
+    """rows (R, .): for each row the row of the same sequence at the step before, or its start state."""
     for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
         for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
             p = i // columns
@@ -270,9 +270,9 @@ def lstm_forward(xs, weights, start, batch, saved, end):
 
 
 def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
-    """From what comes from above to all gradients; nothing from above is the same as zeros.
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero.
 
-    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
+    The gradients of the weights are added to the arrays if `accumulate`, and overwritten if not.
     """
     xp, matmul, dtype, (rows, columns) = device.xp, device.xp.matmul, xs.dtype, saved.h.shape
     dz, dxs, (dw_ih, dw_hh, db, dpeephole, dw_proj), _, squares = gradients
@@ -333,7 +333,7 @@ def differentiate_steps(upstream, weights, start, batch, saved, gradients, whole
 
 
 def start_or_before(values, start, batch):
-    """Of each step the row of the step before it, or of the start."""
+    """For each row the row of the same sequence at the step before, or its start state."""
     order, offsets, reverse = batch
     n, columns, last, dtype = *start.shape, len(offsets) - 1, values.dtype
     before = device.xp.empty(values.shape, dtype)
@@ -358,7 +358,7 @@ def slope_sums(dz, c_before, c, biased):
 
 @contextlib.contextmanager
 def target(gradient, accumulate):
-    """The gradient itself, to be written, or what is added to it at the end."""
+    """An array to write: the gradient itself, or with `accumulate` a scratch array that is added to it at the end."""
     out = device.xp.empty_like(gradient) if accumulate else gradient
     yield out
     if accumulate:

@@ -35,7 +35,7 @@ def count_digits(
     dtype: Real, magnitude: Integer, shift: Integer, count: Integer, chunks: Integers,
     x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
 ):  # fmt: skip
-    """counters (blocks, BLOCK): how many of the living values that begin as chosen have each digit."""
+    """counters (blocks, BLOCK): how many unpruned values that begin with the chosen digits have each next digit."""
     counted, t, beginning = cuda.shared.array(BLOCK, int32), cuda.threadIdx.x, chosen[0]
     counted[t] = 0
     cuda.syncthreads()
@@ -56,7 +56,7 @@ def count_digits(
 
 @kernel
 def choose_digit(dtype: Real, blocks: Integer, counters: Integers, chosen: Integers):
-    """chosen (2,): the digits so far, and how many go of the values that begin with them; by one block."""
+    """chosen (2,): the digits so far, and how many of the values that begin with them are to be pruned; by one block."""
     shared, t, found = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
     beginning, left = chosen[0], chosen[1]
     for block in range(blocks):
@@ -71,7 +71,7 @@ def prune_chunks(
     dtype: Real, magnitude: Integer, count: Integer, chunks: Integers,
     x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
 ):  # fmt: skip
-    """What is smaller than the chosen one goes, and of its equals the first; the grid is that of the last counts."""
+    """Prune values smaller than the chosen one, and of the equal ones the first; the grid is that of the last counts."""
     shared, t, taken = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
     least, digit = chosen[0], chosen[0] & (BLOCK - 1)
     for block in range(t, cuda.blockIdx.x, BLOCK):
@@ -109,7 +109,7 @@ def prune_below_chunks(dtype: Real, threshold: Number, chunks: Integers, x: Arra
 
 
 def prune_smallest(arrays, masks, count):
-    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    """Prune the `count` smallest |x| that are not pruned yet; among equal values the first ones."""
     if not count:
         prune_below(arrays, masks, 0.0)
         return

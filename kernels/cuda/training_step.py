@@ -147,7 +147,7 @@ def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch,
 
 
 def look(net, bands, outputs, row):
-    """What the layers' gradients and outputs look like, to row (L, 9), which lies on the device."""
+    """Write the health of the layers' gradients and outputs to row (L, 9), which lies on the device."""
     pairs = zip(net.dweights, net.dbiases, strict=True)
     gradients = [[a.reshape(-1) for a in pair if a is not None] for pair in pairs]
     array_health([device.xp.concatenate(g) if len(g) > 1 else g[0] for g in gradients], row[:, :4])
@@ -174,9 +174,9 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 
 
 def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
-    """The update after `step` others; record (2,) = mean loss and norm, or (3,) with l2.
+    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or (3,) with l2.
 
-    updates (1,), int64, or None: one is added to it with the launch, whatever comes of it.
+    updates (1,), int64, or None: one is added to it with the launch, whatever the status.
 
     Returns OK, BAD_LABEL or NONFINITE, as an array () on the device.
     """
@@ -192,10 +192,10 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
 def dense_chain_epoch(
     x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch goes before the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
 
-    x may be Nonzeros, of which an array is made. updates (1,), int64, or None: at the end the updates that were made are added, and
-    meanwhile one with each launch.
+    x may be Nonzeros, of which an array is made. updates (1,), int64, or None: one is added with each launch; at the end it is
+    corrected to the number of updates that were applied.
     Returns (status, batches done), for which it waits once.
     """
     xp, (order, batch_size, rates) = device.xp, batches

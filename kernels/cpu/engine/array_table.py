@@ -136,7 +136,7 @@ def previous_block(t, a, at):
 
 @device_function
 def first_block(t, n, value):
-    """(a, at): the first block that begins with this value of all or after it: values `at` on of array a, n if there is none."""
+    """(a, at): the first block that begins at this value, counted over all arrays, or after it; array n if there is none."""
     low, high = 0, n
     while low < high:
         middle = (low + high) // 2

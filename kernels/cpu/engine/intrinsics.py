@@ -205,8 +205,8 @@ def call(typingctx, function, a, b, job):
 def run_kernel(typingctx, launcher, function, parts, job, keep):
     """Run the kernel at `function` over its parts by the launcher. keep: a tuple of the arrays whose addresses the job has.
 
-    Numba frees an array after its last use, and an address is no use. So each array that a driver has made itself, and that a kernel
-    reads or writes, is an argument of the launch. What the driver was given is held by whoever gave it.
+    Numba frees an array after its last use, and a use of its address does not count. So each array that a driver allocates, and that a
+    kernel reads or writes, is an argument of the launch. The caller keeps the driver's own arguments alive.
     """
 
     def codegen(context, builder, signature, args):
