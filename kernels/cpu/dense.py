@@ -51,9 +51,9 @@ CHAIN = np.dtype(
 )
 LAYER_BYTES = LAYER.itemsize
 needs_input = device_function(types.needs_input)
-# rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
+# rows of a weight's gradient in one product, so that their squares are summed while they are in cache
 GRADIENT_ROWS = 480
-# and that are looked at while they are in the first cache
+# rows of these whose health is measured while they are in the first-level cache
 FEW_ROWS = 16
 # rows that are summed in one chain of their dtype, and columns that are summed at a time: bytes of room for their sums
 SUMMED_ROWS, SUMMED_COLUMNS = 256, 1024

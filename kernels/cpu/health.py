@@ -25,7 +25,7 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares
 from .loss import total
 
-# values that are looked at while they are in the first cache
+# values of a block, which stays in the first-level cache
 BLOCK = 2048
 # sums of squares in this range have lost nothing that counts
 LEAST, MOST = 1e-24, 1e36
@@ -159,10 +159,10 @@ def ratio(moved, weight):
     return math.sqrt(moved / weight) if weight != 0 else np.inf
 
 
-# what a chain's passes leave: sums (L, blocks, 3) and flags (parts, units) of outputs by layer, looks (parts, L, 2) at weights' gradients,
-# and what updates have moved by block, (changes, 2); rows: where it is told
+# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs, alive (parts, units): their flags; looks
+# (parts, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
 WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
-# what Python asks for: see types.Watch
+# the request of Python: see types.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
 KINDS = len(types.HEALTH)
 WORDS = len(WATCH.names)
@@ -290,7 +290,7 @@ def asked_by(watch):
     return watch.record[0]
 
 
-# arrays: sums of squares, and looks, of each block in turn
+# a list of arrays: sums of squares, and looks (largest magnitude, zeros), by block
 GRADIENTS = np.dtype([(name, "i8") for name in "table n sums looks".split()])
 
 
@@ -333,7 +333,7 @@ def array_health(arrays, health):
     run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), health)
 
 
-# outputs: of each its address, rows and columns; sums and flags as in look_at_rows, of one after the other
+# a list of outputs: address, rows and columns of each; sums and flags as in look_at_rows, one output after the other
 OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
 
 
@@ -394,5 +394,5 @@ def output_health(outputs, bands, health):
     run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, health)
 
 
-# what a look at a value costs, in multiplications and additions
+# a value costs about as much as this many multiplications and additions
 COST = 4

@@ -66,22 +66,23 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
 from .health import moved, sum_moved
 
-# rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
-# outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
+# one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
+# rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
+# parameter by decoupled decay
 UPDATE = np.dtype(
     [(name, "i8") for name in "state stride rows optimizer".split()]
     + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
-# of lists: tables of params and grads; sums: of grads' squares by block; update: of an UPDATE; masks: of a byte a value, or 0; held_sums
-# and held_counts: of updated values by block, as in clip.py, where their norms are limited; moved: (blocks, 2)
-# of health.py, or 0, and then room has `longest` values for each part
+# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of an UPDATE; masks: of a byte a
+# value, or 0; held_sums, held_counts: of updated values by block, as in clip.py, for a constraint on norms; moved: (blocks, 2) as in
+# health.py, or 0; room: scratch of `longest` values for each part, if moved
 ARRAYS = np.dtype(
     [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts moved".split()]
     + [("room", "i8"), ("longest", "i8")]
     + [("limit", "f8")]
 )
-# what updated values are held to: addresses of masks and of a constraint's widths, or 0
+# masks and constraint of an update: addresses of masks and of the constraint's widths, or 0; kind and limit of the constraint
 HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limit", "f8")])
 # an update costs about as much a value as this many multiplications and additions
 COST = 32

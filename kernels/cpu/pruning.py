@@ -41,8 +41,8 @@ from .engine.vector_loops import map_arrays
 # bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
 DIGIT, LANES = 11, 4
 COUNTERS = LANES << DIGIT
-# of a value: its bits that follow the `begin` found so far, and of them those after `shift`; counters: COUNTERS for each part. equals and
-# going: of each block how many are equal to `begin`, and how many of these go
+# begin: the digits found so far; shift: how many bits follow the next digit; counters: COUNTERS for each part; equals, going: for each
+# block how many values equal `begin`, and how many of these are pruned
 SELECT = np.dtype([(name, "i8") for name in "table n masks begin shift counters equals going".split()])
 BELOW = np.dtype([(name, "i8") for name in "table n masks".split()] + [("threshold", "f8")])
 # a pass over a value costs as much as this many multiplications and additions

@@ -22,15 +22,15 @@ from .engine.thread_pool import launch, thread_range
 from .gemm import LONG
 
 _I64 = ir.IntType(64)
-# vectors of a row that are done at a time
+# vectors of a row that a loop keeps in registers
 MOST = 16 if many_registers() else 8
 # values begin on lines of the cache
 LINE = 64
 
-# addresses of the arrays of Nonzeros, and of the numbers of the rows that are meant
+# addresses of the arrays of Nonzeros, and of the row numbers of the batch
 NONZEROS = np.dtype([(name, "i8") for name in "starts columns values order".split()])
-# forward: rows lo..hi of z (out) from w (of) and b, or 0; back: rows lo..hi of dw (out) from dz (of), over so many rows of x. of and out
-# are contiguous; scratch: of SCRATCH values of gemm.py
+# forward: rows lo..hi of z (out) from w (of) and b, or 0; backward: rows lo..hi of dw (out) from dz (of), over `rows` rows of x. of and
+# out are contiguous; scratch: SCRATCH values of gemm.py
 SPARSE = np.dtype([(name, "i8") for name in "nonzeros rows lo hi n_out of b out scratch".split()])
 COMPRESS = np.dtype([(name, "i8") for name in "x rows row starts columns values".split()])
 

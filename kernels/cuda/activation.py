@@ -74,7 +74,7 @@ def normal_cdf(z):
 
 @function
 def gated(z, gate):
-    """z * gate, and its limit 0 where z is -inf and the gate has closed."""
+    """z * gate; 0 where the gate is 0, which is the limit for z = -inf."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
@@ -160,7 +160,7 @@ BIAS, RESIDUAL, KEEP = 1, 2, 4
 
 @function
 def sum_before(options, at, column, z, b, residual):
-    """z + b + residual at a place."""
+    """z + b + residual at an index."""
     value = z[at]
     if options & BIAS:
         value += b[column]
@@ -189,7 +189,7 @@ def softmax_tiles(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, options: Integer,
     z: Values, b: Values, residual: Values, y: Values,
 ):  # fmt: skip
-    """A tile's threads side by side have a row."""
+    """The `width` threads side by side of a tile share a row."""
     shared = cuda.shared.array(BLOCK, dtype)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
@@ -235,7 +235,7 @@ def differentiate_tiles(
 def softmax_slope_tiles(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, dy: Values, y: Values, dz: Values
 ):
-    """dz_i = y_i (dy_i - sum_j dy_j y_j), a row by the threads side by side."""
+    """dz_i = y_i (dy_i - sum_j dy_j y_j); `width` threads side by side share a row."""
     shared = cuda.shared.array(BLOCK, dtype)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width

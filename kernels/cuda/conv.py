@@ -30,7 +30,7 @@ UNFOLDED = 1 << 28
 
 
 class Windows(NamedTuple):
-    """Sizes of images, of outputs, of the kernel; steps; rows and columns of zeros before the image; groups."""
+    """Sizes of images (height, breadth), outputs (down, across) and kernel; stride; dilation; padding before the image; groups."""
 
     height: int
     breadth: int
@@ -70,7 +70,7 @@ class Windows(NamedTuple):
 
 @function
 def divided(n, by):
-    """n // by and n % by of numbers from 0 and below 2^32: a division of 64 bits costs as much as all else here."""
+    """n // by and n % by of integers in 0 .. 2^32 - 1: a 64-bit division costs as much as all else in a kernel."""
     quotient = int64(np.uint32(n) // np.uint32(by))
     return quotient, n - quotient * by
 
@@ -100,7 +100,7 @@ def unfold_tiles(
 
 @function
 def stepped(i, over, steps, rest, step):
-    """(i, over) of i step + over, less steps step + rest."""
+    """(i, over) for the number i step + over, reduced by steps step + rest."""
     i, over = i - steps, over - rest
     return (i - 1, over + step) if over < 0 else (i, over)
 
@@ -145,7 +145,7 @@ def _matrix(images):
 
 
 def _room(windows, parts, dtype):
-    """For the columns of each part in turn."""
+    """Scratch for the columns of one part at a time."""
     return device.xp.empty(parts[0][1].stop * windows.width if parts else 0, dtype)
 
 

@@ -39,7 +39,7 @@ WIDTH = len(types.HEALTH)
 
 @wide_kernel
 def look_at_arrays(dtype: Real, chunks: Integers, x: Arrays, norms: Wide, largest: Wide, counts: Integers):
-    """Of each chunk its norm, the largest magnitude, and counts (chunks, 2) of zeros and of what is not finite."""
+    """For each chunk: norm, largest magnitude, and counts (chunks, 2) of zeros and of values that are not finite."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, _, _, _, first, end = chunk_of(chunks, cuda.blockIdx.x)
     total, most, zeros, bad, row = 0.0, 0.0, 0, 0, first
@@ -84,7 +84,7 @@ def join_arrays(
 def divide_changes(
     dtype: Real, layers: Integer, arrays: Integer, owners: Integers, moved: Wide, status: Integers, row: Wide
 ):  # fmt: skip
-    """The ratio in each layer's row: a thread for each, which adds up what was moved of the arrays that it owns."""
+    """Write the ratio to each layer's row: a thread a layer adds up the squares of the layer's arrays."""
     layer = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
     if layer < layers:
         changed, weight = 0.0, 0.0
@@ -103,7 +103,7 @@ def divide_changes(
 
 
 def leave_ratios(owners, moved, status, row):
-    """The updates' ratios in row (L, 9), from moved (n, 2) of arrays whose layers are owners (n,); NaN where status (1,) is not OK."""
+    """Write the updates' ratios to row (L, 9), from moved (n, 2); owners (n,): the layer of each array. NaN if status (1,) is not OK."""
     launch(divide_changes, row.dtype, blocks(len(row)), len(row), len(moved), owners, moved, status, row)
 
 
@@ -117,7 +117,7 @@ def array_health(arrays, health):
     give(on_gpu, health)
 
 
-# of values: how many, their mean, the sum of squares about it, how many are saturated
+# moments of some values: how many, their mean, the sum of squares about it, how many are saturated
 SIZE, MEAN, SQUARE, SATURATED = range(4)
 
 
@@ -129,7 +129,7 @@ def note(moments, at, size, mean, square, saturated):
 
 @wide_kernel
 def look_at_outputs(dtype: Real, chunks: Integers, y: Arrays, limits: Values, moments: Wide, alive: Flags):
-    """moments (chunks, 4), and of each chunk's columns whether a value is neither 0 nor flat."""
+    """moments (chunks, 4), and for each column of a chunk whether one of its values is neither 0 nor flat."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     t = cuda.threadIdx.x
     a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
@@ -157,7 +157,7 @@ def look_at_outputs(dtype: Real, chunks: Integers, y: Arrays, limits: Values, mo
 
 @function
 def join_moments(shared, moments, first, last, joint, at):
-    """To place `at` of joint those of first..last together; there is at least one."""
+    """Join the moments first..last, at least one, and write them at index `at` of joint."""
     t, origin = cuda.threadIdx.x, moments[4 * first + MEAN]
     size, shift, square, saturated = 0.0, 0.0, 0.0, 0.0
     for i in range(first + t, last, BLOCK):

@@ -29,7 +29,7 @@ MOST_STEPS = 65535
 
 @function
 def under_way(offsets, steps, t):
-    """How many sequences have step t: none before the first step and after the last."""
+    """How many sequences have step t; 0 before the first step and after the last."""
     return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
 
 

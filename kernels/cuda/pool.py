@@ -21,7 +21,7 @@ WARP = 32
 
 @function
 def over(a, b):
-    """a // b of numbers from 0 on that fit into 32 bits, of which a quotient costs a fraction of that of 64."""
+    """a // b of integers in 0 .. 2^32 - 1: a 32-bit division costs a fraction of a 64-bit one."""
     return np.int64(np.uint32(a) // np.uint32(b))
 
 
@@ -42,13 +42,13 @@ def pixel_of(rows, width, groups):
 
 @function
 def pixels_of(i, step, before, size, limit):
-    """First pixel of the i-th window and the one past its last, of those that the image has."""
+    """First pixel of window i inside the image, and the end of its pixels."""
     return max(i * step - before, 0), min(i * step - before + size, limit)
 
 
 @function
 def windows_of(h, step, before, size, count):
-    """First window that holds the pixel and the one past the last."""
+    """First window that holds pixel h, and the end of those windows."""
     return over(max(h + before - size + step, 0), step), min(over(h + before, step) + 1, count)
 
 
@@ -58,7 +58,7 @@ def pool_windows(
     top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer, together: Integer,
     mean: Integer, include_pad: Integer, x: Values, y: Values,
 ):  # fmt: skip
-    """`together` windows of a row, and as many threads for each as there are."""
+    """`together` windows of a row, with BLOCK // width // together threads for each window and channel."""
     shared = cuda.shared.array(BLOCK, dtype)
     image, i, group = place(rows, groups)
     channel, row = tile_column(width), cuda.threadIdx.x // width
@@ -80,7 +80,7 @@ def pool_windows(
 
 @function
 def is_in(y, x, begin, end, pixel):
-    """Whether y or a NaN is at one of the places from begin to before end, `pixel` apart."""
+    """Whether x has y or NaN at an index in range(begin, end, pixel)."""
     while begin < end:
         if x[begin] == y or x[begin] != x[begin]:
             return True
@@ -90,7 +90,7 @@ def is_in(y, x, begin, end, pixel):
 
 @function
 def is_first(y, x, at, begin, across, line, pixel):
-    """Whether no place of a window before `at` has y. It has `across` places of each line, the first of them begin."""
+    """Whether no pixel of a window before index `at` has y. The window begins at `begin` and spans `across` values of each line."""
     while begin + across <= at:
         if is_in(y, x, begin, begin + across, pixel):
             return False
@@ -150,20 +150,20 @@ def mean_pixels(
 
 
 def tiled(images, outputs, size, stride, pads):
-    """The kernels' first arguments, of which the last is how many channels are side by side."""
+    """The kernels' first arguments; the last one is how many threads have neighbouring channels."""
     width = min(tile_width(images.shape[3]), WARP)
     return *images.shape[1:], *size, *stride, *pads[:2], *outputs.shape[1:3], width
 
 
 def grid(array, width, together):
-    """(blocks, groups): each row of the images has so many groups, of so many pixels or windows and `width` channels."""
+    """(grid, groups): each image row has `groups` groups, of `together` pixels or windows and `width` channels."""
     n, rows, columns, channels = array.shape
     groups = -(-columns // together)
     return (n * rows * groups, -(-channels // width)), groups
 
 
 def sharing(columns, width, size):
-    """How many windows a block has: no more than a row, unless threads are left when each of a window's rows has one. A power of two."""
+    """How many windows a block has, a power of two: about those of a row, but so many that no window has more threads than rows."""
     room = BLOCK // width
     most_each = 1 << size[0].bit_length() - 1
     return max(min(room, 1 << (columns - 1).bit_length()), room // most_each)
@@ -177,12 +177,12 @@ def pool_forward(x, size, stride, pads, mean, include_pad, y):
 
 
 def max_pool2d_forward(x, size, stride, pads, y):
-    """y (N, H', W', C): the largest of each window, NaN if there is one."""
+    """y (N, H', W', C): the largest value of each window, NaN if it holds one."""
     pool_forward(x, size, stride, pads, False, False, y)
 
 
 def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
-    """dx (N, H, W, C): of each window to the first of its largest values, in row order."""
+    """dx (N, H, W, C): dy of each window goes to the first of its largest values, in row order."""
     shape = tiled(x, y, size, stride, pads)
     over_pixels, groups = grid(x, shape[-1], BLOCK // shape[-1])
     launch(max_pixels, x.dtype, over_pixels, *shape, groups, dy, x, y, dx)

@@ -11,7 +11,7 @@ from numba import cuda, float64
 from . import device
 from .device import BLOCK, Integer, Real, Values, Wide, function, kernel, launch, wide_kernel
 
-# a block takes this many tiles of rows: enough for sums by column to become a hundredth of what was read
+# tiles of rows of a block: enough that sums by column are about a hundredth of the values read
 TILE_ROWS = 16
 # and of what is left by blocks this many are added up one after the other
 ROWS_OF_A_BLOCK = 128
@@ -36,7 +36,7 @@ def tile_column(width):
 
 @function
 def tile_row(width):
-    """This thread's first row, and how many rows a tile has: the next is that much further, up to `row_limit`."""
+    """This thread's first row; its next ones are BLOCK // width rows further each, up to `row_limit`."""
     return cuda.blockIdx.x * (TILE_ROWS * (BLOCK // width)) + cuda.threadIdx.x // width
 
 
