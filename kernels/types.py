@@ -132,8 +132,8 @@ class States(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """Which step of which sequence a row is, as packing.py lays them out: order (N,) and offsets (T + 1,), int64; with reverse an LSTM
-    goes from each sequence's last step to its first.
+    """The layout of packed rows, see packing.py: order (N,) and offsets (T + 1,), int64. With reverse an LSTM goes from each
+    sequence's last step to its first.
     """
 
     order: Any
@@ -226,9 +226,7 @@ class Affine(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """What a batch norm's backward writes: dz (M, C), which is the residual's gradient, None where there was none; dx (M, C) or None;
-    dgamma and dbeta (C,).
-    """
+    """What a batch norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
 
     dz: Any
     dx: Any

@@ -398,7 +398,7 @@ def _room_sizes(x, w):
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     if depthwise.suits(x, w):
         depthwise.forward(x, w, b, geometry, residual, activation, saved)
         return
@@ -415,7 +415,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
+    """Overwrite gradients: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
     dz, dx, dw, db = gradients
     activation_backward(dy, *saved, dz, activation)
     (stride, pads, dilation), groups = geometry, x.shape[3] // w.shape[2]

@@ -23,8 +23,8 @@ def times(t, log_p):
 
 @device_function
 def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
-    """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
-    a row of ten leaves most of its vectors empty. A label of no class makes its row NaN: they are compared where they are used, since
+    """Rows of n logits z against classes, or against probabilities t. exp is taken over all rows in one loop, since a row of
+    ten values leaves vectors nearly empty. A label that is no class makes its row NaN. Labels are checked each time they are used, since
     another thread may write to them."""
     zs, ts, dzs, ls = carray(z, rows * n), carray(t, rows * n), carray(dz, rows * n), carray(losses, rows)
     for i in range(rows):

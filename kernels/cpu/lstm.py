@@ -99,7 +99,7 @@ def thread_states(lstm, thread_index, thread_count, like):
 
 @device_function
 def copy_states(lstm, thread_index, thread_count, columns, states, states_row, array, writes):
-    """The states of the thread's sequences from an array (N, columns), zeros where there is none; or into it."""
+    """Copy the states of the thread's sequences from an array (N, columns), zeros if it is null; with `writes` into it."""
     order = order_of(lstm)
     for i in range(own_count(thread_index, thread_count, lstm.n)):
         row = advance(states, i * states_row)  # (columns,)
@@ -380,7 +380,7 @@ def peephole_gradient(lstm, thread_index, thread_count, like):
 
 @device_function
 def scratch_sizes(n, C, H, P, projects):
-    """Values of what both ways through time have in a driver's scratch: all threads' states; w_hh, w_ih and w_proj as they are read."""
+    """Sizes of the scratch that forward and backward share: all threads' states; w_hh, w_ih and w_proj in the layout that products read."""
     # the last panel may have room for columns that w has not
     panels = 4 * H * (C + P) + 64 * max(4 * H, C + P)
     return n * (C + P + 2 * H), panels, 4 * H * C, (H * P + 64 * max(H, P)) if projects else 0
@@ -395,7 +395,7 @@ def strides_of(w, transposed):
 
 @device_function
 def describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
-    """The sizes and arrays that both ways through time have in common."""
+    """Fill in the sizes and arrays that forward and backward share."""
     lstm.n, lstm.steps, lstm.rows, lstm.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
     lstm.C, lstm.H, lstm.P, lstm.itemsize = xs.shape[1], c_0.shape[1], h_0.shape[1], xs.itemsize
     lstm.order, lstm.offsets, lstm.h_0, lstm.c_0 = address(order), address(offsets), address(h_0), address(c_0)
@@ -519,7 +519,7 @@ _NONE = {char: (np.empty(0, char), np.empty((0, 0), char)) for char in "fd"}
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
     dtype, (rows, C), (n, H), P, projects = xs.dtype, xs.shape, start.c.shape, len(w_hh), w_proj is not None

@@ -108,7 +108,7 @@ def sgd(p, g, scale, decay, shrink, lr):
 
 @inline_function
 def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
-    """keep: what is kept of the velocity; at the first step it is the gradient itself."""
+    """keep: the factor of the old velocity, 0 at the first step, when the velocity is the gradient."""
     d = gradient(g, p, scale, decay)
     v = keep * v + d if keep != real(0, d) else d
     return shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v), v

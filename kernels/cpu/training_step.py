@@ -151,7 +151,7 @@ def has_bad_label(target, order, first, n, classes):
 
 @device_function
 def sum_of(row_weights, order, first, n):
-    """The sum of the batch's weights, n where there are none."""
+    """The sum of the batch's row weights, n without row weights."""
     if len(row_weights) == 0:
         return np.float64(n)
     weight = 0.0

@@ -245,7 +245,7 @@ def winograd_part(thread_index, thread_count, record, like):
 
 @device_function
 def line_outputs(conv, line, tile, n, m, sums, none, like):
-    """The line's pixels, from its tiles' products m (36, n, K), and what follows a convolution."""
+    """The line's pixels, from its tiles' products m (36, n, K); then residual and activation."""
     image, i = line // conv.high, line % conv.high
     size = conv.wide * conv.K
     # A^T from above to below

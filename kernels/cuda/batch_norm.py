@@ -264,7 +264,7 @@ def batch_norm_statistics(x, running, training, eps, statistics):
 
 
 def batch_norm_forward(x, statistics, affine, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (M, C); residual (M, C) may be None."""
     rows, columns = x.shape
     alone = activation.code == types.SOFTMAX
     f = types.ACTIVATIONS["identity"] if alone else activation
@@ -276,8 +276,7 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
 
 
 def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
-    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
-    and dbeta (C,).
+    """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
     of_batch: whether the statistics are the batch's.
     """

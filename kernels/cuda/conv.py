@@ -184,7 +184,7 @@ def _multiply(a, b, out, groups):
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     x, w, b, residual = (flat(array) for array in (x, w, b, residual))
     z, y = saved
     windows, sums, kernels = _windows(x, w, y, geometry), _matrix(z), _matrix(w)
@@ -203,7 +203,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    """Overwrite gradients: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
     x, w, (dz, dx, dw, db) = flat(x), flat(w), gradients
     slopes, kernels = _matrix(dz), _matrix(w)
     if dz is not dy:

@@ -203,7 +203,7 @@ def join_groups(
 def join_outputs(
     dtype: Real, firsts: Integers, groups: Integers, joint: Wide, dead: Integers, whole: Wide, health: Wide,
 ):  # fmt: skip
-    """health (n, 4) of outputs: a block for each, which leaves its moments in whole (n, 4)."""
+    """health (n, 4) of outputs: a block for each, which also writes its moments to whole (n, 4)."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, gone = cuda.blockIdx.x, 0
     first, last = firsts[a], firsts[a + 1]

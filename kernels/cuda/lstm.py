@@ -141,7 +141,7 @@ def lstm_slopes(
 ):  # fmt: skip
     """dz (R, 4H), which may be gates, and in the room (N, 4H), and state_dc (N, H) of the step before.
 
-    from_after is dL/dh_t of the step after (N, H), or with a projection dL/dr (N, H), which leaves r (R, H) = o tanh c.
+    from_after is dL/dh_t of the step after (N, H), or with a projection dL/dr (N, H); then r (R, H) = o tanh c is written.
     """
     row, one = offsets[t], dtype(1)
     for i in range(first(), (offsets[t + 1] - row) * hidden, stride()):
@@ -245,7 +245,7 @@ def square_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, va
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     xp, matmul, dtype = device.xp, device.xp.matmul, xs.dtype
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
@@ -343,7 +343,7 @@ def start_or_before(values, start, batch):
 
 
 def slope_sums(dz, c_before, c, biased):
-    """Blocks' sums for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None where it is not asked for."""
+    """Sums by block for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None if it is not wanted."""
     rows, hidden = len(dz), dz.shape[1] // 4
     grid, peeps = tiles(rows, hidden), c_before is not None
     parts = [

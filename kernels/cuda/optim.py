@@ -252,7 +252,7 @@ def count_update(
     dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
     done: Integers, numbers: Values,
 ):  # fmt: skip
-    """What of Adam's `settings` goes with the number of the update, which is `step` and as many as were done since; by one thread."""
+    """Compute lr, correction and eps of Adam's update number step + done[0], and count it in done; by one thread."""
     if cuda.threadIdx.x:
         return
     step += done[0]
@@ -312,7 +312,7 @@ def count(updates, status):
 
 
 def update_all(params, grads, rule, step, norm, status, moved=None, before=None):
-    """update_arrays, which leaves norm (1,) and status (1,) on the device; where `before` (1,) is not OK, that is the status."""
+    """update_arrays with norm (1,) and status (1,) on the device; where `before` (1,) is not OK, it is the status."""
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)

@@ -58,7 +58,7 @@ class NetViews:
             self.activations[-1] = types.ACTIVATIONS["identity"]
 
     def lay_out(self, rows):
-        """For so many rows what a forward saves, every layer's dz, and what is left of `work`."""
+        """For so many rows: the arrays that a forward saves, every layer's dz, and the rest of `work`."""
         sizes = [(rows, w.shape[1]) for w in self.weights]
         ys, rest = carve(self.work, sizes)
         zs, rest = carve(rest, sizes)
@@ -67,7 +67,7 @@ class NetViews:
         return ChainSaved(zs, ys), dzs, rest
 
     def gradients(self, x, target, row_weights, l2, mean=True):
-        """The gradients of x's rows: (the sums of the losses' parts, what to scale them by, the squares of all w or None, outputs)."""
+        """Compute the gradients: (sums of losses by block, their scale, sum of squares of all w or None, outputs)."""
         saved, dzs, rest = self.lay_out(len(x))
         chain, y, dy = Chain(x, self.weights, self.biases, self.activations, None), saved.outputs[-1], dzs[-1]
         dense_chain_forward(chain, saved)
@@ -96,7 +96,7 @@ class NetViews:
 
 
 def carve(array, shapes):
-    """Arrays of these shapes, one after the other in a flat one, and what is left of it."""
+    """Views of these shapes, one after the other in a flat array, and the rest of that array."""
     parts = []
     for rows, columns in shapes:
         parts.append(array[: rows * columns].reshape(rows, columns))

@@ -24,7 +24,7 @@ from .activation import activation_backward, activation_forward
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     (stride, pads, dilation), (z, y) = geometry, saved
     padded = pad(x, pads, 0)
     z[...] = 0
@@ -39,7 +39,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    """Overwrite gradients: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
     (stride, pads, dilation), (dz, dx, dw, db) = geometry, gradients
     activation_backward(dy, *saved, dz, activation)
     padded = pad(x, pads, 0)

@@ -43,10 +43,10 @@ def normal(out, key, mean, std):
 
 
 def orthogonal(out, key, gain):
-    """out (rows, columns): gain times the Q of normal numbers' QR, R's diagonal made positive so that no Q is likelier than another.
+    """out (rows, columns): gain times the Q of normal numbers' QR, with a positive diagonal of R, so that all Q are equally likely.
 
-    The shorter of rows and columns are orthonormal (Saxe, McClelland & Ganguli 2014). Of all here this alone is LAPACK's: a NumPy built
-    with another one, or on another processor, may round the last bits otherwise.
+    The shorter of rows and columns are orthonormal (Saxe, McClelland & Ganguli 2014). The QR decomposition is LAPACK's: a NumPy
+    with another LAPACK, or on another processor, may round the last bits otherwise.
     """
     tall = np.empty((max(out.shape), min(out.shape)))
     normal(tall.reshape(-1), key, 0.0, 1.0)

@@ -25,7 +25,7 @@ from .activation import sigmoid
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
     order, offsets, _ = batch

@@ -86,7 +86,7 @@ def _is_safe(*results: os.stat_result) -> bool:
 
 
 def folders() -> list[Path]:
-    """The folders to read from, in this order. Only the last can be written to, and it is made where it is missing."""
+    """The folders to read from, in this order. Only the last one is writable. Missing folders are created."""
     usable = []
     for folder in _candidates():
         with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def folders() -> list[Path]:
 
 
 def read(name: str, key: bytes) -> bytes | None:
-    """The payload of this key, None for what is missing, damaged or another's."""
+    """The payload of this key; None if the file is missing, damaged, of another key or not safe to load."""
     for folder in folders():
         with contextlib.suppress(OSError), (folder / name).open("rb") as file:
             if not _is_safe(os.fstat(file.fileno())):
@@ -138,11 +138,11 @@ def settings() -> dict[str, object]:
 
 
 class Cache:
-    """What Numba asks of the cache of one function: load_overload and save_overload.
+    """The cache of one function, with the interface that Numba needs: load_overload and save_overload.
 
     Args:
         function: the Python function.
-        options: what it is compiled with, in which machine codes of one function and signature differ.
+        options: of its compilation, which are part of the key.
     """
 
     def __init__(self, function, options):
@@ -161,7 +161,7 @@ class Cache:
         return f"{function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
 
     def load_overload(self, signature, target_context):
-        """The compiled function, None where it must be compiled: whatever goes wrong with a file is no reason for more."""
+        """The compiled function, or None if it must be compiled; no error of a file is raised."""
         if not self.stored:
             return None
         try:
@@ -176,7 +176,7 @@ class Cache:
             return None
 
     def save_overload(self, signature, result):
-        """Keep a compiled function for later processes, where that can be done."""
+        """Store a compiled function for later processes, if that is possible."""
         # what holds addresses of this process is of no use in another
         if not self.stored or result.library.has_dynamic_globals:
             return

@@ -40,7 +40,7 @@ _INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 def uninterrupted(function, *arguments):
     """function(*arguments), run to its end whatever signals arrive.
 
-    An exception out of a signal handler would leave Numba, LLVM or the pool of threads in a state that nobody expects. Python runs
+    An exception out of a signal handler would leave Numba, LLVM or the thread pool in an undefined state. Python runs
     handlers on the main thread alone, so there another thread does the work. What a handler raises comes out of here at once.
     """
     # the main thread waits in vain for another where it has the compiler's lock itself

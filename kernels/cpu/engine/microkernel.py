@@ -160,9 +160,9 @@ def _symbol(dtype):
 
 @lru_cache
 def provide_microkernel(dtype):
-    """Compile or load the microkernel of a dtype, and make it known to the linker: the function itself, not numba's way into it.
+    """Compile or load the microkernel of a dtype, and register its symbol with the linker: the function's own, not numba's wrapper's.
 
-    Returns what must be kept as long as it may be called, which the cache of this function does.
+    Returns the object that keeps the machine code alive; lru_cache holds it.
     """
     scalar = from_dtype(dtype)
     tile = c_function(_tile, _tile_arguments(types.CPointer(scalar)))

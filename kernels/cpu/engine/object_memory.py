@@ -24,7 +24,7 @@ KIND, FLOAT32, FLOAT64 = id(np.ndarray), id(np.dtype(np.float32)), id(np.dtype(n
 
 
 def layout_is_known(head=HEAD):
-    """Whether arrays and lists lie in memory as is said here, by the fields of an example; head: bytes before an object's fields."""
+    """Whether arrays and lists have the layout that this file assumes, by an example; head: bytes before an object's fields."""
     array = np.zeros((2, 3), np.float32)[:, :2]
     fields = (ctypes.c_int64 * (FLAGS + 1)).from_address(id(array) + head)
     shape, strides = ((ctypes.c_int64 * 2).from_address(fields[place]) for place in (SHAPE, STRIDES))

@@ -66,7 +66,7 @@ def reduction(join):
 
     @function
     def joined(shared, value, span, least):
-        """Of each `span` threads side by side, halved until `least` values are left."""
+        """Join the values of each `span` threads side by side pairwise, until `least` values are left."""
         t = cuda.threadIdx.x
         place = t & (span - 1)
         shared[t] = value
