@@ -1,1 +1,1 @@
-"""Benchmarks: what fastgrad's calls cost beside its peers' (README.md says what is where)."""
+"""Benchmarks of fastgrad against other libraries; README.md explains the folder."""

@@ -1,4 +1,4 @@
-"""PyTorch loops with fastgrad in them, beside the same loops without; and calls from PyTorch and JAX."""
+"""Benchmarks of the adapters: PyTorch training loops with and without fastgrad, and single calls from PyTorch and JAX."""
 
 from operator import attrgetter
 

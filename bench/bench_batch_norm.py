@@ -1,4 +1,4 @@
-"""Batch normalisation with its addition and activation, forward and backward."""
+"""Benchmarks of batch normalisation with residual and relu, forward and backward."""
 
 from operator import attrgetter
 

@@ -1,4 +1,4 @@
-"""Clipping lists of gradients by their norm, alone and with an Adam update."""
+"""Benchmarks of clipping lists of gradients by their norm, alone and with an Adam update."""
 
 from operator import attrgetter
 

@@ -1,4 +1,4 @@
-"""Convolutions: forward, backward and all gradients, and each of the three alone."""
+"""Benchmarks of convolutions: y, dx and dw together, and each of the three alone."""
 
 from operator import attrgetter
 

@@ -1,4 +1,4 @@
-"""On a GPU: training steps, an LSTM, normalisation and updates, beside PyTorch's CUDA and torch.compile."""
+"""Benchmarks on a GPU: training steps, an LSTM, batch norm and updates, against PyTorch and torch.compile."""
 
 from operator import attrgetter
 

@@ -1,4 +1,4 @@
-"""The forward of a dense chain for a single row."""
+"""Benchmark of the forward of a dense chain on a single row."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Matrix products: every layout, one thread and all, awkward sizes, and single calls beside a busy process."""
+"""Benchmarks of matrix products: all layouts, one thread and all, awkward sizes; and the latency of single calls beside a busy process."""
 
 import subprocess
 import sys

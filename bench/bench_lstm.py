@@ -1,4 +1,4 @@
-"""LSTMs: forward, backward and the gradients of all parameters; any lengths, cell by cell, and the forward alone."""
+"""Benchmarks of LSTMs: forward and all gradients, also with unequal lengths; one step at a time; the forward alone."""
 
 from operator import attrgetter
 

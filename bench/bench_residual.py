@@ -1,4 +1,4 @@
-"""Training steps of residual nets: dense blocks, a block of convolutions, ResNet-20; and the memory that they take."""
+"""Benchmarks of residual nets (dense blocks, a block of convolutions, ResNet-20): training steps, and their peak memory."""
 
 from operator import attrgetter
 

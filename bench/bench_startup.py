@@ -1,4 +1,4 @@
-"""Start of a new process: the import, and the first step with a warm and a cold compile cache."""
+"""Benchmarks of a new process: the import, and the first training step with a warm and a cold cache of compiled kernels."""
 
 import json
 import os

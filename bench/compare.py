@@ -1,4 +1,4 @@
-"""A few workloads, their contenders side by side: checked against the float64 reference, then timed in turns (A B C A B C).
+"""Compare the contenders of a few workloads: check them against the float64 reference, then time them in turns (A B C A B C).
 
 python -m bench.compare step-784 step-100 --peers PyTorch JAX --rounds 9
 """

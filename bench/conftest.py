@@ -1,4 +1,7 @@
-"""`pytest --benchmark-only` runs this folder, plain `pytest` the tests; the run ends with the tables of harness/report.py."""
+"""Fixtures and options of the benchmarks.
+
+`pytest --benchmark-only` runs this folder, plain `pytest` the tests. A run ends with the tables of harness/report.py.
+"""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The README's pictures: `python -m bench.pictures` writes them to docs/."""
+"""Pictures of gradients through time and through depth, and of a forecast: `python -m bench.pictures` writes them to docs/."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How the speed-up over the peers depends on size: width of a net, length of sequences, rows of a batch; a picture of three panels.
+"""Speed-up over the peers against size: width of a net, length of sequences, rows of a batch. Draws a picture of three panels.
 
 python -m bench.scaling --peers PyTorch JAX --rounds 5
 """

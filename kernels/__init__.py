@@ -1,7 +1,7 @@
-"""The arithmetic, in three backends that have the same functions: no checks of arguments, and nothing of fastgrad's API.
+"""The kernels: fastgrad's arithmetic, in three backends with the same functions. No argument is checked here; fastgrad's API does that.
 
     fastgrad.functional, .nn, .training, .torch, .jax
-                  |   kernels(x): by use_backend, or by where x lies
+                  |   kernels(x): set by use_backend, or by the device of x
         +---------+------------+--------------------+
     reference/               cpu/                 cuda/
     NumPy, term by term:     Numba, on threads    Numba-CUDA, launched by CuPy
@@ -10,7 +10,8 @@
                              compile, vectors,    device and launches,
                              threads, memory      reductions, graphs
 
-types.py has what all of them share: activations, losses and optimisers by number, and groups of arguments. A file has the name of its op
-in every backend. To learn an op begin with its file in reference/, which is its definition; the docstring of the file in cpu/ or cuda/
-says what is unusual there. Matrices are in C order; what a function writes is given to it, as its last arguments.
+types.py has what the backends share: integer codes of activations, losses and optimisers, and NamedTuples that group arguments.
+backend.py has the signatures of all functions. An op has the same file name in every backend. Read its file in reference/ first: that file
+is the op's definition. The docstring of the file in cpu/ or cuda/ says what is unusual there. Matrices are in C order. A function writes
+its results into arrays that the caller passes as the last arguments.
 """

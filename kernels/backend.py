@@ -1,7 +1,8 @@
-"""The contract of a backend: every function that `kernels(x)` gives, with the types of its arguments.
+"""The interface of a backend, as a typing.Protocol: every function of the module that `kernels(x)` returns, with its argument types.
 
-reference/ defines what each function computes, in the file named after its op. Arrays are NumPy's or, in the backend "cuda", CuPy's of
-the same shapes; all of one call have one dtype, float32 or float64, unless another is named here. What a function writes comes last.
+reference/ defines what each function computes, in the file named after its op. Arrays are NumPy arrays or, in the backend "cuda", CuPy
+arrays of the same shapes. All arrays of a call have one dtype, float32 or float64, unless types.py or the op's file names another. The
+arrays that a function writes come last.
 """
 
 from typing import Any, Protocol

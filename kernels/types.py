@@ -1,6 +1,11 @@
-"""The vocabulary that all backends share: activations, losses and optimisers by name and by number.
+"""Types that all backends share.
 
-Numbers, not types, travel into compiled kernels, so a new architecture compiles nothing.
+- Integer codes: activations, losses, optimisers, constraints, status; and the names that users give them (ACTIVATIONS, LOSSES).
+- NamedTuples that group the arguments of a kernel: the operands of an op, the arrays saved for backward, the gradients.
+- Sizes and views of buffers: chain_buffers, lstm_buffers, workspace_size.
+- Nonzeros: a sparse matrix by rows (CSR). Watch: at which training steps health is measured, and where it is written.
+
+Compiled kernels receive codes as integers, not as types, so a new architecture compiles nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +20,7 @@ FREE, MAX_VALUE, MAX_NORM, MAX_NORM_EACH = range(4)
 
 
 def needs_input(code):
-    """Whether an activation's derivative is taken from its input z; otherwise its output y is enough, and z is not kept."""
+    """Whether an activation's derivative is computed from its input z; otherwise its output y is enough, and z is not saved."""
     return code == GELU or code == GELU_TANH or code == SILU
 
 
@@ -31,8 +36,9 @@ class Activation(NamedTuple):
 
 
 class LayerSaved(NamedTuple):
-    """What a layer's forward leaves for its backward, of the output's shape: z before the activation, which is y unless the activation
-    needs it (or None, where that is said), and y.
+    """What a layer's forward saves for backward, of the output's shape: z, the activation's input, and y, its output.
+
+    z is the array y itself if the activation does not need its input; where a function says so it may be None.
     """
 
     z: Any
@@ -59,7 +65,7 @@ class ChainSaved(NamedTuple):
 def chain_buffers(
     rows: int, widths: Iterable[int], activations: Iterable[Activation], empty: Callable, like: Any
 ) -> ChainSaved:
-    """What a forward over so many rows writes, from empty((N, K), like): every layer's output, and z where the activation needs it."""
+    """The arrays that a forward of so many rows writes, from empty((N, K), like): every y, and z where its activation needs it."""
     outputs = [empty((rows, width), like) for width in widths]
     pairs = zip(outputs, activations, strict=True)
     return ChainSaved([empty(y.shape, like) if needs_input(f.code) else y for y, f in pairs], outputs)
@@ -88,8 +94,8 @@ class Net(NamedTuple):
 
 
 class UpdateRule(NamedTuple):
-    """How parameters are updated: optimizer, its state (S, P) and hyper (7,), float64; the gradients' norm is limited to clip_norm;
-    masks, bool (P,), or None: where nothing is pruned; constraint, or None.
+    """How parameters are updated: optimizer, its state (S, P) and hyper (7,), float64; the gradients' norm is clipped to clip_norm;
+    masks, bool (P,), False where a value is pruned, or None; constraint, or None.
     """
 
     optimizer: int
@@ -101,7 +107,7 @@ class UpdateRule(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Batches of an epoch: rows order[i : i + batch_size] of the data, int64, the last one perhaps short, and the rate of each, float64."""
+    """Batches of an epoch: rows order[i : i + batch_size] of the data, int64; the last may be shorter; and each batch's rate, float64."""
 
     order: Any
     batch_size: int
@@ -126,8 +132,8 @@ class States(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """Which step of which sequence a row is, as packing.py lays them out: order (N,) and offsets (T + 1,), int64; with reverse an LSTM
-    goes from each sequence's last step to its first.
+    """The layout of packed rows, see packing.py: order (N,) and offsets (T + 1,), int64. With reverse an LSTM goes from each
+    sequence's last step to its first.
     """
 
     order: Any
@@ -136,7 +142,7 @@ class PackedBatch(NamedTuple):
 
 
 class LSTMSaved(NamedTuple):
-    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None, where nothing is kept for backward; h (R, P)."""
+    """gates (R, 4H) = i, f, g, o; c and tanh_c (R, H), or both None without backward; h (R, P)."""
 
     gates: Any
     c: Any
@@ -145,12 +151,12 @@ class LSTMSaved(NamedTuple):
 
 
 def lstm_buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
-    """Values of the buffer of an LSTM's forward over so many rows: its gates and, if they are kept for backward, c and tanh c."""
+    """Values in the buffer of an LSTM's forward over so many rows: gates and, with keep, c and tanh c for backward."""
     return (6 if keep else 4) * rows * hidden
 
 
 def lstm_buffers(buffer: Any, h: Any, hidden: int, keep: bool = True) -> LSTMSaved:
-    """What a forward writes: its output h (R, P), and the parts of a buffer of lstm_buffer_size values."""
+    """The arrays that a forward writes: its output h (R, P), and views into a buffer of lstm_buffer_size values."""
     rows, size = len(h), len(h) * hidden
     gates = buffer[: 4 * size].reshape(rows, 4 * hidden)
     if not keep:
@@ -160,7 +166,7 @@ def lstm_buffers(buffer: Any, h: Any, hidden: int, keep: bool = True) -> LSTMSav
 
 
 class LSTMUpstream(NamedTuple):
-    """dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None."""
+    """The upstream gradients dh (R, P), dh_n (N, P) and dc_n (N, H), each of which may be None."""
 
     dh: Any
     dh_n: Any
@@ -168,8 +174,8 @@ class LSTMUpstream(NamedTuple):
 
 
 class LSTMGradients(NamedTuple):
-    """What an LSTM's backward writes: dz (R, 4H), which may be the gates; dxs (R, C) or None; the gradients of the weights and of the
-    start; squares (R,), float64, the squared norm of each row's whole dL/dh, or None.
+    """What an LSTM's backward writes: dz (R, 4H), which may be the gates; dxs (R, C) or None; the gradients of the weights and of
+    the start states; squares (R,), float64, the squared norm of dL/dh of each row, over all paths, or None.
     """
 
     dz: Any
@@ -180,7 +186,7 @@ class LSTMGradients(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Of windows over images: stride and dilation by axis, and pads (top, left, bottom, right)."""
+    """The geometry of windows over images: stride and dilation by axis, and pads (top, left, bottom, right)."""
 
     stride: tuple[int, int]
     pads: tuple[int, int, int, int]
@@ -197,7 +203,7 @@ class ConvGradients(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A batch norm's running statistics mean and var (C,), both None where none are kept; they move by momentum, var unbiased or not."""
+    """A batch norm's running mean and var (C,), or both None; momentum, by which they move towards the batch's; unbiased: of var."""
 
     mean: Any
     var: Any
@@ -220,9 +226,7 @@ class Affine(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """What a batch norm's backward writes: dz (M, C), which is the residual's gradient, None where there was none; dx (M, C) or None;
-    dgamma and dbeta (C,).
-    """
+    """What a batch norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
 
     dz: Any
     dx: Any
@@ -231,9 +235,9 @@ class NormGradients(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """What updated arrays are held to.
+    """A constraint on updated arrays: kind (MAX_VALUE, MAX_NORM, MAX_NORM_EACH) and limit.
 
-    widths, int64 (n,): how many units a row of each array has, 1 where the array is one unit, 0 where it is left alone.
+    widths, int64 (n,): for each array how many units a row has; 1: the array is one unit, 0: it has no constraint.
     """
 
     kind: int
@@ -269,7 +273,7 @@ OK, BAD_LABEL, NONFINITE = range(3)
 def workspace_size(widths, batch):
     """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses.
 
-    Nonzeros are not gathered: their widths may begin with 0.
+    Nonzeros are not gathered: then widths[0] may be 0.
     """
     return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
 
@@ -279,9 +283,9 @@ HEALTH = "grad_norm largest zeros nonfinite mean spread saturated dead update_ra
 
 
 class Nonzeros:
-    """x (N, C) by what of it is not 0: of row i values[starts[i] : starts[i + 1]], in the columns at the same places, which rise.
+    """A sparse matrix x (N, C) by rows (CSR): row i has values[starts[i] : starts[i + 1]] in columns[starts[i] : starts[i + 1]], ascending.
 
-    starts int64 (N + 1,), columns int32, values of x's dtype. Indexed by numbers of rows, or a slice, it gives an array.
+    starts int64 (N + 1,), columns int32, values of x's dtype. An index, of row numbers or a slice, returns those rows as a dense array.
     """
 
     def __init__(self, starts, columns, values, width):
@@ -301,16 +305,15 @@ class Nonzeros:
 
 
 class Watch:
-    """Which steps of a chain leave their health, and where.
+    """At which training steps of a chain health is measured, and where it is written.
 
-    bands (L, 4): of each layer's outputs the limits of what is saturated, and of what is flat, as in health.py. rows (R, L, 9): batch i
-    of a call writes rows[i], values in the order of HEALTH, where the number of updates before it is a multiple of `every`.
-    record is the backend's.
+    bands (L, 4): for each layer's outputs the limits of saturated and of flat values, as in health.py. rows (R, L, 9): batch i of a call
+    writes rows[i], in the order of HEALTH, if the number of updates before it is a multiple of `every`. record belongs to the backend.
     """
 
     def __init__(self, bands, rows, every):
         self.bands, self.rows, self.every, self.record = bands, rows, every, None
 
     def after(self, batches):
-        """The watch of a call whose first batch is the one after so many."""
+        """The same watch without the rows of the first `batches` batches."""
         return Watch(self.bands, self.rows[batches:], self.every)

@@ -1,7 +1,7 @@
-"""The chart of a run: how many times as fast as each peer fastgrad is, for every workload, on one page.
+"""The chart of a run, on one page: for every workload and peer, the time of the peer / the time of fastgrad.
 
-A mark is a peer's time over fastgrad's, right of the line of 1 where fastgrad is faster. Rows are grouped by kind and sorted by the ratio
-to the best peer, whose number stands at the right.
+A mark is one ratio; right of the line of 1 fastgrad is faster. Rows are grouped by kind of workload and sorted by the ratio to the best
+peer, whose number stands at the right.
 """
 
 import textwrap

@@ -1,4 +1,4 @@
-"""One workload, its contenders side by side: checked against the float64 reference, then timed in turns (A B C A B C)."""
+"""The comparison of the contenders of one workload: a check against the float64 reference, then timing in turns (A B C A B C)."""
 
 import statistics
 import time

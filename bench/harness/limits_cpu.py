@@ -1,7 +1,7 @@
-"""Limits of the processor: float32 FMAs a second from registers alone, and bytes a second from memory (triad).
+"""Measured limits of the processor: float32 FMAs a second with all operands in registers, and bytes a second from memory (triad).
 
-The FMA loop is LLVM IR, so that nothing but its accumulators is in it. They start from different values, or LLVM would
-merge them into one; they are summed and returned, or it would drop them.
+The FMA loop is LLVM IR, so that it holds nothing but its accumulators. They start from different values, or LLVM would merge them into
+one; they are summed and returned, or LLVM would drop them.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Limits of the GPU: float32 operations a second of a cuBLAS product, and bytes a second of a copy."""
+"""Measured limits of the GPU: float32 operations a second of a cuBLAS product, and bytes a second of a copy in its memory."""
 
 import time
 

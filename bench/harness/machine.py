@@ -1,4 +1,4 @@
-"""The machine of a run: the processor, its measured limits, the GPU, the versions of all libraries."""
+"""A description of the machine of a run: processor, measured limits, GPU, versions of all libraries."""
 
 import platform
 import statistics
@@ -13,7 +13,7 @@ PACKAGES = ("fastgrad", "numpy", "numba", "torch", "jax", "tensorflow", "tensorf
 
 
 def machine(workers):
-    """All of it, as a dictionary."""
+    """The description as a dictionary, for results.json and `describe`."""
 
     def limit(name, threads):
         worker = workers.get("limits", threads)
@@ -31,7 +31,7 @@ def machine(workers):
 
 
 def graphics(workers):
-    """The GPU, and what it can do at most; or why no workload runs on one."""
+    """The GPU and its measured limits, or the reason why no workload runs on one."""
     if lacks := missing("cuda"):
         return f"Nothing ran on a GPU: {lacks}"
     worker = workers.get("limits", device="cuda")

@@ -1,4 +1,4 @@
-"""The result of a run: a Row a workload; a table a kind in Markdown (in the terminal too), a JSON file and a chart."""
+"""The report of a run: Row, the result of one workload; a Markdown table for each kind of workload, a JSON file and a chart."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -44,7 +44,7 @@ class Row:
             return self.limit / self.costs[FASTGRAD]
 
     def hold_against(self, workload):
-        """Fill in target, figure and reached from the workload's targets: all of them are to be met."""
+        """Set target, figure and reached from the workload's targets; reached is True if all of them are met."""
         if FASTGRAD not in self.costs:
             return self
         held = []  # (target, figure, or None where nothing was measured to hold against it, reached)
@@ -132,7 +132,7 @@ def markdown(rows, machine):
 
 
 def write(rows, machine, folder):
-    """results.json, table.md and, of times beside a peer's, chart.png in `folder`; the table, and where it all lies."""
+    """results.json, table.md and, of times beside a peer's, chart.png in `folder`; returns the table and the folder, as text."""
     folder.mkdir(parents=True, exist_ok=True)
     table = markdown(rows, machine)
     (folder / "table.md").write_text(table + "\n")

@@ -1,11 +1,11 @@
-"""Targets: what the row of a workload is held against."""
+"""The targets of a workload: speed-ups, shares of a limit and extra times that its row has to meet."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """All that are not None are to be met."""
+    """Targets of a workload; those that are None are not checked."""
 
     target_ratio: float | None = None  # a peer's time over fastgrad's
     target_peer: str | None = None  # of which peer; the best one if None

@@ -1,6 +1,6 @@
-"""A contender in a process of its own: two libraries' thread pools in one process slow each other up to three times.
+"""Worker processes, one for each contender: the thread pools of two libraries in one process slow each other up to three times.
 
-A worker reads requests from its standard input, a line of JSON each, and is blocked there between its turns.
+A worker reads requests from its standard input, a line of JSON each, and blocks on it between its turns.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def available_threads():
 
 
 def highest_resident():
-    """Bytes of this process that were in memory at once at most."""
+    """The peak of this process's resident memory, in bytes."""
     lines = PROCESS.joinpath("status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
@@ -143,7 +143,7 @@ class Contender:
         self.runner = runner(workload)
 
     def peak(self, workload, calls, **changes):
-        """Bytes that building a workload and the first calls add at most to the process, which is to be a new one."""
+        """Bytes by which building a workload and its first calls raise the peak memory of the process, which must be new."""
         self._set_up()
         PROCESS.joinpath("clear_refs").write_text("5")  # the highest so far becomes what is resident now
         before = highest_resident()

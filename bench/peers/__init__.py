@@ -1,8 +1,8 @@
-"""The contenders, a module each: how an expert of that library writes the workloads of bench/workloads/.
+"""The contenders: a module for each library, with the workloads of bench/workloads/ written as an expert of that library would.
 
-A module is named library[_variant]_device, so that none hides a library. It has `setup(threads)` and a class for each runner that it can
-express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Fit, Conv, ConvForward, ConvInputs, ConvWeights, BatchNorm, Clip,
-Update, HeNormal, Call, CallBack.
+A module is named library[_variant]_device, so that its name hides no library. It has `setup(threads)` and a class, a Runner, for each
+workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Fit, Conv, ConvForward, ConvInputs,
+ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack.
 """
 
 import importlib
@@ -54,13 +54,13 @@ CONTENDERS = {
 
 
 def contenders(workload):
-    """Names of all that a workload is run by."""
+    """Names of the contenders that run a workload."""
     variants = [name for name, target in VARIANTS.items() if getattr(workload, target)]
     return variants + CONTENDERS[workload.kind]
 
 
 def device(workload):
-    """What it runs on: "cpu" or "cuda"."""
+    """The device that a workload runs on: "cpu" or "cuda"."""
     return "cuda" if workload.kind == "cuda" else "cpu"
 
 
@@ -74,18 +74,18 @@ def load(contender, device="cpu"):
 
 
 class Runner:
-    """A workload in one library: `call` is made with each of `inputs` in turn, over and over."""
+    """A workload in one library. `call` gets each of `inputs` in turn, again and again."""
 
     inputs: Sequence[tuple] = ((),)
 
     def restart(self):
-        """Put the first weights and optimiser state back."""
+        """Restore the initial weights and optimiser state."""
 
     def call(self, *inputs):
         raise NotImplementedError
 
     def fetch(self, result):
-        """The result of the last call as an array of NumPy: waits until it is there."""
+        """The result of the last call as a NumPy array; waits until it is computed."""
         return np.asarray(result)
 
     def reset(self):
@@ -93,7 +93,7 @@ class Runner:
         self.feed = itertools.cycle(self.inputs)
 
     def repeat(self, count):
-        """The last one's result, whether it is there or not."""
+        """The result of the last of `count` calls, which may still be running."""
         call = self.call
         for inputs in itertools.islice(self.feed, count):
             result = call(*inputs)
@@ -103,23 +103,23 @@ class Runner:
         return self.fetch(self.repeat(count))
 
     def seconds(self, count):
-        """What so many calls take, until the last one's result is there."""
+        """Seconds of `count` calls, until the result of the last one is computed."""
         start = time.perf_counter()
         self.run(count)
         return time.perf_counter() - start
 
     def answer(self, calls):
-        """What is compared with the reference: the results of the first calls, thinned to at most 1,000 values."""
+        """The results of the first calls, thinned to at most 1,000 values, to be compared with the reference."""
         self.reset()
         values = np.concatenate([np.ravel(self.run(1)).astype("f8") for _ in range(calls)])
         return values[:: -(-values.size // 1000)]
 
 
 class GpuRunner(Runner):
-    """Timed until the device is done, without copies from there."""
+    """A runner on a GPU: timed until the device has finished, without copies to the host."""
 
     def wait(self):
-        """Until the device is done."""
+        """Wait until the device has finished."""
         raise NotImplementedError
 
     def seconds(self, count):

@@ -1,4 +1,4 @@
-"""fastgrad in one process, on all rows of a batch that several processes share."""
+"""fastgrad in one process, on all rows of a batch, for comparison with the several processes of TorchShared."""
 
 from bench.peers.fastgrad_cpu import setup
 from bench.peers.fastgrad_torch_cpu import TorchStep as TorchShared

@@ -1,4 +1,4 @@
-"""JAX: the whole step, with its own Adam, in one jit whose state is donated."""
+"""JAX: a whole training step, with an Adam written in this file, in one jit with donated state."""
 
 import functools
 
@@ -30,7 +30,7 @@ def mean_loss(net, logits, y):
 
 
 def clipped(gradients, max_norm):
-    """The norm of all gradients, and these within max_norm."""
+    """The norm of all gradients, and the gradients clipped to max_norm."""
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
     scale = jnp.minimum(1, max_norm / (norm + 1e-6))
     return norm, jax.tree.map(lambda g: g * scale, gradients)
@@ -96,14 +96,14 @@ def convolve(x, w, stride, padding):
 
 
 def normalise(x, gamma, beta):
-    """The normalised, and the batch's mean and variance."""
+    """Normalised x, and mean and variance of the batch."""
     axes = tuple(range(x.ndim - 1))
     mean, var = x.mean(axes), x.var(axes)
     return (x - mean) * jax.lax.rsqrt(var + 1e-5) * gamma + beta, mean, var
 
 
 def through(layers, params, statistics, x):
-    """x after the layers, which take theirs of params, an iterator; the batch's mean and variance are appended to statistics."""
+    """The output of the layers for x. They take parameters from the iterator params; batch norms append mean and variance to statistics."""
     for layer in layers:
         match layer:
             case residual.Dense():

@@ -61,7 +61,7 @@ class Blocks(Step):
         return keras.Model(x, self.through(net.layers, x))
 
     def through(self, layers, x):
-        """x after the layers."""
+        """The output of the layers for x."""
         for layer in layers:
             match layer:
                 case residual.Dense():

@@ -1,4 +1,4 @@
-"""scikit-learn: MLPClassifier.partial_fit with a batch is one step, and fit is fit. It has no clipping and no logits."""
+"""scikit-learn: a step is MLPClassifier.partial_fit on one batch; Fit is its fit. It has neither clipping nor logits."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""PyTorch with the forward, the loss and their backward compiled; the fused optimiser is a compiled kernel already."""
+"""PyTorch with torch.compile: forward, loss and their backward are compiled. PyTorch's fused optimiser is compiled already."""
 
 import shutil
 

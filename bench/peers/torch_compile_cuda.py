@@ -1,4 +1,4 @@
-"""PyTorch on a GPU with the forward, the loss and their backward compiled."""
+"""PyTorch on a GPU with torch.compile: forward, loss and their backward are compiled."""
 
 import torch
 

@@ -121,7 +121,7 @@ class Shared(Step):
 
 
 def worker_loop(kind, net, rank, store, pipe):
-    """Another rank: runs what rank 0 sends, until that ends."""
+    """The loop of another rank: runs the requests of rank 0 until it closes the pipe."""
     setup(net.threads)
     runner = kind(net, rank, store)
     while True:

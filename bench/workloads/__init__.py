@@ -1,6 +1,7 @@
-"""All that is timed, by name: a file an op or kind, whose lists of workloads meet in WORKLOADS.
+"""All workloads, by name in WORKLOADS: a file for each op or kind, with a list of workloads.
 
-Every contender draws the same weights and batches from a workload, which knows its operations, bytes and targets too.
+A workload is a frozen dataclass. It gives every contender the same weights and batches, and has the number of operations, the bytes of
+memory traffic and the targets.
 """
 
 from bench.workloads.adapters import ADAPTERS

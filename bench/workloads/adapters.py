@@ -1,4 +1,4 @@
-"""PyTorch loops with fastgrad in them, beside the same loops without; and calls of a small chain from other libraries."""
+"""Workloads of the adapters: PyTorch training loops with and without fastgrad, and calls of a small chain from PyTorch and JAX."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Batch normalisations of random rows and images in training, forward and backward."""
+"""Workloads of batch normalisation in training: random rows or images, forward and backward."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from bench.workloads.samples import sample
 
 @dataclass(frozen=True)
 class BatchNorm(Targets):
-    """Batch normalisation in training, an addition where said, and relu: forward and backward."""
+    """Batch normalisation in training, then a residual if `adds`, then relu: forward and backward."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class BatchNorm(Targets):
 
     @property
     def memory_bytes(self):
-        """Eight passes: x twice and y; dy and x twice and dx. With an addition three more: it, y and dz. None where a cache holds them."""
+        """Eight passes: x twice and y; dy and x twice and dx. A residual adds three: itself, y and dz. 0 if the arrays fit a cache."""
         size = 4 * int(np.prod(self.shape))
         return (11 if self.adds else 8) * size if size > 8 << 20 else 0
 

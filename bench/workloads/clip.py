@@ -1,4 +1,4 @@
-"""Gradients of a net as a list of arrays, to be clipped by their norm, and weights to be updated from them."""
+"""Workloads of clipping and updates: the gradients of a net as a list of arrays are clipped by norm; Adam updates weights from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ class Clip(Targets):
 
     @property
     def memory_bytes(self):
-        """One pass that reads, and where it clips one that reads and writes. None where a cache holds them."""
+        """One pass that reads; with clipping one more that reads and writes. 0 if the arrays fit a cache."""
         return (3 if self.clips else 1) * 4 * self.size if self.size > 4 << 20 else 0
 
     def arrays(self):

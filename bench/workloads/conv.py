@@ -1,4 +1,4 @@
-"""Convolutions of random images: forward, backward and all gradients, or one of the three."""
+"""Workloads of convolution: random images, y, dx and dw together or one of the three."""
 
 from dataclasses import dataclass
 

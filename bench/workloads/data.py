@@ -1,4 +1,4 @@
-"""What nets are trained on: images, measurements and random numbers, by name in DATA."""
+"""Data sets of the training workloads, by name in DATA: digits, breast-cancer measurements, XOR, random images."""
 
 from functools import cache
 

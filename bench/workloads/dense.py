@@ -1,4 +1,6 @@
-"""Dense chains: training steps, forwards, and epochs of scikit-learn's classifier. Training is what all nets' workloads have."""
+"""Workloads of dense chains: training steps, forward passes, and epochs of scikit-learn's MLPClassifier. Training is the base class of the
+workloads of all nets.
+"""
 
 from dataclasses import KW_ONLY, dataclass
 

@@ -1,4 +1,4 @@
-"""Matrix products of random matrices, in every layout."""
+"""Workloads of the matrix product: random matrices in every layout."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Workloads of the other files, in sizes for a GPU."""
+"""Workloads for a GPU: those of the other files in larger sizes, of kind "cuda"."""
 
 from dataclasses import dataclass
 

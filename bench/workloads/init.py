@@ -1,4 +1,4 @@
-"""Initial weights: he_normal of a large matrix."""
+"""Workload of initial weights: he_normal of a large matrix."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from bench.harness.targets import Targets
 
 @dataclass(frozen=True)
 class Weights(Targets):
-    """he_normal of one matrix, anew for each call."""
+    """he_normal of one matrix; every call draws it again."""
 
     name: str
     shape: tuple[int, int]
@@ -32,7 +32,7 @@ class Weights(Targets):
         return np.dtype(self.dtype).itemsize * int(np.prod(self.shape))
 
     def outcome(self, w):
-        """In units of the deviation that is due: the deviation and the mean size, of all values and of the first rows."""
+        """Standard deviation and mean magnitude, over the standard deviation of he_normal: of all values, and of the first rows."""
         due = np.sqrt(2 / self.shape[0])
         return np.array([f(part) / due for part in (w, w[: len(w) // 4]) for f in (np.std, lambda a: np.abs(a).mean())])
 

@@ -1,4 +1,4 @@
-"""LSTMs over random sequences: forward and backward, the forward alone, or cell by cell."""
+"""Workloads of LSTMs over random sequences: forward and all gradients, the forward alone, or one step at a time."""
 
 from dataclasses import dataclass
 

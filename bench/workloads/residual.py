@@ -1,4 +1,4 @@
-"""Training steps of residual nets, described as layers that each contender builds in its own way."""
+"""Workloads of residual nets: training steps. A net is a tuple of layer descriptions, which each contender builds in its library."""
 
 import math
 from dataclasses import dataclass

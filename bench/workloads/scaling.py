@@ -1,4 +1,4 @@
-"""Nets and LSTMs of many sizes: widths, lengths of sequences and batches, for the curves of `python -m bench.scaling`."""
+"""Workloads of `python -m bench.scaling`: nets of many widths, LSTMs of many lengths, batches of many sizes."""
 
 from bench.workloads.dense import Net
 from bench.workloads.lstm import Lstm

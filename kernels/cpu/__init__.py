@@ -1,4 +1,4 @@
-"""The Numba backend: compiled kernels for the CPU."""
+"""The CPU backend: kernels compiled by Numba, on threads of their own."""
 
 from .activation import activation_backward, activation_forward
 from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics

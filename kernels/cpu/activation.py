@@ -1,7 +1,9 @@
-"""Activations y = f(z) and their derivatives, as in kernels/reference/activation.py, over contiguous values.
+"""Activations y = f(z) and their derivatives, over contiguous values; formulas: kernels/reference/activation.py.
 
-Each is a line of arithmetic on one value; `map_values` and `map_values_times` make it a loop that LLVM vectorises. They run in place, on y
-and on dz: a loop over two arrays that might be one would stay scalar. An activation whose derivative needs z gets z and y apart.
+An activation is an inline function of one value, and so is its derivative. `map_values` and `map_values_times` turn it into a loop that
+LLVM vectorises. Loops work in place, on y and on dz: LLVM would not vectorise a loop over two arrays that may overlap. gelu, gelu_tanh and
+silu, whose derivatives need z, have z and y in separate arrays. softmax works row by row. dense.py, conv.py and batch_norm.py call
+`activate` and `differentiate` on the rows that they have in cache.
 """
 
 import numpy as np
@@ -63,7 +65,7 @@ def softplus(z, p):
 
 @inline_function
 def gated(z, gate):
-    """z * gate, and its limit 0 where z is -inf and the gate has closed."""
+    """z * gate; 0 where the gate is 0, which is the limit for z = -inf."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
@@ -183,7 +185,7 @@ def softmax_slope(rows, columns, y, dz):
 
 @device_function
 def activate(code, parameter, rows, columns, z, y):
-    """y = f(z), rows x columns contiguous. z is y but for gelu, gelu_tanh and silu, where the two are apart."""
+    """y = f(z), rows x columns contiguous. z and y are one array, except for gelu, gelu_tanh and silu, where they are two."""
     n = rows * columns
     if n == 0:
         return

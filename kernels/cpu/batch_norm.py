@@ -1,14 +1,18 @@
-"""Batch normalisation, as in kernels/reference/batch_norm.py, which has the formulas.
+"""Batch normalisation with residual and activation; formulas: kernels/reference/batch_norm.py.
 
-x (M, C) is worked on in rows of W >= 256 columns where C is smaller: several of its rows side by side, and the vectors of mean, scale
-and shift repeated as often. The last row may be a part of one.
+Layout: x (M, C). Where C is below 256, kernels treat several rows of x as one wide row of W = C (256 // C) values, and repeat the vectors
+of mean, scale and shift up to W. The last wide row may be incomplete.
 
-The statistics are made chunk by chunk while one is in the first-level cache: its mean, from its first row, then the squares of what is
-left, and in float64 the mean's own rounding; chunks are merged as Chan, Golub & LeVeque (1979) do. So x comes from memory once.
-Everything is subtracted from x before it is multiplied, and the mean in two parts, since it may have more digits than the dtype.
+Statistics: one pass over memory. A chunk of x that fits into the first-level cache is read twice: for its mean, as the mean distance from
+its first row, and for the squared distances from that mean; the sum of the distances corrects the mean's rounding, in float64. Chunks and
+then blocks of chunks are merged as by Chan, Golub & LeVeque (1979).
 
-Backward passes twice over dy and x, for the sums and for dx. The activation's slope is made again for the second pass, and after relu
-and its like from x alone: its sign costs less than reading y. Chunks and blocks of them have sizes of their own, whatever the threads.
+Forward: one pass, z = (x - high) scale + shift. high is the mean rounded to the dtype; what the rounding lost is in shift.
+
+Backward: two passes over dy and x. The first sums dz and dz (x - high), the second computes dx. Both compute f'(z). For relu, leaky_relu
+and clipped_relu they compute it from x, where dz is not stored: recomputing z costs less than reading y.
+
+Sizes of chunks and blocks do not depend on the number of threads, and so neither do the bits of the results.
 """
 
 import numpy as np
@@ -90,7 +94,7 @@ def merged(mean, squares, other_mean, other_squares, n_before, n):
 
 @inline_function
 def merge(mean, squares, chunk_mean, left, left_squares, n_before, n):
-    """Mean and sum of squares of n_before values and of n more, of which left is the sum of what chunk_mean leaves."""
+    """Mean and sum of squares of n_before values and of n more, over which x - chunk_mean and its square sum to left and left_squares."""
     left = np.float64(left)
     return merged(mean, squares, chunk_mean + left / n, left_squares - left * left / n, n_before, n)
 
@@ -116,7 +120,7 @@ def input_gradient(dz, x, high, scale, slope, offset):
 
 
 def fused(f, derivative):
-    """add_products with dz made on the way, of dy and z, or of dy and y, where it returns dz; and input_gradient with dz of dy and z."""
+    """add_products that computes dz from dy and z; that does so from dy and y, and returns dz; input_gradient from dy and z."""
 
     @inline_function
     def products_by_z(total, products, dy, x, high, scale, shift, p):
@@ -143,7 +147,7 @@ clipped_products, clipped_products_by_y, clipped_gradient = fused(clipped_relu, 
 
 @device_function
 def map_relu(norm, of_relu, of_leaky, of_clipped, n, sources, targets):
-    """map_arrays by that of the functions which is made of f."""
+    """map_arrays with the function for the activation: of_relu, of_leaky or of_clipped."""
     p = real(norm.parameter, carray(sources[0], 1)[0])
     if norm.code == types.RELU:
         map_arrays(of_relu, n, sources, targets, (p,))
@@ -201,7 +205,7 @@ def statistics_part(thread_index, thread_count, record, like):
 
 @device_function
 def activation_gradient(norm, at, n, room, like):
-    """dz (n / C, C) of n values from `at` on, which undoes the activation: in dz, in room, or in dy itself where it is the same."""
+    """dz (n / C, C) of n values from `at` on, which undoes the activation: in norm.dz, in room, or dy itself for the identity."""
     dy = advance(pointer(norm.dy, like), at)
     if norm.code == types.IDENTITY and not norm.has_dz:
         return dy
@@ -233,7 +237,7 @@ def room_of(norm, thread_index, like):
 
 @kernel(NORM)
 def batch_norm_forward_part(thread_index, thread_count, record, like):
-    """Normalisation, residual and activation of the thread's rows; from the last, since the statistics' last may still be in cache."""
+    """Normalisation, residual and activation of the thread's rows, from the last, which may still be in cache after the statistics."""
     norm = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, norm.W)
     step, room = max(1, STEP // norm.W) * norm.W, room_of(norm, thread_index, like)
@@ -250,7 +254,7 @@ def batch_norm_forward_part(thread_index, thread_count, record, like):
 
 @kernel(NORM)
 def batch_norm_sums_part(thread_index, thread_count, record, like):
-    """sums (n_blocks, 2, W), float64, of the thread's blocks, which undo scale and shift: dgamma and dbeta come of them; and dz."""
+    """sums (n_blocks, 2, W), float64, of the thread's blocks: of dz and of dz (x - high), which give dbeta and dgamma; and dz itself."""
     norm = carray(record, 1)[0]
     W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
     total, products = advance(room, W + CHUNK), advance(room, W + CHUNK + W + APART)  # (W,)
@@ -294,7 +298,7 @@ def add_rows(norm, at, n, total, products, room, like):
 
 @kernel(NORM)
 def batch_norm_backward_part(thread_index, thread_count, record, like):
-    """dx of the thread's rows, which undoes the normalisation: of dz where it was written, else of dy; from the last row, as above."""
+    """dx of the thread's rows, which undoes the normalisation: from dz if it was stored, else from dy; from the last row, as forward."""
     norm = carray(record, 1)[0]
     W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
     lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, W)
@@ -330,13 +334,13 @@ def inputs_of(norm, at, n, room, row, like):
 
 @device_function
 def wide(M, C):
-    """How many rows of x go side by side."""
+    """How many rows of x are in a wide row."""
     return max(1, min(M, COLUMNS // max(C, 1)))
 
 
 @device_function
 def of_batch(launcher, thread_count, kernels, x, mean, var, room):
-    """mean and var (C,) of x, M from 1."""
+    """mean and var (C,) of x (M, C), M at least 1."""
     (M, C), depth = x.shape, BLOCK * (CHUNK // COLUMNS)
     repeat = wide(M, C)
     W, rows = repeat * C, M // repeat
@@ -377,7 +381,7 @@ def wide_moments(x, c):
 
 @device_function
 def held_by_dtype(value, like):
-    """A finite value that is past the array's dtype is the largest of it: a running variance would never come back from infinity."""
+    """A finite value, at most the largest of the dtype: a running variance could never return from infinity."""
     most = np.float64(np.finfo(like.dtype).max)
     return most if most < value < np.inf else value
 
@@ -404,7 +408,7 @@ def _statistics(
 
 @device_function
 def repeat_columns(norm, vector):
-    """The first C values of a vector again, up to W."""
+    """Repeat the first C values of a vector, up to W."""
     for at in range(norm.C, norm.W, norm.C):
         copy(norm.C, data(vector), data(vector[at:]))
 
@@ -430,7 +434,7 @@ def describe(norm, x, code, parameter, mean, rstd, gamma, beta, n_vectors, room,
 
 @device_function
 def streams(norm, array):
-    """Whether an output goes past the caches: a large one whose wide rows are whole cache lines."""
+    """Whether an output is written past the caches: if it is large and its wide rows are whole cache lines."""
     size = array.itemsize
     return array.size * size >= STREAMED and norm.W * size % LINE == 0 and address(array) % LINE == 0
 
@@ -488,8 +492,10 @@ DOUBLE = np.dtype(np.float64)
 
 
 def batch_norm_statistics(x, running, training, eps, statistics):
-    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
-    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+    """Write statistics, mean and rstd (C,), float64: of x (M, C) in training, else from the running mean and var.
+
+    In training the running mean and var (C,), unless None, move by momentum towards the batch's; var unbiased or not. With no rows mean is
+    0, rstd is that of var 1, and nothing moves.
     """
     columns, rows = max(COLUMNS, x.shape[1]), BLOCK * CHUNK // COLUMNS
     mean, var, momentum, unbiased = running
@@ -500,7 +506,7 @@ def batch_norm_statistics(x, running, training, eps, statistics):
 
 
 def batch_norm_forward(x, statistics, affine, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     run(
         COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual), *activation, *saved,
@@ -509,8 +515,7 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
 
 
 def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
-    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
-    and dbeta (C,).
+    """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
     of_batch: whether the statistics are the batch's.
     """

@@ -1,7 +1,8 @@
-"""Norms of lists of arrays and what clips by them, as in kernels/reference/clip.py: each a pass over memory, in blocks of array_table.py.
+"""Norms of lists of arrays, and scaling and clamping of lists of arrays; formulas: kernels/reference/clip.py.
 
-Powers are summed as they are. Where a sum overflowed, or is so small that powers may have vanished, they are summed again of values over
-the largest one: rare, and so the usual pass reads each value once and divides nothing.
+Each op is one pass over memory, in the blocks of engine/array_table.py. The pass for norms sums |x|^p without scaling: it reads each value
+once and divides nothing. Where a sum overflowed, or is so small that powers may have underflowed, a second pass sums (|x| / largest)^p.
+That is rare.
 """
 
 import numpy as np
@@ -67,7 +68,7 @@ def add_square(total, x, factor):
 
 @inline_function
 def larger(total, x, factor):
-    """NaN once there is one."""
+    """The larger of total and |x| factor; NaN stays."""
     value = abs(np.float64(x)) * factor
     most = total if total >= value else value
     return (total if total != total else most,)
@@ -102,7 +103,7 @@ def joined(power, total, more):
 
 @device_function
 def add_unit(power, p, n, x, factor, room):
-    """The sum of an array's block, in lanes; room holds them and as many factors."""
+    """The sum of a block of an array that is one unit, in LANES partial sums; room: those sums, and as many factors."""
     lanes, factors = data(room), data(room[LANES:])
     room[:LANES] = 0
     room[LANES:] = factor
@@ -125,7 +126,7 @@ def not_finite(x, n):
 
 @device_function
 def sum_block(power, p, x, size, totals, factors, room):
-    """totals (width,): the units' sums in a block of rows; how many values are not finite, looked at where a sum is not.
+    """Write totals (width,), the units' sums in a block of rows; returns how many values are not finite, counted only if a sum is not.
 
     factors (width,), or none; room holds 2 LANES, ones in the second half.
     """
@@ -169,7 +170,7 @@ def norms_part(part, parts, job, like):
 
 @device_function
 def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
-    """norms from the blocks' sums in their order, and which are sums that overflowed or less than `least`; whether there are any."""
+    """norms from the blocks' sums, in their order; doubtful: which sums overflowed or are below `least`. Returns whether any is."""
     any_doubtful = False
     for a in range(n):
         first, last, width, unit = t[a, SUMS], t[a + 1, SUMS], t[a, WIDTH], t[a, UNITS]
@@ -196,7 +197,7 @@ def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful
 
 @device_function
 def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful):
-    """norms that are doubtful, of values over the largest of their unit."""
+    """Compute doubtful norms again, from values divided by the largest of their unit."""
     chosen, units = np.empty(n, np.bool_), norms.size
     for a in range(n):
         chosen[a] = doubtful[t[a, UNITS] : t[a + 1, UNITS]].any()
@@ -256,7 +257,7 @@ def norm_of_norms(norms, p):
 
 @driver
 def joint_norm(norms, p):
-    """The norm of all values of which these are norms (U,) of parts."""
+    """The norm of all values, from the norms (U,) of parts of them."""
     return norm_of_norms(norms, p)
 
 
@@ -267,7 +268,7 @@ def scaled(x, scale):
 
 @kernel(SCALE)
 def scale_part(part, parts, job, like):
-    """Backwards: what was read last for the norms is still in the caches."""
+    """The part's blocks, from the last to the first: those read last for the norms are still in cache."""
     g = carray(job, 1)[0]
     t = rows_at(g.table, g.n)
     scales = carray(void_pointer(g.scales), t[g.n, UNITS], np.float64)
@@ -316,7 +317,7 @@ def clamp_part(part, parts, job, like):
 
 
 def clamp_arrays(arrays, limit):
-    """Each value of the arrays to -limit .. limit; NaN stays."""
+    """Clamp each value of the arrays to -limit .. limit; NaN stays."""
     rows = table(arrays)
     job = np.array([(address_of(rows), len(arrays), limit)], CLAMP)
     launch(clamp_part, arrays[0].dtype, job, 2 * int(rows[-1, START]))

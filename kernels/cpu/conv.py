@@ -1,13 +1,17 @@
-"""Convolution of images (N, H, W, C), as in kernels/reference/conv.py, as products of matrices.
+"""Convolution of images (N, H, W, C) as a matrix product (im2row); formulas: kernels/reference/conv.py.
 
-The pixels under the kernel at one place of the output are a row of a matrix of which w (kh kw C, K) is the other factor. Rows of that
-matrix are made for a few pixels at a time, in the second-level cache, from panels of w that stay there; a kernel of 1 x 1 reads
-the image itself. Where every channel has a kernel of its own, depthwise.py makes it.
+    z (N H' W', K) = im2row(x) (N H' W', kh kw C) @ w (kh kw C, K)
 
-The input's gradient is such a convolution too, of dz with the turned kernel. With a stride its pixels fall into stride x stride
-phases, each of which meets taps of its own, so that nothing is multiplied with zeros between the pixels of dz. Phases of few
-channels, which would leave vectors empty, are made as one pixel of all their channels, and folded into the image. A weight's gradient is
-a sum over all pixels in their order, whatever the thread that has it, a chain for each LONG of them.
+Forward: im2row copies a few rows of that matrix at a time into scratch, which stays in the second-level cache; w is packed into panels once
+a call. Bias, residual and activation follow while z is in cache. A 1 x 1 kernel of stride 1 reads x in place. depthwise.py computes
+convolutions with one kernel per channel. winograd.py computes those of 3 x 3 and stride 1, where that pays; tiles that it flags as not
+finite are recomputed here.
+
+dx is a convolution of dz with the kernel turned by 180 degrees. With a stride, the pixels of dx form stride x stride phases. A phase uses
+only the taps of w that reach it, so nothing is multiplied with the zeros between the pixels of dz. Where a phase has few channels, which
+would leave vectors nearly empty, one convolution computes all phases as channels of one pixel, and col2im copies them into the image.
+
+dw is a sum over all pixels in their order, taken in blocks of LONG pixels. A thread has rows of dw, so the bits do not depend on threads.
 """
 
 import numpy as np
@@ -50,8 +54,8 @@ TAPS, TAPS_ROW = 384, 400
 # runs (n_runs, 3), int64: taps side by side in a row of x, by row and column of the first, seen from the pixel, and their number;
 # step_h, step_w: pixels of x from one of the output to the next; out_image, out_row, out_pixel: values between those of the output;
 # panels: w in panel_size values a group; lowered: lowered_size values a thread; in_place: whether x is its own lowered matrix;
-# flags (N, tiles), uint8, of winograd.py, or null; fold_h, fold_w: phases whose pixels are made as one of K channels, or 0, and the image
-# they are put into; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward and conv2d_backward, null for None
+# flags (N, tiles), uint8, of winograd.py, or null; fold_h, fold_w: phases that are computed as one pixel of K channels, or 0, and the
+# image that col2im writes; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
     [
         (name, "i8")
@@ -111,7 +115,7 @@ def im2row(conv, group, first, n, lo, hi, rows, row, like):
 
 @device_function
 def col2im(conv, line, column, n, z, like):
-    """n pixels z (n, K) of all phases, of a line from a column on, to where each phase has them in the image."""
+    """Copy n pixels z (n, K), each with the channels of all phases, to the pixels of these phases in the image."""
     image, i = line // conv.rows, line % conv.rows * conv.fold_h
     j, width = column * conv.fold_w, conv.fold_w * conv.fold_channels
     for r in range(min(conv.fold_h, conv.fold_height - i)):
@@ -124,7 +128,7 @@ def col2im(conv, line, column, n, z, like):
 
 @device_function
 def convolve(conv, p, n, taps, lowered, like):
-    """n pixels of the output, p the first; of one row of it where rows are apart. lowered: room for n rows of `taps`, and n of K."""
+    """n pixels of the output from p on; of one row, if rows are not contiguous. lowered: scratch for n rows of `taps` values and n of K."""
     outputs, line = conv.K // conv.groups, p // conv.columns
     at = line // conv.rows * conv.out_image + line % conv.rows * conv.out_row + p % conv.columns * conv.out_pixel
     for group in range(conv.groups):
@@ -172,7 +176,7 @@ def conv_part(thread_index, thread_count, record, like):
 
 @kernel(CONV, needs=provide_microkernel)
 def conv_flagged_part(thread_index, thread_count, record, like):
-    """Of the thread's tiles those that are flagged, once more: see winograd.py."""
+    """Compute the flagged ones of the thread's tiles again: see winograd.py."""
     conv = carray(record, 1)[0]
     high, wide = (conv.rows + TILE - 1) // TILE, (conv.columns + TILE - 1) // TILE
     flags = carray(void_pointer(conv.flags), conv.N * high * wide, np.uint8)
@@ -230,7 +234,7 @@ def conv_weights_part(thread_index, thread_count, record, like):
 
 @device_function
 def describe(conv, x, groups, K, rows, columns, lowered, thread_count):
-    """Sizes, and room."""
+    """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.groups, conv.K, conv.rows, conv.columns, conv.x = groups, K, rows, columns, address(x)
     conv.lowered, conv.lowered_size, conv.itemsize = address(lowered), lowered.size // thread_count, lowered.itemsize
@@ -290,7 +294,7 @@ def _weights(launcher, thread_count, kernels, x, dz, stride, pads, dilation, dw,
 
 @device_function
 def taps_met(phase, pad, size, step, dilation, taps):
-    """How many taps the pixels phase, phase + step, ... of the image meet; taps (size, 2): each, last first, and the first such output."""
+    """How many taps reach the pixels phase, phase + step, ... of the image; taps (size, 2): each, last first, and its first output."""
     n = 0
     for tap in range(size - 1, -1, -1):
         if (phase + pad - tap * dilation) % step == 0:
@@ -301,13 +305,13 @@ def taps_met(phase, pad, size, step, dilation, taps):
 
 @device_function
 def pack_whole(depth, columns, w, panels):
-    """Contiguous w (depth, columns) into panels. The call holds w, of whose pointer alone nobody would."""
+    """Contiguous w (depth, columns) into panels. As an argument w stays alive, which its pointer alone would not ensure."""
     pack_b(depth, columns, data(w), columns, 1, data(panels), depth)
 
 
 @device_function
 def describe_folded(conv, dz, w, stride, pads, dx, lowered, runs, panels, thread_count):
-    """One convolution of dz with all phases' kernels side by side, each on the rows and columns of dz that any of them meets."""
+    """One convolution of dz with the kernels of all phases side by side, over all rows and columns of dz that any phase uses."""
     kh, kw, C, K = w.shape
     rows_met, columns_met = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
     top, left = -(kh - 1 - pads[0]) // stride[0], -(kw - 1 - pads[1]) // stride[1]
@@ -379,12 +383,12 @@ def _inputs(launcher, thread_count, kernels, dz, w, stride, pads, dilation, dx, 
 
 
 _KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
-# of an output all of which is to be made
+# an output without flagged tiles: conv_part computes all of it
 NO_FLAGS = np.empty((0, 0), np.uint8)
 
 
 def _room_sizes(x, w):
-    """Values for panels of w either way round, and for lowered pixels of each thread."""
+    """Values of scratch for panels of w or its transpose, and for each thread's im2row."""
     kh, kw, channels, K = w.shape
     groups, outputs = x.shape[3] // channels, K // (x.shape[3] // channels)
     # the last panel may have room for columns that w has not
@@ -394,7 +398,7 @@ def _room_sizes(x, w):
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     if depthwise.suits(x, w):
         depthwise.forward(x, w, b, geometry, residual, activation, saved)
         return
@@ -411,7 +415,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
+    """Overwrite gradients: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
     dz, dx, dw, db = gradients
     activation_backward(dy, *saved, dz, activation)
     (stride, pads, dilation), groups = geometry, x.shape[3] // w.shape[2]

@@ -1,8 +1,10 @@
-"""Chains of dense layers, a_{l+1} = f_l(a_l w_l + b_l), as in kernels/reference/dense.py.
+"""Chains of dense layers, a_{l+1} = f_l(a_l w_l + b_l): forward, backward, inference. Formulas: kernels/reference/dense.py.
 
-The rows of a batch are independent through the whole chain, forward and backward, so a thread takes its share of rows
-through all layers with no barrier; only the weights' gradients, sums over all rows, come after. A bias is where the product's sums
-start. Products and activations are kernels of their own, called by their addresses, so that each is compiled once.
+Passes: a thread takes its rows of the batch through all layers, forward or backward, without a barrier, since rows are independent. Then,
+in a second launch, it computes its rows of every dw and its columns of every db, which are sums over all rows of the batch.
+
+The product's sums start at the bias, so adding it needs no pass. GEMM and activations are kernels of their own, called by address, so that
+each is compiled once. Drivers read addresses and shapes of a chain's arrays from the Python objects: see engine/object_memory.py.
 """
 
 from functools import lru_cache
@@ -49,9 +51,9 @@ CHAIN = np.dtype(
 )
 LAYER_BYTES = LAYER.itemsize
 needs_input = device_function(types.needs_input)
-# rows of a weight's gradient that are done at a time, so that their squares are summed while they are in cache
+# rows of a weight's gradient in one product, so that their squares are summed while they are in cache
 GRADIENT_ROWS = 480
-# and that are looked at while they are in the first cache
+# rows of these whose health is measured while they are in the first-level cache
 FEW_ROWS = 16
 # rows that are summed in one chain of their dtype, and columns that are summed at a time: bytes of room for their sums
 SUMMED_ROWS, SUMMED_COLUMNS = 256, 1024
@@ -263,7 +265,7 @@ def gradients_part(part, parts, job, like):
 
 @device_function
 def fields_of(items, l, none):
-    """The fields of array number l of a list with its items at this address: see array_table.py. 0 for None, and where there is no list."""
+    """Address of the fields of a list's array number l: see object_memory.py. items: of the list, or 0. 0 for None and without a list."""
     array = word(items, l) if items else none
     return array + HEAD if array != none else 0
 
@@ -367,7 +369,7 @@ def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx,
 
 
 def _is_one(x, weights):
-    """Whether a chain is one that a compiled driver describes, in a fifth of the time."""
+    """Whether a chain is one layer of contiguous x and w, for which _forward and _backward take a fifth of the time."""
     return len(weights) == 1 and x.flags.c_contiguous and weights[0].flags.c_contiguous
 
 
@@ -411,7 +413,7 @@ INFER_ROWS = 20 * ROWS
 
 @device_function
 def rows_at_once(rows, parts):
-    """How many of its rows a part of infer takes through the chain at a time: it has buffers for so many."""
+    """How many rows a part of infer takes through the chain at a time: the rows of its buffers."""
     grains = (rows + ROWS - 1) // ROWS
     return min(rows, INFER_ROWS, (grains + parts - 1) // parts * ROWS)
 

@@ -1,12 +1,15 @@
-"""Depthwise convolution of images (N, H, W, C), every channel with a kernel of its own: as in kernels/reference/conv.py, groups = C = K.
+"""Depthwise convolution of images (N, H, W, C): one kernel per channel, groups = C = K. Formulas: kernels/reference/conv.py.
 
     z[n, i, j, c] = sum over taps (a, b) of x[n, i sh + a dh - top, j sw + b dw - left, c] w[a, b, c] + b[c]
 
-Vectors run along the channels, and taps read the image where it lies; a tap outside of it reads zeros. Four neighbouring pixels of
-the output are made at a time, two vectors of channels each, whose sums stay in registers over all taps. The input's gradient is the
-same of dz, one phase of the stride after another, each with the taps that it meets. The weights' gradient is summed in registers over
-a row of the output, three taps at a time, and in memory row after row, so that no sum in float32 is one long chain. A thread has rows of
-the output, or channels of the weights' gradient.
+Layout: vectors run along the channels. A tap reads the image in place; a tap outside the image reads a row of zeros.
+
+Forward: four neighbouring pixels of the output at a time, two vectors of channels each; their sums stay in registers over all taps.
+dx: the same kernel on dz, once for each phase of the stride, with the taps that reach that phase.
+dw: three taps at a time; registers hold the sums over a row of the output, which are then added to dw in memory, row after row. So no
+float32 sum is one long chain.
+
+A thread has rows of the output, or channels of dw.
 """
 
 import numpy as np
@@ -269,7 +272,7 @@ def describe(conv, x, rows, columns, stride, taps, sources, zeros):
 
 @device_function
 def rooms(thread_count, n_taps, columns, step, like):
-    """Sources (threads, n_taps, 2), and zeros in the place of all pixels of the image that a tap has in a row of the output."""
+    """Scratch: sources (threads, n_taps, 2), and zeros, which taps outside the image read for a row of the output."""
     return np.empty((thread_count, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
@@ -350,7 +353,7 @@ def _taps(size, geometry):
 
 
 def _phases(size, geometry):
-    """The taps that the pixels of every phase of the stride meet, last first: (phases, most taps, 3), and how many (phases,)."""
+    """The taps that reach the pixels of each phase of the stride, last first: (phases, most taps, 3), and how many (phases,)."""
     stride, pads, dilation = geometry
     a, b = np.divmod(np.arange(size[0] * size[1])[::-1], size[1])
     phases = []

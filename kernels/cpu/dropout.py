@@ -1,4 +1,7 @@
-"""Dropout, as in kernels/reference/dropout.py: a value's number is made where it is used."""
+"""Dropout; formula and random numbers: kernels/reference/dropout.py.
+
+No mask is stored: the loop computes the random number of value i from the key and i, in backward again. A thread has a range of values.
+"""
 
 import numpy as np
 from numba import carray

@@ -1,8 +1,10 @@
-"""C = start + A @ B for any strides of A and B: packing and cache blocking around the microkernel.
+"""Matrix product C = start + A @ B, with any strides of A and B: packing and cache blocking around engine/microkernel.py.
 
-Operands are read where they lie as long as the cache holds them; larger ones are copied into panels first. K is cut into
-blocks, and every block after the first starts from C, so an element's sum has one order whatever is packed or blocked.
-C must have unit column stride; where it has not, `matmul` turns the product around.
+Operands that stay in cache are read in place; larger ones are packed into panels. K is cut into blocks, and every block after the first
+adds to C. So the sum of an element has one order, whatever is packed or blocked. The columns of C must be contiguous; where they are not,
+`matmul` computes C^T = B^T @ A^T.
+
+`matmul` is the op. Other kernels call gemm_part by its address, or use `panel_tiles`, for a B that they have packed, and `tiles`.
 """
 
 import numpy as np
@@ -82,9 +84,9 @@ def pack_b(kc, nc, b, b_row, b_col, panels, depth):
 
 @device_function
 def pack_a(mc, kc, a, a_row, a_col, panels):
-    """A panel a tile, one after another, each (kc, ROWS): the rows of a tile side by side for every k.
+    """A panel a tile, one after another, each (kc, ROWS): for every k the values of the tile's rows side by side.
 
-    Whole vectors are written in the order of k, and what of one exceeds ROWS lies under the next.
+    Whole vectors are written in the order of k; the part of a vector beyond ROWS is overwritten by the next one.
     """
     n = lanes(a)
     whole = max(0, mc // ROWS - 1) if mc % ROWS else mc // ROWS
@@ -179,8 +181,8 @@ def reads_well(length, stride, itemsize):
 
 @inline_function
 def copies_a(N, k_block, a_row, a_col, itemsize):
-    """Whether A goes into panels: where its rows lie transposed, and too far apart for the lines they share to stay in cache, or where
-    they lie multiples of 2 KiB apart, which the first-level cache keeps in few places, and enough columns make up for it.
+    """Whether A is packed into panels: if it is transposed, and its columns are too far apart for shared cache lines to stay in cache; or
+    if its rows are multiples of 2 KiB apart, which map to few sets of the first-level cache, and N is large enough to pay for the copy.
     """
     if a_col == 1:
         return N >= COLUMNS and a_row * itemsize % 2048 == 0
@@ -343,7 +345,7 @@ def _matmul(launcher, parts, function, a, b, out, accumulate, room):
 
 
 def matmul(a, b, out, accumulate=False):
-    """out (M, N) = a (M, K) @ b (K, N), added to what out holds if `accumulate`. Any strides, but out must have a unit one."""
+    """out (M, N) = a (M, K) @ b (K, N), added to out if `accumulate`. Any strides, but one stride of out must be 1 value."""
     dtype = out.dtype
     run(
         2 * out.size * a.shape[1], _matmul, gemm_part.address(dtype), a, b, out, accumulate, scratch=(dtype, 0, SCRATCH)

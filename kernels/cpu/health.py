@@ -1,9 +1,13 @@
-"""What gradients, outputs and updates look like, as in kernels/reference/health.py: of what a pass has just written, while it is in cache.
+"""Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-Counts and largest values are integers, and so have no order. Sums have one whatever the threads: by blocks, which are joined in turn. A
-block of outputs is summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is lost;
-blocks are joined about their common mean (Chan, Golub & LeVeque 1983). A block's sums are in the values' own type, and once more in float64
-where squares may have overflowed or vanished, or much would be lost: conversions would cost more than all else.
+The kernels of a training step call these functions on values that they have just written and that are still in cache; a WATCH record
+collects the results. array_health and output_health measure lists of arrays in a pass of their own.
+
+Counts and largest magnitudes are integers, so their order does not matter. Sums are taken by block, and blocks are joined in their order,
+so the bits do not depend on the number of threads. A block of outputs is summed about its first value, which lies within sqrt(n) standard
+deviations of the mean (Samuelson 1968), so little precision is lost. Blocks are joined about their common mean (Chan, Golub & LeVeque
+1983). A block's sums are taken in the dtype of the values. They are taken again in float64 only where squares may have overflowed or
+underflowed, or where most digits would cancel: converting every value would cost more than all else.
 """
 
 import math
@@ -21,7 +25,7 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares
 from .loss import total
 
-# values that are looked at while they are in the first cache
+# values of a block, which stays in the first-level cache
 BLOCK = 2048
 # sums of squares in this range have lost nothing that counts
 LEAST, MOST = 1e-24, 1e36
@@ -32,7 +36,7 @@ TINY = 1e-280
 
 @device_function
 def padded(units):
-    """Flags of so many units, up to whole vectors."""
+    """How many flags so many units have: rounded up to whole vectors."""
     return (units + 15) // 16 * 16
 
 
@@ -115,7 +119,7 @@ def dead(rows, columns, parts, stride, alive):
 
 @device_function
 def scaled_norm(values, n, largest):
-    """The norm of values whose squares vanish or overflow."""
+    """The sum of squares of values / largest, for values whose own squares underflow or overflow."""
     total, x = 0.0, carray(values, n)
     for i in range(n):
         share = x[i] / largest
@@ -155,10 +159,10 @@ def ratio(moved, weight):
     return math.sqrt(moved / weight) if weight != 0 else np.inf
 
 
-# what a chain's passes leave: sums (L, blocks, 3) and flags (parts, units) of outputs by layer, looks (parts, L, 2) at weights' gradients,
-# and what updates have moved by block, (changes, 2); rows: where it is told
+# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs, alive (parts, units): their flags; looks
+# (parts, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
 WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
-# what Python asks for: see types.Watch
+# the request of Python: see types.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
 KINDS = len(types.HEALTH)
 WORDS = len(WATCH.names)
@@ -175,14 +179,14 @@ def sizes_of(table, batch_size, parts):
 
 @device_function
 def watch_size(table, batch_size, parts, changes):
-    """Words that a WATCH and what it names take."""
+    """Words of a WATCH and of the arrays behind it."""
     blocks, units = sizes_of(table, batch_size, parts)
     return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
 
 
 @device_function
 def describe_watch(watch, health, table, batch_size, parts, changes):
-    """A WATCH at the beginning of an array of float64, with room behind it."""
+    """Fill in a WATCH at the beginning of an array of float64; its arrays lie behind it."""
     w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
     w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
     w.blocks, w.units = sizes_of(table, batch_size, parts)
@@ -202,7 +206,7 @@ def is_due(health, step):
 
 @device_function
 def report_of(w, batch):
-    """(L, 9), what is told of a batch."""
+    """The health of a batch (L, 9), as an array."""
     return carray(void_pointer(w.rows + 8 * batch * w.depth * KINDS), (w.depth, KINDS), np.float64)
 
 
@@ -223,7 +227,7 @@ def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
 
 @device_function
 def begin_look(watch, part, l):
-    """The part has seen nothing of a layer's gradient."""
+    """Reset the part's largest magnitude and count of zeros for a layer's gradient."""
     w = watch_of(watch)
     look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
     look[0], look[1] = 0, 0
@@ -231,7 +235,7 @@ def begin_look(watch, part, l):
 
 @device_function
 def look_at_gradient(watch, part, l, values, n):
-    """n values more of the part's gradient of a layer's weights."""
+    """Add n values of a layer's weight gradient to the part's largest magnitude and count of zeros."""
     w = watch_of(watch)
     look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
     largest, zeros = max_and_zero_count(values, n)
@@ -241,7 +245,7 @@ def look_at_gradient(watch, part, l, values, n):
 
 @device_function
 def report_layers(watch, batch, parts, rows, table, grads, norms):
-    """Tell of a batch's gradients and outputs; norms as the passes leave them. The updates' ratio is NaN so far. watch: an array."""
+    """Write the health of a batch's gradients and outputs. norms: squares by row of every dw. The updates' ratio becomes NaN."""
     w, first, before = watch_of(address(watch)), 0, 0
     health = report_of(w, batch)
     looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
@@ -266,7 +270,7 @@ def report_layers(watch, batch, parts, rows, table, grads, norms):
 
 @device_function
 def report_updates(watch, batch, table, arrays):
-    """Tell of a batch's updates; watch: an array; arrays: a table of w and b of every layer."""
+    """Write the ratios of a batch's updates. watch: an array; arrays: a table of w and b of every layer."""
     w, a = watch_of(address(watch)), 0
     health, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
     for l in range(len(table)):
@@ -286,7 +290,7 @@ def asked_by(watch):
     return watch.record[0]
 
 
-# arrays: sums of squares, and looks, of each block in turn
+# a list of arrays: sums of squares, and looks (largest magnitude, zeros), by block
 GRADIENTS = np.dtype([(name, "i8") for name in "table n sums looks".split()])
 
 
@@ -329,7 +333,7 @@ def array_health(arrays, health):
     run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), health)
 
 
-# outputs: of each its address, rows and columns; sums and flags as in look_at_rows, of one after the other
+# a list of outputs: address, rows and columns of each; sums and flags as in look_at_rows, one output after the other
 OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
 
 
@@ -357,7 +361,7 @@ def look_at_outputs_part(part, parts, job, like):
 
 @device_function
 def dead_of(rows, columns, parts, stride, alive, first):
-    """`dead` of flags that begin with number `first` of an array."""
+    """`dead`, of the flags alive[first:]."""
     return dead(rows, columns, parts, stride, advance(data(alive), first))
 
 
@@ -390,5 +394,5 @@ def output_health(outputs, bands, health):
     run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, health)
 
 
-# what a look at a value costs, in multiplications and additions
+# a value costs about as much as this many multiplications and additions
 COST = 4

@@ -1,7 +1,8 @@
-"""Initial weights, as in kernels/reference/init.py, to the last bit: the same operations in the same order.
+"""Initial weights: uniform, normal and orthogonal; formulas: kernels/reference/init.py, with the same bits.
 
-Nothing branches, and no loop mixes more than it must of 32 and 64 bits, so that vectors are full: normal values go through three loops, in
-blocks that stay in cache. Orthogonal matrices are LAPACK's on either backend.
+The operations and their order are the reference's. Loops have no branches, and keep 32-bit and 64-bit work apart as far as they can, so
+that vectors are full. Normal values take three loops over blocks that stay in cache: the 64-bit random numbers, the normal numbers in
+float32, the values in the dtype of the output. `orthogonal` is the reference's function, LAPACK's QR decomposition.
 """
 
 import numpy as np

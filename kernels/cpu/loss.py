@@ -1,4 +1,8 @@
-"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py."""
+"""Losses and their gradients times `scale`; formulas: kernels/reference/loss.py.
+
+cross_entropy works on rows of logits, the other losses value by value; exponentials are taken over all rows in one loop. The public
+functions return the sum of the losses in float64. training_step.py calls the kernel `loss_part` by its address.
+"""
 
 import numpy as np
 from numba import carray
@@ -19,8 +23,8 @@ def times(t, log_p):
 
 @device_function
 def cross_entropy_rows(rows, n, z, labels, by_class, t, losses, dz, scale):
-    """Rows of n logits z against classes, or against probabilities t. What is done value by value is done over all rows at once, since
-    a row of ten leaves most of its vectors empty. A label of no class makes its row NaN: they are compared where they are used, since
+    """Rows of n logits z against classes, or against probabilities t. exp is taken over all rows in one loop, since a row of
+    ten values leaves vectors nearly empty. A label that is no class makes its row NaN. Labels are checked each time they are used, since
     another thread may write to them."""
     zs, ts, dzs, ls = carray(z, rows * n), carray(t, rows * n), carray(dz, rows * n), carray(losses, rows)
     for i in range(rows):

@@ -1,9 +1,14 @@
-"""LSTM over whole sequences, as in kernels/reference/lstm.py, which has the formulas and the layout of rows.
+"""LSTM over whole sequences; formulas and layout of rows: kernels/reference/lstm.py.
 
-Sequences are independent of each other, forward and backward, so a thread takes its share of them through all steps with no barrier.
-What has no order in time is done outside of that loop, as products over all steps at once: the input's part of z before it, the
-gradients of the input and of the weights after it. Inside are the product with w_hh, from panels that are copied once a call, and
-the gates, row by row while they are in cache.
+Passes: a thread takes its sequences through all time steps, forward or backward, without a barrier, since sequences are independent. A
+step is the product with w_hh, and then the gates, row by row while they are in cache. After the steps a second launch computes the
+gradients of the weights, as products over all steps at once: they have no order in time.
+
+How a step multiplies depends on the sizes:
+
+    IN_PANELS  weights are packed into panels once a call; x_t and h_{t-1} lie side by side, [x_t, h_{t-1}] @ [w_ih; w_hh] is one product
+    IN_PLACE   at most FEW_STEPS steps: weights are read in place; x_t w_ih and h_{t-1} w_hh are two products
+    IN_ROWS    few sequences a thread: h_{t-1} w_hh alone; x w_ih is one product over all steps before the loop, as is dx after it
 
 Thread i of n has the positions i, i + n, ... in the order by length, so that each has long and short sequences.
 """
@@ -94,7 +99,7 @@ def thread_states(lstm, thread_index, thread_count, like):
 
 @device_function
 def copy_states(lstm, thread_index, thread_count, columns, states, states_row, array, writes):
-    """The states of the thread's sequences from an array (N, columns), zeros where there is none; or into it."""
+    """Copy the states of the thread's sequences from an array (N, columns), zeros if it is null; with `writes` into it."""
     order = order_of(lstm)
     for i in range(own_count(thread_index, thread_count, lstm.n)):
         row = advance(states, i * states_row)  # (columns,)
@@ -126,7 +131,7 @@ def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, 
 
 @inline_function
 def cell(i, f, g, c_before):
-    """c_t, twice: it is kept, and the state."""
+    """c_t, twice: for the array c and for the state."""
     c = f * c_before + i * g
     return c, c
 
@@ -375,7 +380,7 @@ def peephole_gradient(lstm, thread_index, thread_count, like):
 
 @device_function
 def scratch_sizes(n, C, H, P, projects):
-    """Values of what both ways through time have in a driver's scratch: all threads' states; w_hh, w_ih and w_proj as they are read."""
+    """Sizes of the scratch that forward and backward share: all threads' states; w_hh, w_ih and w_proj in the layout that products read."""
     # the last panel may have room for columns that w has not
     panels = 4 * H * (C + P) + 64 * max(4 * H, C + P)
     return n * (C + P + 2 * H), panels, 4 * H * C, (H * P + 64 * max(H, P)) if projects else 0
@@ -390,7 +395,7 @@ def strides_of(w, transposed):
 
 @device_function
 def describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
-    """The sizes and arrays that both ways through time have in common."""
+    """Fill in the sizes and arrays that forward and backward share."""
     lstm.n, lstm.steps, lstm.rows, lstm.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
     lstm.C, lstm.H, lstm.P, lstm.itemsize = xs.shape[1], c_0.shape[1], h_0.shape[1], xs.itemsize
     lstm.order, lstm.offsets, lstm.h_0, lstm.c_0 = address(order), address(offsets), address(h_0), address(c_0)
@@ -514,7 +519,7 @@ _NONE = {char: (np.empty(0, char), np.empty((0, 0), char)) for char in "fd"}
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
     dtype, (rows, C), (n, H), P, projects = xs.dtype, xs.shape, start.c.shape, len(w_hh), w_proj is not None
@@ -528,9 +533,9 @@ def lstm_forward(xs, weights, start, batch, saved, end):
 
 
 def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
-    """From what comes from above to all gradients; nothing from above is the same as zeros.
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero.
 
-    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
+    The gradients of the weights are added to the arrays if `accumulate`, and overwritten if not.
     """
     dh, dh_n, dc_n = upstream
     w_ih, w_hh, _, peephole, w_proj = weights

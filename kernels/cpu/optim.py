@@ -1,8 +1,14 @@
-"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, weight decay and update in one pass over memory.
+"""Optimisers over lists of arrays: norm, clipping, weight decay, update, masks and constraints; formulas: kernels/reference/optim.py.
 
-A rule is what happens to one value; `map_arrays` makes a loop of it. What a rule is given is worked out once a call, in float64: bias
-corrections are in `lr` and `correction`. Each value of Adam costs a square root and a division, whose unit bounds the speed
-while the arrays are in cache; beyond it memory does, with 28 bytes a float32.
+Passes: one over the gradients for their norm, if it is needed; one over params, grads and state, which clips, decays, updates,
+masks and limits. Constraints on norms take one more pass where a norm is above its limit.
+
+An update rule is an inline function of one value; `map_arrays` turns it into a loop. The numbers of a rule are computed once a call, in
+float64: `lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while
+the arrays are in cache; beyond the cache memory does, with 28 bytes a float32 value.
+
+An update that would turn finite values into infinity or NaN is not applied. A bound by the gradients' norm rules that out for nearly every
+update. Where it cannot, the update runs on copies, which are checked and then copied back: see update_soundly.
 """
 
 import math
@@ -60,22 +66,23 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
 from .health import moved, sum_moved
 
-# rows: of state; state's rows lie `stride` values apart. keep1: what is kept of a momentum; rest: 1 - beta; one of inside and
-# outside the root is eps; decay is an L2 term, shrink what decoupled decay leaves of a parameter
+# one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
+# rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
+# parameter by decoupled decay
 UPDATE = np.dtype(
     [(name, "i8") for name in "state stride rows optimizer".split()]
     + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
-# of lists: tables of params and grads; sums: of grads' squares by block; update: of an UPDATE; masks: of a byte a value, or 0; held_sums
-# and held_counts: of updated values by block, as in clip.py, where their norms are limited; moved: (blocks, 2)
-# of health.py, or 0, and then room has `longest` values for each part
+# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of an UPDATE; masks: of a byte a
+# value, or 0; held_sums, held_counts: of updated values by block, as in clip.py, for a constraint on norms; moved: (blocks, 2) as in
+# health.py, or 0; room: scratch of `longest` values for each part, if moved
 ARRAYS = np.dtype(
     [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts moved".split()]
     + [("room", "i8"), ("longest", "i8")]
     + [("limit", "f8")]
 )
-# what updated values are held to: addresses of masks and of a constraint's widths, or 0
+# masks and constraint of an update: addresses of masks and of the constraint's widths, or 0; kind and limit of the constraint
 HELD = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limit", "f8")])
 # an update costs about as much a value as this many multiplications and additions
 COST = 32
@@ -101,7 +108,7 @@ def sgd(p, g, scale, decay, shrink, lr):
 
 @inline_function
 def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
-    """keep: what is kept of the velocity; at the first step it is the gradient itself."""
+    """keep: the factor of the old velocity, 0 at the first step, when the velocity is the gradient."""
     d = gradient(g, p, scale, decay)
     v = keep * v + d if keep != real(0, d) else d
     return shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v), v
@@ -172,7 +179,7 @@ def update_values(t, n, params, grads, state):
 
 @device_function
 def update_watched(t, n, params, grads, state, before, totals):
-    """update_values, and what it has moved; before: room for n values."""
+    """update_values, and totals (2,): the squares of the change and of the values before it. before: scratch for n values."""
     copy(n, params, before)
     update_values(t, n, params, grads, state)
     moved(before, params, n, carray(void_pointer(totals), 2, np.float64))
@@ -218,7 +225,7 @@ def square_arrays_part(part, parts, job, like):
 
 @inline_function
 def alive(x, mask):
-    """0 for what is pruned, NaN too."""
+    """x, or 0 if it is pruned, even if x is NaN."""
     return (x if mask else real(0, x),)
 
 
@@ -233,7 +240,7 @@ def zero_pruned(n, params, row, stride, rows, mask):
 
 @device_function
 def sum_held(g, t, a, at, params, size):
-    """The squares of a block of updated values, by unit."""
+    """The sums of squares of a block of updated values, by unit, for a constraint on norms."""
     place, width, room = sums_of(t, a, at), t[a, WIDTH], local(SUMS_AND_FACTORS, np.float64)
     room[:] = 1
     sums = carray(void_pointer(g.held_sums), place + width, np.float64)
@@ -243,7 +250,7 @@ def sum_held(g, t, a, at, params, size):
 
 @kernel(ARRAYS)
 def update_arrays_part(part, parts, job, like):
-    """Backwards: what was read last for the norm is still in the caches. What is done to updated values is done a block at a time."""
+    """The part's blocks, from the last, since those read last for the norm are still in cache: update, masks, constraint."""
     g = carray(job, 1)[0]
     t = carray(void_pointer(g.update), 1, UPDATE)[0]
     params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
@@ -271,7 +278,7 @@ def update_arrays_part(part, parts, job, like):
 
 @device_function
 def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals):
-    """The update that a record describes, and what it leads to. kernels: update_arrays_part, norms_part and scale_part.
+    """The update that a record describes, and its constraint. kernels: update_arrays_part, norms_part and scale_part.
 
     held: address of a HELD, or 0, which Python holds; moved: of sums of health.py by block, or 0; totals: the array that they lie in.
     """
@@ -293,7 +300,7 @@ def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, 
 
 @device_function
 def project(launcher, parts, kernels, params, n, job, room, totals, widths):
-    """Update, and scale what then has a larger norm than the limit. room and totals: as the job has them."""
+    """Update, then scale arrays or units whose norm is above the limit. room and totals: as the job has them."""
     limit = job[0].limit
     sums, counts = np.empty(params[n, SUMS]), np.empty(params[n, SUMS], np.int64)
     job[0].held_sums, job[0].held_counts = address(sums), address(counts)
@@ -336,7 +343,7 @@ def norm_of(launcher, parts, kernel, arrays, n):
 
 @device_function
 def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
-    """Whether the update of finite values may lead to what is not finite: a bound, by the norm of the gradients before scaling."""
+    """Whether the update may turn finite values into infinity or NaN: a bound, by the norm of the gradients before scaling."""
     t, k = update[0], 0 if size == 4 else 1
     largest = norm * t.scale
     if t.optimizer != types.SGD:
@@ -365,7 +372,7 @@ def copy_bytes(n, source, target):
 
 @device_function
 def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
-    """Whether a value that is finite, as are its state and gradient, is not in the copies, or its state."""
+    """Whether a value with finite parameter, gradient and state has a parameter or state in the copies that is not finite."""
     for a in range(n):
         for i in range(params[a + 1, START] - params[a, START]):
             before, after = value_at(params[a, ADDRESS], i, size), value_at(copies[a, ADDRESS], i, size)
@@ -381,7 +388,7 @@ def spoils(params, copies, grads, n, state, state_copy, stride, rows, size):
 
 @device_function
 def update_copies(launcher, parts, kernels, params, grads, n, update, held, moved, size, totals, copies, room):
-    """update_all on copies of params and state, which go back where nothing finite has become anything else; OK or NONFINITE.
+    """update_all on copies of params and state, copied back if all finite values stayed finite; OK or NONFINITE.
 
     copies: a table like params; room: for the values of params, and then of state.
     """
@@ -404,10 +411,10 @@ def update_copies(launcher, parts, kernels, params, grads, n, update, held, move
 
 @device_function
 def update_soundly(launcher, parts, kernels, params, grads, n, update, held, moved, norm, size, totals):
-    """update_all, but of nothing where it would end in what is not finite; OK or NONFINITE.
+    """update_all, unless it would turn finite values into infinity or NaN; OK or NONFINITE.
 
-    norm: of the gradients before scaling; size: bytes of a value. A bound by the norm says of nearly every update that it cannot; of what
-    is left it is found out.
+    norm: of the gradients before scaling; size: bytes of a value. A bound by the norm rules that out for nearly every update; the
+    others run on copies.
     """
     if may_overflow(launcher, parts, kernels, params, n, update, norm, size):
         room = np.empty(((params[n, START] + update[0].rows * update[0].stride) * size + 7) // 8)
@@ -458,7 +465,7 @@ NO_UPDATES = np.empty(0, np.int64)
 
 
 def held_by(masks, constraint):
-    """A HELD, or None: what it names must be kept by the caller."""
+    """A HELD, or None. The caller keeps masks and widths, whose addresses it has."""
     if masks is None and constraint is None:
         return None
     kind, limit, widths = constraint or (types.FREE, np.inf, None)
@@ -470,12 +477,12 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
-    there, summed. updates (1,), int64, or None: one is added to it with the update, in one call, so that whoever interrupts it finds as
-    many updates made as are counted. only_if, or None: a status; where it is not OK nothing is done, and it is the status.
-    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
-    Raises ValueError, and updates nothing, where sizes differ: the kernels walk the params' table, and take from it where the values of
-    all others lie.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
+    values before it. updates (1,), int64, or None: a counter, to which one is added in the same compiled call as the update, so that an
+    interrupt cannot separate the two. only_if, or None: a status; where it is not OK nothing is updated, and that status is returned.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
+    nothing is updated.
+    Raises ValueError, and updates nothing, where sizes differ: kernels walk the table of params and find all other values by its offsets.
     """
     if only_if is not None and only_if != types.OK:
         return only_if

@@ -1,6 +1,6 @@
-"""Sequences as rows, a step after another without padding, and back: the layout of kernels/reference/packing.py.
+"""Packing of sequences x (N, T, C) into rows (R, C) without padding, and unpacking; layout: kernels/reference/packing.py.
 
-A thread has a range of the steps.
+A thread has a range of the time steps.
 """
 
 import numpy as np

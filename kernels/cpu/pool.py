@@ -1,6 +1,7 @@
-"""Pooling of images (N, H, W, C), as in kernels/reference/pool.py: a window's pixels one after another, all channels of one at a time.
+"""Max and mean pooling of images (N, H, W, C); formulas: kernels/reference/pool.py.
 
-A thread has images of its own, since windows that overlap meet in dx.
+A kernel goes through a window pixel by pixel; vectors run along the channels. Forward a thread has rows of windows. Backward it has whole
+images, since windows that overlap add to the same pixels of dx.
 """
 
 import numpy as np
@@ -26,26 +27,26 @@ COST = 4
 
 @inline_function
 def larger(y, x):
-    """NaN stays, and comes."""
+    """The larger of y and x, NaN if either is."""
     return (y if y > x or y != y else x,)
 
 
 @inline_function
 def to_first(dx, done, x, y, dy):
-    """dy goes to the first pixel that is the largest; done is 1 where it has gone."""
+    """Add dy to dx at the first pixel that equals y; done is 1 after that."""
     hit = done == real(0, x) and (x == y or x != x)
     return dx + (dy if hit else real(0, x)), real(1, x) if hit else done
 
 
 @device_function
 def bounds(i, step, before, size, limit):
-    """First pixel of the i-th window and the one past its last, of those that the image has."""
+    """First pixel of window i inside the image, and the end of its pixels."""
     return max(0, i * step - before), min(limit, i * step - before + size)
 
 
 @device_function
 def weight(pool, pixels, like):
-    """Of each of a window's pixels in its mean."""
+    """The weight of a pixel in its window's mean."""
     return real(1 / (pool.size_h * pool.size_w if pool.include_pad else pixels), carray(like, 1)[0])
 
 
@@ -118,12 +119,12 @@ def _pool(function, images, outputs, size, stride, pads, mean, include_pad, **ar
 
 
 def max_pool2d_forward(x, size, stride, pads, y):
-    """y (N, H', W', C): the largest of each window, NaN if there is one."""
+    """y (N, H', W', C): the largest value of each window, NaN if it holds one."""
     _pool(pool_forward_part, x, y, size, stride, pads, False, False, x=x, y=y)
 
 
 def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
-    """dx (N, H, W, C): of each window to the first of its largest values, in row order."""
+    """dx (N, H, W, C): dy of each window goes to the first of its largest values, in row order."""
     _pool(pool_backward_part, dx, dy, size, stride, pads, False, False, dy=dy, x=x, y=y, dx=dx)
 
 

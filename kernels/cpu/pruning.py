@@ -1,8 +1,9 @@
-"""Magnitude pruning of lists of arrays, as in kernels/reference/pruning.py.
+"""Magnitude pruning of lists of arrays: the `count` smallest |x|, by radix selection, or all below a threshold. See reference/pruning.py.
 
-The bits of |x|, as an integer, are in the order of the values. So the largest value that goes is found digit by digit, from the first: a
-pass counts how many values have each digit, of those that begin with the digits found. Then what is smaller goes, and as many of its
-equals as there is room for, the first ones: each block is told how many of its own.
+The bits of |x|, as an integer, have the order of the values. The count-th smallest |x| is found digit by digit (DIGIT bits), from the
+highest: a pass counts, among the unpruned values that begin with the digits found so far, how many have each next digit. The last pass
+prunes all smaller values, and of those equal to it the first ones, until `count` is reached. How many equal values a block prunes is
+computed before that pass, so blocks are independent.
 """
 
 import numpy as np
@@ -40,8 +41,8 @@ from .engine.vector_loops import map_arrays
 # bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
 DIGIT, LANES = 11, 4
 COUNTERS = LANES << DIGIT
-# of a value: its bits that follow the `begin` found so far, and of them those after `shift`; counters: COUNTERS for each part. equals and
-# going: of each block how many are equal to `begin`, and how many of these go
+# begin: the digits found so far; shift: how many bits follow the next digit; counters: COUNTERS for each part; equals, going: for each
+# block how many values equal `begin`, and how many of these are pruned
 SELECT = np.dtype([(name, "i8") for name in "table n masks begin shift counters equals going".split()])
 BELOW = np.dtype([(name, "i8") for name in "table n masks".split()] + [("threshold", "f8")])
 # a pass over a value costs as much as this many multiplications and additions
@@ -50,7 +51,7 @@ COST = 8
 
 @kernel(SELECT)
 def digits_part(part, parts, job, like):
-    """Count the digits of living values that begin so."""
+    """Count, by their next digit, the unpruned values that begin with the digits found so far."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     counters = carray(void_pointer(g.counters + 8 * COUNTERS * part), COUNTERS, np.int64)
@@ -69,7 +70,7 @@ def digits_part(part, parts, job, like):
 
 @kernel(SELECT)
 def equals_part(part, parts, job, like):
-    """Count the living values of each block that are the one found."""
+    """Count the unpruned values of each block that equal the value found."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     equals = carray(void_pointer(g.equals), t[g.n, SUMS], np.int64)
@@ -92,7 +93,7 @@ def from_on(x, mask, least):
 
 @kernel(SELECT)
 def prune_part(part, parts, job, like):
-    """What is smaller goes, and the first equals of each block."""
+    """Prune smaller values, and of the equal ones the first of each block."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     going = carray(void_pointer(g.going), t[g.n, SUMS], np.int64)
@@ -153,7 +154,7 @@ _KERNELS = Addresses(digits_part, equals_part, prune_part)
 
 
 def _with_masks(arrays, masks):
-    """The arrays' table, of which kernels take where an array's masks begin."""
+    """The table of arrays, by whose offsets kernels find an array's masks."""
     rows = table(arrays)
     if masks.size != rows[-1, START]:
         raise ValueError(f"prune: masks must have {rows[-1, START]} values like the arrays, got {masks.size}")
@@ -161,7 +162,7 @@ def _with_masks(arrays, masks):
 
 
 def prune_smallest(arrays, masks, count):
-    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    """Prune the `count` smallest |x| that are not pruned yet; among equal values the first ones."""
     rows, dtype = _with_masks(arrays, masks), arrays[0].dtype
     bits = 8 * dtype.itemsize - 1
     run(COST * masks.size, _prune, _KERNELS[dtype.char], rows, len(arrays), masks.view(np.uint8), count, bits)
@@ -175,7 +176,7 @@ def not_below(x, mask, threshold):
 
 @kernel(BELOW)
 def below_part(part, parts, job, like):
-    """What is below goes, of the part's blocks."""
+    """Prune values below the threshold in the part's blocks."""
     g = carray(job, 1)[0]
     t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
     lo, hi = thread_range(part, parts, t[g.n, START], 64)

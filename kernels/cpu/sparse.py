@@ -1,11 +1,13 @@
-"""Products of rows that are mostly 0, given as types.Nonzeros, for the first layer of a chain.
+"""Products with a sparse matrix of types.Nonzeros (CSR), for the first layer of a chain, and the conversion of a dense matrix to Nonzeros.
 
-    z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        of x[i, k] that are not 0
+    z[i] = b + sum over k of x[i, k] w[k]        dw[k] = sum over i of x[i, k] dz[i]        over the x[i, k] that are not 0
 
-Sums run in the order of the dense product's, one fused multiply-add a term, so that where weights and gradients are finite, so that 0
-times them adds nothing, they are the same to the bit. Forward a row's sums stay in registers and rows of w stream past; back a row of dz
-stays there, and is added to rows of dw, which lie in the second-level cache, each beginning on a cache line. No row is masked but
-those shorter than a vector: the last vector ends where the row ends, and has some values of the one before it too.
+Sums run in the order of the dense product, one fused multiply-add a term. So where weights and gradients are finite, and 0 times them adds
+nothing, the bits are those of the dense product.
+
+Forward: the sums of a row of z stay in registers while rows of w stream past. Backward: a row of dz stays in registers and is added to
+rows of dw in scratch, which is in the second-level cache; each of these rows begins on a cache line. Only rows shorter than a vector are
+masked. In longer ones the last vector ends where the row ends, and overlaps the vector before it.
 """
 
 import numpy as np
@@ -20,15 +22,15 @@ from .engine.thread_pool import launch, thread_range
 from .gemm import LONG
 
 _I64 = ir.IntType(64)
-# vectors of a row that are done at a time
+# vectors of a row that a loop keeps in registers
 MOST = 16 if many_registers() else 8
 # values begin on lines of the cache
 LINE = 64
 
-# addresses of the arrays of Nonzeros, and of the numbers of the rows that are meant
+# addresses of the arrays of Nonzeros, and of the row numbers of the batch
 NONZEROS = np.dtype([(name, "i8") for name in "starts columns values order".split()])
-# forward: rows lo..hi of z (out) from w (of) and b, or 0; back: rows lo..hi of dw (out) from dz (of), over so many rows of x. of and out
-# are contiguous; scratch: of SCRATCH values of gemm.py
+# forward: rows lo..hi of z (out) from w (of) and b, or 0; backward: rows lo..hi of dw (out) from dz (of), over `rows` rows of x. of and
+# out are contiguous; scratch: SCRATCH values of gemm.py
 SPARSE = np.dtype([(name, "i8") for name in "nonzeros rows lo hi n_out of b out scratch".split()])
 COMPRESS = np.dtype([(name, "i8") for name in "x rows row starts columns values".split()])
 
@@ -62,7 +64,7 @@ class _Row:
 
 
 def _over(emit, count, body, sums=()):
-    """body(k, sums) for every k below count, and what it makes of the sums."""
+    """A loop of body(k, sums), which returns new sums, for every k below count; returns the last sums."""
     builder = emit.builder
     before, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("k.done")
     builder.cbranch(builder.icmp_signed("<", _I64(0), count), loop, after)
@@ -180,13 +182,13 @@ def _out(adds, room, to):
 
 @intrinsic
 def copy_out(typingctx, columns, count, room, to, to_row):
-    """Rows of so many columns from room to where they lie."""
+    """Copy `count` rows of so many columns from room, where they have whole vectors, to rows at `to`."""
     return _out(False, room, to)
 
 
 @intrinsic
 def add_out(typingctx, columns, count, room, to, to_row):
-    """The same, added to what is there."""
+    """The same, added to the rows at `to`."""
     return _out(True, room, to)
 
 
@@ -202,7 +204,7 @@ def integers(typingctx, address):
 
 @device_function
 def search(columns, lo, hi, column):
-    """The first place from lo on, at most hi, whose column is not before this one."""
+    """The first index from lo on whose column is at least this one; hi if there is none."""
     if lo == hi or carray(advance(columns, lo), 1)[0] >= column:
         return lo
     n = hi - lo
@@ -286,7 +288,7 @@ def count_part(part, parts, job, like):
 
 @kernel(COMPRESS)
 def compress_part(part, parts, job, like):
-    """The part's rows: what is not 0, and its columns."""
+    """The values of the part's rows that are not 0, and their columns."""
     g = carray(job, 1)[0]
     starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
     columns = carray(void_pointer(g.columns), starts[g.rows], np.int32)

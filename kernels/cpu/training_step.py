@@ -1,7 +1,12 @@
-"""Training steps of a dense chain in one compiled call, as in kernels/reference/training_step.py.
+"""Training steps of a dense chain, one step or an epoch in one compiled call; formulas and layout: kernels/reference/training_step.py.
 
-Three launches a step: rows forward, loss and backward; weights' gradients with their squares; the update, which clips. Two threads meet
-only between them. All arrays are flat; a batch of an epoch is gathered by the threads that use it.
+Passes, three launches a step; threads wait for each other only between them:
+
+    train_part          a thread's rows of the batch: gather, forward, loss, backward
+    gradients_part      the weights' gradients, and their squares for the norm
+    update_arrays_part  clipping and update (optim.py)
+
+Parameters and gradients are flat arrays. In an epoch a thread gathers the rows that it works on.
 """
 
 import math
@@ -112,7 +117,7 @@ def train_part(part, parts, job, like):
 
 @device_function
 def fuse(kind, last):
-    """A loss that is taken from the logits takes the place of the last activation."""
+    """Replace the last activation by the identity, if the loss is computed from the logits."""
     softmax = kind == types.CROSS_ENTROPY and last.code == types.SOFTMAX
     sigmoid = kind == types.BINARY_CROSS_ENTROPY and last.code == types.SIGMOID
     if softmax or sigmoid:
@@ -121,7 +126,7 @@ def fuse(kind, last):
 
 @device_function
 def lay_out(layers, work, n, size):
-    """A block of n rows a layer for every y, then every z, then every dz; returns what is left of `work`."""
+    """Place n rows of y of every layer, then of z, then of dz in `work`; returns the address of the rest of it."""
     block = 0
     for l in range(len(layers)):
         block += n * layers[l].n_out * size
@@ -146,7 +151,7 @@ def has_bad_label(target, order, first, n, classes):
 
 @device_function
 def sum_of(row_weights, order, first, n):
-    """The sum of the batch's weights, n where there are none."""
+    """The sum of the batch's row weights, n without row weights."""
     if len(row_weights) == 0:
         return np.float64(n)
     weight = 0.0
@@ -220,7 +225,7 @@ def _train(
     )
 
     blocks = arrays[n_arrays, SUMS]
-    # what is looked at lies behind the norms
+    # arrays for health lie behind the norms
     room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
     norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
     watch = room[inputs:]
@@ -343,7 +348,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 
 
 def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
-    """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,).
+    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,).
 
     updates (1,), int64, or None: one is added to it with the update.
 
@@ -357,7 +362,7 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
 def dense_chain_epoch(
     x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch goes before the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
 
     x may be Nonzeros. updates (1,), int64, or None: one is added to it with each update. Returns (status, batches done).
     """

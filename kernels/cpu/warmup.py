@@ -1,4 +1,4 @@
-"""Every kernel and driver of the CPU backend compiled ahead of time."""
+"""Tasks that compile every kernel and driver of the CPU backend, or load them from the cache, for `python -m fastgrad warmup`."""
 
 from functools import partial
 

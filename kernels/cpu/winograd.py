@@ -1,12 +1,15 @@
-"""Convolutions by a 3 x 3 kernel of stride 1 with a quarter of the multiplications (Winograd 1980; Lavin & Gray 2015).
+"""Winograd convolution F(4 x 4, 3 x 3): 3 x 3 kernels of stride 1, a quarter of the multiplications (Winograd 1980; Lavin & Gray 2015).
 
-An output tile of 4 x 4 pixels is what its 6 x 6 pixels of the image give in 36 products, each of which is a matrix product over all tiles
-and channels: y = A^T [(G w G^T) (B^T x B)] A. The transforms are polynomials' values at 0, +-1/sqrt(2), +-sqrt(2) and infinity, whose
-rounding errors are about those of the sums themselves (with 0, +-1, +-2 they are three times as large). A tile's outcome depends on
-the tile alone.
+    y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a 3 x 3 kernel, y: a tile of 4 x 4 pixels of the output
 
-An infinity would reach all of its tile, and there become NaN: tiles with a value that is not finite are flagged, and made again by
-kernels/cpu/conv.py. So are the values of a weight's gradient.
+The product of the two 6 x 6 matrices is taken point by point. For each of the 36 points it is a matrix product over all tiles and
+channels. dx is the same with w turned by 180 degrees. dw sums, for each point, products over all tiles, and transforms the sums by G.
+
+The transforms evaluate polynomials at 0, +-1/sqrt(2), +-sqrt(2) and infinity. Their rounding errors are about those of the sums
+themselves; with 0, +-1, +-2 they are three times as large. The values of a tile depend on the pixels of that tile alone.
+
+An infinity in x would turn the whole tile into NaN. So tiles of y with a value that is not finite are flagged, and conv.py computes them
+again, without transforms; it does the same with a dw that is not finite.
 """
 
 import numpy as np
@@ -242,7 +245,7 @@ def winograd_part(thread_index, thread_count, record, like):
 
 @device_function
 def line_outputs(conv, line, tile, n, m, sums, none, like):
-    """The line's pixels, from its tiles' products m (36, n, K), and what follows a convolution."""
+    """The line's pixels, from its tiles' products m (36, n, K); then residual and activation."""
     image, i = line // conv.high, line % conv.high
     size = conv.wide * conv.K
     # A^T from above to below
@@ -392,7 +395,7 @@ def winograd_gradient_part(thread_index, thread_count, record, like):
 
 @device_function
 def describe(conv, x, K, rows, columns, top, left, room, thread_count):
-    """Sizes, and room."""
+    """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
     conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
@@ -435,7 +438,7 @@ _KERNELS = Addresses(
 
 
 def suits(w, geometry, groups, z):
-    """Whether z is made this way: where tiles beyond its edges and transforms pay."""
+    """Whether Winograd's convolution applies to z, and pays: enough channels, and few pixels of tiles beyond z's edges."""
     (stride, pads, dilation), (_, rows, columns, _) = geometry, z.shape
     whole = (rows + TILE - 1) // TILE * ((columns + TILE - 1) // TILE) * TILE * TILE
     return (
@@ -448,7 +451,7 @@ def suits(w, geometry, groups, z):
 
 
 def convolve(x, w, b, pads, turned, residual, activation, saved):
-    """Flags (N, tiles), 1 where a value came out that is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
+    """Returns flags (N, tiles), 1 where a value is not finite. saved: z, and y unless it is None, as in conv2d_forward; with w
     turned, z is the gradient of an input and x of an output.
     """
     z, y = saved
@@ -470,7 +473,7 @@ def convolve(x, w, b, pads, turned, residual, activation, saved):
 
 
 def weights(x, dz, pads, dw):
-    """dw (3, 3, C, K) of x and dz as in conv2d_backward, in which a value that is not finite is not to be trusted."""
+    """dw (3, 3, C, K) of x and dz as in conv2d_backward; values that are not finite may be wrong."""
     dtype = x.dtype
     _, _, width, channels = x.shape
     columns, K = dz.shape[2:]

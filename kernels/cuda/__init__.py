@@ -1,4 +1,4 @@
-"""The CUDA backend: Numba-CUDA kernels over CuPy arrays."""
+"""The CUDA backend: Numba-CUDA kernels on CuPy arrays."""
 
 from .activation import activation_backward, activation_forward
 from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics

@@ -1,11 +1,14 @@
-"""Activations y = f(z) and their derivatives, as in kernels/reference/activation.py.
+"""Activations y = f(z) and their derivatives, with the bias and residual before them; formulas: kernels/reference/activation.py.
 
-Forward also adds what comes before an activation: z = z + b + residual, with b (columns,) and residual like z, so that a dense layer or
-a convolution is its GEMM and one launch. It reads z and residual once and writes y, and z itself where backward will need it. Backward
-also adds up dz by columns, for the gradient of b: a launch that leaves a row of sums for each block of rows, and one that adds those up
-where there are several. Which f it is is a number that all threads share: one kernel for all of them compiles once.
+Forward: y = f(z + b + residual), b (columns,), residual like z. So a dense layer or a convolution is a GEMM and one launch, which reads z
+and residual once and writes y, and the sum to z where backward needs it.
 
-softmax reads its row twice, for the largest value and the sum in one go (Milakov & Gimelshein 2018), then for the quotient.
+Backward: dz = dy f', and the sums of dz by column, which are the gradient of b. One launch writes dz and a row of sums for each block of
+rows; if there are several blocks, a second launch adds those up.
+
+The code of the activation is an argument, the same for all threads: one kernel serves all activations and is compiled once.
+
+softmax reads its row twice: once for the largest value and the sum together (Milakov & Gimelshein 2018), once for the quotient.
 """
 
 import math
@@ -71,7 +74,7 @@ def normal_cdf(z):
 
 @function
 def gated(z, gate):
-    """z * gate, and its limit 0 where z is -inf and the gate has closed."""
+    """z * gate; 0 where the gate is 0, which is the limit for z = -inf."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
@@ -157,7 +160,7 @@ BIAS, RESIDUAL, KEEP = 1, 2, 4
 
 @function
 def sum_before(options, at, column, z, b, residual):
-    """z + b + residual at a place."""
+    """z + b + residual at an index."""
     value = z[at]
     if options & BIAS:
         value += b[column]
@@ -186,7 +189,7 @@ def softmax_tiles(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, options: Integer,
     z: Values, b: Values, residual: Values, y: Values,
 ):  # fmt: skip
-    """A tile's threads side by side have a row."""
+    """The `width` threads side by side of a tile share a row."""
     shared = cuda.shared.array(BLOCK, dtype)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
@@ -232,7 +235,7 @@ def differentiate_tiles(
 def softmax_slope_tiles(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, dy: Values, y: Values, dz: Values
 ):
-    """dz_i = y_i (dy_i - sum_j dy_j y_j), a row by the threads side by side."""
+    """dz_i = y_i (dy_i - sum_j dy_j y_j); `width` threads side by side share a row."""
     shared = cuda.shared.array(BLOCK, dtype)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width

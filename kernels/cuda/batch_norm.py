@@ -1,17 +1,17 @@
-"""Batch normalisation, as in kernels/reference/batch_norm.py, which has the formulas.
+"""Batch normalisation with residual and activation; formulas: kernels/reference/batch_norm.py.
 
-Statistics take two launches. Each thread goes down a column and adds up distances from its first value, and their squares: that value is
-no further from the mean than the sum of squares knows, so little is lost where the mean is taken out. Means and squares of sets of values
-are then joined as Chan, Golub & LeVeque (1979) do, over a block's rows and by the second launch over all. So x is read once. Forward is
-one launch more, which makes scale and shift of each column where it needs them.
+Statistics: two launches, which read x once. A thread goes down a column and sums distances from its first value, and their squares. That
+value lies within sqrt(n) standard deviations of the mean (Samuelson 1968), so little precision is lost. Means and squares are merged as
+by Chan, Golub & LeVeque (1979): over the rows of a block, and over all blocks by the second launch.
 
-Backward is three: sums by blocks, all sums, and dx; two where mean and rstd are not the batch's, since dx then does not wait for the sums.
-dy and x are read twice, which is the least. So is y, or z, but after a relu, whose z is made again from x, since that costs less than
-reading y; and where dz is kept for a residual, dx is made of that. softmax is apart, by the launches of activation.py: its row has many
-columns.
+Forward: one launch, which computes scale and shift of each column where it needs them.
 
-The kernels are wide: sums are float64, and so is what is made once for a column. A mean has more digits than the dtype, so it is
-subtracted in two parts.
+Backward: three launches: sums by block, sums of all blocks, dx. Two where mean and rstd are not the batch's, since dx then needs no sums.
+dy and x are read twice, the least possible. y, or z, is read twice too, but not for the relus: their z is recomputed from x, which costs
+less than reading y. Where dz is stored for a residual, dx is computed from it. softmax, whose rows span many columns, is computed by the
+launches of activation.py.
+
+Kernels are wide (float64): sums, and the numbers of a column. The mean has more digits than the dtype and is subtracted in two parts.
 """
 
 import math
@@ -50,7 +50,7 @@ def merged(mean, squares, before, other_mean, other_squares, n):
 
 @function
 def merged_down(shared, mean, squares, n, rows, width):
-    """The same of the sets of a tile's rows, `rows` values in all: what the first `width` threads get."""
+    """The same for the sets of all rows of a tile, `rows` values in all; the first `width` threads get the result."""
     # from a value that is there, so that equal ones have exactly this mean
     start = add_down(shared, mean if cuda.threadIdx.x < width else 0.0, width)
     whole = start + add_down(shared, n * (mean - start), width) / rows
@@ -123,7 +123,7 @@ def line(dtype, mean, rstd, gamma, beta):
 
 @function
 def is_relu(code):
-    """Whether f is one of the relus, which cost less to make again than to read."""
+    """Whether f is relu, leaky_relu or clipped_relu, which cost less to recompute than to read."""
     return types.RELU <= code <= types.CLIPPED_RELU
 
 
@@ -213,7 +213,7 @@ def inputs(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number,
     dz: Values, x: Values, mean: Wide, rstd: Wide, gamma: Values, beta: Values, saved: Values, below: Values, dx: Values,
 ):  # fmt: skip
-    """dx from dz, or where f is not the identity from dy in its place."""
+    """dx from dz; where f is not the identity the argument dz is dy."""
     column = tile_column(width)
     if column < columns:
         high, scale, shift = line(dtype, mean[column], rstd[column], gamma[column], beta[column])
@@ -242,8 +242,10 @@ def joined(columns):
 
 
 def batch_norm_statistics(x, running, training, eps, statistics):
-    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
-    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+    """Write statistics, mean and rstd (C,), float64: of x (M, C) in training, else from the running mean and var.
+
+    In training the running mean and var (C,), unless None, move by momentum towards the batch's; var unbiased or not. With no rows mean is
+    0, rstd is that of var 1, and nothing moves.
     """
     rows, columns = x.shape
     if not training:
@@ -262,7 +264,7 @@ def batch_norm_statistics(x, running, training, eps, statistics):
 
 
 def batch_norm_forward(x, statistics, affine, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (M, C); residual (M, C) may be None."""
     rows, columns = x.shape
     alone = activation.code == types.SOFTMAX
     f = types.ACTIVATIONS["identity"] if alone else activation
@@ -274,8 +276,7 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
 
 
 def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
-    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
-    and dbeta (C,).
+    """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
     of_batch: whether the statistics are the batch's.
     """

@@ -1,8 +1,8 @@
-"""Norms of arrays and what clips by them, as in kernels/reference/clip.py: a launch over all arrays of a list, and for norms a second one
-that joins those of chunks.
+"""Norms of lists of arrays, and scaling and clamping of lists of arrays; formulas: kernels/reference/clip.py.
 
-A chunk's powers are summed as they are, in float64. Where a sum overflowed, or is so small that powers may have vanished, the block sums
-again, of values over the largest one: rare, and so the usual pass reads each value once. A power is exp(p log x), but for p = 1 and 2.
+Each is one launch over all arrays of a list, with a block for each chunk of engine/array_table.py; norms take a second launch, which joins
+those of chunks. A block sums |x|^p in float64 without scaling, so it reads each value once. Where the sum overflowed, or is so small that
+powers may have underflowed, the block sums (|x| / largest)^p in a second loop. That is rare. A power is exp(p log x), except for p = 1, 2.
 """
 
 import math
@@ -54,7 +54,7 @@ def root(x, p):
 
 @function
 def norm_from(total, largest, p):
-    """The norm, if a plain sum of powers tells it, or -1."""
+    """The norm from a sum of powers, or -1 if that sum overflowed or may have lost values."""
     if largest == 0.0 or largest == math.inf or largest != largest or p == math.inf:
         return largest
     if total < LEAST or total == math.inf:
@@ -64,7 +64,7 @@ def norm_from(total, largest, p):
 
 @function
 def norm_again(shared, x, a, width, tile, column, row, end, p, norm, largest):
-    """A chunk's norms, where a plain sum does not tell them (-1) from values over the largest; for all threads of the block."""
+    """A chunk's norms; where norm is -1, from values divided by the largest. All threads of the block must call it."""
     if add_down(shared, 1.0 if norm < 0.0 else 0.0, 1) > 0.0:
         total = 0.0
         if column < width and norm < 0.0:
@@ -189,7 +189,7 @@ def array_norms(arrays, widths, p, norms, nonfinite):
 
 
 def joint_norm(norms, p):
-    """The norm of all values of which these are norms (U,) of parts."""
+    """The norm of all values, from the norms (U,) of parts of them."""
     return float(norms_of([device.xp.asarray(norms)], None, p)[0])
 
 
@@ -200,7 +200,7 @@ def scale_arrays(arrays, widths, scales):
 
 
 def clamp_arrays(arrays, limit):
-    """Each value of the arrays to -limit .. limit; NaN stays."""
+    """Clamp each value of the arrays to -limit .. limit; NaN stays."""
     chunks, dtype = table(arrays), arrays[0].dtype
     with np.errstate(over="ignore"):
         bound = dtype.type(limit)

@@ -1,17 +1,17 @@
-"""Convolution of images, as in kernels/reference/conv.py, by unfolding: what lies under each window becomes a row, and the convolution is a
-product of matrices, which the array module does better than a kernel of ours would, in memory that is kept small.
+"""Convolution of images by unfolding (im2col) and cuBLAS products; formulas: kernels/reference/conv.py.
 
     columns[g, m, (a, b, c)] = x[n, i sh + a dh - top, j sw + b dw - left, c of group g], or 0, for output m = (n, i, j)
     z = columns w        dw = columns^T dz        dcolumns = dz w^T        dx: the sum of dcolumns over the windows of a pixel
 
-Images are unfolded so many at a time that their columns take at most UNFOLDED bytes; of several such parts dw is the sum, in their order.
-Backward unfolds anew, and then has dcolumns in the place of columns. A thread gathers what belongs to a value of dx, tap by tap: nothing
-is added to memory, and every run has the same bits. A convolution of 1x1 with stride 1 is a dense layer: its columns are x itself.
+Memory: the columns of as many images at a time as fit into UNFOLDED bytes. With several such parts dw is the sum over them, in their
+order. Backward unfolds again, and then writes dcolumns over columns.
 
-Groups are products of a stack of matrices, whose result takes one pass more to its place.
+Determinism: a thread gathers all terms of a value of dx, tap by tap, without atomics, so every run has the same bits.
 
-Beside the products a convolution is two launches forward (unfold; bias, residual and activation) and four backward (dz with sums by
-columns, which are added up; unfold; fold), whatever the activation; with many parts or very many pixels it is some more.
+Groups are a batch of products; their result needs one more pass. A 1 x 1 convolution with stride 1 is a dense layer: columns is x itself.
+
+Launches beside the products: two forward (unfold; bias, residual and activation), four backward (dz with sums by column; the sum of those;
+unfold; fold), whatever the activation; more with many parts or very many pixels.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ UNFOLDED = 1 << 28
 
 
 class Windows(NamedTuple):
-    """Sizes of images, of outputs, of the kernel; steps; rows and columns of zeros before the image; groups."""
+    """Sizes of images (height, breadth), outputs (down, across) and kernel; stride; dilation; padding before the image; groups."""
 
     height: int
     breadth: int
@@ -70,7 +70,7 @@ class Windows(NamedTuple):
 
 @function
 def divided(n, by):
-    """n // by and n % by of numbers from 0 and below 2^32: a division of 64 bits costs as much as all else here."""
+    """n // by and n % by of integers in 0 .. 2^32 - 1: a 64-bit division costs as much as all else in a kernel."""
     quotient = int64(np.uint32(n) // np.uint32(by))
     return quotient, n - quotient * by
 
@@ -100,7 +100,7 @@ def unfold_tiles(
 
 @function
 def stepped(i, over, steps, rest, step):
-    """(i, over) of i step + over, less steps step + rest."""
+    """(i, over) for the number i step + over, reduced by steps step + rest."""
     i, over = i - steps, over - rest
     return (i - 1, over + step) if over < 0 else (i, over)
 
@@ -145,7 +145,7 @@ def _matrix(images):
 
 
 def _room(windows, parts, dtype):
-    """For the columns of each part in turn."""
+    """Scratch for the columns of one part at a time."""
     return device.xp.empty(parts[0][1].stop * windows.width if parts else 0, dtype)
 
 
@@ -184,7 +184,7 @@ def _multiply(a, b, out, groups):
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     x, w, b, residual = (flat(array) for array in (x, w, b, residual))
     z, y = saved
     windows, sums, kernels = _windows(x, w, y, geometry), _matrix(z), _matrix(w)
@@ -203,7 +203,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    """Overwrite gradients: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
     x, w, (dz, dx, dw, db) = flat(x), flat(w), gradients
     slopes, kernels = _matrix(dz), _matrix(w)
     if dz is not dy:

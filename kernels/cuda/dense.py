@@ -1,8 +1,7 @@
-"""The dense chain, as in kernels/reference/dense.py: a GEMM by the array module and one launch a layer forward; backward one or two
-launches, for dz and the bias' gradient, and two GEMMs.
+"""Chains of dense layers: a cuBLAS product and one or two launches a layer; formulas: kernels/reference/dense.py.
 
-GEMMs read strided arrays in place where the BLAS does. What a kernel reads or writes is C-contiguous, by a copy where the caller's
-array is not.
+Forward, a layer: a GEMM, then one launch for bias, residual and activation. Backward, a layer: one or two launches for dz and the bias'
+gradient, and two GEMMs. GEMMs read strided arrays in place where cuBLAS can. Kernels work on C-contiguous arrays: others are copied.
 """
 
 from ..reference.dense import layer_views

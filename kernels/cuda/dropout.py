@@ -1,4 +1,7 @@
-"""Dropout, as in kernels/reference/dropout.py: a value's number is made where it is used."""
+"""Dropout; formula and random numbers: kernels/reference/dropout.py. Also `random`, SplitMix64 as a device function, which init.py uses.
+
+No mask is stored: a thread computes the random number of value i from the key and i, in backward again.
+"""
 
 import numpy as np
 

@@ -1,9 +1,10 @@
-"""What gradients, outputs and updates look like, as in kernels/reference/health.py: one pass over all arrays of a list, then launches that
-join the results of its chunks.
+"""Health statistics of gradients and outputs; definitions: kernels/reference/health.py.
 
-Outputs of a chunk are summed about its first value, which lies within sqrt(n) spreads of the mean (Samuelson 1968), so that little is
-lost; chunks are joined about their common mean (Chan, Golub & LeVeque 1983), first those with the same columns, then those groups. What
-updates change is measured in optim.py. All of it stays on the device where `health` does.
+Launches: one over the chunks of all arrays of a list, then one or two that join the results of chunks. A chunk of outputs is summed about
+its first value, which lies within sqrt(n) standard deviations of the mean (Samuelson 1968), so little precision is lost. Chunks are joined
+about their common mean (Chan, Golub & LeVeque 1983): first those with the same columns, then these groups.
+
+optim.py measures the change by updates; `leave_ratios` turns it into ratios. Nothing leaves the device if `health` is a device array.
 """
 
 import math
@@ -38,7 +39,7 @@ WIDTH = len(types.HEALTH)
 
 @wide_kernel
 def look_at_arrays(dtype: Real, chunks: Integers, x: Arrays, norms: Wide, largest: Wide, counts: Integers):
-    """Of each chunk its norm, the largest magnitude, and counts (chunks, 2) of zeros and of what is not finite."""
+    """For each chunk: norm, largest magnitude, and counts (chunks, 2) of zeros and of values that are not finite."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, _, _, _, first, end = chunk_of(chunks, cuda.blockIdx.x)
     total, most, zeros, bad, row = 0.0, 0.0, 0, 0, first
@@ -83,7 +84,7 @@ def join_arrays(
 def divide_changes(
     dtype: Real, layers: Integer, arrays: Integer, owners: Integers, moved: Wide, status: Integers, row: Wide
 ):  # fmt: skip
-    """The ratio in each layer's row: a thread for each, which adds up what was moved of the arrays that it owns."""
+    """Write the ratio to each layer's row: a thread a layer adds up the squares of the layer's arrays."""
     layer = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
     if layer < layers:
         changed, weight = 0.0, 0.0
@@ -102,7 +103,7 @@ def divide_changes(
 
 
 def leave_ratios(owners, moved, status, row):
-    """The updates' ratios in row (L, 9), from moved (n, 2) of arrays whose layers are owners (n,); NaN where status (1,) is not OK."""
+    """Write the updates' ratios to row (L, 9), from moved (n, 2); owners (n,): the layer of each array. NaN if status (1,) is not OK."""
     launch(divide_changes, row.dtype, blocks(len(row)), len(row), len(moved), owners, moved, status, row)
 
 
@@ -116,7 +117,7 @@ def array_health(arrays, health):
     give(on_gpu, health)
 
 
-# of values: how many, their mean, the sum of squares about it, how many are saturated
+# moments of some values: how many, their mean, the sum of squares about it, how many are saturated
 SIZE, MEAN, SQUARE, SATURATED = range(4)
 
 
@@ -128,7 +129,7 @@ def note(moments, at, size, mean, square, saturated):
 
 @wide_kernel
 def look_at_outputs(dtype: Real, chunks: Integers, y: Arrays, limits: Values, moments: Wide, alive: Flags):
-    """moments (chunks, 4), and of each chunk's columns whether a value is neither 0 nor flat."""
+    """moments (chunks, 4), and for each column of a chunk whether one of its values is neither 0 nor flat."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     t = cuda.threadIdx.x
     a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
@@ -156,7 +157,7 @@ def look_at_outputs(dtype: Real, chunks: Integers, y: Arrays, limits: Values, mo
 
 @function
 def join_moments(shared, moments, first, last, joint, at):
-    """To place `at` of joint those of first..last together; there is at least one."""
+    """Join the moments first..last, at least one, and write them at index `at` of joint."""
     t, origin = cuda.threadIdx.x, moments[4 * first + MEAN]
     size, shift, square, saturated = 0.0, 0.0, 0.0, 0.0
     for i in range(first + t, last, BLOCK):
@@ -202,7 +203,7 @@ def join_groups(
 def join_outputs(
     dtype: Real, firsts: Integers, groups: Integers, joint: Wide, dead: Integers, whole: Wide, health: Wide,
 ):  # fmt: skip
-    """health (n, 4) of outputs: a block for each, which leaves its moments in whole (n, 4)."""
+    """health (n, 4) of outputs: a block for each, which also writes its moments to whole (n, 4)."""
     shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, gone = cuda.blockIdx.x, 0
     first, last = firsts[a], firsts[a + 1]

@@ -1,10 +1,11 @@
-"""Initial weights, as in kernels/reference/init.py, to the last bit: the same operations in the same order.
+"""Initial weights: uniform, normal and orthogonal; formulas: kernels/reference/init.py, with the same bits.
 
-A compiler for GPUs fuses a product with the sum that it is a term of, and rounds once where two roundings are asked for here. It does not
-where the instruction says how to round, so every product is one of libdevice's that does. Division and square root round right as they are.
+The operations and their order are the reference's. A GPU compiler fuses a product with the sum that it is a term of, and then rounds once
+in place of twice. It does not fuse an instruction that names its rounding, so every product is one of libdevice's such functions (fmul_rn,
+dmul_rn). Division and square root need no such care.
 
-Values are made in float64 and rounded, so the kernels are wide; a normal value itself is made in float32. Orthogonal matrices are LAPACK's
-on every backend: made on the host, and copied.
+Kernels are wide: values are computed in float64 and rounded; the normal number itself is float32. Orthogonal matrices come from LAPACK on
+the host, as in every backend, and are copied to the device.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Losses, each with its gradient times `scale`, as in kernels/reference/loss.py, and the sum of the losses in float64.
+"""Losses and their gradients times `scale`, and the sum of the losses in float64; formulas: kernels/reference/loss.py.
 
-A launch writes losses and gradients and leaves a sum for each block; a second one adds those. The total stays on the device, a 0-d
-array: whoever asks for its value waits for it. cross_entropy reads its logits twice, and probabilities too: for the largest one and the
-sum of exponentials in one go, as softmax does, then for what it writes.
+Two launches: one writes losses and gradients, and a sum for each block; the other adds those sums. The total stays on the device as a 0-d
+array, so only a caller that reads its value waits. cross_entropy reads logits, and target probabilities, twice: once for the largest logit
+and the sum of exponentials together, as softmax does, and once to write.
 """
 
 import math
@@ -35,7 +35,7 @@ from .engine.reductions import add_across, add_down, larger, largest_across, til
 
 @function
 def leave_total(value, parts):
-    """The block's sum of values to its place in parts."""
+    """Write the block's sum of values to its element of parts."""
     total = add_down(cuda.shared.array(BLOCK, float64), value, 1)
     if cuda.threadIdx.x == 0:
         parts[cuda.blockIdx.x] = total
@@ -93,7 +93,7 @@ def loss_values(
     dtype: Real, n: Integer, kind: Integer, scale: Number,
     y: Values, targets: Values, losses: Values, dy: Values, parts: Wide,
 ):  # fmt: skip
-    """The losses of one value."""
+    """Losses of single values: mse, poisson_nll and binary_cross_entropy."""
     total = 0.0
     for i in range(first(), n, stride()):
         z, t = y[i], targets[i]
@@ -123,7 +123,7 @@ def binary_cost(z, t):
 
 
 def class_losses(logits, labels, losses, dlogits, scale):
-    """cross_entropy, but for the sum: each block's is left in what is returned, -inf if a label of it is no class."""
+    """cross_entropy, which returns the sums by block; -inf for a block with a label that is no class."""
     rows, columns = logits.shape
     width = tile_width(columns)
     grid, by_class = -(-rows // (BLOCK // width)), labels.ndim == 1
@@ -137,7 +137,7 @@ def class_losses(logits, labels, losses, dlogits, scale):
 
 
 def value_losses(kind, y, target, losses, dy, scale):
-    """A loss of single values, but for the sum: each block's is left in what is returned."""
+    """A loss of single values, which returns the sums by block."""
     parts = device.xp.empty(blocks(y.size))
     with written(losses) as costs, written(dy) as gradient:
         launch(loss_values, y.dtype, parts.size, y.size, kind, scale, flat(y), flat(target), costs, gradient, parts)

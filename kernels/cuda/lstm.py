@@ -1,13 +1,13 @@
-"""LSTM over whole sequences, as in kernels/reference/lstm.py, which has the formulas.
+"""LSTM over whole sequences; formulas and layout of rows: kernels/reference/lstm.py.
 
-What has no order in time is done outside of the loop over steps, as GEMMs over all steps at once: the input's part of z before it, the
-gradients of the input and of the weights after it. A step is one GEMM, with w_hh over all sequences, and one launch, of a thread for each
-unit of each sequence: forward it makes gates, cell and output of both parts of z, backward dz of what comes from above and from the step
-after. With a projection a step is one GEMM and one launch more.
+A time step is one GEMM over all sequences, with w_hh, and one launch with a thread for each hidden unit of each sequence. Forward that
+launch computes gates, cell and output; backward it computes dz, from the upstream gradient and that of the step after. With a projection a
+step has one more GEMM and one more launch. What has no order in time is a GEMM over all steps: x w_ih before the loop, dx and the
+gradients of the weights after it.
 
-How many sequences a step has is read by kernels alone, as in packing.py: the GEMMs of ragged sequences have the rows of all of them, and
-those that are not under way come out as nobody reads them. Backward these are read from a room of one step; full sequences, which the
-shapes tell, have a step's rows of dz at a known place, and no room.
+The number of sequences of a step is read by kernels alone, so the host needs no lengths, as in packing.py. With unequal lengths, GEMMs
+therefore multiply rows of all N sequences; the results of sequences that have ended are not read. Backward, such a GEMM reads dz from a
+scratch array of one step (N, 4H). If all sequences are full, which the shapes show, it reads the rows of the step in dz itself.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def lstm_cells(
 def lstm_outputs(
     dtype: Real, t: Integer, columns: Integer, h_row: Integer, offsets: Integers, projected: Values, state_h: Values, h: Values
 ):  # fmt: skip
-    """state_h (N, P) and h, of the sequences under way: what a projection has made of r."""
+    """Copy the projected output (N, P) of the sequences that have step t to state_h and h."""
     row = offsets[t]
     for i in range(first(), (offsets[t + 1] - row) * columns, stride()):
         p = i // columns
@@ -96,7 +96,7 @@ def lstm_outputs(
 
 @function
 def before(offsets, steps, t, p, j, columns, row, values, order, start):
-    """A sequence's value of step t, or where it has none of its start."""
+    """A value of a sequence at step t, or of its start state if it has no step t."""
     if p < under_way(offsets, steps, t):
         return values[(offsets[t] + p) * row + j]
     return start[order[p] * columns + j]
@@ -104,7 +104,7 @@ def before(offsets, steps, t, p, j, columns, row, values, order, start):
 
 @function
 def whole_slope(dtype, t, steps, after, p, j, columns, dh_row, options, order, offsets, dh, from_after, dh_n):
-    """A value of the whole dL/dh_t: what the step after has of it, or the end of a sequence that has none, and what comes from above."""
+    """A value of dL/dh_t: from the step after, or dh_n at the last step of a sequence, plus the upstream dh."""
     total = dtype(0)
     if p < under_way(offsets, steps, after):
         total = from_after[p * columns + j]
@@ -141,7 +141,7 @@ def lstm_slopes(
 ):  # fmt: skip
     """dz (R, 4H), which may be gates, and in the room (N, 4H), and state_dc (N, H) of the step before.
 
-    from_after is dL/dh_t of the step after (N, H), or with a projection dL/dr (N, H), which leaves r (R, H) = o tanh c.
+    from_after is dL/dh_t of the step after (N, H), or with a projection dL/dr (N, H); then r (R, H) = o tanh c is written.
     """
     row, one = offsets[t], dtype(1)
     for i in range(first(), (offsets[t + 1] - row) * hidden, stride()):
@@ -182,7 +182,7 @@ def rows_before(
     dtype: Real, steps: Integer, way: Integer, columns: Integer, row: Integer,
     order: Integers, offsets: Integers, values: Values, start: Values, rows: Values,
 ):  # fmt: skip
-    """rows (R, .): of each step the row of the step before it, or of the start."""
+    """rows (R, .): for each row the row of the same sequence at the step before, or its start state."""
     for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
         for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
             p = i // columns
@@ -245,7 +245,7 @@ def square_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, va
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     xp, matmul, dtype = device.xp, device.xp.matmul, xs.dtype
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
@@ -270,9 +270,9 @@ def lstm_forward(xs, weights, start, batch, saved, end):
 
 
 def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
-    """From what comes from above to all gradients; nothing from above is the same as zeros.
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero.
 
-    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
+    The gradients of the weights are added to the arrays if `accumulate`, and overwritten if not.
     """
     xp, matmul, dtype, (rows, columns) = device.xp, device.xp.matmul, xs.dtype, saved.h.shape
     dz, dxs, (dw_ih, dw_hh, db, dpeephole, dw_proj), _, squares = gradients
@@ -333,7 +333,7 @@ def differentiate_steps(upstream, weights, start, batch, saved, gradients, whole
 
 
 def start_or_before(values, start, batch):
-    """Of each step the row of the step before it, or of the start."""
+    """For each row the row of the same sequence at the step before, or its start state."""
     order, offsets, reverse = batch
     n, columns, last, dtype = *start.shape, len(offsets) - 1, values.dtype
     before = device.xp.empty(values.shape, dtype)
@@ -343,7 +343,7 @@ def start_or_before(values, start, batch):
 
 
 def slope_sums(dz, c_before, c, biased):
-    """Blocks' sums for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None where it is not asked for."""
+    """Sums by block for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None if it is not wanted."""
     rows, hidden = len(dz), dz.shape[1] // 4
     grid, peeps = tiles(rows, hidden), c_before is not None
     parts = [
@@ -358,7 +358,7 @@ def slope_sums(dz, c_before, c, biased):
 
 @contextlib.contextmanager
 def target(gradient, accumulate):
-    """The gradient itself, to be written, or what is added to it at the end."""
+    """An array to write: the gradient itself, or with `accumulate` a scratch array that is added to it at the end."""
     out = device.xp.empty_like(gradient) if accumulate else gradient
     yield out
     if accumulate:

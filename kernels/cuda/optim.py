@@ -1,9 +1,13 @@
-"""Optimisers over lists of arrays, as in kernels/reference/optim.py: clip, decay, update, masks and the limit of values in one pass.
+"""Optimisers over lists of arrays: clipping, weight decay, update, masks and limits in one pass. Formulas: kernels/reference/optim.py.
 
-Clipping takes one launch before that, which leaves a sum of squares for each of at most NORM_BLOCKS blocks; every block of the update adds
-those up anew, in the same order, which costs less than a launch of its own. So a step with clipping is two launches whatever the number
-of arrays, and reads gradients twice, all else once. The norm stays on the device, as does whether it is finite. In a graph
-Adam has one more, which counts the updates: what of its numbers goes with the step is worked out there.
+Launches: square_chunks, for clipping and for optimisers with state, computes sums of squares of the gradients, one for each of at most
+NORM_BLOCKS blocks; for very large gradients it also tries the update, and reports one that would turn finite values into infinity or NaN.
+update_chunks updates: each of its blocks adds up those sums, in the same order, which costs less than a launch. So a step is two launches
+for any number of arrays; it reads gradients twice and the rest once. Constraints on norms take more launches.
+
+The norm stays on the device, and so does the status, which says whether the update was applied.
+
+In a CUDA graph Adam has one more launch: it counts the updates on the device and computes the numbers that depend on the count.
 """
 
 import math
@@ -54,9 +58,9 @@ def square_chunks(
     correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, counted: Integer, chunks: Integers,
     p: Arrays, x: Arrays, state: Values, masks: Flags, numbers: Values, sums: Wide,
 ):  # fmt: skip
-    """Sums of gradients' squares by blocks; -inf where the update of finite values would lead to what is not finite.
+    """Sums of squares of the gradients by block; -inf where the update would turn finite values into infinity or NaN.
 
-    Of gradients above `doubtful` the update is tried. What clips them is not known here, but that it leaves none above clip_norm.
+    The update is tried for gradients above `doubtful`. The factor of clipping is not known yet, but no clipped gradient is above clip_norm.
     """
     if counted:
         lr, correction, eps = numbers[0], numbers[1], numbers[2]
@@ -105,7 +109,7 @@ def squares_of(shared, parts, sums):
 
 @function
 def values_at(dtype, rows, size, state, at):
-    """The state of a place, 0 for rows that it has not."""
+    """The three rows of state at an index, 0 for a row that does not exist."""
     first, second, third = dtype(0), dtype(0), dtype(0)
     if rows > 0:
         first = state[at]
@@ -118,7 +122,7 @@ def values_at(dtype, rows, size, state, at):
 
 @function
 def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
-    """What an update takes off a parameter whose gradient is d, and the rows of its state brought forward."""
+    """(step, first, second, third): what the update subtracts from a parameter with gradient d, and the new rows of its state."""
     if code == types.ADAM:
         first = beta1 * first + rest1 * d
         second = beta2 * second + rest2 * d * d
@@ -248,7 +252,7 @@ def count_update(
     dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
     done: Integers, numbers: Values,
 ):  # fmt: skip
-    """What of Adam's `settings` goes with the number of the update, which is `step` and as many as were done since; by one thread."""
+    """Compute lr, correction and eps of Adam's update number step + done[0], and count it in done; by one thread."""
     if cuda.threadIdx.x:
         return
     step += done[0]
@@ -271,7 +275,7 @@ def settings(optimizer, hyper, step):
 
 
 def doubtful(optimizer, numbers, dtype):
-    """The gradient above which the update of finite values may lead to what is not finite; -1 where any may."""
+    """The gradient above which the update may turn finite values into infinity or NaN; -1 if any gradient may."""
     k = 0 if dtype == np.float32 else 1
     decay, _, lr, beta1, *_, eps, _ = numbers
     if optimizer != types.SGD and (decay or eps < LEAST[k]):
@@ -283,11 +287,11 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
-    there, summed. updates (1,), int64, or None: one is added to it with the launch, whatever comes of it. only_if, or None: a status, an
-    array () on the device or an int; where it is not OK nothing is updated, and it is the status.
-    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated. It
-    lies on the device where there is a record, state or only_if.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
+    values before it. updates (1,), int64, or None: one is added to it with the launch, whatever the status. only_if, or None: a status, an
+    array () on the device or an int; where it is not OK nothing is updated, and it is returned.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or
+    NaN; then nothing is updated. The status lies on the device if there is a record, state or only_if.
     """
     xp = device.xp
     norm = None if record is None else xp.empty(1)
@@ -302,13 +306,13 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
 
 
 def count(updates, status):
-    """One more in updates (1,), where there are; on a GPU whatever comes of the launch, for which nobody waits."""
+    """Add one to updates (1,), unless None. On a GPU whatever the status, since that would need a wait."""
     if updates is not None and not (isinstance(status, np.ndarray) and status.item() != types.OK):
         updates += 1
 
 
 def update_all(params, grads, rule, step, norm, status, moved=None, before=None):
-    """update_arrays, which leaves norm (1,) and status (1,) on the device; where `before` (1,) is not OK, that is the status."""
+    """update_arrays with norm (1,) and status (1,) on the device; where `before` (1,) is not OK, it is the status."""
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)
@@ -346,7 +350,7 @@ def update_all(params, grads, rule, step, norm, status, moved=None, before=None)
 
 
 def apply_constraint(params, constraint, status):
-    """Hold updated weights to a norm; NaN in one leaves what it is the norm of as it is, as does an update that was not made."""
+    """Scale updated weights to the limit of a norm. Where a norm is NaN, or the update was not applied, they stay as they are."""
     kind, limit, widths = constraint
     xp = device.xp
     limited_params = [p for p, width in zip(params, widths, strict=True) if width]

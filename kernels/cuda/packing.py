@@ -1,7 +1,8 @@
-"""Sequences as rows, a step after another without padding, and back: the layout of kernels/reference/packing.py.
+"""Packing of sequences x (N, T, C) into rows (R, C) without padding, and unpacking; layout: kernels/reference/packing.py.
 
-How many rows a step has is read by kernels alone: blocks in the second dimension are steps, those in the first cover all sequences, and
-threads past the end of a step do nothing. So nothing waits for lengths that are on the device, and launches are the same for all.
+Grid: the second dimension is the time steps, the first covers the values of all N sequences. Kernels read the number of rows of a step
+from `offsets` on the device, and threads past the end of a step do nothing. So nothing waits for lengths that are on the device, and the
+grid does not depend on them.
 """
 
 from numba import cuda
@@ -28,7 +29,7 @@ MOST_STEPS = 65535
 
 @function
 def under_way(offsets, steps, t):
-    """How many sequences have step t: none before the first step and after the last."""
+    """How many sequences have step t; 0 before the first step and after the last."""
     return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
 
 

@@ -1,10 +1,11 @@
-"""Pooling of images (N, H, W, C), as in kernels/reference/pool.py: a launch forward and one backward, without scratch.
+"""Max and mean pooling of images (N, H, W, C); formulas: kernels/reference/pool.py. One launch forward, one backward, no scratch.
 
-A block has a part of a row of an image: of its windows forward, of its pixels backward, a thread for each channel of one, as many channels
-side by side as fill a warp. Where a row has too few windows for a block, as one over the whole image is, several threads share each, row
-by row of it. Every thread gathers, so no two meet: backward a pixel asks each window that holds it. Of a maximum that is whether the
-window's y is this pixel's x, and then whether no pixel before has it too. So x, y and dy come from memory once, and from the caches where
-windows overlap.
+Layout: a block has a part of one image row, windows forward and pixels backward; neighbouring threads have neighbouring channels, at most
+a warp of them. Where a row has too few windows to fill a block (global pooling has one), several threads share each window by its rows.
+
+Backward a thread has one value of dx and gathers from every window that holds its pixel, so no two threads write the same value. For max
+pooling it adds dy of a window if the window's y equals the pixel's x and no earlier pixel of the window equals y.
+x, y and dy come from memory once; where windows overlap, from the caches.
 """
 
 import math
@@ -20,7 +21,7 @@ WARP = 32
 
 @function
 def over(a, b):
-    """a // b of numbers from 0 on that fit into 32 bits, of which a quotient costs a fraction of that of 64."""
+    """a // b of integers in 0 .. 2^32 - 1: a 32-bit division costs a fraction of a 64-bit one."""
     return np.int64(np.uint32(a) // np.uint32(b))
 
 
@@ -41,13 +42,13 @@ def pixel_of(rows, width, groups):
 
 @function
 def pixels_of(i, step, before, size, limit):
-    """First pixel of the i-th window and the one past its last, of those that the image has."""
+    """First pixel of window i inside the image, and the end of its pixels."""
     return max(i * step - before, 0), min(i * step - before + size, limit)
 
 
 @function
 def windows_of(h, step, before, size, count):
-    """First window that holds the pixel and the one past the last."""
+    """First window that holds pixel h, and the end of those windows."""
     return over(max(h + before - size + step, 0), step), min(over(h + before, step) + 1, count)
 
 
@@ -57,7 +58,7 @@ def pool_windows(
     top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer, together: Integer,
     mean: Integer, include_pad: Integer, x: Values, y: Values,
 ):  # fmt: skip
-    """`together` windows of a row, and as many threads for each as there are."""
+    """`together` windows of a row, with BLOCK // width // together threads for each window and channel."""
     shared = cuda.shared.array(BLOCK, dtype)
     image, i, group = place(rows, groups)
     channel, row = tile_column(width), cuda.threadIdx.x // width
@@ -79,7 +80,7 @@ def pool_windows(
 
 @function
 def is_in(y, x, begin, end, pixel):
-    """Whether y or a NaN is at one of the places from begin to before end, `pixel` apart."""
+    """Whether x has y or NaN at an index in range(begin, end, pixel)."""
     while begin < end:
         if x[begin] == y or x[begin] != x[begin]:
             return True
@@ -89,7 +90,7 @@ def is_in(y, x, begin, end, pixel):
 
 @function
 def is_first(y, x, at, begin, across, line, pixel):
-    """Whether no place of a window before `at` has y. It has `across` places of each line, the first of them begin."""
+    """Whether no pixel of a window before index `at` has y. The window begins at `begin` and spans `across` values of each line."""
     while begin + across <= at:
         if is_in(y, x, begin, begin + across, pixel):
             return False
@@ -149,20 +150,20 @@ def mean_pixels(
 
 
 def tiled(images, outputs, size, stride, pads):
-    """The kernels' first arguments, of which the last is how many channels are side by side."""
+    """The kernels' first arguments; the last one is how many threads have neighbouring channels."""
     width = min(tile_width(images.shape[3]), WARP)
     return *images.shape[1:], *size, *stride, *pads[:2], *outputs.shape[1:3], width
 
 
 def grid(array, width, together):
-    """(blocks, groups): each row of the images has so many groups, of so many pixels or windows and `width` channels."""
+    """(grid, groups): each image row has `groups` groups, of `together` pixels or windows and `width` channels."""
     n, rows, columns, channels = array.shape
     groups = -(-columns // together)
     return (n * rows * groups, -(-channels // width)), groups
 
 
 def sharing(columns, width, size):
-    """How many windows a block has: no more than a row, unless threads are left when each of a window's rows has one. A power of two."""
+    """How many windows a block has, a power of two: about those of a row, but so many that no window has more threads than rows."""
     room = BLOCK // width
     most_each = 1 << size[0].bit_length() - 1
     return max(min(room, 1 << (columns - 1).bit_length()), room // most_each)
@@ -176,12 +177,12 @@ def pool_forward(x, size, stride, pads, mean, include_pad, y):
 
 
 def max_pool2d_forward(x, size, stride, pads, y):
-    """y (N, H', W', C): the largest of each window, NaN if there is one."""
+    """y (N, H', W', C): the largest value of each window, NaN if it holds one."""
     pool_forward(x, size, stride, pads, False, False, y)
 
 
 def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
-    """dx (N, H, W, C): of each window to the first of its largest values, in row order."""
+    """dx (N, H, W, C): dy of each window goes to the first of its largest values, in row order."""
     shape = tiled(x, y, size, stride, pads)
     over_pixels, groups = grid(x, shape[-1], BLOCK // shape[-1])
     launch(max_pixels, x.dtype, over_pixels, *shape, groups, dy, x, y, dx)

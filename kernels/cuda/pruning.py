@@ -1,11 +1,12 @@
-"""Magnitude pruning of lists of arrays, as in kernels/reference/pruning.py, with no value on the host.
+"""Magnitude pruning of lists of arrays: the `count` smallest |x|, by radix selection, or all below a threshold. See reference/pruning.py.
 
-The bits of |x|, as an integer, are in the order of the values. So the largest value that goes is found digit by digit, from the first: a
-launch counts in each block how many living values have each digit, of those that begin with the digits found, and one block chooses the
-next digit. A digit has as many values as a block has threads: 4 of them are the bits of a float32, 8 of a float64.
+The bits of |x|, as an integer, have the order of the values. The count-th smallest |x| is found digit by digit, from the highest, without a
+value on the host. For each digit one launch counts, block by block, the unpruned values that begin with the digits found so far, by their
+next digit; a second launch of one block chooses the digit. A digit has as many values as a block has threads: four digits are the bits of
+a float32, eight those of a float64.
 
-Then what is smaller goes, and as many of its equals as there is room for, the first ones. The last counts say how many each block has. Of
-all blocks at most one loses a part of its equals, which it numbers; the others lose all of them or none.
+The last launch prunes all smaller values, and of those equal to it the first ones, until `count` is reached. The last counts tell how many
+equal values each block has. So at most one block prunes a part of its equal values, in their order; the others prune all or none.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def count_digits(
     dtype: Real, magnitude: Integer, shift: Integer, count: Integer, chunks: Integers,
     x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
 ):  # fmt: skip
-    """counters (blocks, BLOCK): how many of the living values that begin as chosen have each digit."""
+    """counters (blocks, BLOCK): how many unpruned values that begin with the chosen digits have each next digit."""
     counted, t, beginning = cuda.shared.array(BLOCK, int32), cuda.threadIdx.x, chosen[0]
     counted[t] = 0
     cuda.syncthreads()
@@ -55,7 +56,7 @@ def count_digits(
 
 @kernel
 def choose_digit(dtype: Real, blocks: Integer, counters: Integers, chosen: Integers):
-    """chosen (2,): the digits so far, and how many go of the values that begin with them; by one block."""
+    """chosen (2,): the digits so far, and how many of the values that begin with them are to be pruned; by one block."""
     shared, t, found = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
     beginning, left = chosen[0], chosen[1]
     for block in range(blocks):
@@ -70,7 +71,7 @@ def prune_chunks(
     dtype: Real, magnitude: Integer, count: Integer, chunks: Integers,
     x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
 ):  # fmt: skip
-    """What is smaller than the chosen one goes, and of its equals the first; the grid is that of the last counts."""
+    """Prune values smaller than the chosen one, and of the equal ones the first; the grid is that of the last counts."""
     shared, t, taken = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
     least, digit = chosen[0], chosen[0] & (BLOCK - 1)
     for block in range(t, cuda.blockIdx.x, BLOCK):
@@ -108,7 +109,7 @@ def prune_below_chunks(dtype: Real, threshold: Number, chunks: Integers, x: Arra
 
 
 def prune_smallest(arrays, masks, count):
-    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    """Prune the `count` smallest |x| that are not pruned yet; among equal values the first ones."""
     if not count:
         prune_below(arrays, masks, 0.0)
         return

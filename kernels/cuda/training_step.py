@@ -1,11 +1,13 @@
-"""Training steps of a dense chain, as in kernels/reference/training_step.py: launches of other files, of which none waits.
+"""Training steps of a dense chain, without a wait for the device; formulas and layout: kernels/reference/training_step.py.
 
-Beside the layers' own launches, at most three each, a step has four: the loss and its gradient; the mean of the losses; the squares of
-the gradients; the update, which clips. Whether there was a bad label, and whether the norm is finite, is known on the device alone: a
-step leaves a status, and the next step of an epoch does nothing where that is not OK. So an epoch waits once, at its end. The gradients of
-the batch that failed are then taken again, for whoever asks which were not finite.
+Launches of a step: at most three a layer beside the GEMMs; loss and its gradient; the mean of the losses; the squares of the gradients; the
+update, which clips.
 
-A record that is on the device is written there, as are rows of health. All that a step makes on the way, but its status, lies in `work`.
+Whether a label was bad, and whether the norm is finite, is known on the device alone. A step leaves a status there. The next step of an
+epoch does not update if that status is not OK. So an epoch waits once, at its end. It then computes the gradients of a batch that failed
+again, so that the caller can see which were not finite.
+
+A record, or rows of health, that lies on the device is written there. Intermediate arrays lie in `work`, all but the status.
 """
 
 import math
@@ -56,7 +58,7 @@ class NetViews:
             self.activations[-1] = types.ACTIVATIONS["identity"]
 
     def lay_out(self, rows):
-        """For so many rows what a forward saves, every layer's dz, and what is left of `work`."""
+        """For so many rows: the arrays that a forward saves, every layer's dz, and the rest of `work`."""
         sizes = [(rows, w.shape[1]) for w in self.weights]
         ys, rest = carve(self.work, sizes)
         zs, rest = carve(rest, sizes)
@@ -65,7 +67,7 @@ class NetViews:
         return ChainSaved(zs, ys), dzs, rest
 
     def gradients(self, x, target, row_weights, l2, mean=True):
-        """The gradients of x's rows: (the sums of the losses' parts, what to scale them by, the squares of all w or None, outputs)."""
+        """Compute the gradients: (sums of losses by block, their scale, sum of squares of all w or None, outputs)."""
         saved, dzs, rest = self.lay_out(len(x))
         chain, y, dy = Chain(x, self.weights, self.biases, self.activations, None), saved.outputs[-1], dzs[-1]
         dense_chain_forward(chain, saved)
@@ -94,7 +96,7 @@ class NetViews:
 
 
 def carve(array, shapes):
-    """Arrays of these shapes, one after the other in a flat one, and what is left of it."""
+    """Views of these shapes, one after the other in a flat array, and the rest of that array."""
     parts = []
     for rows, columns in shapes:
         parts.append(array[: rows * columns].reshape(rows, columns))
@@ -145,7 +147,7 @@ def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch,
 
 
 def look(net, bands, outputs, row):
-    """What the layers' gradients and outputs look like, to row (L, 9), which lies on the device."""
+    """Write the health of the layers' gradients and outputs to row (L, 9), which lies on the device."""
     pairs = zip(net.dweights, net.dbiases, strict=True)
     gradients = [[a.reshape(-1) for a in pair if a is not None] for pair in pairs]
     array_health([device.xp.concatenate(g) if len(g) > 1 else g[0] for g in gradients], row[:, :4])
@@ -172,9 +174,9 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 
 
 def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
-    """The update after `step` others; record (2,) = mean loss and norm, or (3,) with l2.
+    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or (3,) with l2.
 
-    updates (1,), int64, or None: one is added to it with the launch, whatever comes of it.
+    updates (1,), int64, or None: one is added to it with the launch, whatever the status.
 
     Returns OK, BAD_LABEL or NONFINITE, as an array () on the device.
     """
@@ -190,10 +192,10 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
 def dense_chain_epoch(
     x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch goes before the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
 
-    x may be Nonzeros, of which an array is made. updates (1,), int64, or None: at the end the updates that were made are added, and
-    meanwhile one with each launch.
+    x may be Nonzeros, of which an array is made. updates (1,), int64, or None: one is added with each launch; at the end it is
+    corrected to the number of updates that were applied.
     Returns (status, batches done), for which it waits once.
     """
     xp, (order, batch_size, rates) = device.xp, batches

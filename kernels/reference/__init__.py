@@ -1,4 +1,4 @@
-"""The definition of every op in plain NumPy, in float32 or float64 as the arrays come: the "numpy" backend."""
+"""The reference backend, "numpy": the definition of every op in plain NumPy, in the dtype of its arrays, float32 or float64."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Lists of arrays."""
+"""A test for lists of arrays: whether kernels can read all of them without a copy."""
 
 import numpy as np
 

@@ -1,7 +1,9 @@
-"""Batch normalisation over rows x (M, C), channels last (Ioffe & Szegedy 2015), with what often follows it.
+"""Batch normalisation over rows x (M, C), channels last, then residual and activation (Ioffe & Szegedy 2015).
 
-    mean = sum x / M        var = sum (x - mean)^2 / M        rstd = 1 / sqrt(var + eps), of the batch or given
+    mean = sum x / M        var = sum (x - mean)^2 / M        rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) rstd        z = xhat gamma + beta + residual        y = f(z)
+
+In training mean and var are those of the batch, otherwise the running statistics.
 
 Backwards, with dz = dy f'(z), which is dresidual too:
 
@@ -18,11 +20,13 @@ from .activation import activation_backward, activation_forward
 
 
 def batch_norm_statistics(x, running, training, eps, statistics):
-    """statistics: mean and rstd (C,), float64, of x (M, C) in training, from which running's mean and var (C,), unless None, are moved
-    by its momentum, with var unbiased or not; else of the running ones. In training without rows 0 and 1, and nothing is moved.
+    """Write statistics, mean and rstd (C,), float64: of x (M, C) in training, else from the running mean and var.
 
-    Two passes in float64, from the first row, so that a constant channel has exactly 0 for its var. A running var that the dtype cannot
-    hold is the largest value that it can, from which it comes back.
+    In training the running mean and var (C,), unless None, move by momentum towards the batch's; var unbiased or not. With no rows mean is
+    0, rstd is that of var 1, and nothing moves.
+
+    Two passes in float64, from the first row, so that a constant channel has exactly 0 for its var. A running var beyond the dtype is
+    stored as the largest finite value, so that it can fall again.
     """
     (mean, rstd), count, var = statistics, len(x), 1.0
     mean[...] = 0
@@ -41,7 +45,7 @@ def batch_norm_statistics(x, running, training, eps, statistics):
 
 
 def batch_norm_forward(x, statistics, affine, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (M, C); residual (M, C) may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (M, C); residual (M, C) may be None."""
     (mean, rstd), (gamma, beta), (z, y) = statistics, affine, saved
     z[...] = (x - mean) * rstd * gamma + beta
     if residual is not None:
@@ -50,8 +54,7 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
 
 
 def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
-    """gradients, which are overwritten: dz (M, C), which is dresidual and None where there was no residual, dx (M, C) or None, dgamma
-    and dbeta (C,).
+    """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
     of_batch: whether the statistics are the batch's.
     """

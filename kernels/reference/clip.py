@@ -1,11 +1,11 @@
-"""Norms of arrays, and what clips by them, in place: the arithmetic is in float64, and each result is rounded once.
+"""Norms of lists of arrays, and scaling and clamping of lists of arrays in place. Arithmetic is in float64; each result is rounded once.
 
     norm   (sum |x|^p)^(1/p) of an array or of each of its units; p = inf: the largest |x|
     scale  x = scale x, a scale for an array or for each of its units
     clamp  x = -limit where x < -limit, limit where x > limit
 
-Units are the columns of an array seen as rows of `width` values: an array whose width is 1 is one unit. The units of all arrays are counted
-through. NaN in a unit gives NaN; a norm overflows only where it is itself past float64.
+Units: an array is read as rows of `width` values, and its columns are its units; with width 1 the whole array is one unit. The units of all
+arrays are numbered in order. NaN in a unit gives NaN. A norm overflows only where it is itself beyond float64.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def array_norms(arrays, widths, p, norms, nonfinite):
 
 
 def _norm(x, p):
-    """Of the columns of |x|, as shares of the largest value: no power of it overflows, nor do all vanish."""
+    """The norm of each column of |x|: values are divided by the largest one, so that no power overflows and not all underflow."""
     largest = x.max(axis=0, initial=0)
     plain = (largest > 0) & np.isfinite(largest)
     if p == np.inf:
@@ -33,7 +33,7 @@ def _norm(x, p):
 
 
 def joint_norm(norms, p):
-    """The norm of all values of which these are norms (U,) of parts."""
+    """The norm of all values, from the norms (U,) of parts of them."""
     return float(_norm(norms.reshape(-1, 1), p)[0])
 
 
@@ -48,7 +48,7 @@ def scale_arrays(arrays, widths, scales):
 
 
 def clamp_arrays(arrays, limit):
-    """Each value of the arrays to -limit .. limit; NaN stays."""
+    """Clamp each value of the arrays to -limit .. limit; NaN stays."""
     for array in arrays:
         bound = array.dtype.type(limit)
         np.clip(array, -bound, bound, out=array)

@@ -1,4 +1,4 @@
-"""Convolution of images, channels last, with what often follows it (LeCun et al. 1989; cross-correlation, as in every framework).
+"""Convolution of images, channels last, then residual and activation (LeCun et al. 1989; a cross-correlation, as in every framework).
 
     z[n, i, j, k] = sum over a, b, c of x[n, i sh + a dh - top, j sw + b dw - left, c] w[a, b, c, k] + b[k] + residual[n, i, j, k]
     y = f(z), with x zero outside the image
@@ -9,9 +9,9 @@ Backwards, with dz = dy f'(z), which is dresidual too (Dumoulin & Visin 2016):
     dw[a, b, c, k] = sum over n, i, j of x[n, i sh + a dh - top, j sw + b dw - left, c] dz[n, i, j, k]
     dx[n, i sh + a dh - top, j sw + b dw - left, c] += w[a, b, c, k] dz[n, i, j, k] for every n, i, j, a, b, k
 
-x (N, H, W, C), w (kh, kw, C / groups, K), b (K,), residual, z, y and dz (N, H', W', K); of the g-th of the groups are C / groups channels
-and K / groups outputs in a row, and no others meet (Krizhevsky et al. 2012). stride (sh, sw), dilation (dh, dw) and
-pads (top, left, bottom, right) in pixels:
+x (N, H, W, C), w (kh, kw, C / groups, K), b (K,), residual, z, y and dz (N, H', W', K). Group g connects its
+C / groups consecutive channels with its K / groups consecutive outputs only (Krizhevsky et al. 2012). stride (sh, sw), dilation (dh, dw)
+and pads (top, left, bottom, right) in pixels:
 
     H' = (H + top + bottom - dh (kh - 1) - 1) // sh + 1, W' likewise
 
@@ -24,7 +24,7 @@ from .activation import activation_backward, activation_forward
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
-    """saved: z, which is y where the activation does not need it, and y (N, H', W', K); b (K,) and residual may be None."""
+    """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     (stride, pads, dilation), (z, y) = geometry, saved
     padded = pad(x, pads, 0)
     z[...] = 0
@@ -39,7 +39,7 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
-    """gradients, which are overwritten: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
+    """Overwrite gradients: dz (N, H', W', K), dx like x, dw like w and db (K,); dx, dw and db may be None."""
     (stride, pads, dilation), (dz, dx, dw, db) = geometry, gradients
     activation_backward(dy, *saved, dz, activation)
     padded = pad(x, pads, 0)
@@ -57,7 +57,7 @@ def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
 
 
 def taps(size, outputs, stride, dilation=(1, 1)):
-    """Of every place (a, b) of a window the slices of the padded image that lie under it for all outputs (N, H', W', .)."""
+    """For every tap (a, b) of a window: (a, b), and the slices of the padded image that it reads for all outputs (N, H', W', .)."""
     for tap in np.ndindex(*size[:2]):
         first = [a * step for a, step in zip(tap, dilation, strict=True)]
         pixels = (slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(first, outputs[1:3], stride, strict=True))
@@ -65,7 +65,7 @@ def taps(size, outputs, stride, dilation=(1, 1)):
 
 
 def channel_groups(x, w):
-    """Of every group the slices of its channels of x and its outputs in w."""
+    """For every group: the slice of its channels of x, and the slice of its outputs in w."""
     channels = w.shape[2]
     groups = x.shape[3] // channels
     outputs = w.shape[3] // groups
@@ -74,12 +74,12 @@ def channel_groups(x, w):
 
 
 def pad(x, pads, value):
-    """x (N, H, W, C) with rows and columns of this value around it, pads (top, left, bottom, right) of them."""
+    """x (N, H, W, C) padded with this value, pads (top, left, bottom, right)."""
     top, left, bottom, right = pads
     return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value)
 
 
 def inner(padded, pads):
-    """The image within its padding."""
+    """The image without its padding."""
     top, left, bottom, right = pads
     return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]

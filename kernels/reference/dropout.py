@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014): y_i = x_i / (1 - rate) where a random number is at least rate, else x_i 0.
 
-The number of value i, in row order, is the i-th of SplitMix64 (Steele, Lea & Flood 2014) from `key`, an integer below 2^64: a function of
-the two alone, so that backward is the same function of dy, with no mask kept, and threads need not agree on an order.
+The random number of value i, in row order, is number i of SplitMix64 (Steele, Lea & Flood 2014) with `key`, an integer below 2^64. It is a
+function of key and i alone. So backward is the same function of dy, no mask is stored, and the number of threads changes nothing.
 """
 
 import numpy as np

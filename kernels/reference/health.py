@@ -1,10 +1,10 @@
-"""What gradients, outputs and updates look like: the arithmetic is in float64.
+"""Health statistics of gradients, outputs and updates; the arithmetic is in float64.
 
     gradients   norm |g|_2, largest |g|, share of zeros, how many are NaN or infinite
     outputs     mean and spread (standard deviation) of all values, NaN where they are not finite;
                 saturated: the share of values y <= low or y >= high;
                 dead: the share of columns whose values are all 0, or flat: y <= flat_low or y >= flat_high
-    updates     ratio |dw|_2 / |w|_2 of what the optimiser changes and what was there, 0 where nothing changes
+    updates     ratio |dw|_2 / |w|_2 of the change by the optimiser to the weights before it, 0 where nothing changes
 
 bands (4,) = low, high, flat_low, flat_high of an output's activation. Columns are units: of an image's or sequence's output (rows, columns)
 the rows are its pixels or steps. An output of no rows has no mean and spread (NaN) and shares of 0.
@@ -39,13 +39,13 @@ def output_health(outputs, bands, health):
 
 
 def change(before, after):
-    """The sums of the squares of what has changed, and of what was there."""
+    """The sums of squares of after - before, and of before."""
     before, after = before.astype(np.float64), after.astype(np.float64)
     return np.square(after - before).sum(), np.square(before).sum()
 
 
 def layer_health(watch, gradients, outputs, row):
-    """row (L, 9) of a chain: gradients, a list for each layer, and outputs (rows, columns). The updates' ratio is NaN so far."""
+    """row (L, 9) of a chain: gradients, a list for each layer, and outputs (rows, columns). The updates' ratio is set to NaN."""
     array_health([np.concatenate([g.reshape(-1) for g in layer]) for layer in gradients], row[:, :4])
     output_health(outputs, watch.bands, row[:, 4:8])
     row[:, types.HEALTH.index("update_ratio")] = np.nan

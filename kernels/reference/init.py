@@ -1,15 +1,18 @@
-"""Initial weights: numbers uniform on [low, high], normal numbers, and matrices with orthonormal rows or columns, from a key.
+"""Initial weights from a key: uniform on [low, high], normal, and matrices with orthonormal rows or columns.
 
-The values come from dropout's generator: value i is a function of the key and i alone, and has the same bits on every backend. So this is
-written in what IEEE 754 fixes to the last bit, + - * / and sqrt, with neither a library's log and sin nor fused multiply-adds.
-The result is of float64; float32 gets it rounded.
+Random numbers are those of dropout.py: value i is a function of the key and i alone, and has the same bits on every backend. So the
+arithmetic uses only what IEEE 754 fixes to the last bit, + - * / and sqrt, and neither a library's log and sin nor fused multiply-adds.
+Results are computed in float64; float32 gets them rounded.
 
 uniform: low + (high - low) u, with u in [0, 1) from the upper 52 bits of number i.
 
-normal: mean + std z (Box & Muller 1958). Number j makes two values, z_2j = R cos(a) and z_2j+1 = R sin(a) with R = sqrt(-2 log u): u from
-2^-31 to 1 by the upper 31 bits, so that no z is beyond 6.6 (one of 10^10 should be). The lower 32 bits are an angle within pi / 4 of 0,
-whose last two, too small to move it, swap sine and cosine and turn both signs, which gives all angles. z is made in float32, as precise as
-weights are drawn elsewhere, since a vector holds twice as many. The series are those of FreeBSD's e_logf.c and of Cephes' sinf.c.
+normal: mean + std z (Box & Muller 1958). Number j gives two values, z_2j = R cos(a) and z_2j+1 = R sin(a) with R = sqrt(-2 log u). u, from
+2^-31 to 1, comes from the upper 31 bits, so no z is beyond 6.6 (one of 10^10 should be). The lower 32 bits are an angle within pi / 4 of 0.
+Its last two bits, too small to move it, swap sine and cosine and change both signs, which gives all angles. z is computed in float32, as
+precise as other libraries draw weights, since a vector holds twice as many values. The series are those of FreeBSD's e_logf.c and of
+Cephes' sinf.c.
+
+orthogonal: gain times Q of LAPACK's QR decomposition of normal numbers. Its last bits may differ between machines.
 """
 
 import numpy as np
@@ -40,10 +43,10 @@ def normal(out, key, mean, std):
 
 
 def orthogonal(out, key, gain):
-    """out (rows, columns): gain times the Q of normal numbers' QR, R's diagonal made positive so that no Q is likelier than another.
+    """out (rows, columns): gain times the Q of normal numbers' QR, with a positive diagonal of R, so that all Q are equally likely.
 
-    The shorter of rows and columns are orthonormal (Saxe, McClelland & Ganguli 2014). Of all here this alone is LAPACK's: a NumPy built
-    with another one, or on another processor, may round the last bits otherwise.
+    The shorter of rows and columns are orthonormal (Saxe, McClelland & Ganguli 2014). The QR decomposition is LAPACK's: a NumPy
+    with another LAPACK, or on another processor, may round the last bits otherwise.
     """
     tall = np.empty((max(out.shape), min(out.shape)))
     normal(tall.reshape(-1), key, 0.0, 1.0)

@@ -5,10 +5,10 @@
     mse                   l   = (y - t)^2                                     dy    = 2 (y - t)
     poisson_nll           l   = exp(z) - z t                                  dz    = exp(z) - t
 
-The first two are the negative log-likelihoods of p = softmax(z) and p = sigmoid(z), taken from the logits z so that
-no p underflows (Goodfellow et al. 2016, 6.2.2), the last one that of counts t of the rate exp(z), less log t!. Logits (N, C);
-labels are int64 class numbers (N,), or t itself (N, C). A target of exactly 0 has no part in the loss, whatever log p is: 0 log 0 = 0.
-A class number outside 0..C - 1 makes its row NaN.
+The first two are the negative log-likelihoods of p = softmax(z) and p = sigmoid(z), computed from the logits z so that no p underflows
+(Goodfellow et al. 2016, 6.2.2). The last one is that of counts t with the rate exp(z), without the term log t!. Logits (N, C); labels are
+int64 class numbers (N,), or t itself (N, C). A target of exactly 0 adds nothing to the loss, whatever log p is: 0 log 0 = 0. A class number
+outside 0..C - 1 makes its row NaN.
 Each function returns the sum of the losses, added in float64.
 """
 

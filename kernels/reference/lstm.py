@@ -12,7 +12,7 @@ Backwards, with dh and dc from above and from the step after:
     dh_{t-1} = dz w_hh^T                dc_{t-1} = dc f + p_i dz_i + p_f dz_f
 
 Sequences are rows as packing.py lays them out; with `reverse` the steps run from each sequence's last to its first, and step t - 1 of the
-formulas is the one that ran before.
+formulas is the step that ran before t.
 
 w_ih (C, 4H) and w_hh (P, 4H) in the order i, f, g, o; b (4H,) or None; peephole (3, H) = p_i, p_f, p_o or None; w_proj (H, P) or None,
 where P = H. The states at the start and at the end are in the caller's order. All arrays are contiguous, but the rows of xs, h and dh may
@@ -25,7 +25,7 @@ from .activation import sigmoid
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
-    """h and what backward needs, into `saved`, and the states after each sequence's last step, into `end`."""
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
     w_ih, w_hh, b, peephole, w_proj = weights
     gates, c, tanh_c, h = saved
     order, offsets, _ = batch
@@ -55,9 +55,9 @@ def lstm_forward(xs, weights, start, batch, saved, end):
 
 
 def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumulate):
-    """From what comes from above to all gradients; nothing from above is the same as zeros.
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero.
 
-    The gradients of the weights are added to what they hold if `accumulate`, and overwritten if not.
+    The gradients of the weights are added to the arrays if `accumulate`, and overwritten if not.
     """
     dh, dh_n, dc_n = upstream
     w_ih, w_hh, _, peephole, w_proj = weights
@@ -114,7 +114,7 @@ def steps(batch):
 
 
 def rows_before(values, start, batch):
-    """Of each step the row of the step before it, or of the start."""
+    """For each row the row of the same sequence at the step before, or its start state."""
     order, offsets, reverse = batch
     before = np.empty_like(values)
     for t in range(len(offsets) - 1):

@@ -15,15 +15,14 @@
 hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 or 1), decoupled (0 or 1).
 state is (S, P), the rows in the order m, v, largest v; sgd without momentum has none. step counts from 1.
 
-After it p and all its state are 0 where masks is False, whatever the gradient was: nothing revives what is pruned. Then p is held to its
-constraint:
+After the update p and all its state are set to 0 where masks is False, so a pruned value stays pruned. Then the constraint limits p:
 
     MAX_VALUE       -limit <= p <= limit
-    MAX_NORM        p *= limit / n where n, the norm of all arrays together, is larger
-    MAX_NORM_EACH   the same of each unit of clip.py, in rows of `widths` values
+    MAX_NORM        p *= limit / n where n, the norm of all arrays together, is above the limit
+    MAX_NORM_EACH   the same for each unit of clip.py, in rows of `widths` values
 
-An update that would end in p or state that is not finite, where p, state and gradient of the value are, is not made: of a second moment
-that overflows there is no way back.
+An update is not applied, and its status is NONFINITE, if it would turn a value with finite p, state and gradient into a p or state that is
+not finite: a second moment that has overflowed would stay infinite.
 """
 
 import math
@@ -73,10 +72,11 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is taken, and nothing clipped. moved (n, 2), or None: of each array the squares of what the optimiser has changed, and of what was
-    there, summed. updates (1,), int64, or None: one is added to it with the update. only_if, or None: a status that another call has
-    returned; where it is not OK nothing is updated nor counted, and it is the status.
-    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would end in what is not; then nothing is updated.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
+    values before it. updates (1,), int64, or None: a counter, to which one is added with the update. only_if, or None: the status of
+    another call; where it is not OK nothing is updated or counted, and that status is returned.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
+    nothing is updated.
     """
     if only_if is not None and only_if != OK:
         return only_if
@@ -105,7 +105,7 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
 
 
 def is_sound(params, grads, state, copies):
-    """Whether all that was finite is; where not, params and state are again as in the copies, of which state's is the last."""
+    """Whether all values that were finite still are; if not, params and state are restored from copies (params, then state)."""
     *before, state_before = (np.isfinite(a) for a in copies)
     was = _flat(before) & _flat(np.isfinite(g) for g in grads) & state_before.all(axis=0)
     sound = not (was & ~(_flat(np.isfinite(p) for p in params) & np.isfinite(state).all(axis=0))).any()
@@ -120,14 +120,14 @@ def _flat(arrays):
 
 
 def zero_pruned(params, state, masks):
-    """What is pruned is 0, and so is its state."""
+    """Set pruned values and their state to 0."""
     if masks is not None:
         params[~masks] = 0
         state[:, ~masks] = 0
 
 
 def apply_constraint(params, constraint):
-    """Hold updated weights to a constraint. NaN in a norm leaves what it is the norm of as it is."""
+    """Scale or clamp updated weights to a constraint. Arrays or units whose norm is NaN stay as they are."""
     if constraint is None:
         return
     kind, limit, widths = constraint

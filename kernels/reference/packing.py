@@ -1,8 +1,8 @@
-"""Sequences without their padding, a step after another.
+"""Packing of sequences x (N, T, C) into rows (R, C) without padding, step by step, and unpacking.
 
-`order` (N,) has the sequences from the longest to the shortest, and step t of sequence order[p] is row offsets[t] + p of every array
-(R, .), with offsets (T + 1,) and R all steps. So the sequences that have a step are its first rows, and a product over all steps has no
-padding in it.
+Layout: order (N,) lists the sequences from the longest to the shortest. Step t of sequence order[p] is row offsets[t] + p of every packed
+array (R, .); offsets (T + 1,), R the number of all steps. So the rows of a step are contiguous, its sequences are the first of `order`,
+and a product over all steps multiplies no padding.
 """
 
 

@@ -1,4 +1,4 @@
-"""The largest value and the mean of windows of an image, channels last (Fukushima 1980; Riesenhuber & Poggio 1999).
+"""Max and mean pooling of images, channels last (Fukushima 1980; Riesenhuber & Poggio 1999).
 
     max    y[n, i, j, c] = max over a, b of x[n, i sh + a - top, j sw + b - left, c], the padding being -inf
     mean   y[n, i, j, c] = sum over a, b of x[n, i sh + a - top, j sw + b - left, c] / count[i, j], the padding being 0
@@ -59,7 +59,7 @@ def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
 
 
 def counts(image, outputs, size, stride, pads, include_pad):
-    """The number of values (1, H', W', 1) of which each mean is taken."""
+    """The number of values in each mean, (1, H', W', 1)."""
     ones = pad(np.ones((1, *image[1:3], 1), int), pads, int(include_pad))
     total = np.zeros((1, *outputs[1:3], 1), int)
     for _, pixels in taps(size, outputs, stride):

@@ -1,13 +1,14 @@
-"""Magnitude pruning of lists of arrays, in place: masks (P,), bool, have all their values in order, False where one is pruned.
+"""Magnitude pruning of lists of arrays, in place: by count or by threshold.
 
-What is pruned is 0. No value is NaN; infinity is the largest.
+masks (P,), bool, has a value for each value of all arrays in their order; False where it is pruned. Pruned values are 0. No value may be
+NaN; infinity is the largest.
 """
 
 import numpy as np
 
 
 def prune_smallest(arrays, masks, count):
-    """Prune the `count` smallest |x| that are not pruned, of equal ones the first."""
+    """Prune the `count` smallest |x| that are not pruned yet; among equal values the first ones."""
     sizes = np.concatenate([np.abs(a).reshape(-1) for a in arrays])
     alive = np.flatnonzero(masks)
     if count:

@@ -2,16 +2,17 @@
 
     g = grads min(1, clip_norm / (norm + 1e-6)), norm = |grads|_2 over all parameters       (Pascanu et al. 2013, PyTorch)
 
-A net's table, int64 (L, 5), holds n_in, n_out, w_offset, b_offset (-1: no bias) and activation code of each layer, parameters
-float64 (L,) the activations' parameters: a layer's w (n_in, n_out) and b (n_out,) are views into params (P,), and its
-gradients into grads (P,). x (N, C); target int64 (N,) class numbers, or (N, K_L) of x's dtype.
-cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer, are taken from that layer's z;
-after any other activation the output itself is the logits. The mean is over the N rows for cross_entropy and over all
-N K_L elements for the others, and 0 over an empty batch. grads keep the gradient before clipping.
-row_weights (N,) of x's dtype make it sum(weight loss) / sum(weight) over the rows, 0 where the weights are; l2 adds
-l2 / 2 (sum of squares of every w) / sum(weight), whose gradient is in grads but which is not in the recorded loss.
-masks bool (P,), laid out as params, or None, and constraint, over w and b of each layer in turn, or None, are those of optim.py.
-`work` is the scratch of the compiled backends; NumPy makes its own.
+Layout. A net's table, int64 (L, 5), has for each layer n_in, n_out, w_offset, b_offset (-1: no bias) and the code of its activation;
+parameters, float64 (L,), are those of the activations. A layer's w (n_in, n_out) and b (n_out,) are views into params (P,), and their
+gradients into grads (P,). x (N, C); target int64 (N,), class numbers, or (N, K_L) of x's dtype. masks, bool (P,), are laid out as params,
+or None. A constraint is over w and b of each layer in turn, or None. Masks and constraints are those of optim.py. `work` is scratch for
+the compiled backends; this one allocates.
+
+Loss. cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer, are computed from that layer's z; after any
+other activation the layer's output is the logits. The mean is over the N rows for cross_entropy, over all N K_L values for the other
+losses, and 0 for an empty batch. With row_weights (N,) of x's dtype it is sum(weight loss) / sum(weight) over the rows, and 0 where the
+weights sum to 0. l2 adds l2 / 2 (sum of squares of every w) / sum(weight) to the loss: its gradient is in grads, but the recorded loss
+does not have it. grads keep the gradient before clipping.
 """
 
 import math
@@ -32,7 +33,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     """grads = the gradient of the mean loss, or of the sum: a step without its update.
 
     record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros, as in an epoch.
-    Returns OK, or BAD_LABEL, after which grads are of no use. Gradients that are not finite are no error here: who updates finds them.
+    Returns OK, or BAD_LABEL, after which grads are undefined. Gradients that are not finite are no error here; the update reports them.
     """
     gradients = _gradients(x[:] if isinstance(x, types.Nonzeros) else x, target, net, row_weights, l2, mean)
     if gradients is None:
@@ -44,7 +45,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 
 
 def _gradients(x, target, net, row_weights, l2, mean):
-    """Fill grads: (loss, squares of every w, outputs), or None where a label is no class."""
+    """Fill grads; returns (loss, sum of squares of all w, outputs), or None if a label is no class."""
     table, parameters, loss, params, grads, _ = net
     weights, biases, activations = layer_views(table, parameters, params)
     dweights, dbiases, _ = layer_views(table, parameters, grads)
@@ -84,12 +85,12 @@ def _gradients(x, target, net, row_weights, l2, mean):
 
 
 def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
-    """The update after `step` others; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
+    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
 
-    updates (1,), int64, or None: one is added to it with the update.
+    updates (1,), int64, or None: a counter, to which one is added with the update.
 
-    Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite, or an update that would end in what is not), which leave params
-    and state untouched.
+    Returns OK, or BAD_LABEL or NONFINITE (a norm that is not finite, or an update that would turn finite values into infinity or NaN),
+    which leave params and state untouched.
     """
     table, parameters, _, params, grads, _ = net
     optimizer, state, hyper, clip_norm, masks, constraint = rule
@@ -121,7 +122,7 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
 
 
 def _arrays_by_layer(table, parameters, flat):
-    """Of each layer a list: w, and b where it has one."""
+    """A list for each layer: [w], or [w, b] if it has a bias."""
     weights, biases, _ = layer_views(table, parameters, flat)
     return [[a for a in pair if a is not None] for pair in zip(weights, biases, strict=True)]
 
@@ -131,9 +132,9 @@ def dense_chain_epoch(
 ):
     """A step on each of the batches; record (n_batches, 2), or 3 with l2.
 
-    x may be Nonzeros; what is 0 in it may then add nothing, whatever it is multiplied with. The rate of a batch goes before the rule's.
+    x may be Nonzeros; its zeros may then add nothing, even times infinity or NaN. The rate of a batch replaces the rule's.
     updates (1,), int64, or None: one is added to it with each update.
-    Returns (status, batches done); the batch that fails is the last one looked at.
+    Returns (status, batches done); a batch that fails is the last one that is run.
     """
     order, batch_size, rates = batches
     starts = range(0, len(order), batch_size)

@@ -1,8 +1,11 @@
-"""Lists of arrays: a table of where they lie, and their values cut into blocks, which threads share whatever array they lie in.
+"""Lists of arrays as one sequence of blocks, which threads divide evenly, whatever arrays the blocks are in.
 
-How to use it. In Python, `rows = table(arrays)` of C-contiguous arrays of one dtype, or of an AddressList; put their number and
-`address_of(rows)` into the job, and keep arrays and rows until the launch is over. In the kernel, a part goes through the blocks that
-begin in its share of all values:
+A table, int64 (n + 1, COLUMNS), has a row for each array: its address, how many values are before it, and how it is cut into blocks. The
+last row has the totals.
+
+In Python: `rows = table(arrays)` for C-contiguous arrays of one dtype, or an AddressList. Put the number of arrays and `address_of(rows)`
+into the job, and keep arrays and rows until the launch returns. In the kernel a part takes the blocks that begin in its range of all
+values:
 
     t = rows_at(job.table, job.n)
     lo, hi = thread_range(part, parts, t[job.n, START], 64)
@@ -12,9 +15,9 @@ begin in its share of all values:
         ...                          # advance(pointer(t[a, ADDRESS], like), at)
         a, at = next_block(t, job.n, a, at)
 
-No block lies in two arrays or two parts, and blocks do not depend on the number of threads: what is summed by blocks has one order. An
-op over several lists of equal sizes (params, grads, state) walks one table and takes the other lists' addresses from theirs.
-The table is filled by machine code: see object_memory.py.
+A block is in one array and one part. Blocks do not depend on the number of threads, so what is summed by block has one order. An op over
+several lists of equal sizes (params, grads, state) walks the table of one and reads the addresses of the others from theirs. Machine code
+fills the table: see object_memory.py.
 """
 
 import numpy as np
@@ -133,7 +136,7 @@ def previous_block(t, a, at):
 
 @device_function
 def first_block(t, n, value):
-    """(a, at): the first block that begins with this value of all or after it: values `at` on of array a, n if there is none."""
+    """(a, at): the first block that begins at this value, counted over all arrays, or after it; array n if there is none."""
     low, high = 0, n
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,6 @@
-"""What threads need to agree on something without a lock, as Numba intrinsics: 64-bit integers at an address, and ways to wait."""
+"""Atomic operations on 64-bit integers at an address, and ways to wait, as Numba intrinsics. The thread pool uses them in
+place of locks.
+"""
 
 import os
 import platform
@@ -22,7 +24,7 @@ def _place(builder, address):
 
 @intrinsic
 def load(typingctx, address):
-    """The value at an address; what its writer stored before it is seen too."""
+    """The value at an address (acquire): what its writer stored before it is visible too."""
 
     def codegen(context, builder, signature, args):
         return builder.load_atomic(_place(builder, args[0]), "acquire", 8)
@@ -32,7 +34,7 @@ def load(typingctx, address):
 
 @intrinsic
 def store(typingctx, address, value):
-    """Store a value; who loads it sees what was stored before it."""
+    """Store a value (release): a thread that loads it sees all earlier stores too."""
 
     def codegen(context, builder, signature, args):
         builder.store_atomic(args[1], _place(builder, args[0]), "release", 8)

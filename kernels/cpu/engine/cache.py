@@ -1,15 +1,18 @@
-"""The store of compiled kernels: a file for each function, signature, processor and setting of Numba.
+"""The cache of compiled kernels on disk: a file for each function, signature, processor and setting of Numba.
 
-A file is the SHA-256 of its key and payload, then the payload: the compiled function as Numba serialises it. Its name ends in the hash of
-its key, so processes share no index, and of two that write the same file either is right. It is written beside and renamed. What cannot
-be read, or is not what was written, is a miss: the function is compiled again and the file replaced.
+File: the SHA-256 of key and payload, then the payload, which is the compiled function as Numba serialises it. The file's name ends in the
+hash of the key, so processes share no index; if two processes write the same file, either version is right. A file is written under a
+temporary name, then renamed. A file that cannot be read, or whose hash is wrong, is a miss: the function is compiled again, and the file
+replaced.
 
-Loading runs what the files hold. So a folder is used only where it is the user's or root's and nobody else can write to it, and so is each
-file. The folder is the one in FASTGRAD_CACHE_DIR or the user's cache folder; where that cannot be had or written, also one in the folder
-for temporary files; where neither can, kernels are compiled in each process.
+Safety: loading a file runs what it holds. So a folder, and each file in it, is used only if the user or root owns it and nobody else can
+write to it.
 
-A folder's name is the hash of the content of the kernels' folder (but for cuda/), the versions and the vector width: an edit or an upgrade
-never meets stale machine code.
+Folder: FASTGRAD_CACHE_DIR, or the user's cache folder. If that cannot be created or written, also one in the folder for temporary files.
+If neither can be used, every process compiles its kernels.
+
+Version: the name of the folder inside is a hash of the sources in kernels/ (without cuda/), of the versions and of the vector width. So
+after an edit or an upgrade no old machine code is loaded.
 """
 
 import contextlib
@@ -83,7 +86,7 @@ def _is_safe(*results: os.stat_result) -> bool:
 
 
 def folders() -> list[Path]:
-    """The folders to read from, in this order. Only the last can be written to, and it is made where it is missing."""
+    """The folders to read from, in this order. Only the last one is writable. Missing folders are created."""
     usable = []
     for folder in _candidates():
         with contextlib.suppress(OSError):
@@ -99,7 +102,7 @@ def folders() -> list[Path]:
 
 
 def read(name: str, key: bytes) -> bytes | None:
-    """The payload of this key, None for what is missing, damaged or another's."""
+    """The payload of this key; None if the file is missing, damaged, of another key or not safe to load."""
     for folder in folders():
         with contextlib.suppress(OSError), (folder / name).open("rb") as file:
             if not _is_safe(os.fstat(file.fileno())):
@@ -135,11 +138,11 @@ def settings() -> dict[str, object]:
 
 
 class Cache:
-    """What Numba asks of the cache of one function: load_overload and save_overload.
+    """The cache of one function, with the interface that Numba needs: load_overload and save_overload.
 
     Args:
         function: the Python function.
-        options: what it is compiled with, in which machine codes of one function and signature differ.
+        options: of its compilation, which are part of the key.
     """
 
     def __init__(self, function, options):
@@ -158,7 +161,7 @@ class Cache:
         return f"{function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
 
     def load_overload(self, signature, target_context):
-        """The compiled function, None where it must be compiled: whatever goes wrong with a file is no reason for more."""
+        """The compiled function, or None if it must be compiled; no error of a file is raised."""
         if not self.stored:
             return None
         try:
@@ -173,7 +176,7 @@ class Cache:
             return None
 
     def save_overload(self, signature, result):
-        """Keep a compiled function for later processes, where that can be done."""
+        """Store a compiled function for later processes, if that is possible."""
         # what holds addresses of this process is of no use in another
         if not self.stored or result.library.has_dynamic_globals:
             return

@@ -1,11 +1,13 @@
-"""How kernels are compiled. Where the machine code is kept is in cache.py.
+"""Compilation: the decorators `kernel`, `driver`, `device_function` and `inline_function`. cache.py stores the machine code.
 
-A kernel is one C function of (part, parts, job, like): `job` is a record of addresses, strides and sizes, `like` a null pointer
-that carries the dtype. So a kernel is compiled once a dtype whatever the layout, depth or width of what it works on; calling it costs
-a fraction of a microsecond; and one launcher (thread_pool.py) serves all of them, on one thread or many.
+A kernel is a C function (part, parts, job, like): it does part number `part` of `parts`. `job` is a record of addresses, strides and
+sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth or width of
+its arrays; a call costs a fraction of a microsecond; and one launcher (thread_pool.py) runs every kernel, on one thread or many.
 
-No fastmath flag anywhere: NaN and infinity stay what they are, and since nothing may be reassociated or contracted, a loop's
-vector body and its scalar tail give the same bits. Where a fused multiply-add is wanted, it is written.
+A driver is a compiled function that Python calls with arrays: it fills in the record and launches kernels.
+
+No fastmath flag is set: NaN and infinity stay what they are. The compiler may not reorder sums or fuse products into them, so the vector
+body of a loop and its scalar tail give the same bits. Fused multiply-adds are written out where they are wanted.
 """
 
 import _thread
@@ -38,7 +40,7 @@ _INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 def uninterrupted(function, *arguments):
     """function(*arguments), run to its end whatever signals arrive.
 
-    An exception out of a signal handler would leave Numba, LLVM or the pool of threads in a state that nobody expects. Python runs
+    An exception out of a signal handler would leave Numba, LLVM or the thread pool in an undefined state. Python runs
     handlers on the main thread alone, so there another thread does the work. What a handler raises comes out of here at once.
     """
     # the main thread waits in vain for another where it has the compiler's lock itself

@@ -1,4 +1,6 @@
-"""Intrinsics of kernels: addresses and pointers, calls of kernels, arrays on the stack, and vector instructions as LLVM has them."""
+"""Numba intrinsics for kernels: addresses and pointers, calls of kernels by address, arrays on the stack; and Emitter, which writes LLVM
+vector instructions.
+"""
 
 import os
 import platform
@@ -119,9 +121,9 @@ def copy(typingctx, count, source, target):
 
 @intrinsic
 def hide_alias(typingctx, pointer):
-    """The pointer, without LLVM's knowing that it is the same.
+    """The same pointer, hidden from LLVM's alias analysis.
 
-    Where a loop leaves some values as they are, in place, it would make masked stores, which AMD's cores take 14 cycles for.
+    For a loop in place that changes only some values LLVM would emit masked stores, which take AMD's cores 14 cycles.
     """
 
     def codegen(context, builder, signature, args):
@@ -132,7 +134,7 @@ def hide_alias(typingctx, pointer):
 
 @intrinsic
 def prefetch(typingctx, pointer):
-    """Have the cache fetch what lies there."""
+    """Prefetch the cache line at a pointer."""
 
     def codegen(context, builder, signature, args):
         place = builder.bitcast(args[0], ir.IntType(8).as_pointer())
@@ -203,8 +205,8 @@ def call(typingctx, function, a, b, job):
 def run_kernel(typingctx, launcher, function, parts, job, keep):
     """Run the kernel at `function` over its parts by the launcher. keep: a tuple of the arrays whose addresses the job has.
 
-    Numba frees an array after its last use, and an address is no use. So each array that a driver has made itself, and that a kernel
-    reads or writes, is an argument of the launch. What the driver was given is held by whoever gave it.
+    Numba frees an array after its last use, and a use of its address does not count. So each array that a driver allocates, and that a
+    kernel reads or writes, is an argument of the launch. The caller keeps the driver's own arguments alive.
     """
 
     def codegen(context, builder, signature, args):
@@ -260,12 +262,12 @@ def local_zeros(typingctx, n, kind):
 
 
 def hide_value(builder, value):
-    """The value itself, of which LLVM knows nothing."""
+    """The same value, hidden from LLVM's optimiser."""
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], side_effect=False)
 
 
 class Emitter:
-    """Short names for the instructions that the microkernel and the transpose are made of."""
+    """Short names for LLVM's vector instructions: load, store, masked load, fma, splat."""
 
     def __init__(self, context, builder, dtype):
         self.builder, self.width = builder, _lanes(dtype)

@@ -1,9 +1,11 @@
-"""The GEMM microkernel and a block transpose, as vector code that LLVM does not find by itself.
+"""The GEMM microkernel, which computes one tile of C = start + A @ B in registers, and the transpose of a block, both as LLVM vector code.
 
-The microkernel keeps a tile of C in registers while it runs over K, one broadcast of A and one fused multiply-add an
-accumulator. Every element of C is one chain of fused multiply-adds in the order of k, whatever the tile's shape or the vectors'
-width, so neither blocking, nor threads, nor the number of rows, nor the machine changes a bit of the result.
-One source serves float32 and float64 and vectors of 512, 256 and 128 bits.
+The microkernel keeps a tile of C in registers while it runs over K. For each k it broadcasts a value of A and does one fused multiply-add
+an accumulator. Every element of C is one chain of fused multiply-adds in the order of k, whatever the shape of the tile or the width of
+the vectors. So neither blocking, nor threads, nor the number of rows, nor the machine changes a bit of the result.
+
+One source serves float32 and float64 and vectors of 512, 256 and 128 bits. All shapes of a tile are one function, compiled once a dtype
+and called by its linker symbol.
 """
 
 from functools import lru_cache
@@ -158,9 +160,9 @@ def _symbol(dtype):
 
 @lru_cache
 def provide_microkernel(dtype):
-    """Compile or load the microkernel of a dtype, and make it known to the linker: the function itself, not numba's way into it.
+    """Compile or load the microkernel of a dtype, and register its symbol with the linker: the function's own, not numba's wrapper's.
 
-    Returns what must be kept as long as it may be called, which the cache of this function does.
+    Returns the object that keeps the machine code alive; lru_cache holds it.
     """
     scalar = from_dtype(dtype)
     tile = c_function(_tile, _tile_arguments(types.CPointer(scalar)))

@@ -1,7 +1,8 @@
-"""NumPy arrays and lists of them as they lie in memory, read by machine code.
+"""NumPy arrays and Python lists of them, read by machine code from the memory of the objects: address, shape, strides, dtype, flags.
 
-To ask 1,000 arrays for their addresses takes Python longer than their norms take. The fields are those of NumPy's C interface
-(PyArrayObject_fields in ndarraytypes.h), whose places are part of its ABI.
+Python takes longer to read the addresses of 1,000 arrays than their norms take. The offsets of the fields are those of NumPy's C interface
+(PyArrayObject_fields in ndarraytypes.h), which are part of its ABI. The import compares them with an example array, and raises ImportError
+if they differ.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ KIND, FLOAT32, FLOAT64 = id(np.ndarray), id(np.dtype(np.float32)), id(np.dtype(n
 
 
 def layout_is_known(head=HEAD):
-    """Whether arrays and lists lie in memory as is said here, by the fields of an example; head: bytes before an object's fields."""
+    """Whether arrays and lists have the layout that this file assumes, by an example; head: bytes before an object's fields."""
     array = np.zeros((2, 3), np.float32)[:, :2]
     fields = (ctypes.c_int64 * (FLAGS + 1)).from_address(id(array) + head)
     shape, strides = ((ctypes.c_int64 * 2).from_address(fields[place]) for place in (SHAPE, STRIDES))

@@ -1,4 +1,4 @@
-"""The counter-based random generator of kernels, SplitMix64: number i of a key, made where it is used."""
+"""SplitMix64, a counter-based random generator: number i is a function of the key and i alone, and no state is kept."""
 
 import numpy as np
 

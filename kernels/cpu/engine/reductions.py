@@ -1,4 +1,6 @@
-"""Loops that look at values and leave a few numbers of them, over the machine's vectors, for health.py."""
+"""Reductions for health.py, as LLVM vector code: largest magnitude and number of zeros, sums about the first value, squares of a change,
+statistics of a layer's output.
+"""
 
 from llvmlite import ir
 from numba import types
@@ -34,7 +36,7 @@ class Lanes:
         )
 
     def loop(self, count, sources, state, body):
-        """state after body(values of each source, where they are, mask, state) for all vectors; every lane counts where mask is None."""
+        """state after body(values of each source, their addresses, mask, state) for all vectors. mask is None for whole vectors."""
         builder = self.builder
         whole = builder.and_(count, _I64(-self.count))
         before, loop, last = builder.block, builder.append_basic_block("whole"), builder.append_basic_block("last")
@@ -106,7 +108,7 @@ class Lanes:
 
 @intrinsic
 def max_and_zero_count(typingctx, source, count):
-    """Of `count` values the bits of the largest magnitude, which are in magnitudes' order with NaN last, and how many are 0."""
+    """Of `count` values: the bits of the largest magnitude, as an integer (NaN is the largest), and how many values are 0."""
 
     def codegen(context, builder, signature, args):
         source, count = args
@@ -135,7 +137,7 @@ def max_and_zero_count(typingctx, source, count):
 
 @intrinsic
 def value_of(typingctx, bits, like):
-    """The value with these bits, in float64."""
+    """The number with these bits, as float64."""
 
     def codegen(context, builder, signature, args):
         dtype = signature.args[1].dtype
@@ -148,7 +150,7 @@ def value_of(typingctx, bits, like):
 
 @intrinsic
 def about_first(typingctx, source, count):
-    """Sums in float64 of x - x[0] and of their squares, of `count` values of at least one."""
+    """Sums in float64 of x - x[0] and of their squares, over `count` values, at least one."""
 
     def codegen(context, builder, signature, args):
         lanes = Lanes(context, builder, signature.args[0].dtype)

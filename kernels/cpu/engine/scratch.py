@@ -1,13 +1,13 @@
-"""Scratch arrays of drivers, kept from call to call."""
+"""ScratchPool: uninitialised scratch arrays for drivers, reused from call to call."""
 
 import numpy as np
 
 
 class ScratchPool:
-    """Uninitialised arrays for calls that are under way: a call takes one, and gives it back for the next.
+    """Uninitialised arrays that calls borrow: `take` returns one, `give` returns it to the pool for the next call.
 
-    The frame that calls a driver holds the array as long as machine code may write to it, also where the interpreter ends meanwhile.
-    There are as many as there were calls at one time, and not one for every Python thread that ever called.
+    The frame that calls a driver holds the array as long as machine code may write to it, even if the interpreter ends meanwhile.
+    The pool grows to the largest number of simultaneous calls, not to one array for each Python thread.
     """
 
     # bytes of arrays of a dtype that are kept beside the first, which always is

@@ -1,15 +1,17 @@
-"""Threads: how many, and a pool of our own for them.
+"""The number of threads, and the thread pool that runs kernels on them.
 
-A launch publishes a kernel, its job and its number of parts, and then takes part after part, as every worker does that is awake: one that
-comes late finds nothing left, and delays nobody. A worker waits for launches in a loop, since a thread that sleeps takes some 50 us
-to come back, more than most launches last. When nothing has come for a while it goes to sleep; the next large call wakes it.
+A launch publishes a kernel, its job and the number of parts. Then the caller and all workers that are awake take part after part until
+none is left. A worker that comes late finds no part left, and delays nobody.
 
-The pool has one launch at a time: a call from another Python thread meanwhile stays on that thread. Machine code takes the pool and gives
-it back, since a signal's handler may raise between any two steps of Python. A forked child has no workers and starts its own.
+Workers wait in a loop, since waking a thread takes some 50 us, longer than most launches. A worker that has seen no launch for a while goes
+to sleep; the next large call wakes it.
 
-Beside a library that uses OpenMP the pool is that library's: see use_openmp.
+The pool runs one launch at a time. A call from another Python thread meanwhile runs on that thread alone. Machine code acquires and
+releases the pool, since a signal handler may raise between any two steps of Python. A forked child has no workers and starts its own.
 
-These are not Numba's threads: of its layers TBB alone survives forks and concurrent calls, and its workers sleep after every launch.
+Beside a library that uses OpenMP, such as PyTorch, large calls run on that library's threads: see use_openmp.
+
+Why not Numba's threads: of its threading layers only TBB survives forks and concurrent calls, and its workers sleep after every launch.
 """
 
 import contextlib
@@ -69,7 +71,7 @@ def thread_range(part, parts, size, grain):
 
 @device_function
 def take_parts(pool):
-    """Do parts of what is launched until all are taken."""
+    """Take and run parts of the launch until none is left."""
     while True:
         seen = atomics.load(pool + NEXT)
         part, parts = seen & 0xFFFF, (seen >> 16) & 0xFFFF
@@ -96,7 +98,7 @@ def launch_parts(pool, function, parts, job):
 
 @device_function
 def worker_loop(pool, asleep):
-    """Be a worker until nothing has come for a while."""
+    """Run parts of launches as a worker, until no launch has come for a while."""
     atomics.store(asleep, 0)
     pauses, last = 0, atomics.load(pool + NEXT)
     while pauses < PATIENCE * PAUSES:
@@ -117,8 +119,8 @@ def wait(pauses):
 
 
 def _pool(function, parts, job):
-    """The launcher. It holds the pool's memory, and so it is the worker too, where there is no function. With parts as well it says at
-    the address `job` where the pool lies, and clears it.
+    """The launcher. It owns the pool's memory, and so it has two more tasks, with function 0: without parts it is a worker's loop, and
+    `job` is the address of the worker's flag; with parts it clears the pool and stores the pool's address at `job`.
     """
     pool = atomics.memory(POOL_BYTES)
     if not function and parts:
@@ -136,7 +138,9 @@ def _pool(function, parts, job):
 
 
 def _openmp_launcher(function, parts, job):
-    """The launcher onto OpenMP's threads: see use_openmp. Without a function it takes what the others need."""
+    """The launcher onto OpenMP's threads: see use_openmp. With function 0 it stores two addresses: parts is that of
+    GOMP_parallel, job that of _openmp_thread.
+    """
     pool = atomics.memory(POOL_BYTES)
     if not function:
         atomics.store(pool + OPENMP, parts)
@@ -171,8 +175,9 @@ def _call(launcher, function, parts, job):
 def use_openmp(parallel: int, count: Callable[[], int]) -> None:
     """Have large calls of the main thread run on the threads of an OpenMP library that it calls too.
 
-    parallel: address of the library's GOMP_parallel; count: how many threads it uses, which get theirs as long as it is our number.
-    They wait in a loop for milliseconds after each call of its own: our workers would have to share cores with them.
+    parallel: address of the library's GOMP_parallel; count: returns how many threads it uses; launches go to
+    them while that is our number too. They wait in a loop for milliseconds after each call of the library, and our workers would have to
+    share cores with them.
     """
     global _openmp
     _openmp = parallel, count
@@ -192,7 +197,7 @@ def _worker(asleep, sleep):
 
 
 def _clear_pool():
-    """Make the pool as it is before its first launch."""
+    """Reset the pool to its state before the first launch."""
     global _busy
     pool = np.zeros(1, np.int64)
     _call(_pool, 0, 1, pool.ctypes.data)

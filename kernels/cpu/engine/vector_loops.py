@@ -1,4 +1,8 @@
-"""Loops over arrays of which LLVM makes vectors, as Numba intrinsics: it is told which arrays are apart, and how far to interleave."""
+"""Elementwise loops over arrays, a sum of squares and a copy past the caches, as Numba intrinsics that LLVM vectorises.
+
+map_values, map_values_times and map_arrays apply an inline function to each value. Metadata tells LLVM which arrays do not overlap, and
+how many vectors to interleave.
+"""
 
 import numpy as np
 from llvmlite import ir
@@ -76,16 +80,16 @@ def _map(typingctx, f, source, parameters, times):
 
 @intrinsic
 def map_values(typingctx, f, count, source, target, parameters):
-    """target[i] = f(source[i], *parameters) for i < count; the two are the same, or apart.
+    """target[i] = f(source[i], *parameters) for i < count; the two arrays are the same, or do not overlap.
 
-    Four vectors go side by side: f is one long chain of operations, and two or three of them fill a scheduler.
+    Four vectors are interleaved: f is one long chain of operations, and two or three of them fill a scheduler.
     """
     return _map(typingctx, f, source, parameters, times=False)
 
 
 @intrinsic
 def map_values_times(typingctx, f, count, source, target, parameters):
-    """target[i] *= f(source[i], *parameters) for i < count; the two are apart."""
+    """target[i] *= f(source[i], *parameters) for i < count; the two arrays do not overlap."""
     return _map(typingctx, f, source, parameters, times=True)
 
 
@@ -93,7 +97,7 @@ def map_values_times(typingctx, f, count, source, target, parameters):
 def map_arrays(typingctx, f, count, sources, targets, parameters):
     """targets[k][i] = f(sources[0][i], sources[1][i], ..., *parameters)[k] for i < count.
 
-    A target may be a source, or apart from all of them. LLVM is told so: it would not look through so many pointers itself.
+    A target is one of the sources, or overlaps none of them. Metadata says so: LLVM would not check so many pointers itself.
     """
     inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
@@ -126,7 +130,7 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
 
 @intrinsic
 def square_sum(typingctx, source, count):
-    """The sum in float64 of the squares of `count` values, a multiple of 16, in 16 chains that do not wait for each other."""
+    """The sum in float64 of the squares of `count` values, a multiple of 16, in 16 independent chains."""
 
     def codegen(context, builder, signature, args):
         source, count = args
@@ -220,7 +224,7 @@ def stream(typingctx, count, source, target):
 
 @intrinsic
 def fence(typingctx):
-    """Have what was streamed arrive before what is stored next."""
+    """Order streamed stores before all later ones."""
 
     def codegen(context, builder, signature, args):
         builder.fence("seq_cst")

@@ -1,20 +1,21 @@
-"""exp, expm1, tanh, sigmoid, log, log1p, softplus, erf and the normal distribution, for float32 and float64, in plain arithmetic.
+"""exp, expm1, tanh, sigmoid, log, log1p, softplus, erf and the normal distribution, for float32 and float64, in vectorisable arithmetic.
 
-Written on one value, for loops that LLVM vectorises: no branches, no calls, no fastmath. Every step is one operation or a fused
-multiply-add that is asked for, so a loop's vector body and its scalar tail give the same bits. NaN gives NaN: the clamps are of
-the form `hi if x > hi else x`, which keeps it. Largest errors, in units in the last place, over all float32 and 20,000 float64:
+Each is an inline function of one value, for loops that LLVM vectorises: no branches, no calls, no fastmath. Every step is one operation or
+an explicit fused multiply-add, so the vector body of a loop and its scalar tail give the same bits. NaN gives NaN: the clamps have the form
+`hi if x > hi else x`, which keeps it. Largest errors, in units in the last place, over all float32 and 20,000 float64:
 
                exp   expm1  tanh  sigmoid  log   log1p  softplus  erf   normal_cdf
     float32    1.04  1.59   1.98  2.00     0.94  1.49   1.82      1.03  0.77
     float64    0.93  1.72   1.89  1.97     1.14  1.52   1.50      1.12  2.84
 
 exp(x) = 2^n e^r with r = x - n ln 2, |r| <= ln 2 / 2, and e^r - 1 = r + r^2 P(r) (Cody and Waite's reduction). Adding
-1.5 2^mantissa rounds x / ln 2 to n and leaves n in the low bits, so that one shift makes 2^n.
+1.5 2^mantissa rounds x / ln 2 to n and leaves n in the low bits, so that one shift gives 2^n.
 log(x) = k ln 2 + log(1 + f), and log(1 + f) = f - s (f - s^2 L(s^2)) with s = f / (2 + f) (the series of atanh).
 The normal distribution's upper tail is e^(-a^2 / 2) t T(1 - 2 K t) with t = 1 / (a + K); near 0, erf is x + x E(x^2).
 
-P, L, T and E are minimax fits of our own, weighted by the relative error of what they end in: Remez's exchange in 50 digits,
-then rounded, for float32 to the best of the neighbours. K is where the fit, or its rounding, is best. Above each stands its error.
+P, L, T and E are minimax polynomials, fitted for this file to the relative error of the function: Remez's exchange in 50 digits, then
+rounded; for float32 the best of the neighbouring roundings. K is the value with the smallest error. In the tables of coefficients a
+comment gives the error of each polynomial.
 """
 
 from collections import namedtuple

@@ -1,11 +1,11 @@
-"""Lists of arrays: one launch works on all of them, a block of threads on a chunk.
+"""Lists of arrays as chunks, so that one launch works on all arrays, with a block of threads for each chunk.
 
-An array is seen as rows of `width` values, 1 but where its columns are units of clip.py. A chunk is some rows of some columns, as
-a tile of reductions.py lies over them; none is of two arrays. A kernel is given the chunks' table and the arrays,
+An array is read as rows of `width` values: 1, or more where its columns are units of clip.py. A chunk is some rows of some columns, over
+which the tile of reductions.py lies; it belongs to one array. A kernel takes the table of chunks and the arrays,
 
     chunks: Integers, x: Arrays
 
-and each of its blocks, one for each chunk, goes over its own:
+and each of its blocks, one for each chunk, goes over its own values:
 
     a, width, tile, column, row, end = chunk_of(chunks, cuda.blockIdx.x)
     if column < width:
@@ -13,7 +13,8 @@ and each of its blocks, one for each chunk, goes over its own:
             ...                                  # x[a][row * width + column]
             row += BLOCK // tile
 
-All of a list lie one after the other in what is as long as all, as an optimiser's state is: chunks[BEFORE] values are before this array.
+A flat array for all arrays of a list, such as an optimiser's state, has their values one after the other: chunks[BEFORE] is the offset of
+the chunk's array in it.
 """
 
 from functools import lru_cache

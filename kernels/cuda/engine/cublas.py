@@ -1,7 +1,7 @@
-"""Products on a stream that is captured: cuBLAS can be, but CuPy (its issue 6290) calls it on no such stream.
+"""Matrix products on a stream that a CUDA graph records: CuPy does not call cuBLAS on such a stream (its issue 6290).
 
-cuBLAS is called here by ctypes, with CuPy's own handle. Its matrices are columns first, so y = a @ b is asked for as y' = b' a', and an
-operand in rows is what cuBLAS calls not transposed.
+cuBLAS is called by ctypes, with CuPy's own handle. It takes matrices in column order, so y = a @ b is requested as y^T = b^T a^T, and an
+operand in row order is "not transposed" for cuBLAS.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
-"""Where kernels run: the array module, the one `launch`, and kernels compiled once for each dtype.
+"""The device: the array module `xp`, kernels compiled once a dtype, and `launch`.
 
-How an op is written here:
+How an op is written:
 
     @function                                        a function of kernels, float32 or float64 as its arguments are
     def relu(z):
@@ -12,21 +12,21 @@ How an op is written here:
         if i < n:
             y[i] = relu(z[i])
 
-    def relu_forward(z, y):                          a launcher: works out a grid, launches, and nothing else
+    def relu_forward(z, y):                          a launcher: computes a grid, launches, and nothing else
         launch(relu_values, y.dtype, blocks(y.size), y.size, z, y)
 
-Arrays arrive as pointers to values in C order, without a shape: `flat` gives an array that is, and `None` is a pointer that the kernel
-must not read, for which it gets a flag. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
-`dtype` is float32 or float64 inside the kernel: `dtype(0)` and `cuda.shared.array(BLOCK, dtype)`; elsewhere `real(0, z)` is a number of
-z's type. A literal like 0.5 alone would be float64 and make a float32 kernel slow, which a test looks for. The exception is a kernel
-of sums that the contract has in float64, of losses and norms: `@wide_kernel`.
+Arrays reach a kernel as pointers to values in C order, without a shape: `flat` returns such an array. None becomes a null pointer, which
+the kernel must not read; a flag tells it so. A launch has blocks of BLOCK threads, in one dimension or two, on the caller's current stream.
 
-Sums are taken in one fixed order, so every run has the same bits: reductions.py has them, and the only atomics count integers. Only `xp`
-makes arrays; neither it nor a launch waits for the device.
+`dtype` is float32 or float64 inside a kernel: `dtype(0)`, `cuda.shared.array(BLOCK, dtype)`; in functions `real(0, z)` is a number of z's
+type. A literal such as 0.5 alone would be float64 and make a float32 kernel slow; a test looks for that. The exception is `@wide_kernel`,
+for sums that are float64 in every dtype: losses and norms.
 
-Numba compiles a kernel to PTX, on any machine; CuPy loads it and launches it, which costs a few microseconds where Numba's own launch
-takes tens for each array. So what runs without a GPU is the same PTX with the same arguments: tests put an executor of theirs in
-the place of the GPU, with `use`.
+Sums have one fixed order (reductions.py), so every run has the same bits; atomics only count integers. Only `xp` allocates arrays. Neither
+it nor a launch waits for the device.
+
+Numba compiles a kernel to PTX, on any machine. CuPy loads and launches it, in a few microseconds; Numba's own launch takes tens for each
+array. Tests without a GPU run the same PTX with the same arguments: `use` puts an executor of theirs in the place of the GPU.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ KERNELS: list["Kernel"] = []
 
 
 class Kernel:
-    """A kernel's source, and its PTX by dtype and compute capability. wide: float64 has its place in the float32 one."""
+    """A kernel's source, and its PTX by dtype and compute capability. wide: its float32 version may use float64."""
 
     def __init__(self, function, wide=False):
         self.function, self.wide = function, wide
@@ -136,7 +136,7 @@ class Kernel:
         return found
 
     def arguments(self, dtype, given):
-        """What a launch passes on: numbers of the kernel's type, lists of arrays, and 0 for the type itself and for None."""
+        """The arguments of a launch: numbers in the kernel's types, arrays, lists of arrays, and 0 for the dtype parameter and for None."""
         found = []
         for annotation, value in zip(self.parameters, (0, *given), strict=True):
             if annotation is Number:
@@ -160,7 +160,7 @@ def wide_kernel(function):
 
 
 def bounded(kernel):
-    """Decorator: a kernel that would need a few registers more than BOUNDS leave, and for which the compiler finds a way with as few."""
+    """Decorator: limit a kernel's registers to what BOUNDS allow; for kernels that would use a few more, and do not need them."""
     kernel.bounds = BOUNDS
     return kernel
 
@@ -178,7 +178,7 @@ def real(value, like):
 
 @contextlib.contextmanager
 def offline(cc):
-    """Let numba compile functions of kernels for this compute capability; it would ask a driver for one."""
+    """Let numba compile functions of kernels for this compute capability, without a GPU driver to ask for it."""
     from numba.cuda import dispatcher  # the simulator has none
 
     before = dispatcher.get_current_device
@@ -211,7 +211,7 @@ class GPU:
         return self.where(), self.xp.cuda.get_current_stream().ptr
 
     def _addresses(self, arrays):
-        """A list's addresses on the device. Those of a training loop are copied there once."""
+        """The addresses of a list's arrays, as an array on the device; a training loop's lists are copied there once."""
         key = self.queue(), tuple(a.data.ptr for a in arrays)
         found = self._lists.pop(key, None)
         if found is None:
@@ -279,9 +279,9 @@ _executor = None
 
 
 def use(executor):
-    """Run on this from now on (None: on the GPU), and return the one before.
+    """Launch on this executor from now on (None: on the GPU), and return the one before.
 
-    It is anything with GPU's xp, counts, address, where, queue and launch.
+    An executor has the attributes xp, counts, address, where, queue and launch of GPU.
     """
     global _executor
     before, _executor = _executor, executor
@@ -330,7 +330,7 @@ def _copied(values, shape, dtype, xp, _):
 
 
 def constant(array):
-    """A small array on the device: one of NumPy is copied once for all calls of a training loop, where its values stay."""
+    """A small array on the device; a NumPy array is copied once for all calls with the same values."""
     if not isinstance(array, np.ndarray):
         return array
     return _copied(array.tobytes(), array.shape, array.dtype, _current().xp, queue())
@@ -347,9 +347,9 @@ def records():
 
 
 def counted(state, step):
-    """While a graph is recorded: the number of the state's first update there, and on the device how many it has had since.
+    """While a graph is recorded: the number of the first recorded update of this state, and a device array that counts updates since.
 
-    None where nothing is recorded: then `step` is the number of the update.
+    None if nothing is recorded: then `step` is the number of the update.
     """
     if not records():
         return None
@@ -361,7 +361,7 @@ def counted(state, step):
 
 
 def queue():
-    """The current device and stream. What is kept there is for these alone: on another stream nothing says that it has arrived."""
+    """The current device and stream, as a key for cached device arrays: on another stream a copy may not have finished."""
     return _current().queue()
 
 
@@ -371,13 +371,13 @@ def usable(array):
 
 
 def give(values, array):
-    """Values of the device to the array of a caller, who waits for them if it is NumPy's."""
+    """Copy values of the device to the caller's array; waits for them if that is a NumPy array."""
     array[...] = values if type(values) is type(array) else values.get()
 
 
 @contextlib.contextmanager
 def written(array):
-    """The array itself if it is C-contiguous and aligned, else one that is and whose values are put into it at the end."""
+    """An array to write: the array itself if it is C-contiguous and aligned, else a scratch array that is copied to it at the end."""
     if usable(array):
         yield array
         return

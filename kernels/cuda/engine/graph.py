@@ -1,9 +1,9 @@
-"""Calls as CUDA graphs: launches that are recorded once, and then started together for the cost of one.
+"""CUDA graphs: the launches of a function are recorded once, and then started together for the cost of one.
 
-Between two launches nothing here waits, asks for what is on the device or copies from the host, so every call of arrays that lie on the
-device can be recorded. What it makes on the way comes from a pool that is the graph's own: a run before the recorded one fills the pool,
-compiles the kernels and leaves addresses and tables on the device, and the recorded one finds all of it there. Numbers are as they were
-then, an update's rate too, but for what goes with the number of an update: that is counted on the device, one more at each replay.
+Between two launches kernels' code neither waits, nor reads values of the device, nor copies from the host. So every call on arrays of the
+device can be recorded. Its intermediate arrays come from a memory pool that belongs to the graph. A first run, before the recorded one,
+fills the pool, compiles the kernels and leaves addresses and tables on the device. Numbers are those of the recorded call, an update's
+learning rate too; only the count of updates advances, on the device, with each replay.
 """
 
 from . import array_table, device

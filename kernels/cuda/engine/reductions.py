@@ -1,9 +1,9 @@
-"""Sums in one fixed order, and so the same bits every run: in a block by a tree, over blocks by a second launch.
+"""Sums and maxima in one fixed order, with the same bits every run: over the threads of a block by a tree, over blocks by a second launch.
 
-A tile is how BLOCK threads lie over a matrix (rows, columns): `width` of them side by side, a power of two, and BLOCK / width rows at a
-time. So a matrix of few columns leaves no warp idle, and neighbours read neighbours. Thread t has column t % width and row t / width.
-A block goes over TILE_ROWS times as many rows as a tile has. All threads of a block must come to a reduction, which meets in shared
-memory (BLOCK,), and may use that memory again when it returns.
+A tile is the arrangement of BLOCK threads over a matrix (rows, columns): `width` threads side by side, a power of two, and BLOCK / width
+rows. Thread t has column t % width and row t / width. So few columns leave no warp idle, and neighbouring threads read neighbouring values.
+A block goes over TILE_ROWS tiles of rows. All threads of a block must call a reduction; it uses shared memory (BLOCK,), which is free
+again when it returns.
 """
 
 from numba import cuda, float64
@@ -11,7 +11,7 @@ from numba import cuda, float64
 from . import device
 from .device import BLOCK, Integer, Real, Values, Wide, function, kernel, launch, wide_kernel
 
-# a block takes this many tiles of rows: enough for sums by column to become a hundredth of what was read
+# tiles of rows of a block: enough that sums by column are about a hundredth of the values read
 TILE_ROWS = 16
 # and of what is left by blocks this many are added up one after the other
 ROWS_OF_A_BLOCK = 128
@@ -36,7 +36,7 @@ def tile_column(width):
 
 @function
 def tile_row(width):
-    """This thread's first row, and how many rows a tile has: the next is that much further, up to `row_limit`."""
+    """This thread's first row; its next ones are BLOCK // width rows further each, up to `row_limit`."""
     return cuda.blockIdx.x * (TILE_ROWS * (BLOCK // width)) + cuda.threadIdx.x // width
 
 
@@ -66,7 +66,7 @@ def reduction(join):
 
     @function
     def joined(shared, value, span, least):
-        """Of each `span` threads side by side, halved until `least` values are left."""
+        """Join the values of each `span` threads side by side pairwise, until `least` values are left."""
         t = cuda.threadIdx.x
         place = t & (span - 1)
         shared[t] = value
