@@ -145,16 +145,25 @@ leaky_products, leaky_products_by_y, leaky_gradient = fused(leaky_relu, leaky_re
 clipped_products, clipped_products_by_y, clipped_gradient = fused(clipped_relu, clipped_relu_slope)
 
 
-@device_function
-def map_relu(norm, of_relu, of_leaky, of_clipped, n, sources, targets):
-    """map_arrays with the function for the activation: of_relu, of_leaky or of_clipped."""
-    p = real(norm.parameter, carray(sources[0], 1)[0])
-    if norm.code == types.RELU:
-        map_arrays(of_relu, n, sources, targets, (p,))
-    elif norm.code == types.LEAKY_RELU:
-        map_arrays(of_leaky, n, sources, targets, (p,))
-    else:
-        map_arrays(of_clipped, n, sources, targets, (p,))
+def by_code(of_relu, of_leaky, of_clipped):
+    """map_arrays with the function for the activation. These are part of it: as arguments they would be addresses of this process."""
+
+    @device_function
+    def map_by_code(norm, n, sources, targets):
+        p = real(norm.parameter, carray(sources[0], 1)[0])
+        if norm.code == types.RELU:
+            map_arrays(of_relu, n, sources, targets, (p,))
+        elif norm.code == types.LEAKY_RELU:
+            map_arrays(of_leaky, n, sources, targets, (p,))
+        else:
+            map_arrays(of_clipped, n, sources, targets, (p,))
+
+    return map_by_code
+
+
+map_products = by_code(relu_products, leaky_products, clipped_products)
+map_products_by_y = by_code(relu_products_by_y, leaky_products_by_y, clipped_products_by_y)
+map_gradient = by_code(relu_gradient, leaky_gradient, clipped_gradient)
 
 
 @device_function
@@ -288,12 +297,12 @@ def add_rows(norm, at, n, total, products, room, like):
             sources = total, products, dy, x, high, advance(pointer(norm.y, like), at + j)
             to = advance(pointer(norm.dz, like), at + j)
             targets = total, products, room if norm.streams else to
-            map_relu(norm, relu_products_by_y, leaky_products_by_y, clipped_products_by_y, columns, sources, targets)
+            map_products_by_y(norm, columns, sources, targets)
             if norm.streams:
                 stream(columns, room, to)
         else:
             sources_by_z = total, products, dy, x, high, scale, shift
-            map_relu(norm, relu_products, leaky_products, clipped_products, columns, sources_by_z, sums)
+            map_products(norm, columns, sources_by_z, sums)
 
 
 @kernel(NORM)
@@ -323,7 +332,7 @@ def inputs_of(norm, at, n, room, row, like):
         x = advance(pointer(norm.x, like), at + j)
         if fuses:
             sources = advance(pointer(norm.dy, like), at + j), x, high, scale, shift, slope, offset
-            map_relu(norm, relu_gradient, leaky_gradient, clipped_gradient, columns, sources, (dx,))
+            map_gradient(norm, columns, sources, (dx,))
         elif norm.of_batch:
             map_arrays(input_gradient, columns, (dz_j, x, high, scale, slope, offset), (dx,), ())
         else:
