@@ -109,7 +109,7 @@ def test_the_example_of_every_public_name_runs(name):
     example = doctest.DocTestParser().get_doctest(docstring(value_of(name)), aliases, name, None, None)
     failures = []
     with fg.use_backend("numpy"):
-        doctest.DocTestRunner().run(example, out=failures.append)
+        doctest.DocTestRunner(verbose=False).run(example, out=failures.append)
     assert not failures, "".join(failures)
 
 
