@@ -50,6 +50,7 @@ def test_the_python_of_the_readme_runs(cpu, reader):
         run(block, f"python block {number}", names)
 
 
+@pytest.mark.full
 def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, reader, monkeypatch):
     """What trains does so by the CPU's kernels over the fake GPU's arrays, all else by the emulated ones."""
     from fakegpu import HostKernels
@@ -82,6 +83,7 @@ def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, r
             on_gpu(block, f"block {number} for a GPU")
 
 
+@pytest.mark.full
 def test_the_digits_are_learnt_by_the_emulated_kernels(there, reader):
     """Fewer epochs than the README's, which would take minutes."""
     losses = []

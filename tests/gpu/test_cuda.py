@@ -84,6 +84,7 @@ SUMS = {
 MOST_SHARED, MOST_REGISTERS = 48 << 10, 64
 
 
+@pytest.mark.full
 def test_in_the_simulator():
     """In a process of its own: the simulator takes the compiler's place."""
     tests = [str(Path(__file__).parent.parent / name) for name in SIMULATED]

@@ -249,6 +249,7 @@ def digests():
     return "\n".join(lines)
 
 
+@pytest.mark.full
 def test_every_op_has_the_same_bits_under_the_debugging_allocator():
     """It writes over what is freed, and before what is allocated."""
     here = in_a_process("print(t.digests())")

@@ -166,6 +166,7 @@ def small_loop(work):
     return small(work) | {"dtype": "float32"}
 
 
+@pytest.mark.full
 def test_pytorchs_loops_with_fastgrad_in_them_find_the_same(agrees):
     pytest.importorskip("torch")
     for loop in ADAPTERS:
@@ -174,6 +175,7 @@ def test_pytorchs_loops_with_fastgrad_in_them_find_the_same(agrees):
                 agrees(contender, loop, small_loop(loop), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_a_loop_of_two_processes_finds_the_same(answer):
     pytest.importorskip("torch")
     (loop,) = (work for work in ADAPTERS if isinstance(work, Shared))
@@ -185,6 +187,7 @@ def test_a_loop_of_two_processes_finds_the_same(answer):
     np.testing.assert_allclose(shared, answer(REFERENCE, loop.name, **small_loop(loop)), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("contender", "package"), ALL)
 def test_a_peer_trains_residual_nets_as_the_reference(contender, package, agrees):
     """Losses and running statistics of three steps."""

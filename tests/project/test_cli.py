@@ -56,9 +56,8 @@ def test_wrong_arguments_are_told_in_usage_lines(arguments):
 
 
 def test_warmup_runs_every_task_with_progress(monkeypatch, capsys):
-    from fastgrad.kernels.cpu import warmup
-
     from fastgrad.__main__ import main
+    from fastgrad.kernels.cpu import warmup
 
     done = []
     tasks = [("gemm float32", lambda: done.append("gemm")), ("step float32", lambda: done.append("step"))]
@@ -69,9 +68,8 @@ def test_warmup_runs_every_task_with_progress(monkeypatch, capsys):
 
 
 def test_an_error_of_warmup_is_one_line(monkeypatch, capsys):
-    from fastgrad.kernels.cpu import warmup
-
     from fastgrad.__main__ import main
+    from fastgrad.kernels.cpu import warmup
 
     def fails():
         raise OSError("no space left")
@@ -90,6 +88,7 @@ def test_the_tasks_of_warmup_are_labelled_calls():
     assert len({label for label, _ in tasks}) == len(tasks)
 
 
+@pytest.mark.full
 def test_warmup_leaves_nothing_to_compile():
     """What it compiles, in the cache that the other tests use, the next process loads; and steps after it ask for no more."""
     assert run("warmup")[0] == 0

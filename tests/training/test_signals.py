@@ -25,6 +25,7 @@ def run(name, *arguments):
     return done.stdout.split()[-1]
 
 
+@pytest.mark.full
 def test_after_500_interrupts_as_many_updates_are_counted_as_were_made():
     assert run("interrupts.py", "84") == "whole"
 
