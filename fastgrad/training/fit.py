@@ -62,8 +62,11 @@ def fit(
                 started = time.perf_counter()
                 with trainer.lock:
                     trainer._refuse_nested(OP)
-                    trainer._running, before, drawn = True, trainer.step_count, trainer.rng.bit_generator.state
+                    before, drawn = -1, trainer.rng.bit_generator.state
+                    trainer._running = True
                     try:
+                        # only now: until then a signal handler may make a step
+                        before = trainer.step_count
                         trainer._prune()
                         if trainer._scheduled:
                             rates[:] = [trainer.optimizer.rate(before + i, trainer.val_losses) for i in range(updates)]
