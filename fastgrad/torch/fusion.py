@@ -28,7 +28,6 @@ NAMES: dict[type[nn.Module], str] = {
     nn.SELU: "selu",
     nn.SiLU: "silu",
 }
-HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 # what an instance has only if someone put it there in the place of its class's
 PATCHES = (
     "forward",

@@ -49,18 +49,6 @@ def checked(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be torch.float32 or torch.float64, got {value.dtype}")
 
 
-def one_dtype(op: str, named: Iterable[tuple[str, torch.Tensor | None]]) -> None:
-    """All tensors must be dense floats on the CPU, of the first one's dtype."""
-    dtype = None
-    for name, value in named:
-        if value is None:
-            continue
-        checked(op, name, value)
-        if dtype is not None and value.dtype is not dtype:
-            raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype} (one call has one dtype)")
-        dtype = value.dtype
-
-
 def _dense(op: str, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
