@@ -5,6 +5,7 @@ import pytest
 from python_calls import calls_of
 
 import fastgrad as fg
+from fastgrad.kernels.cpu.engine import scratch
 from fastgrad.nn import Dense, DenseChain, Sequential
 
 
@@ -28,3 +29,17 @@ def test_a_step_calls_few_functions(cpu, make, health, most):
     trainer.step(x, y)
     names = calls_of(lambda: trainer.step(x, y))
     assert len(names) <= most, names
+
+
+def test_a_step_calls_no_more_functions_after_many_calls_at_one_time(cpu):
+    """However many scratch arrays they left."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((32, 12), np.float32), rng.integers(0, 5, 32)
+    trainer = fg.Trainer(chain())
+    trainer.step(x, y)
+    count = len(calls_of(lambda: trainer.step(x, y)))
+    pools = scratch.serial_scratch, scratch.threaded_scratch
+    taken = [(pool, pool.take(x.dtype, 1000)) for pool in pools for _ in range(16)]
+    for pool, array in taken:
+        pool.give(array)
+    assert len(calls_of(lambda: trainer.step(x, y))) == count

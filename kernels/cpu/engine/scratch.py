@@ -10,7 +10,7 @@ class ScratchPool:
     The pool grows to the largest number of simultaneous calls, not to one array for each Python thread.
     """
 
-    # bytes of arrays of a dtype that are kept beside the first, which always is
+    # bytes of arrays of a dtype, all of one size, that are kept; the first always is
     KEPT = 64 << 20
 
     def __init__(self):
@@ -27,7 +27,8 @@ class ScratchPool:
 
     def give(self, scratch):
         free = self._free[scratch.dtype.char]
-        if not free or sum(kept.nbytes for kept in tuple(free)) + scratch.nbytes <= self.KEPT:
+        # as if all were of this size: a sum over them would cost a small call more than all else here
+        if not free or scratch.nbytes * (len(free) + 1) <= self.KEPT:
             free.append(scratch)
 
 
