@@ -170,9 +170,10 @@ class Conv(Runner):
         x, self.w, self.dy = conv.arrays()
         self.inputs = [(x,)]
         self.conv = conv
+        self.options = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
 
     def call(self, x):
-        y, backward = fg.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)
+        y, backward = fg.conv2d(x, self.w, **self.options)
         return y, *backward(self.dy)
 
     def fetch(self, result):
@@ -181,7 +182,7 @@ class Conv(Runner):
 
 class ConvForward(Conv):
     def call(self, x):
-        return fg.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)[:1]
+        return fg.conv2d(x, self.w, **self.options)[:1]
 
 
 class ConvInputs(Conv):

@@ -90,9 +90,10 @@ class Step(Runner):
         return loss
 
 
-def convolve(x, w, stride, padding):
+def convolve(x, w, stride, padding, groups=1):
     layouts = "NHWC", "HWIO", "NHWC"
-    return jax.lax.conv_general_dilated(x, w, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=layouts)
+    steps, pads = (stride,) * 2, [(padding,) * 2] * 2
+    return jax.lax.conv_general_dilated(x, w, steps, pads, dimension_numbers=layouts, feature_group_count=groups)
 
 
 def normalise(x, gamma, beta):
@@ -264,7 +265,7 @@ class Conv(Runner):
         self.compiled = jax.jit(self.compute)
 
     def forward(self, x, w):
-        return convolve(x, w, self.conv.stride, self.conv.padding)
+        return convolve(x, w, self.conv.stride, self.conv.padding, self.conv.groups)
 
     def compute(self, x, w, dy):
         y, backward = jax.vjp(self.forward, x, w)

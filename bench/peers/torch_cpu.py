@@ -289,11 +289,12 @@ class Conv(Runner):
         self.w, self.dy, self.conv = w, as_torch(dy), conv
 
     def forward(self, x):
-        return nn.functional.conv2d(x, self.w, stride=self.conv.stride, padding=self.conv.padding)
+        conv = self.conv
+        return nn.functional.conv2d(x, self.w, None, conv.stride, conv.padding, groups=conv.groups)
 
     def backward(self, x):
         stride, padding = [self.conv.stride] * 2, [self.conv.padding] * 2
-        options = stride, padding, [1, 1], False, [0, 0], 1
+        options = stride, padding, [1, 1], False, [0, 0], self.conv.groups
         return torch.ops.aten.convolution_backward(self.dy, x, self.w, [0], *options, [*self.wanted, False])[:2]
 
     def call(self, x):

@@ -8,6 +8,7 @@ from bench.workloads.adapters import ADAPTERS
 from bench.workloads.batch_norm import NORMS
 from bench.workloads.clip import CLIPS
 from bench.workloads.conv import CONVS
+from bench.workloads.conv_grid import GRID
 from bench.workloads.dense import FITS, FORWARD, STEPS
 from bench.workloads.gemm import GEMMS
 from bench.workloads.gpu import CUDA
@@ -16,6 +17,6 @@ from bench.workloads.lstm import LSTMS
 from bench.workloads.residual import BLOCKS
 from bench.workloads.scaling import SCALING
 
-# of the benchmarks, and of the chart of sizes
+# of the benchmarks, of the chart of sizes and of the grid of convolutions
 BENCHMARKS = [*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS, *ADAPTERS, *CUDA]
-WORKLOADS = {workload.name: workload for workload in (*BENCHMARKS, *SCALING)}
+WORKLOADS = {workload.name: workload for workload in (*BENCHMARKS, *SCALING, *GRID.values())}

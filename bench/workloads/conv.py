@@ -19,6 +19,7 @@ class Conv(Targets):
     n_out: int
     size: int
     stride: int = 1
+    groups: int = 1
     runner: str = "Conv"  # or "ConvForward", "ConvInputs", "ConvWeights": y, dx or dw alone
     dtype: str = "float32"
     threads: int | None = None  # all
@@ -33,6 +34,8 @@ class Conv(Targets):
     def title(self):
         part = {"Conv": "", "ConvForward": ", y", "ConvInputs": ", dx", "ConvWeights": ", dw"}[self.runner]
         size = f"{self.size}x{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+        if self.groups > 1:
+            size += " depthwise" if self.groups == self.n_in else f" in {self.groups} groups"
         return f"conv {size} {self.n_in} to {self.n_out}, {self.side}x{self.side}, N={self.batch}{part}"
 
     @property
@@ -45,19 +48,19 @@ class Conv(Targets):
 
     @property
     def flops(self):
-        each = 2 * self.batch * self.side_out**2 * self.size**2 * self.n_in * self.n_out
+        each = 2 * self.batch * self.side_out**2 * self.size**2 * self.n_in // self.groups * self.n_out
         return each * (3 if self.runner == "Conv" else 1)
 
     def arrays(self):
-        """x (N, H, W, C), w (kh, kw, C, K) and dy (N, H', W', K)."""
+        """x (N, H, W, C), w (kh, kw, C / groups, K) and dy (N, H', W', K)."""
         rng = np.random.default_rng(0)
         shapes = (
             (self.batch, self.side, self.side, self.n_in),
-            (self.size, self.size, self.n_in, self.n_out),
+            (self.size, self.size, self.n_in // self.groups, self.n_out),
             (self.batch, self.side_out, self.side_out, self.n_out),
         )
         x, w, dy = (rng.standard_normal(shape, "f4").astype(self.dtype) for shape in shapes)
-        return x, w / np.sqrt(self.size**2 * self.n_in).astype(self.dtype), dy
+        return x, w / np.sqrt(self.size**2 * self.n_in // self.groups).astype(self.dtype), dy
 
     def outcome(self, *arrays):
         """Of (y, dx, dw), or of one of them, which comes alone."""

@@ -14,7 +14,7 @@ from matplotlib import image
 
 import bench
 import fastgrad as fg
-from bench import compare, scaling
+from bench import compare, conv_grid, scaling
 from bench.harness import chart, comparison, limits_cuda, machine, workers
 from bench.harness.limits_cpu import ACCUMULATORS, Limits, fma_chains
 from bench.harness.report import ALONE, HEALTH, PADDED, Row, markdown
@@ -27,6 +27,7 @@ from bench.workloads.adapters import ADAPTERS, Shared
 from bench.workloads.batch_norm import NORMS, BatchNorm
 from bench.workloads.clip import CLIPS, Update
 from bench.workloads.conv import CONVS
+from bench.workloads.conv_grid import GRID, SHAPES
 from bench.workloads.gpu import CUDA
 from bench.workloads.lstm import LSTMS
 from bench.workloads.residual import BLOCKS, Dense, Mean, version_1
@@ -132,13 +133,15 @@ def small_image(workload):
     """Sizes at which the benchmarks of convolution and normalisation take no time."""
     if isinstance(workload, BatchNorm):
         return {"shape": (2,) * (len(workload.shape) - 1) + (5,), "dtype": "float64"}
-    return {"batch": 2, "side": 9, "n_in": min(workload.n_in, 4), "n_out": 6, "dtype": "float64"}
+    n_in, groups = (6, 6) if workload.groups > 1 else (min(workload.n_in, 4), 1)
+    return {"batch": 2, "side": 9, "n_in": n_in, "n_out": 6, "groups": groups, "dtype": "float64"}
 
 
 @pytest.mark.parametrize(("contender", "package"), ALL)
 def test_a_peer_finds_the_gradients_of_images(contender, package, agrees):
     pytest.importorskip(package)
-    for work in (*CONVS, *NORMS):
+    depthwise = [GRID[(8, 58, 58, 3, 1, 58), 1, direction] for direction in ("y", "dx", "dw")]
+    for work in (*CONVS, *depthwise, *NORMS):
         agrees(contender, work, small_image(work), rtol=1e-9, atol=1e-11)
 
 
@@ -327,6 +330,38 @@ def test_the_picture_of_sizes_has_a_curve_for_each_peer():
 def test_the_sizes_are_those_that_are_promised():
     assert (min(WIDTHS), max(WIDTHS), min(BATCH_SIZES), max(BATCH_SIZES)) == (8, 4096, 1, 1024)
     assert scaling.spread(list(WIDTHS), scaling.QUICK) == [8, 64, 512, 4096]
+
+
+def test_the_grid_has_the_convolutions_of_the_nets():
+    assert {net: len(shapes) for (net, _), shapes in SHAPES.items()} == {
+        "ResNet-18": 11, "ResNet-50": 18, "MobileNet-V2": 30, "EfficientNet-B0": 22, "ShuffleNet-V2": 16, "VGG-11": 7, "ResNet-20": 6,
+    }  # fmt: skip
+    stem, depthwise = (7, 2, 1), (3, 1, 144)
+    assert (224, 3, 64, *stem) in SHAPES["ResNet-18", 224]
+    assert (16, 144, 144, *depthwise) in SHAPES["MobileNet-V2", 64]
+
+
+def test_the_grid_is_measured_and_drawn(shared_workers, monkeypatch, tmp_path):
+    shapes = (4, 116, 116, 3, 1, 116), (4, 116, 116, 1, 1, 1)
+    quick(monkeypatch, shared_workers, conv_grid)
+    monkeypatch.setattr(conv_grid, "PEER", REFERENCE)
+    monkeypatch.setattr(conv_grid, "GRID", {cell: work for cell, work in GRID.items() if cell[0] in shapes})
+    conv_grid.main(["--nets", "ShuffleNet-V2", "--batches", "1", "--rounds", "1", "--output", str(tmp_path)])
+    results = json.loads((tmp_path / "conv_grid.json").read_text())
+    assert len(results["ratios"]) == 6
+    assert all(ratio > 0 for ratio in results["ratios"].values())
+    assert "conv 3x3 depthwise 116 to 116, 4x4, N=1, dw" in results["ratios"]
+    assert image.imread(tmp_path / "conv_grid.png").shape[1] > 900
+
+
+def test_the_grid_says_how_many_convolutions_are_as_fast():
+    cells = list(GRID)[:4]
+    ratios = dict(zip(cells, (2, 0.5, 1, np.nan), strict=True))
+    figure = conv_grid.picture(ratios, MACHINE, 3)
+    assert f"3 cells: 67% at or above 1, geometric mean 1.00, worst 0.50 ({GRID[cells[1]].title})" in texts(figure)[
+        -1
+    ].replace("\n", " ")
+    assert [text for text in texts(figure) if re.fullmatch(r"\d\.\d\d", text)] == ["2.00", "0.50", "1.00"]
 
 
 def test_memory_is_shown_in_mebibytes():
