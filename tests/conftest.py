@@ -12,8 +12,13 @@ from summary import summary_lines
 
 # of each function so many cases on emulated kernels, whose launches take milliseconds; a mark `emulated` says another number
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
-# what selects tests by hand, of which none is then left out
-BY_HAND = ("full", "keyword", "markexpr", "lf", "benchmark_only")
+# options that choose tests by hand, of which none is then left out
+CHOICES = ("keyword", "markexpr", "lf")
+# of several gigabytes each
+MOST_PROCESSES = 4
+QUICK = pytest.StashKey[bool]()
+# of the processes of pytest-xdist, what they say at their ends
+WORKER_LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser):
@@ -34,12 +39,36 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("in_force", names, indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """All tests run in a process a core, where pytest-xdist is installed; tests chosen by hand run in this one, as -n 0 asks for."""
+    option = config.option
+    if getattr(option, "numprocesses", 0) is None and runs_all(config) and not (option.usepdb or option.benchmark_only):
+        option.numprocesses, option.dist = min(os.cpu_count(), MOST_PROCESSES), "worksteal"
+
+
+def runs_all(config):
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not any(
+        config.getoption(name, False) for name in CHOICES
+    )
+
+
+def pytest_configure(config):
+    quick = runs_all(config) and not any(config.getoption(name, False) for name in ("full", "benchmark_only"))
+    # a process of pytest-xdist is told by the first one, whose command line it does not see
+    config.stash[QUICK] = getattr(config, "workerinput", {}).get("quick", quick)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["quick"] = node.config.stash[QUICK]
+
+
 # after -k and -m
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     items[:], left_out = split_full(items, EMULATED_CASES)
-    without_arguments = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if without_arguments and not any(config.getoption(name, False) for name in BY_HAND):
+    if config.stash[QUICK]:
         items[:], others = split_quick(items)
         left_out += others
     config.hook.pytest_deselected(items=left_out)
@@ -175,6 +204,16 @@ def torch():
     torch.set_num_threads(before)
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["summary"] = summary_lines(session.config.stash)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash.setdefault(WORKER_LINES, []).extend(getattr(node, "workeroutput", {}).get("summary", ()))
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    for line in summary_lines(config.stash):
+    for line in [*config.stash.get(WORKER_LINES, ()), *summary_lines(config.stash)]:
         terminalreporter.write_line(line)
