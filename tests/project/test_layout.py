@@ -170,7 +170,8 @@ def described(path, value):
             continue
         if isinstance(member, property):
             lines.append(f"{path}.{name}")
-        elif inspect.isfunction(member):
+        # PyTorch gives a class of optimisers a wrapper of the inherited `step` when one is made
+        elif inspect.isfunction(member) and member.__qualname__ == f"{value.__qualname__}.{name}":
             lines.append(f"{path}.{name}{arguments(member)}")
     return lines
 
