@@ -85,9 +85,9 @@ def prune(
 def _prune_model(
     op: str, model: Model, names: Any, amount: Any, threshold: Any, scope: str, units: bool
 ) -> dict[str, np.ndarray]:
-    if model.owned:
-        raise ValueError(f"{op}: the model is part of a {model.owned}; prune that, with names")
-    if not model.is_here:
+    if model.container_type:
+        raise ValueError(f"{op}: the model is part of a {model.container_type}; prune that, with names")
+    if model.on_gpu:
         # pruning is rare, and chosen by what is on the host
         model.to("cpu")
         try:
@@ -108,7 +108,7 @@ def _prune_model(
             mask_views[bias][...] &= _living(array_mask)
     kernels().prune_below([model.params], mask, 0.0)
     if model_mask is None:
-        model._wear(mask)
+        model._set_mask(mask)
     else:
         model_mask[...] = mask
     return model.masks()

@@ -20,6 +20,6 @@ class Pace:
         self._started = time.perf_counter()
         return max(int(CALL / max(self._seconds, 1e-9)), 1)
 
-    def made(self, batches: int) -> None:
+    def measure(self, batches: int) -> None:
         """Measure the time of a call of this many batches, which ends now."""
         self._seconds = (time.perf_counter() - self._started) / max(batches, 1)

@@ -71,8 +71,8 @@ class BatchNorm(ResidualLayer):
         context.observe(self.gamma, y, activation)
         return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._gradients = (Affine(**views(flat, self._shapes)) for flat in (params, grads))
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:

@@ -1,9 +1,9 @@
 """Container, the base of models made of other models, and Sequential, which runs layers one after the other.
 
-A Sequential runs neighbouring dense layers as one DenseChain: see `planned`.
+A Sequential runs neighbouring dense layers as one DenseChain: see `plan_steps`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,82 +19,85 @@ CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
 class Container(SequenceModel):
-    """A model made of other models, its checked `parts` by name. Their parameters move into its flat arrays, named "name.w", ..."""
+    """A model made of other models, its `children` by name, checked. Their parameters move into its flat arrays, named "name.w", ..."""
 
-    def __init__(self, parts: dict[str, Model], seed: int | None) -> None:
-        self.parts = parts
-        shapes = {f"{name}.{key}": shape for name, part in parts.items() for key, shape in part._shapes.items()}
-        values = np.concatenate([part.params for part in parts.values()])
+    def __init__(self, children: dict[str, Model], seed: int | None) -> None:
+        self.children = children
+        shapes = {f"{name}.{key}": shape for name, child in children.items() for key, shape in child._shapes.items()}
+        values = np.concatenate([child.params for child in children.values()])
         self.recurrent, self.images, self.bidirectional = (
-            any(getattr(part, name) for part in parts.values()) for name in ("recurrent", "images", "bidirectional")
+            any(getattr(child, name) for child in children.values())
+            for name in ("recurrent", "images", "bidirectional")
         )
-        super().__init__(shapes, _dtype(parts), seed)
+        super().__init__(shapes, _dtype(children), seed)
         self._params[...] = values
-        if any(part._mask is not None for part in parts.values()):
-            self._wear(np.concatenate([_mask(part) for part in parts.values()]))
+        if any(child._mask is not None for child in children.values()):
+            self._set_mask(np.concatenate([_mask(child) for child in children.values()]))
         rng = generator(seed)
-        for part in parts.values():
-            part.owned = type(self).__name__
-            part._restart(rng)
+        for child in children.values():
+            child.container_type = type(self).__name__
+            child._restart(rng)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        return {f"{name}.{key}": a for name, part in self.parts.items() for key, a in part.statistics().items()}
+        return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
 
     def _generators(self) -> list[np.random.Generator]:
-        return [generator for part in self.parts.values() for generator in part._generators()]
+        return [generator for child in self.children.values() for generator in child._generators()]
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:
-        for part in self.parts.values():
-            part._move_statistics(move)
+        for child in self.children.values():
+            child._move_statistics(move)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
-        offset = 0
-        for part in self.parts.values():
-            end = offset + part.params.size
-            part._home(params[offset:end], grads[offset:end])
-            offset = end
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
+        for child, part in _slices(self.children.values()):
+            child._bind_parameters(params[part], grads[part])
 
-    def _wear(self, mask: np.ndarray | None) -> None:
-        super()._wear(mask)
-        offset = 0
-        for part in self.parts.values():
-            end = offset + part.params.size
-            part._wear(None if mask is None else mask[offset:end])
-            offset = end
+    def _set_mask(self, mask: np.ndarray | None) -> None:
+        super()._set_mask(mask)
+        for child, part in _slices(self.children.values()):
+            child._set_mask(None if mask is None else mask[part])
 
     def _restart(self, rng: np.random.Generator) -> None:
         if self.seed is None:
-            for part in self.parts.values():
-                part._restart(rng)
+            for child in self.children.values():
+                child._restart(rng)
 
 
-def _mask(part: Model) -> np.ndarray:
-    return np.ones(part.params.size, np.bool_) if part._mask is None else part._mask
+def _slices(models: Iterable[Model]) -> Iterator[tuple[Model, slice]]:
+    """Each model with its part of the flat arrays of all."""
+    offset = 0
+    for model in models:
+        yield model, slice(offset, offset + model.params.size)
+        offset += model.params.size
 
 
-def _dtype(parts: dict[str, Model]) -> np.dtype:
-    """The dtype of the parts that have parameters, or of the first part."""
-    return next((part.dtype for part in parts.values() if part.params.size), next(iter(parts.values())).dtype)
+def _mask(child: Model) -> np.ndarray:
+    return np.ones(child.params.size, np.bool_) if child._mask is None else child._mask
 
 
-def check_children(op: str, parts: dict[str, Any]) -> None:
-    """Raise unless parts are models of one dtype that belong to no other model and are not on a GPU."""
-    seen: list[Model] = []
-    for label, part in parts.items():
-        if not isinstance(part, Model):
-            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(part).__name__}")
-        if part.owned or any(part is other for other in seen):
-            raise ValueError(f"{op}: {label} is part of a {part.owned or op} already; a layer belongs to one")
-        if not part.is_here:
+def _dtype(children: dict[str, Model]) -> np.dtype:
+    """The dtype of the children that have parameters, or of the first child."""
+    return next((child.dtype for child in children.values() if child.params.size), next(iter(children.values())).dtype)
+
+
+def check_children(op: str, children: dict[str, Any]) -> None:
+    """Raise unless children are models of one dtype that belong to no other model and are not on a GPU."""
+    earlier: list[Model] = []
+    for label, child in children.items():
+        if not isinstance(child, Model):
+            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(child).__name__}")
+        if child.container_type or any(child is other for other in earlier):
+            raise ValueError(f"{op}: {label} is part of a {child.container_type or op} already; a layer belongs to one")
+        if child.on_gpu:
             raise ValueError(
                 f"{op}: {label} is on a GPU; make the model of parts that are not, and move it whole with to()"
             )
-        seen.append(part)
-    dtype = _dtype(parts)
-    for label, part in parts.items():
-        if part.dtype != dtype and part.params.size:
-            raise TypeError(f"{op}: {label} must be {dtype}, got {part.dtype}")
+        earlier.append(child)
+    dtype = _dtype(children)
+    for label, child in children.items():
+        if child.dtype != dtype and child.params.size:
+            raise TypeError(f"{op}: {label} must be {dtype}, got {child.dtype}")
 
 
 class Sequential(Container):
@@ -170,19 +173,17 @@ class Sequential(Container):
         states = iter([end for step, end in zip(self._plan, ends, strict=True) if step.recurrent])
         return [next(states) if layer.recurrent else None for layer in self.layers]
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         # what is called of the layers, in their order, and the one chain that this may be
-        self._plan, offset = planned(self.layers), 0
-        for step in self._plan:
-            end = offset + step.params.size
-            step._home(params[offset:end], grads[offset:end])
-            offset = end
+        self._plan = plan_steps(self.layers)
+        for step, part in _slices(self._plan):
+            step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
         self._chain = only if type(only) in CHAINS else None
 
 
-def planned(layers: Sequence[Model]) -> list[Model]:
+def plan_steps(layers: Sequence[Model]) -> list[Model]:
     """The steps that run layers in a row: dense layers that follow each other as one chain, and the others as they are.
 
     The layers of an inner Sequential are steps of their own, unless it has an LSTM: then its state is a list.
@@ -194,14 +195,14 @@ def planned(layers: Sequence[Model]) -> list[Model]:
             chains.append(layer)
             continue
         if chains:
-            steps.append(joined(chains) if len(chains) > 1 else chains[0])
+            steps.append(join_chains(chains) if len(chains) > 1 else chains[0])
             chains = []
         if layer is not None:
             steps.append(layer)
     return steps
 
 
-def joined(chains: Sequence[DenseChain]) -> DenseChain:
+def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
     """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
     first = chains[0]
     whole = object.__new__(type(first))

@@ -85,8 +85,8 @@ class Conv2d(ResidualLayer):
         context.observe(self.w, y, activation)
         return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._gradients = self._arrays_of(params), self._arrays_of(grads)
 
     def _arrays_of(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

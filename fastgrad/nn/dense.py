@@ -115,7 +115,7 @@ class DenseChain(ResidualLayer):
             and x.flags.carray
             and type(self._params) is np.ndarray
         ):
-            if self._carries(x):
+            if self._needs_copy_to_gpu(x):
                 return device.to_host(self.predict(device.to_gpu(x), logits=logits))
             name = f"{type(self).__name__}.predict"
             if getattr(x, "ndim", 2) == 3:
@@ -135,8 +135,8 @@ class DenseChain(ResidualLayer):
         """
         return compacted(self)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._biases = self._layers_of(params)
         self._gradients = self._layers_of(grads)
 
@@ -192,7 +192,7 @@ def compacted(chain: "DenseChain") -> "DenseChain":
     A unit without incoming weights has the same output for every row, which is added to the next layer's biases. A softmax inside the chain
     depends on all units of its layer, so that layer stays whole. Of a layer that would lose all units one stays.
     """
-    if not chain.is_here:
+    if chain.on_gpu:
         here = deepcopy(chain)
         here.to("cpu")
         compact = compacted(here)
@@ -216,7 +216,7 @@ def compacted(chain: "DenseChain") -> "DenseChain":
         if b is not None and into_b is not None:
             into_b[...] = b[cut[1]]
     if chain._mask is not None:
-        compact._wear(_masks(chain, chain._mask, compact, kept))
+        compact._set_mask(_masks(chain, chain._mask, compact, kept))
     return compact
 
 

@@ -174,8 +174,8 @@ class LSTM(SequenceModel):
     def _generators(self) -> list[np.random.Generator]:
         return [self._rng] if self.dropout else []
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._gradients = self._weights_of(params), self._weights_of(grads)
 
     def _weights_of(self, flat: np.ndarray) -> list[LSTMWeights]:

@@ -73,10 +73,11 @@ class Model:
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
         self.dtype = check.dtype(type(self).__name__, dtype)
         self.seed = seed
-        self.owned = ""  # by what kind of model
+        # the kind of container that it is part of
+        self.container_type = ""
         self._shapes = shapes
         size = sum(prod(shape) for shape in shapes.values())
-        self._home(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
+        self._bind_parameters(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
 
     @property
     def params(self) -> np.ndarray:
@@ -103,20 +104,20 @@ class Model:
         arrays, and then returns a NumPy array. `to` returns the model.
         """
         check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
-        if self.owned:
-            raise ValueError(f"Model.to: the model is part of a {self.owned}; move that")
-        if (backend == "cpu") != self.is_here:
+        if self.container_type:
+            raise ValueError(f"Model.to: the model is part of a {self.container_type}; move that")
+        if (backend == "cpu") == self.on_gpu:
             move = device.to_host if backend == "cpu" else device.to_gpu
             params, grads, mask = move(self._params), move(self._grads), self._mask
             self._move_statistics(move)
-            self._home(params, grads)
-            self._wear(None if mask is None else move(mask))
+            self._bind_parameters(params, grads)
+            self._set_mask(None if mask is None else move(mask))
         return self
 
     @property
-    def is_here(self) -> bool:
-        """Whether the model's arrays are NumPy's."""
-        return type(self._params) is np.ndarray
+    def on_gpu(self) -> bool:
+        """Whether the model's arrays are on a GPU, and not NumPy's."""
+        return type(self._params) is not np.ndarray
 
     def masks(self) -> dict[str, np.ndarray]:
         """The pruning mask of each parameter by name, bool, False where a value is pruned; empty if nothing is pruned."""
@@ -136,15 +137,15 @@ class Model:
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         """y alone, computed batch_size rows at a time; threads may call predict at the same time."""
-        if self._carries(x):
+        if self._needs_copy_to_gpu(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits))
         if batch_size is None:
             return self.forward(x, logits=logits)[0]
         return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
 
-    def _carries(self, x: Any) -> bool:
-        """Whether x must be copied to the GPU: a NumPy array, for a model that is there."""
-        return isinstance(x, np.ndarray) and not self.is_here
+    def _needs_copy_to_gpu(self, x: Any) -> bool:
+        """Whether x must be copied to the GPU: a NumPy array, for a model on a GPU."""
+        return isinstance(x, np.ndarray) and self.on_gpu
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.predict(x)
@@ -172,10 +173,10 @@ class Model:
         """The random generators that training draws from."""
         return []
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         self._params, self._grads = params, grads
 
-    def _wear(self, mask: np.ndarray | None) -> None:
+    def _set_mask(self, mask: np.ndarray | None) -> None:
         """Set the pruning mask (P,), or None."""
         self._mask = mask
 
@@ -202,8 +203,8 @@ class Model:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
         vars(self).update(state, dtype=np.dtype(state["dtype"].name))
-        self._home(self._params, self._grads)
-        self._wear(self._mask)
+        self._bind_parameters(self._params, self._grads)
+        self._set_mask(self._mask)
 
 
 class StateSnapshot:

@@ -36,10 +36,10 @@ class Residual(Container):
     ) -> None:
         op = type(self).__name__
         self.output = check.activation(op, activation)
-        parts = {"body": body} | ({} if shortcut is None else {"shortcut": shortcut})
-        check_children(op, parts)
-        for name, part in parts.items():
-            if part.recurrent:
+        children = {"body": body} | ({} if shortcut is None else {"shortcut": shortcut})
+        check_children(op, children)
+        for name, child in children.items():
+            if child.recurrent:
                 raise ValueError(f"{op}: {name} must be without an LSTM")
         widths = [body.n_out, body.n_in if shortcut is None else shortcut.n_out]
         if None not in widths and widths[0] != widths[1]:
@@ -47,13 +47,13 @@ class Residual(Container):
             raise ValueError(f"{op}: body makes {widths[0]} columns and shortcut {widths[1]}{hint}")
         if shortcut is not None and None not in (body.n_in, shortcut.n_in) and body.n_in != shortcut.n_in:
             raise ValueError(f"{op}: shortcut must take {body.n_in} columns as body, got {shortcut.n_in}")
-        super().__init__(parts, seed)
+        super().__init__(children, seed)
         self.body, self.shortcut = body, shortcut
         self.n_in, self.n_out = (
-            next((n for n in (getattr(part, name) for part in parts.values()) if n is not None), None)
+            next((n for n in (getattr(child, name) for child in children.values()) if n is not None), None)
             for name in ("n_in", "n_out")
         )
-        self.keeps, self.pools = all(part.keeps for part in parts.values()), body.pools
+        self.keeps, self.pools = all(child.keeps for child in children.values()), body.pools
 
     @property
     def _body_plan(self) -> tuple[list[Model], ResidualLayer | None]:

@@ -53,7 +53,7 @@ class SequenceModel(Model):
     ) -> np.ndarray:
         if self._chain is not None and batch_size is None and lengths is None:
             return self._chain.predict(x, logits=logits)
-        if self._carries(x):
+        if self._needs_copy_to_gpu(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits, lengths=lengths))
         if batch_size is None:
             return self._infer_sequences(x, ForwardContext(logits=logits), lengths)[0]

@@ -36,12 +36,12 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
 
     if isinstance(model, Trainer):
         # in a signal's handler a step may be under way
-        with model.lock, model._steps.whole():
+        with model.lock, model._steps.after_last_update():
             metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
             metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_here(_arrays("save", model)), metadata)
+            content = serialized(_on_host(_arrays("save", model)), metadata)
     else:
-        content = serialized(_here(_arrays("save", model)))
+        content = serialized(_on_host(_arrays("save", model)))
     try:
         _replace(Path(os.path.realpath(_path("save", path))), content)
     except OSError as error:
@@ -50,23 +50,23 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write this content to a file, which may exist: to a temporary file, which then replaces it."""
-    found = path.stat() if os.path.lexists(path) else None
+    old = path.stat() if os.path.lexists(path) else None
     mode = 0o666
-    if found is not None:
-        _regular(found)
+    if old is not None:
+        _check_regular(old)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        mode = stat.S_IMODE(found.st_mode)
+        mode = stat.S_IMODE(old.st_mode)
     temporary = path.with_name(f".fastgrad-{uuid.uuid4().hex}")
     try:
         # never more open than the file that it takes the place of
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777))
         temporary.write_bytes(content)
         _sync(temporary, os.O_RDWR)
-        if found is not None:
+        if old is not None:
             with contextlib.suppress(OSError, AttributeError):
-                # whose it was: root alone may
-                os.chown(temporary, found.st_uid, found.st_gid)
+                # the same owner: root alone may
+                os.chown(temporary, old.st_uid, old.st_gid)
             os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
     arrays = _arrays("load", model)
     try:
         # what is no file may block whoever reads it
-        _regular(os.stat(_path("load", path)))
+        _check_regular(os.stat(_path("load", path)))
         with safe_open(path, "numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             if isinstance(model, Model):
@@ -124,10 +124,10 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             model.val_losses = val_losses
             model.step_count = step_count
             _copy(values, arrays)
-            model.model._wear(mask)
+            model.model._set_mask(mask)
     else:
         _copy(values, arrays)
-        model._wear(mask)
+        model._set_mask(mask)
 
 
 def _path(op: str, path: Any) -> str:
@@ -140,19 +140,19 @@ def _path(op: str, path: Any) -> str:
     return name
 
 
-def _regular(found: os.stat_result) -> None:
+def _check_regular(status: os.stat_result) -> None:
     """Raise OSError unless this is a regular file: for a folder, a pipe or a device."""
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file")
 
 
 def _os_error(op: str, path: Any, error: OSError) -> OSError:
     """The same error, worded like all errors of the operation."""
-    said = type(error)(f"{op}: {path}: {error.strerror or error}")
-    said.errno = error.errno
-    return said
+    copy = type(error)(f"{op}: {path}: {error.strerror or error}")
+    copy.errno = error.errno
+    return copy
 
 
 def _metadata(
@@ -196,7 +196,7 @@ def _parsed(path: Any, name: str, text: str) -> Any:
         raise ValueError(f"load: {path}: metadata {name} must be JSON: {error}") from None
 
 
-def _here(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+def _on_host(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: device.to_host(a) for name, a in arrays.items()}
 
 
@@ -220,14 +220,14 @@ def _masks(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
     """A new array, flat (P,), for the file's masks, or None if it has none. It is new, so that a load that fails changes nothing."""
     model = _model(model)
-    if model.owned and (pruned or model.masks()):
+    if model.container_type and (pruned or model.masks()):
         raise ValueError(
-            f"load: {path}: the file or the model has masks, and the model is part of a {model.owned}; load into that"
+            f"load: {path}: the file or the model has masks, and the model is part of a {model.container_type}; load into that"
         )
     if not pruned:
         return None
     mask = np.ones(model.params.size, np.bool_)
-    return mask if model.is_here else device.to_gpu(mask)
+    return device.to_gpu(mask) if model.on_gpu else mask
 
 
 def _optimizer(trainer: Trainer) -> str:

@@ -75,15 +75,15 @@ def fit(
                             trainer.rng.shuffle(order)
                         rows = order[: batches * batch_size]
                         plan = EpochPlan(data, rows, batch_size, steps, rates, before, record, sizes, updates)
-                        _run(trainer, f"{OP}: epoch {epoch + 1}, {part}", plan, windows)
+                        _run_epoch(trainer, f"{OP}: epoch {epoch + 1}, {part}", plan, windows)
                     finally:
                         trainer._running = False
                         if trainer.step_count == before:
                             trainer.rng.bit_generator.state = drawn
                         trainer._prune()
-                    done = trainer.step_count - before
+                    made = trainer.step_count - before
                 seconds = time.perf_counter() - started
-                values = dict(zip(("loss", "grad_norm"), means(record[:done], sizes[:done]), strict=True))
+                values = dict(zip(("loss", "grad_norm"), means(record[:made], sizes[:made]), strict=True))
                 if held_out is not None:
                     loss, accuracy = evaluate(model, trainer.loss, held_out)
                     values["val_loss"] = loss
@@ -105,23 +105,23 @@ def fit(
     return history
 
 
-def _run(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
+def _run_epoch(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
     """The updates of an epoch, in parts that end where pruning is due."""
-    first = done = 0
+    first = updates = 0
     while first < plan.batches:
-        trainer._follow()
+        trainer._rebind_if_changed()
         batches = plan.batches - first
         due = trainer.pruning.next_due(trainer.step_count) if trainer.pruning else None
         if due is not None:
             batches = min(batches, -(-(due - trainer.step_count) // windows))
         try:
-            status = trainer._steps.epoch(plan.part(first, batches, done))
+            status = trainer._steps.epoch(plan.part(first, batches, updates))
         finally:
-            done = trainer.step_count - plan.done
+            updates = trainer.step_count - plan.step
             trainer._prune()
         first += batches
         if status != types.OK:
-            trainer._fail(f"{label} {done + 1}", status, plan.data.y)
+            trainer._fail(f"{label} {updates + 1}", status, plan.data.y)
 
 
 def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: int, steps: int | None) -> None:

@@ -11,7 +11,7 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.fork import give_lock
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.core.random import generator
-from fastgrad.health.monitor import HealthMonitor
+from fastgrad.health.history import HealthHistory
 from fastgrad.health.report import Report
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
@@ -95,7 +95,7 @@ class Trainer:
         self._clip_norm, self._constraint = clip_norm_of("Trainer", clip_norm), constraint
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
-        self._health = HealthMonitor(model, int(every)) if every else None
+        self._health = HealthHistory(model, int(every)) if every else None
         # kernels count, in the call that makes the update
         self._count = np.zeros(1, np.int64)
         # the number of updates up to which was pruned what was due, and by what
@@ -178,10 +178,10 @@ class Trainer:
             and self._steps.mask is self._model._mask
             and lengths is None
         ):
-            here = self._model.is_here
-            x, y, lengths = checked("Trainer.step", self._model, self._loss, x, y, lengths, values=here)
-            self._follow()
-            self._shapes = (x.shape, y.shape) if here else (None, None)
+            on_gpu = self._model.on_gpu
+            x, y, lengths = checked("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
+            self._rebind_if_changed()
+            self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._scheduled:
             self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
         loss, _, _, status = self._steps.step(x, y, lengths)
@@ -239,7 +239,7 @@ class Trainer:
             raise ValueError("Trainer.predict: lengths are for models with an LSTM")
         return self.model.predict(x, batch_size, lengths=lengths)
 
-    def _follow(self) -> None:
+    def _rebind_if_changed(self) -> None:
         """Bind again if the model was put into a Sequential, moved or pruned."""
         if self._steps.params is not self._model.params or self._steps.mask is not self._model._mask:
             self._bind()
