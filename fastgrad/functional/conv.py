@@ -8,7 +8,8 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import Pair
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry
 
@@ -39,7 +40,7 @@ def conv2d(
     """
     op = "conv2d"
     f = check.activation(op, activation)
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
     groups = check.count(op, "groups", groups)
     if channels % groups:
@@ -51,9 +52,11 @@ def conv2d(
     outputs = w.shape[3]
     if outputs % groups:
         raise ValueError(f"{op}: groups must divide the outputs of w, {outputs}, got {groups}")
-    stride, dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+    stride, dilation = geometry.pair(op, "stride", stride), geometry.pair(op, "dilation", dilation)
     reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
-    pads, image_out = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
+    pads, image_out = geometry.windows(
+        op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False
+    )
     if b is not None:
         b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
     if residual is not None:

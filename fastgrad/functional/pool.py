@@ -7,7 +7,8 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import Pair
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 
 Pads = tuple[int, int, int, int]
 Result = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
@@ -64,7 +65,7 @@ def global_avg_pool2d(x: np.ndarray) -> Result:
     Returns (y, backward); backward(dy) returns dx. Raises TypeError and ValueError, naming the argument.
     """
     op = "global_avg_pool2d"
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
     size = image[0], image[1]
     y = empty((n, channels), x)
@@ -98,9 +99,9 @@ def checked(
     op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: int | Pair | str
 ) -> tuple[np.ndarray, Pair, Pair, Pads, np.ndarray]:
     """The checked arguments (x, size, stride, pads) and an uninitialised array y for the result."""
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
-    size = check.pair(op, "size", size)
-    stride = size if stride is None else check.pair(op, "stride", stride)
-    pads, image_out = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
+    size = geometry.pair(op, "size", size)
+    stride = size if stride is None else geometry.pair(op, "stride", stride)
+    pads, image_out = geometry.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
     return x, size, stride, pads, empty((n, *image_out, channels), x)

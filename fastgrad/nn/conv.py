@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.check import Pair
 from fastgrad.core.random import generator
+from fastgrad.functional import geometry
 from fastgrad.functional.conv import run
-from fastgrad.init import chosen
+from fastgrad.functional.geometry import Pair
+from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import Activation, Geometry
 from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
 
@@ -42,17 +43,17 @@ class Conv2d(ResidualLayer):
     ) -> None:
         op = type(self).__name__
         self.n_in, self.n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
-        size, self.groups = check.pair(op, "size", size), check.count(op, "groups", groups)
+        size, self.groups = geometry.pair(op, "size", size), check.count(op, "groups", groups)
         for name, n in (("n_in", self.n_in), ("n_out", self.n_out)):
             if n % self.groups:
                 raise ValueError(f"{op}: groups must divide {name}, {n}, got {self.groups}")
-        self.stride, self.dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+        self.stride, self.dilation = geometry.pair(op, "stride", stride), geometry.pair(op, "dilation", dilation)
         self.padding = padding
         self._reach = self.dilation[0] * (size[0] - 1) + 1, self.dilation[1] * (size[1] - 1) + 1
         # an image of the kernel's reach has a window whatever the padding
-        check.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
+        geometry.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
         self.output = check.activation(op, activation)
-        self._init = chosen(op, init)
+        self._init = init_function(op, init)
         shapes: dict[str, tuple[int, ...]] = {"w": (*size, self.n_in // self.groups, self.n_out)}
         if bias:
             shapes["b"] = (self.n_out,)
@@ -72,16 +73,16 @@ class Conv2d(ResidualLayer):
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         x = self._array(op, "x", x, "(N, H, W, C)", (None, None, None, self.n_in))
-        x = check.images(op, x)
+        x = geometry.images(op, x)
         n, height, width, _ = x.shape
-        pads, image_out = check.windows(
+        pads, image_out = geometry.windows(
             op, "the kernel's reach", self._reach, (height, width), self.stride, self.padding, half=False
         )
         shape = n, *image_out, self.n_out
         if residual is not None:
             residual = check.contiguous(self._array(op, "residual", residual, "(N, H', W', K)", shape))
-        geometry = Geometry(self.stride, pads, self.dilation)
-        y, backward = run(op, x, *self._weights, geometry, residual, activation, shape)
+        windows = Geometry(self.stride, pads, self.dilation)
+        y, backward = run(op, x, *self._weights, windows, residual, activation, shape)
         context.observe(self.w, y, activation)
         return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
@@ -94,4 +95,4 @@ class Conv2d(ResidualLayer):
         return arrays["w"], arrays.get("b")
 
     def _draw(self, rng: np.random.Generator) -> None:
-        self.w[...] = check.drawn(f"{type(self).__name__}: init", self._init(self.w.shape, rng), self.w)
+        self.w[...] = checked_weights(type(self).__name__, self._init(self.w.shape, rng), self.w)

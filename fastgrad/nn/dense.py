@@ -13,7 +13,7 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.check import PARAMETERS
 from fastgrad.core.random import generator
 from fastgrad.functional.dense import dense_chain, run
-from fastgrad.init import chosen
+from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
 from fastgrad.nn.model import IDENTITY, ForwardContext, Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
@@ -46,7 +46,7 @@ class DenseChain(ResidualLayer):
         check.each(op, "sizes", sizes)
         if len(sizes) < 2:
             raise ValueError(f"{op}: sizes must have length at least 2, got {len(sizes)}")
-        self._init = chosen(op, init)
+        self._init = init_function(op, init)
         counts, layers = [check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes)], len(sizes) - 1
         self._set_layers(counts, _activations(op, activation, output, layers), [bool(bias)] * layers, dtype, seed)
         self._start(generator(seed))
@@ -147,7 +147,7 @@ class DenseChain(ResidualLayer):
 
     def _draw(self, rng: np.random.Generator) -> None:
         for w in self._weights:
-            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w)
+            w[...] = checked_weights(type(self).__name__, self._init(w.shape, rng), w)
 
 
 class Dense(DenseChain):

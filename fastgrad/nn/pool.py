@@ -4,8 +4,9 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import copied
-from fastgrad.core.check import Pair
 from fastgrad.core.random import generator
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.nn.model import Backward, Model
 
@@ -33,10 +34,10 @@ class MaxPool2d(ParameterFreeLayer):
     def __init__(self, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0) -> None:
         super().__init__()
         op = type(self).__name__
-        self.size = check.pair(op, "size", size)
-        self.stride = self.size if stride is None else check.pair(op, "stride", stride)
+        self.size = geometry.pair(op, "size", size)
+        self.stride = self.size if stride is None else geometry.pair(op, "stride", stride)
         self.padding = padding
-        check.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
+        geometry.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
@@ -80,7 +81,7 @@ class Flatten(ParameterFreeLayer):
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         op = type(self).__name__
-        x = check.images(op, x)
+        x = geometry.images(op, x)
         n, height, width, channels = x.shape
         if self.n_out not in (None, length := height * width * channels):
             raise ValueError(f"{op}: n_out must be H W C = {length} of images {x.shape}, got {self.n_out}")

@@ -13,7 +13,7 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
-from fastgrad.functional.packing import PackedBatch, above, pack, packed_batch, unpack
+from fastgrad.functional.packing import PackedBatch, above, checked_lengths, pack, packed_batch, unpack
 from fastgrad.nn.model import Backward, ForwardContext, Model, ResidualLayerBackward, StateSnapshot
 
 
@@ -62,7 +62,7 @@ class SequenceModel(Model):
         op = f"{type(self).__name__}.predict"
         self._check_recurrent(lengths, None)
         x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
-        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+        lengths = checked_lengths(op, "lengths", lengths, *x.shape[:2])
         batches = self._batches(x, batch_size)
         return np.concatenate([self.predict(x[rows], logits=logits, lengths=lengths[rows]) for rows in batches])
 

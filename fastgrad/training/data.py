@@ -8,7 +8,8 @@ import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
-from fastgrad.functional.packing import PackedBatch, pack, packed_batch
+from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.packing import PackedBatch, checked_lengths, pack, packed_batch
 from fastgrad.kernels.types import SIGMOID, SOFTMAX
 from fastgrad.nn.model import Model
 
@@ -47,7 +48,7 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
         raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
     shape = *(x.shape[:1] if model.pools else x.shape[:-1]), model.n_out
     if lengths is not None:
-        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+        lengths = checked_lengths(op, "lengths", lengths, *x.shape[:2])
     if len(shape) == 3:
         if not (shape[1] if lengths is None else lengths.any()):
             raise ValueError(
@@ -57,7 +58,7 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
             y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
     if loss == "cross_entropy":
         values = values and (lengths is None or not model.on_gpu)
-        return TrainingData(x, check.labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
+        return TrainingData(x, checked_labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
     form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
     return TrainingData(x, check.contiguous(model._array(op, "y", y, form, shape)), lengths)
 

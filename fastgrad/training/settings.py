@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check, device
+from fastgrad.functional.loss import checked_labels
 from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
@@ -79,7 +80,7 @@ def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
     if status == DISAGREED:
         raise disagreement()
     if (status == types.BAD_LABEL or model.on_gpu) and model.n_out and y.dtype == np.int64:
-        check.labels(op, "y", y, (*y.shape, model.n_out), model.params)
+        checked_labels(op, "y", y, (*y.shape, model.n_out), model.params)
     hint = "; health() of the trainer tells of every layer" if trainer._health is not None else ""
     raise check.no_update(op, model.gradients(), hint)
 
