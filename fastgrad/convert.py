@@ -135,7 +135,7 @@ def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
     """
     op = "from_keras"
     _refuse(op, layer, "Keras", "peephole", "proj_size")
-    check.each(op, "weights", weights)
+    check.sequence(op, "weights", weights)
     # an LSTM of one layer and direction each, and how many arrays it has
     lstms = len(layer._weights)
     arrays_each = len(weights) // lstms

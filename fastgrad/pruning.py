@@ -118,7 +118,7 @@ def names_of(op: str, model: Model, names: Any, units: bool) -> list[str]:
     """The names of the arrays of a model that are to be pruned."""
     weights = [name for name, a in model.parameters().items() if a.ndim > 1]
     if names is not None:
-        check.each(op, "names", names)
+        check.sequence(op, "names", names)
         for i, name in enumerate(names):
             check.choice(op, f"names[{i}]", name, weights)
         return list(dict.fromkeys(names))

@@ -265,7 +265,7 @@ class Rates(Schedule):
 
     def __post_init__(self) -> None:
         rates = self.rates.tolist() if isinstance(self.rates, np.ndarray) else self.rates
-        check.each("Rates", "rates", rates)
+        check.sequence("Rates", "rates", rates)
         # a copy: the list is the caller's
         object.__setattr__(self, "rates", tuple(check.number("Rates", f"rates[{i}]", r) for i, r in enumerate(rates)))
 

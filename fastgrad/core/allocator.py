@@ -73,10 +73,10 @@ class Allocator:
 
 def _free(blocks: list[np.ndarray], most: int) -> np.ndarray | None:
     """A free block among the first `most` of a list, moved to the front of the list; None if none is free."""
-    while FREE in (found := counts(blocks, most)):
+    while FREE in (references := counts(blocks, most)):
         # what pop returns nobody else gets, but another may be at that place by now
         try:
-            own = [blocks.pop(found.index(FREE))]
+            own = [blocks.pop(references.index(FREE))]
         except IndexError:
             continue
         is_free = counts(own, 1) == [FREE]

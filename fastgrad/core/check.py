@@ -135,11 +135,11 @@ def activations(op: str, value: Any, layers: int) -> list[Activation]:
     """One activation for every layer, from one for all or a list of one for each."""
     if not isinstance(value, list):
         return [activation(op, value, "activations")] * layers
-    each(op, "activations", value, layers)
+    sequence(op, "activations", value, layers)
     return [activation(op, item, f"activations[{layer}]") for layer, item in enumerate(value)]
 
 
-def each(op: str, name: str, value: Any, count: int | None = None) -> None:
+def sequence(op: str, name: str, value: Any, count: int | None = None) -> None:
     """value must be a list or tuple of this length (None: any from 1)."""
     if not isinstance(value, list | tuple):
         raise TypeError(f"{op}: {name} must be a list or tuple, got {type(value).__name__}")

@@ -58,9 +58,9 @@ def dense_chain(
     Raises TypeError and ValueError, naming the argument.
     """
     op = "dense_chain"
-    check.each(op, "weights", weights)
+    check.sequence(op, "weights", weights)
     biases = [None] * len(weights) if biases is None else biases
-    check.each(op, "biases", biases, len(weights))
+    check.sequence(op, "biases", biases, len(weights))
     fs = check.activations(op, activations, len(weights))
     x = check.array(op, "x", x, "(N, C)", (None, None))
     ws: list[np.ndarray] = []

@@ -43,7 +43,7 @@ def of(grads: Any, names: Sequence[str] | None = None) -> Report:
     op = "health.of"
     arrays = ArrayList(op, "grads", grads, written=False)
     if names is not None:
-        check.each(op, "names", names, len(arrays.flat))
+        check.sequence(op, "names", names, len(arrays.flat))
     values = np.full((len(arrays.flat), len(HEALTH)), np.nan)
     gradients = np.empty((len(values), 4))
     kernels().array_health(arrays.flat, gradients)

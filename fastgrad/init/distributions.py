@@ -122,7 +122,7 @@ def checked_generator(op: str, rng: Any) -> np.random.Generator:
 
 def empty_weights(op: str, shape: Shape, dtype: DTypeLike) -> np.ndarray:
     """An uninitialised array of this shape, checked."""
-    check.each(op, "shape", shape, len(shape) if isinstance(shape, tuple | list) else None)
+    check.sequence(op, "shape", shape, len(shape) if isinstance(shape, tuple | list) else None)
     return empty(tuple(check.count(op, f"shape[{i}]", n, 0) for i, n in enumerate(shape)), check.dtype(op, dtype))
 
 

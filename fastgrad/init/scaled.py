@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from fastgrad.core import check
 from fastgrad.core.backend import kernels
 from fastgrad.core.random import draw_key
-from fastgrad.init.distributions import Rng, draw_normal, draw_uniform, empty_weights
+from fastgrad.init.distributions import Rng, checked_generator, draw_normal, draw_uniform, empty_weights
 from fastgrad.init.gains import Shape, fans_of, gain_of
 
 Form = str | tuple[str, float]

@@ -110,7 +110,7 @@ class Sequential(Container):
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:
         op = type(self).__name__
-        check.each(op, "layers", layers)
+        check.sequence(op, "layers", layers)
         check_children(op, {f"layers[{i}]": layer for i, layer in enumerate(layers)})
         _check_order(op, layers)
         self.layers = layers
@@ -147,7 +147,7 @@ class Sequential(Container):
         """Every step of the plan with its context."""
         op, starts = type(self).__name__, context.state
         if starts is not None:
-            check.each(op, "state", starts, len(self.layers))
+            check.sequence(op, "state", starts, len(self.layers))
             for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
                 if start is not None and not layer.recurrent:
                     raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")

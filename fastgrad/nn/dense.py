@@ -43,7 +43,7 @@ class DenseChain(ResidualLayer):
         bias: bool = True,
     ) -> None:
         op = type(self).__name__
-        check.each(op, "sizes", sizes)
+        check.sequence(op, "sizes", sizes)
         if len(sizes) < 2:
             raise ValueError(f"{op}: sizes must have length at least 2, got {len(sizes)}")
         self._init = init_function(op, init)

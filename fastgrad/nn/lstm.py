@@ -166,7 +166,7 @@ class LSTM(SequenceModel):
             x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
             batch = packed_batch(op, x.shape[:2], None)
         if state is not None:
-            check.each(op, "state", state, 2)
+            check.sequence(op, "state", state, 2)
             for i, (value, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
                 self._array(op, f"state[{i}]", value, form, (len(self._weights), len(batch.order), width))
         return x if context.packed else pack(x, batch), batch, state

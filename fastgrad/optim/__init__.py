@@ -186,7 +186,7 @@ class Adam(Optimizer):
     code = types.ADAM
 
     def __post_init__(self) -> None:
-        check.each(type(self).__name__, "betas", self.betas, 2)
+        check.sequence(type(self).__name__, "betas", self.betas, 2)
         self._check(**{f"betas[{i}]": beta for i, beta in enumerate(self.betas)}, eps=self.eps)
 
     @property

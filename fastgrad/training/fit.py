@@ -43,7 +43,7 @@ def fit(
     batch_size = min(batch_size, len(x))
     held_out = None
     if validation is not None:
-        check.each(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
+        check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
         held_out = checked(f"{OP}: validation", model, trainer.loss, *validation)
     order = np.arange(len(x))
     short = len(x) % batch_size
