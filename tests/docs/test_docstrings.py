@@ -28,8 +28,13 @@ ALIASES = {
 MODULES = [
     "fastgrad.convert",
     "fastgrad.core.backend",
+    "fastgrad.functional.batch_norm",
     "fastgrad.functional.clip",
+    "fastgrad.functional.conv",
+    "fastgrad.functional.dense",
     "fastgrad.functional.loss",
+    "fastgrad.functional.lstm",
+    "fastgrad.functional.pool",
     "fastgrad.gpu",
     "fastgrad.health",
     "fastgrad.health.report",
