@@ -26,9 +26,10 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import Activation
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Container
+from fastgrad.nn.context import IDENTITY
 from fastgrad.nn.dense import DenseChain
 from fastgrad.nn.lstm import LSTM
-from fastgrad.nn.model import IDENTITY, Model
+from fastgrad.nn.model import Model
 from fastgrad.nn.residual import Residual
 
 RANGE, FAR, LARGE, UPDATE, HALF = 1e3, 1e6, 1e3, 0.1, 0.5

@@ -9,7 +9,8 @@ from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation, Affine, Running
-from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.context import ForwardContext
+from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
 class BatchNorm(ResidualLayer):

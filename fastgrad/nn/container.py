@@ -10,8 +10,9 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.random import generator
+from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
-from fastgrad.nn.model import Backward, ForwardContext, Model
+from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 
 # whose subclasses may compute something else

@@ -12,7 +12,8 @@ from fastgrad.functional.conv import run
 from fastgrad.functional.geometry import Pair
 from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import Activation, Geometry
-from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.context import ForwardContext
+from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
 class Conv2d(ResidualLayer):

@@ -1,7 +1,6 @@
-"""DenseChain, dense layers that run as one call; Dense, one layer; and `compacted`, a chain without its pruned units."""
+"""DenseChain, dense layers that run as one call; and Dense, one layer."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import PARAMETERS
 from fastgrad.core.random import generator
-from fastgrad.functional.dense import dense_chain, run
+from fastgrad.functional.dense import run
 from fastgrad.init.choice import checked_weights, init_function
-from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
-from fastgrad.nn.model import IDENTITY, ForwardContext, Model, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.kernels.types import SIGMOID, SOFTMAX, Activation
+from fastgrad.nn.compaction import compact_chain
+from fastgrad.nn.context import IDENTITY, ForwardContext
+from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
 
 
@@ -133,7 +133,7 @@ class DenseChain(ResidualLayer):
         A unit without incoming weights has the same output for all rows, which is added to the next biases. At least one unit of each layer
         stays.
         """
-        return compacted(self)
+        return compact_chain(self, DenseChain)
 
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
@@ -184,78 +184,3 @@ def _activations(op: str, activation: Any, output: Any, layers: int) -> list[Act
         return check.activations(op, activation, layers)
     hidden = check.activation(op, activation)
     return [hidden] * (layers - 1) + [check.activation(op, "identity" if output is None else output, "output")]
-
-
-def compacted(chain: "DenseChain") -> "DenseChain":
-    """A new chain of the same function, without hidden units whose incoming weights or whose outgoing weights are all 0.
-
-    A unit without incoming weights has the same output for every row, which is added to the next layer's biases. A softmax inside the chain
-    depends on all units of its layer, so that layer stays whole. Of a layer that would lose all units one stays.
-    """
-    if chain.on_gpu:
-        here = deepcopy(chain)
-        here.to("cpu")
-        compact = compacted(here)
-        compact.to("cuda")
-        return compact
-    weights, biases, kept = list(chain.weights), list(chain.biases), _read(chain)
-    for layer, activation in enumerate(chain._activations[:-1]):
-        w, b = weights[layer][kept[layer]], biases[layer]
-        constant = kept[layer + 1] & ~w.any(axis=0)
-        if activation.code == SOFTMAX or not constant.any():
-            continue
-        if constant.sum() == kept[layer + 1].sum():
-            constant[np.flatnonzero(constant)[0]] = False
-        kept[layer + 1] = kept[layer + 1] & ~constant
-        biases[layer + 1] = _folded(activation, b, constant, weights[layer + 1], biases[layer + 1])
-    bias = any(b is not None for b in biases)
-    activations = [_name(f) for f in chain._activations]
-    compact = DenseChain([int(k.sum()) for k in kept], activations, init="zeros", dtype=chain.dtype, bias=bias)
-    for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(kept), strict=True):
-        into_w[...] = w[np.ix_(*cut)]
-        if b is not None and into_b is not None:
-            into_b[...] = b[cut[1]]
-    if chain._mask is not None:
-        compact._set_mask(_masks(chain, chain._mask, compact, kept))
-    return compact
-
-
-def _read(chain: "DenseChain") -> list[np.ndarray]:
-    """For the inputs of each layer, and for the outputs, bool: which of them the output depends on."""
-    read = [np.ones(chain.n_out, np.bool_)]
-    for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
-        some: np.ndarray = np.any(w[:, read[0]], axis=1) | (activation.code == SOFTMAX)
-        some[0] |= not some.any()
-        read.insert(0, some)
-    return [np.ones(chain.n_in, np.bool_), *read]
-
-
-def _folded(
-    activation: Activation, b: np.ndarray | None, constant: np.ndarray, w: np.ndarray, into: np.ndarray | None
-) -> np.ndarray | None:
-    """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
-    units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
-    start = None if b is None else b[constant]
-    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
-    return y[0] if into is not None or y.any() else None
-
-
-def _name(activation: Activation) -> str | tuple[str, float]:
-    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
-    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return (
-        exact[0]
-        if exact
-        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
-    )
-
-
-def _masks(chain: "DenseChain", mask: np.ndarray, compact: "DenseChain", kept: list[np.ndarray]) -> np.ndarray:
-    """The masks of the compact chain. A pruned bias is no longer pruned if constant units have been added to it."""
-    found = np.ones(compact.params.size, np.bool_)
-    parts = [*zip(*chain._layers_of(mask), strict=True)], [*zip(*compact._layers_of(found), strict=True)]
-    for (w, b), (into_w, into_b), bias, cut in zip(*parts, compact.biases, pairwise(kept), strict=True):
-        into_w[...] = w[np.ix_(*cut)]
-        if b is not None and into_b is not None:
-            into_b[...] = b[cut[1]] | (bias != 0)
-    return found

@@ -6,7 +6,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import copied, empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.random import draw_key, generator
-from fastgrad.nn.model import Backward
+from fastgrad.nn.context import Backward
 from fastgrad.nn.pool import ParameterFreeLayer
 
 

@@ -14,7 +14,8 @@ from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.init import uniform
 from fastgrad.kernels.types import ACTIVATIONS, LSTMUpstream, LSTMWeights, PackedBatch, States
-from fastgrad.nn.model import Backward, ForwardContext, views
+from fastgrad.nn.context import Backward, ForwardContext
+from fastgrad.nn.model import views
 from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 
 State = tuple[np.ndarray, np.ndarray]

@@ -1,50 +1,19 @@
 """Model, the base of all layers: parameters in one flat array, their gradients in another, and named views into both.
 
-ForwardContext has the settings of a forward pass; StateSnapshot restores what a failed step has changed. ResidualLayer is the base of
-layers that can add a residual before their activation, so that a residual block ends in one fused call.
+StateSnapshot restores what a failed step has changed. ResidualLayer is the base of layers that can add a residual before their activation,
+so that a residual block ends in one fused call.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.functional.packing import PackedBatch
-from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
-
-Backward = Callable[[np.ndarray], np.ndarray]
-IDENTITY = ACTIVATIONS["identity"]
-
-
-class Observer(Protocol):
-    """An object that gets the output of each layer in a forward pass: HealthObserver."""
-
-    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Take the output y (..., K), after the activation, of the layer whose first parameter is `first`."""
-
-
-class ForwardContext(NamedTuple):
-    """The settings of one forward pass, which every layer in it gets."""
-
-    training: bool = False
-    # a last softmax or sigmoid is left out
-    logits: bool = False
-    # the sequences whose own steps the rows x (R, C) are, without padding; None where x is as the user gave it
-    packed: PackedBatch | None = None
-    # what recurrent layers begin from
-    state: Any = None
-    # whether backward has to return dx, which a first layer's need not
-    want_dx: bool = True
-    # who is told of outputs, if anybody
-    observer: Observer | None = None
-
-    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""
-        if self.observer is not None:
-            self.observer.observe(first, y, activation)
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
 
 
 class Model:
@@ -234,11 +203,6 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         found[name] = flat[offset : offset + size].reshape(shape)
         offset += size
     return found
-
-
-def before_loss(activation: Activation, logits: bool) -> Activation:
-    """The activation; but identity for a softmax or sigmoid if logits are asked for."""
-    return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
 
 
 # (dx, dresidual) of dy; the second is anything without a residual, and so is the first where it is not asked for

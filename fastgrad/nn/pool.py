@@ -8,7 +8,8 @@ from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.geometry import Pair
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
-from fastgrad.nn.model import Backward, Model
+from fastgrad.nn.context import Backward
+from fastgrad.nn.model import Model
 
 
 class ParameterFreeLayer(Model):

@@ -8,15 +8,8 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import Activation
 from fastgrad.nn.container import Container, Sequential, check_children
-from fastgrad.nn.model import (
-    IDENTITY,
-    Backward,
-    ForwardContext,
-    Model,
-    ResidualLayer,
-    ResidualLayerBackward,
-    before_loss,
-)
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
+from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
 
 
 class Residual(Container):

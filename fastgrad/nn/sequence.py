@@ -14,7 +14,8 @@ from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
 from fastgrad.functional.packing import PackedBatch, above, checked_lengths, pack, packed_batch, unpack
-from fastgrad.nn.model import Backward, ForwardContext, Model, ResidualLayerBackward, StateSnapshot
+from fastgrad.nn.context import Backward, ForwardContext
+from fastgrad.nn.model import Model, ResidualLayerBackward, StateSnapshot
 
 
 class SequenceModel(Model):

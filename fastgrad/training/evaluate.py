@@ -7,7 +7,8 @@ import numpy as np
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import pack, packed_batch
-from fastgrad.nn.model import ForwardContext, Model
+from fastgrad.nn.context import ForwardContext
+from fastgrad.nn.model import Model
 from fastgrad.training.data import LOGIT_LOSSES, TrainingData, packed_output
 
 # rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data

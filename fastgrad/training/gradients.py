@@ -8,7 +8,8 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.kernels import types
-from fastgrad.nn.model import ForwardContext, Model, Observer
+from fastgrad.nn.context import ForwardContext, Observer
+from fastgrad.nn.model import Model
 from fastgrad.training.data import LOGIT_LOSSES, TrainingData, packed_output
 
 

@@ -23,7 +23,8 @@ from fastgrad.core.pace import Pace
 from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Batches, Net, UpdateRule
-from fastgrad.nn.model import Model, StateSnapshot, before_loss
+from fastgrad.nn.context import before_loss
+from fastgrad.nn.model import Model, StateSnapshot
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
 from fastgrad.training.data import LOGIT_LOSSES, EpochPlan, TrainingData, select_rows, windows
 from fastgrad.training.gradients import layer_gradients
