@@ -102,11 +102,27 @@ def check_children(op: str, children: dict[str, Any]) -> None:
 
 
 class Sequential(Container):
-    """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
+    """Layers one after the other.
 
-    Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
-    initial weights in order from this one's, unless their weights were written since. Layers of rows beside an LSTM that
-    does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+    The layers' parameters move into the flat arrays of this model, named "0.w", "0.b", "1.w", ...: views taken from a
+    layer before are not its parameters any more. Neighbouring dense layers run as one call. Layers of rows beside an
+    LSTM that does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+
+    Args:
+        *layers: Layers and other models of fg.nn, of one dtype, each part of no other model and not on a GPU.
+        seed: The seed by which layers that have none draw their initial weights, in their order, unless they were
+            written since; None as 0.
+
+    Raises:
+        ValueError: There is no layer, one is part of a model or on a GPU, or the outputs of one do not fit the next.
+        TypeError: A layer is no model of fg.nn, or of another dtype.
+
+    Example:
+        >>> model = fg.nn.Sequential(fg.nn.LSTM(3, 8, pool="last"), fg.nn.Dense(8, 2, "softmax"), seed=0)
+        >>> model.predict(np.zeros((2, 5, 3), np.float32)).shape
+        (2, 2)
+        >>> list(model.parameters())
+        ['0.0.w_ih', '0.0.w_hh', '0.0.b', '1.w', '1.b']
     """
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:

@@ -17,9 +17,36 @@ from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
 class Conv2d(ResidualLayer):
-    """A convolution of n_in channels to n_out; see fg.conv2d. Its parameters are w (kh, kw, n_in / groups, n_out) and b (n_out,).
+    """A convolution layer of images.
 
-    init names one of fastgrad.init or is a function of (shape, rng); b starts at 0.
+    y = act(conv(x, w) + b), as fg.conv2d
+
+    x is (N, H, W, n_in) and y (N, H', W', n_out). The parameters are w (kh, kw, n_in / groups, n_out) and b (n_out,),
+    which starts at 0.
+
+    Args:
+        n_in: Channels of the inputs, at least 1.
+        n_out: Channels of the outputs, at least 1.
+        size: The kernel in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw); an integer is both.
+        padding: Zeros on either side in pixels, an integer or a pair; or "same", as of fg.conv2d.
+        dilation: Distance of the kernel's pixels (dh, dw); an integer is both.
+        groups: In how many groups the channels are convolved apart; it divides n_in and n_out.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        bias: Whether there is a b.
+        init: The initial weights: a name of fg.init, a pair of a name and its option, or a function of (shape, rng).
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights; None as 0, or as the Sequential draws them that the layer becomes part
+            of.
+
+    Raises:
+        ValueError: A number is out of its range, groups does not divide the channels, or an option is unknown.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> layer = fg.nn.Conv2d(3, 8, 3, padding="same", activation="relu", seed=0)
+        >>> layer.predict(np.zeros((2, 16, 16, 3), np.float32)).shape
+        (2, 16, 16, 8)
     """
 
     images = True
@@ -63,10 +90,12 @@ class Conv2d(ResidualLayer):
 
     @property
     def w(self) -> np.ndarray:
+        """The weights (kh, kw, n_in / groups, n_out), a view of params."""
         return self._weights[0]
 
     @property
     def b(self) -> np.ndarray | None:
+        """The bias (n_out,), a view of params, or None."""
         return self._weights[1]
 
     def _fused(

@@ -20,11 +20,34 @@ from fastgrad.nn.sequence import TimeRows
 
 
 class DenseChain(ResidualLayer):
-    """Dense layers in a row: sizes[0] columns in, sizes[-1] out; of sequences (N, T, C) over every step.
+    """Dense layers in a row, which run as one call.
 
-    activation is the hidden layers', with output for the last ("identity" if None); or a list of one for each layer.
-    init names one of fastgrad.init or is a function of (shape, rng); biases start at 0.
-    Parameters are named "0.w", "0.b", "1.w", ...; weights and biases hold the same views, a list entry a layer.
+    y_0 = x, y_l+1 = act_l(y_l @ w_l + b_l)
+
+    x is (N, sizes[0]) and y (N, sizes[-1]); of sequences (N, T, C) the layers are applied to every step. The parameters
+    are named "0.w", "0.b", "1.w", ...; biases start at 0.
+
+    Args:
+        sizes: The number of columns of the inputs, of each hidden layer and of the outputs, each at least 1.
+        activation: The activation of the hidden layers, a name or a pair of a name and its parameter; or a list of one
+            for each layer, the last included.
+        output: The activation of the last layer; None is "identity". Left out where activation is a list.
+        init: The initial weights: a name of fg.init, a pair of a name and its option, or a function of (shape, rng).
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights; None as 0, or as the Sequential draws them that the chain becomes part
+            of.
+        bias: Whether the layers have biases.
+
+    Raises:
+        ValueError: A size is out of its range, there are fewer than two, or an activation, init or dtype is unknown.
+        TypeError: sizes is no list or tuple, or one of it no integer.
+
+    Example:
+        >>> model = fg.nn.DenseChain([4, 8, 3], "tanh", "softmax", seed=0)
+        >>> model.predict(np.zeros((2, 4), np.float32)).shape
+        (2, 3)
+        >>> list(model.parameters())
+        ['0.w', '0.b', '1.w', '1.b']
     """
 
     n_in: int
@@ -79,10 +102,12 @@ class DenseChain(ResidualLayer):
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
+        """The weights of each layer (C_in, C_out), views of params."""
         return self._weights
 
     @property
     def biases(self) -> tuple[np.ndarray | None, ...]:
+        """The bias of each layer (C_out,), views of params; None for a layer without one."""
         return self._biases
 
     def _fused(
@@ -128,10 +153,20 @@ class DenseChain(ResidualLayer):
         return out
 
     def compact(self) -> "DenseChain":
-        """A new chain with the same outputs, without hidden units whose incoming weights or whose outgoing weights are all 0.
+        """A new chain with the same outputs, without the hidden units that pruning has cut off.
 
-        A unit without incoming weights has the same output for all rows, which is added to the next biases. At least one unit of each layer
-        stays.
+        Those are units whose incoming weights or whose outgoing weights are all 0. A unit without incoming weights has
+        the same output for all rows, which is added to the next biases. At least one unit of each layer stays. Outputs
+        are equal up to rounding.
+
+        Returns:
+            A DenseChain with the masks of the weights that are left.
+
+        Example:
+            >>> model = fg.nn.DenseChain([4, 8, 3], seed=0)
+            >>> masks = fg.prune(model, amount=0.5, units=True)
+            >>> model.compact().sizes
+            (4, 4, 3)
         """
         return compact_chain(self, DenseChain)
 
@@ -151,7 +186,34 @@ class DenseChain(ResidualLayer):
 
 
 class Dense(DenseChain):
-    """One dense layer, n_in columns to n_out; its parameters are named "w" and "b"."""
+    """A dense layer.
+
+    y = act(x @ w + b)
+
+    x is (N, n_in) and y (N, n_out); of sequences (N, T, C) the layer is applied to every step. Neighbouring dense
+    layers of a Sequential run as one call. The parameters are named "w" and "b"; b starts at 0.
+
+    Args:
+        n_in: The number of columns of the inputs, at least 1.
+        n_out: The number of columns of the outputs, at least 1.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        init: The initial weights: a name of fg.init, a pair of a name and its option, or a function of (shape, rng).
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights; None as 0, or as the Sequential draws them that the layer becomes part
+            of.
+        bias: Whether there is a b.
+
+    Raises:
+        ValueError: A number is out of its range, or activation, init or dtype is unknown.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> layer = fg.nn.Dense(4, 3, "relu", dtype="float64", seed=0)
+        >>> y, backward = layer.forward(np.ones((2, 4)), training=True)
+        >>> dx = backward(np.ones((2, 3)))
+        >>> y.shape, dx.shape, layer.gradients()["w"].shape
+        ((2, 3), (2, 4), (4, 3))
+    """
 
     _name = "{array}"
 
@@ -170,10 +232,12 @@ class Dense(DenseChain):
 
     @property
     def w(self) -> np.ndarray:
+        """The weights (n_in, n_out), a view of params."""
         return self._weights[0]
 
     @property
     def b(self) -> np.ndarray | None:
+        """The bias (n_out,), a view of params, or None."""
         return self._biases[0]
 
 

@@ -23,15 +23,47 @@ STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
 
 
 class LSTM(SequenceModel):
-    """num_layers LSTMs on top of each other over x (N, T, input_size), or twice as many with a second direction; see fg.lstm.
+    """LSTM layers on top of each other, in one direction or in two.
 
-    y is (N, T, D P), with D directions and P = proj_size, or hidden_size where that is 0: 0 past a sequence's end. With pool
-    it is (N, D P): "last", the last layer's h after each sequence's last step, or "mean", the mean of its own steps (0 if it
-    has none). dropout is the share of values between layers that training sets to 0, the others divided by what is left.
-    A state is a pair h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's directions side by side.
+    The formulas are those of fg.lstm. N is the batch, T the steps, P the size of h: proj_size, or hidden_size without,
+    and D the number of directions. x is (N, T, input_size), and y (N, T, D P), which is 0 past a sequence's end; with
+    pool y is (N, D P). A state is a pair of h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's
+    directions side by side.
 
-    Weights and biases are drawn from +-1 / sqrt(hidden_size), and forget_bias is added to b of the gates f. Parameters are
-    named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction "0.reverse.w_ih", ...
+    Parameters are named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction
+    "0.reverse.w_ih", ... Weights and biases start uniform on +-1 / sqrt(hidden_size).
+
+    Args:
+        input_size: The number of inputs of each step, at least 1.
+        hidden_size: H, the size of c, at least 1.
+        num_layers: The number of layers, at least 1.
+        bidirectional: Whether a second direction runs every sequence from its last step to its first.
+        dropout: The share of values between layers that training sets to 0, from 0 and below 1; the others are divided
+            by what is left. It needs num_layers of at least 2.
+        proj_size: The size of h after a projection; 0 for none.
+        peephole: Whether c has weights in the gates i, f and o.
+        forget_bias: What is added to the initial bias of the gate f, at least 0.
+        pool: None for every step's output; "last", that after each sequence's last step; or "mean", the mean over each
+            sequence's steps, 0 if it has none.
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
+            becomes part of.
+
+    Raises:
+        ValueError: A number is out of its range, dropout comes with one layer, or pool or dtype is unknown.
+        TypeError: A number is of another type.
+
+    Example:
+        >>> model = fg.nn.LSTM(3, 8, bidirectional=True, seed=0)
+        >>> model.predict(np.zeros((2, 5, 3), np.float32), lengths=[5, 2]).shape
+        (2, 5, 16)
+        >>> stream = fg.nn.LSTM(3, 8, seed=0)
+        >>> y, state = stream.run(np.zeros((2, 5, 3), np.float32))
+        >>> y, state = stream.run(np.ones((2, 5, 3), np.float32), state)
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
+        Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures": forget_bias.
     """
 
     recurrent = True

@@ -17,7 +17,26 @@ from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
 
 
 class Model:
-    """Named arrays in the flat `params` and `grads`; write into the views (`dense.w[...] = w`), not over them."""
+    """The base class of all layers and models: named parameters in one flat array, and their gradients in another.
+
+    Write into the views of the parameters (`dense.w[...] = w`), not over them. Subclasses are made by their own
+    arguments.
+
+    Args:
+        shapes: The shape of each parameter by name, in the order in which they lie in params.
+        dtype: "float32" or "float64".
+        seed: The seed of the initial weights; None as 0.
+
+    Raises:
+        ValueError: dtype is another one.
+
+    Example:
+        >>> model = fg.nn.Dense(4, 3, seed=0)
+        >>> isinstance(model, fg.nn.Model), model.params.shape
+        (True, (15,))
+        >>> {name: array.shape for name, array in model.parameters().items()}
+        {'w': (4, 3), 'b': (3,)}
+    """
 
     # channels in and out; None where any number will do, or where it depends on the images
     n_in: int | None
@@ -55,22 +74,45 @@ class Model:
 
     @property
     def grads(self) -> np.ndarray:
-        """Their gradients after the last backward, flat (P,)."""
+        """The gradients of all parameters after the last backward, flat (P,)."""
         return self._grads
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Views of params by name."""
+        """The parameters by name.
+
+        Returns:
+            A dictionary of views of params: writing into them changes the model.
+        """
         return views(self._params, self._shapes)
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """Views of grads by name."""
+        """The gradients by the parameters' names.
+
+        Returns:
+            A dictionary of views of grads, which the last backward filled.
+        """
         return views(self._grads, self._shapes)
 
     def to(self, backend: str) -> "Model":
-        """Move the model to the GPU ("cuda") or to the host ("cpu"). Earlier views of its arrays are not its parameters any more.
+        """Move the model to the GPU or to the host. Earlier views of its arrays are not its parameters any more.
 
-        A Trainer moves its model if the chosen backend is "cuda". A model on a GPU takes arrays on that GPU. predict also takes NumPy
-        arrays, and then returns a NumPy array. `to` returns the model.
+        A Trainer moves its model if the chosen backend is "cuda". A model on a GPU takes arrays on that GPU; predict
+        also takes NumPy arrays, and then returns a NumPy array.
+
+        Args:
+            backend: "cuda" for the GPU, or "cpu" for the host.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: backend is another one, or the model is part of another.
+            BackendError: The backend "cuda" cannot run here.
+
+        Example:
+            >>> model = fg.nn.Dense(4, 3).to("cpu")
+            >>> model.on_gpu
+            False
         """
         check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
         if self.container_type:
@@ -89,23 +131,66 @@ class Model:
         return type(self._params) is not np.ndarray
 
     def masks(self) -> dict[str, np.ndarray]:
-        """The pruning mask of each parameter by name, bool, False where a value is pruned; empty if nothing is pruned."""
+        """The pruning masks by the parameters' names.
+
+        Returns:
+            A dictionary of arrays of bool, False where a value is pruned; empty if nothing is pruned.
+        """
         return {} if self._mask is None else views(self._mask, self._shapes)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Arrays other than parameters that training changes, by name: the running means and variances of batch norms."""
+        """The arrays other than parameters that training changes: the running means and variances of batch norms.
+
+        Returns:
+            A dictionary of arrays by name.
+        """
         return {}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        """(y, backward); backward(dy) overwrites the gradients and returns dx.
+        """The output, and the function that computes the gradients from it.
 
-        With training, the backward of an LSTM runs once only: it reuses the memory of what it reads. With logits, a last softmax or sigmoid
-        is left out.
+        Args:
+            x: The inputs, of the model's dtype and on its device: rows (N, C), sequences (N, T, C) or images (N, H, W,
+                C).
+            training: Whether batch norm takes the batch's statistics, and moves the running ones, and dropout drops.
+                The backward of an LSTM then runs once only: it reuses the memory of what it reads.
+            logits: Leave out a last softmax or sigmoid.
+
+        Returns:
+            (y, backward). backward(dy) overwrites the gradients and returns dx.
+
+        Raises:
+            ValueError: A shape does not fit the model. Then its statistics are as before.
+            TypeError: x is no array, or of another dtype or device than the model.
+
+        Example:
+            >>> model = fg.nn.Dense(2, 1, dtype="float64", seed=0)
+            >>> y, backward = model.forward(np.ones((3, 2)), training=True)
+            >>> dx = backward(np.ones((3, 1)))
+            >>> model.gradients()["w"].tolist()
+            [[3.0], [3.0]]
         """
         raise NotImplementedError
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
-        """y alone, computed batch_size rows at a time; threads may call predict at the same time."""
+        """The output alone. Threads may call it at the same time.
+
+        Args:
+            x: The inputs, of the model's dtype: as of forward; on a GPU or NumPy's.
+            batch_size: Compute so many rows at a time; None computes all at once.
+            logits: Leave out a last softmax or sigmoid.
+
+        Returns:
+            y, a new array.
+
+        Raises:
+            ValueError: A shape does not fit the model, or batch_size is below 1.
+            TypeError: x is no array, or of another dtype than the model.
+
+        Example:
+            >>> fg.nn.Dense(4, 3).predict(np.zeros((2, 4), np.float32)).shape
+            (2, 3)
+        """
         if self._needs_copy_to_gpu(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits))
         if batch_size is None:

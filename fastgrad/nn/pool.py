@@ -28,7 +28,24 @@ class ParameterFreeLayer(Model):
 
 
 class MaxPool2d(ParameterFreeLayer):
-    """The largest value of every window; see fg.max_pool2d."""
+    """The largest value of every window of images, as fg.max_pool2d.
+
+    x is (N, H, W, C) and y (N, H', W', C), of either dtype.
+
+    Args:
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Pixels on either side, which are never the largest: an integer or a pair, at most half of size; or
+            "same".
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> fg.nn.MaxPool2d(2).predict(np.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
+    """
 
     keeps = True
 
@@ -45,7 +62,24 @@ class MaxPool2d(ParameterFreeLayer):
 
 
 class AvgPool2d(MaxPool2d):
-    """The mean of every window; see fg.avg_pool2d."""
+    """The mean of every window of images, as fg.avg_pool2d.
+
+    x is (N, H, W, C) and y (N, H', W', C), of either dtype.
+
+    Args:
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Zeros on either side in pixels: an integer or a pair, at most half of size; or "same".
+        include_pad: Count the padding as zeros, as PyTorch does; False leaves it out of the mean, as Keras and ONNX do.
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> fg.nn.AvgPool2d(2).predict(np.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[2.5, 4.5], [10.5, 12.5]]
+    """
 
     def __init__(
         self,
@@ -63,7 +97,14 @@ class AvgPool2d(MaxPool2d):
 
 
 class GlobalAvgPool2d(ParameterFreeLayer):
-    """Rows (N, C), the mean of every channel over each image; see fg.global_avg_pool2d."""
+    """The mean of every channel over each image, as fg.global_avg_pool2d.
+
+    x is (N, H, W, C) and y (N, C), of either dtype.
+
+    Example:
+        >>> fg.nn.GlobalAvgPool2d().predict(np.ones((2, 4, 4, 3))).shape
+        (2, 3)
+    """
 
     keeps, pools = True, True
 
@@ -72,7 +113,21 @@ class GlobalAvgPool2d(ParameterFreeLayer):
 
 
 class Flatten(ParameterFreeLayer):
-    """Rows (N, H W C) of images, a copy; n_out is their length where it is to be checked, or to be known as the end of a model."""
+    """Images as rows.
+
+    x is (N, H, W, C) and y (N, H W C), a copy, of either dtype.
+
+    Args:
+        n_out: H W C, where that is to be checked, or to be known as the number of outputs of a model; None for any.
+
+    Raises:
+        ValueError: n_out is out of its range; and in a forward, images are of another size.
+        TypeError: n_out is no integer.
+
+    Example:
+        >>> fg.nn.Flatten().predict(np.ones((2, 4, 4, 3))).shape
+        (2, 48)
+    """
 
     pools = True
 

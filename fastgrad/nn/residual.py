@@ -13,10 +13,32 @@ from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
 
 
 class Residual(Container):
-    """y = act(body(x) + shortcut(x)), the shortcut x itself if it is None (He et al. 2015, eq. 1 and 2).
+    """A residual block: layers whose input is added to their output.
 
-    Parameters are named "body.w", or "body.0.w", ... of a Sequential, and "shortcut.w". A body's last layer without an activation
-    adds the shortcut and applies act by itself. Body and shortcut may be layers of rows or of images, without an LSTM.
+    y = act(body(x) + shortcut(x))
+
+    A body's last layer without an activation adds the shortcut and applies act in its own call. Body and shortcut may
+    be layers of rows or of images, without an LSTM. Parameters are named "body.w", or "body.0.w", ... of a Sequential,
+    and "shortcut.w".
+
+    Args:
+        body: The layers, a model whose outputs are like its inputs, or like those of shortcut.
+        shortcut: A model of x; None is x itself.
+        activation: The activation act, a name or a pair of a name and its parameter.
+        seed: The seed by which layers that have none draw their initial weights; None as 0.
+
+    Raises:
+        ValueError: The widths of body and shortcut differ, one has an LSTM, is part of a model or on a GPU, or the
+            activation is unknown.
+        TypeError: body or shortcut is no model of fg.nn, or they are of different dtypes.
+
+    Example:
+        >>> block = fg.nn.Residual(fg.nn.Sequential(fg.nn.Dense(4, 4, "relu"), fg.nn.Dense(4, 4)), activation="relu")
+        >>> block.predict(np.zeros((2, 4), np.float32)).shape
+        (2, 4)
+
+    References:
+        He et al. 2015, "Deep Residual Learning for Image Recognition", eq. 1 and 2.
     """
 
     def __init__(

@@ -28,7 +28,23 @@ class SequenceModel(Model):
     def forward(
         self, x: np.ndarray, training: bool = False, *, logits: bool = False, lengths: Any = None, state: Any = None
     ) -> tuple[np.ndarray, Backward]:
-        """(y, backward) as of Model.forward; lengths (N,), each 0..T, and the state to begin from are those of run."""
+        """The output, and the function that computes the gradients from it, as of Model.forward.
+
+        Args:
+            x: The inputs, of the model's dtype and on its device: sequences (N, T, C), or rows or images without an
+                LSTM.
+            training: Whether batch norm takes the batch's statistics, and dropout drops.
+            logits: Leave out a last softmax or sigmoid.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+            state: The state to begin from, as run returns it; None is 0.
+
+        Returns:
+            (y, backward). backward(dy) overwrites the gradients and returns dx.
+
+        Raises:
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            TypeError: x is no array, or of another dtype or device than the model.
+        """
         before = StateSnapshot(self) if training else None
         try:
             x, batch = self._packed(x, lengths, state)
@@ -43,15 +59,47 @@ class SequenceModel(Model):
         return y, self._backward_of_packed(backward, y, batch)
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        """(y, state) after x (N, T, C), from the state of an earlier run, or from zeros.
+        """The output and the state after it: so long sequences can be run step by step or window by window.
 
-        So long sequences can be run step by step or window by window.
+        Args:
+            x: The inputs (N, T, C).
+            state: The state of an earlier run; None is 0.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            (y, state).
+
+        Raises:
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            TypeError: x is no array, or of another dtype or device than the model.
+
+        Example:
+            >>> model = fg.nn.LSTM(3, 4, seed=0)
+            >>> y, state = model.run(np.zeros((2, 5, 3), np.float32))
+            >>> y, state = model.run(np.ones((2, 1, 3), np.float32), state)
+            >>> y.shape
+            (2, 1, 4)
         """
         return self._infer_sequences(x, ForwardContext(state=state), lengths)
 
     def predict(
         self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False, lengths: Any = None
     ) -> np.ndarray:
+        """The output alone, as of Model.predict.
+
+        Args:
+            x: The inputs: sequences (N, T, C), or rows or images without an LSTM.
+            batch_size: Compute so many rows at a time; None computes all at once.
+            logits: Leave out a last softmax or sigmoid.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            y, a new array.
+
+        Raises:
+            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM.
+            TypeError: x is no array, or of another dtype than the model.
+        """
         if self._chain is not None and batch_size is None and lengths is None:
             return self._chain.predict(x, logits=logits)
         if self._needs_copy_to_gpu(x):
