@@ -6,12 +6,8 @@ dropout. A model loads from either. `save` writes a new file in the same folder,
 one. `load` checks the whole file before it changes anything.
 """
 
-import contextlib
-import errno
 import json
 import os
-import stat
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ import numpy as np
 
 from fastgrad.core import device
 from fastgrad.nn.model import Model, views
+from fastgrad.training.file_replacement import check_regular, checked_path, os_error, replace_file
 from fastgrad.training.trainer import Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
@@ -28,9 +25,31 @@ STEPS = 2**53
 
 
 def save(path: str | os.PathLike, model: Model | Trainer) -> None:
-    """Write the model, or the trainer with its model, to path.
+    """Write a model, or a trainer with its model, to a safetensors file.
 
-    A file that is there is replaced as a whole, behind a symbolic link too, and keeps its mode; where saving fails it stays as it was.
+    The file has parameters and running statistics by name, and masks if the model is pruned; a trainer's also has the
+    optimiser's state, the number of updates, the validation losses and the states of the random generators. A file that
+    is there is replaced as a whole, behind a symbolic link too, and keeps its mode; where saving fails it stays as it
+    was.
+
+    Args:
+        path: The file.
+        model: A model of fg.nn, or a Trainer.
+
+    Raises:
+        OSError: The file cannot be written.
+        TypeError: model is neither, or path no path.
+        ValueError: path has a null character.
+
+    Example:
+        >>> import os, tempfile
+        >>> model, other = fg.nn.Dense(4, 3, seed=0), fg.nn.Dense(4, 3, seed=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     fg.save(path, model)
+        ...     fg.load(path, other)
+        >>> bool((model.params == other.params).all())
+        True
     """
     from safetensors.numpy import save as serialized
 
@@ -43,58 +62,36 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
     else:
         content = serialized(_on_host(_arrays("save", model)))
     try:
-        _replace(Path(os.path.realpath(_path("save", path))), content)
+        replace_file(Path(os.path.realpath(checked_path("save", path))), content)
     except OSError as error:
-        raise _os_error("save", path, error) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write this content to a file, which may exist: to a temporary file, which then replaces it."""
-    old = path.stat() if os.path.lexists(path) else None
-    mode = 0o666
-    if old is not None:
-        _check_regular(old)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        mode = stat.S_IMODE(old.st_mode)
-    temporary = path.with_name(f".fastgrad-{uuid.uuid4().hex}")
-    try:
-        # never more open than the file that it takes the place of
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777))
-        temporary.write_bytes(content)
-        _sync(temporary, os.O_RDWR)
-        if old is not None:
-            with contextlib.suppress(OSError, AttributeError):
-                # the same owner: root alone may
-                os.chown(temporary, old.st_uid, old.st_gid)
-            os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # the new name is on the disk once its folder is; some systems have no such thing
-    with contextlib.suppress(OSError):
-        _sync(path.parent, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise os_error("save", path, error) from error
 
 
 def load(path: str | os.PathLike, model: Model | Trainer) -> None:
-    """Read into the model, or the trainer and its model, what `save` wrote; the same names, shapes and dtype.
+    """Read what save wrote into a model, or into a trainer and its model. After an error all is as before.
 
-    Raises ValueError, TypeError or OSError, with the path, and then changes nothing.
+    A model also reads a trainer's file. A trainer goes on with the same bits as the one that was saved.
+
+    Args:
+        path: The file.
+        model: A model of fg.nn with the same names, shapes and dtype, or a Trainer with such a model and an optimiser
+            of the same kind.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is no whole safetensors file, or names, shapes or the optimiser differ.
+        TypeError: A dtype differs, model is neither, or path no path.
+        RuntimeError: A step or a fit of this thread is under way.
+
+    Example:
+        >>> fg.load("model.safetensors", fg.nn.Dense(4, 3))  # doctest: +SKIP
     """
     from safetensors import SafetensorError, safe_open
 
     arrays = _arrays("load", model)
     try:
         # what is no file may block whoever reads it
-        _check_regular(os.stat(_path("load", path)))
+        check_regular(os.stat(checked_path("load", path)))
         with safe_open(path, "numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             if isinstance(model, Model):
@@ -108,7 +105,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
     except SafetensorError as error:
         raise ValueError(f"load: {path}: not a whole safetensors file: {error}") from error
     except OSError as error:
-        raise _os_error("load", path, error) from error
+        raise os_error("load", path, error) from error
     for name in masks:
         if values[name].size and values[name].view(np.uint8).max() > 1:
             raise ValueError(f"load: {path}: {name} must be bool, got a byte that is neither 0 nor 1")
@@ -128,31 +125,6 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
     else:
         _copy(values, arrays)
         model._set_mask(mask)
-
-
-def _path(op: str, path: Any) -> str:
-    try:
-        name = os.fsdecode(path)
-    except TypeError:
-        raise TypeError(f"{op}: path must be a str or an os.PathLike, got {type(path).__name__}") from None
-    if "\0" in name:
-        raise ValueError(f"{op}: {name!r}: a path has no null character")
-    return name
-
-
-def _check_regular(status: os.stat_result) -> None:
-    """Raise OSError unless this is a regular file: for a folder, a pipe or a device."""
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file")
-
-
-def _os_error(op: str, path: Any, error: OSError) -> OSError:
-    """The same error, worded like all errors of the operation."""
-    copy = type(error)(f"{op}: {path}: {error.strerror or error}")
-    copy.errno = error.errno
-    return copy
 
 
 def _metadata(
