@@ -1,6 +1,6 @@
 """Container, the base of models made of other models, and Sequential, which runs layers one after the other.
 
-A Sequential runs neighbouring dense layers as one DenseChain: see `planned`.
+A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Backward, ForwardContext, Model
+from fastgrad.nn.plan import chain_plan
 from fastgrad.nn.sequence import SequenceModel
 
 # whose subclasses may compute something else
@@ -173,7 +174,7 @@ class Sequential(Container):
     def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._home(params, grads)
         # what is called of the layers, in their order, and the one chain that this may be
-        self._plan, offset = planned(self.layers), 0
+        self._plan, offset = chain_plan(_leaves(self.layers), _is_chain, joined), 0
         for step in self._plan:
             end = offset + step.params.size
             step._home(params[offset:end], grads[offset:end])
@@ -182,27 +183,14 @@ class Sequential(Container):
         self._chain = only if type(only) in CHAINS else None
 
 
-def planned(layers: Sequence[Model]) -> list[Model]:
-    """The steps that run layers in a row: dense layers that follow each other as one chain, and the others as they are.
-
-    The layers of an inner Sequential are steps of their own, unless it has an LSTM: then its state is a list.
-    """
-    steps: list[Model] = []
-    chains: list[DenseChain] = []
-    for layer in [*_leaves(layers), None]:
-        if isinstance(layer, DenseChain) and type(layer) in CHAINS:
-            chains.append(layer)
-            continue
-        if chains:
-            steps.append(joined(chains) if len(chains) > 1 else chains[0])
-            chains = []
-        if layer is not None:
-            steps.append(layer)
-    return steps
+def _is_chain(layer: Model) -> bool:
+    return type(layer) in CHAINS
 
 
 def joined(chains: Sequence[DenseChain]) -> DenseChain:
     """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
+    if len(chains) == 1:
+        return chains[0]
     first = chains[0]
     whole = object.__new__(type(first))
     whole._name = DenseChain._name
@@ -213,7 +201,7 @@ def joined(chains: Sequence[DenseChain]) -> DenseChain:
 
 
 def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers in order, with the layers of inner Sequentials in their place."""
+    """The layers in order, with the layers of inner Sequentials in their place, unless they have an LSTM: then their state is a list."""
     return [
         leaf
         for layer in layers
