@@ -1,6 +1,6 @@
 """Container, the base of models made of other models, and Sequential, which runs layers one after the other.
 
-A Sequential runs neighbouring dense layers as one DenseChain: see `plan_steps`.
+A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +13,7 @@ from fastgrad.core.random import generator
 from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Model
+from fastgrad.nn.plan import chain_plan
 from fastgrad.nn.sequence import SequenceModel
 
 # whose subclasses may compute something else
@@ -193,34 +194,21 @@ class Sequential(Container):
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
         # what is called of the layers, in their order, and the one chain that this may be
-        self._plan = plan_steps(self.layers)
+        self._plan = chain_plan(_leaves(self.layers), _is_chain, join_chains)
         for step, part in _slices(self._plan):
             step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
         self._chain = only if type(only) in CHAINS else None
 
 
-def plan_steps(layers: Sequence[Model]) -> list[Model]:
-    """The steps that run layers in a row: dense layers that follow each other as one chain, and the others as they are.
-
-    The layers of an inner Sequential are steps of their own, unless it has an LSTM: then its state is a list.
-    """
-    steps: list[Model] = []
-    chains: list[DenseChain] = []
-    for layer in [*_leaves(layers), None]:
-        if isinstance(layer, DenseChain) and type(layer) in CHAINS:
-            chains.append(layer)
-            continue
-        if chains:
-            steps.append(join_chains(chains) if len(chains) > 1 else chains[0])
-            chains = []
-        if layer is not None:
-            steps.append(layer)
-    return steps
+def _is_chain(layer: Model) -> bool:
+    return type(layer) in CHAINS
 
 
 def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
     """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
+    if len(chains) == 1:
+        return chains[0]
     first = chains[0]
     whole = object.__new__(type(first))
     whole._name = DenseChain._name
@@ -231,7 +219,7 @@ def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
 
 
 def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers in order, with the layers of inner Sequentials in their place."""
+    """The layers in order, with the layers of inner Sequentials in their place, unless they have an LSTM: then their state is a list."""
     return [
         leaf
         for layer in layers
