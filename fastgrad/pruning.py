@@ -88,7 +88,7 @@ def _prune_model(
     if model.container_type:
         raise ValueError(f"{op}: the model is part of a {model.container_type}; prune that, with names")
     if model.on_gpu:
-        # pruning is rare, and chosen by what is on the host
+        # pruning is rare, and its kernels choose values on the host
         model.to("cpu")
         try:
             _prune_model(op, model, names, amount, threshold, scope, units)

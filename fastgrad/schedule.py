@@ -294,7 +294,7 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
     try:
         rate = lr.rate(step, losses)
     except OverflowError:
-        # of Python's powers
+        # of Python's power operator
         rate = math.inf
     if not 0 <= rate < math.inf:
         raise ValueError(

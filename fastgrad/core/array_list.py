@@ -26,7 +26,7 @@ class ArrayList:
         self.single = isinstance(value, np.ndarray) or device.on_gpu(value)
         if not self.single:
             check.sequence(op, name, value)
-        # a list of our own: the caller's may change meanwhile
+        # a new list, since the caller's may change
         arrays = [value] if self.single else list(value)
         # the arrays that `write` copies `flat` back to
         self._originals: list[Any] = []
@@ -73,7 +73,7 @@ def _duplicate(arrays: list[Any]) -> tuple[int, int]:
 
 def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
     """Raise ValueError if arrays share memory: an update of one would change the other too."""
-    # NumPy 2 has it elsewhere
+    # NumPy 2 has moved it
     bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
     bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
     open_bounds: list[tuple[int, int]] = []

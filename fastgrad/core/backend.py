@@ -82,7 +82,7 @@ def kernels(x: Any = None) -> Backend:
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
         module = load("cuda", "an array on a GPU")
         return getattr(module, "direct", module)
-    # what use_backend named is loaded
+    # a backend that use_backend has chosen is loaded
     name = _context.get() or _process
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
@@ -96,7 +96,7 @@ def load(name: str, asked_by: str = "use_backend") -> Any:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
         module: Any = importlib.import_module(BACKENDS[name])
         if name == "cuda":
-            # it takes the reference with it, which others need not wait for
+            # imported here since it imports the reference, which the other backends do not need
             from fastgrad.core.host_transfer import HostArrayAdapter
 
             module = HostArrayAdapter(module)

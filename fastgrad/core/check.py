@@ -17,7 +17,7 @@ from fastgrad.kernels.types import ACTIVATIONS, Activation
 # the largest size, step or count: kernels multiply two of them in int64
 MOST = 2**31 - 1
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-# activations whose parameter a caller may choose
+# activations with a parameter, and its name
 PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
 
 
@@ -125,7 +125,7 @@ def activation(op: str, value: Any, name: str = "activation") -> Activation:
         return ACTIVATIONS[kind]
     if kind not in PARAMETERS:
         raise ValueError(f"{op}: {name} {kind!r} takes no parameter; {', '.join(PARAMETERS)} do")
-    # a negative slope or alpha would hide the sign of z, which backward reads off the output
+    # backward reads the sign of z from the output, which a negative slope or alpha would change
     zero = kind != "clipped_relu"
     what = f"the {PARAMETERS[kind]} of {name} {kind!r}"
     return Activation(ACTIVATIONS[kind].code, number(op, what, parameter, zero=zero))

@@ -15,10 +15,10 @@ import numpy as np
 
 from fastgrad.core import streams
 
-# what numba-cuda compiles for at least, and what loads its PTX
+# the least GPU that numba-cuda compiles for, and the least CuPy that loads its PTX
 LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
 PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
-# DLPack's names of a GPU's memory: its own, and managed
+# DLPack's device types of CUDA: device memory and managed memory
 DLPACK_CUDA = 2, 13
 
 
@@ -54,11 +54,11 @@ def _fault() -> str:
         capability = cupy.cuda.Device().compute_capability
         if (int(capability[:-1]), int(capability[-1])) < LEAST_CAPABILITY:
             return f"compute capability must be at least {_dotted(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
-        # a library of its own, which CuPy loads when it is first asked for
+        # cuBLAS is a library of its own, which CuPy loads at its first use
         _ = cupy.cuda.cublas
         importlib.import_module("fastgrad.kernels.cuda")
     except Exception as error:
-        # whatever a driver or a broken installation raises is the reason
+        # any error of a driver or of a broken installation is a reason
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -92,7 +92,7 @@ def borrow(op: str, name: str, value: Any) -> Any:
         try:
             value = streams.borrow(xp, value)
         except Exception as error:
-            # each library has its own error for what it does not give away
+            # each library has its own error for an array that it cannot share
             kind = type(value).__name__
             raise TypeError(f"{op}: {name} cannot be taken from its {kind} without a copy: {error}") from error
     current = cuda_device().where()

@@ -16,7 +16,7 @@ from fastgrad.kernels.types import OK, Constraint
 class HostArrayAdapter:
     """A module of kernels as one that takes NumPy arrays. direct: the module itself, for arrays on the GPU."""
 
-    # asks about the caller's arrays, which copies would hide
+    # a test of the caller's own arrays, not of their copies
     plain = staticmethod(reference.plain)
 
     def __init__(self, module: Any) -> None:
@@ -34,7 +34,7 @@ class HostArrayAdapter:
                     host[...] = copy.get()
             result = _to_host(result)
             if updates is not None:
-                # on the GPU they are counted before it is known whether they were made
+                # on the GPU updates are counted before their status is known
                 updates += result[1] if isinstance(result, tuple) else result == OK
             return result
 

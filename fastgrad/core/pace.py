@@ -2,7 +2,7 @@
 
 import time
 
-# seconds that a compiled call takes at most, more or less: Python looks at signals, as Ctrl-C is one, between calls
+# about the most seconds of a compiled call: Python handles signals, as Ctrl-C, between calls
 CALL = 0.1
 # floating-point operations a second that any processor does
 LEAST_SPEED = 1e9

@@ -34,9 +34,9 @@ def order(xp: Any, value: Any, array: Any) -> None:
         return
     if not hasattr(value, "__dlpack__"):
         _wait(cuda, current.ptr, owner)
-    # value, and with it its stream, lives until that has been told
+    # the finalizer keeps value alive, and with it its stream
     end = weakref.finalize(array, _give_back, cuda, array.device.id, current, owner, value)
-    # at a process's end there is nobody to wait
+    # at the end of the process no work follows
     end.atexit = False
 
 

@@ -116,7 +116,7 @@ def run(
     def rows(a: np.ndarray) -> np.ndarray:
         return check.contiguous(a).reshape(count, channels)
 
-    # all that may fail for want of memory comes before the running statistics are moved
+    # all allocations come before the running statistics change: if one fails they are as before
     y = empty(shape, x)
     saved = layer_saved(y.reshape(count, channels), activation)
     added = None if residual is None else rows(residual)

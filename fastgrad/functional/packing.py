@@ -27,10 +27,10 @@ def packed_batch(op: str, shape: tuple[int, ...], lengths: Any, reverse: bool = 
 def checked_lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
     """Sequences' lengths as int64 (N,), each from 0 to steps."""
     if device.on_gpu(value):
-        # where steps begin and end is worked out here
+        # the host computes where steps begin and end
         value = device.borrow(op, name, value).get()
     try:
-        # a copy before it is looked at: another thread may write to what the caller has
+        # a copy is checked, since another thread may write to the caller's array
         lengths = np.array(value)
     except ValueError:
         raise TypeError(f"{op}: {name} must be integers (N,), got a nested {type(value).__name__}") from None

@@ -65,7 +65,7 @@ class Report:
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict on each layer, by its name: illness, cause and cure."""
         rows = [dict(zip(self.columns, row, strict=True)) for row in self.values.tolist()]
-        # of each kind the last layer's
+        # the norm of the last layer of each kind
         norms = {traits.kind: row["grad_norm"] for traits, row in zip(self.traits, rows, strict=True)}
         layers = zip(self.layers, rows, self.traits, self.activations, strict=True)
         return {
@@ -80,7 +80,7 @@ class Report:
         for layer, row in zip(self.layers, self.values.tolist(), strict=True):
             cells = "".join(f"{_cell(c, v):>10}" for c, v in zip(self.columns, row, strict=True))
             lines.append(f"{layer:{width}}{cells}  {verdicts[layer].illness}")
-        # of layers that are ill alike, the first one's cause is written
+        # of layers with one illness and cure, the cause of the first
         groups: dict[tuple[str, str], list[str]] = {}
         for layer, judgement in verdicts.items():
             if judgement.illness != "healthy":
@@ -109,7 +109,7 @@ class Report:
             raise ImportError('Report.plot needs matplotlib: pip install "fastgrad[plot]"') from error
         figure = Figure(figsize=(9, 3.5), layout="constrained")
         by_layer, over_time = figure.subplots(1, 2, sharey=True)
-        # on a log scale there is no 0
+        # a log scale has no 0
         norms = np.where(self.history[:, :, 0] > 0, self.history[:, :, 0], np.nan)
         numbers = range(len(self.layers))
         if len(norms) > 1:

@@ -42,16 +42,16 @@ OTHER_INITS = "xavier_uniform", "xavier_normal", "lecun_uniform", "lecun_normal"
 class Traits(NamedTuple):
     """Facts about a layer and its model, so that the advice leaves out what the model already has or cannot have."""
 
-    # what its gradient may be held against: that of other layers of this kind
+    # its gradient is compared with that of other layers of this kind
     kind: str = ""
-    # of what drew its weights; None where that cannot be chosen, or where a batch norm follows, for which it is all the same
+    # the name of its init; None where it has none, or where a batch norm follows, which cancels the scale
     init: str | None = ""
     # whether it is in a Residual, whose sum passes gradients by it
     in_residual: bool = False
-    # whether the model has any
+    # whether the model has any of them
     batch_norm: bool = False
     residual: bool = False
-    # an LSTM with this forget_bias
+    # the forget_bias of an LSTM
     forget_bias: float | None = None
     clip_norm: float = math.inf
 
@@ -79,13 +79,13 @@ def verdict(
     """
     norm, dead, saturated, ratio = (values[name] for name in ("grad_norm", "dead", "saturated", "update_ratio"))
     code = None if activation is None else activation.code
-    # an LSTM has its activations within, and none may be in a Residual
+    # an LSTM has no choice of activation, and none can be in a Residual
     lstm = traits.forget_bias is not None
     clip = ["clip_norm=1.0" if traits.clip_norm == math.inf else "a smaller clip_norm"] if traits.clip_norm > 1 else []
     rate, init = "a smaller learning rate", _init(traits, code)
     batch_norm = [] if traits.batch_norm or lstm else ["nn.BatchNorm before the activation"]
     residual = [] if traits.residual or lstm else ["nn.Residual around the layers"]
-    # residuals alone let gradients grow, beside batch norm they keep them
+    # residuals let gradients grow unless there is batch norm too
     hold = batch_norm or residual
     if values["nonfinite"]:
         cause = f"{values['nonfinite']:.0f} values of the gradient are NaN or infinite"
@@ -95,7 +95,7 @@ def verdict(
     for limit, most in limits.items():
         if norm > most > 0:
             return Verdict("exploding", f"grad_norm {norm:.2g} over {limit}", _either(*clip, rate, *init, *hold))
-    # outputs of 0 have a slope but where 0 is a limit, or where they are what is left of gelu and silu
+    # an output of 0 has no slope only if 0 is a limit of the activation, or its tail as of gelu and silu
     if dead >= HALF and (saturated >= HALF or code in (types.GELU, types.GELU_TANH, types.SILU)):
         leaky = ["activation='leaky_relu'"] if code in (types.RELU, types.CLIPPED_RELU) else []
         cause = f"{dead:.0%} of the units at {HALF:.0%} or more"
@@ -109,7 +109,7 @@ def verdict(
     for factor, of, n in _references(of_kind, 0.0 if traits.in_residual else last):
         if norm < n / factor:
             cause = f"grad_norm {norm:.2g} under {1 / factor:g} times {of} {n:.2g}" if norm else "grad_norm of 0"
-            # sigmoid's slope is a quarter at most, so that no weights keep a gradient's size
+            # the slope of sigmoid is at most a quarter: no init keeps the size of a gradient
             change = ["activation='tanh'"] if code == types.SIGMOID else init
             forget = ["forget_bias=1.0"] if traits.forget_bias == 0 else []
             return Verdict("vanishing", cause, _either(*change, *forget, *batch_norm, *residual, rest="fewer layers"))
@@ -140,7 +140,7 @@ def model_traits(model: Model) -> list[Traits]:
     traits = []
     for i, (leaf, block, place) in enumerate(leaves):
         after, its_block = next(((other, b) for other, b, _ in leaves[i + 1 :] if other.params.size), (None, None))
-        # the sum that a block ends in is no layer's alone
+        # a batch norm after a block's sum normalises no single layer
         normed = isinstance(after, BatchNorm) and its_block is block and leaf.output == IDENTITY
         parts = list(dict.fromkeys(key.rpartition(".")[0] for key in leaf._shapes))
         for part in parts:

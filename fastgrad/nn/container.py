@@ -16,7 +16,7 @@ from fastgrad.nn.model import Model
 from fastgrad.nn.plan import chain_plan
 from fastgrad.nn.sequence import SequenceModel
 
-# whose subclasses may compute something else
+# these classes exactly: a subclass may compute something else
 CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
@@ -181,7 +181,7 @@ class Sequential(Container):
             if i == 0:
                 inner = inner._replace(want_dx=True)
             if step.pools:
-                # what comes after a pool is a row of each sequence
+                # after a pool there is one row for each sequence
                 inner = inner._replace(packed=None)
 
     def _state_of(self, ends: list[Any]) -> list[Any] | None:
@@ -193,7 +193,7 @@ class Sequential(Container):
 
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
-        # what is called of the layers, in their order, and the one chain that this may be
+        # the models that a forward calls, in order; and the chain, if that is all there is
         self._plan = chain_plan(_leaves(self.layers), _is_chain, join_chains)
         for step, part in _slices(self._plan):
             step._bind_parameters(params[part], grads[part])

@@ -25,13 +25,13 @@ class ForwardContext(NamedTuple):
     training: bool = False
     # a last softmax or sigmoid is left out
     logits: bool = False
-    # the sequences whose own steps the rows x (R, C) are, without padding; None where x is as the user gave it
+    # the packing of sequences whose own steps are the rows x (R, C); None where x is the user's array
     packed: PackedBatch | None = None
-    # what recurrent layers begin from
+    # the initial state of recurrent layers
     state: Any = None
-    # whether backward has to return dx, which a first layer's need not
+    # whether backward has to return dx; that of a first layer need not
     want_dx: bool = True
-    # who is told of outputs, if anybody
+    # gets the output of each layer
     observer: Observer | None = None
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:

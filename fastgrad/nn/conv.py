@@ -78,7 +78,7 @@ class Conv2d(ResidualLayer):
         self.stride, self.dilation = geometry.pair(op, "stride", stride), geometry.pair(op, "dilation", dilation)
         self.padding = padding
         self._reach = self.dilation[0] * (size[0] - 1) + 1, self.dilation[1] * (size[1] - 1) + 1
-        # an image of the kernel's reach has a window whatever the padding
+        # an image as large as the kernel's reach has a window with any padding
         geometry.windows(op, "the kernel's reach", self._reach, self._reach, self.stride, padding, half=False)
         self.output = check.activation(op, activation)
         self._init = init_function(op, init)

@@ -131,7 +131,7 @@ class DenseChain(ResidualLayer):
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         if batch_size is not None:
             return super().predict(x, batch_size, logits=logits)
-        # a single row costs less than the full check: arrays that are as they should be pass by
+        # for a single row the full check costs more than the kernel, so the usual arrays skip it
         if not (
             type(x) is np.ndarray
             and x.dtype is self.dtype

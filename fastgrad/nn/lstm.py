@@ -103,9 +103,9 @@ class LSTM(SequenceModel):
         hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
         self.n_out = self.directions * projected
         self._widths = projected, hidden
-        # that h has passed: a gate times tanh, unless it is projected
+        # the activation of h: tanh (times a gate), unless it is projected
         self._activation = ACTIVATIONS["identity" if proj_size else "tanh"]
-        # of every layer's directions
+        # prefixes of the names, for each direction of each layer
         self._prefixes = [
             f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
         ]
@@ -125,7 +125,7 @@ class LSTM(SequenceModel):
         rows, batch, state = self._checked(x, context)
         y, ends, layers, unpool = self._run(rows, batch, state, context, True)
         dx = context.want_dx
-        # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
+        # without packing x is (N, T, C), and so is y unless it is pooled
         whole = context.packed is None
         if whole and not self.pools:
             y = unpack(y, batch)
@@ -224,5 +224,5 @@ class LSTM(SequenceModel):
             w[...] = uniform(w.shape, rng, limit=limit)
         for prefix in self._prefixes:
             self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
-        # of the keys
+        # the generator of the dropout keys
         self._rng = generator(int(rng.integers(2**63)))

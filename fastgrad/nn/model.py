@@ -38,24 +38,24 @@ class Model:
         {'w': (4, 3), 'b': (3,)}
     """
 
-    # channels in and out; None where any number will do, or where it depends on the images
+    # channels in and out; None for any number, or where it depends on the images
     n_in: int | None
     n_out: int | None
-    # as many channels come out as go in
+    # whether the number of channels stays
     keeps = False
-    # the activation that the output has passed, if any
+    # the activation of the output
     output = IDENTITY
-    # takes sequences (N, T, C), with their lengths and with states
+    # whether it takes sequences (N, T, C), with lengths and states
     recurrent = False
-    # takes images (N, H, W, C)
+    # whether it takes images (N, H, W, C)
     images = False
-    # makes one row of each sequence or image
+    # whether it makes one row of each sequence or image
     pools = False
-    # reads sequences from their ends too, so that they cannot come window by window
+    # whether it reads sequences from their ends too, so that they cannot be run window by window
     bidirectional = False
-    # the dense layers that the model is nothing but, as one chain; None for any other
+    # the chain of a model of dense layers alone; None for any other
     _chain: Any = None
-    # which of params live, flat (P,), once some are pruned
+    # the pruning mask of params, flat (P,); None if nothing is pruned
     _mask: np.ndarray | None = None
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
@@ -250,12 +250,12 @@ class Model:
             self._start(rng)
 
     def __getstate__(self) -> dict[str, Any]:
-        # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
+        # left out of copies and pickles: views that are copied are no views of the flat arrays
         rebuilt = "_weights", "_biases", "_gradients", "_plan", "_chain"
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
+        # an unpickled dtype is another object than that of arrays, and predict compares objects
         vars(self).update(state, dtype=np.dtype(state["dtype"].name))
         self._bind_parameters(self._params, self._grads)
         self._set_mask(self._mask)
@@ -290,7 +290,7 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
     return found
 
 
-# (dx, dresidual) of dy; the second is anything without a residual, and so is the first where it is not asked for
+# (dx, dresidual) of dy; dresidual may be anything without a residual, and dx without want_dx
 ResidualLayerBackward = Callable[[np.ndarray], tuple[Any, Any]]
 
 

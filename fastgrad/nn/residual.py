@@ -100,7 +100,7 @@ class Residual(Container):
                 d = step_backward(d)
             if shortcut_backward is not None:
                 dadded = shortcut_backward(dadded)
-            # d is memory of the body's, or of the sum's own: no one else's
+            # d is memory of the body or of the sum, which nothing else reads
             return np.add(d, dadded, out=d) if dx else dy
 
         return y, None, backward

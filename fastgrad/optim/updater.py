@@ -68,11 +68,11 @@ class Updater:
         self._optimizer, self._clip_norm = optimizer, clip_norm_of("Updater", clip_norm)
         arrays = ArrayList("Updater", "params", params)
         check_disjoint("Updater", "params", [params] if arrays.single else list(params))
-        # the caller's arrays, in a list of our own
+        # the caller's arrays, in a new list
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
-        # those of them whose shapes are checked
+        # the arrays whose shapes were checked last
         self._checked = list(self.params)
-        # kernels count, in the call that makes the update
+        # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
         self.val_losses: list[float] = []
         self._size = sum(a.size for a in arrays.flat)
@@ -168,7 +168,7 @@ class Updater:
                 self._fail(op, gradients.flat)
             params.write()
         except BaseException:
-            # an update that was counted is written, whatever exception comes
+            # an exception after the update: it is counted, so it is written
             if self.step_count != before:
                 params.write()
             raise

@@ -27,9 +27,9 @@ Reduce = Callable[[Any], Any]
 # after the gradients: the sum of losses, the number of rows, and signs: 1, and 1 or -1 for each bit of what all processes must agree on
 LOSS, ROWS, SIGNS = 0, 1, 2
 TAIL = SIGNS + 1 + 32
-# no count of rows, nor a mean of counts, is smaller
+# below any mean number of rows over the processes
 LEAST_ROWS = 1e-9
-# a step's status beside those of kernels/types.py
+# the status of a step, beside those of kernels/types.py
 DISAGREED = -1
 
 
@@ -49,7 +49,7 @@ class AllReduce:
     def __init__(self, reduce: Reduce, model: Model) -> None:
         self._reduce, self._model = reduce, model
         self._values = zeros((model.params.size + TAIL,), model.params)
-        # no number has a bit 32, which stands for the 1
+        # bit 32 of the checksum is 0, which gives the sign 1
         bits = np.arange(32, -1, -1)
         self._bits = device.to_gpu(bits) if model.on_gpu else bits
         self._first = True
@@ -68,14 +68,14 @@ class AllReduce:
             checksum = zlib.crc32(device.to_host(self._model.params).data, checksum)
         tail[LOSS], tail[ROWS], tail[SIGNS:] = total, rows, 1 - 2 * (checksum >> self._bits & 1)
         self._run()
-        # 1 and -1 of different processes add up to less than their number
+        # signs that differ between processes add up to less than their number
         self.agreed = (np.abs(tail[SIGNS:]) == tail[SIGNS]).all()
         if not (self._model.on_gpu and self.epoch_agreed) and not self.agreed:
             raise disagreement()
         self._first, self.epoch_agreed = False, True
         grads[...] = values[: grads.size]
         all_rows = tail[ROWS:SIGNS].astype(np.float64)
-        # of no rows there are no sums; and no update is made of NaN
+        # without rows all sums are 0; and a NaN makes the update fail
         scale = np.where(self.agreed, 1 / np.maximum(all_rows, LEAST_ROWS), np.nan)
         kernels(grads).scale_arrays([grads], None, scale)
         return tail[LOSS] * scale, all_rows[0]

@@ -20,7 +20,7 @@ from fastgrad.training.trainer import Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
 OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
-# counts from here on are not whole in float64, in which Adam's corrections are taken
+# float64, in which Adam's corrections are computed, has no larger whole numbers in a row
 STEPS = 2**53
 
 
@@ -54,7 +54,7 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
     from safetensors.numpy import save as serialized
 
     if isinstance(model, Trainer):
-        # in a signal's handler a step may be under way
+        # a step may be in progress, if this runs in a signal's handler
         with model.lock, model._steps.after_last_update():
             metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
             metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
 
     arrays = _arrays("load", model)
     try:
-        # what is no file may block whoever reads it
+        # reading a pipe or a device may block
         check_regular(os.stat(checked_path("load", path)))
         with safe_open(path, "numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -135,13 +135,13 @@ def _metadata(
         raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
     if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
         raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
-    # those of layers are as many as draw in training: a model with other dropout goes on with its own
+    # a model with other dropout layers than the file's keeps its own generators
     states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
     losses = _parsed(path, VAL_LOSSES, metadata[VAL_LOSSES])
     try:
         if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):
             raise ValueError
-        # which may be NaN or infinite
+        # NaN and infinity are floats too
         return states, [float(loss) for loss in losses]
     except (ValueError, OverflowError):
         raise ValueError(f"load: {path}: metadata {VAL_LOSSES} must be a list of floats") from None
@@ -153,7 +153,7 @@ def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> d
     trial = type(generator.bit_generator)()
     try:
         trial.state = state
-        # those of its own are odd: with another increment it repeats itself early
+        # an increment of PCG64 is odd; with an even one its period is short
         if trial.state == state and state["state"]["inc"] % 2 and state["has_uint32"] in (0, 1):
             return state
     except (ValueError, TypeError, KeyError, OverflowError):

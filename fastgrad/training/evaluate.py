@@ -11,7 +11,7 @@ from fastgrad.nn.context import ForwardContext
 from fastgrad.nn.model import Model
 from fastgrad.training.data import LOGIT_LOSSES, TrainingData, packed_output
 
-# rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data
+# rows, steps of sequences, or pixels of one forward: memory does not grow with the data
 ROWS, STEPS, PIXELS = 1024, 16384, 2**18
 
 

@@ -20,19 +20,19 @@ def replace_file(path: Path, content: bytes) -> None:
         mode = stat.S_IMODE(old.st_mode)
     temporary = path.with_name(f".fastgrad-{uuid.uuid4().hex}")
     try:
-        # never more open than the file that it takes the place of
+        # never with more permissions than the file that it replaces
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777))
         temporary.write_bytes(content)
         _sync(temporary, os.O_RDWR)
         if old is not None:
             with contextlib.suppress(OSError, AttributeError):
-                # the same owner: root alone may
+                # the same owner, which only root may set
                 os.chown(temporary, old.st_uid, old.st_gid)
             os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # the new name is on the disk once its folder is; some systems have no such thing
+    # the new name is on the disk once its folder is synced, which some systems cannot do
     with contextlib.suppress(OSError):
         _sync(path.parent, os.O_RDONLY)
 

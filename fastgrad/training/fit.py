@@ -36,7 +36,7 @@ def fit(
     """See Trainer.fit."""
     model = trainer.model
     data = checked(OP, model, trainer.loss, x, y, lengths)
-    # numpy takes rows of nothing else without copying it whole
+    # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
     steps = window_size(OP, model, window)
     epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
@@ -65,7 +65,7 @@ def fit(
                     before, drawn = -1, trainer.rng.bit_generator.state
                     trainer._running = True
                     try:
-                        # only now: until then a signal handler may make a step
+                        # read here, since a signal handler may make a step until now
                         before = trainer.step_count
                         trainer._prune()
                         if trainer._scheduled:
@@ -90,7 +90,7 @@ def fit(
                     trainer.val_losses.append(loss)
                     if accuracy is not None:
                         values["val_accuracy"] = accuracy
-                # the last to come tells that an epoch is whole
+                # seconds comes last: it has as many values as there are whole epochs
                 for name, value in (values | {"seconds": seconds}).items():
                     getattr(history, name).append(value)
                 if bar is not None:
@@ -130,7 +130,7 @@ def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: i
         return
     x, lengths, row = data.x[:1], None, 0
     if model.recurrent:
-        # of all rows the one whose last window is shortest
+        # the row whose last window is the shortest
         ends = np.full(len(data.x), data.x.shape[1]) if data.lengths is None else np.maximum(data.lengths, 1)
         left = (ends - 1) % (steps or data.x.shape[1]) + 1
         row = int(left.argmin())
@@ -162,7 +162,7 @@ def _check_schedule(trainer: Any, updates: int, validated: bool) -> None:
 
 
 def _bar(epochs: int) -> Any:
-    # made only where it is seen: its destructor is Python's, and loses an interrupt that comes into it
+    # created only if it is shown: an interrupt in its destructor would be lost
     from tqdm import tqdm
 
     return tqdm(total=epochs, unit="epoch")

@@ -28,7 +28,7 @@ def layer_gradients(
     y, state, backward = model._forward(x if input_batch is None else pack(x, input_batch), context)
     y, target, output_batch = packed_output(model, y, target, input_batch)
     losses, dy = empty((len(y),) if loss == "cross_entropy" else y.shape, y), empty(y.shape, y)
-    # a GPU's kernels make NaN of what is no class
+    # the kernels of a GPU make NaN of a bad class number
     by_class = target.ndim == 1 and target.size and not model.on_gpu
     if by_class and not (target.min() >= 0 and target.max() < y.shape[1]):
         return types.BAD_LABEL, np.nan, losses.size, len(y), state

@@ -57,7 +57,7 @@ def bind(trainer: Any) -> None:
     """Make the update rule and the TrainStep of a trainer's next update, from its settings and the present arrays of its model."""
     model, optimizer, health = trainer._model, trainer._optimizer, trainer._health
     if trainer._pruning is not trainer._pruned_by:
-        # what would have been due before is not made up for
+        # a new pruning begins now: earlier dates are skipped
         trainer._pruned, trainer._pruned_by = trainer.step_count, trainer._pruning
     trainer._shapes = None, None
     trainer._scheduled = isinstance(optimizer.lr, Schedule)

@@ -47,9 +47,9 @@ class TrainStep:
 
     # statistics and generators before the step that runs, or was interrupted, and the number of updates before it
     _before_step: tuple[StateSnapshot, int] | None = None
-    # updates of the whole epoch that runs, or ran last
+    # the number of updates of the whole epoch
     _epoch_updates = 0
-    # of the last step's recurrent layers
+    # the state of recurrent layers after the last step
     _state: Any = None
 
     def __init__(
@@ -145,7 +145,7 @@ class TrainStep:
         plan.sizes[...] = np.minimum(size, len(plan.order) - np.arange(0, len(plan.order), size))
         pace, first = self._paces.setdefault(size, Pace(6 * size * self.params.size)), 0
         while first < plan.batches:
-            # a GPU's launches return at once, and to wait for them more often would cost
+            # launches on a GPU return at once, and waiting for them costs time
             batches = plan.batches if self._on_gpu else min(pace.batches(), plan.batches - first)
             part = plan.part(first, batches, first)
             status, _ = kernels(x).dense_chain_epoch(
@@ -224,7 +224,7 @@ class TrainStep:
                 code, rule = types.LOSSES[self._loss], self._rule
                 settings = code, rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
                 loss, rows = self._all_reduce(loss, size, settings)
-                # who has rows need not ask, and so wait, whether anybody has
+                # on a GPU this reads rows, and waits, only without rows of its own
                 if not size and not rows:
                     # a step without rows keeps its statistics, though it makes no update
                     self._before_step = None

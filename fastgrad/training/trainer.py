@@ -77,7 +77,7 @@ class Trainer:
 
     _steps: TrainStep
     _rule: UpdateRule
-    # of x and y in the last step, and y's dtype; whether the rate is a schedule's
+    # shapes of x and y in the last step, and y's dtype; whether the rate is a schedule's
     _shapes: tuple
     _target_dtype: np.dtype
     _scheduled: bool
@@ -120,13 +120,13 @@ class Trainer:
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
         self._health = HealthHistory(model, int(every)) if every else None
-        # kernels count, in the call that makes the update
+        # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
-        # the number of updates up to which was pruned what was due, and by what
+        # the number of updates at the last pruning or check of it, and the pruning that it was
         self._pruned, self._pruned_by = 0, self._pruning
         self.val_losses: list[float] = []
         if hasattr(kernels(model.params), "direct"):
-            # where each call would carry the model to the GPU it goes there for good
+            # NumPy arrays would be copied to the GPU at each call, so the model moves there
             model.to("cuda")
         self._state = zeros((self._optimizer.state_rows, model.params.size), model.params)  # (S, P)
         give_lock(self)
@@ -207,7 +207,7 @@ class Trainer:
         if self._pruning:
             # an interrupt may have come between the last update and this
             self._prune()
-        # the full check costs as much as a small net's step: arrays like those of the last one pass by
+        # the full check costs as much as a step of a small net: arrays like those of the last step skip it
         if not (
             type(x) is np.ndarray
             and type(y) is np.ndarray
@@ -365,7 +365,7 @@ class Trainer:
             if due is not None and due <= self.step_count:
                 self._pruning.prune(self._model, self.step_count)
         except KeyboardInterrupt:
-            # what is pruned twice is pruned once
+            # to prune twice is the same as once
             self._pruning.prune(self._model, self.step_count)
             self._pruned = self.step_count
             raise
