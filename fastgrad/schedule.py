@@ -179,7 +179,7 @@ class WarmUp(Schedule):
 
     def __post_init__(self) -> None:
         check.count("WarmUp", "steps", self.steps)
-        checked("WarmUp", "then", self.then, zero=False)
+        check_rate("WarmUp", "then", self.then, zero=False)
         check.number("WarmUp", "start", self.start, most=1.0)
 
     @property
@@ -277,7 +277,7 @@ class Rates(Schedule):
         return self.rates[step]
 
 
-def checked(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> None:
+def check_rate(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> None:
     """lr must be a number or a Schedule."""
     if isinstance(lr, list | tuple | np.ndarray):
         raise TypeError(

@@ -118,7 +118,7 @@ def layer_saved(y: np.ndarray, activation: Activation) -> LayerSaved:
     return LayerSaved(empty(y.shape, y) if activation.needs_input else y, y)
 
 
-def copied(x: np.ndarray) -> np.ndarray:
+def copy_of(x: np.ndarray) -> np.ndarray:
     """A copy of x, for a result that must not share its caller's memory."""
     y = empty(x.shape, x)
     y[...] = x

@@ -87,10 +87,10 @@ def kernels(x: Any = None) -> Backend:
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
 
-def load(name: str, asked_by: str = "use_backend") -> Any:
-    """The module of kernels of this backend; BackendError if it cannot run. asked_by: the caller, for the error of an unknown name."""
+def load(name: str, caller: str = "use_backend") -> Any:
+    """The module of kernels of this backend; BackendError if it cannot run. caller: the caller, for the error of an unknown name."""
     if name not in _loaded:
-        check.choice(asked_by, "the backend", name, BACKENDS)
+        check.choice(caller, "the backend", name, BACKENDS)
         reason = missing(name) or unfinished(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')

@@ -42,7 +42,7 @@ def max_pool2d(
         [[5.0, 7.0], [13.0, 15.0]]
     """
     op = "max_pool2d"
-    x, size, stride, pads, y = checked(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
     ops = kernels(x)
     ops.max_pool2d_forward(x, size, stride, pads, y)
 
@@ -86,7 +86,7 @@ def avg_pool2d(
         [[2.5, 4.5], [10.5, 12.5]]
     """
     op = "avg_pool2d"
-    x, size, stride, pads, y = checked(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
     return y, mean(op, x, size, stride, pads, include_pad, y, y)
 
 
@@ -139,7 +139,7 @@ def mean(
     return backward
 
 
-def checked(
+def checked_windows(
     op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: int | Pair | str
 ) -> tuple[np.ndarray, Pair, Pair, Pads, np.ndarray]:
     """The checked arguments (x, size, stride, pads) and an uninitialised array y for the result."""

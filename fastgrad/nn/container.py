@@ -134,11 +134,11 @@ class Sequential(Container):
         self.layers = layers
         super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
         self.output = layers[-1].output
-        self.pools, self.keeps = any(layer.pools for layer in layers), all(layer.keeps for layer in layers)
-        first = next((layer for layer in layers if not layer.keeps), layers[0])
+        self.pools, self.keeps_width = any(layer.pools for layer in layers), all(layer.keeps_width for layer in layers)
+        first = next((layer for layer in layers if not layer.keeps_width), layers[0])
         self.n_in, self.n_out = first.n_in, first.n_out
         for layer in layers:
-            self.n_out = self.n_out if layer.keeps else layer.n_out
+            self.n_out = self.n_out if layer.keeps_width else layer.n_out
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         ends, backwards = [], []
@@ -235,5 +235,5 @@ def _check_order(op: str, layers: tuple[Model, ...]) -> None:
         if pooled and (layer.recurrent or layer.images):
             kind = "sequences" if layer.recurrent else "images"
             raise ValueError(f"{op}: layers[{i}] must take rows (N, C), for a layer before it pools {kind}")
-        width = width if layer.keeps else layer.n_out
+        width = width if layer.keeps_width else layer.n_out
         pooled = pooled or layer.pools

@@ -42,7 +42,7 @@ class Model:
     n_in: int | None
     n_out: int | None
     # whether the number of channels stays
-    keeps = False
+    keeps_width = False
     # the activation of the output
     output = IDENTITY
     # whether it takes sequences (N, T, C), with lengths and states

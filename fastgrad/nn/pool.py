@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import copied
+from fastgrad.core.allocator import copy_of
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.geometry import Pair
@@ -47,7 +47,7 @@ class MaxPool2d(ParameterFreeLayer):
         [[5.0, 7.0], [13.0, 15.0]]
     """
 
-    keeps = True
+    keeps_width = True
 
     def __init__(self, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class GlobalAvgPool2d(ParameterFreeLayer):
         (2, 3)
     """
 
-    keeps, pools = True, True
+    keeps_width, pools = True, True
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return global_avg_pool2d(x)
@@ -141,5 +141,5 @@ class Flatten(ParameterFreeLayer):
         n, height, width, channels = x.shape
         if self.n_out not in (None, length := height * width * channels):
             raise ValueError(f"{op}: n_out must be H W C = {length} of images {x.shape}, got {self.n_out}")
-        y, shape = copied(x).reshape(n, length), x.shape
-        return y, lambda dy: copied(check.upstream(op, dy, y)).reshape(shape)
+        y, shape = copy_of(x).reshape(n, length), x.shape
+        return y, lambda dy: copy_of(check.upstream(op, dy, y)).reshape(shape)

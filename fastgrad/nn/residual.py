@@ -68,7 +68,7 @@ class Residual(Container):
             next((n for n in (getattr(child, name) for child in children.values()) if n is not None), None)
             for name in ("n_in", "n_out")
         )
-        self.keeps, self.pools = all(child.keeps for child in children.values()), body.pools
+        self.keeps_width, self.pools = all(child.keeps_width for child in children.values()), body.pools
 
     @property
     def _body_plan(self) -> tuple[list[Model], ResidualLayer | None]:

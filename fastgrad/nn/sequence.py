@@ -55,7 +55,7 @@ class SequenceModel(Model):
             raise
         if batch is None:
             return y, backward
-        y = self._laid_out(y, batch)
+        y = self._unpacked(y, batch)
         return y, self._backward_of_packed(backward, y, batch)
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
@@ -119,7 +119,7 @@ class SequenceModel(Model):
         """_infer of sequences x (N, T, C) of these lengths."""
         x, batch = self._packed(x, lengths, context.state)
         y, state = self._infer(x, context._replace(packed=batch))
-        return y if batch is None else self._laid_out(y, batch), state
+        return y if batch is None else self._unpacked(y, batch), state
 
     def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
         """(packed rows of the sequences' own steps, their batch); without lengths (x, None)."""
@@ -131,7 +131,7 @@ class SequenceModel(Model):
         batch = packed_batch(op, x.shape[:2], lengths)
         return pack(x, batch), batch
 
-    def _laid_out(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
+    def _unpacked(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
         """Sequences (N, T, K) of packed rows, 0 past their ends; pooled rows as they are."""
         return y if self.pools else unpack(y, batch)
 
@@ -181,28 +181,28 @@ class TimeRows:
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
-def every(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def no_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """No pool: y (R, D P) = h."""
     return h, lambda dy: (dy, None)
 
 
-def last(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def last_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """The pool "last": y (N, D P) = h_n."""
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
 @silent
-def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def mean_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """The pool "mean": y (N, D P), the mean of each sequence's steps, 0 if it has none.
 
     It is added step by step, so that a sequence has the same bits alone and in a batch.
     """
     order, offsets = batch.order, batch.offsets
-    n, under_way = len(order), np.diff(offsets)
-    counts = np.maximum(above(under_way, n), 1).astype(h.dtype)[:, None]  # (N, 1)
+    n, batch_sizes = len(order), np.diff(offsets)
+    counts = np.maximum(above(batch_sizes, n), 1).astype(h.dtype)[:, None]  # (N, 1)
     total, y = (empty((n, h.shape[1]), h) for _ in range(2))
     total[...] = 0
-    for t, rows in enumerate(under_way):
+    for t, rows in enumerate(batch_sizes):
         total[:rows] += h[offsets[t] : offsets[t + 1]]
     total /= counts
     y[order] = total
@@ -210,11 +210,15 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray
     @silent
     def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
         share, dh = dy[order] / counts, empty(h.shape, h)
-        for t, rows in enumerate(under_way):
+        for t, rows in enumerate(batch_sizes):
             dh[offsets[t] : offsets[t + 1]] = share[:rows]
         return dh, None
 
     return y, backward
 
 
-POOLS: dict[str | None, Callable[..., tuple[np.ndarray, Unpool]]] = {None: every, "last": last, "mean": mean}
+POOLS: dict[str | None, Callable[..., tuple[np.ndarray, Unpool]]] = {
+    None: no_pool,
+    "last": last_pool,
+    "mean": mean_pool,
+}

@@ -14,7 +14,7 @@ from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim import Optimizer, successor
-from fastgrad.optim.constraint import Constraint, checked
+from fastgrad.optim.constraint import Constraint, kernel_constraint
 from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
 
 
@@ -91,7 +91,9 @@ class Updater:
         """The constraint over params, as kernels read it."""
         if constraint is None:
             return None
-        return checked("Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat)
+        return kernel_constraint(
+            "Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat
+        )
 
     @property
     def step_count(self) -> int:

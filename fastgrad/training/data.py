@@ -25,7 +25,9 @@ class TrainingData(NamedTuple):
     lengths: np.ndarray | None
 
 
-def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True) -> TrainingData:
+def checked_data(
+    op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True
+) -> TrainingData:
     """TrainingData for this model and loss, checked, on the model's device; values past the ends of sequences may be anything.
 
     values=False leaves out the check that class numbers are in range, for which the host would wait.

@@ -13,7 +13,7 @@ from fastgrad.kernels import types
 from fastgrad.nn.model import Model, StateSnapshot
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.schedule import Schedule
-from fastgrad.training.data import EpochPlan, TrainingData, checked, window_size
+from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.history import History, means
 
@@ -35,7 +35,7 @@ def fit(
 ) -> History:
     """See Trainer.fit."""
     model = trainer.model
-    data = checked(OP, model, trainer.loss, x, y, lengths)
+    data = checked_data(OP, model, trainer.loss, x, y, lengths)
     # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
     steps = window_size(OP, model, window)
@@ -44,7 +44,7 @@ def fit(
     held_out = None
     if validation is not None:
         check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
-        held_out = checked(f"{OP}: validation", model, trainer.loss, *validation)
+        held_out = checked_data(f"{OP}: validation", model, trainer.loss, *validation)
     order = np.arange(len(x))
     short = len(x) % batch_size
     batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1

@@ -36,7 +36,7 @@ def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
 
 
 def constraint_over(constraint: Any, model: Model) -> types.Constraint | None:
-    return constraints.checked("Trainer", constraint, "parameters", list(model.parameters().values()))
+    return constraints.kernel_constraint("Trainer", constraint, "parameters", list(model.parameters().values()))
 
 
 def checked_pruning(pruning: Any, model: Model) -> GradualPruning | None:

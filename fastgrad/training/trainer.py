@@ -23,7 +23,7 @@ from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
 from fastgrad.pruning import GradualPruning
 from fastgrad.training import settings
 from fastgrad.training.all_reduce import Reduce
-from fastgrad.training.data import checked
+from fastgrad.training.data import checked_data
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.fit import fit
 from fastgrad.training.history import History
@@ -222,7 +222,7 @@ class Trainer:
             and lengths is None
         ):
             on_gpu = self._model.on_gpu
-            x, y, lengths = checked("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
+            x, y, lengths = checked_data("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
             self._rebind_if_changed()
             self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._scheduled:
@@ -304,7 +304,7 @@ class Trainer:
             ValueError: A shape, a length or a class number does not fit.
             TypeError: An argument is no array, or of another dtype than the model.
         """
-        return evaluate(self.model, self._loss, checked("Trainer.evaluate", self.model, self._loss, x, y, lengths))
+        return evaluate(self.model, self._loss, checked_data("Trainer.evaluate", self.model, self._loss, x, y, lengths))
 
     def health(self) -> Report:
         """The health of every layer at the last measured step.
