@@ -68,7 +68,7 @@ def fit(
                         # read here, since a signal handler may make a step until now
                         before = trainer.step_count
                         trainer._prune()
-                        if trainer._scheduled:
+                        if trainer._has_schedule:
                             rates[:] = [trainer.optimizer.rate(before + i, trainer.val_losses) for i in range(updates)]
                         if shuffle:
                             order[:] = np.arange(len(x))
