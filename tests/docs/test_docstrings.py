@@ -53,6 +53,7 @@ MODULES = [
     "fastgrad.nn.resnet",
     "fastgrad.optim",
     "fastgrad.optim.constraint",
+    "fastgrad.optim.setting",
     "fastgrad.optim.updater",
     "fastgrad.pruning",
     "fastgrad.schedule",
