@@ -12,7 +12,7 @@ NO_LOCK = nullcontext()
 CLIP_NORM = "The largest norm of the gradient; infinity where nothing is clipped."
 
 
-def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:
+def setting(checked: Callable[[Any, Any], Any], doc: str) -> Any:
     """A property that is checked as it is assigned and takes effect at the next update.
 
     checked(owner, value) returns the value to keep, in the attribute of the name with an underscore. Then the owner's `_bind` computes from
@@ -22,9 +22,10 @@ def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:
 
 
 class _Setting(property):
-    def __init__(self, checked: Callable[[Any, Any], Any], doc: str | None = None) -> None:
-        super().__init__(lambda owner: getattr(owner, self._attribute), self._assign, doc=doc)
-        self._checked = checked
+    def __init__(self, checked: Callable[[Any, Any], Any], doc: str) -> None:
+        super().__init__(lambda owner: getattr(owner, self._attribute), self._assign)
+        # the class has an empty docstring, which hides that of property
+        self.__doc__, self._checked = doc, checked
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._attribute = f"_{name}"
