@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import buffers  # noqa: E402
+from fastgrad.torch import buffers, replacement  # noqa: E402
 
 
 class Block(nn.Module):
@@ -255,24 +255,24 @@ def test_threads_that_call_one_net_write_each_into_its_own_arrays():
                 torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_room_is_taken_again_once_its_arrays_are_free_and_unless_it_is_large(monkeypatch):
-    class Made(buffers.BufferSet):
+def test_a_buffer_set_is_used_again_once_its_arrays_are_free_and_unless_it_is_large(monkeypatch):
+    class Buffers(buffers.BufferSet):
         def __init__(self, rows):
-            self.lent, self.size = [np.zeros(rows)], rows * 8
+            self.results, self.size = [np.zeros(rows)], rows * 8
 
-    of = buffers.BufferPool()
-    entry = of.take(Made, 3)
-    of.give(entry)
-    assert of.take(Made, 3)[1] is entry[1]
-    of.give(entry)
-    assert of.take(Made, 4)[1] is not entry[1]
-    held = torch.from_numpy(entry[1].lent[0])
-    assert of.take(Made, 3)[1] is not entry[1]
+    pool = buffers.BufferPool()
+    entry = pool.take(Buffers, 3)
+    pool.give_back(entry)
+    assert pool.take(Buffers, 3)[1] is entry[1]
+    pool.give_back(entry)
+    assert pool.take(Buffers, 4)[1] is not entry[1]
+    held = torch.from_numpy(entry[1].results[0])
+    assert pool.take(Buffers, 3)[1] is not entry[1]
     del held
-    assert of.take(Made, 3)[1] is entry[1]
-    monkeypatch.setattr(buffers, "LARGEST", 23)
-    of.give(entry)
-    assert of.take(Made, 3)[1] is not entry[1]
+    assert pool.take(Buffers, 3)[1] is entry[1]
+    monkeypatch.setattr(buffers, "MAX_BYTES", 23)
+    pool.give_back(entry)
+    assert pool.take(Buffers, 3)[1] is not entry[1]
 
 
 def test_inputs_are_checked_at_every_call():
@@ -292,7 +292,7 @@ def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)
     again = pickle.loads(pickle.dumps(net))
-    assert isinstance(again.forward.__self__, fgt.acceleration.FusedSequential)
+    assert isinstance(again.forward.__self__, replacement.SequentialReplacement)
     torch.testing.assert_close(again(torch.ones(2, 4)), net(torch.ones(2, 4)))
 
 

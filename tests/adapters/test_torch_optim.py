@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import optim  # noqa: E402
+from fastgrad.torch import optim_state  # noqa: E402
 
 PAIRS = [(fgt.Adam, torch.optim.Adam), (fgt.AdamW, torch.optim.AdamW)]
 
@@ -339,8 +339,8 @@ def test_a_step_that_is_interrupted_is_counted_if_it_was_made(monkeypatch, made)
             update(*arguments)
         raise KeyboardInterrupt
 
-    update = optim._update
-    monkeypatch.setattr(optim, "_update", interrupted)
+    update = optim_state.update_parameters
+    monkeypatch.setattr(optim_state, "update_parameters", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(optimizer, params, 1, first=2)
     monkeypatch.undo()
