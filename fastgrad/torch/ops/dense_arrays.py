@@ -181,5 +181,5 @@ def views(flat: np.ndarray, y: np.ndarray, weights: ChainWeights) -> tuple[Chain
         if z_at >= 0 and not needs_input(code):
             y_copy, z = z, output
         zs.append(z)
-    read = outputs if y_copy is None else [*outputs[:-1], y_copy]
-    return ChainSaved(zs, outputs), ChainSaved(zs, read), y_copy
+    written = ChainSaved(zs, outputs)
+    return written, written if y_copy is None else ChainSaved(zs, [*outputs[:-1], y_copy]), y_copy
