@@ -50,12 +50,12 @@ def test_numbers_are_those_of_scikit_learn(data, settings, weighted):
     assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
     for method in ("predict", "predict_proba", "predict_log_proba"):
         if hasattr(theirs, method):
-            expected, found = getattr(theirs, method)(x), getattr(ours, method)(x)
-            assert found.dtype == expected.dtype
+            expected, results = getattr(theirs, method)(x), getattr(ours, method)(x)
+            assert results.dtype == expected.dtype
             if expected.dtype.kind == "f":
-                np.testing.assert_allclose(found, expected, rtol=1e-4 if settings == "lbfgs" else 1e-6, atol=1e-9)
+                np.testing.assert_allclose(results, expected, rtol=1e-4 if settings == "lbfgs" else 1e-6, atol=1e-9)
             else:
-                np.testing.assert_array_equal(found, expected)
+                np.testing.assert_array_equal(results, expected)
     assert ours.score(x, y, weights) == pytest.approx(theirs.score(x, y, weights))
 
 
@@ -68,9 +68,9 @@ def test_one_epoch_from_given_weights_is_scikit_learns(in_force, solver, dtype):
     rng = np.random.default_rng(3)
     for estimator in (theirs, ours):
         estimator.fit(x, y)
-    given = [(rng.standard_normal(a.shape) / 5).astype(dtype) for a in theirs.coefs_ + theirs.intercepts_]
+    weights = [(rng.standard_normal(a.shape) / 5).astype(dtype) for a in theirs.coefs_ + theirs.intercepts_]
     for estimator in (theirs, ours):
-        estimator.coefs_, estimator.intercepts_ = [a.copy() for a in given[:3]], [a.copy() for a in given[3:]]
+        estimator.coefs_, estimator.intercepts_ = [a.copy() for a in weights[:3]], [a.copy() for a in weights[3:]]
     np.testing.assert_allclose(
         ours.predict_proba(x), theirs.predict_proba(x), rtol=1e-4 if dtype == "float32" else 1e-9
     )
@@ -122,9 +122,9 @@ def test_class_numbers_in_an_array_are_the_classes_that_scikit_learn_finds_in_a_
     np.testing.assert_array_equal(ours.classes_, other.classes_)
     np.testing.assert_array_equal(ours.predict(x), other.predict(x))
     np.testing.assert_array_equal(ours.coefs_[0], other.coefs_[0])
-    found, expected = vars(ours._label_binarizer), vars(other._label_binarizer)
-    assert list(found.pop("classes_")) == list(expected.pop("classes_"))
-    assert found == expected
+    results, expected = vars(ours._label_binarizer), vars(other._label_binarizer)
+    assert list(results.pop("classes_")) == list(expected.pop("classes_"))
+    assert results == expected
     assert clone(ours).set_params(warm_start=True).fit(x, y).partial_fit(x, y).t_ == (ours.max_iter + 1) * len(x)
 
 
@@ -160,10 +160,10 @@ def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does
     x, y = DATA[{"value": "values"}.get(kind, kind)][1]()
     if kind == "labels":
         y = y[:, :2]
-    found = []
+    results = []
     for lib, rest in ((neural_network, 0.0), (fast, 1.0), (fast, 1e6)):
-        given = {"random_state": 0, "max_iter": 3, "hidden_layer_sizes": (5,), "learning_rate_init": 1e-4}
-        e = getattr(lib, estimator)(**given, **settings)
+        common = {"random_state": 0, "max_iter": 3, "hidden_layer_sizes": (5,), "learning_rate_init": 1e-4}
+        e = getattr(lib, estimator)(**common, **settings)
         fit = e.partial_fit if how == "partial_fit" else e.fit
         fit(x, y, **({"classes": [0, 1]} if kind == "labels" and how == "partial_fit" else {}))
         try:
@@ -171,10 +171,10 @@ def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does
         except ValueError as error:
             # the score of three outputs and one, after an epoch
             assert how == "early stopping"
-            found.append((str(error), e))
+            results.append((str(error), e))
         else:
-            found.append((None, e))
-    (first, theirs), *ours = found
+            results.append((None, e))
+    (first, theirs), *ours = results
     for said, other in ours:
         assert said == first
         for a, b in zip(theirs.coefs_ + theirs.intercepts_, other.coefs_ + other.intercepts_, strict=True):
@@ -303,13 +303,13 @@ def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_lear
 
     x, y = classes()
     grid = {"mlpclassifier__alpha": [1e-4, 10.0], "mlpclassifier__hidden_layer_sizes": [(8,), (20, 10)]}
-    found = []
+    results = []
     for estimator in pair("MLPClassifier", max_iter=5):
         search = GridSearchCV(make_pipeline(StandardScaler(), estimator), grid, cv=2, n_jobs=2)
         with parallel_config(backend=workers), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found.append(search.fit(x, y).cv_results_["mean_test_score"])
-    np.testing.assert_allclose(found[1], found[0])
+            results.append(search.fit(x, y).cv_results_["mean_test_score"])
+    np.testing.assert_allclose(results[1], results[0])
 
 
 def test_clones_copies_and_pickles():

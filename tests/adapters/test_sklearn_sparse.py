@@ -46,18 +46,18 @@ def test_of_an_x_with_few_values_that_are_not_0_only_those_are_worked_on(data, s
     theirs, ours = pair(kind, **options, **SETTINGS[settings])
     theirs.fit(x, y, sample_weight=weights)
     name = "gradient" if settings == "lbfgs" else "epoch"
-    taken, run = set(), getattr(Problem, name)
+    kinds, run = set(), getattr(Problem, name)
 
     def recorded(problem, *arguments):
-        taken.add(type(problem.x))
+        kinds.add(type(problem.x))
         return run(problem, *arguments)
 
     monkeypatch.setattr(Problem, name, recorded)
-    given = {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[form](x)
-    ours.fit(given, y, sample_weight=weights)
-    assert taken == {Nonzeros}
+    matrix = {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[form](x)
+    ours.fit(matrix, y, sample_weight=weights)
+    assert kinds == {Nonzeros}
     assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
-    np.testing.assert_array_equal(ours.predict(given), ours.predict(x))
+    np.testing.assert_array_equal(ours.predict(matrix), ours.predict(x))
 
 
 def test_a_sparse_x_may_have_columns_in_any_order_more_than_once(dtype):
@@ -84,11 +84,11 @@ def test_lbfgs_takes_a_sparse_x_of_float32_in_float64():
 
 def test_a_sparse_x_may_be_read_only():
     x, y = few()
-    given = sparse.csr_array(x)
-    for array in (given.data, given.indices, given.indptr):
+    matrix = sparse.csr_array(x)
+    for array in (matrix.data, matrix.indices, matrix.indptr):
         array.flags.writeable = False
     _, ours = pair("MLPClassifier")
-    np.testing.assert_array_equal(clone(ours).fit(given, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
+    np.testing.assert_array_equal(clone(ours).fit(matrix, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -113,15 +113,15 @@ def test_of_a_sparse_x_is_predicted_what_scikit_learn_predicts(data, form, hidde
     theirs, ours = (e.fit(x, y) for e in pair(kind, **options, hidden_layer_sizes=hidden, max_iter=3))
     monkeypatch.setattr(fast.mlp, "MAX_COPY", 10 * 8 * x.shape[1])
     for rows in (few(data)[0], x):
-        given = sparse.csr_array(rows).asformat(form)
+        matrix = sparse.csr_array(rows).asformat(form)
         for method in ("predict", "predict_proba"):
             if hasattr(theirs, method):
-                expected, found = getattr(theirs, method)(given), getattr(ours, method)(given)
+                expected, results = getattr(theirs, method)(matrix), getattr(ours, method)(matrix)
                 if expected.dtype.kind == "f":
-                    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+                    np.testing.assert_allclose(results, expected, rtol=1e-7, atol=1e-9)
                 else:
-                    np.testing.assert_array_equal(found, expected)
-        assert ours.score(given, y) == pytest.approx(theirs.score(given, y))
+                    np.testing.assert_array_equal(results, expected)
+        assert ours.score(matrix, y) == pytest.approx(theirs.score(matrix, y))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
@@ -161,5 +161,5 @@ def test_columns_out_of_order_that_a_matrix_calls_sorted_are_sorted():
         part = slice(x.indptr[row], x.indptr[row + 1])
         x.indices[part], x.data[part] = x.indices[part][::-1].copy(), x.data[part][::-1].copy()
     x.has_canonical_format = True
-    found, expected = (fast.MLPClassifier(max_iter=2, random_state=0).fit(a, y) for a in (x, sorted_x))
-    np.testing.assert_array_equal(found.coefs_[0], expected.coefs_[0])
+    results, expected = (fast.MLPClassifier(max_iter=2, random_state=0).fit(a, y) for a in (x, sorted_x))
+    np.testing.assert_array_equal(results.coefs_[0], expected.coefs_[0])

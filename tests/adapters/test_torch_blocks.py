@@ -107,7 +107,7 @@ def test_a_block_that_computes_something_else_does_so(forward):
         for model in (theirs, ours):
             change_of(forward)(model)
         for training in (True, False):
-            found = []
+            results = []
             for model in (theirs, ours):
                 model.train(training).zero_grad()
                 torch.manual_seed(3)
@@ -116,8 +116,8 @@ def test_a_block_that_computes_something_else_does_so(forward):
                     y = model(x)
                 if y.requires_grad:
                     y.square().sum().backward()
-                found.append([x, y, *(p.grad for p in model.parameters()), *model.buffers()])
-            torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+                results.append([x, y, *(p.grad for p in model.parameters()), *model.buffers()])
+            torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
     finally:
         globals()["FLAG"] = True
 

@@ -20,8 +20,8 @@ def test_parameters_that_are_given_for_a_call_are_used(make):
     theirs, x = make().eval(), input_of(make)
     ours = copy.deepcopy(theirs)
     fgt.accelerate(ours)
-    given = {name: value / 2 for name, value in theirs.state_dict().items()}
-    torch.testing.assert_close(*(torch.func.functional_call(net, given, (x,)) for net in (ours, theirs)))
+    parameters = {name: value / 2 for name, value in theirs.state_dict().items()}
+    torch.testing.assert_close(*(torch.func.functional_call(net, parameters, (x,)) for net in (ours, theirs)))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -93,15 +93,15 @@ def test_nets_like_torchvisions_train_as_they_did(middle):
     report = fgt.accelerate(ours)
     optimizers = [torch.optim.SGD(model.parameters(), 0.1) for model in (theirs, ours)]
     for step in range(3):
-        found = []
+        results = []
         for model, optimizer in zip((theirs, ours), optimizers, strict=True):
             torch.manual_seed(step)
             optimizer.zero_grad(set_to_none=False)
             y = model(x)
             nn.functional.cross_entropy(y, target).backward()
-            found.append([y, *(p.grad.clone() for p in model.parameters())])
+            results.append([y, *(p.grad.clone() for p in model.parameters())])
             optimizer.step()
-        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-9)
     report.undo()

@@ -68,15 +68,15 @@ def assert_the_same(theirs, ours, x, steps=2):
     """Outputs, gradients and buffers, in training and in evaluation."""
     for training in (True, False):
         for _ in range(steps):
-            found = []
+            results = []
             for model in (theirs, ours):
                 model.train(training).zero_grad()
                 torch.manual_seed(0)
-                given = x.clone().requires_grad_()
-                y = model(given)
+                inputs = x.clone().requires_grad_()
+                y = model(inputs)
                 (y * torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape).cos()).sum().backward()
-                found.append([y, given.grad, *(p.grad for p in model.parameters()), *model.buffers()])
-            torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+                results.append([y, inputs.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+            torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
 
 
 def attributes(model):
@@ -87,8 +87,8 @@ def attributes(model):
     ]
 
 
-def assert_identical(found, expected):
-    for (kind, own), (kind_before, before) in zip(found, expected, strict=True):
+def assert_identical(results, expected):
+    for (kind, own), (kind_before, before) in zip(results, expected, strict=True):
         assert kind is kind_before
         assert [name for name, _ in own] == [name for name, _ in before]
         for (_, value), (_, old) in zip(own, before, strict=True):
