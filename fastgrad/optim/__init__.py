@@ -12,7 +12,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.kernels import types
 from fastgrad.optim.constraint import MaxNorm, MaxValue
-from fastgrad.schedule import Schedule, checked, rate_of
+from fastgrad.schedule import Schedule, check_rate, rate_of
 
 __all__ = [
     "SGD",
@@ -69,25 +69,13 @@ class Optimizer:
     def _check(self, **numbers: float) -> None:
         """Raise for a setting that is no number from 0, or from 0 and below 1 where the name is that of a beta."""
         op = type(self).__name__
-        checked(op, "lr", self.lr)
+        check_rate(op, "lr", self.lr)
         for name, value in {**numbers, "weight_decay": self.weight_decay}.items():
             check.number(op, name, value, below=1.0 if name.startswith(("betas", "alpha")) else np.inf)
 
     def _hyper(self, beta1: float, beta2: float, eps: float, form: bool) -> np.ndarray:
         rate = self.rate(0)
         return np.array([rate, beta1, beta2, eps, self.weight_decay, form, self.decoupled], np.float64)  # (7,)
-
-
-def successor(op: str, optimizer: object, before: Optimizer) -> Optimizer:
-    """optimizer, checked: it can take the place of `before` and go on with its state."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{op}: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-    if (optimizer.code, optimizer.state_rows) != (before.code, before.state_rows):
-        raise ValueError(
-            f"{op}: optimizer must be {type(before).__name__} with {before.state_rows} values of state a parameter, as the one before, "
-            f"whose state goes on, got {type(optimizer).__name__} with {optimizer.state_rows}; another kind needs a new {op}"
-        )
-    return optimizer
 
 
 @dataclass(frozen=True)
@@ -186,7 +174,7 @@ class Adam(Optimizer):
     code = types.ADAM
 
     def __post_init__(self) -> None:
-        check.each(type(self).__name__, "betas", self.betas, 2)
+        check.sequence(type(self).__name__, "betas", self.betas, 2)
         self._check(**{f"betas[{i}]": beta for i, beta in enumerate(self.betas)}, eps=self.eps)
 
     @property
