@@ -47,7 +47,7 @@ class HealthObserver:
 
     def looks(self, step: int) -> bool:
         """Whether the update after `step` others is measured; RuntimeError where a CUDA graph is captured."""
-        if self._on_gpu and device.cuda_device().records():
+        if self._on_gpu and device.cuda_device().is_recording():
             raise RuntimeError(
                 "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
             )
@@ -84,7 +84,7 @@ class HealthObserver:
         """Write the update ratios of an update that ended with this status. moved (n, 2): what the update left in the array of squares."""
         row, owners = self._row, self.monitor.owners
         if self._on_gpu:
-            importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
+            importlib.import_module("fastgrad.kernels.cuda.health").write_update_ratios(
                 device.constant(owners, row), moved, status.reshape(1), row
             )
         elif status == types.OK:

@@ -115,7 +115,7 @@ def test_an_epoch_waits_once_more_for_what_it_has_looked_at(there, make):
     assert waits[1] == waits[0] + 1
 
 
-LOOKING = ["add_changes", "divide_changes", "join_arrays", "join_groups", "join_outputs", "look_at_arrays"]
+LOOKING = ["add_changes", "chunk_health", "join_arrays", "join_groups", "join_outputs", "update_ratios"]
 
 
 @pytest.mark.parametrize("make", [chain, layers, lambda: layers(5)])
@@ -130,7 +130,7 @@ def test_looking_takes_seven_launches_whatever_the_number_of_layers(there, monke
         trainer.step(x, y)
         launched.append(sorted(name for name, _ in there.launches))
     looked, plain = launched[2:]
-    assert sorted([*plain, *LOOKING, "look_at_outputs"]) == looked
+    assert sorted([*plain, *LOOKING, "output_moments"]) == looked
 
 
 @pytest.mark.parametrize("make", [chain, layers])
