@@ -58,14 +58,16 @@ def count_digits(
     block_counters, t, digits = cuda.shared.array(BLOCK, int32), cuda.threadIdx.x, prefix[0]
     block_counters[t] = 0
     cuda.syncthreads()
-    first_chunk, last_chunk = block_chunks(count)
-    for chunk in range(first_chunk, last_chunk):
-        a, first, end, offset = chunk_values(chunks, chunk)
-        for i in range(first, end, BLOCK):
+    chunk, last = block_chunks(count)
+    while chunk < last:
+        a, i, end, offset = chunk_values(chunks, chunk)
+        while i < end:
             if masks[offset + i]:
                 bits = (x[a][i] & magnitude) >> shift
                 if bits >> DIGIT == digits:
                     cuda.atomic.add(block_counters, bits & (BLOCK - 1), 1)
+            i += BLOCK
+        chunk += 1
     cuda.syncthreads()
     counters[cuda.blockIdx.x * BLOCK + t] = block_counters[t]
 
@@ -97,11 +99,11 @@ def prune_chunks(
     partly = remaining > 0 and remaining < counters[cuda.blockIdx.x * BLOCK + digit]
     if remaining > 0 and not partly:
         least += 1
-    first_chunk, last_chunk = block_chunks(count)
-    for chunk in range(first_chunk, last_chunk):
-        a, first, end, offset = chunk_values(chunks, chunk)
+    chunk, last = block_chunks(count)
+    while chunk < last:
+        a, i, end, offset = chunk_values(chunks, chunk)
         # all threads go as far as the first of them
-        for i in range(first, end + t, BLOCK):
+        while i - t < end:
             alive = i < end and masks[offset + i] != 0
             bits = int64(x[a][i] & magnitude) if alive else int64(0)
             prune = bits < least
@@ -111,15 +113,18 @@ def prune_chunks(
                 remaining -= equals
             if i < end and (prune or not alive):
                 x[a][i], masks[offset + i] = 0, 0
+            i += BLOCK
+        chunk += 1
 
 
 @kernel
 def prune_below_chunks(dtype: Real, threshold: Number, chunks: Integers, x: Arrays, masks: Flags):
     """Prune values below the threshold; a block for each chunk."""
-    a, first, end, offset = chunk_values(chunks, cuda.blockIdx.x)
-    for i in range(first, end, BLOCK):
+    a, i, end, offset = chunk_values(chunks, cuda.blockIdx.x)
+    while i < end:
         if not masks[offset + i] or abs(x[a][i]) < threshold:
             x[a][i], masks[offset + i] = dtype(0), 0
+        i += BLOCK
 
 
 def prune_smallest(arrays, masks, count):
