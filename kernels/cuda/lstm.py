@@ -149,8 +149,8 @@ def lstm_gradients(
         j = i - p * hidden
         at, step_at, cell_at = (row + p) * 4 * hidden + j, p * 4 * hidden + j, row * hidden + i
         in_gate, forget, g, o = gates[at], gates[at + hidden], gates[at + 2 * hidden], gates[at + 3 * hidden]
-        c_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, hidden, c, order, c_0)
         tanh = tanh_c[cell_at]
+        c_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, hidden, c, order, c_0)
         if options & PROJECTED:
             dr = dh_after[i]
             r[cell_at] = o * tanh
