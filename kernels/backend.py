@@ -152,7 +152,7 @@ class Backend(Protocol):
         statistics: Statistics,
         affine: Affine,
         activation: Activation,
-        of_batch: bool,
+        batch_statistics: bool,
         saved: LayerSaved,
         gradients: NormGradients,
     ) -> None: ...

@@ -95,7 +95,7 @@ def borrow(op: str, name: str, value: Any) -> Any:
             # each library has its own error for an array that it cannot share
             kind = type(value).__name__
             raise TypeError(f"{op}: {name} cannot be taken from its {kind} without a copy: {error}") from error
-    current = cuda_device().where()
+    current = cuda_device().device_number()
     if value.device.id != current:
         raise ValueError(
             f"{op}: {name} must be on the current GPU, {current}, got an array on GPU {value.device.id}; "
@@ -150,9 +150,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     try:
         return cuda_device().xp.empty(shape, dtype)
     except MemoryError as error:
-        size = prod(shape) * np.dtype(dtype).itemsize
+        size, number = prod(shape) * np.dtype(dtype).itemsize, cuda_device().device_number()
         raise MemoryError(
-            f"an array {shape} of {dtype}, {size:,} bytes, does not fit into the memory of GPU {cuda_device().where()}: {error}"
+            f"an array {shape} of {dtype}, {size:,} bytes, does not fit into the memory of GPU {number}: {error}"
         ) from error
 
 

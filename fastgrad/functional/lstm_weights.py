@@ -1,4 +1,13 @@
-"""Checks of an LSTM's weights, their gradients and states. The group LSTMWeights itself is in kernels/types.py."""
+"""The weights of an LSTM: LSTMWeights, the group in which kernels take them, made from a caller's arrays; and its states and gradients.
+
+    w_ih      (C, 4H)  from x_t to the gates: columns 0 .. H are those of i, then f, g and o, H columns each
+    w_hh      (P, 4H)  from h_{t-1} to the gates, in the same order; P = H without a projection
+    b         (4H,)    one bias for both products, or None
+    peephole  (3, H)   from the cell to the gates: p_i and p_f from c_{t-1}, p_o from c_t; or None
+    w_proj    (H, P)   from o tanh c_t to h_t, or None
+
+convert.py has the layouts of PyTorch, Keras and ONNX; the formulas are in kernels/reference/lstm.py.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +16,8 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, zeros
-from fastgrad.kernels.types import LSTMWeights, States
+from fastgrad.kernels.types import LSTMWeights as LSTMWeights
+from fastgrad.kernels.types import States
 
 
 def checked_weights(
@@ -18,12 +28,12 @@ def checked_weights(
     columns = w_ih.shape[1]
     if columns % 4:
         raise ValueError(f"{op}: w_ih must be (C, 4H), got {w_ih.shape}, of which {columns} columns are not four gates")
-    hidden = projected = columns // 4
+    hidden = outputs = columns // 4
     if w_proj is not None:
         w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), x))
-        projected = w_proj.shape[1]
+        outputs = w_proj.shape[1]
     form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = _contiguous(op, "w_hh", w_hh, form, (projected, columns), x)
+    w_hh = _contiguous(op, "w_hh", w_hh, form, (outputs, columns), x)
     if b is not None:
         b = _contiguous(op, "b", b, "(4H,)", (columns,), x)
     if peephole is not None:
@@ -47,10 +57,10 @@ def _contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...
 def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")) -> States:
     """The states h and c, checked and C-contiguous; zeros in place of None."""
     w_hh = weights.w_hh
-    of_h, of_c = (n, len(w_hh)), (n, w_hh.shape[1] // 4)
+    h_shape, c_shape = (n, len(w_hh)), (n, w_hh.shape[1] // 4)
     return States(
-        zeros(of_h, w_hh) if h is None else _contiguous(op, names[0], h, "(N, P)", of_h, w_hh),
-        zeros(of_c, w_hh) if c is None else _contiguous(op, names[1], c, "(N, H)", of_c, w_hh),
+        zeros(h_shape, w_hh) if h is None else _contiguous(op, names[0], h, "(N, P)", h_shape, w_hh),
+        zeros(c_shape, w_hh) if c is None else _contiguous(op, names[1], c, "(N, H)", c_shape, w_hh),
     )
 
 

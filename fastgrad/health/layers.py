@@ -85,7 +85,7 @@ class HealthObserver:
 
         Raises RuntimeError where a CUDA graph is captured.
         """
-        if self._on_gpu and device.cuda_device().records():
+        if self._on_gpu and device.cuda_device().is_recording():
             raise RuntimeError(
                 "Trainer.step: a step with health cannot be captured in a graph, which looks at every step or none"
             )
@@ -121,7 +121,7 @@ class HealthObserver:
         """Write the update ratios of an update that ended with this status. squares (n, 2): the sums that the update left."""
         row, layer_of_array = self._row, self.history.layer_of_array
         if self._on_gpu:
-            importlib.import_module("fastgrad.kernels.cuda.health").leave_ratios(
+            importlib.import_module("fastgrad.kernels.cuda.health").write_update_ratios(
                 device.constant(layer_of_array, row), squares, status.reshape(1), row
             )
         elif status == types.OK:

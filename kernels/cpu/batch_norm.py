@@ -50,19 +50,22 @@ from .gemm import clear
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
 COLUMNS, CHUNK, BLOCK = 256, 8192, 4
 FOUR_ROWS = 4 * COLUMNS
-# values between vectors of W: at a power of two from each other they would share places of the first-level cache
-APART = 48
-# values that are made at a time where each is met once; bytes of an array from which on its reader will not find it in cache
+# values between vectors of W: at a power of two from each other they would share sets of the first-level cache
+PADDING = 48
+# values that are computed at a time where each is read once; bytes of an array from which on its reader will not find it in cache
 STEP, STREAMED = 2048, 1 << 24
 # sets of rows (rows, W) of x, whole ones: means and squares (n_blocks, W), float64, of blocks of them
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
 # x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
-# dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); relus: whether f is one of the
-# relus; has_dz: whether dz is wanted; of_batch: whether mean and rstd are the batch's; streams: whether what is written goes past the
-# caches; room: room_size values a thread; dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and
-# batch_norm_backward, null for None
+# dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu,
+# leaky_relu or clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; streams: whether what
+# is written goes past the caches; scratch: scratch_size values a thread; dy, residual, z, y, dz, dx, code and parameter: as in
+# batch_norm_forward and batch_norm_backward, null for None
 NORM = np.dtype(
-    [(name, "i8") for name in "M C W n_blocks code relus has_dz of_batch streams room room_size".split()]
+    [
+        (name, "i8")
+        for name in "M C W n_blocks code is_relu has_dz batch_statistics streams scratch scratch_size".split()
+    ]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
     + [("parameter", "f8")]
 )
@@ -75,28 +78,28 @@ def add_distance(total, x, start):
 
 
 @inline_function
-def mean_of(start, total, share_of_one):
-    return (start + total * share_of_one,)
+def add_mean(start, total, factor):
+    return (start + total * factor,)
 
 
 @inline_function
 def add_squares(total, squares, x, mean):
-    left = x - mean
-    return total + left, squares + left * left
+    distances = x - mean
+    return total + distances, squares + distances * distances
 
 
 @inline_function
-def merged(mean, squares, other_mean, other_squares, n_before, n):
+def merge_moments(mean, squares, other_mean, other_squares, n_before, n):
     """Mean and sum of squared distances from it of two sets of values."""
     distance, weight = other_mean - mean, n / (n_before + n)
     return mean + distance * weight, squares + other_squares + distance * distance * (n_before * weight)
 
 
 @inline_function
-def merge(mean, squares, chunk_mean, left, left_squares, n_before, n):
-    """Mean and sum of squares of n_before values and of n more, over which x - chunk_mean and its square sum to left and left_squares."""
-    left = np.float64(left)
-    return merged(mean, squares, chunk_mean + left / n, left_squares - left * left / n, n_before, n)
+def merge_chunk(mean, squares, chunk_mean, total, total_squares, n_before, n):
+    """Mean and sum of squares of n_before values and of n more, over which x - chunk_mean and its square sum to total and total_squares."""
+    total = np.float64(total)
+    return merge_moments(mean, squares, chunk_mean + total / n, total_squares - total * total / n, n_before, n)
 
 
 @inline_function
@@ -119,8 +122,8 @@ def input_gradient(dz, x, high, scale, slope, offset):
     return (scale * (dz + ((x - high) * slope + offset)),)
 
 
-def fused(f, derivative):
-    """add_products that computes dz from dy and z; that does so from dy and y, and returns dz; input_gradient from dy and z."""
+def relu_functions(f, derivative):
+    """For one of the relus: add_products with dz from dy and z; with dz from dy and y, which it returns; input_gradient from dy and z."""
 
     @inline_function
     def products_by_z(total, products, dy, x, high, scale, shift, p):
@@ -140,34 +143,34 @@ def fused(f, derivative):
     return products_by_z, products_by_y, gradient_by_z
 
 
-relu_products, relu_products_by_y, relu_gradient = fused(relu, relu_slope)
-leaky_products, leaky_products_by_y, leaky_gradient = fused(leaky_relu, leaky_relu_slope)
-clipped_products, clipped_products_by_y, clipped_gradient = fused(clipped_relu, clipped_relu_slope)
+relu_products, relu_products_by_y, relu_gradient = relu_functions(relu, relu_slope)
+leaky_products, leaky_products_by_y, leaky_gradient = relu_functions(leaky_relu, leaky_relu_slope)
+clipped_products, clipped_products_by_y, clipped_gradient = relu_functions(clipped_relu, clipped_relu_slope)
 
 
-def by_code(of_relu, of_leaky, of_clipped):
-    """map_arrays with the function for the activation. These are part of it: as arguments they would be addresses of this process."""
+def select_relu(relu_function, leaky_function, clipped_function):
+    """map_arrays with one of three functions, by the activation. The result holds them: as arguments they would be addresses."""
 
     @device_function
     def map_by_code(norm, n, sources, targets):
         p = real(norm.parameter, carray(sources[0], 1)[0])
         if norm.code == types.RELU:
-            map_arrays(of_relu, n, sources, targets, (p,))
+            map_arrays(relu_function, n, sources, targets, (p,))
         elif norm.code == types.LEAKY_RELU:
-            map_arrays(of_leaky, n, sources, targets, (p,))
+            map_arrays(leaky_function, n, sources, targets, (p,))
         else:
-            map_arrays(of_clipped, n, sources, targets, (p,))
+            map_arrays(clipped_function, n, sources, targets, (p,))
 
     return map_by_code
 
 
-map_products = by_code(relu_products, leaky_products, clipped_products)
-map_products_by_y = by_code(relu_products_by_y, leaky_products_by_y, clipped_products_by_y)
-map_gradient = by_code(relu_gradient, leaky_gradient, clipped_gradient)
+map_products = select_relu(relu_products, leaky_products, clipped_products)
+map_products_by_y = select_relu(relu_products_by_y, leaky_products_by_y, clipped_products_by_y)
+map_gradient = select_relu(relu_gradient, leaky_gradient, clipped_gradient)
 
 
 @device_function
-def chunk(W):
+def chunk_size(W):
     """Values of a chunk: whole rows."""
     return max(1, CHUNK // W) * W
 
@@ -177,15 +180,47 @@ def float64_at(address):
     return data(carray(void_pointer(address), 1, np.float64))
 
 
+@device_function
+def normalise_rows(norm, at, n, z, like):
+    """z (n,) of n values from `at` on, with the residual."""
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,) each
+    for j in range(0, n, norm.W):
+        x = advance(pointer(norm.x, like), at + j)  # (W,)
+        if norm.residual:
+            sources = x, advance(pointer(norm.residual, like), at + j), high, scale, shift
+            map_arrays(normalise_add, min(norm.W, n - j), sources, (advance(z, j),), ())
+        else:
+            map_arrays(normalise, min(norm.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
+
+
+@device_function
+def activation_gradient(norm, at, n, scratch, like):
+    """dz of n values from `at` on, which undoes the activation: in norm.dz, in scratch, or dy itself for the identity."""
+    dy = advance(pointer(norm.dy, like), at)  # (n / C, C)
+    if norm.code == types.IDENTITY and not norm.has_dz:
+        return dy
+    dz = advance(pointer(norm.dz, like), at) if norm.has_dz else scratch  # (n / C, C)
+    copy(n, dy, dz)
+    z, y = advance(pointer(norm.z, like), at), advance(pointer(norm.y, like), at)  # (n / C, C) each
+    differentiate(norm.code, norm.parameter, n // norm.C, norm.C, z, y, dz)
+    return dz
+
+
+@device_function
+def thread_scratch(norm, thread_index, like):
+    """The thread's part of the scratch (scratch_size,)."""
+    return advance(pointer(norm.scratch, like), thread_index * norm.scratch_size)
+
+
 @kernel(STATISTICS)
 def statistics_part(thread_index, thread_count, record, like):
     """Means and squares (n_blocks, W), float64, of the rows of each block: the thread's blocks and groups of columns."""
     moments = carray(record, 1)[0]
     W, groups, depth = moments.W, (moments.W + COLUMNS - 1) // COLUMNS, CHUNK // COLUMNS
-    room = local(FOUR_ROWS, like)
+    scratch = local(FOUR_ROWS, like)
     # (COLUMNS,) each
-    start, total, mean = data(room), data(room[COLUMNS:]), data(room[2 * COLUMNS :])
-    squares = data(room[3 * COLUMNS :])
+    start, total = data(scratch), data(scratch[COLUMNS:])
+    mean, squares = data(scratch[2 * COLUMNS :]), data(scratch[3 * COLUMNS :])
     lo, hi = thread_range(thread_index, thread_count, moments.n_blocks * groups, 1)
     for item in range(lo, hi):
         block, first_column = item // groups, item % groups * COLUMNS
@@ -195,53 +230,20 @@ def statistics_part(thread_index, thread_count, record, like):
         clear(n, sums)
         first, last = block * BLOCK * depth, min(moments.rows, (block + 1) * BLOCK * depth)
         for r0 in range(first, last, depth):
-            rows, x = (
-                min(depth, last - r0),
-                advance(pointer(moments.x, like), r0 * W + first_column),
-            )  # (rows, n), W apart
-            # the chunk's mean
+            rows = min(depth, last - r0)
+            x = advance(pointer(moments.x, like), r0 * W + first_column)  # (rows, n), W apart
+            # the chunk's mean, from the distances to its first row; this also clears mean and squares
             copy(n, x, start)
             clear(3 * COLUMNS, total)
             for r in range(rows):
                 map_arrays(add_distance, n, (total, advance(x, r * W), start), (total,), ())
-            map_arrays(mean_of, n, (start, total), (mean,), (real(1 / rows, room[0]),))
-            # the squares of what it leaves
+            map_arrays(add_mean, n, (start, total), (mean,), (real(1 / rows, scratch[0]),))
+            # the squared distances from that mean
             clear(n, total)
             for r in range(rows):
                 map_arrays(add_squares, n, (total, squares, advance(x, r * W), mean), (total, squares), ())
-            map_arrays(merge, n, (means, sums, mean, total, squares), (means, sums), (float(r0 - first), float(rows)))
-
-
-@device_function
-def activation_gradient(norm, at, n, room, like):
-    """dz (n / C, C) of n values from `at` on, which undoes the activation: in norm.dz, in room, or dy itself for the identity."""
-    dy = advance(pointer(norm.dy, like), at)
-    if norm.code == types.IDENTITY and not norm.has_dz:
-        return dy
-    dz = advance(pointer(norm.dz, like), at) if norm.has_dz else room
-    copy(n, dy, dz)
-    z, y = advance(pointer(norm.z, like), at), advance(pointer(norm.y, like), at)
-    differentiate(norm.code, norm.parameter, n // norm.C, norm.C, z, y, dz)
-    return dz
-
-
-@device_function
-def normalise_rows(norm, at, n, z, like):
-    """z (n,) of n values from `at` on, with the residual."""
-    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
-    for j in range(0, n, norm.W):
-        x = advance(pointer(norm.x, like), at + j)
-        if norm.residual:
-            sources = x, advance(pointer(norm.residual, like), at + j), high, scale, shift
-            map_arrays(normalise_add, min(norm.W, n - j), sources, (advance(z, j),), ())
-        else:
-            map_arrays(normalise, min(norm.W, n - j), (x, high, scale, shift), (advance(z, j),), ())
-
-
-@device_function
-def room_of(norm, thread_index, like):
-    """The thread's own values (room_size,)."""
-    return advance(pointer(norm.room, like), thread_index * norm.room_size)
+            sources, targets = (means, sums, mean, total, squares), (means, sums)
+            map_arrays(merge_chunk, n, sources, targets, (float(r0 - first), float(rows)))
 
 
 @kernel(NORM)
@@ -249,11 +251,11 @@ def batch_norm_forward_part(thread_index, thread_count, record, like):
     """Normalisation, residual and activation of the thread's rows, from the last, which may still be in cache after the statistics."""
     norm = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, norm.W)
-    step, room = max(1, STEP // norm.W) * norm.W, room_of(norm, thread_index, like)
+    step, scratch = max(1, STEP // norm.W) * norm.W, thread_scratch(norm, thread_index, like)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
         n, y = min(step, hi - at), advance(pointer(norm.y, like), at)  # (n,)
-        target = room if norm.streams else y
-        z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target
+        target = scratch if norm.streams else y
+        z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target  # (n,)
         normalise_rows(norm, at, n, z, like)
         activate(norm.code, norm.parameter, n // norm.C, norm.C, z, target)
         if norm.streams:
@@ -261,12 +263,35 @@ def batch_norm_forward_part(thread_index, thread_count, record, like):
     fence()
 
 
+@device_function
+def add_rows(norm, at, n, total, products, scratch, like):
+    """Add dz and dz (x - high) of n values from `at` on to total and products (W,)."""
+    W, sums = norm.W, (total, products)
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,) each
+    dz = scratch if norm.is_relu else activation_gradient(norm, at, n, scratch, like)  # (n,)
+    for j in range(0, n, W):
+        columns, x = min(W, n - j), advance(pointer(norm.x, like), at + j)  # (W,)
+        if not norm.is_relu:
+            map_arrays(add_products, columns, (total, products, advance(dz, j), x, high), sums, ())
+            continue
+        dy = advance(pointer(norm.dy, like), at + j)  # (W,)
+        if norm.has_dz:
+            sources = total, products, dy, x, high, advance(pointer(norm.y, like), at + j)
+            target = advance(pointer(norm.dz, like), at + j)  # (W,)
+            targets = total, products, scratch if norm.streams else target
+            map_products_by_y(norm, columns, sources, targets)
+            if norm.streams:
+                stream(columns, scratch, target)
+        else:
+            map_products(norm, columns, (total, products, dy, x, high, scale, shift), sums)
+
+
 @kernel(NORM)
 def batch_norm_sums_part(thread_index, thread_count, record, like):
     """sums (n_blocks, 2, W), float64, of the thread's blocks: of dz and of dz (x - high), which give dbeta and dgamma; and dz itself."""
     norm = carray(record, 1)[0]
-    W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
-    total, products = advance(room, W + CHUNK), advance(room, W + CHUNK + W + APART)  # (W,)
+    W, step, scratch = norm.W, chunk_size(norm.W), thread_scratch(norm, thread_index, like)
+    total, products = advance(scratch, W + CHUNK), advance(scratch, W + CHUNK + W + PADDING)  # (W,) each
     lo, hi = thread_range(thread_index, thread_count, norm.n_blocks, 1)
     for block in range(lo, hi):
         sums = float64_at(norm.sums + 16 * W * block)  # (2, W)
@@ -275,86 +300,62 @@ def batch_norm_sums_part(thread_index, thread_count, record, like):
         for at in range(block * BLOCK * step, end, step):
             clear(W, total)
             clear(W, products)
-            add_rows(norm, at, min(step, end - at), total, products, room, like)
+            add_rows(norm, at, min(step, end - at), total, products, scratch, like)
             map_arrays(add, W, (sums, total), (sums,), ())
             map_arrays(add, W, (advance(sums, W), products), (advance(sums, W),), ())
     fence()
 
 
 @device_function
-def add_rows(norm, at, n, total, products, room, like):
-    """Add dz and dz (x - high) of n values from `at` on to total and products (W,)."""
-    W, sums = norm.W, (total, products)
-    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
-    dz = room if norm.relus else activation_gradient(norm, at, n, room, like)
-    for j in range(0, n, W):
-        columns, x = min(W, n - j), advance(pointer(norm.x, like), at + j)
-        if not norm.relus:
-            map_arrays(add_products, columns, (total, products, advance(dz, j), x, high), sums, ())
-            continue
-        dy = advance(pointer(norm.dy, like), at + j)
-        if norm.has_dz:
-            sources = total, products, dy, x, high, advance(pointer(norm.y, like), at + j)
-            to = advance(pointer(norm.dz, like), at + j)
-            targets = total, products, room if norm.streams else to
-            map_products_by_y(norm, columns, sources, targets)
-            if norm.streams:
-                stream(columns, room, to)
+def input_gradient_rows(norm, at, n, scratch, scratch_row, like):
+    """dx of n values from `at` on; scratch_row (W,): its place before it is streamed."""
+    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,) each
+    slope, offset = pointer(norm.slope, like), pointer(norm.offset, like)  # (W,) each
+    fuse, dz = norm.is_relu and norm.batch_statistics, scratch
+    if norm.has_dz:
+        dz, fuse = advance(pointer(norm.dz, like), at), False
+    elif not fuse:
+        dz = activation_gradient(norm, at, n, scratch, like)
+    for j in range(0, n, norm.W):
+        columns, dz_row, target = min(norm.W, n - j), advance(dz, j), advance(pointer(norm.dx, like), at + j)  # (W,)
+        dx = scratch_row if norm.streams else target
+        x = advance(pointer(norm.x, like), at + j)  # (W,)
+        if fuse:
+            sources = advance(pointer(norm.dy, like), at + j), x, high, scale, shift, slope, offset
+            map_gradient(norm, columns, sources, (dx,))
+        elif norm.batch_statistics:
+            map_arrays(input_gradient, columns, (dz_row, x, high, scale, slope, offset), (dx,), ())
         else:
-            sources_by_z = total, products, dy, x, high, scale, shift
-            map_products(norm, columns, sources_by_z, sums)
+            map_arrays(times, columns, (dz_row, scale), (dx,), ())
+        if norm.streams:
+            stream(columns, dx, target)
 
 
 @kernel(NORM)
 def batch_norm_backward_part(thread_index, thread_count, record, like):
     """dx of the thread's rows, which undoes the normalisation: from dz if it was stored, else from dy; from the last row, as forward."""
     norm = carray(record, 1)[0]
-    W, step, room = norm.W, chunk(norm.W), room_of(norm, thread_index, like)
+    W, step, scratch = norm.W, chunk_size(norm.W), thread_scratch(norm, thread_index, like)
     lo, hi = thread_range(thread_index, thread_count, norm.M * norm.C, W)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
-        inputs_of(norm, at, min(step, hi - at), room, advance(room, W + CHUNK), like)
+        input_gradient_rows(norm, at, min(step, hi - at), scratch, advance(scratch, W + CHUNK), like)
     fence()
 
 
 @device_function
-def inputs_of(norm, at, n, room, row, like):
-    """dx of n values from `at` on; row: room for W values of it."""
-    high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,)
-    slope, offset, fuses = pointer(norm.slope, like), pointer(norm.offset, like), norm.relus and norm.of_batch
-    dz = room
-    if norm.has_dz:
-        dz, fuses = advance(pointer(norm.dz, like), at), False
-    elif not fuses:
-        dz = activation_gradient(norm, at, n, room, like)
-    for j in range(0, n, norm.W):
-        columns, dz_j, to = min(norm.W, n - j), advance(dz, j), advance(pointer(norm.dx, like), at + j)
-        dx = row if norm.streams else to
-        x = advance(pointer(norm.x, like), at + j)
-        if fuses:
-            sources = advance(pointer(norm.dy, like), at + j), x, high, scale, shift, slope, offset
-            map_gradient(norm, columns, sources, (dx,))
-        elif norm.of_batch:
-            map_arrays(input_gradient, columns, (dz_j, x, high, scale, slope, offset), (dx,), ())
-        else:
-            map_arrays(times, columns, (dz_j, scale), (dx,), ())
-        if norm.streams:
-            stream(columns, dx, to)
-
-
-@device_function
-def wide(M, C):
-    """How many rows of x are in a wide row."""
+def wide_rows(M, C):
+    """How many rows of x a wide row has."""
     return max(1, min(M, COLUMNS // max(C, 1)))
 
 
 @device_function
-def of_batch(launcher, thread_count, kernels, x, mean, var, room):
+def batch_moments(launcher, thread_count, kernels, x, mean, var, scratch):
     """mean and var (C,) of x (M, C), M at least 1."""
     (M, C), depth = x.shape, BLOCK * (CHUNK // COLUMNS)
-    repeat = wide(M, C)
+    repeat = wide_rows(M, C)
     W, rows = repeat * C, M // repeat
     n_blocks = (rows + depth - 1) // depth
-    means, squares = room[: n_blocks * W], room[n_blocks * W : 2 * n_blocks * W]
+    means, squares = scratch[: n_blocks * W], scratch[n_blocks * W : 2 * n_blocks * W]
     record = local(1, STATISTICS)
     moments = record[0]
     moments.x, moments.rows, moments.W, moments.n_blocks = address(x), rows, W, n_blocks
@@ -364,20 +365,20 @@ def of_batch(launcher, thread_count, kernels, x, mean, var, room):
         before, n = float(block * depth), float(min(depth, rows - block * depth))
         first = data(means), data(squares)  # (W,)
         others = advance(data(means), block * W), advance(data(squares), block * W)
-        map_arrays(merged, W, (*first, *others), first, (before, n))
+        map_arrays(merge_moments, W, (*first, *others), first, (before, n))
     for c in range(C):
         m, s = means[c], squares[c]
         for k in range(1, repeat):
-            m, s = merged(m, s, means[k * C + c], squares[k * C + c], float(k * rows), float(rows))
+            m, s = merge_moments(m, s, means[k * C + c], squares[k * C + c], float(k * rows), float(rows))
         for r in range(rows * repeat, M):
-            m, s = merged(m, s, np.float64(x[r, c]), 0.0, float(r), 1.0)
+            m, s = merge_moments(m, s, np.float64(x[r, c]), 0.0, float(r), 1.0)
         mean[c], var[c] = m, s / M
         if not np.isfinite(var[c]):
-            mean[c], var[c] = wide_moments(x, c)
+            mean[c], var[c] = column_moments(x, c)
 
 
 @device_function
-def wide_moments(x, c):
+def column_moments(x, c):
     """Mean and var of a column in float64: of values whose squares, or sums, overflow in the dtype."""
     start, total, square = np.float64(x[0, c]), 0.0, 0.0
     for r in range(len(x)):
@@ -389,7 +390,7 @@ def wide_moments(x, c):
 
 
 @device_function
-def held_by_dtype(value, like):
+def clamp_to_dtype(value, like):
     """A finite value, at most the largest of the dtype: a running variance could never return from infinity."""
     most = np.float64(np.finfo(like.dtype).max)
     return most if most < value < np.inf else value
@@ -397,7 +398,7 @@ def held_by_dtype(value, like):
 
 @driver
 def _statistics(
-    launcher, thread_count, kernels, x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd, room
+    launcher, thread_count, kernels, x, running_mean, running_var, training, momentum, eps, unbiased, mean, rstd, scratch
 ):  # fmt: skip
     M, C = x.shape
     if not training:
@@ -406,11 +407,11 @@ def _statistics(
     elif M == 0:
         mean[:], rstd[:] = 0, 1
     else:
-        of_batch(launcher, thread_count, kernels, x, mean, rstd, room)
+        batch_moments(launcher, thread_count, kernels, x, mean, rstd, scratch)
         for c in range(len(running_mean)):
             var = rstd[c] * M / (M - 1) if unbiased else rstd[c]
             running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c]
-            running_var[c] = held_by_dtype((1 - momentum) * running_var[c] + momentum * var, running_var)
+            running_var[c] = clamp_to_dtype((1 - momentum) * running_var[c] + momentum * var, running_var)
     for c in range(C):
         rstd[c] = 1 / np.sqrt(rstd[c] + eps)
 
@@ -423,13 +424,14 @@ def repeat_columns(norm, vector):
 
 
 @device_function
-def describe(norm, x, code, parameter, mean, rstd, gamma, beta, n_vectors, room, thread_count):
-    """Sizes, the factors of wide rows, and room: vectors (n_vectors, more than W) of it, of which the first are high, scale and shift."""
+def describe(norm, x, code, parameter, mean, rstd, gamma, beta, n_vectors, scratch, thread_count):
+    """Fill in sizes and scratch; returns vectors (n_vectors, more than W), of which the first are high, scale and shift of wide rows."""
     norm.M, norm.C = x.shape
-    norm.W, norm.code, norm.parameter, norm.x = wide(norm.M, norm.C) * norm.C, code, parameter, address(x)
-    columns = max(COLUMNS, norm.C) + APART
-    vectors, own = room[: n_vectors * columns].reshape(n_vectors, columns), room[n_vectors * columns :]
-    norm.room, norm.room_size = address(own), own.size // thread_count
+    norm.W, norm.code, norm.parameter, norm.x = wide_rows(norm.M, norm.C) * norm.C, code, parameter, address(x)
+    columns = max(COLUMNS, norm.C) + PADDING
+    vectors = scratch[: n_vectors * columns].reshape(n_vectors, columns)
+    norm.scratch = address(scratch[n_vectors * columns :])
+    norm.scratch_size = (scratch.size - n_vectors * columns) // thread_count
     high, scale, shift = vectors[0], vectors[1], vectors[2]
     norm.high, norm.scale, norm.shift = address(high), address(scale), address(shift)
     for c in range(norm.C):
@@ -449,10 +451,10 @@ def streams(norm, array):
 
 
 @driver
-def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, room):
+def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, scratch):
     record = local_zeros(1, NORM)
     norm = record[0]
-    describe(norm, x, code, parameter, mean, rstd, gamma, beta, 3, room, thread_count)
+    describe(norm, x, code, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
     norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
     norm.streams = streams(norm, y)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
@@ -460,15 +462,16 @@ def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residu
 
 @driver
 def _backward(
-    launcher, thread_count, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, of_batch, z, y, dz, dx, dgamma, dbeta, n_sums, room
+    launcher, thread_count, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, batch_statistics, z, y, dz, dx, dgamma, dbeta,
+    n_sums, scratch,
 ):  # fmt: skip
     record = local_zeros(1, NORM)
     norm = record[0]
-    sums, values = room[:n_sums], room[n_sums:].view(x.dtype)
+    sums, values = scratch[:n_sums], scratch[n_sums:].view(x.dtype)
     vectors = describe(norm, x, code, parameter, mean, rstd, gamma, beta, 5, values, thread_count)
-    W, depth = norm.W, BLOCK * chunk(norm.W)
-    norm.n_blocks, norm.has_dz, norm.of_batch = (x.size + depth - 1) // depth, min(1, dz.size), of_batch
-    norm.relus = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
+    W, depth = norm.W, BLOCK * chunk_size(norm.W)
+    norm.n_blocks, norm.has_dz, norm.batch_statistics = (x.size + depth - 1) // depth, min(1, dz.size), batch_statistics
+    norm.is_relu = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
     norm.streams = streams(norm, dz)
     norm.dy, norm.z, norm.y, norm.sums = address(dy), address(z), address(y), address(sums)
     norm.dz, norm.dx = address(dz), address(dx)
@@ -519,20 +522,20 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     run(
         COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual), *activation, *saved,
-        scratch=(dtype, 3 * (columns + APART), columns + STEP),
+        scratch=(dtype, 3 * (columns + PADDING), columns + STEP),
     )  # fmt: skip
 
 
-def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
+def batch_norm_backward(dy, x, statistics, affine, activation, batch_statistics, saved, gradients):
     """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
-    of_batch: whether the statistics are the batch's.
+    batch_statistics: whether mean and rstd are the batch's.
     """
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     dz, dx, dgamma, dbeta = gradients
     sums = 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1)
     run(
-        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, *activation, of_batch, *saved,
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, *activation, batch_statistics, *saved,
         *or_empty(dtype, 2, dz, dx), dgamma, dbeta, sums,
-        scratch=(DOUBLE, sums + 5 * (columns + APART), CHUNK + 3 * columns + 2 * APART),
+        scratch=(DOUBLE, sums + 5 * (columns + PADDING), CHUNK + 3 * columns + 2 * PADDING),
     )  # fmt: skip

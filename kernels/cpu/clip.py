@@ -38,9 +38,9 @@ from .engine.intrinsics import (
 from .engine.thread_pool import launch, run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
 
-# factors: of each unit what values are multiplied with, or 0; sums and counts: by block, the units' and of values that are not finite;
-# chosen: of each array whether it takes part, or 0 for all
-NORMS = np.dtype([(name, "i8") for name in "table n sums counts factors chosen power".split()] + [("p", "f8")])
+# sums (all blocks' units,), float64, of powers, and counts (as many,), int64, of values that are not finite; factors (U,), float64: what
+# values are multiplied with, or null; array_mask (n,), bool: which arrays are summed, or null for all; p: the power, where it is POWER
+NORM = np.dtype([(name, "i8") for name in "table n sums counts factors array_mask power".split()] + [("p", "f8")])
 SCALE = np.dtype([(name, "i8") for name in "table n scales".split()])
 CLAMP = np.dtype([("table", "i8"), ("n", "i8"), ("limit", "f8")])
 ABSOLUTE, SQUARE, LARGEST, POWER = range(4)
@@ -62,12 +62,12 @@ def add_absolute(total, x, factor):
 
 @inline_function
 def add_square(total, x, factor):
-    scaled = np.float64(x) * factor
-    return (total + scaled * scaled,)
+    product = np.float64(x) * factor
+    return (total + product * product,)
 
 
 @inline_function
-def larger(total, x, factor):
+def keep_larger(total, x, factor):
     """The larger of total and |x| factor; NaN stays."""
     value = abs(np.float64(x)) * factor
     most = total if total >= value else value
@@ -89,35 +89,35 @@ def add_rows(power, p, n, size, width, total, x, factor):
         elif power == ABSOLUTE:
             map_arrays(add_absolute, n, (total, row, factor), (total,), ())
         elif power == LARGEST:
-            map_arrays(larger, n, (total, row, factor), (total,), ())
+            map_arrays(keep_larger, n, (total, row, factor), (total,), ())
         else:
             map_arrays(add_power, n, (total, row, factor), (total,), (p,))
 
 
 @device_function
-def joined(power, total, more):
+def combine(power, total, other):
     if power == LARGEST:
-        return total if total >= more or total != total else more
-    return total + more
+        return total if total >= other or total != total else other
+    return total + other
 
 
 @device_function
-def add_unit(power, p, n, x, factor, room):
-    """The sum of a block of an array that is one unit, in LANES partial sums; room: those sums, and as many factors."""
-    lanes, factors = data(room), data(room[LANES:])
-    room[:LANES] = 0
-    room[LANES:] = factor
+def add_unit(power, p, n, x, factor, scratch):
+    """The sum of a block of an array that is one unit, in LANES partial sums; scratch: those sums, and as many factors."""
+    lanes, factors = data(scratch), data(scratch[LANES:])
+    scratch[:LANES] = 0
+    scratch[LANES:] = factor
     whole = n - n % LANES
     add_rows(power, p, LANES, whole, LANES, lanes, x, factors)
     add_rows(power, p, n - whole, n - whole, LANES, lanes, advance(x, whole), factors)
     total = 0.0
     for lane in range(LANES):
-        total = joined(power, total, room[lane])
+        total = combine(power, total, scratch[lane])
     return total
 
 
 @device_function
-def not_finite(x, n):
+def count_nonfinite(x, n):
     values, count = carray(x, n), 0
     for i in range(n):
         count += not np.isfinite(values[i])
@@ -125,55 +125,55 @@ def not_finite(x, n):
 
 
 @device_function
-def sum_block(power, p, x, size, totals, factors, room):
+def sum_block(power, p, x, size, totals, factors, scratch):
     """Write totals (width,), the units' sums in a block of rows; returns how many values are not finite, counted only if a sum is not.
 
-    factors (width,), or none; room holds 2 LANES, ones in the second half.
+    factors (width,), or none; scratch (2, LANES), the second half ones.
     """
     width = len(totals)
     if width > 1:
         totals[:] = 0
         for j in range(0, width, LANES):
-            total, factor = data(totals[j:]), data(factors[j:] if factors.size else room[LANES:])
+            total, factor = data(totals[j:]), data(factors[j:] if factors.size else scratch[LANES:])
             add_rows(power, p, min(LANES, width - j), size - j, width, total, advance(x, j), factor)
     elif power == SQUARE and not factors.size:
         totals[0] = squares(x, size)
     else:
-        totals[0] = add_unit(power, p, size, x, factors[0] if factors.size else 1.0, room)
-        room[LANES:] = 1
+        totals[0] = add_unit(power, p, size, x, factors[0] if factors.size else 1.0, scratch)
+        scratch[LANES:] = 1
     finite = True
     for total in totals:
         finite &= np.isfinite(total)
-    return 0 if finite else not_finite(x, size)
+    return 0 if finite else count_nonfinite(x, size)
 
 
-@kernel(NORMS)
-def norms_part(part, parts, job, like):
-    """The sums of powers of each of the part's blocks, by unit, and how many values are not finite."""
-    g = carray(job, 1)[0]
-    t, room = rows_at(g.table, g.n), local(SUMS_AND_FACTORS, np.float64)
-    none = room[:0]
-    room[:] = 1
-    sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
-    counts = carray(void_pointer(g.counts), t[g.n, SUMS], np.int64)
-    factors = carray(void_pointer(g.factors), t[g.n, UNITS], np.float64) if g.factors else none
-    chosen = carray(void_pointer(g.chosen), g.n if g.chosen else 0, np.bool_)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
-        if not chosen.size or chosen[a]:
-            width, place, unit = t[a, WIDTH], sums_of(t, a, at), t[a, UNITS]
-            x, totals = advance(pointer(t[a, ADDRESS], like), at), sums[place : place + width]
-            counts[place] = sum_block(g.power, g.p, x, block_size(t, a, at), totals, factors[unit : unit + width], room)
-        a, at = next_block(t, g.n, a, at)
+@kernel(NORM)
+def norms_part(thread_index, thread_count, record, like):
+    """The sums of powers of each of the thread's blocks, by unit, and how many values are not finite."""
+    norm = carray(record, 1)[0]
+    table, scratch = rows_at(norm.table, norm.n), local(SUMS_AND_FACTORS, np.float64)
+    scratch[:] = 1
+    sums = carray(void_pointer(norm.sums), table[norm.n, SUMS], np.float64)
+    counts = carray(void_pointer(norm.counts), table[norm.n, SUMS], np.int64)
+    factors = carray(void_pointer(norm.factors), table[norm.n, UNITS], np.float64) if norm.factors else scratch[:0]
+    array_mask = carray(void_pointer(norm.array_mask), norm.n if norm.array_mask else 0, np.bool_)
+    lo, hi = thread_range(thread_index, thread_count, table[norm.n, START], 64)
+    a, at = first_block(table, norm.n, lo)
+    while a < norm.n and table[a, START] + at < hi:
+        if not array_mask.size or array_mask[a]:
+            width, place, unit, size = table[a, WIDTH], sums_of(table, a, at), table[a, UNITS], block_size(table, a, at)
+            x = advance(pointer(table[a, ADDRESS], like), at)  # (size / width, width)
+            totals, unit_factors = sums[place : place + width], factors[unit : unit + width]
+            counts[place] = sum_block(norm.power, norm.p, x, size, totals, unit_factors, scratch)
+        a, at = next_block(table, norm.n, a, at)
 
 
 @device_function
-def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
-    """norms from the blocks' sums, in their order; doubtful: which sums overflowed or are below `least`. Returns whether any is."""
+def finish_norms(table, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
+    """norms (U,) from the blocks' sums, in their order; doubtful (U,): sums that overflowed or are below least. Returns whether any is."""
     any_doubtful = False
     for a in range(n):
-        first, last, width, unit = t[a, SUMS], t[a + 1, SUMS], t[a, WIDTH], t[a, UNITS]
+        first, last, width, unit = table[a, SUMS], table[a + 1, SUMS], table[a, WIDTH], table[a, UNITS]
         nonfinite[a] = 0
         for place in range(first, last, width):
             nonfinite[a] += counts[place]
@@ -181,7 +181,7 @@ def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful
         totals[:] = 0
         for place in range(first, last, width):
             for j in range(width):
-                totals[j] = joined(power, totals[j], sums[place + j])
+                totals[j] = combine(power, totals[j], sums[place + j])
         for j in range(width):
             total = totals[j]
             overflowed = not np.isfinite(total) and (width > 1 or nonfinite[a] == 0)
@@ -196,37 +196,40 @@ def finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful
 
 
 @device_function
-def norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful):
+def norms_again(launcher, thread_count, kernel, table, n, power, p, sums, counts, norms, doubtful):
     """Compute doubtful norms again, from values divided by the largest of their unit."""
-    chosen, units = np.empty(n, np.bool_), norms.size
+    array_mask, units = np.empty(n, np.bool_), norms.size
     for a in range(n):
-        chosen[a] = doubtful[t[a, UNITS] : t[a + 1, UNITS]].any()
-    again, factors, unused, unasked = np.empty(units), np.empty(units), np.empty(n, np.int64), np.empty(units, np.bool_)
-    job = local_zeros(1, NORMS)
-    g = job[0]
-    g.table, g.n, g.sums, g.counts, g.chosen = address(t), n, address(sums), address(counts), address(chosen)
-    g.power, g.p = LARGEST, np.inf
-    run_kernel(launcher, kernel, parts, job, (chosen,))
-    finish_norms(t, n, LARGEST, np.inf, 0.0, sums, counts, again, unused, unasked)
+        array_mask[a] = doubtful[table[a, UNITS] : table[a + 1, UNITS]].any()
+    new_norms, factors = np.empty(units), np.empty(units)
+    nonfinite, still_doubtful = np.empty(n, np.int64), np.empty(units, np.bool_)
+    record = local_zeros(1, NORM)
+    norm = record[0]
+    norm.table, norm.n, norm.sums, norm.counts = address(table), n, address(sums), address(counts)
+    norm.array_mask, norm.power, norm.p = address(array_mask), LARGEST, np.inf
+    run_kernel(launcher, kernel, thread_count, record, (array_mask,))
+    finish_norms(table, n, LARGEST, np.inf, 0.0, sums, counts, new_norms, nonfinite, still_doubtful)
     for unit in range(units):
-        factors[unit] = 1 / max(again[unit], LEAST) if np.isfinite(again[unit]) else 1.0
-    g.power, g.p, g.factors = power, p, address(factors)
-    run_kernel(launcher, kernel, parts, job, (chosen, factors))
-    finish_norms(t, n, power, p, 0.0, sums, counts, again, unused, unasked)
+        factors[unit] = 1 / max(new_norms[unit], LEAST) if np.isfinite(new_norms[unit]) else 1.0
+    norm.power, norm.p, norm.factors = power, p, address(factors)
+    run_kernel(launcher, kernel, thread_count, record, (array_mask, factors))
+    finish_norms(table, n, power, p, 0.0, sums, counts, new_norms, nonfinite, still_doubtful)
     for unit in range(units):
         if doubtful[unit]:
-            norms[unit] = again[unit] / factors[unit]
+            norms[unit] = new_norms[unit] / factors[unit]
 
 
 @driver
-def _norms(launcher, parts, kernel, t, n, power, p, least, norms, nonfinite):
-    sums, counts, doubtful = np.empty(t[n, SUMS]), np.empty(t[n, SUMS], np.int64), np.empty(norms.size, np.bool_)
-    job = local_zeros(1, NORMS)
-    g = job[0]
-    g.table, g.n, g.sums, g.counts, g.power, g.p = address(t), n, address(sums), address(counts), power, p
-    run_kernel(launcher, kernel, parts, job, (sums, counts))
-    if finish_norms(t, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
-        norms_again(launcher, parts, kernel, t, n, power, p, sums, counts, norms, doubtful)
+def _norms(launcher, thread_count, kernel, table, n, power, p, least, norms, nonfinite):
+    size, doubtful = table[n, SUMS], np.empty(norms.size, np.bool_)
+    sums, counts = np.empty(size), np.empty(size, np.int64)
+    record = local_zeros(1, NORM)
+    norm = record[0]
+    norm.table, norm.n, norm.sums, norm.counts = address(table), n, address(sums), address(counts)
+    norm.power, norm.p = power, p
+    run_kernel(launcher, kernel, thread_count, record, (sums, counts))
+    if finish_norms(table, n, power, p, least, sums, counts, norms, nonfinite, doubtful):
+        norms_again(launcher, thread_count, kernel, table, n, power, p, sums, counts, norms, doubtful)
 
 
 def array_norms(arrays, widths, p, norms, nonfinite):
@@ -245,13 +248,13 @@ def array_norms(arrays, widths, p, norms, nonfinite):
 def norm_of_norms(norms, p):
     largest = 0.0
     for norm in norms:
-        largest = joined(LARGEST, largest, norm)
+        largest = combine(LARGEST, largest, norm)
     if p == np.inf or largest == 0 or not np.isfinite(largest):
         return largest
     total = 0.0
     for norm in norms:
-        part = norm / largest
-        total += part * part if p == 2 else part**p
+        ratio = norm / largest
+        total += ratio * ratio if p == 2 else ratio**p
     return largest * total ** (1 / p)
 
 
@@ -262,40 +265,40 @@ def joint_norm(norms, p):
 
 
 @inline_function
-def scaled(x, scale):
+def scale_value(x, scale):
     return (real(np.float64(x) * scale, x),)
 
 
 @kernel(SCALE)
-def scale_part(part, parts, job, like):
-    """The part's blocks, from the last to the first: those read last for the norms are still in cache."""
-    g = carray(job, 1)[0]
-    t = rows_at(g.table, g.n)
-    scales = carray(void_pointer(g.scales), t[g.n, UNITS], np.float64)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = previous_block(t, *first_block(t, g.n, hi))
-    while a >= 0 and t[a, START] + at >= lo:
-        size, width, unit = block_size(t, a, at), t[a, WIDTH], t[a, UNITS]
-        x = advance(pointer(t[a, ADDRESS], like), at)
-        some = False
+def scale_part(thread_index, thread_count, record, like):
+    """Scale the thread's blocks, from the last to the first: those read last for the norms are still in cache."""
+    scaling = carray(record, 1)[0]
+    table = rows_at(scaling.table, scaling.n)
+    scales = carray(void_pointer(scaling.scales), table[scaling.n, UNITS], np.float64)
+    lo, hi = thread_range(thread_index, thread_count, table[scaling.n, START], 64)
+    a, at = previous_block(table, *first_block(table, scaling.n, hi))
+    while a >= 0 and table[a, START] + at >= lo:
+        size, width, unit = block_size(table, a, at), table[a, WIDTH], table[a, UNITS]
+        x = advance(pointer(table[a, ADDRESS], like), at)  # (size / width, width)
+        differs = False
         for j in range(width):
-            some |= scales[unit + j] != 1
-        if width > 1 and some:
+            differs |= scales[unit + j] != 1
+        if width > 1 and differs:
             for r in range(0, size, width):
                 row = advance(x, r)
-                map_arrays(scaled, width, (row, data(scales[unit:])), (row,), ())
-        elif some:
+                map_arrays(scale_value, width, (row, data(scales[unit:])), (row,), ())
+        elif differs:
             values, scale = carray(x, size), scales[unit]
             for i in range(size):
                 values[i] = np.float64(values[i]) * scale
-        a, at = previous_block(t, a, at)
+        a, at = previous_block(table, a, at)
 
 
 def scale_arrays(arrays, widths, scales):
     """arrays *= scales (U,), one for each unit."""
     rows = table(arrays) if widths is None else table(arrays, widths)
-    job = np.array([(address_of(rows), len(arrays), address_of(scales))], SCALE)
-    launch(scale_part, arrays[0].dtype, job, 2 * int(rows[-1, START]))
+    record = np.array([(address_of(rows), len(arrays), address_of(scales))], SCALE)
+    launch(scale_part, arrays[0].dtype, record, 2 * int(rows[-1, START]))
 
 
 @inline_function
@@ -304,20 +307,20 @@ def clamped(x, limit):
 
 
 @kernel(CLAMP)
-def clamp_part(part, parts, job, like):
-    """The part's blocks."""
-    g = carray(job, 1)[0]
-    t = rows_at(g.table, g.n)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
-        size, x = block_size(t, a, at), advance(pointer(t[a, ADDRESS], like), at)
-        map_values(clamped, size, x, x, (real(g.limit, carray(x, 1)[0]),))
-        a, at = next_block(t, g.n, a, at)
+def clamp_part(thread_index, thread_count, record, like):
+    """Clamp the thread's blocks."""
+    clamp = carray(record, 1)[0]
+    table = rows_at(clamp.table, clamp.n)
+    lo, hi = thread_range(thread_index, thread_count, table[clamp.n, START], 64)
+    a, at = first_block(table, clamp.n, lo)
+    while a < clamp.n and table[a, START] + at < hi:
+        size, x = block_size(table, a, at), advance(pointer(table[a, ADDRESS], like), at)  # (size,)
+        map_values(clamped, size, x, x, (real(clamp.limit, carray(x, 1)[0]),))
+        a, at = next_block(table, clamp.n, a, at)
 
 
 def clamp_arrays(arrays, limit):
     """Clamp each value of the arrays to -limit .. limit; NaN stays."""
     rows = table(arrays)
-    job = np.array([(address_of(rows), len(arrays), limit)], CLAMP)
-    launch(clamp_part, arrays[0].dtype, job, 2 * int(rows[-1, START]))
+    record = np.array([(address_of(rows), len(arrays), limit)], CLAMP)
+    launch(clamp_part, arrays[0].dtype, record, 2 * int(rows[-1, START]))

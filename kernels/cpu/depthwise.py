@@ -54,16 +54,16 @@ PIXELS_PART, WEIGHTS_PART = range(2)
 PIXELS, TAPS, SIDE_BY_SIDE = 4, 3, 2
 
 
-def _addresses(builder, table, count, shift, scalar):
-    """Loads the pointers of `count` rows (source, other) of a table from a row on: sources moved by `shift` values."""
+def _tap_pointers(builder, table, count, shift, scalar):
+    """Load the pointers (source, weights) of `count` taps from a row of the table on; sources are moved by `shift` values."""
     zero, one = ir.Constant(ir.IntType(64), 0), ir.Constant(ir.IntType(64), 1)
     pairs = []
     for t in range(count):
         row = builder.gep(table, [ir.Constant(ir.IntType(64), 2 * t)])
-        source, other = (
+        source, weights = (
             builder.inttoptr(builder.load(builder.gep(row, [at])), scalar.as_pointer()) for at in (zero, one)
         )
-        pairs.append((builder.gep(source, [shift]), other))
+        pairs.append((builder.gep(source, [shift]), weights))
     return pairs
 
 
@@ -112,7 +112,7 @@ def _pixels(count):
                         builder.store(builder.load(first), sums[p, v])
                 with cgutils.for_range(builder, n_taps) as tap:
                     row = builder.gep(table, [builder.shl(tap.index, ir.Constant(i64, 1))])
-                    ((x, w),) = _addresses(builder, row, 1, builder.add(shift, at), emit.scalar)
+                    ((x, w),) = _tap_pointers(builder, row, 1, builder.add(shift, at), emit.scalar)
                     w = emit.at(w, at)
                     for v in range(vectors):
                         weight = emit.load(emit.at(w, v * emit.width), mask)
@@ -120,9 +120,9 @@ def _pixels(count):
                             value = emit.load(emit.at(emit.at(x, steps[p]), v * emit.width), mask)
                             builder.store(emit.fma(value, weight, builder.load(sums[p, v])), sums[p, v])
                 for p in range(count):
-                    to = emit.at(emit.at(target, builder.mul(target_step, ir.Constant(i64, p))), at)
+                    pixel = emit.at(emit.at(target, builder.mul(target_step, ir.Constant(i64, p))), at)
                     for v in range(vectors):
-                        _store(emit, builder.load(sums[p, v]), emit.at(to, v * emit.width), tail)
+                        _store(emit, builder.load(sums[p, v]), emit.at(pixel, v * emit.width), tail)
 
             _over_channels(builder, emit, channels, block)
             return context.get_dummy_value()
@@ -148,17 +148,17 @@ def _weights(count):
 
             def block(at, vectors, tail):
                 mask = tail and tail[0]
-                pairs = _addresses(builder, table, count, at, emit.scalar)
+                pairs = _tap_pointers(builder, table, count, at, emit.scalar)
                 sums = {(t, v): cgutils.alloca_once_value(builder, zero) for t in range(count) for v in range(vectors)}
                 for total in sums.values():
                     builder.store(zero, total)
                 with cgutils.for_range(builder, n_pixels) as pixel:
                     upstream = emit.at(emit.at(dz, builder.mul(pixel.index, dz_step)), at)
-                    moved = builder.mul(pixel.index, step)
+                    offset = builder.mul(pixel.index, step)
                     for v in range(vectors):
                         factor = emit.load(emit.at(upstream, v * emit.width), mask)
                         for t, (x, _) in enumerate(pairs):
-                            value = emit.load(emit.at(emit.at(x, moved), v * emit.width), mask)
+                            value = emit.load(emit.at(emit.at(x, offset), v * emit.width), mask)
                             builder.store(emit.fma(value, factor, builder.load(sums[t, v])), sums[t, v])
                 for t, (_, dw) in enumerate(pairs):
                     for v in range(vectors):
@@ -184,8 +184,7 @@ three_taps, one_tap = _weights(TAPS), _weights(1)
 
 @device_function
 def place_taps(conv, sources, image, i, j, weights):
-    """Where the taps of the output's pixel (i, j) and their rows of the weights, at an address, lie: to sources (n_taps, 2)."""
-    # (n_taps, 3)
+    """Write to sources (n_taps, 2) the addresses of the taps of the output's pixel (i, j), and of their rows of the weights."""
     taps = carray(void_pointer(conv.taps), (conv.n_taps, 3), np.int64)
     for t in range(conv.n_taps):
         h, w = i * conv.step_h + taps[t, 0], j * conv.step_w + taps[t, 1]
@@ -212,12 +211,12 @@ def depthwise_part(thread_index, thread_count, record, like):
             within = conv.first <= j < conv.last
             if not within or j == conv.first:
                 place_taps(conv, sources, image, i, j, conv.w)
-            shift, to = (j - conv.first) * step if within else 0, advance(z, j * conv.out_pixel)
+            shift, pixel = (j - conv.first) * step if within else 0, advance(z, j * conv.out_pixel)  # (C,)
             if within and j + PIXELS <= conv.last:
-                four_pixels(C, conv.n_taps, table, shift, step, b, to, conv.out_pixel)
+                four_pixels(C, conv.n_taps, table, shift, step, b, pixel, conv.out_pixel)
                 j += PIXELS
             else:
-                one_pixel(C, conv.n_taps, table, shift, step, b, to, conv.out_pixel)
+                one_pixel(C, conv.n_taps, table, shift, step, b, pixel, conv.out_pixel)
                 j += 1
         # residual and activation
         if conv.y:
@@ -271,14 +270,14 @@ def describe(conv, x, rows, columns, stride, taps, sources, zeros):
 
 
 @device_function
-def rooms(thread_count, n_taps, columns, step, like):
+def scratch_arrays(thread_count, n_taps, columns, step, like):
     """Scratch: sources (threads, n_taps, 2), and zeros, which taps outside the image read for a row of the output."""
     return np.empty((thread_count, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)
 
 
 @driver
 def _forward(launcher, thread_count, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
-    sources, zeros = rooms(thread_count, len(taps), z.shape[2], stride[1], x)
+    sources, zeros = scratch_arrays(thread_count, len(taps), z.shape[2], stride[1], x)
     record = local_zeros(1, DEPTHWISE)
     conv = record[0]
     describe(conv, x, z.shape[1], z.shape[2], stride, taps, sources, zeros)
@@ -289,9 +288,9 @@ def _forward(launcher, thread_count, kernels, x, w, b, stride, taps, residual, c
 
 
 @driver
-def _inputs(launcher, thread_count, kernels, dz, w, stride, taps, n_taps, dx):
+def _input_gradient(launcher, thread_count, kernels, dz, w, stride, taps, n_taps, dx):
     """taps (phases, most taps, 3), of which a phase has n_taps (phases,): for the image's pixels by their place in the stride."""
-    sources, zeros = rooms(thread_count, taps.shape[1], dx.shape[2], 1, dz)
+    sources, zeros = scratch_arrays(thread_count, taps.shape[1], dx.shape[2], 1, dz)
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
             phase, rows = i * stride[1] + j, (dx.shape[1] - i + stride[0] - 1) // stride[0]
@@ -306,8 +305,8 @@ def _inputs(launcher, thread_count, kernels, dz, w, stride, taps, n_taps, dx):
 
 
 @driver
-def _weights_gradient(launcher, thread_count, kernels, x, dz, stride, taps, dw):
-    sources, zeros = rooms(thread_count, len(taps), dz.shape[2], stride[1], x)
+def _weight_gradient(launcher, thread_count, kernels, x, dz, stride, taps, dw):
+    sources, zeros = scratch_arrays(thread_count, len(taps), dz.shape[2], stride[1], x)
     record = local_zeros(1, DEPTHWISE)
     conv = record[0]
     describe(conv, x, dz.shape[1], dz.shape[2], stride, taps, sources, zeros)
@@ -320,29 +319,29 @@ _KERNELS = Addresses(depthwise_part, depthwise_weights_part)
 COST = 4
 
 
-def suits(x, w):
+def applies(x, w):
     """Whether every channel of x has one kernel of its own in w (kh, kw, 1, C)."""
     return w.shape[2] == 1 and w.shape[3] == x.shape[3] > 1
 
 
 def forward(x, w, b, geometry, residual, activation, saved):
-    """As conv2d_forward."""
+    """conv2d_forward of conv.py, for depthwise kernels w (kh, kw, 1, C)."""
     run(
         COST * saved.z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), geometry.stride,
         _taps(w.shape, geometry), *or_empty(x.dtype, 4, residual), *activation, *saved,
     )  # fmt: skip
 
 
-def inputs(dz, w, geometry, dx):
-    """dx from dz: undoes forward for its input."""
+def input_gradient(dz, w, geometry, dx):
+    """dx (N, H, W, C) from dz: undoes forward for its input."""
     operations = COST * dz.size * len(w) * w.shape[1]
-    run(operations, _inputs, _KERNELS[dz.dtype.char], dz, w, geometry.stride, *_phases(w.shape, geometry), dx)
+    run(operations, _input_gradient, _KERNELS[dz.dtype.char], dz, w, geometry.stride, *_phases(w.shape, geometry), dx)
 
 
-def weights(x, dz, geometry, dw):
-    """dw from dz: undoes forward for its weights."""
+def weight_gradient(x, dz, geometry, dw):
+    """dw (kh, kw, 1, C) from dz: undoes forward for its weights."""
     operations = COST * dz.size * len(dw) * dw.shape[1]
-    run(operations, _weights_gradient, _KERNELS[x.dtype.char], x, dz, geometry.stride, _taps(dw.shape, geometry), dw)
+    run(operations, _weight_gradient, _KERNELS[x.dtype.char], x, dz, geometry.stride, _taps(dw.shape, geometry), dw)
 
 
 def _taps(size, geometry):
@@ -359,8 +358,8 @@ def _phases(size, geometry):
     phases = []
     for i, j in np.ndindex(*stride):
         h, w = i + pads[0] - a * dilation[0], j + pads[1] - b * dilation[1]
-        meets = (h % stride[0] == 0) & (w % stride[1] == 0)
-        phases.append(np.stack([h // stride[0], w // stride[1], a * size[1] + b], axis=1)[meets])
+        in_phase = (h % stride[0] == 0) & (w % stride[1] == 0)
+        phases.append(np.stack([h // stride[0], w // stride[1], a * size[1] + b], axis=1)[in_phase])
     taps = np.zeros((len(phases), max(map(len, phases)), 3), np.int64)
     for row, phase in zip(taps, phases, strict=True):
         row[: len(phase)] = phase

@@ -19,13 +19,11 @@ COST = 16
 
 @kernel(DROPOUT)
 def dropout_part(thread_index, thread_count, record, like):
-    """The thread's values, of x forward and of dy backward."""
+    """Drop the thread's values, of x forward and of dy backward."""
     dropout = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, dropout.size, 64)
-    x, y = (
-        carray(advance(pointer(dropout.x, like), lo), hi - lo),
-        carray(advance(pointer(dropout.y, like), lo), hi - lo),
-    )
+    x = carray(advance(pointer(dropout.x, like), lo), hi - lo)  # (hi - lo,)
+    y = carray(advance(pointer(dropout.y, like), lo), hi - lo)  # (hi - lo,)
     key, limit = dropout.key, dropout.limit
     for i in range(hi - lo):
         y[i] = x[i] * (real(dropout.factor, x[i]) if random(key, lo + i) >= limit else real(0, x[i]))

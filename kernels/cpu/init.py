@@ -21,7 +21,8 @@ __all__ = ["normal", "orthogonal", "uniform"]
 DRAW = np.dtype([("size", "i8"), ("out", "i8"), ("key", "u8"), ("start", "f8"), ("scale", "f8")])
 SHIFT, HIGH = np.uint64(12), np.uint64(33)
 TO_ROOT, EXPONENTS = np.int32(ONE - ROOT_HALF), np.int32(127 + 31)
-SWAPS, TURNS = np.int32(1), np.int32(2)
+# bits of the angle: whether sine and cosine change places, and the sign of both
+SWAP, SIGN = np.int32(1), np.int32(2)
 UNIT, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 # pairs of values whose numbers are made at once
 BLOCK = 512
@@ -43,21 +44,21 @@ def radius(high):
 @inline_function
 def normals(high, low):
     r = radius(high)
-    r = -r if np.int32(low & TURNS) else r
+    r = -r if np.int32(low & SIGN) else r
     a = STEP * np.float32(low)
     x = a * a
     sine = a + a * x * ((S[2] * x + S[1]) * x + S[0])
     cosine = UNIT - HALF * x + x * x * ((C[2] * x + C[1]) * x + C[0])
-    swapped = np.int32(low & SWAPS)
+    swapped = np.int32(low & SWAP)
     return r * (sine if swapped else cosine), r * (cosine if swapped else sine)
 
 
 @kernel(DRAW)
 def uniform_part(thread_index, thread_count, record, like):
-    """The thread's values."""
+    """The thread's uniform values."""
     draw = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, draw.size, 64)
-    out = carray(advance(pointer(draw.out, like), lo), hi - lo)
+    out = carray(advance(pointer(draw.out, like), lo), hi - lo)  # (hi - lo,)
     state, start, scale = draw.key + np.uint64(lo) * GAMMA, draw.start, draw.scale
     for i in range(hi - lo):
         state += GAMMA
@@ -81,7 +82,7 @@ def normal_part(thread_index, thread_count, record, like):
             high[j], low[j] = np.int32(number >> HIGH), np.int32(number)
         for j in range(n):
             z[2 * j], z[2 * j + 1] = normals(high[j], low[j])
-        out = carray(advance(pointer(draw.out, like), 2 * first), size)
+        out = carray(advance(pointer(draw.out, like), 2 * first), size)  # (size,)
         for i in range(size):
             out[i] = real(mean + std * z[i], out[0])
 

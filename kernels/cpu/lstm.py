@@ -1,16 +1,15 @@
 """LSTM over whole sequences; formulas and layout of rows: kernels/reference/lstm.py.
 
-Passes: a thread takes its sequences through all time steps, forward or backward, without a barrier, since sequences are independent. A
-step is the product with w_hh, and then the gates, row by row while they are in cache. After the steps a second launch computes the
-gradients of the weights, as products over all steps at once: they have no order in time.
+Passes: a thread takes its sequences through all time steps, forward or backward, without a barrier, since sequences are independent.
+Thread i of n has those at i, i + n, ... in the order by length: long and short ones. A step is the product with w_hh, and then the gates,
+row by row while they are in cache. After the steps a second launch computes the gradients of the weights, as products over all steps at
+once: they have no order in time.
 
 How a step multiplies depends on the sizes:
 
     IN_PANELS  weights are packed into panels once a call; x_t and h_{t-1} lie side by side, [x_t, h_{t-1}] @ [w_ih; w_hh] is one product
     IN_PLACE   at most FEW_STEPS steps: weights are read in place; x_t w_ih and h_{t-1} w_hh are two products
     IN_ROWS    few sequences a thread: h_{t-1} w_hh alone; x w_ih is one product over all steps before the loop, as is dx after it
-
-Thread i of n has the positions i, i + n, ... in the order by length, so that each has long and short sequences.
 """
 
 import numpy as np
@@ -41,15 +40,15 @@ from .engine.vector_loops import add, add_times, map_arrays, map_values, squares
 from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, transpose_rows
 from .packing import offsets_of, order_of
 
-# w (K, N) with its strides, and where it is copied to: its columns are those from `start` on of panels of this depth
+# w (K, N) with its strides, and the panels of this depth whose columns from `start` on it becomes
 PACK = np.dtype([(name, "i8") for name in "w w_row w_col K N panels depth start".split()])
-# a matrix's address, 0 where there is none, and the values from row to row and from column to column; row is 0 where it is in panels
+# a matrix's address, 0 where there is none, and the values from row to row and from column to column; row is 0 for a matrix in panels
 MATRIX = np.dtype([(name, "i8") for name in "at row col".split()])
 # addresses of arrays, 0 where there is none, values from row to row (_row), and sizes
 LSTM = np.dtype(
     # N, T, R; C, H and P; X: columns of x that stand beside h in the products in time, C or 0; ones: 1 if there is a bias
     [(name, "i8") for name in "n steps rows C H P X ones itemsize reverse accumulate order offsets".split()]
-    # of a thread gemm_part's panels (SCRATCH,), and c and tanh c of a row (2, H), where they are not kept; all threads' states
+    # of each thread gemm_part's panels (SCRATCH,), and c and tanh c of a row (2, H), if they are not kept; all threads' states
     + [(name, "i8") for name in "gemm scratch cells states".split()]
     # as the products in time read them
     + [(name, MATRIX) for name in "w_ih w_hh w_proj".split()]
@@ -61,8 +60,6 @@ LSTM = np.dtype(
     # dh_whole (R, P) = dL/dh_t
     + [(name, "i8") for name in "inputs r dh_whole".split()]
 )
-# how products in time read their weights: copied into panels; as they lie, for few steps; or, for few sequences a thread, as they lie or
-# transposed, with x's part as one product for all steps
 IN_PANELS, IN_PLACE, IN_ROWS = range(3)
 FEW_ROWS, FEW_STEPS = 3, 4
 # places among _KERNELS
@@ -76,35 +73,35 @@ def values_at(base, offset, like):
 
 
 @device_function
-def own_count(thread_index, thread_count, n):
-    """How many of the first n positions are the thread's."""
+def thread_sequences(thread_index, thread_count, n):
+    """How many of the first n sequences are the thread's."""
     return (n - thread_index + thread_count - 1) // thread_count
 
 
 @device_function
-def step_rows(offsets, steps, t):
-    """How many sequences have step t: none before the first step and after the last."""
+def step_sequences(offsets, steps, t):
+    """How many sequences have step t; 0 before the first step and after the last."""
     return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
 
 
 @device_function
 def thread_states(lstm, thread_index, thread_count, like):
-    """Room for the states of the thread's own sequences: x_t beside h_{t-1} (own, X + P), that h, c_{t-1} (own, H) and r (own, H)."""
-    width, own = lstm.X + lstm.P, own_count(thread_index, thread_count, lstm.n)
+    """Scratch for the states of the thread's n sequences: x_t beside h_{t-1} (n, X + P), that h, c_{t-1} (n, H) and r (n, H)."""
+    width, sequences = lstm.X + lstm.P, thread_sequences(thread_index, thread_count, lstm.n)
     before = thread_index * (lstm.n // thread_count) + min(thread_index, lstm.n % thread_count)
     state_x = values_at(lstm.states, (width + 2 * lstm.H) * before, like)
-    state_c = advance(state_x, own * width)
-    return state_x, advance(state_x, lstm.X), width, state_c, advance(state_c, own * lstm.H)
+    state_c = advance(state_x, sequences * width)
+    return state_x, advance(state_x, lstm.X), width, state_c, advance(state_c, sequences * lstm.H)
 
 
 @device_function
-def copy_states(lstm, thread_index, thread_count, columns, states, states_row, array, writes):
-    """Copy the states of the thread's sequences from an array (N, columns), zeros if it is null; with `writes` into it."""
+def copy_states(lstm, thread_index, thread_count, columns, states, states_row, array, store):
+    """Copy the states of the thread's sequences from an array (N, columns), zeros if it is null, or with `store` to it."""
     order = order_of(lstm)
-    for i in range(own_count(thread_index, thread_count, lstm.n)):
+    for i in range(thread_sequences(thread_index, thread_count, lstm.n)):
         row = advance(states, i * states_row)  # (columns,)
         values = values_at(array, order[thread_index + i * thread_count] * columns, states)  # (columns,)
-        if writes:
+        if store:
             copy(columns, row, values)
         elif array:
             copy(columns, values, row)
@@ -120,8 +117,7 @@ def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, 
     if not w.row:
         panel_tiles(rows, N, K, a, a_row, pointer(w.at, a), start, start_row, c, c_row)
         return
-    record = local(1, GEMM)
-    scratch = lstm.scratch + thread_index * SCRATCH * lstm.itemsize
+    record, scratch = local(1, GEMM), lstm.scratch + thread_index * SCRATCH * lstm.itemsize
     describe(
         record, rows, N, K, address_at(a), a_row, min(rows, 1), w.at, w.row, w.col, address_at(start), start_row, address_at(c),
         c_row, scratch,
@@ -130,23 +126,23 @@ def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, 
 
 
 @inline_function
-def cell(i, f, g, c_before):
+def next_cell(i, f, g, c_before):
     """c_t, twice: for the array c and for the state."""
     c = f * c_before + i * g
     return c, c
 
 
 @device_function
-def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, r):
-    """One row's z to its gates, in place, and its c, tanh c and r = o tanh c."""
+def gates_forward(H, z, peephole, has_peephole, state_c, c, tanh_c, r):
+    """The gates of one row from its z, in place, and its c, tanh c and r = o tanh c."""
     i, f, g, o = z, advance(z, H), advance(z, 2 * H), advance(z, 3 * H)  # (H,) each
-    if peeps:
+    if has_peephole:
         map_arrays(add_times, H, (i, peephole, state_c), (i,), ())
         map_arrays(add_times, H, (f, advance(peephole, H), state_c), (f,), ())
     map_values(vector_math.sigmoid, 2 * H, i, i, ())
     map_values(vector_math.tanh, H, g, g, ())
-    map_arrays(cell, H, (i, f, g, state_c), (c, state_c), ())
-    if peeps:
+    map_arrays(next_cell, H, (i, f, g, state_c), (c, state_c), ())
+    if has_peephole:
         map_arrays(add_times, H, (o, advance(peephole, 2 * H), c), (o,), ())
     map_values(vector_math.sigmoid, H, o, o, ())
     map_values(vector_math.tanh, H, c, tanh_c, ())
@@ -154,7 +150,7 @@ def gates_forward(H, z, peephole, peeps, state_c, c, tanh_c, r):
 
 
 @inline_function
-def gates_slopes(i, f, g, o, tanh_c, c_before, dr, dc):
+def gate_gradients(i, f, g, o, tanh_c, c_before, dr, dc):
     """dz of all four gates, and dc of the step before."""
     one = real(1, i)
     dc = dc + dr * o * (one - tanh_c * tanh_c)
@@ -163,7 +159,7 @@ def gates_slopes(i, f, g, o, tanh_c, c_before, dr, dc):
 
 
 @inline_function
-def gates_slopes_peephole(i, f, g, o, tanh_c, c_before, dr, dc, p_i, p_f, p_o):
+def gate_gradients_peephole(i, f, g, o, tanh_c, c_before, dr, dc, p_i, p_f, p_o):
     one = real(1, i)
     dz_o = dr * tanh_c * o * (one - o)
     dc = dc + dr * o * (one - tanh_c * tanh_c) + p_o * dz_o
@@ -172,16 +168,16 @@ def gates_slopes_peephole(i, f, g, o, tanh_c, c_before, dr, dc, p_i, p_f, p_o):
 
 
 @device_function
-def gates_backward(H, gates, tanh_c, c_before, dr, peephole, peeps, dz, dc):
-    """One row's dr and dc to its dz, and dc of the step before, in place."""
+def gates_backward(H, gates, tanh_c, c_before, dr, peephole, has_peephole, dz, dc):
+    """dz of one row from its dr and dc, and dc of the step before, in place of dc."""
     i, f, g, o = gates, advance(gates, H), advance(gates, 2 * H), advance(gates, 3 * H)  # (H,) each
     dz_i, dz_f, dz_g, dz_o = dz, advance(dz, H), advance(dz, 2 * H), advance(dz, 3 * H)  # (H,) each
     sources, targets = (i, f, g, o, tanh_c, c_before, dr, dc), (dz_i, dz_f, dz_g, dz_o, dc)
-    if peeps:
+    if has_peephole:
         peepholes = peephole, advance(peephole, H), advance(peephole, 2 * H)
-        map_arrays(gates_slopes_peephole, H, sources + peepholes, targets, ())
+        map_arrays(gate_gradients_peephole, H, sources + peepholes, targets, ())
     else:
-        map_arrays(gates_slopes, H, sources, targets, ())
+        map_arrays(gate_gradients, H, sources, targets, ())
 
 
 @kernel(PACK, needs=provide_microkernel)
@@ -191,7 +187,7 @@ def pack_part(thread_index, thread_count, record, like):
     width = VECTORS * lanes(like)
     lo, hi = thread_range(thread_index, thread_count, pack.N, width)
     w, column = values_at(pack.w, lo * pack.w_col, like), pack.start + lo  # (K, hi - lo)
-    # they may begin in the middle of a panel, behind another w's
+    # the first ones may lie in a panel that another w's columns begin
     rest = min(hi - lo, -column % width)
     panel = values_at(pack.panels, (column - column % width) * pack.depth + column % width, like)  # (depth, width)
     pack_b(pack.K, rest, w, pack.w_row, pack.w_col, panel, pack.depth)
@@ -201,15 +197,16 @@ def pack_part(thread_index, thread_count, record, like):
 
 @kernel(LSTM, needs=provide_microkernel)
 def lstm_forward_part(thread_index, thread_count, record, like):
-    """The thread's sequences through all steps."""
+    """The thread's sequences through all steps, forward."""
     lstm = carray(record, 1)[0]
-    H, P, X, offsets, none = lstm.H, lstm.P, lstm.X, offsets_of(lstm), pointer(lstm.n * 0, like)
+    H, P, X, offsets, null = lstm.H, lstm.P, lstm.X, offsets_of(lstm), pointer(lstm.n * 0, like)
+    b, peephole = pointer(lstm.b, like), pointer(lstm.peephole, like)  # (4H,), (3, H)
     state_x, state_h, state_row, state_c, state_r = thread_states(lstm, thread_index, thread_count, like)
     copy_states(lstm, thread_index, thread_count, P, state_h, state_row, lstm.h_0, False)
     copy_states(lstm, thread_index, thread_count, H, state_c, H, lstm.c_0, False)
     for s in range(lstm.steps):
         t = lstm.steps - 1 - s if lstm.reverse else s
-        rows = own_count(thread_index, thread_count, step_rows(offsets, lstm.steps, t))
+        rows = thread_sequences(thread_index, thread_count, step_sequences(offsets, lstm.steps, t))
         first = offsets[t] + thread_index
         # the step's rows are thread_count rows apart
         z, z_row = values_at(lstm.gates, first * 4 * H, like), thread_count * 4 * H  # (rows, 4H)
@@ -218,11 +215,10 @@ def lstm_forward_part(thread_index, thread_count, record, like):
         # z = x_t w_ih + h_{t-1} w_hh + b: one product, two, or one where x's part is in z already
         start, start_row = z, z_row
         if X:
-            start, start_row = pointer(lstm.b, like), 0  # (4H,)
+            start, start_row = b, 0
             for i in range(rows):
                 copy(X, advance(xs, i * xs_row), advance(state_x, i * state_row))
         elif lstm.w_ih.at:
-            b = pointer(lstm.b, like)  # (4H,)
             step_product(lstm, thread_index, rows, 4 * H, lstm.C, xs, xs_row, lstm.w_ih, b, 0, z, z_row)
         step_product(lstm, thread_index, rows, 4 * H, X + P, state_x, state_row, lstm.w_hh, start, start_row, z, z_row)
         # the gates, c_t and h_t, or with a projection r
@@ -233,11 +229,11 @@ def lstm_forward_part(thread_index, thread_count, record, like):
                 row = first + i * thread_count
                 c, tanh_c = values_at(lstm.c, row * H, like), values_at(lstm.tanh_c, row * H, like)  # (H,) each
             r = advance(state_r, i * H) if lstm.w_proj.at else advance(h, i * h_row)  # (H,)
-            peephole, c_before = pointer(lstm.peephole, like), advance(state_c, i * H)  # (3, H), (H,)
+            c_before = advance(state_c, i * H)  # (H,)
             gates_forward(H, advance(z, i * z_row), peephole, lstm.peephole != 0, c_before, c, tanh_c, r)
         # h_t = r w_proj
         if lstm.w_proj.at:
-            step_product(lstm, thread_index, rows, P, H, state_r, H, lstm.w_proj, none, 0, h, h_row)
+            step_product(lstm, thread_index, rows, P, H, state_r, H, lstm.w_proj, null, 0, h, h_row)
         for i in range(rows):
             copy(P, advance(h, i * h_row), advance(state_h, i * state_row))
     copy_states(lstm, thread_index, thread_count, P, state_h, state_row, lstm.h_n, True)
@@ -249,15 +245,15 @@ def lstm_backward_part(thread_index, thread_count, record, like):
     """The thread's sequences back through all steps of the forward, to dz; the weights are their transposes."""
     lstm = carray(record, 1)[0]
     C, H, P, X, order, offsets = lstm.C, lstm.H, lstm.P, lstm.X, order_of(lstm), offsets_of(lstm)
-    none = pointer(lstm.n * 0, like)
+    null, peephole = pointer(lstm.n * 0, like), pointer(lstm.peephole, like)  # (3, H)
     state_dx, state_dh, state_row, state_dc, state_dr = thread_states(lstm, thread_index, thread_count, like)
     copy_states(lstm, thread_index, thread_count, P, state_dh, state_row, lstm.dh_n, False)
     copy_states(lstm, thread_index, thread_count, H, state_dc, H, lstm.dc_n, False)
     for s in range(lstm.steps):
         t = s if lstm.reverse else lstm.steps - 1 - s
-        before = t + 1 if lstm.reverse else t - 1
-        rows = own_count(thread_index, thread_count, step_rows(offsets, lstm.steps, t))
-        rows_before = own_count(thread_index, thread_count, step_rows(offsets, lstm.steps, before))
+        step_before = t + 1 if lstm.reverse else t - 1
+        rows = thread_sequences(thread_index, thread_count, step_sequences(offsets, lstm.steps, t))
+        rows_before = thread_sequences(thread_index, thread_count, step_sequences(offsets, lstm.steps, step_before))
         first = offsets[t] + thread_index
         # the whole dL/dh_t: what the step after has of it, and what comes from above
         for i in range(rows):
@@ -270,14 +266,15 @@ def lstm_backward_part(thread_index, thread_count, record, like):
                 copy(P, dh, values_at(lstm.dh_whole, row * P, like))
         # h_t = r w_proj, back: dr = dh w_proj^T
         if lstm.w_proj.at:
-            step_product(lstm, thread_index, rows, H, P, state_dh, state_row, lstm.w_proj, none, 0, state_dr, H)
+            step_product(lstm, thread_index, rows, H, P, state_dh, state_row, lstm.w_proj, null, 0, state_dr, H)
         # the gates, back: dz, and dc of the step before; and what the weights' gradients need
         for i in range(rows):
             row, n = first + i * thread_count, order[thread_index + i * thread_count]
             h_before, c_before = values_at(lstm.h_0, n * P, like), values_at(lstm.c_0, n * H, like)  # (P,), (H,)
             if i < rows_before:
-                other = offsets[before] + thread_index + i * thread_count
-                h_before, c_before = values_at(lstm.h, other * lstm.h_row, like), values_at(lstm.c, other * H, like)
+                row_before = offsets[step_before] + thread_index + i * thread_count
+                h_before = values_at(lstm.h, row_before * lstm.h_row, like)
+                c_before = values_at(lstm.c, row_before * H, like)
             inputs = values_at(lstm.inputs, row * (C + P + lstm.ones), like)  # (C + P + ones,)
             copy(C, values_at(lstm.xs, row * lstm.xs_row, like), inputs)
             copy(P, h_before, advance(inputs, C))
@@ -289,19 +286,68 @@ def lstm_backward_part(thread_index, thread_count, record, like):
             if lstm.w_proj.at:
                 map_arrays(times, H, (advance(gates, 3 * H), tanh_c), (values_at(lstm.r, row * H, like),), ())
             dz, dc = values_at(lstm.dz, row * 4 * H, like), advance(state_dc, i * H)  # (4H,), (H,)
-            peephole = pointer(lstm.peephole, like)  # (3, H)
             gates_backward(H, gates, tanh_c, c_before, dr, peephole, lstm.peephole != 0, dz, dc)
         # z = x_t w_ih + h_{t-1} w_hh + b, back: dx_t = dz w_ih^T, dh_{t-1} = dz w_hh^T
         dz, dz_row = values_at(lstm.dz, first * 4 * H, like), thread_count * 4 * H  # (rows, 4H)
         dxs, dxs_row = values_at(lstm.dxs, first * C, like), thread_count * C  # (rows, C)
-        step_product(lstm, thread_index, rows, X + P, 4 * H, dz, dz_row, lstm.w_hh, none, 0, state_dx, state_row)
+        step_product(lstm, thread_index, rows, X + P, 4 * H, dz, dz_row, lstm.w_hh, null, 0, state_dx, state_row)
         if X:
             for i in range(rows):
                 copy(X, advance(state_dx, i * state_row), advance(dxs, i * dxs_row))
         elif lstm.w_ih.at:
-            step_product(lstm, thread_index, rows, C, 4 * H, dz, dz_row, lstm.w_ih, none, 0, dxs, dxs_row)
+            step_product(lstm, thread_index, rows, C, 4 * H, dz, dz_row, lstm.w_ih, null, 0, dxs, dxs_row)
     copy_states(lstm, thread_index, thread_count, P, state_dh, state_row, lstm.dh_0, True)
     copy_states(lstm, thread_index, thread_count, H, state_dc, H, lstm.dc_0, True)
+
+
+@device_function
+def weight_gradient(lstm, thread_index, thread_count, M, N, a, a_row, b, dw):
+    """The thread's columns of dw (M, N) = a (R, M)^T @ b (R, N), added to what dw holds if the gradients accumulate."""
+    lo, hi = thread_range(thread_index, thread_count, N, VECTORS * lanes(a))
+    if hi == lo or M == 0:
+        return
+    record, c = local(1, GEMM), address_at(advance(dw, lo))
+    start, scratch = c if lstm.accumulate else 0, lstm.scratch + thread_index * SCRATCH * lstm.itemsize
+    b = advance(b, lo)  # (R, hi - lo)
+    describe(record, M, hi - lo, lstm.rows, address_at(a), 1, a_row, address_at(b), N, 1, start, N, c, N, scratch)
+    record[0].sums = 1
+    call(lstm.gemm, 0, 1, record)
+
+
+@device_function
+def peephole_gradient(lstm, thread_index, thread_count, like):
+    """The thread's columns of the peepholes' gradients (3, H): the sums of dz_i c_{t-1}, dz_f c_{t-1} and dz_o c_t."""
+    H, order, offsets = lstm.H, order_of(lstm), offsets_of(lstm)
+    lo, hi = thread_range(thread_index, thread_count, H, 16)
+    n = hi - lo
+    # the sums of SUMMED_ROWS rows, and in float64 of all rows
+    scratch = lstm.scratch + thread_index * SCRATCH * lstm.itemsize
+    sums = pointer(scratch, like)  # (3, n)
+    totals_at = scratch + (3 * n * lstm.itemsize + 7) // 8 * 8
+    totals = data(carray(void_pointer(totals_at), 3 * n, np.float64))  # (3, n)
+    clear(3 * n, totals)
+    clear(3 * n, sums)
+    for t in range(lstm.steps):
+        step_before = t + 1 if lstm.reverse else t - 1
+        rows_before = step_sequences(offsets, lstm.steps, step_before)
+        for p in range(offsets[t + 1] - offsets[t]):
+            row = offsets[t] + p
+            c_before = values_at(lstm.c, (offsets[step_before] + p) * H + lo, like)  # (n,)
+            if p >= rows_before:
+                c_before = values_at(lstm.c_0, order[p] * H + lo, like)
+            dz, c = values_at(lstm.dz, row * 4 * H + lo, like), values_at(lstm.c, row * H + lo, like)  # (n,) each
+            map_arrays(add_times, n, (sums, dz, c_before), (sums,), ())
+            map_arrays(add_times, n, (advance(sums, n), advance(dz, H), c_before), (advance(sums, n),), ())
+            map_arrays(add_times, n, (advance(sums, 2 * n), advance(dz, 3 * H), c), (advance(sums, 2 * n),), ())
+            if (row + 1) % SUMMED_ROWS == 0:
+                map_arrays(add, 3 * n, (totals, sums), (totals,), ())
+                clear(3 * n, sums)
+    map_arrays(add, 3 * n, (totals, sums), (totals,), ())
+    total = carray(totals, 3 * n)
+    for k in range(3):
+        gradient = carray(values_at(lstm.dpeephole, k * H + lo, like), n)
+        for j in range(n):
+            gradient[j] = total[k * n + j] + (gradient[j] if lstm.accumulate else 0)
 
 
 @kernel(LSTM)
@@ -328,60 +374,9 @@ def weights_part(thread_index, thread_count, record, like):
 
 
 @device_function
-def weight_gradient(lstm, thread_index, thread_count, M, N, a, a_row, b, dw):
-    """The thread's columns of dw (M, N) = a (R, M)^T @ b (R, N), added to what dw holds if the gradients accumulate."""
-    lo, hi = thread_range(thread_index, thread_count, N, VECTORS * lanes(a))
-    if hi == lo or M == 0:
-        return
-    record, c = local(1, GEMM), address_at(advance(dw, lo))
-    start, scratch = c if lstm.accumulate else 0, lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    b_columns = address_at(advance(b, lo))
-    describe(record, M, hi - lo, lstm.rows, address_at(a), 1, a_row, b_columns, N, 1, start, N, c, N, scratch)
-    record[0].sums = 1
-    call(lstm.gemm, 0, 1, record)
-
-
-@device_function
-def peephole_gradient(lstm, thread_index, thread_count, like):
-    """The thread's columns of the peepholes' gradients (3, H): the sums of dz_i c_{t-1}, dz_f c_{t-1} and dz_o c_t."""
-    H, order, offsets = lstm.H, order_of(lstm), offsets_of(lstm)
-    lo, hi = thread_range(thread_index, thread_count, H, 16)
-    n = hi - lo
-    # of a block of rows, and of all blocks in float64
-    scratch = lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    sums = pointer(scratch, like)  # (3, n)
-    wide = scratch + (3 * n * lstm.itemsize + 7) // 8 * 8
-    totals, summed = data(carray(void_pointer(wide), 3 * n, np.float64)), 0  # (3, n)
-    clear(3 * n, totals)
-    clear(3 * n, sums)
-    for t in range(lstm.steps):
-        before = t + 1 if lstm.reverse else t - 1
-        rows_before = step_rows(offsets, lstm.steps, before)
-        for p in range(offsets[t + 1] - offsets[t]):
-            row = offsets[t] + p
-            c_before = values_at(lstm.c, (offsets[before] + p) * H + lo, like)  # (n,)
-            if p >= rows_before:
-                c_before = values_at(lstm.c_0, order[p] * H + lo, like)
-            dz, c = values_at(lstm.dz, row * 4 * H + lo, like), values_at(lstm.c, row * H + lo, like)  # (n,) each
-            map_arrays(add_times, n, (sums, dz, c_before), (sums,), ())
-            map_arrays(add_times, n, (advance(sums, n), advance(dz, H), c_before), (advance(sums, n),), ())
-            map_arrays(add_times, n, (advance(sums, 2 * n), advance(dz, 3 * H), c), (advance(sums, 2 * n),), ())
-            summed += 1
-            if summed % SUMMED_ROWS == 0:
-                map_arrays(add, 3 * n, (totals, sums), (totals,), ())
-                clear(3 * n, sums)
-    map_arrays(add, 3 * n, (totals, sums), (totals,), ())
-    total = carray(totals, 3 * n)
-    for k in range(3):
-        gradient = carray(values_at(lstm.dpeephole, k * H + lo, like), n)
-        for j in range(n):
-            gradient[j] = total[k * n + j] + (gradient[j] if lstm.accumulate else 0)
-
-
-@device_function
 def scratch_sizes(n, C, H, P, projects):
-    """Sizes of the scratch that forward and backward share: all threads' states; w_hh, w_ih and w_proj in the layout that products read."""
-    # the last panel may have room for columns that w has not
+    """Sizes of the scratch that forward and backward share: all threads' states; w_hh, w_ih and w_proj as products read them."""
+    # the last panel may have more columns than w
     panels = 4 * H * (C + P) + 64 * max(4 * H, C + P)
     return n * (C + P + 2 * H), panels, 4 * H * C, (H * P + 64 * max(H, P)) if projects else 0
 
@@ -462,7 +457,7 @@ def describe_matrix(matrix, mode, transposed, w, w_rows, w_columns, scratch):
 
 @device_function
 def launch_product(launcher, thread_count, kernels, transposed, w_ih, lstm, a, a_row, start, c):
-    """For all steps at once c = start + a @ w_ih, or its transpose; all but w_ih by addresses."""
+    """For all steps at once c = start + a @ w_ih, or its transpose; a, start and c are addresses."""
     record = local(1, GEMM)
     (w_row, w_col), C, columns = strides_of(w_ih, transposed), lstm.C, 4 * lstm.H
     K, N = (columns, C) if transposed else (C, columns)

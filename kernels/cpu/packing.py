@@ -76,13 +76,9 @@ _KERNELS = Addresses(gather_part, scatter_part)
 # an empty slice has its array's address and strides, and one type for the compiler whatever these are
 def gather_rows(x, batch, rows):
     """rows (R, C) = the steps of the sequences x (N, T, C)."""
-    run(
-        COPY * rows.size, _copy_rows, _KERNELS[x.dtype.char], GATHER, batch.order, batch.offsets, x[:0], rows[:0]
-    )  # fmt: skip
+    run(COPY * rows.size, _copy_rows, _KERNELS[x.dtype.char], GATHER, batch.order, batch.offsets, x[:0], rows[:0])
 
 
 def scatter_rows(rows, batch, x):
     """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
-    run(
-        COPY * rows.size, _copy_rows, _KERNELS[x.dtype.char], SCATTER, batch.order, batch.offsets, x[:0], rows[:0]
-    )  # fmt: skip
+    run(COPY * rows.size, _copy_rows, _KERNELS[x.dtype.char], SCATTER, batch.order, batch.offsets, x[:0], rows[:0])

@@ -14,11 +14,11 @@ from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear
 
 # windows of size_h x size_w pixels, step_h and step_w apart from (-top, -left) on, over images x (N, H, W, C): y (N, rows, columns, C) of
-# their mean or largest values; x, y, dy and dx are null where they are not needed; room (threads, C)
+# their mean or largest values; x, y, dy and dx are null where they are not needed; scratch (threads, C)
 POOL = np.dtype(
     [
         (name, "i8")
-        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx room".split()
+        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx scratch".split()
     ]
 )
 # a value costs about as much as this many multiplications and additions, for every pixel of its window
@@ -32,16 +32,16 @@ def larger(y, x):
 
 
 @inline_function
-def to_first(dx, done, x, y, dy):
-    """Add dy to dx at the first pixel that equals y; done is 1 after that."""
-    hit = done == real(0, x) and (x == y or x != x)
-    return dx + (dy if hit else real(0, x)), real(1, x) if hit else done
+def add_to_first(dx, matched, x, y, dy):
+    """Add dy to dx at the first pixel that equals y; matched is 1 after that."""
+    match = matched == real(0, x) and (x == y or x != x)
+    return dx + (dy if match else real(0, x)), real(1, x) if match else matched
 
 
 @device_function
-def bounds(i, step, before, size, limit):
+def bounds(i, step, pad, size, limit):
     """First pixel of window i inside the image, and the end of its pixels."""
-    return max(0, i * step - before), min(limit, i * step - before + size)
+    return max(0, i * step - pad), min(limit, i * step - pad + size)
 
 
 @device_function
@@ -52,7 +52,7 @@ def weight(pool, pixels, like):
 
 @kernel(POOL)
 def pool_forward_part(thread_index, thread_count, record, like):
-    """y of the thread's rows of windows."""
+    """Mean or largest values of the thread's rows of windows."""
     pool = carray(record, 1)[0]
     C = pool.C
     lo, hi = thread_range(thread_index, thread_count, pool.N * pool.rows, 1)
@@ -81,7 +81,7 @@ def pool_backward_part(thread_index, thread_count, record, like):
     """dx of the thread's images, which undoes the windows of the forward pass in their order."""
     pool = carray(record, 1)[0]
     C = pool.C
-    done = advance(pointer(pool.room, like), thread_index * C)  # (C,)
+    matched = advance(pointer(pool.scratch, like), thread_index * C)  # (C,)
     lo, hi = thread_range(thread_index, thread_count, pool.N, 1)
     clear((hi - lo) * pool.H * pool.W * C, advance(pointer(pool.dx, like), lo * pool.H * pool.W * C))
     for line in range(lo * pool.rows, hi * pool.rows):
@@ -90,23 +90,23 @@ def pool_backward_part(thread_index, thread_count, record, like):
         for j in range(pool.columns):
             w0, w1 = bounds(j, pool.step_w, pool.left, pool.size_w, pool.W)
             at = (line * pool.columns + j) * C
-            dy, share = advance(pointer(pool.dy, like), at), weight(pool, (h1 - h0) * (w1 - w0), done)  # (C,)
-            clear(C, done)
+            dy, factor = advance(pointer(pool.dy, like), at), weight(pool, (h1 - h0) * (w1 - w0), matched)  # (C,)
+            clear(C, matched)
             for h in range(h0, h1):
                 for w in range(w0, w1):
                     pixel = ((image * pool.H + h) * pool.W + w) * C
                     dx = advance(pointer(pool.dx, like), pixel)  # (C,)
                     if pool.mean:
-                        map_arrays(add_times, C, (dx, dy), (dx,), (share,))
+                        map_arrays(add_times, C, (dx, dy), (dx,), (factor,))
                     else:
                         x, y = advance(pointer(pool.x, like), pixel), advance(pointer(pool.y, like), at)  # (C,)
-                        map_arrays(to_first, C, (dx, done, x, y, dy), (dx, done), ())
+                        map_arrays(add_to_first, C, (dx, matched, x, y, dy), (dx, matched), ())
 
 
 @driver
-def _run(launcher, thread_count, function, record, room):
-    """record: the fields of a POOL, the last of which, room, is the driver's to fill in."""
-    record[-1] = address(room)
+def _run(launcher, thread_count, function, record, scratch):
+    """record: the fields of a POOL, the last of which, scratch, is the driver's to fill in."""
+    record[-1] = address(scratch)
     run_kernel(launcher, function, thread_count, record, ())
 
 

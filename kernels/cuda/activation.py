@@ -17,7 +17,7 @@ from numba import cuda
 
 from .. import types
 from .engine import device
-from .engine.device import BLOCK, Integer, Number, Real, Values, flat, function, kernel, launch, real, written
+from .engine.device import BLOCK, Integer, Number, Real, Values, device_function, flat, kernel, launch, real, written
 from .engine.reductions import (
     add_across,
     add_down,
@@ -38,52 +38,52 @@ INV_SQRT_2PI = 0.3989422804014327
 GELU_SLOPE, GELU_CUBE = 1.5957691216057308, 0.044715
 
 
-@function
+@device_function
 def relu(z):
     # a NaN stays one
     return real(0, z) if z < real(0, z) else z
 
 
-@function
+@device_function
 def leaky_relu(p, z):
     return z if z > real(0, z) else p * z
 
 
-@function
+@device_function
 def clipped_relu(p, z):
     return p if z > p else relu(z)
 
 
-@function
+@device_function
 def sigmoid(z):
     """1 / (1 + exp(-z)), from the exponential that does not overflow."""
     e = math.exp(-abs(z))
     return (real(1, z) if z >= real(0, z) else e) / (real(1, z) + e)
 
 
-@function
+@device_function
 def softplus(z):
     """log(1 + exp(z)), from the exponential that does not overflow."""
     return relu(z) + math.log1p(math.exp(-abs(z)))
 
 
-@function
+@device_function
 def normal_cdf(z):
     return real(0.5, z) * math.erfc(-z * real(INV_SQRT2, z))
 
 
-@function
+@device_function
 def gated(z, gate):
     """z * gate; 0 where the gate is 0, which is the limit for z = -inf."""
     return real(0, z) if gate == real(0, z) else z * gate
 
 
-@function
+@device_function
 def gelu_logit(z):
     return real(GELU_SLOPE, z) * (z + real(GELU_CUBE, z) * z * z * z)
 
 
-@function
+@device_function
 def activate(code, p, z):
     """f(z), of all but softmax."""
     if code == types.RELU:
@@ -111,19 +111,19 @@ def activate(code, p, z):
     return z
 
 
-@function
+@device_function
 def relu_slope(y):
     return real(1, y) if y > real(0, y) else y * real(0, y)
 
 
-@function
+@device_function
 def gelu_tanh_slope(z):
     u = gelu_logit(z)
     g = sigmoid(u)
     return g + gated(real(GELU_SLOPE, z) * z * (real(1, z) + real(3 * GELU_CUBE, z) * z * z), g * sigmoid(-u))
 
 
-@function
+@device_function
 def slope(code, p, saved):
     """f'(z), from z for gelu, gelu_tanh and silu, else from y; of all but softmax."""
     one, zero = real(1, saved), real(0, saved)
@@ -154,11 +154,11 @@ def slope(code, p, saved):
     return one
 
 
-# what forward adds and keeps
+# options of a forward: a bias to add, a residual to add, the sum to keep in z
 BIAS, RESIDUAL, KEEP = 1, 2, 4
 
 
-@function
+@device_function
 def sum_before(options, at, column, z, b, residual):
     """z + b + residual at an index."""
     value = z[at]
@@ -174,6 +174,7 @@ def activate_tiles(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, options: Integer,
     z: Values, b: Values, residual: Values, y: Values,
 ):  # fmt: skip
+    """y = f(z + b + residual), and with KEEP z = z + b + residual."""
     column = tile_column(width)
     if column < columns:
         for row in range(tile_row(width), row_limit(width, rows), BLOCK // width):
@@ -197,26 +198,26 @@ def softmax_tiles(
     largest, total = dtype(-math.inf), dtype(0)
     for column in range(lane, end, width):
         value = sum_before(options, row * columns + column, column, z, b, residual)
-        before = largest
+        last_largest = largest
         largest = larger(value, largest)
-        if largest > before:
-            total = total * math.exp(before - largest) + dtype(1)
+        if largest > last_largest:
+            total = total * math.exp(last_largest - largest) + dtype(1)
         elif value > dtype(-math.inf):
             total += math.exp(value - largest)
-    overall = largest_across(shared, largest, width)
-    # a thread that saw nothing has a total of 0, which the NaN of -inf - -inf would spoil
-    total = add_across(shared, total * math.exp(largest - overall) if total > dtype(0) else total, width)
+    row_largest = largest_across(shared, largest, width)
+    # a thread without values has a total of 0, which the NaN of -inf - -inf would spoil
+    total = add_across(shared, total * math.exp(largest - row_largest) if total > dtype(0) else total, width)
     for column in range(lane, end, width):
         at = row * columns + column
-        y[at] = math.exp(sum_before(options, at, column, z, b, residual) - overall) / total
+        y[at] = math.exp(sum_before(options, at, column, z, b, residual) - row_largest) / total
 
 
 @kernel
 def differentiate_tiles(
-    dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, summed: Integer,
-    dy: Values, saved: Values, dz: Values, parts: Values,
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, with_sums: Integer,
+    dy: Values, saved: Values, dz: Values, partials: Values,
 ):  # fmt: skip
-    """dz = dy f', and with `summed` the sums by columns of this block's rows to parts (blocks, columns)."""
+    """dz = dy f', and with with_sums the sums by columns of this block's rows to partials (blocks, columns)."""
     column, total = tile_column(width), dtype(0)
     if column < columns:
         for row in range(tile_row(width), row_limit(width, rows), BLOCK // width):
@@ -224,11 +225,11 @@ def differentiate_tiles(
             value = dy[at] if code == types.IDENTITY else dy[at] * slope(code, p, saved[at])
             dz[at] = value
             total += value
-    if summed:
+    if with_sums:
         shared = cuda.shared.array(BLOCK, dtype)
         total = add_down(shared, total, width)
         if cuda.threadIdx.x < width and column < columns:
-            parts[cuda.blockIdx.x * columns + column] = total
+            partials[cuda.blockIdx.x * columns + column] = total
 
 
 @kernel
@@ -269,12 +270,12 @@ def differentiate_matrix(dy, saved, dz, db, activation):
         if db is not None:
             sum_rows(dz, db)
         return
-    several = db is not None and grid[0] != 1
-    parts = device.xp.empty((grid[0], columns), dz.dtype) if several else db
-    arrays = int(db is not None), dy, saved, dz, parts
+    several_blocks = db is not None and grid[0] != 1
+    partials = device.xp.empty((grid[0], columns), dz.dtype) if several_blocks else db
+    arrays = int(db is not None), dy, saved, dz, partials
     launch(differentiate_tiles, dz.dtype, grid, rows, columns, width, *activation, *arrays)
-    if several:
-        sum_rows(parts, db)
+    if several_blocks:
+        sum_rows(partials, db)
 
 
 def activation_forward(z, y, activation):

@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda, float64, int64
 
 from .engine import device
-from .engine.array_table import COLUMNS, PARTS, UNITS, chunk_of, flat, table
+from .engine.array_table import COLUMNS, PARTIALS, UNITS, chunk_of, flat, table
 from .engine.device import (
     BLOCK,
     Arrays,
@@ -20,8 +20,8 @@ from .engine.device import (
     Real,
     Wide,
     WideNumber,
-    function,
-    give,
+    device_function,
+    fetch,
     kernel,
     launch,
     wide_kernel,
@@ -32,7 +32,7 @@ from .engine.reductions import add_down, largest_down
 LEAST = 1e-280
 
 
-@function
+@device_function
 def power(x, p):
     """x^p of x from 0."""
     if p == 2.0:
@@ -42,7 +42,7 @@ def power(x, p):
     return math.exp(p * math.log(x))
 
 
-@function
+@device_function
 def root(x, p):
     """x^(1 / p) of x from 0."""
     if p == 2.0:
@@ -52,7 +52,7 @@ def root(x, p):
     return math.exp(math.log(x) / p)
 
 
-@function
+@device_function
 def norm_from(total, largest, p):
     """The norm from a sum of powers, or -1 if that sum overflowed or may have lost values."""
     if largest == 0.0 or largest == math.inf or largest != largest or p == math.inf:
@@ -62,8 +62,8 @@ def norm_from(total, largest, p):
     return root(total, p)
 
 
-@function
-def norm_again(shared, x, a, width, tile, column, row, end, p, norm, largest):
+@device_function
+def rescaled_norm(shared, x, a, width, tile, column, row, end, p, norm, largest):
     """A chunk's norms; where norm is -1, from values divided by the largest. All threads of the block must call it."""
     if add_down(shared, 1.0 if norm < 0.0 else 0.0, 1) > 0.0:
         total = 0.0
@@ -77,53 +77,53 @@ def norm_again(shared, x, a, width, tile, column, row, end, p, norm, largest):
     return norm
 
 
-@function
-def joined(shared, chunks, first, count, tile, p, parts):
+@device_function
+def join_chunk_norms(shared, chunks, first, count, tile, p, partials):
     """The norms of some columns from those of `count` chunks (parts), for the threads of each column."""
-    t, largest, begin = cuda.threadIdx.x, 0.0, chunks[first * COLUMNS + PARTS] if count > 0 else 0
+    t, largest, start = cuda.threadIdx.x, 0.0, chunks[first * COLUMNS + PARTIALS] if count > 0 else 0
     for chunk in range(t // tile, count, BLOCK // tile):
-        value = parts[begin + chunk * tile + (t & (tile - 1))]
+        value = partials[start + chunk * tile + (t & (tile - 1))]
         largest = value if value > largest or value != value else largest
     largest = largest_down(shared, largest, tile)
-    plain = largest > 0.0 and largest < math.inf and p < math.inf
+    finite = largest > 0.0 and largest < math.inf and p < math.inf
     total = 0.0
     for chunk in range(t // tile, count, BLOCK // tile):
-        total += power(parts[begin + chunk * tile + (t & (tile - 1))] / largest, p) if plain else 0.0
+        total += power(partials[start + chunk * tile + (t & (tile - 1))] / largest, p) if finite else 0.0
     total = add_down(shared, total, tile)
-    return largest * root(total, p) if plain else largest
+    return largest * root(total, p) if finite else largest
 
 
 @wide_kernel
-def chunk_norms(dtype: Real, p: WideNumber, chunks: Integers, x: Arrays, parts: Wide, counts: Integers):
+def chunk_norms(dtype: Real, p: WideNumber, chunks: Integers, x: Arrays, partials: Wide, counts: Integers):
     """Norms of each chunk's columns, and how many of its values are not finite."""
-    shared, counted = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
+    shared, shared_counts = cuda.shared.array(BLOCK, float64), cuda.shared.array(BLOCK, int64)
     a, width, tile, column, first, end = chunk_of(chunks, cuda.blockIdx.x)
-    total, largest, bad, row = 0.0, 0.0, 0, first
+    total, largest, nonfinite_count, row = 0.0, 0.0, 0, first
     if column < width:
         while row < end:
             value = abs(float64(x[a][row * width + column]))
             largest = value if value > largest or value != value else largest
             total += 0.0 if p == math.inf else power(value, p)
-            bad += 0 if value < math.inf else 1
+            nonfinite_count += 0 if value < math.inf else 1
             row += BLOCK // tile
     total, largest = add_down(shared, total, tile), largest_down(shared, largest, tile)
     norm = norm_from(total, largest, p)
-    norm = norm_again(shared, x, a, width, tile, column, first, end, p, norm, largest)
+    norm = rescaled_norm(shared, x, a, width, tile, column, first, end, p, norm, largest)
     if cuda.threadIdx.x < tile:
-        parts[chunks[cuda.blockIdx.x * COLUMNS + PARTS] + cuda.threadIdx.x] = norm
-    bad = add_down(counted, bad, 1)
+        partials[chunks[cuda.blockIdx.x * COLUMNS + PARTIALS] + cuda.threadIdx.x] = norm
+    nonfinite_count = add_down(shared_counts, nonfinite_count, 1)
     if cuda.threadIdx.x == 0:
-        counts[cuda.blockIdx.x] = bad
+        counts[cuda.blockIdx.x] = nonfinite_count
 
 
 @wide_kernel
 def join_norms(
-    dtype: Real, p: WideNumber, chunks: Integers, groups: Integers, parts: Wide, norms: Wide,
+    dtype: Real, p: WideNumber, chunks: Integers, groups: Integers, partials: Wide, norms: Wide,
 ):  # fmt: skip
     """The norm of each unit, a block for some columns of an array, from its chunks' norms."""
     shared = cuda.shared.array(BLOCK, float64)
     at, t = cuda.blockIdx.x * 6, cuda.threadIdx.x
-    first, count, width, tile, start, units = (
+    first, count, width, tile, first_column, units = (
         groups[at],
         groups[at + 1],
         groups[at + 2],
@@ -131,21 +131,21 @@ def join_norms(
         groups[at + 4],
         groups[at + 5],
     )
-    norm = joined(shared, chunks, first, count, tile, p, parts)
-    if t < tile and start + t < width:
-        norms[units + start + t] = norm
+    norm = join_chunk_norms(shared, chunks, first, count, tile, p, partials)
+    if t < tile and first_column + t < width:
+        norms[units + first_column + t] = norm
 
 
 @kernel
-def add_counts(dtype: Real, firsts: Integers, counts: Integers, nonfinite: Integers):
+def add_counts(dtype: Real, chunk_offsets: Integers, counts: Integers, nonfinite: Integers):
     """nonfinite (n,): a block for each array."""
-    counted = cuda.shared.array(BLOCK, int64)
-    a, bad = cuda.blockIdx.x, 0
-    for chunk in range(firsts[a] + cuda.threadIdx.x, firsts[a + 1], BLOCK):
-        bad += counts[chunk]
-    bad = add_down(counted, bad, 1)
+    shared_counts = cuda.shared.array(BLOCK, int64)
+    a, nonfinite_count = cuda.blockIdx.x, 0
+    for chunk in range(chunk_offsets[a] + cuda.threadIdx.x, chunk_offsets[a + 1], BLOCK):
+        nonfinite_count += counts[chunk]
+    nonfinite_count = add_down(shared_counts, nonfinite_count, 1)
     if cuda.threadIdx.x == 0:
-        nonfinite[a] = bad
+        nonfinite[a] = nonfinite_count
 
 
 @wide_kernel
@@ -171,11 +171,11 @@ def clamp_chunks(dtype: Real, limit: Number, chunks: Integers, x: Arrays):
 def norms_of(arrays, widths, p, counts=None):
     """Norms (U,) of all units, on the device; counts, int64 (chunks,), are written."""
     xp, chunks, dtype = device.xp, table(arrays, widths), arrays[0].dtype
-    parts, norms = xp.empty(chunks.parts), xp.empty(chunks.units)
+    partials, norms = xp.empty(chunks.partials), xp.empty(chunks.units)
     if counts is None:
         counts = xp.empty(chunks.count, np.int64)
-    launch(chunk_norms, dtype, chunks.count, float(p), chunks.chunks, flat(arrays), parts, counts)
-    launch(join_norms, dtype, chunks.groups_count, float(p), chunks.chunks, chunks.groups, parts, norms)
+    launch(chunk_norms, dtype, chunks.count, float(p), chunks.chunks, flat(arrays), partials, counts)
+    launch(join_norms, dtype, chunks.group_count, float(p), chunks.chunks, chunks.groups, partials, norms)
     return norms
 
 
@@ -183,9 +183,9 @@ def array_norms(arrays, widths, p, norms, nonfinite):
     """norms (U,) of all units, and nonfinite (n,), how many values of each array are NaN or infinite. widths (n,), or None: all 1."""
     chunks = table(arrays, widths)
     counts, by_array = device.xp.empty(chunks.count, np.int64), device.xp.empty(len(arrays), np.int64)
-    give(norms_of(arrays, widths, p, counts), norms)
-    launch(add_counts, arrays[0].dtype, len(arrays), chunks.firsts, counts, by_array)
-    give(by_array, nonfinite)
+    fetch(norms_of(arrays, widths, p, counts), norms)
+    launch(add_counts, arrays[0].dtype, len(arrays), chunks.chunk_offsets, counts, by_array)
+    fetch(by_array, nonfinite)
 
 
 def joint_norm(norms, p):
@@ -196,7 +196,7 @@ def joint_norm(norms, p):
 def scale_arrays(arrays, widths, scales):
     """arrays *= scales (U,), one for each unit."""
     chunks = table(arrays, widths)
-    launch(scale_chunks, arrays[0].dtype, chunks.count, chunks.chunks, _values(arrays), device.xp.asarray(scales))
+    launch(scale_chunks, arrays[0].dtype, chunks.count, chunks.chunks, _flat_views(arrays), device.xp.asarray(scales))
 
 
 def clamp_arrays(arrays, limit):
@@ -204,9 +204,9 @@ def clamp_arrays(arrays, limit):
     chunks, dtype = table(arrays), arrays[0].dtype
     with np.errstate(over="ignore"):
         bound = dtype.type(limit)
-    launch(clamp_chunks, dtype, chunks.count, bound, chunks.chunks, _values(arrays))
+    launch(clamp_chunks, dtype, chunks.count, bound, chunks.chunks, _flat_views(arrays))
 
 
-def _values(arrays):
+def _flat_views(arrays):
     """Flat views of C-contiguous arrays, to be written."""
     return [a.reshape(-1) for a in arrays]

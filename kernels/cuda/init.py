@@ -16,9 +16,21 @@ from numba import cuda
 
 from .. import reference
 from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
-from .dropout import random
 from .engine import device
-from .engine.device import Bits, Integer, Real, Values, WideNumber, blocks, first, function, launch, stride, wide_kernel
+from .engine.device import (
+    Bits,
+    Integer,
+    Real,
+    Values,
+    WideNumber,
+    blocks,
+    device_function,
+    grid_start,
+    grid_stride,
+    launch,
+    wide_kernel,
+)
+from .engine.random import random
 
 try:
     single, double = cuda.libdevice.fmul_rn, cuda.libdevice.dmul_rn
@@ -28,23 +40,24 @@ except AttributeError:
 
 SHIFT, HIGH, LOW = np.uint64(12), np.uint64(33), np.uint64(0xFFFFFFFF)
 TO_ROOT, EXPONENTS = np.int32(ONE - ROOT_HALF), np.int32(127 + 31)
-SWAPS, TURNS = np.int32(1), np.int32(2)
+# bits of the angle: whether sine and cosine change places, and the sign of both
+SWAP, SIGN = np.int32(1), np.int32(2)
 UNIT, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 
-@function
+@device_function
 def cubic(x, a, b, c, d):
     """a + b x + c x^2 + d x^3"""
     return quadratic(x, a, b, single(d, x) + c)
 
 
-@function
+@device_function
 def quadratic(x, a, b, c):
     """a + b x + c x^2"""
     return single(single(c, x) + b, x) + a
 
 
-@function
+@device_function
 def radius(high):
     shifted = np.int32(np.float32(np.float32(high) + UNIT).view(np.int32) + TO_ROOT)
     k = np.float32(np.int32(np.int32(shifted >> 23) - EXPONENTS))
@@ -55,35 +68,35 @@ def radius(high):
     return np.float32(math.sqrt(square))
 
 
-@function
+@device_function
 def normals(number):
     """Two normal values of a number."""
     low = np.uint32(number & LOW).view(np.int32)
     r = radius(np.int32(number >> HIGH))
-    r = -r if low & TURNS else r
+    r = -r if low & SIGN else r
     a = single(STEP, np.float32(low))
     x = single(a, a)
     sine = a + single(single(a, x), quadratic(x, S[0], S[1], S[2]))
     cosine = UNIT - single(HALF, x) + single(single(x, x), quadratic(x, C[0], C[1], C[2]))
-    swapped = low & SWAPS
+    swapped = low & SWAP
     return single(r, sine if swapped else cosine), single(r, cosine if swapped else sine)
 
 
 @wide_kernel
 def uniform_values(dtype: Real, n: Integer, key: Bits, low: WideNumber, scale: WideNumber, out: Values):
-    for i in range(first(), n, stride()):
+    for i in range(grid_start(), n, grid_stride()):
         from_one = np.uint64(random(key, i) >> SHIFT | WIDE_ONE).view(np.float64)
         out[i] = dtype(low + double(scale, from_one - 1.0))
 
 
 @wide_kernel
 def normal_values(dtype: Real, n: Integer, key: Bits, mean: WideNumber, std: WideNumber, out: Values):
-    """A thread makes the two values of a number."""
-    for j in range(first(), (n + 1) // 2, stride()):
-        one, other = normals(random(key, j))
-        out[2 * j] = dtype(mean + double(std, np.float64(one)))
+    """A thread computes the two values of a number."""
+    for j in range(grid_start(), (n + 1) // 2, grid_stride()):
+        even, odd = normals(random(key, j))
+        out[2 * j] = dtype(mean + double(std, np.float64(even)))
         if 2 * j + 1 < n:
-            out[2 * j + 1] = dtype(mean + double(std, np.float64(other)))
+            out[2 * j + 1] = dtype(mean + double(std, np.float64(odd)))
 
 
 def uniform(out, key, low, high):

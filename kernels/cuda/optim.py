@@ -18,7 +18,7 @@ from numba import cuda, float64
 from .. import types
 from .clip import norms_of, scale_arrays
 from .engine import device
-from .engine.array_table import BEFORE, COLUMNS, chunk_of, flat, table
+from .engine.array_table import COLUMNS, OFFSET, chunk_of, flat, table
 from .engine.device import (
     BLOCK,
     Arrays,
@@ -31,15 +31,15 @@ from .engine.device import (
     Wide,
     WideNumber,
     bounded,
-    function,
-    give,
+    device_function,
+    fetch,
     launch,
     real,
     wide_kernel,
 )
 from .engine.reductions import add_down
 
-# each block of the update reads as many sums
+# sums of squares at most: each block of the update reads all of them
 NORM_BLOCKS = 512
 
 
@@ -55,59 +55,59 @@ STEP = 1e4
 def square_chunks(
     dtype: Real, count: Integer, doubtful: Number, clip_norm: Number, code: Integer, rows: Integer, form: Integer, size: Integer,
     decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
-    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, counted: Integer, chunks: Integers,
-    p: Arrays, x: Arrays, state: Values, masks: Flags, numbers: Values, sums: Wide,
+    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, captured: Integer, chunks: Integers,
+    p: Arrays, x: Arrays, state: Values, masks: Flags, captured_numbers: Values, sums: Wide,
 ):  # fmt: skip
     """Sums of squares of the gradients by block; -inf where the update would turn finite values into infinity or NaN.
 
     The update is tried for gradients above `doubtful`. The factor of clipping is not known yet, but no clipped gradient is above clip_norm.
     """
-    if counted:
-        lr, correction, eps = numbers[0], numbers[1], numbers[2]
+    if captured:
+        lr, correction, eps = captured_numbers[0], captured_numbers[1], captured_numbers[2]
     shared, total, sound = cuda.shared.array(BLOCK, float64), 0.0, True
     for chunk in range(cuda.blockIdx.x, count, cuda.gridDim.x):
         a, _, _, _, row, end = chunk_of(chunks, chunk)
-        start = chunks[chunk * COLUMNS + BEFORE]
+        offset = chunks[chunk * COLUMNS + OFFSET]
         while row < end:
             g = x[a][row]
             value = float64(g)
             total += value * value
-            at = start + row
+            at = offset + row
             if abs(g) > doubtful and (not masked or masks[at]):
-                before, d = p[a][row], clip_norm if g > clip_norm else -clip_norm if g < -clip_norm else g
+                old, d = p[a][row], clip_norm if g > clip_norm else -clip_norm if g < -clip_norm else g
                 if decay != dtype(0):
-                    d += decay * before
+                    d += decay * old
                 first, second, third = values_at(dtype, rows, size, state, at)
-                was = is_finite(before) and is_finite(g)
-                was = was and is_finite(first) and is_finite(second) and is_finite(third)
-                step, first, second, third = brought(
+                were_finite = is_finite(old) and is_finite(g)
+                were_finite = were_finite and is_finite(first) and is_finite(second) and is_finite(third)
+                step, first, second, third = optimizer_step(
                     code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1
                 )
-                after = shrink * before - step
-                after = limit if after > limit else -limit if after < -limit else after
-                still = is_finite(after) and is_finite(first) and is_finite(second) and is_finite(third)
-                sound = sound and (still or not was)
+                new = shrink * old - step
+                new = limit if new > limit else -limit if new < -limit else new
+                are_finite = is_finite(new) and is_finite(first) and is_finite(second) and is_finite(third)
+                sound = sound and (are_finite or not were_finite)
             row += BLOCK
     total = add_down(shared, total if sound else -math.inf, 1)
     if cuda.threadIdx.x == 0:
         sums[cuda.blockIdx.x] = total
 
 
-@function
+@device_function
 def is_finite(value):
     return abs(value) < real(math.inf, value)
 
 
-@function
-def squares_of(shared, parts, sums):
-    """The sum of all blocks' sums, for every thread."""
+@device_function
+def squares_of(shared, block_count, sums):
+    """The sum of all blocks' sums of squares, for every thread."""
     total = 0.0
-    for i in range(cuda.threadIdx.x, parts, BLOCK):
+    for i in range(cuda.threadIdx.x, block_count, BLOCK):
         total += sums[i]
     return add_down(shared, total, 1)
 
 
-@function
+@device_function
 def values_at(dtype, rows, size, state, at):
     """The three rows of state at an index, 0 for a row that does not exist."""
     first, second, third = dtype(0), dtype(0), dtype(0)
@@ -120,8 +120,8 @@ def values_at(dtype, rows, size, state, at):
     return first, second, third
 
 
-@function
-def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
+@device_function
+def optimizer_step(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1):
     """(step, first, second, third): what the update subtracts from a parameter with gradient d, and the new rows of its state."""
     if code == types.ADAM:
         first = beta1 * first + rest1 * d
@@ -140,7 +140,7 @@ def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, 
             return lr * first, first, v, third
         return lr * d, v, second, third
     if rows:
-        # at the first step the velocity is the gradient, whatever was there
+        # at the first step the velocity is the gradient, whatever the state holds
         first = keep1 * first + d if keep1 != real(0, d) else d
         return lr * (d + beta1 * first if form else first), first, second, third
     return lr * d, first, second, third
@@ -149,21 +149,22 @@ def brought(code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, 
 @bounded
 @wide_kernel
 def update_chunks(
-    dtype: Real, parts: Integer, clips: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
+    dtype: Real, block_count: Integer, clips: Integer, clip_norm: WideNumber, code: Integer, rows: Integer, form: Integer, size: Integer,
     decay: Number, shrink: Number, lr: Number, beta1: Number, beta2: Number, rest1: Number, rest2: Number,
-    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, watched: Integer, follows: Integer,
-    counted: Integer, count: Integer, chunks: Integers,
-    p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, before: Integers, status: Integers,
-    changes: Wide, numbers: Values,
+    correction: Number, eps: Number, keep1: Number, limit: Number, masked: Integer, measured: Integer, has_status: Integer,
+    captured: Integer, count: Integer, chunks: Integers,
+    p: Arrays, grads: Arrays, state: Values, masks: Flags, sums: Wide, norm: Wide, last_status: Integers, status: Integers,
+    changes: Wide, captured_numbers: Values,
 ):  # fmt: skip
-    if counted:
-        lr, correction, eps = numbers[0], numbers[1], numbers[2]
+    """The update of each chunk's values, unless the status is not OK; the status and, with clips, the norm."""
+    if captured:
+        lr, correction, eps = captured_numbers[0], captured_numbers[1], captured_numbers[2]
     scale = dtype(1)
-    if parts:
-        squares = squares_of(cuda.shared.array(BLOCK, float64), parts, sums)
-        outcome, sound = before[0] if follows else types.OK, squares != -math.inf
-        total = math.sqrt(squares) if sound else math.inf
-        if outcome == types.OK and not (sound and (total < math.inf or not clips)):
+    if block_count:
+        squares = squares_of(cuda.shared.array(BLOCK, float64), block_count, sums)
+        outcome, is_sound = last_status[0] if has_status else types.OK, squares != -math.inf
+        total = math.sqrt(squares) if is_sound else math.inf
+        if outcome == types.OK and not (is_sound and (total < math.inf or not clips)):
             outcome = types.NONFINITE
         if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
             if clips:
@@ -174,18 +175,18 @@ def update_chunks(
         if clips:
             scale = dtype(min(1.0, clip_norm / (total + 1e-6)))
     if cuda.blockIdx.x >= count:
-        # of no values there is a norm too
+        # a grid for no values has one block, for the norm
         return
     a, _, _, _, row, end = chunk_of(chunks, cuda.blockIdx.x)
-    start = chunks[cuda.blockIdx.x * COLUMNS + BEFORE]
-    changed, there = 0.0, 0.0
+    offset = chunks[cuda.blockIdx.x * COLUMNS + OFFSET]
+    change_squares, weight_squares = 0.0, 0.0
     while row < end:
-        at, before = start + row, p[a][row]
+        at, old = offset + row, p[a][row]
         d = grads[a][row] * scale
         if decay != dtype(0):
-            d += decay * before
+            d += decay * old
         first, second, third = values_at(dtype, rows, size, state, at)
-        step, first, second, third = brought(
+        step, first, second, third = optimizer_step(
             code, rows, form, d, first, second, third, lr, beta1, beta2, rest1, rest2, correction, eps, keep1
         )
         if rows > 0:
@@ -194,39 +195,39 @@ def update_chunks(
             state[size + at] = second
         if rows > 2:
             state[2 * size + at] = third
-        value = shrink * before - step
-        if watched:
-            change = float64(value) - float64(before)
-            changed += change * change
-            there += float64(before) * float64(before)
+        value = shrink * old - step
+        if measured:
+            change = float64(value) - float64(old)
+            change_squares += change * change
+            weight_squares += float64(old) * float64(old)
         if masked and not masks[at]:
-            # nothing revives what is pruned
+            # what is pruned stays 0
             value = dtype(0)
-            for each in range(rows):
-                state[each * size + at] = dtype(0)
+            for state_row in range(rows):
+                state[state_row * size + at] = dtype(0)
         p[a][row] = limit if value > limit else -limit if value < -limit else value
         row += BLOCK
-    if watched:
+    if measured:
         shared = cuda.shared.array(BLOCK, float64)
-        changed, there = add_down(shared, changed, 1), add_down(shared, there, 1)
+        change_squares, weight_squares = add_down(shared, change_squares, 1), add_down(shared, weight_squares, 1)
         if cuda.threadIdx.x == 0:
-            changes[2 * cuda.blockIdx.x], changes[2 * cuda.blockIdx.x + 1] = changed, there
+            changes[2 * cuda.blockIdx.x], changes[2 * cuda.blockIdx.x + 1] = change_squares, weight_squares
 
 
 @wide_kernel
-def add_changes(dtype: Real, firsts: Integers, changes: Wide, moved: Wide):
+def add_changes(dtype: Real, chunk_offsets: Integers, changes: Wide, moved: Wide):
     """moved (n, 2) from the chunks' changes: a block for each array."""
     shared, a = cuda.shared.array(BLOCK, float64), cuda.blockIdx.x
-    changed, there = 0.0, 0.0
-    for chunk in range(firsts[a] + cuda.threadIdx.x, firsts[a + 1], BLOCK):
-        changed += changes[2 * chunk]
-        there += changes[2 * chunk + 1]
-    changed, there = add_down(shared, changed, 1), add_down(shared, there, 1)
+    change_squares, weight_squares = 0.0, 0.0
+    for chunk in range(chunk_offsets[a] + cuda.threadIdx.x, chunk_offsets[a + 1], BLOCK):
+        change_squares += changes[2 * chunk]
+        weight_squares += changes[2 * chunk + 1]
+    change_squares, weight_squares = add_down(shared, change_squares, 1), add_down(shared, weight_squares, 1)
     if cuda.threadIdx.x == 0:
-        moved[2 * a], moved[2 * a + 1] = changed, there
+        moved[2 * a], moved[2 * a + 1] = change_squares, weight_squares
 
 
-@function
+@device_function
 def power(base, exponent):
     result = 1.0
     while exponent:
@@ -237,27 +238,27 @@ def power(base, exponent):
     return result
 
 
-def corrected(form, lr, power1, power2, eps):
+def bias_correction(form, lr, power1, power2, eps):
     """Adam's lr, correction and eps, from the betas' powers of the step."""
     correction = 1 / math.sqrt(1 - power2)
     # Keras's epsilon hat is beside the uncorrected root
     return lr / (1 - power1), correction, eps * correction if form else eps
 
 
-_corrected = function(corrected)
+bias_correction_device = device_function(bias_correction)
 
 
 @wide_kernel
 def count_update(
     dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
-    done: Integers, numbers: Values,
+    replays: Integers, numbers: Values,
 ):  # fmt: skip
     """Compute lr, correction and eps of Adam's update number step + done[0], and count it in done; by one thread."""
     if cuda.threadIdx.x:
         return
-    step += done[0]
-    done[0] += 1
-    lr, correction, eps = _corrected(form, lr, power(beta1, step), power(beta2, step), eps)
+    step += replays[0]
+    replays[0] += 1
+    lr, correction, eps = bias_correction_device(form, lr, power(beta1, step), power(beta2, step), eps)
     numbers[0], numbers[1], numbers[2] = dtype(lr), dtype(correction), dtype(eps)
 
 
@@ -267,7 +268,7 @@ def settings(optimizer, hyper, step):
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rest2, correction = 1 - beta2, 1.0
     if optimizer == types.ADAM:
-        lr, correction, eps = corrected(form, lr, beta1**step, beta2**step, eps)
+        lr, correction, eps = bias_correction(form, lr, beta1**step, beta2**step, eps)
     elif optimizer == types.ADAGRAD:
         beta2, rest2 = 1.0, 1.0
     keep1 = 0.0 if step == 1 else beta1
@@ -297,11 +298,11 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     norm = None if record is None else xp.empty(1)
     # without state nothing is kept that could be spoilt for good
     status = xp.empty(1, np.int64) if record is not None or len(rule.state) or only_if is not None else None
-    before = None if only_if is None else xp.asarray(only_if, np.int64).reshape(1)
-    update_all(params, grads, rule, step, norm, status, moved, before)
+    last_status = None if only_if is None else xp.asarray(only_if, np.int64).reshape(1)
+    update_all(params, grads, rule, step, norm, status, moved, last_status)
     count(updates, status)
     if record is not None:
-        give(norm, record)
+        fetch(norm, record)
     return types.OK if status is None else status.reshape(())
 
 
@@ -311,40 +312,41 @@ def count(updates, status):
         updates += 1
 
 
-def update_all(params, grads, rule, step, norm, status, moved=None, before=None):
-    """update_arrays with norm (1,) and status (1,) on the device; where `before` (1,) is not OK, it is the status."""
+def update_all(params, grads, rule, step, norm, status, moved=None, last_status=None):
+    """update_arrays with norm (1,) and status (1,) on the device; where last_status (1,) is not OK, it is the status."""
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     xp, chunks, dtype = device.xp, table(params), params[0].dtype
     gradients = flat(grads)
-    parts, sums, clips = 0, None, norm is not None
+    block_count, sums, clips = 0, None, norm is not None
     changes = None if moved is None else xp.zeros(2 * chunks.count)
     form, *numbers = settings(optimizer, hyper, step)
-    counted, later = device.counted(state, step) if optimizer == types.ADAM else None, None
-    if counted:
-        # a graph's replays are updates of different numbers; momentum's first one comes before them, when the graph is made
-        first, done = counted
-        later = xp.empty(3, dtype)
-        launch(count_update, dtype, 1, form, first, *hyper.tolist()[:4], done, later)
+    captured, captured_numbers = device.update_count(state, step) if optimizer == types.ADAM else None, None
+    if captured:
+        # each replay of a graph is an update of its own; momentum's first update comes before, when the graph is recorded
+        first_step, replays = captured
+        captured_numbers = xp.empty(3, dtype)
+        launch(count_update, dtype, 1, form, first_step, *hyper.tolist()[:4], replays, captured_numbers)
     limit = constraint.limit if constraint is not None and constraint.kind == types.MAX_VALUE else math.inf
     values = [p.reshape(-1) for p in params]
     flags = None if masks is None else masks.view("u1")
     if status is not None:
-        parts = min(max(chunks.count, 1), NORM_BLOCKS)
-        sums = xp.empty(parts)
+        block_count = min(max(chunks.count, 1), NORM_BLOCKS)
+        sums = xp.empty(block_count)
         launch(
-            square_chunks, dtype, parts, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
-            len(state), form, state.shape[1], *numbers, limit, masks is not None, counted is not None, chunks.chunks,
-            values, gradients, state, flags, later, sums,
+            square_chunks, dtype, block_count, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
+            len(state), form, state.shape[1], *numbers, limit, masks is not None, captured is not None, chunks.chunks,
+            values, gradients, state, flags, captured_numbers, sums,
         )  # fmt: skip
     launch(
-        update_chunks, dtype, max(chunks.count, 1) if parts else chunks.count, parts, clips, clip_norm, optimizer, len(state), form,
-        state.shape[1], *numbers, limit, masks is not None, moved is not None, before is not None, counted is not None,
-        chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, before, status, changes, later,
+        update_chunks, dtype, max(chunks.count, 1) if block_count else chunks.count, block_count, clips, clip_norm, optimizer,
+        len(state), form, state.shape[1], *numbers, limit, masks is not None, moved is not None, last_status is not None,
+        captured is not None, chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, last_status, status, changes,
+        captured_numbers,
     )  # fmt: skip
     if moved is not None:
         by_array = xp.empty((len(params), 2))
-        launch(add_changes, dtype, len(params), chunks.firsts, changes, by_array)
-        give(by_array, moved)
+        launch(add_changes, dtype, len(params), chunks.chunk_offsets, changes, by_array)
+        fetch(by_array, moved)
     if constraint is not None and constraint.kind != types.MAX_VALUE:
         apply_constraint(params, constraint, status)
 
@@ -356,7 +358,7 @@ def apply_constraint(params, constraint, status):
     limited_params = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]
     norms = norms_of(limited_params, widths, 2.0)
-    limited = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
-    wanted = limited > limit if status is None else (limited > limit) & (status == types.OK)
-    scales = xp.where(wanted, limit / xp.where(wanted, limited, 1.0), 1.0)
+    norms_to_limit = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
+    exceeds = norms_to_limit > limit if status is None else (norms_to_limit > limit) & (status == types.OK)
+    scales = xp.where(exceeds, limit / xp.where(exceeds, norms_to_limit, 1.0), 1.0)
     scale_arrays(limited_params, widths, xp.broadcast_to(scales, norms.shape).copy())

@@ -14,12 +14,12 @@ from .engine.device import (
     Values,
     blocks,
     constant,
-    first,
+    device_function,
     flat,
-    function,
+    grid_start,
+    grid_stride,
     kernel,
     launch,
-    stride,
     written,
 )
 
@@ -27,8 +27,8 @@ from .engine.device import (
 MOST_STEPS = 65535
 
 
-@function
-def under_way(offsets, steps, t):
+@device_function
+def sequences_at(offsets, steps, t):
     """How many sequences have step t; 0 before the first step and after the last."""
     return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
 
@@ -38,7 +38,7 @@ def gather_steps(
     dtype: Real, steps: Integer, columns: Integer, order: Integers, offsets: Integers, x: Values, rows: Values
 ):
     for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
-        for i in range(first(), under_way(offsets, steps, t) * columns, stride()):
+        for i in range(grid_start(), sequences_at(offsets, steps, t) * columns, grid_stride()):
             p = i // columns
             rows[offsets[t] * columns + i] = x[(order[p] * steps + t) * columns + i - p * columns]
 
@@ -48,10 +48,10 @@ def scatter_steps(
     dtype: Real, n: Integer, steps: Integer, columns: Integer, order: Integers, offsets: Integers, rows: Values, x: Values
 ):  # fmt: skip
     for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
-        own = under_way(offsets, steps, t) * columns
-        for i in range(first(), n * columns, stride()):
+        values = sequences_at(offsets, steps, t) * columns
+        for i in range(grid_start(), n * columns, grid_stride()):
             p = i // columns
-            value = rows[offsets[t] * columns + i] if i < own else dtype(0)
+            value = rows[offsets[t] * columns + i] if i < values else dtype(0)
             x[(order[p] * steps + t) * columns + i - p * columns] = value
 
 
@@ -60,7 +60,7 @@ def step_blocks(values, steps):
     return blocks(values), min(steps, MOST_STEPS)
 
 
-def on_device(batch):
+def device_packing(batch):
     """A batch's order and offsets on the device, once for all ops of a pass."""
     return constant(batch.order), constant(batch.offsets)
 
@@ -69,7 +69,7 @@ def gather_rows(x, batch, rows):
     """rows (R, C) = the steps of the sequences x (N, T, C)."""
     n, steps, columns = x.shape
     with written(rows) as out:
-        arrays = *on_device(batch), flat(x), out
+        arrays = *device_packing(batch), flat(x), out
         launch(gather_steps, x.dtype, step_blocks(n * columns, steps), steps, columns, *arrays)
 
 
@@ -77,5 +77,5 @@ def scatter_rows(rows, batch, x):
     """x (N, T, C) = the sequences of which rows (R, C) has the steps, 0 past their ends."""
     n, steps, columns = x.shape
     with written(x) as out:
-        arrays = *on_device(batch), flat(rows), out
+        arrays = *device_packing(batch), flat(rows), out
         launch(scatter_steps, x.dtype, step_blocks(n * columns, steps), n, steps, columns, *arrays)

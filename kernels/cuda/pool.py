@@ -13,98 +13,100 @@ import math
 import numpy as np
 from numba import cuda
 
-from .engine.device import BLOCK, Integer, Real, Values, function, kernel, launch
+from .engine.device import BLOCK, Integer, Real, Values, device_function, kernel, launch
 from .engine.reductions import add_down, larger, largest_down, tile_column, tile_width
 
 WARP = 32
 
 
-@function
-def over(a, b):
+@device_function
+def quotient(a, b):
     """a // b of integers in 0 .. 2^32 - 1: a 32-bit division costs a fraction of a 64-bit one."""
     return np.int64(np.uint32(a) // np.uint32(b))
 
 
-@function
-def place(rows, groups):
+@device_function
+def block_position(rows, row_groups):
     """(image, row, group) of this block."""
-    line = over(cuda.blockIdx.x, groups)
-    image = over(line, rows)
-    return image, line - image * rows, cuda.blockIdx.x - line * groups
+    line = quotient(cuda.blockIdx.x, row_groups)
+    image = quotient(line, rows)
+    return image, line - image * rows, cuda.blockIdx.x - line * row_groups
 
 
-@function
-def pixel_of(rows, width, groups):
+@device_function
+def pixel_of(rows, width, row_groups):
     """(image, h, w, channel) of this thread."""
-    image, h, group = place(rows, groups)
+    image, h, group = block_position(rows, row_groups)
     return image, h, group * (BLOCK // width) + cuda.threadIdx.x // width, tile_column(width)
 
 
-@function
-def pixels_of(i, step, before, size, limit):
+@device_function
+def pixels_of(i, step, pad, size, limit):
     """First pixel of window i inside the image, and the end of its pixels."""
-    return max(i * step - before, 0), min(i * step - before + size, limit)
+    return max(i * step - pad, 0), min(i * step - pad + size, limit)
 
 
-@function
-def windows_of(h, step, before, size, count):
+@device_function
+def windows_of(h, step, pad, size, count):
     """First window that holds pixel h, and the end of those windows."""
-    return over(max(h + before - size + step, 0), step), min(over(h + before, step) + 1, count)
+    return quotient(max(h + pad - size + step, 0), step), min(quotient(h + pad, step) + 1, count)
 
 
 @kernel
 def pool_windows(
     dtype: Real, H: Integer, W: Integer, C: Integer, size_h: Integer, size_w: Integer, step_h: Integer, step_w: Integer,
-    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer, together: Integer,
+    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer, windows: Integer,
     mean: Integer, include_pad: Integer, x: Values, y: Values,
 ):  # fmt: skip
-    """`together` windows of a row, with BLOCK // width // together threads for each window and channel."""
+    """The `windows` windows of a block, with BLOCK // width // windows threads for each window and channel."""
     shared = cuda.shared.array(BLOCK, dtype)
-    image, i, group = place(rows, groups)
-    channel, row = tile_column(width), cuda.threadIdx.x // width
-    j, part = group * together + (row & (together - 1)), row // together
+    image, i, group = block_position(rows, row_groups)
+    channel, thread_row = tile_column(width), cuda.threadIdx.x // width
+    j, first_row = group * windows + (thread_row & (windows - 1)), thread_row // windows
     h0, h1 = pixels_of(i, step_h, top, size_h, H)
     w0, w1 = pixels_of(j, step_w, left, size_w, W)
-    inside, split = j < columns and channel < C, BLOCK // width // together
+    inside, threads_per_window = j < columns and channel < C, BLOCK // width // windows
     value = dtype(0) if mean else dtype(-math.inf)
-    for h in range(h0 + part, h1 if inside else 0, split):
+    for h in range(h0 + first_row, h1 if inside else 0, threads_per_window):
         begin = ((image * H + h) * W + w0) * C + channel
         for at in range(begin, begin + (w1 - w0) * C, C):
             value = value + x[at] if mean else larger(x[at], value)
-    if split > 1:
-        value = add_down(shared, value, BLOCK // split) if mean else largest_down(shared, value, BLOCK // split)
-    if inside and part == 0:
+    if threads_per_window > 1:
+        span = BLOCK // threads_per_window
+        value = add_down(shared, value, span) if mean else largest_down(shared, value, span)
+    if inside and first_row == 0:
         count = size_h * size_w if include_pad else (h1 - h0) * (w1 - w0)
         y[((image * rows + i) * columns + j) * C + channel] = value / dtype(count) if mean else value
 
 
-@function
-def is_in(y, x, begin, end, pixel):
+@device_function
+def contains(y, x, start, stop, pixel):
     """Whether x has y or NaN at an index in range(begin, end, pixel)."""
-    while begin < end:
-        if x[begin] == y or x[begin] != x[begin]:
+    while start < stop:
+        if x[start] == y or x[start] != x[start]:
             return True
-        begin += pixel
+        start += pixel
     return False
 
 
-@function
-def is_first(y, x, at, begin, across, line, pixel):
+@device_function
+def is_first(y, x, at, start, across, line, pixel):
     """Whether no pixel of a window before index `at` has y. The window begins at `begin` and spans `across` values of each line."""
-    while begin + across <= at:
-        if is_in(y, x, begin, begin + across, pixel):
+    while start + across <= at:
+        if contains(y, x, start, start + across, pixel):
             return False
-        begin += line
-    return not is_in(y, x, begin, at, pixel)
+        start += line
+    return not contains(y, x, start, at, pixel)
 
 
 @kernel
 def max_pixels(
     dtype: Real, H: Integer, W: Integer, C: Integer, size_h: Integer, size_w: Integer, step_h: Integer, step_w: Integer,
-    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer,
+    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer,
     dy: Values, x: Values, y: Values, dx: Values,
 ):  # fmt: skip
-    image, h, w, channel = pixel_of(H, width, groups)
+    """dx of the maximum: dy of each window whose first largest value is the thread's pixel."""
+    image, h, w, channel = pixel_of(H, width, row_groups)
     if w < W and channel < C:
         i0, i1 = windows_of(h, step_h, top, size_h, rows)
         j0, j1 = windows_of(w, step_w, left, size_w, columns)
@@ -126,10 +128,11 @@ def max_pixels(
 @kernel
 def mean_pixels(
     dtype: Real, H: Integer, W: Integer, C: Integer, size_h: Integer, size_w: Integer, step_h: Integer, step_w: Integer,
-    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, groups: Integer, include_pad: Integer,
+    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer, include_pad: Integer,
     dy: Values, dx: Values,
 ):  # fmt: skip
-    image, h, w, channel = pixel_of(H, width, groups)
+    """dx of the mean: the sum of dy / count over the windows that hold the thread's pixel."""
+    image, h, w, channel = pixel_of(H, width, row_groups)
     if w < W and channel < C:
         i0, i1 = windows_of(h, step_h, top, size_h, rows)
         j0, j1 = windows_of(w, step_w, left, size_w, columns)
@@ -149,31 +152,31 @@ def mean_pixels(
         dx[((image * H + h) * W + w) * C + channel] = total
 
 
-def tiled(images, outputs, size, stride, pads):
-    """The kernels' first arguments; the last one is how many threads have neighbouring channels."""
+def kernel_sizes(images, outputs, size, stride, pads):
+    """The kernels' first arguments: sizes, and how many threads have neighbouring channels."""
     width = min(tile_width(images.shape[3]), WARP)
     return *images.shape[1:], *size, *stride, *pads[:2], *outputs.shape[1:3], width
 
 
-def grid(array, width, together):
-    """(grid, groups): each image row has `groups` groups, of `together` pixels or windows and `width` channels."""
+def grid(array, width, windows):
+    """(grid, row_groups): each image row has row_groups groups, of `windows` pixels or windows and `width` channels."""
     n, rows, columns, channels = array.shape
-    groups = -(-columns // together)
-    return (n * rows * groups, -(-channels // width)), groups
+    row_groups = -(-columns // windows)
+    return (n * rows * row_groups, -(-channels // width)), row_groups
 
 
-def sharing(columns, width, size):
+def windows_per_block(columns, width, size):
     """How many windows a block has, a power of two: about those of a row, but so many that no window has more threads than rows."""
-    room = BLOCK // width
-    most_each = 1 << size[0].bit_length() - 1
-    return max(min(room, 1 << (columns - 1).bit_length()), room // most_each)
+    block_windows = BLOCK // width
+    most_threads = 1 << size[0].bit_length() - 1
+    return max(min(block_windows, 1 << (columns - 1).bit_length()), block_windows // most_threads)
 
 
 def pool_forward(x, size, stride, pads, mean, include_pad, y):
-    shape = tiled(x, y, size, stride, pads)
-    together = sharing(y.shape[2], shape[-1], size)
-    over_windows, groups = grid(y, shape[-1], together)
-    launch(pool_windows, x.dtype, over_windows, *shape, groups, together, mean, include_pad, x, y)
+    shape = kernel_sizes(x, y, size, stride, pads)
+    windows = windows_per_block(y.shape[2], shape[-1], size)
+    window_blocks, row_groups = grid(y, shape[-1], windows)
+    launch(pool_windows, x.dtype, window_blocks, *shape, row_groups, windows, mean, include_pad, x, y)
 
 
 def max_pool2d_forward(x, size, stride, pads, y):
@@ -183,9 +186,9 @@ def max_pool2d_forward(x, size, stride, pads, y):
 
 def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
     """dx (N, H, W, C): dy of each window goes to the first of its largest values, in row order."""
-    shape = tiled(x, y, size, stride, pads)
-    over_pixels, groups = grid(x, shape[-1], BLOCK // shape[-1])
-    launch(max_pixels, x.dtype, over_pixels, *shape, groups, dy, x, y, dx)
+    shape = kernel_sizes(x, y, size, stride, pads)
+    pixel_blocks, row_groups = grid(x, shape[-1], BLOCK // shape[-1])
+    launch(max_pixels, x.dtype, pixel_blocks, *shape, row_groups, dy, x, y, dx)
 
 
 def avg_pool2d_forward(x, size, stride, pads, include_pad, y):
@@ -195,6 +198,6 @@ def avg_pool2d_forward(x, size, stride, pads, include_pad, y):
 
 def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
     """dx (N, H, W, C)."""
-    shape = tiled(dx, dy, size, stride, pads)
-    over_pixels, groups = grid(dx, shape[-1], BLOCK // shape[-1])
-    launch(mean_pixels, dx.dtype, over_pixels, *shape, groups, include_pad, dy, dx)
+    shape = kernel_sizes(dx, dy, size, stride, pads)
+    pixel_blocks, row_groups = grid(dx, shape[-1], BLOCK // shape[-1])
+    launch(mean_pixels, dx.dtype, pixel_blocks, *shape, row_groups, include_pad, dy, dx)

@@ -13,9 +13,21 @@ import numpy as np
 from numba import cuda, int32, int64
 
 from .engine import device
-from .engine.array_table import BEFORE, COLUMNS, chunk_of, table
-from .engine.device import BLOCK, Arrays, BitArrays, Flags, Integer, Integers, Number, Real, function, kernel, launch
-from .engine.reductions import add_before, add_down
+from .engine.array_table import COLUMNS, OFFSET, chunk_of, table
+from .engine.device import (
+    BLOCK,
+    Arrays,
+    BitArrays,
+    Flags,
+    Integer,
+    Integers,
+    Number,
+    Real,
+    device_function,
+    kernel,
+    launch,
+)
+from .engine.reductions import add_down, sum_before_thread
 
 # bits of a digit
 DIGIT = BLOCK.bit_length() - 1
@@ -23,89 +35,96 @@ DIGIT = BLOCK.bit_length() - 1
 MOST_BLOCKS = 512
 
 
-@function
-def begin_and_end(count):
-    """A block's chunks, in the order of the values."""
-    each = (count + cuda.gridDim.x - 1) // cuda.gridDim.x
-    return cuda.blockIdx.x * each, min((cuda.blockIdx.x + 1) * each, count)
+@device_function
+def block_chunks(count):
+    """A block's chunks, in the order of the values: the first, and the one after the last."""
+    chunks = (count + cuda.gridDim.x - 1) // cuda.gridDim.x
+    return cuda.blockIdx.x * chunks, min((cuda.blockIdx.x + 1) * chunks, count)
+
+
+@device_function
+def chunk_values(chunks, chunk):
+    """(array, this thread's first index in it, the chunk's end, the array's offset in the masks); the next index is BLOCK further."""
+    a, _, _, _, first, end = chunk_of(chunks, chunk)
+    return a, first, end, chunks[chunk * COLUMNS + OFFSET]
 
 
 @kernel
 def count_digits(
     dtype: Real, magnitude: Integer, shift: Integer, count: Integer, chunks: Integers,
-    x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
+    x: BitArrays, masks: Flags, prefix: Integers, counters: Integers,
 ):  # fmt: skip
-    """counters (blocks, BLOCK): how many unpruned values that begin with the chosen digits have each next digit."""
-    counted, t, beginning = cuda.shared.array(BLOCK, int32), cuda.threadIdx.x, chosen[0]
-    counted[t] = 0
+    """counters (blocks, BLOCK): how many unpruned values that begin with the digits found so far have each next digit."""
+    block_counters, t, digits = cuda.shared.array(BLOCK, int32), cuda.threadIdx.x, prefix[0]
+    block_counters[t] = 0
     cuda.syncthreads()
-    chunk, last = begin_and_end(count)
+    chunk, last = block_chunks(count)
     while chunk < last:
-        a, _, _, _, row, end = chunk_of(chunks, chunk)
-        before = chunks[chunk * COLUMNS + BEFORE]
-        while row < end:
-            if masks[before + row]:
-                bits = (x[a][row] & magnitude) >> shift
-                if bits >> DIGIT == beginning:
-                    cuda.atomic.add(counted, bits & (BLOCK - 1), 1)
-            row += BLOCK
+        a, i, end, offset = chunk_values(chunks, chunk)
+        while i < end:
+            if masks[offset + i]:
+                bits = (x[a][i] & magnitude) >> shift
+                if bits >> DIGIT == digits:
+                    cuda.atomic.add(block_counters, bits & (BLOCK - 1), 1)
+            i += BLOCK
         chunk += 1
     cuda.syncthreads()
-    counters[cuda.blockIdx.x * BLOCK + t] = counted[t]
+    counters[cuda.blockIdx.x * BLOCK + t] = block_counters[t]
 
 
 @kernel
-def choose_digit(dtype: Real, blocks: Integer, counters: Integers, chosen: Integers):
-    """chosen (2,): the digits so far, and how many of the values that begin with them are to be pruned; by one block."""
-    shared, t, found = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
-    beginning, left = chosen[0], chosen[1]
+def choose_digit(dtype: Real, blocks: Integer, counters: Integers, prefix: Integers):
+    """prefix (2,): the digits found so far, and how many of the values that begin with them are to be pruned; by one block."""
+    shared, t, total = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
+    digits, remaining = prefix[0], prefix[1]
     for block in range(blocks):
-        found += counters[block * BLOCK + t]
-    before, _ = add_before(shared, found)
-    if before < left and left <= before + found:
-        chosen[0], chosen[1] = (beginning << DIGIT) + t, left - before
+        total += counters[block * BLOCK + t]
+    before, _ = sum_before_thread(shared, total)
+    if before < remaining and remaining <= before + total:
+        prefix[0], prefix[1] = (digits << DIGIT) + t, remaining - before
 
 
 @kernel
 def prune_chunks(
     dtype: Real, magnitude: Integer, count: Integer, chunks: Integers,
-    x: BitArrays, masks: Flags, chosen: Integers, counters: Integers,
+    x: BitArrays, masks: Flags, prefix: Integers, counters: Integers,
 ):  # fmt: skip
-    """Prune values smaller than the chosen one, and of the equal ones the first; the grid is that of the last counts."""
-    shared, t, taken = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
-    least, digit = chosen[0], chosen[0] & (BLOCK - 1)
+    """Prune values smaller than the one found, and of the equal ones the first; the grid is that of the last counts."""
+    shared, t, pruned_before = cuda.shared.array(BLOCK, int64), cuda.threadIdx.x, int64(0)
+    least, digit = prefix[0], prefix[0] & (BLOCK - 1)
     for block in range(t, cuda.blockIdx.x, BLOCK):
-        taken += counters[block * BLOCK + digit]
-    room = chosen[1] - add_down(shared, taken, 1)
-    partly = room > 0 and room < counters[cuda.blockIdx.x * BLOCK + digit]
-    if room > 0 and not partly:
+        pruned_before += counters[block * BLOCK + digit]
+    # how many equal values are pruned from this block on: all of the block's, some, or none
+    remaining = prefix[1] - add_down(shared, pruned_before, 1)
+    partly = remaining > 0 and remaining < counters[cuda.blockIdx.x * BLOCK + digit]
+    if remaining > 0 and not partly:
         least += 1
-    chunk, last = begin_and_end(count)
+    chunk, last = block_chunks(count)
     while chunk < last:
-        a, _, _, _, row, end = chunk_of(chunks, chunk)
-        before = chunks[chunk * COLUMNS + BEFORE]
-        while row - t < end:
-            lives = row < end and masks[before + row] != 0
-            bits = int64(x[a][row] & magnitude) if lives else int64(0)
-            goes = bits < least
+        a, i, end, offset = chunk_values(chunks, chunk)
+        # all threads go as far as the first of them
+        while i - t < end:
+            alive = i < end and masks[offset + i] != 0
+            bits = int64(x[a][i] & magnitude) if alive else int64(0)
+            prune = bits < least
             if partly:
-                earlier, all_here = add_before(shared, int64(1 if lives and bits == least else 0))
-                goes = goes or (bits == least and earlier < room)
-                room -= all_here
-            if row < end and (goes or not lives):
-                x[a][row], masks[before + row] = 0, 0
-            row += BLOCK
+                before, equals = sum_before_thread(shared, int64(1 if alive and bits == least else 0))
+                prune = prune or (bits == least and before < remaining)
+                remaining -= equals
+            if i < end and (prune or not alive):
+                x[a][i], masks[offset + i] = 0, 0
+            i += BLOCK
         chunk += 1
 
 
 @kernel
 def prune_below_chunks(dtype: Real, threshold: Number, chunks: Integers, x: Arrays, masks: Flags):
-    a, _, _, _, row, end = chunk_of(chunks, cuda.blockIdx.x)
-    before = chunks[cuda.blockIdx.x * COLUMNS + BEFORE]
-    while row < end:
-        if not masks[before + row] or abs(x[a][row]) < threshold:
-            x[a][row], masks[before + row] = dtype(0), 0
-        row += BLOCK
+    """Prune values below the threshold; a block for each chunk."""
+    a, i, end, offset = chunk_values(chunks, cuda.blockIdx.x)
+    while i < end:
+        if not masks[offset + i] or abs(x[a][i]) < threshold:
+            x[a][i], masks[offset + i] = dtype(0), 0
+        i += BLOCK
 
 
 def prune_smallest(arrays, masks, count):
@@ -117,12 +136,12 @@ def prune_smallest(arrays, masks, count):
     bits = 8 * dtype.itemsize - 1
     blocks = -(-chunks.count // -(-chunks.count // MOST_BLOCKS))
     values = [a.reshape(-1).view(f"i{dtype.itemsize}") for a in arrays]
-    chosen, counters = xp.asarray(np.array([0, count])), xp.empty(blocks * BLOCK, np.int64)
-    given = chunks.count, chunks.chunks, values, masks.view("u1"), chosen, counters
+    prefix, counters = xp.asarray(np.array([0, count])), xp.empty(blocks * BLOCK, np.int64)
+    arguments = chunks.count, chunks.chunks, values, masks.view("u1"), prefix, counters
     for shift in reversed(range(0, bits, DIGIT)):
-        launch(count_digits, dtype, blocks, (1 << bits) - 1, shift, *given)
-        launch(choose_digit, dtype, 1, blocks, counters, chosen)
-    launch(prune_chunks, dtype, blocks, (1 << bits) - 1, *given)
+        launch(count_digits, dtype, blocks, (1 << bits) - 1, shift, *arguments)
+        launch(choose_digit, dtype, 1, blocks, counters, prefix)
+    launch(prune_chunks, dtype, blocks, (1 << bits) - 1, *arguments)
 
 
 def prune_below(arrays, masks, threshold):

@@ -3,14 +3,15 @@
 Launches of a step: at most three a layer beside the GEMMs; loss and its gradient; the mean of the losses; the squares of the gradients; the
 update, which clips.
 
-Whether a label was bad, and whether the norm is finite, is known on the device alone. A step leaves a status there. The next step of an
-epoch does not update if that status is not OK. So an epoch waits once, at its end. It then computes the gradients of a batch that failed
-again, so that the caller can see which were not finite.
+Whether a label was bad, and whether the norm is finite, is known on the device alone. A step writes a status there. The next step of an
+epoch does not update if that status is not OK. So an epoch waits once, at its end. It then recomputes the gradients of a batch that failed,
+so that the caller can see which were not finite.
 
 A record, or rows of health, that lies on the device is written there. Intermediate arrays lie in `work`, all but the status.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float64
@@ -22,21 +23,21 @@ from ..types import Chain, ChainGradients, ChainSaved
 from .clip import norms_of
 from .dense import dense_chain_backward, dense_chain_forward
 from .engine import device
-from .engine.device import BLOCK, Integer, Integers, Real, Wide, WideNumber, constant, flat, give, launch, wide_kernel
+from .engine.device import BLOCK, Integer, Integers, Real, Wide, WideNumber, constant, fetch, flat, launch, wide_kernel
 from .engine.reductions import add_down
-from .health import array_health, leave_ratios, output_health
+from .health import array_health, output_health, write_update_ratios
 from .loss import class_losses, value_losses
 from .optim import count, update_all
 
 
 @wide_kernel
-def leave_mean(
-    dtype: Real, n: Integer, scale: WideNumber, parts: Wide, before: Integers, status: Integers, record: Wide
+def mean_loss(
+    dtype: Real, n: Integer, scale: WideNumber, partials: Wide, before: Integers, status: Integers, record: Wide
 ):  # fmt: skip
-    """record[0] = scale times the sum of parts (n,), and status: that before, or BAD_LABEL, of which a loss of -inf tells."""
+    """record[0] = scale times the sum of partials (n,), and status: that before, or BAD_LABEL, which a loss of -inf stands for."""
     shared, total = cuda.shared.array(BLOCK, float64), 0.0
     for i in range(cuda.threadIdx.x, n, BLOCK):
-        total += parts[i]
+        total += partials[i]
     total = add_down(shared, total, 1)
     if cuda.threadIdx.x == 0:
         outcome = before[0]
@@ -45,6 +46,14 @@ def leave_mean(
         status[0] = outcome
         if outcome == types.OK:
             record[0] = total * scale
+
+
+class Batch(NamedTuple):
+    """x (N, C), the target, and row_weights (N,) or None."""
+
+    x: Any
+    target: Any
+    row_weights: Any
 
 
 class NetViews:
@@ -57,70 +66,70 @@ class NetViews:
         if FUSED.get(self.loss) == self.activations[-1].code:
             self.activations[-1] = types.ACTIVATIONS["identity"]
 
-    def lay_out(self, rows):
+    def work_views(self, rows):
         """For so many rows: the arrays that a forward saves, every layer's dz, and the rest of `work`."""
         sizes = [(rows, w.shape[1]) for w in self.weights]
-        ys, rest = carve(self.work, sizes)
-        zs, rest = carve(rest, sizes)
-        dzs, rest = carve(rest, sizes)
+        ys, rest = views(self.work, sizes)
+        zs, rest = views(rest, sizes)
+        dzs, rest = views(rest, sizes)
         zs = [z if f.needs_input else y for f, y, z in zip(self.activations, ys, zs, strict=True)]
         return ChainSaved(zs, ys), dzs, rest
 
-    def gradients(self, x, target, row_weights, l2, mean=True):
+    def gradients(self, batch, l2, mean=True):
         """Compute the gradients: (sums of losses by block, their scale, sum of squares of all w or None, outputs)."""
-        saved, dzs, rest = self.lay_out(len(x))
+        x, target, row_weights = batch
+        saved, dzs, rest = self.work_views(len(x))
         chain, y, dy = Chain(x, self.weights, self.biases, self.activations, None), saved.outputs[-1], dzs[-1]
         dense_chain_forward(chain, saved)
         by_row = self.loss == types.CROSS_ENTROPY
         columns = 1 if by_row else y.shape[1]
-        (losses,), _ = carve(rest, [(len(x), columns)])
+        (losses,), _ = views(rest, [(len(x), columns)])
         weight = len(x) if row_weights is None else float(row_weights.sum(dtype=np.float64))
         scale = 1.0
         if mean:
             scale = 1 / (weight * columns) if weight * columns else 0.0
-        parts = (
+        partials = (
             class_losses(y, target, losses[:, 0], dy, scale)
             if by_row
             else value_losses(self.loss, y, target, losses, dy, scale)
         )
         if row_weights is not None:
             dy *= row_weights[:, None]
-            bad = parts.sum() == -math.inf
-            parts = device.xp.where(bad, -math.inf, (losses * row_weights[:, None]).sum(dtype=np.float64)).reshape(1)
+            bad_label = partials.sum() == -math.inf
+            total = (losses * row_weights[:, None]).sum(dtype=np.float64)
+            partials = device.xp.where(bad_label, -math.inf, total).reshape(1)
         dense_chain_backward(dy, chain, saved, ChainGradients(dzs, None, self.dweights, self.dbiases))
         squares = (norms_of(self.weights, None, 2.0) ** 2).sum() if l2 else None
         if l2 and weight:
             for w, dw in zip(self.weights, self.dweights, strict=True):
                 dw += w.dtype.type(l2 / weight if mean else l2) * w
-        return parts, scale, squares, saved.outputs
+        return partials, scale, squares, saved.outputs
 
 
-def carve(array, shapes):
+def views(array, shapes):
     """Views of these shapes, one after the other in a flat array, and the rest of that array."""
-    parts = []
+    matrices = []
     for rows, columns in shapes:
-        parts.append(array[: rows * columns].reshape(rows, columns))
+        matrices.append(array[: rows * columns].reshape(rows, columns))
         array = array[rows * columns :]
-    return parts, array
+    return matrices, array
 
 
-def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch, batch):
+def run_step(net, batch, rule, step, record, before, l2, watch):
     """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device.
 
-    net: NetViews; watch: its row `batch` is written. Nothing waits for a row that lies on the device.
+    net: NetViews; watch: its first row is written. Nothing waits for a row that lies on the device.
     """
-    xp = device.xp
-    constraint = rule.constraint
-    parts, scale, squares, outputs = net.gradients(x, target, row_weights, l2)
-    seen, status = xp.empty(1, np.int64), xp.empty(1, np.int64)
-    launch(leave_mean, x.dtype, 1, parts.size, scale, parts, before, seen, record)
+    xp, constraint = device.xp, rule.constraint
+    partials, scale, squares, outputs = net.gradients(batch, l2)
+    loss_status, status = xp.empty(1, np.int64), xp.empty(1, np.int64)
+    launch(mean_loss, net.params.dtype, 1, partials.size, scale, partials, before, loss_status, record)
     if l2:
         record[2:3] = squares
-    watched = watch is not None and step % watch.every == 0
-    lists = constraint is not None and constraint.kind != types.MAX_VALUE
-    params, grads = [net.params], [net.grads]
-    moved = None
-    if watched or lists:
+    measured = watch is not None and step % watch.every == 0
+    by_array = constraint is not None and constraint.kind != types.MAX_VALUE
+    params, grads, moved = [net.params], [net.grads], None
+    if measured or by_array:
         # what is of an array by itself needs them one by one, in the order in which they lie
         pairs = zip(net.weights, net.biases, net.dweights, net.dbiases, net.table.tolist(), strict=True)
         arrays = [
@@ -131,22 +140,22 @@ def run_step(net, x, target, rule, step, record, before, row_weights, l2, watch,
         ]
         order = sorted(range(len(arrays)), key=lambda i: arrays[i][0])
         params, grads, owners = ([arrays[i][k] for i in order] for k in (1, 2, 3))
-        moved = xp.empty((len(arrays), 2)) if watched else None
-        if lists:
+        moved = xp.empty((len(arrays), 2)) if measured else None
+        if by_array:
             widths = np.asarray(constraint.widths if type(constraint.widths) is np.ndarray else constraint.widths.get())
             constraint = types.Constraint(constraint.kind, constraint.limit, widths[order])
-    update_all(params, grads, rule._replace(constraint=constraint), step + 1, record[1:2], status, moved, seen)
-    if watched:
-        row = watch.rows[batch]
+    update_all(params, grads, rule._replace(constraint=constraint), step + 1, record[1:2], status, moved, loss_status)
+    if measured:
+        row = watch.rows[0]
         on_gpu = row if type(row) is xp.ndarray else xp.empty(row.shape)
-        look(net, watch.bands, outputs, on_gpu)
-        leave_ratios(constant(np.array(owners, np.int64)), moved, status, on_gpu)
+        measure_health(net, watch.bands, outputs, on_gpu)
+        write_update_ratios(constant(np.array(owners, np.int64)), moved, status, on_gpu)
         if on_gpu is not row:
-            give(on_gpu, row)
+            fetch(on_gpu, row)
     return status
 
 
-def look(net, bands, outputs, row):
+def measure_health(net, bands, outputs, row):
     """Write the health of the layers' gradients and outputs to row (L, 9), which lies on the device."""
     pairs = zip(net.dweights, net.dbiases, strict=True)
     gradients = [[a.reshape(-1) for a in pair if a is not None] for pair in pairs]
@@ -162,14 +171,14 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     """
     xp = device.xp
     x = xp.asarray(x[:]) if isinstance(x, types.Nonzeros) else flat(x)
-    parts, scale, squares, _ = NetViews(net).gradients(x, flat(target), row_weights, l2, mean)
+    partials, scale, squares, _ = NetViews(net).gradients(Batch(x, flat(target), row_weights), l2, mean)
     on_gpu = record if type(record) is xp.ndarray else xp.zeros(record.shape)
     status = xp.empty(1, np.int64)
-    launch(leave_mean, x.dtype, 1, parts.size, scale, parts, xp.zeros(1, np.int64), status, on_gpu)
+    launch(mean_loss, x.dtype, 1, partials.size, scale, partials, xp.zeros(1, np.int64), status, on_gpu)
     if l2:
         on_gpu[1:2] = squares
     if on_gpu is not record:
-        give(on_gpu, record)
+        fetch(on_gpu, record)
     return status.reshape(())
 
 
@@ -182,10 +191,11 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
     """
     on_gpu = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
     before = device.xp.zeros(1, np.int64)
-    status = run_step(NetViews(net), flat(x), flat(target), rule, step, on_gpu, before, row_weights, l2, watch, 0)
+    batch = Batch(flat(x), flat(target), row_weights)
+    status = run_step(NetViews(net), batch, rule, step, on_gpu, before, l2, watch)
     count(updates, status)
     if on_gpu is not record:
-        give(on_gpu, record)
+        fetch(on_gpu, record)
     return status.reshape(())
 
 
@@ -204,36 +214,32 @@ def dense_chain_epoch(
         return types.OK, 0
     if isinstance(x, types.Nonzeros):
         x = xp.asarray(x[:])
-    views, rest, order = NetViews(net), rule.hyper.tolist()[1:], xp.asarray(order)
+    net_views, hyper, order = NetViews(net), rule.hyper.tolist()[1:], xp.asarray(order)
     records, statuses = xp.zeros((len(starts), record.shape[1])), [xp.zeros(1, np.int64)]
 
     def batch_of(start):
         rows = order[start : start + batch_size]
         pair = (xp.take(flat(a), rows, axis=0) for a in (x, target))
-        return *pair, None if row_weights is None else xp.take(row_weights, rows)
+        return Batch(*pair, None if row_weights is None else xp.take(row_weights, rows))
 
-    for batch, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
-        batch_x, batch_target, weights = batch_of(start)
-        batch_rule = rule._replace(hyper=np.array([rate, *rest]))
-        status = run_step(
-            views, batch_x, batch_target, batch_rule, step + batch, records[batch], statuses[-1], weights, l2, watch, batch
-        )  # fmt: skip
+    for i, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
+        batch_rule, batch_watch = rule._replace(hyper=np.array([rate, *hyper])), watch and watch.after(i)
+        status = run_step(net_views, batch_of(start), batch_rule, step + i, records[i], statuses[-1], l2, batch_watch)
         statuses.append(status)
         if updates is not None:
             updates += 1
     outcomes = np.empty(len(statuses), np.int64)
-    give(xp.concatenate(statuses), outcomes)
+    fetch(xp.concatenate(statuses), outcomes)
     failed = np.flatnonzero(outcomes)
     done = int(failed[0]) - 1 if len(failed) else len(starts)
     if updates is not None:
         updates -= len(starts) - done
     values = np.empty(records.shape)
-    give(records, values)
-    # of batches after one that failed there is nothing to tell
-    whole = values[: done + 1]
-    record[: done + 1] = whole if type(record) is np.ndarray else xp.asarray(whole)
+    fetch(records, values)
+    # batches after one that failed have no record
+    values = values[: done + 1]
+    record[: done + 1] = values if type(record) is np.ndarray else xp.asarray(values)
     if done == len(starts):
         return types.OK, done
-    batch_x, batch_target, weights = batch_of(starts[done])
-    views.gradients(batch_x, batch_target, weights, l2)
+    net_views.gradients(batch_of(starts[done]), l2)
     return int(outcomes[done + 1]), done

@@ -38,8 +38,8 @@ def batch_norm_statistics(x, running, training, eps, statistics):
         var = ((x - mean) ** 2).mean(axis=0)
         if running.mean is not None:
             new_var = var * count / (count - 1) if running.unbiased else var
-            for old, of_batch in ((running.mean, mean), (running.var, new_var)):
-                value = (1 - running.momentum) * old.astype(np.float64) + running.momentum * of_batch
+            for old, batch_value in ((running.mean, mean), (running.var, new_var)):
+                value = (1 - running.momentum) * old.astype(np.float64) + running.momentum * batch_value
                 old[...] = np.where(np.isfinite(value), np.minimum(value, np.finfo(x.dtype).max), value)
     rstd[...] = 1 / np.sqrt(var + eps)
 
@@ -53,10 +53,10 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
     activation_forward(z, y, activation)
 
 
-def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, gradients):
+def batch_norm_backward(dy, x, statistics, affine, activation, batch_statistics, saved, gradients):
     """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,).
 
-    of_batch: whether the statistics are the batch's.
+    batch_statistics: whether mean and rstd are the batch's.
     """
     (mean, rstd), (dz, dx, dgamma, dbeta) = statistics, gradients
     if dz is None:
@@ -66,5 +66,5 @@ def batch_norm_backward(dy, x, statistics, affine, activation, of_batch, saved, 
     sum_dz, sum_dz_xhat = dz.sum(axis=0, dtype=np.float64), (dz * xhat).sum(axis=0)
     dbeta[...], dgamma[...] = sum_dz, sum_dz_xhat
     if dx is not None:
-        from_statistics = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if of_batch else 0
+        from_statistics = (sum_dz + xhat * sum_dz_xhat) / max(len(x), 1) if batch_statistics else 0
         dx[...] = affine.gamma * rstd * (dz - from_statistics)

@@ -25,11 +25,11 @@ def array_norms(arrays, widths, p, norms, nonfinite):
 def _norm(x, p):
     """The norm of each column of |x|: values are divided by the largest one, so that no power overflows and not all underflow."""
     largest = x.max(axis=0, initial=0)
-    plain = (largest > 0) & np.isfinite(largest)
+    finite = (largest > 0) & np.isfinite(largest)
     if p == np.inf:
         return largest
-    unit = np.where(plain, largest, 1)
-    return np.where(plain, unit * ((x / unit) ** p).sum(axis=0) ** (1 / p), largest)
+    unit = np.where(finite, largest, 1)
+    return np.where(finite, unit * ((x / unit) ** p).sum(axis=0) ** (1 / p), largest)
 
 
 def joint_norm(norms, p):

@@ -54,8 +54,8 @@ def layer_health(watch, gradients, outputs, row):
 def update_health(table, before, after, row):
     """The updates' ratio in row (L, 9), from flat parameters laid out as in training_step.py."""
     for l, (n_in, n_out, w, b, _) in enumerate(table.tolist()):
-        places = [slice(w, w + n_in * n_out), *([slice(b, b + n_out)] if b >= 0 else [])]
-        moved, weight = np.sum([change(before[place], after[place]) for place in places], axis=0)
+        slices = [slice(w, w + n_in * n_out), *([slice(b, b + n_out)] if b >= 0 else [])]
+        moved, weight = np.sum([change(before[values], after[values]) for values in slices], axis=0)
         row[l, types.HEALTH.index("update_ratio")] = ratio(moved, weight)
 
 

@@ -46,11 +46,11 @@ def lstm_forward(xs, weights, start, batch, saved, end):
         if peephole is not None:
             o += peephole[2] * c_now
         o[...] = sigmoid(o)
-        squashed = np.tanh(c_now)
-        h[rows] = o * squashed if w_proj is None else (o * squashed) @ w_proj
+        tanh_now = np.tanh(c_now)
+        h[rows] = o * tanh_now if w_proj is None else (o * tanh_now) @ w_proj
         gates[rows], state_h[:n], state_c[:n] = z, h[rows], c_now
         if c is not None:
-            c[rows], tanh_c[rows] = c_now, squashed
+            c[rows], tanh_c[rows] = c_now, tanh_now
     end.h[order], end.c[order] = state_h, state_c
 
 
@@ -118,9 +118,9 @@ def rows_before(values, start, batch):
     order, offsets, reverse = batch
     before = np.empty_like(values)
     for t in range(len(offsets) - 1):
-        n, other = offsets[t + 1] - offsets[t], t + 1 if reverse else t - 1
-        has = offsets[other + 1] - offsets[other] if 0 <= other < len(offsets) - 1 else 0
-        has = min(has, n)
-        before[offsets[t] : offsets[t] + has] = values[offsets[other] : offsets[other] + has]
-        before[offsets[t] + has : offsets[t + 1]] = start[order[has:n]]
+        n, step_before = offsets[t + 1] - offsets[t], t + 1 if reverse else t - 1
+        n_before = offsets[step_before + 1] - offsets[step_before] if 0 <= step_before < len(offsets) - 1 else 0
+        n_before = min(n_before, n)
+        before[offsets[t] : offsets[t] + n_before] = values[offsets[step_before] : offsets[step_before] + n_before]
+        before[offsets[t] + n_before : offsets[t + 1]] = start[order[n_before:n]]
     return before

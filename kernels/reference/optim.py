@@ -47,9 +47,9 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
         m, v, *largest = state
         m[...] = beta1 * m + (1 - beta1) * g
         v[...] = beta2 * v + (1 - beta2) * g * g
-        for most in largest:
-            np.maximum(most, v, out=most)
-            v = most
+        for largest_v in largest:
+            np.maximum(largest_v, v, out=largest_v)
+            v = largest_v
         correction = math.sqrt(1 - beta2**step)
         params -= lr / (1 - beta1**step) * m / (np.sqrt(v) / correction + (eps / correction if form else eps))
     elif optimizer != SGD:
@@ -106,9 +106,9 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
 
 def is_sound(params, grads, state, copies):
     """Whether all values that were finite still are; if not, params and state are restored from copies (params, then state)."""
-    *before, state_before = (np.isfinite(a) for a in copies)
-    was = _flat(before) & _flat(np.isfinite(g) for g in grads) & state_before.all(axis=0)
-    sound = not (was & ~(_flat(np.isfinite(p) for p in params) & np.isfinite(state).all(axis=0))).any()
+    *params_were_finite, state_was_finite = (np.isfinite(a) for a in copies)
+    were_finite = _flat(params_were_finite) & _flat(np.isfinite(g) for g in grads) & state_was_finite.all(axis=0)
+    sound = not (were_finite & ~(_flat(np.isfinite(p) for p in params) & np.isfinite(state).all(axis=0))).any()
     if not sound:
         for a, copy in zip((*params, state), copies, strict=True):
             a[...] = copy

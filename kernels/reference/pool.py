@@ -31,12 +31,12 @@ def max_pool2d_backward(dy, x, y, size, stride, pads, dx):
     padded = pad(x, pads, -np.inf)
     in_image = pad(np.ones_like(x, bool), pads, False)
     dpadded = np.zeros_like(padded)
-    done = np.zeros(y.shape, bool)
+    matched = np.zeros(y.shape, bool)
     for _, pixels in taps(size, y.shape, stride):
         largest = (padded[pixels] == y) | (np.isnan(padded[pixels]) & np.isnan(y))
-        first = largest & in_image[pixels] & ~done
+        first = largest & in_image[pixels] & ~matched
         dpadded[pixels] += np.where(first, dy, 0)
-        done |= first
+        matched |= first
     dx[...] = inner(dpadded, pads)
 
 

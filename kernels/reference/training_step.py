@@ -102,22 +102,22 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
     record[:2] = loss, norm
     if l2:
         record[2] = squares
-    watched = watch is not None and step % watch.every == 0
-    if watched:
+    measured = watch is not None and step % watch.every == 0
+    if measured:
         layer_health(watch, _arrays_by_layer(table, parameters, grads), outputs, watch.rows[0])
     if not math.isfinite(norm):
         return types.NONFINITE
     copies = [params.copy(), state.copy()]
     update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
-    after = params.copy() if watched else None
+    params_after = params.copy() if measured else None
     zero_pruned(params, state, masks)
     apply_constraint([a for layer in _arrays_by_layer(table, parameters, params) for a in layer], constraint)
     if not is_sound([params], [grads], state, copies):
         return types.NONFINITE
     if updates is not None:
         updates += 1
-    if watched:
-        update_health(table, copies[0], after, watch.rows[0])
+    if measured:
+        update_health(table, copies[0], params_after, watch.rows[0])
     return types.OK
 
 

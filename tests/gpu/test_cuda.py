@@ -314,7 +314,7 @@ def test_a_convolution_is_two_launches_forward_and_four_backward(emulated, launc
     """It writes columns once, and reads what lies under windows; the fold reads what was not padding, and writes each pixel once."""
     kernel_run(emulated, convolution)
     assert names_of(launches) == [
-        "unfold_tiles", "activate_tiles", "differentiate_tiles", "unfold_tiles", "fold_tiles",
+        "im2row_tiles", "activate_tiles", "differentiate_tiles", "im2row_tiles", "col2im_tiles",
     ]  # fmt: skip
     unfold, activate, _, again, fold = (traffic_of(launch, dtype) for launch in launches)
     assert emulator.xp.products == 3
@@ -341,10 +341,10 @@ def test_images_unfolded_in_parts_give_the_same(emulated, launches, monkeypatch,
     launches.clear()
     kh, kw, _, outputs = convolution.w.shape
     image = convolution.dy[0].size // outputs * kh * kw * convolution.x.shape[3] * dtype.itemsize
-    monkeypatch.setattr(conv, "UNFOLDED", 2 * image + 1)
+    monkeypatch.setattr(conv, "PATCH_BYTES", 2 * image + 1)
     parts = kernel_run(emulated, convolution)
     # of two, two and one
-    assert names_of(launches).count("unfold_tiles") == 6
+    assert names_of(launches).count("im2row_tiles") == 6
     assert names_of(launches)[-1] == "add_rows"
     for name, array in whole.items():
         assert_close("conv", parts[name], array.astype(float), size=np.abs(array).max(), terms=200)
@@ -369,12 +369,12 @@ def test_health_reads_each_value_once(emulated, launches, dtype, rng):
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (7, 600), (0, 4))]
     n = sum(a.size for a in arrays)
     emulated.array_health(arrays, np.empty((4, 4)))
-    assert names_of(launches) == ["look_at_arrays", "join_arrays"]
+    assert names_of(launches) == ["chunk_health", "join_arrays"]
     assert traffic_of(launches[0], dtype)[1] == (n, 0)
     assert sum(written for _, written in filter(None, launches[0][1])) == 32 * 7
     launches.clear()
     emulated.output_health([arrays[0], arrays[2], arrays[3]], np.array([[-1.0, 1, -2, 2]] * 3), np.empty((3, 4)))
-    assert names_of(launches) == ["look_at_outputs", "join_groups", "join_outputs"]
+    assert names_of(launches) == ["output_moments", "join_groups", "join_outputs"]
     # and the first value of each chunk once more, by all threads: caches hold it
     assert n - 5000 + BLOCK * 4 == traffic_of(launches[0], dtype)[1][0]
 
@@ -382,7 +382,7 @@ def test_health_reads_each_value_once(emulated, launches, dtype, rng):
 @pytest.mark.parametrize("layers", [3, BLOCK + 1])
 def test_ratios_of_updates_are_the_references(emulated, layers, rng):
     """Of arrays in any order; nothing moved is 0, something moved where all was 0 is infinite, and of no update there is none."""
-    from fastgrad.kernels.cuda.health import leave_ratios
+    from fastgrad.kernels.cuda.health import write_update_ratios
 
     owners = rng.permutation(np.repeat(np.arange(layers), 2))
     moved = rng.random((2 * layers, 2))
@@ -390,11 +390,11 @@ def test_ratios_of_updates_are_the_references(emulated, layers, rng):
     moved[owners == 1, 1] = 0
     moved[np.flatnonzero(owners == 2)[1]] = np.inf, 1
     row = np.full((layers, 9), 7.0)
-    leave_ratios(owners, moved, np.zeros(1, np.int64), row)
+    write_update_ratios(owners, moved, np.zeros(1, np.int64), row)
     assert row[:3, 8].tolist() == [0, np.inf, np.inf]
     expected = [reference.health.ratio(*moved[owners == layer].sum(axis=0)) for layer in range(3, layers)]
     np.testing.assert_allclose(row[3:, 8], expected, rtol=1e-12)
-    leave_ratios(owners, moved, np.full(1, types.NONFINITE), row)
+    write_update_ratios(owners, moved, np.full(1, types.NONFINITE), row)
     assert np.isnan(row[:, 8]).all()
     assert (row[:, :8] == 7).all()
 
@@ -472,7 +472,7 @@ def test_batch_norm_reads_dy_and_x_twice_backward(emulated, launches, dtype, rng
     )
     arguments = statistics, affine, ACTIVATIONS[name], of_batch, LayerSaved(y, y)
     emulated.batch_norm_backward(dy, x, *arguments, gradients)
-    assert names_of(launches) == ["block_sums", "sums"] + ["inputs"] * of_batch
+    assert names_of(launches) == ["block_sums", "join_sums"] + ["input_gradients"] * of_batch
     n, reads_y = x.size, name == "tanh" or (name == "relu" and residual)
     upstream, first, _, _, _, _, saved, *written, parts = traffic_of(launches[0], dtype)
     assert upstream == first == (n, 0)
@@ -610,7 +610,7 @@ def test_a_step_of_an_lstm_is_one_launch_and_one_gemm(emulated, launches, emulat
     launches.clear()
     emulator.xp.products = 0
     call.backward(emulated)
-    step, sums = [*["lstm_upstreams"] * projects, "lstm_slopes"], ["sum_slopes", *["add_rows"] * (1 + projects)]
+    step, sums = [*["lstm_upstream"] * projects, "lstm_gradients"], ["sum_gradients", *["add_rows"] * (1 + projects)]
     # h, and for peepholes c, of the steps before
     assert names_of(launches) == [*step * 6, *["rows_before"] * (1 + projects), *sums]
     # and dx and the gradients of the matrices

@@ -116,7 +116,7 @@ def test_an_epoch_waits_once_more_for_what_it_has_looked_at(fake_gpu, make):
     assert waits[1] == waits[0] + 1
 
 
-LOOKING = ["add_changes", "divide_changes", "join_arrays", "join_groups", "join_outputs", "look_at_arrays"]
+LOOKING = ["add_changes", "chunk_health", "join_arrays", "join_groups", "join_outputs", "update_ratios"]
 
 
 @pytest.mark.parametrize("make", [chain, layers, lambda: layers(5)])
@@ -131,7 +131,7 @@ def test_looking_takes_seven_launches_whatever_the_number_of_layers(fake_gpu, mo
         trainer.step(x, y)
         launched.append(sorted(name for name, _ in fake_gpu.launches))
     looked, plain = launched[2:]
-    assert sorted([*plain, *LOOKING, "look_at_outputs"]) == looked
+    assert sorted([*plain, *LOOKING, "output_moments"]) == looked
 
 
 @pytest.mark.parametrize("make", [chain, layers])

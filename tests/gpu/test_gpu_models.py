@@ -98,7 +98,7 @@ def test_launches_of_a_step(fake_gpu):
     of_layers = [name for name in names if name.endswith("_tiles") or name == "add_rows"]
     assert [name for name in names if name not in of_layers] == [
         "cross_entropy_rows",
-        "leave_mean",
+        "mean_loss",
         "square_chunks",
         "update_chunks",
     ]

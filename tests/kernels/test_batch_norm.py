@@ -541,5 +541,5 @@ def test_batch_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
         monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
         p = problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
         assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
-        blocks.append(batch_norm.shares(300, 40))
+        blocks.append(batch_norm.row_blocks(300, 40))
     assert blocks == [((1, 1), 320), ((2, 1), 192), ((5, 1), 64)]

@@ -46,10 +46,10 @@ class Emulator:
     def address(self, array):
         return array.ctypes.data
 
-    def where(self):
+    def device_number(self):
         return "emulated"
 
-    queue = where
+    queue = device_number
 
     def launch(self, kernel, dtype, grid, arguments):
         from ptxsim import Module, launch
@@ -75,10 +75,10 @@ class Simulator:
     def address(self, array):
         return array.ctypes.data
 
-    def where(self):
+    def device_number(self):
         return "simulated"
 
-    queue = where
+    queue = device_number
 
     def launch(self, kernel, dtype, grid, arguments):
         from numba import cuda

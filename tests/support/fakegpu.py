@@ -360,7 +360,7 @@ class FakeGPU(Emulator):
     def address(self, array):
         return array.data.ptr
 
-    def where(self):
+    def device_number(self):
         return self.current
 
     def queue(self):

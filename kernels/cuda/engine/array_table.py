@@ -13,7 +13,7 @@ and each of its blocks, one for each chunk, goes over its own values:
             ...                                  # x[a][row * width + column]
             row += BLOCK // tile
 
-A flat array for all arrays of a list, such as an optimiser's state, has their values one after the other: chunks[BEFORE] is the offset of
+A flat array for all arrays of a list, such as an optimiser's state, has their values one after the other: chunks[OFFSET] is the offset of
 the chunk's array in it.
 """
 
@@ -23,11 +23,11 @@ import numpy as np
 from numba import cuda
 
 from . import device
-from .device import BLOCK, function
+from .device import BLOCK, device_function
 
-# columns of a table: array; its width; the tile's width; first column; first row and the row after the last; values of arrays before;
-# units of arrays before; where its parts begin, `tile` of them
-ARRAY, WIDTH, TILE, COLUMN, ROW, END, BEFORE, UNITS, PARTS = range(9)
+# columns of a table: array; its width; the tile's width; first column; first row and the row after the last; values of the arrays before;
+# units of the arrays before; where its partial results begin, `tile` of them
+ARRAY, WIDTH, TILE, COLUMN, ROW, END, OFFSET, UNITS, PARTIALS = range(9)
 COLUMNS = 9
 # a thread takes this many values
 DEPTH = 8
@@ -36,28 +36,28 @@ DEPTH = 8
 class Table:
     """The chunks (n, COLUMNS) of arrays of these sizes and widths, and the groups of chunks with the same columns of one array.
 
-    groups (m, 6): first chunk, how many, width, the tile's width, first column, units of arrays before. firsts (arrays + 1,) and
-    group_firsts: where each array's chunks and groups begin.
+    groups (m, 6): first chunk, how many, width, the tile's width, first column, units of the arrays before. chunk_offsets (arrays + 1,)
+    and group_offsets: where each array's chunks and groups begin.
     """
 
     def __init__(self, sizes, widths):
-        chunks, groups, firsts, group_firsts = [], [], [], []
-        before = units = parts = 0
+        chunks, groups, chunk_offsets, group_offsets = [], [], [], []
+        offset = units = partials = 0
         for a, (size, width) in enumerate(zip(sizes, widths, strict=True)):
             rows, tile = size // width, min(1 << (width - 1).bit_length(), BLOCK)
             step = DEPTH * (BLOCK // tile)
-            firsts.append(len(chunks))
-            group_firsts.append(len(groups))
+            chunk_offsets.append(len(chunks))
+            group_offsets.append(len(groups))
             for column in range(0, width, tile):
                 first = len(chunks)
                 for row in range(0, rows, step):
-                    chunks.append((a, width, tile, column, row, min(row + step, rows), before, units, parts))
-                    parts += tile
+                    chunks.append((a, width, tile, column, row, min(row + step, rows), offset, units, partials))
+                    partials += tile
                 groups.append((first, len(chunks) - first, width, tile, column, units))
-            before, units = before + size, units + width
-        self.count, self.groups_count, self.parts, self.units = len(chunks), len(groups), parts, units
-        tables = chunks, groups, [*firsts, len(chunks)], [*group_firsts, len(groups)]
-        self.chunks, self.groups, self.firsts, self.group_firsts = (
+            offset, units = offset + size, units + width
+        self.count, self.group_count, self.partials, self.units = len(chunks), len(groups), partials, units
+        tables = chunks, groups, [*chunk_offsets, len(chunks)], [*group_offsets, len(groups)]
+        self.chunks, self.groups, self.chunk_offsets, self.group_offsets = (
             device.xp.asarray(np.array(rows, np.int64).reshape(-1)) for rows in tables
         )
 
@@ -73,7 +73,7 @@ def table(arrays, widths=None):
     return _table(tuple(a.size for a in arrays), widths, device.queue())
 
 
-@function
+@device_function
 def chunk_of(chunks, number):
     """(array, width, tile, column, row, end) of a chunk: this thread's column and first row, and the end of rows."""
     at, t = number * COLUMNS, cuda.threadIdx.x
@@ -89,18 +89,18 @@ def flat(arrays):
 
 def plain(arrays):
     """Whether all of a list (not empty) are arrays of the current device, C-contiguous, aligned and writable, and float32 or float64."""
-    first, kind, current = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.where()
-    return first in (np.float32, np.float64) and all(
-        type(a) is kind and a.dtype == first and device.usable(a) and _writable(a) and _where(a, current) == current
+    dtype, array_type, number = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.device_number()
+    return dtype in (np.float32, np.float64) and all(
+        type(a) is array_type and a.dtype == dtype and device.usable(a) and _is_writable(a) and _is_on(a, number)
         for a in arrays
     )
 
 
-def _where(array, current):
-    # an emulated device has NumPy's
-    return getattr(getattr(array, "device", None), "id", current)
+def _is_on(array, number):
+    # an emulated device has NumPy's arrays
+    return getattr(getattr(array, "device", None), "id", number) == number
 
 
-def _writable(array):
-    # CuPy's always are
+def _is_writable(array):
+    # CuPy's arrays always are
     return getattr(array.flags, "writeable", True)

@@ -76,11 +76,11 @@ class Products:
 
 def _order(x):
     """(ROWS or COLUMNS, the leading dimension) of a matrix's values in memory, or (None, 0) where neither lies together."""
-    (n, m), (step, apart) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
-    if (apart == 1 or m == 1) and (n == 1 or step >= m):
-        return ROWS, step if n > 1 else m
-    if (step == 1 or n == 1) and (m == 1 or apart >= n):
-        return COLUMNS, apart if m > 1 else n
+    (n, m), (row_step, column_step) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
+    if (column_step == 1 or m == 1) and (n == 1 or row_step >= m):
+        return ROWS, row_step if n > 1 else m
+    if (row_step == 1 or n == 1) and (m == 1 or column_step >= n):
+        return COLUMNS, column_step if m > 1 else n
     return None, 0
 
 

@@ -2,7 +2,7 @@
 
 How an op is written:
 
-    @function                                        a function of kernels, float32 or float64 as its arguments are
+    @device_function                                 a function of kernels, float32 or float64 as its arguments are
     def relu(z):
         return z if z > real(0, z) else real(0, z)
 
@@ -48,7 +48,7 @@ MOST_BLOCKS = 1024
 # threads of a block, and blocks that a multiprocessor is to have at once
 BOUNDS = BLOCK, 4
 # lists of arrays whose addresses stay on the device
-KEPT_LISTS = 64
+MOST_LISTS = 64
 
 
 class Real:
@@ -126,27 +126,27 @@ class Kernel:
         KERNELS.append(self)
 
     def ptx(self, dtype, cc):
-        found = self._ptx.get((dtype.char, cc))
-        if found is None:
+        ptx = self._ptx.get((dtype.char, cc))
+        if ptx is None:
             scalar = numba.from_dtype(dtype)
             signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
             with offline(cc):
-                found, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)
-            self._ptx[dtype.char, cc] = found
-        return found
+                ptx, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)
+            self._ptx[dtype.char, cc] = ptx
+        return ptx
 
-    def arguments(self, dtype, given):
+    def arguments(self, dtype, values):
         """The arguments of a launch: numbers in the kernel's types, arrays, lists of arrays, and 0 for the dtype parameter and for None."""
-        found = []
-        for annotation, value in zip(self.parameters, (0, *given), strict=True):
+        arguments = []
+        for annotation, value in zip(self.parameters, (0, *values), strict=True):
             if annotation is Number:
                 value = dtype.type(value)
             elif annotation is Integer:
                 value = int(value)
             elif annotation is Bits:
                 value = np.uint64(value)
-            found.append(0 if value is None else value)
-        return found
+            arguments.append(0 if value is None else value)
+        return arguments
 
 
 def kernel(function):
@@ -165,12 +165,12 @@ def bounded(kernel):
     return kernel
 
 
-def function(inner):
+def device_function(function):
     """Decorator: a function that kernels call."""
-    return cuda.jit(device=True)(inner)
+    return cuda.jit(device=True)(function)
 
 
-@function
+@device_function
 def real(value, like):
     """A number of the type of `like`."""
     return type(like)(value)
@@ -178,7 +178,7 @@ def real(value, like):
 
 @contextlib.contextmanager
 def offline(cc):
-    """Let numba compile functions of kernels for this compute capability, without a GPU driver to ask for it."""
+    """Let Numba compile device functions for this compute capability, without a GPU driver to ask for it."""
     from numba.cuda import dispatcher  # the simulator has none
 
     before = dispatcher.get_current_device
@@ -192,49 +192,48 @@ def offline(cc):
 class GPU:
     """The current CUDA device, by CuPy."""
 
-    # while a graph is recorded: see counted
+    # while a graph is recorded: see update_count
     counts = None
 
     def __init__(self):
         import cupy
 
         self.xp = cupy
-        self._loaded, self._lists = {}, {}
+        self._functions, self._lists = {}, {}
 
     def address(self, array):
         return array.data.ptr
 
-    def where(self):
+    def device_number(self):
         return self.xp.cuda.Device().id
 
     def queue(self):
-        return self.where(), self.xp.cuda.get_current_stream().ptr
+        return self.device_number(), self.xp.cuda.get_current_stream().ptr
 
     def _addresses(self, arrays):
         """The addresses of a list's arrays, as an array on the device; a training loop's lists are copied there once."""
         key = self.queue(), tuple(a.data.ptr for a in arrays)
-        found = self._lists.pop(key, None)
-        if found is None:
-            found = self.xp.asarray(np.array(key[1], np.uint64))
+        addresses = self._lists.pop(key, None)
+        if addresses is None:
+            addresses = self.xp.asarray(np.array(key[1], np.uint64))
         # the last one used stays longest
-        self._lists[key] = found
-        if len(self._lists) > KEPT_LISTS:
+        self._lists[key] = addresses
+        if len(self._lists) > MOST_LISTS:
             del self._lists[next(iter(self._lists))]
-        return found
+        return addresses
 
     def launch(self, kernel, dtype, grid, arguments):
         device = self.xp.cuda.Device()
         key = kernel, dtype.char, device.id
-        loaded = self._loaded.get(key)
-        if loaded is None:
+        function = self._functions.get(key)
+        if function is None:
             capability = device.compute_capability
             ptx = kernel.ptx(dtype, (int(capability[:-1]), int(capability[-1])))
             module = self.xp.cuda.function.Module()
             module.load(ptx.encode())
             # the module lives as long as its function
-            loaded = self._loaded[key] = module.get_function(entry(ptx))
-        given = [self._addresses(a) if isinstance(a, list) else a for a in arguments]
-        loaded(grid, (BLOCK, 1, 1), given)
+            function = self._functions[key] = module.get_function(kernel_name(ptx))
+        function(grid, (BLOCK, 1, 1), [self._addresses(a) if isinstance(a, list) else a for a in arguments])
 
     def cublas(self):
         return blas.library()
@@ -243,8 +242,8 @@ class GPU:
         """(what function() returns, a function that runs its launches again): see graph.py."""
         cuda = self.xp.cuda
         pool, stream, before = cuda.MemoryPool(), cuda.Stream(non_blocking=True), cuda.get_current_stream()
-        # addresses that others have there may go while the graph is used
-        kept, self._lists = self._lists, {}
+        # the graph has addresses of its own: those on other streams may be deleted while it is used
+        caller_lists, self._lists = self._lists, {}
         stream.wait_event(before.record())
         xp, self.counts = self.xp, {}
         try:
@@ -259,7 +258,7 @@ class GPU:
                     graph = stream.end_capture()
         finally:
             products, self.xp = self.xp, xp
-            addresses, self._lists = self._lists, kept
+            addresses, self._lists = self._lists, caller_lists
             counts, self.counts = self.counts, None
 
         def replay():
@@ -270,7 +269,7 @@ class GPU:
         return result, replay
 
 
-def entry(ptx):
+def kernel_name(ptx):
     """The name of the kernel in its PTX."""
     return ptx.split(".entry ", 1)[1].split("(", 1)[0].strip()
 
@@ -281,7 +280,7 @@ _executor = None
 def use(executor):
     """Launch on this executor from now on (None: on the GPU), and return the one before.
 
-    An executor has the attributes xp, counts, address, where, queue and launch of GPU.
+    An executor has the attributes xp, counts, address, device_number, queue and launch of GPU.
     """
     global _executor
     before, _executor = _executor, executor
@@ -307,11 +306,11 @@ def __getattr__(name):
     raise AttributeError(name)
 
 
-def launch(kernel, dtype, grid, *given):
+def launch(kernel, dtype, grid, *arguments):
     """Run a kernel over (columns, rows) of blocks, or a number of them; no block, no launch."""
     columns, rows = grid if isinstance(grid, tuple) else (grid, 1)
     if columns and rows:
-        _current().launch(kernel, dtype, (columns, rows, 1), kernel.arguments(dtype, given))
+        _current().launch(kernel, dtype, (columns, rows, 1), kernel.arguments(dtype, arguments))
 
 
 def blocks(n):
@@ -325,7 +324,7 @@ def flat(array):
 
 
 @lru_cache(maxsize=64)
-def _copied(values, shape, dtype, xp, _):
+def _device_copy(values, shape, dtype, xp, _):
     return xp.asarray(np.frombuffer(values, dtype).reshape(shape))
 
 
@@ -333,25 +332,25 @@ def constant(array):
     """A small array on the device; a NumPy array is copied once for all calls with the same values."""
     if not isinstance(array, np.ndarray):
         return array
-    return _copied(array.tobytes(), array.shape, array.dtype, _current().xp, queue())
+    return _device_copy(array.tobytes(), array.shape, array.dtype, _current().xp, queue())
 
 
-def where():
+def device_number():
     """The current device's number."""
-    return _current().where()
+    return _current().device_number()
 
 
-def records():
+def is_recording():
     """Whether a graph is being recorded."""
     return _current().counts is not None
 
 
-def counted(state, step):
+def update_count(state, step):
     """While a graph is recorded: the number of the first recorded update of this state, and a device array that counts updates since.
 
     None if nothing is recorded: then `step` is the number of the update.
     """
-    if not records():
+    if not is_recording():
         return None
     counts = _current().counts
     key = _current().address(state)
@@ -370,7 +369,7 @@ def usable(array):
     return array.flags.c_contiguous and _current().address(array) % array.itemsize == 0
 
 
-def give(values, array):
+def fetch(values, array):
     """Copy values of the device to the caller's array; waits for them if that is a NumPy array."""
     array[...] = values if type(values) is type(array) else values.get()
 
@@ -381,17 +380,17 @@ def written(array):
     if usable(array):
         yield array
         return
-    whole = _current().xp.empty(array.shape, array.dtype)
-    yield whole
-    array[...] = whole
+    scratch = _current().xp.empty(array.shape, array.dtype)
+    yield scratch
+    array[...] = scratch
 
 
-@function
-def first():
-    """This thread's first value of a grid of `blocks`; the next is `stride` further."""
+@device_function
+def grid_start():
+    """This thread's first value of a grid of `blocks`; the next is `grid_stride` further."""
     return cuda.blockIdx.x * np.int64(BLOCK) + cuda.threadIdx.x
 
 
-@function
-def stride():
+@device_function
+def grid_stride():
     return cuda.gridDim.x * np.int64(BLOCK)

@@ -15,7 +15,7 @@ class Captured:
     def __init__(self, function):
         # tables and constants of this graph lie in its pool, which outlives those that are kept for others
         array_table._table.cache_clear()
-        device._copied.cache_clear()
+        device._device_copy.cache_clear()
         self.result, self._replay = device.record(function)
 
     def __call__(self):

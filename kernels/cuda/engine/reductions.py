@@ -9,11 +9,11 @@ again when it returns.
 from numba import cuda, float64
 
 from . import device
-from .device import BLOCK, Integer, Real, Values, Wide, function, kernel, launch, wide_kernel
+from .device import BLOCK, Integer, Real, Values, Wide, device_function, kernel, launch, wide_kernel
 
 # tiles of rows of a block: enough that sums by column are about a hundredth of the values read
 TILE_ROWS = 16
-# and of what is left by blocks this many are added up one after the other
+# rows of block sums that a thread adds up one after the other
 ROWS_OF_A_BLOCK = 128
 
 
@@ -28,30 +28,30 @@ def tiles(rows, columns):
     return -(-rows // (TILE_ROWS * (BLOCK // width))), -(-columns // width)
 
 
-@function
+@device_function
 def tile_column(width):
     """This thread's column."""
     return cuda.blockIdx.y * width + (cuda.threadIdx.x & (width - 1))
 
 
-@function
+@device_function
 def tile_row(width):
     """This thread's first row; its next ones are BLOCK // width rows further each, up to `row_limit`."""
     return cuda.blockIdx.x * (TILE_ROWS * (BLOCK // width)) + cuda.threadIdx.x // width
 
 
-@function
+@device_function
 def row_limit(width, rows):
     """The end of this block's rows."""
     return min((cuda.blockIdx.x + 1) * (TILE_ROWS * (BLOCK // width)), rows)
 
 
-@function
-def added(a, b):
+@device_function
+def add(a, b):
     return a + b
 
 
-@function
+@device_function
 def larger(a, b):
     """The larger one, or NaN."""
     return a if a > b or a != a else b
@@ -64,97 +64,97 @@ def reduction(join):
     side by side, which all of them get.
     """
 
-    @function
-    def joined(shared, value, span, least):
+    @device_function
+    def join_values(shared, value, span, least):
         """Join the values of each `span` threads side by side pairwise, until `least` values are left."""
         t = cuda.threadIdx.x
-        place = t & (span - 1)
+        lane = t & (span - 1)
         shared[t] = value
         cuda.syncthreads()
         s = span // 2
         while s >= least:
-            if place < s:
+            if lane < s:
                 shared[t] = join(shared[t], shared[t + s])
             cuda.syncthreads()
             s //= 2
-        found = shared[t - place + (t & (least - 1))]
+        result = shared[t - lane + (t & (least - 1))]
         cuda.syncthreads()
-        return found
+        return result
 
-    @function
+    @device_function
     def down(shared, value, width):
-        return joined(shared, value, BLOCK, width)
+        return join_values(shared, value, BLOCK, width)
 
-    @function
+    @device_function
     def across(shared, value, width):
-        return joined(shared, value, width, 1)
+        return join_values(shared, value, width, 1)
 
     return down, across
 
 
-add_down, add_across = reduction(added)
+add_down, add_across = reduction(add)
 # NaN if one is
 largest_down, largest_across = reduction(larger)
 
 
-@function
-def add_before(shared, value):
+@device_function
+def sum_before_thread(shared, value):
     """(the sum over the threads before this one, the sum over all)."""
-    t, s = cuda.threadIdx.x, 1
+    t, distance = cuda.threadIdx.x, 1
     shared[t] = value
     cuda.syncthreads()
-    while s < BLOCK:
-        more = shared[t - s] if t >= s else shared[t] - shared[t]
+    while distance < BLOCK:
+        other = shared[t - distance] if t >= distance else shared[t] - shared[t]
         cuda.syncthreads()
-        shared[t] += more
+        shared[t] += other
         cuda.syncthreads()
-        s *= 2
+        distance *= 2
     before, total = shared[t] - value, shared[BLOCK - 1]
     cuda.syncthreads()
     return before, total
 
 
 @wide_kernel
-def add_parts(dtype: Real, n: Integer, parts: Wide, total: Wide):
+def add_partials(dtype: Real, n: Integer, partials: Wide, total: Wide):
     """total (1,) of parts (n,), by one block."""
-    shared, mine = cuda.shared.array(BLOCK, float64), 0.0
+    shared, thread_total = cuda.shared.array(BLOCK, float64), 0.0
     for i in range(cuda.threadIdx.x, n, BLOCK):
-        mine += parts[i]
-    mine = add_down(shared, mine, 1)
+        thread_total += partials[i]
+    thread_total = add_down(shared, thread_total, 1)
     if cuda.threadIdx.x == 0:
-        total[0] = mine
+        total[0] = thread_total
 
 
-def total_of(parts, dtype):
+def total_of(partials, dtype):
     """The sum () of float64 parts (n,), on the device."""
     total = device.xp.zeros(1)
-    launch(add_parts, dtype, min(parts.size, 1), parts.size, parts, total)
+    launch(add_partials, dtype, min(partials.size, 1), partials.size, partials, total)
     return total.reshape(())
 
 
 @kernel
-def add_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, parts: Values, sums: Values):
-    """sums (blocks, columns) of parts (rows, columns): a row of blocks, the grid's first axis, shares out the rows."""
+def add_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, partials: Values, sums: Values):
+    """sums (blocks, columns) of partials (rows, columns): each block of the grid's first axis adds up rows_per_block rows."""
     shared = cuda.shared.array(BLOCK, dtype)
     column, total = tile_column(width), dtype(0)
-    each = (rows + cuda.gridDim.x - 1) // cuda.gridDim.x
+    rows_per_block = (rows + cuda.gridDim.x - 1) // cuda.gridDim.x
     if column < columns:
-        first, last = cuda.blockIdx.x * each, min((cuda.blockIdx.x + 1) * each, rows)
+        first, last = cuda.blockIdx.x * rows_per_block, min((cuda.blockIdx.x + 1) * rows_per_block, rows)
         for row in range(first + cuda.threadIdx.x // width, last, BLOCK // width):
-            total += parts[row * columns + column]
+            total += partials[row * columns + column]
     total = add_down(shared, total, width)
     if cuda.threadIdx.x < width and column < columns:
         sums[cuda.blockIdx.x * columns + column] = total
 
 
-def sum_rows(parts, sums):
+def sum_rows(partials, sums):
     """sums (columns,) of contiguous parts (rows, columns): one launch, or two where one block would take long."""
-    rows, columns = parts.shape
+    rows, columns = partials.shape
     width, across = tile_width(columns), tiles(1, columns)[1]
-    most = ROWS_OF_A_BLOCK * (BLOCK // width)
-    if rows > most:
-        blocks = min(-(-rows // most), most)
-        between = device.xp.empty((blocks, columns), sums.dtype)
-        launch(add_rows, sums.dtype, (blocks, across), rows, columns, width, parts, between)
-        parts, rows = between, blocks
-    launch(add_rows, sums.dtype, (1, across), rows, columns, width, parts, sums)
+    rows_at_once = ROWS_OF_A_BLOCK * (BLOCK // width)
+    if rows > rows_at_once:
+        blocks = min(-(-rows // rows_at_once), rows_at_once)
+        block_sums = device.xp.empty((blocks, columns), sums.dtype)
+        launch(add_rows, sums.dtype, (blocks, across), rows, columns, width, partials, block_sums)
+        partials, rows = block_sums, blocks
+    launch(add_rows, sums.dtype, (1, across), rows, columns, width, partials, sums)
