@@ -12,7 +12,8 @@ from tolerances import assert_close
 import fastgrad as fg
 from fastgrad.cli import health as experiment
 from fastgrad.cli import health as sweep
-from fastgrad.health.monitor import KEPT, bands
+from fastgrad.health.history import CAPACITY
+from fastgrad.health.layers import bands
 from fastgrad.kernels import types
 from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, Residual, Sequential
 from fastgrad.optim import SGD, Adam
@@ -292,12 +293,12 @@ def test_fit_leaves_what_steps_leave_and_trains_as_without(in_force, kind):
 def test_history_is_bounded_and_covers_the_whole_run(in_force):
     x, y = data(4)
     trainer = fg.Trainer(DenseChain([12, 3, 5], seed=0), health=True)
-    trainer.fit(x, y, epochs=5 * KEPT // 2, batch_size=2)
+    trainer.fit(x, y, epochs=5 * CAPACITY // 2, batch_size=2)
     report = trainer.health()
-    assert KEPT // 2 <= len(report.steps) == len(report.history) <= KEPT
+    assert CAPACITY // 2 <= len(report.steps) == len(report.history) <= CAPACITY
     np.testing.assert_array_equal(report.steps, np.arange(len(report.steps)) * (report.steps[1] - report.steps[0]))
-    assert report.step == 5 * KEPT - 1
-    assert report.steps[-1] > 5 * KEPT - 20
+    assert report.step == 5 * CAPACITY - 1
+    assert report.steps[-1] > 5 * CAPACITY - 20
 
 
 @pytest.mark.parametrize("kind", ["chain", "layers"])
