@@ -73,7 +73,7 @@ def emulated(emulator):
 
 
 @pytest.fixture(scope="session")
-def fake_gpu():
+def fake_device():
     pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
     from fakegpu import FakeGPU
 
@@ -81,8 +81,8 @@ def fake_gpu():
 
 
 @pytest.fixture
-def there(fake_gpu, monkeypatch):
-    """A fake GPU in the place of one, for arrays that lie there."""
+def fake_gpu(fake_device, monkeypatch):
+    """A fake GPU in place of a real one; its `array` makes arrays on it."""
     from fastgrad.core import device as gpu
     from fastgrad.core.host_transfer import HostArrayAdapter
     from fastgrad.kernels import cuda
@@ -90,12 +90,12 @@ def there(fake_gpu, monkeypatch):
 
     monkeypatch.setattr(gpu, "missing", lambda: "")
     monkeypatch.setitem(importlib.import_module("fastgrad.core.backend")._loaded, "cuda", HostArrayAdapter(cuda))
-    monkeypatch.setattr(fake_gpu, "current", 0)
-    before = device.use(fake_gpu)
-    # what is kept is of another's arrays
+    monkeypatch.setattr(fake_device, "current", 0)
+    before = device.use(fake_device)
+    # caches hold arrays of another device
     for kept in (gpu.cuda_device, array_table._table):
         kept.cache_clear()
-    yield fake_gpu
+    yield fake_device
     device.use(before)
     for kept in (gpu.cuda_device, array_table._table):
         kept.cache_clear()

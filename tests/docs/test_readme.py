@@ -51,23 +51,23 @@ def test_the_python_of_the_readme_runs(cpu, reader):
 
 
 @pytest.mark.full
-def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, reader, monkeypatch):
+def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(fake_gpu, reader, monkeypatch):
     """What trains does so by the CPU's kernels over the fake GPU's arrays, all else by the emulated ones."""
     from fakegpu import HostKernels
 
     from fastgrad.core.host_transfer import HostArrayAdapter
 
-    loaded, on_host, names, ran = importlib.import_module("fastgrad.core.backend")._loaded, HostKernels(there), {}, 0
+    loaded, on_host, names, ran = importlib.import_module("fastgrad.core.backend")._loaded, HostKernels(fake_gpu), {}, 0
     emulated = loaded["cuda"]
 
     def on_gpu(block, name):
         monkeypatch.setitem(
             loaded, "cuda", HostArrayAdapter(on_host) if any(word in block for word in TRAINS) else emulated
         )
-        before = on_host.calls, len(there.launches), there.copies
+        before = on_host.calls, len(fake_gpu.launches), fake_gpu.copies
         with fg.use_backend("cuda"):
             run(block, name, names)
-        assert "fg." not in block or (on_host.calls, len(there.launches), there.copies) != before, (
+        assert "fg." not in block or (on_host.calls, len(fake_gpu.launches), fake_gpu.copies) != before, (
             f"{name} ran elsewhere"
         )
 
@@ -76,7 +76,7 @@ def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, r
             on_gpu(block, f"python block {number}")
             ran += 1
     assert ran >= 17
-    monkeypatch.setitem(sys.modules, "cupy", there.xp)
+    monkeypatch.setitem(sys.modules, "cupy", fake_gpu.xp)
     for number, block in enumerate(GPU_BLOCKS):
         # processes that reduce are PyTorch's
         if "torch" not in block:
@@ -84,7 +84,7 @@ def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(there, r
 
 
 @pytest.mark.full
-def test_the_digits_are_learnt_by_the_emulated_kernels(there, reader):
+def test_the_digits_are_learnt_by_the_emulated_kernels(fake_gpu, reader):
     """Fewer epochs than the README's, which would take minutes."""
     losses = []
     for backend in ("cpu", "cuda"):

@@ -41,7 +41,7 @@ def test_the_gpu_gives_the_emulators_bits(on_device, name, dtype, rng):
 
 
 @pytest.fixture
-def there(on_device):
+def xp(on_device):
     """CuPy, with its arrays taken by the GPU."""
     from emulation import on
 
@@ -79,10 +79,10 @@ def problem(xp, kind):
 
 
 @pytest.mark.parametrize("kind", ["step", "update", "lstm"])
-def test_a_graph_replays_what_a_call_does(there, kind):
+def test_a_graph_replays_what_a_call_does(xp, kind):
     results = []
     for captured in (False, True):
-        function, x, left = problem(there, kind)
+        function, x, left = problem(xp, kind)
         kept = [a.copy() for a in left]
         run = gpu.capture(function) if captured else function
         for a, before in zip(left, kept, strict=True):
@@ -94,7 +94,7 @@ def test_a_graph_replays_what_a_call_does(there, kind):
     assert results[0] == results[1]
 
 
-def test_health_and_shared_steps_are_those_of_the_cpu(there):
+def test_health_and_shared_steps_are_those_of_the_cpu(xp):
     rng = np.random.default_rng(0)
     x, y, found = rng.standard_normal((64, 20), np.float32), rng.integers(0, 10, 64), []
     for place in ("cpu", "cuda"):
@@ -108,7 +108,7 @@ def test_health_and_shared_steps_are_those_of_the_cpu(there):
         np.testing.assert_allclose(on_gpu, here, rtol=1e-3, atol=1e-5)
 
 
-def test_tensors_of_pytorch_are_taken_where_they_lie(there):
+def test_tensors_of_pytorch_are_taken_where_they_lie(xp):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs PyTorch with CUDA")

@@ -35,7 +35,7 @@ def same(trainers, alone):
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
 @pytest.mark.parametrize("mean", [False, True])
-def test_steps_are_those_of_one_process_on_the_whole_batch(there, cpu, form, mean):
+def test_steps_are_those_of_one_process_on_the_whole_batch(fake_gpu, cpu, form, mean):
     x, y = data(n=10)
     alone = fg.Trainer(model(form), optimizer=SGD(0.2, 0.9), clip_norm=0.05)
     expected = [alone.step(x, y) for _ in range(3)]
@@ -52,7 +52,7 @@ def test_steps_are_those_of_one_process_on_the_whole_batch(there, cpu, form, mea
 
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
-def test_clipping_constraints_pruning_and_health_see_the_gradient_of_all(there, cpu, form):
+def test_clipping_constraints_pruning_and_health_see_the_gradient_of_all(fake_gpu, cpu, form):
     """Of which one rank alone is asked to tell."""
     x, y = data(n=14)
     rest = {"clip_norm": 0.05, "constraint": MaxNorm(1.0), "pruning": fg.GradualPruning(0.5, 1, 3, 1)}
@@ -79,7 +79,7 @@ def test_clipping_constraints_pruning_and_health_see_the_gradient_of_all(there, 
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_sequences_of_any_lengths_and_windows_that_end_early(there, cpu, window):
+def test_sequences_of_any_lengths_and_windows_that_end_early(fake_gpu, cpu, window):
     """The second rank's have all ended where the first one's last window begins; the third window is past the ends of all."""
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((6, 11, 3), np.float32), rng.integers(0, 4, (6, 11))
@@ -102,7 +102,7 @@ def test_sequences_of_any_lengths_and_windows_that_end_early(there, cpu, window)
 
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
-def test_reduce_is_called_once_a_step_with_one_array_on_the_gpu(there, form):
+def test_reduce_is_called_once_a_step_with_one_array_on_the_gpu(fake_gpu, form):
     calls = []
 
     def reduce(values):
@@ -125,38 +125,38 @@ def test_reduce_is_called_once_a_step_with_one_array_on_the_gpu(there, form):
 
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
-def test_a_step_waits_for_nothing_once_the_processes_have_agreed(there, form):
+def test_a_step_waits_for_nothing_once_the_processes_have_agreed(fake_gpu, form):
     """The first step reads the parameters, to compare them, and whether all processes have the same; and each epoch asks once."""
-    x, y = (there.array(a) for a in data())
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(net(form), reduce=lambda values: None, clip_norm=1.0)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         trainer.step(x, y)
     assert counts["waits"] == 2
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         losses = [trainer.step(x, y) for _ in range(3)]
     assert counts["waits"] == counts["copies"] == 0
     assert float(losses[2]) < float(losses[0])
     waits = []
     for batch_size in (12, 3):
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             trainer.fit(x, y, batch_size=batch_size)
         waits.append(counts["waits"])
     # the labels, whether all agree, and what came of the epoch
     assert waits == [3, 3]
 
 
-def test_an_all_reduce_adds_one_launch_to_a_step(there):
-    x, y = (there.array(a) for a in data())
+def test_an_all_reduce_adds_one_launch_to_a_step(fake_gpu):
+    x, y = (fake_gpu.array(a) for a in data())
     launched = []
     for options in ({}, {"reduce": lambda values: None}):
         trainer = fg.Trainer(net("sequential"), **options)
-        there.launches.clear()
+        fake_gpu.launches.clear()
         trainer.step(x, y)
-        launched.append(sorted(name for name, _ in there.launches))
+        launched.append(sorted(name for name, _ in fake_gpu.launches))
     assert launched[1] == sorted([*launched[0], "scale_chunks"])
 
 
-def test_a_window_waits_only_for_who_has_no_rows_left(there):
+def test_a_window_waits_only_for_who_has_no_rows_left(fake_gpu):
     x, lengths = np.ones((2, 8, 3), np.float32), np.array([1, 2])
     y, waits = np.zeros((2, 8), np.int64), []
     for all_ended in (False, True):
@@ -167,7 +167,7 @@ def test_a_window_waits_only_for_who_has_no_rows_left(there):
                 values[-34] += 1.0
 
         trainer = fg.Trainer(Sequential(LSTM(3, 4), Dense(4, 2), seed=0).to("cuda"), reduce=reduce)
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             trainer.fit(x, y, batch_size=2, lengths=lengths, window=2)
         assert trainer.step_count == (1 if all_ended else 4)
         waits.append(counts["waits"])
@@ -180,7 +180,7 @@ def state(trainer):
     return trainer.model.params.get().tobytes(), trainer.state.get().tobytes(), trainer.step_count, statistics, draws
 
 
-def test_an_all_reduce_that_fails_midway_changes_nothing(there):
+def test_an_all_reduce_that_fails_midway_changes_nothing(fake_gpu):
     x, y = data()
     failing = []
 
@@ -214,7 +214,7 @@ def test_an_all_reduce_that_fails_midway_changes_nothing(there):
         trainer.step(x, y)
 
 
-def test_fit_keeps_the_updates_before_an_all_reduce_that_fails(there):
+def test_fit_keeps_the_updates_before_an_all_reduce_that_fails(fake_gpu):
     x, y = data()
     calls = []
 
@@ -233,7 +233,7 @@ def test_fit_keeps_the_updates_before_an_all_reduce_that_fails(there):
     assert trainer.health().steps.tolist() == other.health().steps.tolist() == [0, 1]
 
 
-def test_a_gradient_that_is_not_finite_in_one_rank_is_an_error_in_all(there):
+def test_a_gradient_that_is_not_finite_in_one_rank_is_an_error_in_all(fake_gpu):
     x, y = data("mse", n=10)
 
     def program(rank, reduce):
@@ -267,7 +267,7 @@ DISAGREE = (
         "batches": lambda rank: ({}, {"batch_size": 4 + 4 * rank}),
     }.values(),
 )
-def test_ranks_that_are_not_alike_are_an_error_in_all(there, differ, mean):
+def test_ranks_that_are_not_alike_are_an_error_in_all(fake_gpu, differ, mean):
     """At once, since they would wait for each other at the end."""
     x, y = data()
 
@@ -283,7 +283,7 @@ def test_ranks_that_are_not_alike_are_an_error_in_all(there, differ, mean):
     assert on_gpu(program, mean) == [DISAGREE] * 2
 
 
-def test_ranks_that_part_later_are_told_when_the_loss_is_read_or_the_epoch_has_ended(there):
+def test_ranks_that_part_later_are_told_when_the_loss_is_read_or_the_epoch_has_ended(fake_gpu):
     x, y = data(n=12)
 
     def program(rank, reduce):
@@ -307,7 +307,7 @@ def test_ranks_that_part_later_are_told_when_the_loss_is_read_or_the_epoch_has_e
     assert first[:2] == (DISAGREE, DISAGREE)
 
 
-def test_shared_steps_follow_a_model(there, cpu):
+def test_shared_steps_follow_a_model(fake_gpu, cpu):
     x, y = data()
     alone, trainer = fg.Trainer(model()), fg.Trainer(model(), reduce=lambda values: None)
     for place in ("cuda", "cpu", "cuda"):

@@ -11,6 +11,7 @@ from fastgrad.core import device
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 from fakegpu import FakeArray
+
 from fastgrad.kernels import cuda, reference
 
 
@@ -67,14 +68,14 @@ def refuses(kind, message, function, *arguments, **options):
 DENSE = {"x": (5, 4), "w": (4, 3), "b": (3,), "residual": (5, 3)}
 
 
-def test_dense(there, dtype):
-    agrees(there, "dense_chain", fg.dense, draw(dtype, **DENSE), np.ones((5, 3), dtype), activation="silu")
+def test_dense(fake_gpu, dtype):
+    agrees(fake_gpu, "dense_chain", fg.dense, draw(dtype, **DENSE), np.ones((5, 3), dtype), activation="silu")
 
 
-def test_dense_chain(there, dtype):
+def test_dense_chain(fake_gpu, dtype):
     a = draw(dtype, x=(5, 4), w0=(4, 6), b0=(6,), w1=(6, 3))
     arrays = {"x": a["x"], "weights": [a["w0"], a["w1"]], "biases": [a["b0"], None]}
-    agrees(there, "dense_chain", fg.dense_chain, arrays, np.ones((5, 3), dtype), activations=["relu", "softmax"])
+    agrees(fake_gpu, "dense_chain", fg.dense_chain, arrays, np.ones((5, 3), dtype), activations=["relu", "softmax"])
 
 
 LSTM = {
@@ -90,17 +91,17 @@ LSTM = {
 
 
 @pytest.mark.parametrize("lengths", [None, [3, 0, 1, 2]], ids=["full", "ragged"])
-def test_lstm(there, dtype, lengths):
+def test_lstm(fake_gpu, dtype, lengths):
     upstreams = draw(dtype, dy=(4, 3, 3), dh_n=(4, 3), dc_n=(4, 5)).values()
-    agrees(there, "lstm", fg.lstm, draw(dtype, **LSTM), *upstreams, lengths=lengths, reverse=True)
+    agrees(fake_gpu, "lstm", fg.lstm, draw(dtype, **LSTM), *upstreams, lengths=lengths, reverse=True)
 
 
-def test_an_lstm_waits_for_nothing_and_does_the_same_whatever_the_lengths(there):
-    arrays, found = moved(there, draw(**LSTM)), []
-    dy = there.array(np.ones((4, 3, 3), np.float32))
+def test_an_lstm_waits_for_nothing_and_does_the_same_whatever_the_lengths(fake_gpu):
+    arrays, found = moved(fake_gpu, draw(**LSTM)), []
+    dy = fake_gpu.array(np.ones((4, 3, 3), np.float32))
     # lengths are copied there at their first time
     for lengths in 2 * ([3, 0, 1, 2], [2, 2, 1, 1]):
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             _, backward = fg.lstm(**arrays, lengths=lengths)
             backward(dy)
         found.append(counts)
@@ -117,7 +118,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_conv2d(there, dtype, name):
+def test_conv2d(fake_gpu, dtype, name):
     shape, options = CONVOLUTIONS[name]
     arrays = draw(dtype, x=(2, 7, 5, 4), w=shape, b=(6,), residual=(2, 7, 5, 6))
     if name != "1x1":
@@ -126,26 +127,26 @@ def test_conv2d(there, dtype, name):
         del arrays["b"]
     with fg.use_backend("numpy"):
         dy = np.ones_like(fg.conv2d(**arrays, **options)[0])
-    agrees(there, "conv", fg.conv2d, arrays, dy, **options)
-    arrays = moved(there, arrays)
-    with there.counted() as found:
+    agrees(fake_gpu, "conv", fg.conv2d, arrays, dy, **options)
+    arrays = moved(fake_gpu, arrays)
+    with fake_gpu.counted() as found:
         _, backward = fg.conv2d(**arrays, **options)
-        backward(there.array(dy))
+        backward(fake_gpu.array(dy))
     assert (found["waits"], found["copies"]) == (0, 0)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "silu", "softmax"])
-def test_batch_norm(there, dtype, training, activation):
+def test_batch_norm(fake_gpu, dtype, training, activation):
     images, vector = (4, 5, 3, 6), (6,)
     arrays = draw(dtype, x=images, gamma=vector, beta=vector, residual=images, running_mean=vector, dy=images)
     dy = arrays.pop("dy")
     options, running_var = {"training": training, "activation": activation}, np.ones(6, dtype)
-    agrees(there, "batch_norm", fg.batch_norm, {**arrays, "running_var": running_var}, dy, **options)
-    ours = moved(there, {**arrays, "running_var": np.ones(6, dtype)})
-    with there.counted() as found:
+    agrees(fake_gpu, "batch_norm", fg.batch_norm, {**arrays, "running_var": running_var}, dy, **options)
+    ours = moved(fake_gpu, {**arrays, "running_var": np.ones(6, dtype)})
+    with fake_gpu.counted() as found:
         _, backward = fg.batch_norm(**ours, **options)
-        backward(there.array(dy))
+        backward(fake_gpu.array(dy))
     assert (found["waits"], found["copies"]) == (0, 0)
     # the reference has updated it in place
     assert_close("batch_norm", host(ours["running_var"]), running_var, terms=60)
@@ -159,30 +160,30 @@ def test_batch_norm(there, dtype, training, activation):
         (fg.global_avg_pool2d, {}, (2, 6)),
     ],
 )
-def test_pools(there, dtype, function, options, shape):
+def test_pools(fake_gpu, dtype, function, options, shape):
     arrays = draw(dtype, x=(2, 7, 5, 6), dy=shape)
     dy = arrays.pop("dy")
-    agrees(there, "pool", function, arrays, dy, **options)
-    ours = moved(there, arrays)
-    with there.counted() as found:
+    agrees(fake_gpu, "pool", function, arrays, dy, **options)
+    ours = moved(fake_gpu, arrays)
+    with fake_gpu.counted() as found:
         _, backward = function(**ours, **options)
-        backward(there.array(dy))
+        backward(fake_gpu.array(dy))
     assert (found["waits"], found["copies"]) == (0, 0)
 
 
-def test_weights_are_drawn_there(there, dtype):
+def test_weights_are_drawn_there(fake_gpu, dtype):
     for name, *arguments in (("uniform", -1.0, 2.0), ("normal", 0.5, 2.0), ("orthogonal", 1.5)):
-        ours, expected = there.array(np.empty((6, 4), dtype)), np.empty((6, 4), dtype)
+        ours, expected = fake_gpu.array(np.empty((6, 4), dtype)), np.empty((6, 4), dtype)
         for kernels, array in ((cuda, ours), (reference, expected)):
             getattr(kernels, name)(array if name == "orthogonal" else array.reshape(-1), 7, *arguments)
         assert bits(host(ours)) == bits(expected)
 
 
-def test_pruning_keeps_all_values_there(there, dtype):
+def test_pruning_keeps_all_values_there(fake_gpu, dtype):
     arrays = list(draw(dtype, a=(5, 4), b=(3, 3, 2, 7)).values())
-    ours, mask = moved(there, arrays), there.array(np.ones(146, bool))
+    ours, mask = moved(fake_gpu, arrays), fake_gpu.array(np.ones(146, bool))
     expected = np.ones(146, bool)
-    with there.counted() as found:
+    with fake_gpu.counted() as found:
         cuda.prune_smallest(ours, mask, 100)
         cuda.prune_below(ours, mask, 1.0)
     assert found["waits"] == 0
@@ -192,15 +193,15 @@ def test_pruning_keeps_all_values_there(there, dtype):
         assert bits(host(array)) == bits(wanted)
 
 
-def test_health_waits_for_its_numbers_alone(there, dtype):
+def test_health_waits_for_its_numbers_alone(fake_gpu, dtype):
     arrays = list(draw(dtype, a=(5, 4), b=(3000, 7)).values())
     # a unit that the last row alone finds alive, and one that it alone finds infinite
     arrays[1][:-1, 0] = 0
     arrays += [np.ones((20, 300), dtype), np.array([[np.nan, 0], [-np.inf, 1]], dtype)]
     arrays[2][-1, -1] = np.inf
     bands = np.array([[-1.0, 1, -2, 2]] * 4)
-    ours, found, expected = moved(there, arrays), np.empty((4, 8)), np.empty((4, 8))
-    with there.counted() as counts:
+    ours, found, expected = moved(fake_gpu, arrays), np.empty((4, 8)), np.empty((4, 8))
+    with fake_gpu.counted() as counts:
         cuda.array_health(ours, found[:, :4])
         cuda.output_health(ours, bands, found[:, 4:])
     assert counts["waits"] == 2
@@ -212,10 +213,10 @@ def test_health_waits_for_its_numbers_alone(there, dtype):
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse", "poisson_nll"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_losses(there, loss, reduction):
+def test_losses(fake_gpu, loss, reduction):
     y, target = draw(y=(6, 4), target=(6, 4)).values()
     for labels in (target, np.array([3, 0, 1, 2, 2, 1])) if loss == "cross_entropy" else (target,):
-        found = getattr(fg, loss)(there.array(y), there.array(labels), reduction)
+        found = getattr(fg, loss)(fake_gpu.array(y), fake_gpu.array(labels), reduction)
         with fg.use_backend("numpy"):
             expected = getattr(fg, loss)(y, labels, reduction)
         for ours, wanted in zip(found, expected, strict=True):
@@ -223,16 +224,16 @@ def test_losses(there, loss, reduction):
 
 
 @pytest.mark.parametrize("name", [*DENSE, "dy"])
-def test_arrays_that_are_not_contiguous(there, name):
+def test_arrays_that_are_not_contiguous(fake_gpu, name):
     """Columns of a wider one, and one turned round."""
     arrays, dy = draw(**DENSE), np.ones((5, 3), np.float32)
     turned = {"dy": dy, **arrays}[name]
-    wide = there.array(np.repeat(turned, 2, axis=-1))[..., ::2]
+    wide = fake_gpu.array(np.repeat(turned, 2, axis=-1))[..., ::2]
     assert wide.shape == turned.shape
     assert not wide.flags.c_contiguous
     results = []
-    for other in (there.array(turned), wide, there.array(turned.T.copy()).T):
-        given = moved(there, {"dy": dy, **arrays}) | {name: other}
+    for other in (fake_gpu.array(turned), wide, fake_gpu.array(turned.T.copy()).T):
+        given = moved(fake_gpu, {"dy": dy, **arrays}) | {name: other}
         dy_given = given.pop("dy")
         y, backward = fg.dense(**given, activation="tanh")
         results.append([bits(host(a)) for a in (y, *backward(dy_given))])
@@ -257,23 +258,23 @@ OPS = {
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_other_ops_take_arrays_that_are_not_contiguous(there, op):
+def test_other_ops_take_arrays_that_are_not_contiguous(fake_gpu, op):
     """Every input at once, and the upstream gradient: every other value of a wider array, and rows that are turned round."""
     function, shapes, options = OPS[op]
     drawn, results = draw(**shapes), []
     if op == "batch_norm":
         drawn["running_var"] = np.ones(3, np.float32)
     for lay in (lambda a: a, lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a[::-1].copy()[::-1]):
-        given = {name: there.over(lay(a.copy())) for name, a in drawn.items()}
+        given = {name: fake_gpu.over(lay(a.copy())) for name, a in drawn.items()}
         dy, changed = given.pop("dy"), [given[name] for name in ("running_mean", "running_var") if name in given]
         result, backward = function(**given, **options)
         results.append([bits(host(a)) for a in flat([result, backward(dy), changed])])
     assert results[0] == results[1] == results[2]
 
 
-def test_clipping_writes_in_place_whatever_the_layout(there):
+def test_clipping_writes_in_place_whatever_the_layout(fake_gpu):
     g = np.full((4, 3), 2.0, np.float32)
-    plain, turned = there.array(g), there.array(g.T.copy()).T
+    plain, turned = fake_gpu.array(g), fake_gpu.array(g.T.copy()).T
     result = fg.clip_grad_norm([plain, turned], 1.0)
     assert result.norm == pytest.approx(96**0.5)
     for array in (plain, turned):
@@ -285,11 +286,11 @@ def test_clipping_writes_in_place_whatever_the_layout(there):
     fg.clip_grad_norm_each(plain, 0.1)
     fg.clip_grad_adaptive([plain], [turned])
     with pytest.raises(FloatingPointError, match="NaN or infinity in 0"):
-        fg.clip_grad_norm(there.array(np.array([np.nan])), 1.0)
+        fg.clip_grad_norm(fake_gpu.array(np.array([np.nan])), 1.0)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_updater(there, clip_norm):
+def test_updater(fake_gpu, clip_norm):
     """The same updates as the reference's, and nothing waits for them."""
     values = draw(w=(6, 4), b=(4,), dw=(6, 4), db=(4,))
     masks = [np.tile([True, False], (6, 2)), None]
@@ -298,10 +299,10 @@ def test_updater(there, clip_norm):
         updater = fg.Updater([w, b], fg.optim.AdamW(0.1), clip_norm=clip_norm, masks=masks)
         return updater, [updater.step([dw, db]) for _ in range(3)]
 
-    given = moved(there, values)
-    masks_there = moved(there, masks)
+    given = moved(fake_gpu, values)
+    masks_there = moved(fake_gpu, masks)
     updater, norms = run(**given, masks=masks_there)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         norms.append(updater.step([given["dw"], given["db"]]))
     assert counts["waits"] == counts["copies"] == 0
     with fg.use_backend("numpy"):
@@ -316,17 +317,17 @@ def test_updater(there, clip_norm):
     updater.load_state_dict(state)
 
 
-def test_an_update_that_was_not_made_tells_when_its_norm_is_read(there):
-    w = there.array(np.ones(3, np.float32))
+def test_an_update_that_was_not_made_tells_when_its_norm_is_read(fake_gpu):
+    w = fake_gpu.array(np.ones(3, np.float32))
     updater = fg.Updater(w, fg.optim.SGD(0.1), clip_norm=1.0)
-    norm = updater.step(there.array(np.array([1, np.inf, 0], np.float32)))
+    norm = updater.step(fake_gpu.array(np.array([1, np.inf, 0], np.float32)))
     np.testing.assert_array_equal(w.get(), 1)
     for _ in range(2):
         with pytest.raises(
             FloatingPointError, match=r"Updater.step: the gradient is not finite in grads\[0\]; no update"
         ):
             float(norm)
-    norm = updater.step(there.array(np.array([3, 4, 0], np.float32)))
+    norm = updater.step(fake_gpu.array(np.array([3, 4, 0], np.float32)))
     assert norm == 5.0
     assert f"{norm:.1f} {norm + 1} {2 * norm} {norm < 6} {bool(norm)} {round(norm)}" == "5.0 6.0 10.0 True True 5"
     np.testing.assert_allclose(w.get(), [0.94, 0.92, 1], rtol=1e-5)
@@ -349,10 +350,10 @@ class Tensor:
 
 
 @pytest.mark.parametrize("protocol", ["dlpack", "interface"])
-def test_arrays_of_other_libraries_are_taken_without_a_copy(there, protocol):
-    given = moved(there, draw(**DENSE))
+def test_arrays_of_other_libraries_are_taken_without_a_copy(fake_gpu, protocol):
+    given = moved(fake_gpu, draw(**DENSE))
     tensors = {name: Tensor(a, protocol) for name, a in given.items()}
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         y, _ = fg.dense(**tensors)
     assert counts["copies"] == counts["waits"] == 0
     assert bits(host(y)) == bits(host(fg.dense(**given)[0]))
@@ -363,8 +364,8 @@ def test_arrays_of_other_libraries_are_taken_without_a_copy(there, protocol):
     assert abs(given["x"].get()).max() == 0.25
 
 
-def test_what_a_library_does_not_give(there):
-    tensor = Tensor(there.array(np.ones((2, 2), np.float32)), "dlpack")
+def test_what_a_library_does_not_give(fake_gpu):
+    tensor = Tensor(fake_gpu.array(np.ones((2, 2), np.float32)), "dlpack")
 
     def refuse(stream):
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
@@ -375,18 +376,18 @@ def test_what_a_library_does_not_give(there):
 
 
 @pytest.mark.parametrize("name", ["w", "b", "residual"])
-def test_host_and_gpu_mixed(there, name):
+def test_host_and_gpu_mixed(fake_gpu, name):
     arrays = draw(**DENSE)
-    on_gpu = moved(there, arrays)
+    on_gpu = moved(fake_gpu, arrays)
     message = f"dense: {name} must be on GPU 0 like the call's other arrays, got a NumPy array; cupy.asarray({name}) copies it"
     refuses(TypeError, message, fg.dense, **{**on_gpu, name: arrays[name]})
     message = f"dense: {name} must be a NumPy array like the call's other arrays, got one on GPU 0; cupy.asnumpy({name}) copies it"
     refuses(TypeError, message, fg.dense, **{**arrays, name: on_gpu[name]})
 
 
-def test_host_and_gpu_mixed_elsewhere(there):
-    a = there.array(np.ones((2, 2), np.float32))
-    sequence = moved(there, draw(w_ih=(2, 4), w_hh=(1, 4)))
+def test_host_and_gpu_mixed_elsewhere(fake_gpu):
+    a = fake_gpu.array(np.ones((2, 2), np.float32))
+    sequence = moved(fake_gpu, draw(w_ih=(2, 4), w_hh=(1, 4)))
     _, backward = fg.dense(a, a)
     for call, name in (
         (lambda: backward(np.ones((2, 2), np.float32)), "dense: dy"),
@@ -396,7 +397,7 @@ def test_host_and_gpu_mixed_elsewhere(there):
         (lambda: fg.Updater([a], fg.optim.SGD(0.1)).step([np.ones((2, 2), np.float32)]), r"Updater.step: grads\[0\]"),
         (lambda: fg.Updater([a], fg.optim.SGD(0.1), masks=[np.ones((2, 2), bool)]), r"Updater: masks\[0\]"),
         (
-            lambda: fg.conv2d(there.array(np.ones((1, 2, 2, 2), np.float32)), np.ones((1, 1, 2, 2), np.float32)),
+            lambda: fg.conv2d(fake_gpu.array(np.ones((1, 2, 2, 2), np.float32)), np.ones((1, 1, 2, 2), np.float32)),
             "conv2d: w",
         ),
         (lambda: fg.batch_norm(a, np.ones(2, np.float32), a[0]), "batch_norm: gamma"),
@@ -409,9 +410,9 @@ def test_host_and_gpu_mixed_elsewhere(there):
         fg.clip_grad_value([np.ones(2, np.float32), a], 1.0)
 
 
-def test_another_gpu(there):
-    x = there.array(np.ones((2, 2), np.float32))
-    other = there.array(np.ones((2, 2), np.float32), device=1)
+def test_another_gpu(fake_gpu):
+    x = fake_gpu.array(np.ones((2, 2), np.float32))
+    other = fake_gpu.array(np.ones((2, 2), np.float32), device=1)
     message = "dense: w must be on the current GPU, 0, got an array on GPU 1; a call in `with cupy.cuda.Device(1):` runs there"
     refuses(ValueError, message, fg.dense, x, other)
     _, backward = fg.dense(x, x)
@@ -423,25 +424,25 @@ def test_another_gpu(there):
     ):
         with pytest.raises(ValueError, match=f"{name} must be on the current GPU, 0, got an array on GPU 1"):
             call()
-    there.current = 1
+    fake_gpu.current = 1
     y, _ = fg.dense(other, other)
     assert y.device.id == 1
 
 
-def test_dtypes_and_shapes_are_checked_as_on_the_host(there):
-    x = there.array(np.ones((2, 3), np.float16))
+def test_dtypes_and_shapes_are_checked_as_on_the_host(fake_gpu):
+    x = fake_gpu.array(np.ones((2, 3), np.float16))
     refuses(TypeError, "dense: x must be float32 or float64 in native byte order, got float16", fg.dense, x, x)
-    x, w = there.array(np.ones((2, 3), np.float32)), there.array(np.ones((3, 2)))
+    x, w = fake_gpu.array(np.ones((2, 3), np.float32)), fake_gpu.array(np.ones((3, 2)))
     refuses(TypeError, "dense: w must be float32, got float64 (one call has one dtype)", fg.dense, x, w)
     refuses(ValueError, "dense: w must be (C_in, C_out) = (3, _), got (2, 3)", fg.dense, x, x)
-    labels = there.array(np.array([0, 3]))
+    labels = fake_gpu.array(np.array([0, 3]))
     refuses(ValueError, "cross_entropy: labels must be in 0..2, got 3 at index 1", fg.cross_entropy, x, labels)
-    assert fg.cross_entropy(x, there.array(np.array([0, 2], np.int32)))[0] == pytest.approx(np.log(3))
+    assert fg.cross_entropy(x, fake_gpu.array(np.array([0, 2], np.int32)))[0] == pytest.approx(np.log(3))
 
 
-def test_out_of_memory_says_how_much_was_asked_and_leaves_all_as_it_was(there):
-    x, w = there.array(np.ones((50, 4), np.float32)), there.array(np.ones((4, 30), np.float32))
-    there.room = 5000
+def test_out_of_memory_says_how_much_was_asked_and_leaves_all_as_it_was(fake_gpu):
+    x, w = fake_gpu.array(np.ones((50, 4), np.float32)), fake_gpu.array(np.ones((4, 30), np.float32))
+    fake_gpu.room = 5000
     try:
         with pytest.raises(
             MemoryError,
@@ -449,18 +450,18 @@ def test_out_of_memory_says_how_much_was_asked_and_leaves_all_as_it_was(there):
         ):
             fg.dense(x, w)
         with pytest.raises(MemoryError, match="9,600 bytes"):
-            fg.Updater(there.array(np.ones(1200, np.float32)), fg.optim.Adam())
+            fg.Updater(fake_gpu.array(np.ones(1200, np.float32)), fg.optim.Adam())
     finally:
-        there.room = None
+        fake_gpu.room = None
     assert (x.get() == 1).all()
     assert (w.get() == 1).all()
     fg.dense(x, w)
 
 
 @pytest.mark.parametrize("room", [0, 100, 200, 400])
-def test_a_step_for_which_memory_is_not_enough_leaves_the_model_as_it_was(there, room):
+def test_a_step_for_which_memory_is_not_enough_leaves_the_model_as_it_was(fake_gpu, room):
     """Wherever in it memory ends: the next step is that of one which never failed."""
-    x, y = there.array(np.ones((60, 6), np.float32)), there.array(np.arange(60) % 3)
+    x, y = fake_gpu.array(np.ones((60, 6), np.float32)), fake_gpu.array(np.arange(60) % 3)
     trainers = [
         fg.Trainer(
             fg.nn.DenseChain([6, 5, 3], "relu", "softmax", seed=0).to("cuda"),
@@ -469,12 +470,12 @@ def test_a_step_for_which_memory_is_not_enough_leaves_the_model_as_it_was(there,
         )
         for _ in range(2)
     ]
-    there.room = room
+    fake_gpu.room = room
     try:
         with pytest.raises(MemoryError, match=r"\d bytes"):
             trainers[0].step(x, y)
     finally:
-        there.room = None
+        fake_gpu.room = None
     for trainer in trainers:
         for _ in range(2):
             trainer.step(x, y)
@@ -482,15 +483,15 @@ def test_a_step_for_which_memory_is_not_enough_leaves_the_model_as_it_was(there,
         assert len({bits(host(a)) for a in arrays}) == 1
 
 
-def test_where_the_backend_cannot_run_an_array_of_a_gpu_says_why(there, monkeypatch):
-    x = there.array(np.ones((2, 2), np.float32))
+def test_where_the_backend_cannot_run_an_array_of_a_gpu_says_why(fake_gpu, monkeypatch):
+    x = fake_gpu.array(np.ones((2, 2), np.float32))
     for reason in ("missing an NVIDIA driver", "CuPy must be at least 13.0, got 12.3.0"):
         monkeypatch.setattr(device, "missing", lambda reason=reason: reason)
         device.cuda_device.cache_clear()
         refuses(fg.BackendError, f'the backend "cuda" cannot run here: {reason}', fg.dense, x, x)
 
 
-def test_arrays_of_numpy_are_taken_there_and_back_where_cuda_is_in_force(there):
+def test_arrays_of_numpy_are_taken_there_and_back_where_cuda_is_in_force(fake_gpu):
     arrays = draw(**DENSE)
     with fg.use_backend("cuda"):
         y, backward = fg.dense(**arrays)
@@ -499,7 +500,7 @@ def test_arrays_of_numpy_are_taken_there_and_back_where_cuda_is_in_force(there):
         fg.clip_grad_value([w, np.ones((2, 2), np.float32).T], 0.5)
         with pytest.raises(ValueError, match="must be writable"):
             fg.clip_grad_value(np.broadcast_to(np.float32(2), 3), 0.5)
-    assert there.launches
+    assert fake_gpu.launches
     with fg.use_backend("numpy"):
         expected, expected_backward = fg.dense(**arrays)
         expected = [expected, *expected_backward(np.ones_like(expected))]
@@ -509,14 +510,14 @@ def test_arrays_of_numpy_are_taken_there_and_back_where_cuda_is_in_force(there):
     assert (w == 0.5).all()
 
 
-def test_a_backend_in_force_is_for_arrays_of_numpy(there):
+def test_a_backend_in_force_is_for_arrays_of_numpy(fake_gpu):
     x = np.ones((2, 2), np.float32)
     with fg.use_backend("numpy"):
-        assert isinstance(fg.dense(there.array(x), there.array(x))[0], FakeArray)
+        assert isinstance(fg.dense(fake_gpu.array(x), fake_gpu.array(x))[0], FakeArray)
         assert type(fg.dense(x, x)[0]) is np.ndarray
 
 
-def test_an_array_that_is_neither_of_numpy_nor_on_a_gpu(there):
+def test_an_array_that_is_neither_of_numpy_nor_on_a_gpu(fake_gpu):
     class OnHost:
         __dlpack_device__ = staticmethod(lambda: (1, 0))
 

@@ -15,6 +15,7 @@ from fastgrad import gpu
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 from fakegpu import FakeCublas, FakeStream
+
 from fastgrad.kernels.cuda.engine.cublas import Products
 
 
@@ -23,7 +24,7 @@ def drawn(seed, *shapes):
     return [rng.standard_normal(shape, np.float32) for shape in shapes]
 
 
-def check_replays(there, function, inputs, changed, results):
+def check_replays(fake_gpu, function, inputs, changed, results):
     """A replay over new values gives the bits of a call; `results` are the arrays that it leaves, of what it returns."""
     for seed in (1, 2):
         for a, new in zip(inputs, drawn(seed, *(a.shape for a in inputs)), strict=True):
@@ -36,7 +37,7 @@ def check_replays(there, function, inputs, changed, results):
             captured = gpu.capture(function)
             for a, before in zip(changed, kept, strict=True):
                 a[...] = before
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             found = captured()
         assert counts["waits"] == counts["copies"] == counts["allocations"] == 0
         for ours, wanted in zip(results(found), function_result, strict=True):
@@ -44,8 +45,8 @@ def check_replays(there, function, inputs, changed, results):
 
 
 @pytest.mark.parametrize("make", ["chain", "layers"])
-def test_a_step(there, make):
-    x, y = there.array(np.zeros((9, 6), np.float32)), there.array(np.arange(9) % 3)
+def test_a_step(fake_gpu, make):
+    x, y = fake_gpu.array(np.zeros((9, 6), np.float32)), fake_gpu.array(np.arange(9) % 3)
     if make == "chain":
         model = fg.nn.DenseChain([6, 5, 3], "silu", "softmax", seed=0)
     else:
@@ -57,25 +58,25 @@ def test_a_step(there, make):
         return [model.params, trainer.state, *model.statistics().values(), loss._number]
 
     changed = [model.params, trainer.state, *model.statistics().values()]
-    check_replays(there, lambda: trainer.step(x, y), [x], changed, results)
+    check_replays(fake_gpu, lambda: trainer.step(x, y), [x], changed, results)
 
 
-def test_an_lstm_sequence(there):
-    x, w_ih, w_hh, b, dy = (there.array(a) for a in drawn(0, (3, 4, 2), (2, 12), (3, 12), (12,), (3, 4, 3)))
+def test_an_lstm_sequence(fake_gpu):
+    x, w_ih, w_hh, b, dy = (fake_gpu.array(a) for a in drawn(0, (3, 4, 2), (2, 12), (3, 12), (12,), (3, 4, 3)))
 
     def run():
         (y, h_n, c_n), backward = fg.lstm(x, w_ih, w_hh, b, lengths=[4, 0, 2])
         return [y, h_n, c_n, *backward(dy)]
 
-    check_replays(there, run, [x, dy], [], lambda found: found)
+    check_replays(fake_gpu, run, [x, dy], [], lambda found: found)
 
 
-def test_an_update(there):
-    w, b, dw, db = (there.array(a) for a in drawn(0, (7, 3), (3,), (7, 3), (3,)))
+def test_an_update(fake_gpu):
+    w, b, dw, db = (fake_gpu.array(a) for a in drawn(0, (7, 3), (3,), (7, 3), (3,)))
     updater = fg.Updater([w, b], fg.optim.SGD(0.1, momentum=0.9), clip_norm=1.0)
     updater.step([dw, db])
     changed = [w, b, updater.state]
-    check_replays(there, lambda: updater.step([dw, db]), [dw, db], changed, lambda norm: [*changed, norm._number])
+    check_replays(fake_gpu, lambda: updater.step([dw, db]), [dw, db], changed, lambda norm: [*changed, norm._number])
 
 
 OPTIMIZERS = {
@@ -90,10 +91,10 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_replays_are_updates_one_after_the_other(there, optimizer, dtype):
+def test_replays_are_updates_one_after_the_other(fake_gpu, optimizer, dtype):
     """From the first one on, and two in a graph: Adam's corrections and momentum's first step are those of their number."""
-    w, dw = (there.array(a.astype(dtype)) for a in drawn(0, (40,), (40,)))
-    plain = there.array(w.get())
+    w, dw = (fake_gpu.array(a.astype(dtype)) for a in drawn(0, (40,), (40,)))
+    plain = fake_gpu.array(w.get())
     updater, other = (fg.Updater([a], OPTIMIZERS[optimizer](), clip_norm=1.0) for a in (w, plain))
 
     def twice():
@@ -101,7 +102,7 @@ def test_replays_are_updates_one_after_the_other(there, optimizer, dtype):
         return updater.step([dw])
 
     captured = gpu.capture(twice)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         for _ in range(3):
             captured()
     # what was captured has run once before that
@@ -114,8 +115,8 @@ def test_replays_are_updates_one_after_the_other(there, optimizer, dtype):
         np.testing.assert_allclose(ours.get(), theirs.get(), rtol=within, atol=within)
 
 
-def test_replays_are_steps_of_a_chain(there):
-    x, y = there.array(drawn(0, (9, 6))[0]), there.array(np.arange(9) % 3)
+def test_replays_are_steps_of_a_chain(fake_gpu):
+    x, y = fake_gpu.array(drawn(0, (9, 6))[0]), fake_gpu.array(np.arange(9) % 3)
     trainers = [
         fg.Trainer(fg.nn.DenseChain([6, 5, 3], "silu", "softmax", seed=0).to("cuda"), optimizer=fg.optim.Adam(0.01))
         for _ in range(2)
@@ -129,8 +130,8 @@ def test_replays_are_steps_of_a_chain(there):
 
 
 @pytest.mark.parametrize("make", ["chain", "layers"])
-def test_a_step_with_health_cannot_be_captured(there, make):
-    x, y = there.array(np.ones((9, 6), np.float32)), there.array(np.arange(9) % 3)
+def test_a_step_with_health_cannot_be_captured(fake_gpu, make):
+    x, y = fake_gpu.array(np.ones((9, 6), np.float32)), fake_gpu.array(np.arange(9) % 3)
     model = fg.nn.DenseChain([6, 3], "silu", "softmax", seed=0)
     if make == "layers":
         model = fg.nn.Sequential(fg.nn.Dense(6, 5, "tanh"), fg.nn.BatchNorm(5), fg.nn.Dense(5, 3, "softmax"), seed=0)
@@ -143,12 +144,12 @@ def test_a_step_with_health_cannot_be_captured(there, make):
     assert trainer.health().step == 0
 
 
-def test_what_waits_cannot_be_captured(there):
-    x = there.array(np.ones((2, 2), np.float32))
+def test_what_waits_cannot_be_captured(fake_gpu):
+    x = fake_gpu.array(np.ones((2, 2), np.float32))
     with pytest.raises(AssertionError, match="a graph cannot wait"):
         gpu.capture(lambda: fg.mse(x, x))
-    assert there.capturing is False
-    assert there.xp is there.module
+    assert fake_gpu.capturing is False
+    assert fake_gpu.xp is fake_gpu.module
 
 
 LAYOUTS = {
@@ -164,51 +165,51 @@ LAYOUTS = {
 }
 
 
-def products(there, library=None):
-    return Products(there.xp, FakeStream(there, 19), library or FakeCublas(there.done))
+def products(fake_gpu, library=None):
+    return Products(fake_gpu.xp, FakeStream(fake_gpu, 19), library or FakeCublas(fake_gpu.done))
 
 
 @pytest.mark.parametrize(
     "shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1), (3, 0, 5), (0, 4, 5), (3, 4, 0)]
 )
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_products_of_a_graph(there, dtype, rng, shape, batch):
+def test_products_of_a_graph(fake_gpu, dtype, rng, shape, batch):
     """As NumPy's, of operands and into arrays that lie in any way."""
-    (m, k, n), ours = shape, products(there)
+    (m, k, n), ours = shape, products(fake_gpu)
     a, b = rng.standard_normal((*batch, m, k)).astype(dtype), rng.standard_normal((*batch, k, n)).astype(dtype)
     for turn_a in LAYOUTS.values():
         for turn_b in LAYOUTS.values():
             given = turn_a(a), turn_b(b)
             expected = np.matmul(*given)
-            assert_close("dense_chain", ours.matmul(*map(there.over, given)).get(), expected, size=5, terms=4)
+            assert_close("dense_chain", ours.matmul(*map(fake_gpu.over, given)).get(), expected, size=5, terms=4)
     for name in ("rows", "columns", "part of wider rows", "every other value"):
         whole = LAYOUTS[name](np.full((*batch, m, n), np.nan, dtype))
-        out = there.over(whole)
-        assert ours.matmul(there.over(a), there.over(b), out=out) is out
+        out = fake_gpu.over(whole)
+        assert ours.matmul(fake_gpu.over(a), fake_gpu.over(b), out=out) is out
         assert_close("dense_chain", whole, a @ b, size=5, terms=4)
 
 
-def test_products_of_a_graph_have_their_stream_and_its_memory(there):
-    ours = products(there)
-    a = there.array(np.ones((2, 2), np.float32))
+def test_products_of_a_graph_have_their_stream_and_its_memory(fake_gpu):
+    ours = products(fake_gpu)
+    a = fake_gpu.array(np.ones((2, 2), np.float32))
     ours.matmul(a, a)
     stream, workspace = ours.library.set
     assert stream == (17, 19)
     assert workspace == (17, ours.workspace.data.ptr, 32 << 20)
 
 
-def test_a_product_that_cublas_refuses(there):
-    library = FakeCublas(there.done)
+def test_a_product_that_cublas_refuses(fake_gpu):
+    library = FakeCublas(fake_gpu.done)
     library.cublasSgemm_v2 = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 13)
-    a = there.array(np.ones((2, 2), np.float32))
+    a = fake_gpu.array(np.ones((2, 2), np.float32))
     with pytest.raises(RuntimeError, match="cublasSgemm_v2 failed with cuBLAS status 13"):
-        products(there, library).matmul(a, a)
+        products(fake_gpu, library).matmul(a, a)
 
 
-def test_cupy_captures_no_product(there, monkeypatch):
+def test_cupy_captures_no_product(fake_gpu, monkeypatch):
     """The reason for all of it."""
     monkeypatch.setattr(Products, "matmul", lambda self, *arguments, **options: self.xp.matmul(*arguments, **options))
-    a = there.array(np.ones((2, 2), np.float32))
+    a = fake_gpu.array(np.ones((2, 2), np.float32))
     with pytest.raises(NotImplementedError, match="stream capture"):
         gpu.capture(lambda: fg.dense(a, a))
-    assert there.xp is there.module
+    assert fake_gpu.xp is fake_gpu.module

@@ -43,9 +43,9 @@ def pair(make, **options):
     return [fg.Trainer(make().to(place), **{"health": True, **options}) for place in ("cpu", "cuda")]
 
 
-def alike(here, there):
+def alike(here, fake_gpu):
     """What two trainers tell is the same."""
-    expected, found = (trainer.health() for trainer in (here, there))
+    expected, found = (trainer.health() for trainer in (here, fake_gpu))
     assert found.layers == expected.layers
     assert found.activations == expected.activations
     assert found.step == expected.step
@@ -57,7 +57,7 @@ def alike(here, there):
 
 
 @pytest.mark.parametrize(("make", "every"), [(chain, 1), (layers, 3), (images, 2), (sequences, 1)])
-def test_steps_and_epochs_leave_what_they_leave_on_the_cpu(there, cpu, make, every):
+def test_steps_and_epochs_leave_what_they_leave_on_the_cpu(fake_gpu, cpu, make, every):
     x, y = data(*SHAPES[make])
     trainers = pair(make, health=every, clip_norm=0.5)
     for trainer in trainers:
@@ -73,7 +73,7 @@ def test_steps_and_epochs_leave_what_they_leave_on_the_cpu(there, cpu, make, eve
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_training_has_the_same_bits_with_health(there, make):
+def test_training_has_the_same_bits_with_health(fake_gpu, make):
     x, y = data()
     found = []
     for every in (False, 2):
@@ -85,31 +85,31 @@ def test_training_has_the_same_bits_with_health(there, make):
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_a_step_that_is_looked_at_waits_for_nothing_and_a_report_for_all_of_them_at_once(there, make):
-    x, y = (there.array(a) for a in data())
+def test_a_step_that_is_looked_at_waits_for_nothing_and_a_report_for_all_of_them_at_once(fake_gpu, make):
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(make().to("cuda"), health=2, clip_norm=1.0)
     for _ in range(2):
         trainer.step(x, y)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         for _ in range(3):
             trainer.step(x, y)
     assert counts["waits"] == counts["copies"] == 0
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         assert trainer.health().step == 4
     # the rows, and how their steps ended
     assert counts["waits"] == 2
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         trainer.health()
     assert counts["waits"] == 0
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_an_epoch_waits_once_more_for_what_it_has_looked_at(there, make):
-    x, y = (there.array(a) for a in data())
+def test_an_epoch_waits_once_more_for_what_it_has_looked_at(fake_gpu, make):
+    x, y = (fake_gpu.array(a) for a in data())
     waits = []
     for every in (False, True):
         trainer = fg.Trainer(make().to("cuda"), health=every)
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             trainer.fit(x, y, batch_size=2)
         waits.append(counts["waits"])
     assert waits[1] == waits[0] + 1
@@ -119,22 +119,22 @@ LOOKING = ["add_changes", "divide_changes", "join_arrays", "join_groups", "join_
 
 
 @pytest.mark.parametrize("make", [chain, layers, lambda: layers(5)])
-def test_looking_takes_seven_launches_whatever_the_number_of_layers(there, monkeypatch, make):
+def test_looking_takes_seven_launches_whatever_the_number_of_layers(fake_gpu, monkeypatch, make):
     # of the CPU alone
     monkeypatch.setattr(observer, "IN_CACHE", 10)
-    x, y = (there.array(a) for a in data())
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(make().to("cuda"), health=2, clip_norm=1.0)
     launched = []
     for _ in range(4):
-        there.launches.clear()
+        fake_gpu.launches.clear()
         trainer.step(x, y)
-        launched.append(sorted(name for name, _ in there.launches))
+        launched.append(sorted(name for name, _ in fake_gpu.launches))
     looked, plain = launched[2:]
     assert sorted([*plain, *LOOKING, "look_at_outputs"]) == looked
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(there, make):
+def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(fake_gpu, make):
     x, y = data()
     model = make().to("cuda")
     trainer = fg.Trainer(model, health=True)
@@ -150,13 +150,13 @@ def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(there, make):
     assert np.isnan(report.values[:, monitor.RATIO]).all()
     # it is told, and not kept
     np.testing.assert_array_equal(report.steps, [0])
-    model.params[...] = there.array(kept)
+    model.params[...] = fake_gpu.array(kept)
     trainer.step(x, y)
     assert trainer.health().step == 2
     assert trainer.health().steps.tolist() == [0, 2]
 
 
-def test_a_step_with_a_label_of_no_class_is_not_told_of(there):
+def test_a_step_with_a_label_of_no_class_is_not_told_of(fake_gpu):
     x, y = data()
     trainer = fg.Trainer(chain().to("cuda"), health=True)
     trainer.step(x, y + 7)
@@ -169,7 +169,7 @@ def test_a_step_with_a_label_of_no_class_is_not_told_of(there):
 
 @pytest.mark.parametrize("make", [chain, layers])
 @pytest.mark.parametrize(("every", "step"), [(1, 3), (2, 2)])
-def test_an_epoch_tells_of_the_batch_that_failed_and_of_none_after_it(there, cpu, make, every, step):
+def test_an_epoch_tells_of_the_batch_that_failed_and_of_none_after_it(fake_gpu, cpu, make, every, step):
     x, y = data()
     x[13] = np.inf
     trainers = pair(make, health=every)
@@ -182,11 +182,11 @@ def test_an_epoch_tells_of_the_batch_that_failed_and_of_none_after_it(there, cpu
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_the_history_of_steps_is_bounded_without_waiting(there, cpu, monkeypatch, make):
+def test_the_history_of_steps_is_bounded_without_waiting(fake_gpu, cpu, monkeypatch, make):
     monkeypatch.setattr(monitor, "KEPT", 4)
     x, y = data()
     trainers = pair(make)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         for _ in range(11):
             for trainer in trainers:
                 trainer.step(x, y)
@@ -195,7 +195,7 @@ def test_the_history_of_steps_is_bounded_without_waiting(there, cpu, monkeypatch
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_a_long_epoch_goes_in_parts(there, cpu, monkeypatch, make):
+def test_a_long_epoch_goes_in_parts(fake_gpu, cpu, monkeypatch, make):
     monkeypatch.setattr(observer, "KEPT", 3)
     x, y = data()
     trainers = pair(make, health=2)
@@ -206,7 +206,7 @@ def test_a_long_epoch_goes_in_parts(there, cpu, monkeypatch, make):
     assert np.isfinite(report.history).all()
 
 
-def test_windows_are_updates_of_their_own(there, cpu, monkeypatch):
+def test_windows_are_updates_of_their_own(fake_gpu, cpu, monkeypatch):
     """Also where a batch has more of them than a part has rows, and where its sequences end early."""
     monkeypatch.setattr(observer, "KEPT", 2)
     x, _ = data(7, 3)
@@ -223,7 +223,7 @@ def test_windows_are_updates_of_their_own(there, cpu, monkeypatch):
     assert alike(*trainers).steps.tolist() == list(range(12))
 
 
-def test_health_follows_its_model(there, cpu):
+def test_health_follows_its_model(fake_gpu, cpu):
     x, y = data()
     trainer, other = fg.Trainer(layers(), health=True), fg.Trainer(layers(), health=True)
     for place in ("cpu", "cuda", "cpu"):
@@ -233,7 +233,7 @@ def test_health_follows_its_model(there, cpu):
     assert alike(other, trainer).steps.tolist() == [0, 1, 2]
 
 
-def test_health_of_what_a_trainer_moves_where_cuda_is_in_force(there):
+def test_health_of_what_a_trainer_moves_where_cuda_is_in_force(fake_gpu):
     x, y = data()
     with fg.use_backend("cuda"):
         trainer = fg.Trainer(layers(), health=True)

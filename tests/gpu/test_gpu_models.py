@@ -37,13 +37,13 @@ def trained(model, x, y):
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_training_gives_the_references_numbers(there, make):
+def test_training_gives_the_references_numbers(fake_gpu, make):
     """With data of the host or of the GPU; parameters and state are there."""
     x, y = data()
     with fg.use_backend("numpy"):
         losses, history, expected = trained(make(), x, y)
         probabilities = expected.predict(x)
-    for given in ((x, y), (there.array(x), there.array(y))):
+    for given in ((x, y), (fake_gpu.array(x), fake_gpu.array(y))):
         found, seen, trainer = trained(make().to("cuda"), *given)
         np.testing.assert_allclose(found, losses, rtol=1e-5)
         for name in ("loss", "grad_norm", "val_loss", "val_accuracy"):
@@ -55,46 +55,46 @@ def test_training_gives_the_references_numbers(there, make):
             np.testing.assert_allclose(ours.get(), wanted, rtol=1e-4, atol=1e-6)
     assert type(trainer.predict(x)) is np.ndarray
     np.testing.assert_allclose(trainer.predict(x), probabilities, rtol=1e-4)
-    assert isinstance(trainer.predict(there.array(x)), FakeArray)
+    assert isinstance(trainer.predict(fake_gpu.array(x)), FakeArray)
     assert type(trainer.model.predict(x, batch_size=7)) is np.ndarray
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_a_step_waits_for_nothing_but_the_loss_on_request(there, make):
-    x, y = (there.array(a) for a in data())
+def test_a_step_waits_for_nothing_but_the_loss_on_request(fake_gpu, make):
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(make().to("cuda"), clip_norm=1.0)
     trainer.step(x, y)
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         loss = trainer.step(x, y)
     assert counts["waits"] == counts["copies"] == 0
-    with there.counted() as counts:
+    with fake_gpu.counted() as counts:
         assert loss > 0
         assert float(loss) == loss
     # whether the step was made, and its loss
     assert counts["waits"] == 2
 
 
-def test_an_epoch_of_a_chain_waits_once_whatever_its_length(there):
-    x, y = (there.array(a) for a in data())
+def test_an_epoch_of_a_chain_waits_once_whatever_its_length(fake_gpu):
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(chain().to("cuda"), clip_norm=1.0)
     waits = []
     for batch_size in (10, 2):
         # labels are looked at before, for which fit waits too
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             trainer.fit(x, y, batch_size=batch_size)
         waits.append(counts["waits"])
     assert waits[0] == waits[1] <= 4
 
 
-def test_launches_of_a_step(there):
+def test_launches_of_a_step(fake_gpu):
     """At most three a layer and three products, and four for loss and update: the loss, its mean, the norm and the update."""
-    x, y = (there.array(a) for a in data())
+    x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(chain().to("cuda"), optimizer=fg.optim.Adam(), clip_norm=1.0)
     trainer.step(x, y)
-    there.launches.clear()
-    with there.counted() as counts:
+    fake_gpu.launches.clear()
+    with fake_gpu.counted() as counts:
         trainer.step(x, y)
-    names = [name for name, _ in there.launches]
+    names = [name for name, _ in fake_gpu.launches]
     of_layers = [name for name in names if name.endswith("_tiles") or name == "add_rows"]
     assert [name for name in names if name not in of_layers] == [
         "cross_entropy_rows",
@@ -110,7 +110,7 @@ def test_launches_of_a_step(there):
 
 @pytest.mark.parametrize("make", [chain, layers])
 @pytest.mark.parametrize("bad", ["label", "nan"])
-def test_a_step_that_fails_changes_nothing_and_tells_when_its_loss_is_read(there, make, bad):
+def test_a_step_that_fails_changes_nothing_and_tells_when_its_loss_is_read(fake_gpu, make, bad):
     x, y = data()
     model = make().to("cuda")
     trainer = fg.Trainer(model, optimizer=fg.optim.SGD(0.1, momentum=0.9))
@@ -130,7 +130,7 @@ def test_a_step_that_fails_changes_nothing_and_tells_when_its_loss_is_read(there
 
 
 @pytest.mark.parametrize("make", [chain, layers])
-def test_an_epoch_stops_at_the_batch_that_fails(there, make):
+def test_an_epoch_stops_at_the_batch_that_fails(fake_gpu, make):
     """The updates before it stay, as on the host, and those after it are not made."""
     x, y = data()
     x[9, 0] = np.inf
@@ -146,7 +146,7 @@ def test_an_epoch_stops_at_the_batch_that_fails(there, make):
         np.testing.assert_allclose(on_gpu, here, rtol=1e-4, atol=1e-6)
 
 
-def test_a_trainer_moves_its_model_where_cuda_is_in_force(there):
+def test_a_trainer_moves_its_model_where_cuda_is_in_force(fake_gpu):
     """And the program stays as it is: arrays of NumPy go in and come out."""
     x, y = data()
     with fg.use_backend("cuda"):
@@ -160,7 +160,7 @@ def test_a_trainer_moves_its_model_where_cuda_is_in_force(there):
         assert type(fresh.predict(x)) is np.ndarray
 
 
-def test_a_trainer_follows_its_model(there):
+def test_a_trainer_follows_its_model(fake_gpu):
     x, y = data()
     with fg.use_backend("numpy"):
         trainer, other = fg.Trainer(chain()), fg.Trainer(chain())
@@ -171,7 +171,7 @@ def test_a_trainer_follows_its_model(there):
         np.testing.assert_allclose(trainer.model.params, other.model.params, rtol=1e-4, atol=1e-5)
 
 
-def test_moving_takes_all_of_a_model_along(there, tmp_path):
+def test_moving_takes_all_of_a_model_along(fake_gpu, tmp_path):
     model = layers()
     model.forward(np.ones((4, 6), np.float32) * np.arange(4, dtype=np.float32)[:, None], training=True)
     with fg.use_backend("numpy"):
@@ -193,7 +193,7 @@ def test_moving_takes_all_of_a_model_along(there, tmp_path):
             np.testing.assert_array_equal(mask, masks[name])
 
 
-def test_what_a_move_refuses(there):
+def test_what_a_move_refuses(fake_gpu):
     model = layers()
     with pytest.raises(ValueError, match=r"Model.to: the model is part of a Sequential; move that"):
         model.layers[0].to("cuda")
@@ -206,7 +206,7 @@ def test_what_a_move_refuses(there):
     ):
         chain().to("cuda").forward(np.ones((2, 6), np.float32))
     with pytest.raises(TypeError, match=r"DenseChain.predict: x must be a NumPy array like the call's other arrays"):
-        chain().predict(there.array(np.ones((2, 6), np.float32)))
+        chain().predict(fake_gpu.array(np.ones((2, 6), np.float32)))
 
 
 def test_without_a_gpu_a_model_stays_where_it_is(monkeypatch):

@@ -31,9 +31,9 @@ class Tensor:
         return 2, self.device.id
 
     def __dlpack__(self, stream):
-        there = self.array.gpu
-        if there.stream_at(stream) is not there.stream_at(there.owners):
-            there.stream_at(stream).wait_event(there.stream_at(there.owners).record(FakeEvent()))
+        fake_gpu = self.array.gpu
+        if fake_gpu.stream_at(stream) is not fake_gpu.stream_at(fake_gpu.owners):
+            fake_gpu.stream_at(stream).wait_event(fake_gpu.stream_at(fake_gpu.owners).record(FakeEvent()))
         return self.array
 
 
@@ -46,29 +46,29 @@ class Interface:
 
 
 @pytest.fixture(params=["dlpack", "interface"])
-def library(request, there, monkeypatch):
+def library(request, fake_gpu, monkeypatch):
     """A library on the fake GPU with a stream of its own: library(stream) gives a function that wraps arrays."""
-    there.owners = None
-    cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=there.owners))
+    fake_gpu.owners = None
+    cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=fake_gpu.owners))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, cuda=cuda))
 
     def on(stream):
-        there.owners = stream
+        fake_gpu.owners = stream
         return Tensor if request.param == "dlpack" else lambda array: Interface(array, stream or 1)
 
     return on
 
 
-def ordered(there, owners, call):
+def ordered(fake_gpu, owners, call):
     """Call it: all its steps come after what the owner's stream was given, and before what that is given next."""
     work = owners.work()[owners.ptr]
-    there.steps.clear()
-    with there.counted() as counts:
+    fake_gpu.steps.clear()
+    with fake_gpu.counted() as counts:
         call()
-    assert there.steps
-    assert all(seen[owners.ptr] >= work for _, seen in there.steps)
+    assert fake_gpu.steps
+    assert all(seen[owners.ptr] >= work for _, seen in fake_gpu.steps)
     after = owners.work()
-    assert all(after[stream.ptr] >= seen[stream.ptr] for stream, seen in there.steps)
+    assert all(after[stream.ptr] >= seen[stream.ptr] for stream, seen in fake_gpu.steps)
     return counts
 
 
@@ -114,103 +114,103 @@ class Update:
 @pytest.mark.pairwise
 @pytest.mark.parametrize(("owners", "current"), STREAMS)
 @pytest.mark.parametrize("function", [clip, clip_columns, clip_norm, prune, statistics, dense])
-def test_a_call_is_in_order_with_the_owners_stream(there, library, function, owners, current):
+def test_a_call_is_in_order_with_the_owners_stream(fake_gpu, library, function, owners, current):
     wrap = library(owners)
-    owner, here = there.stream_at(owners), there.stream_at(current)
+    owner, current_stream = fake_gpu.stream_at(owners), fake_gpu.stream_at(current)
 
     def array(shape):
-        return there.array(np.ones(shape, np.float32))
+        return fake_gpu.array(np.ones(shape, np.float32))
 
-    with here, there.counted() as own:
+    with current_stream, fake_gpu.counted() as own:
         function(lambda a: a, array)
-    events = there.events
-    with here:
-        counts = ordered(there, owner, lambda: function(wrap, array))
-    assert all(stream is here for stream, _ in there.steps)
+    events = fake_gpu.events
+    with current_stream:
+        counts = ordered(fake_gpu, owner, lambda: function(wrap, array))
+    assert all(stream is current_stream for stream, _ in fake_gpu.steps)
     assert counts["waits"] == own["waits"]
     # a stream does not wait for itself
-    assert (there.events == events) == (owner is here)
+    assert (fake_gpu.events == events) == (owner is current_stream)
 
 
 @pytest.mark.parametrize(("owners", "current"), [(7, 0), (0, 9)])
-def test_an_updates_params_are_in_order_at_each_step(there, library, owners, current):
-    wrap, owner = library(owners), there.stream_at(owners)
-    with there.stream_at(current):
-        update = Update(wrap, lambda shape: there.array(np.ones(shape, np.float32)))
+def test_an_updates_params_are_in_order_at_each_step(fake_gpu, library, owners, current):
+    wrap, owner = library(owners), fake_gpu.stream_at(owners)
+    with fake_gpu.stream_at(current):
+        update = Update(wrap, lambda shape: fake_gpu.array(np.ones(shape, np.float32)))
         for _ in range(2):
-            assert ordered(there, owner, update)["waits"] == 0
+            assert ordered(fake_gpu, owner, update)["waits"] == 0
 
 
 @pytest.mark.parametrize("goes_back_on", [None, 11])
-def test_what_is_given_back_elsewhere_is_in_order_with_who_read_it(there, library, goes_back_on):
-    wrap, owner = library(7), there.stream_at(7)
-    x, w, dy = (there.array(np.ones(shape, np.float32)) for shape in ((3, 4), (4, 2), (3, 2)))
+def test_what_is_given_back_elsewhere_is_in_order_with_who_read_it(fake_gpu, library, goes_back_on):
+    wrap, owner = library(7), fake_gpu.stream_at(7)
+    x, w, dy = (fake_gpu.array(np.ones(shape, np.float32)) for shape in ((3, 4), (4, 2), (3, 2)))
     x, w = wrap(x), wrap(w)
 
     def call():
-        with there.stream_at(9):
+        with fake_gpu.stream_at(9):
             _, backward = fg.dense(x, w)
         if goes_back_on:
-            with there.stream_at(goes_back_on) as other:
+            with fake_gpu.stream_at(goes_back_on) as other:
                 # CuPy's own streams are its user's to order
-                other.wait_event(there.stream_at(9).record(FakeEvent()))
+                other.wait_event(fake_gpu.stream_at(9).record(FakeEvent()))
                 backward(dy)
                 del backward
 
-    ordered(there, owner, call)
-    assert {stream.ptr for stream, _ in there.steps} == {9, goes_back_on or 9}
+    ordered(fake_gpu, owner, call)
+    assert {stream.ptr for stream, _ in fake_gpu.steps} == {9, goes_back_on or 9}
 
 
-def test_without_a_stream_there_is_nothing_to_wait_for(there):
+def test_without_a_stream_there_is_nothing_to_wait_for(fake_gpu):
     """What has no stream, and CuPy's own arrays, whose stream is the current one."""
-    events = there.events
-    a = there.array(np.ones((3, 4), np.float32))
-    with there.stream_at(9):
+    events = fake_gpu.events
+    a = fake_gpu.array(np.ones((3, 4), np.float32))
+    with fake_gpu.stream_at(9):
         for given in (a, Interface(a, None)):
             fg.clip_grad_value(given, 0.5)
-    assert there.events == events
-    assert {stream.ptr for stream, _ in there.steps[-2:]} == {9}
+    assert fake_gpu.events == events
+    assert {stream.ptr for stream, _ in fake_gpu.steps[-2:]} == {9}
 
 
-def of_lists(there):
-    return lambda: fg.clip_grad_value([there.array(np.ones(shape, np.float32)) for shape in ((4, 3, 2), (7,))], 0.5)
+def of_lists(fake_gpu):
+    return lambda: fg.clip_grad_value([fake_gpu.array(np.ones(shape, np.float32)) for shape in ((4, 3, 2), (7,))], 0.5)
 
 
-def of_lengths(there):
-    arrays = [there.array(np.ones(shape, np.float32)) for shape in ((4, 3, 2), (2, 12), (3, 12))]
+def of_lengths(fake_gpu):
+    arrays = [fake_gpu.array(np.ones(shape, np.float32)) for shape in ((4, 3, 2), (2, 12), (3, 12))]
     return lambda: fg.lstm(*arrays, lengths=[1, 0, 3, 1])
 
 
 @pytest.mark.parametrize("function", [of_lists, of_lengths])
-def test_what_is_kept_there_is_copied_once_for_a_stream(there, function):
+def test_what_is_kept_there_is_copied_once_for_a_stream(fake_gpu, function):
     """On another stream, or where a graph is replayed, it need not have arrived, or be there still."""
-    call = function(there)
+    call = function(fake_gpu)
 
     def copies(what, *arguments):
-        with there.counted() as counts:
+        with fake_gpu.counted() as counts:
             what(*arguments)
         return counts["copies"]
 
     for ptr in (9, 11):
-        with there.stream_at(ptr):
+        with fake_gpu.stream_at(ptr):
             first, second = copies(call), copies(call)
             assert copies(gpu.capture, call) == first > second
 
 
-def test_a_graph_takes_cupys_arrays_alone(there, library):
-    tensor = library(7)(there.array(np.ones((2, 2), np.float32)))
+def test_a_graph_takes_cupys_arrays_alone(fake_gpu, library):
+    tensor = library(7)(fake_gpu.array(np.ones((2, 2), np.float32)))
     message = "clip_grad_value: grads cannot be taken from its .*: a graph that is captured takes CuPy's arrays alone"
     with pytest.raises(TypeError, match=message):
         gpu.capture(lambda: fg.clip_grad_value(tensor, 0.5))
 
 
-def test_what_is_given_back_while_a_graph_is_captured_is_no_part_of_it(there, library):
-    with there.stream_at(9) as here:
-        lent = [device.borrow("call", "x", library(7)(there.array(np.ones((2, 2), np.float32))))]
-        here.work()
-    events = there.events
-    gpu.capture(lambda: lent.clear() if there.capturing else None)
+def test_what_is_given_back_while_a_graph_is_captured_is_no_part_of_it(fake_gpu, library):
+    with fake_gpu.stream_at(9) as current_stream:
+        lent = [device.borrow("call", "x", library(7)(fake_gpu.array(np.ones((2, 2), np.float32))))]
+        current_stream.work()
+    events = fake_gpu.events
+    gpu.capture(lambda: lent.clear() if fake_gpu.capturing else None)
     assert not lent
     # the other is the capture's, whose stream waits for the current one
-    assert there.events == events + 2
-    assert there.stream_at(7).seen[9] == here.seen[9]
+    assert fake_gpu.events == events + 2
+    assert fake_gpu.stream_at(7).seen[9] == current_stream.seen[9]

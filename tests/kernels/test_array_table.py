@@ -4,9 +4,9 @@ import numba
 import numpy as np
 import pytest
 from arrays import LAYOUTS, laid_out
-from fastgrad.kernels.cpu.engine import array_table
 
 from fastgrad.core.array_list import ArrayList, check_same_shapes
+from fastgrad.kernels.cpu.engine import array_table
 
 
 def test_the_table_is_what_numpy_says(dtype, rng):

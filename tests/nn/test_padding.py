@@ -194,7 +194,7 @@ def test_batch_norms_of_a_process_without_steps_of_its_own_stay(in_force):
     assert_close("batch_norm", first.model.layers[0].running_mean, 0.1 * own.mean(axis=0), size=1, terms=10)
 
 
-def test_on_a_gpu_the_padding_does_not_matter(there, cpu):
+def test_on_a_gpu_the_padding_does_not_matter(fake_gpu, cpu):
     expected = trained("norms", LONGEST, 0)
     results = []
     for steps, fill in ((LONGEST, 0), (9, np.nan)):

@@ -419,7 +419,7 @@ def small_on_gpu(work):
 
 
 @pytest.fixture
-def gpu_of_benchmarks(there, monkeypatch, numpy_backend, torch):
+def gpu_of_benchmarks(fake_gpu, monkeypatch, numpy_backend, torch):
     """A fake GPU for all that the benchmarks run on one; PyTorch's arrays are on the CPU instead."""
     from bench.peers import torch_cuda
 
@@ -436,7 +436,7 @@ def gpu_of_benchmarks(there, monkeypatch, numpy_backend, torch):
         (limits_cuda, "COPIED", 64),
     ):
         monkeypatch.setattr(owner, name, value)
-    return there
+    return fake_gpu
 
 
 @pytest.mark.parametrize("name", [work.name for work in CUDA])

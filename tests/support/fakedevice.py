@@ -3,9 +3,9 @@
 
 def pytest_configure(config):
     from fakegpu import FakeGPU
-    from fastgrad.kernels.cuda.engine import device
 
     from fastgrad.core import device as gpu
+    from fastgrad.kernels.cuda.engine import device
 
     gpu.missing = lambda: ""
     device.GPU = FakeGPU

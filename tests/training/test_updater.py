@@ -243,12 +243,12 @@ def test_an_update_whose_state_float32_cannot_hold_raises_and_changes_nothing(in
     assert updater.step_count == 2
 
 
-def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(there):
-    params = there.array(np.ones(3, np.float32))
+def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(fake_gpu):
+    params = fake_gpu.array(np.ones(3, np.float32))
     updater = fg.Updater(params, Adam(0.1))
-    assert math.isnan(updater.step(there.array(np.full(3, 0.5, np.float32))))
+    assert math.isnan(updater.step(fake_gpu.array(np.full(3, 0.5, np.float32))))
     before = bits(params.get()), bits(updater.state.get())
-    outcome = updater.step(there.array(np.array([0, 1e21, 0], np.float32)))
+    outcome = updater.step(fake_gpu.array(np.array([0, 1e21, 0], np.float32)))
     with pytest.raises(FloatingPointError, match="would not be finite in float32"):
         float(outcome)
     assert (bits(params.get()), bits(updater.state.get())) == before

@@ -6,8 +6,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from fastgrad.kernels.cuda.engine.device import offline
 from numba import cuda
+
+from fastgrad.kernels.cuda.engine.device import offline
 
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 
