@@ -30,7 +30,7 @@ def text_of(page):
 
 @pytest.fixture
 def in_cuda(fake_gpu, tmp_path, monkeypatch):
-    """Runs blocks that share their names. What trains does so by the CPU's kernels over the fake GPU's arrays, the rest by the emulated ones."""
+    """Runs blocks that share their names: those that train by the CPU's kernels over the fake GPU's arrays, others by the emulated ones."""
     from fakegpu import HostKernels
 
     from fastgrad.core.host_transfer import HostArrayAdapter
