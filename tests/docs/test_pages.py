@@ -3,7 +3,7 @@
 A page says at its head what it needs besides the extra [test], and whether it takes more than a few seconds:
 
     ---
-    needs: torch torchvision
+    needs: torch sklearn
     full: true
     ---
 
