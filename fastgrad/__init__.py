@@ -68,7 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> str:
     if name == "__version__":
-        # the version lives in pyproject.toml alone; reading it takes 10 ms that an import need not spend
+        # read at its first use, since this takes 10 ms
         from importlib.metadata import version
 
         return version("fastgrad")

@@ -28,7 +28,7 @@ __all__ = [
     "to_torch",
 ]
 
-# of our gates i, f, g, o the places in ONNX's i, o, f, c, and the other way; the peepholes i, f, o are the same either way
+# the order of gates from ONNX (i, o, f, c) to ours (i, f, g, o) and back; that of peepholes (i, o, f) is its own inverse
 FROM_ONNX, TO_ONNX, PEEPHOLES = [0, 2, 3, 1], [0, 3, 1, 2], [0, 2, 1]
 
 
@@ -135,8 +135,8 @@ def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
     """
     op = "from_keras"
     _refuse(op, layer, "Keras", "peephole", "proj_size")
-    check.each(op, "weights", weights)
-    # an LSTM of one layer and direction each, and how many arrays it has
+    check.sequence(op, "weights", weights)
+    # the number of layers and directions, and of arrays for each
     lstms = len(layer._weights)
     arrays_each = len(weights) // lstms
     if len(weights) not in (2 * lstms, 3 * lstms):
@@ -274,12 +274,12 @@ def _kind(value: Any) -> str:
 
 
 def _array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # tensors become arrays without their library
+    # a tensor is converted without an import of its library
     if hasattr(value, "detach"):
         try:
             value = value.detach().cpu().numpy()
         except TypeError:
-            # of a dtype that NumPy has not
+            # a dtype that NumPy does not have
             raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}") from None
     return check.array(op, name, value, form, shape, dtype, of_model=True)
 

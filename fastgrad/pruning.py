@@ -85,10 +85,10 @@ def prune(
 def _prune_model(
     op: str, model: Model, names: Any, amount: Any, threshold: Any, scope: str, units: bool
 ) -> dict[str, np.ndarray]:
-    if model.owned:
-        raise ValueError(f"{op}: the model is part of a {model.owned}; prune that, with names")
-    if not model.is_here:
-        # pruning is rare, and chosen by what is on the host
+    if model.container_type:
+        raise ValueError(f"{op}: the model is part of a {model.container_type}; prune that, with names")
+    if model.on_gpu:
+        # pruning is rare, and its kernels choose values on the host
         model.to("cpu")
         try:
             _prune_model(op, model, names, amount, threshold, scope, units)
@@ -108,7 +108,7 @@ def _prune_model(
             mask_views[bias][...] &= _living(array_mask)
     kernels().prune_below([model.params], mask, 0.0)
     if model_mask is None:
-        model._wear(mask)
+        model._set_mask(mask)
     else:
         model_mask[...] = mask
     return model.masks()
@@ -118,7 +118,7 @@ def names_of(op: str, model: Model, names: Any, units: bool) -> list[str]:
     """The names of the arrays of a model that are to be pruned."""
     weights = [name for name, a in model.parameters().items() if a.ndim > 1]
     if names is not None:
-        check.each(op, "names", names)
+        check.sequence(op, "names", names)
         for i, name in enumerate(names):
             check.choice(op, f"names[{i}]", name, weights)
         return list(dict.fromkeys(names))

@@ -179,7 +179,7 @@ class WarmUp(Schedule):
 
     def __post_init__(self) -> None:
         check.count("WarmUp", "steps", self.steps)
-        checked("WarmUp", "then", self.then, zero=False)
+        check_rate("WarmUp", "then", self.then, zero=False)
         check.number("WarmUp", "start", self.start, most=1.0)
 
     @property
@@ -265,7 +265,7 @@ class Rates(Schedule):
 
     def __post_init__(self) -> None:
         rates = self.rates.tolist() if isinstance(self.rates, np.ndarray) else self.rates
-        check.each("Rates", "rates", rates)
+        check.sequence("Rates", "rates", rates)
         # a copy: the list is the caller's
         object.__setattr__(self, "rates", tuple(check.number("Rates", f"rates[{i}]", r) for i, r in enumerate(rates)))
 
@@ -277,7 +277,7 @@ class Rates(Schedule):
         return self.rates[step]
 
 
-def checked(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> None:
+def check_rate(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> None:
     """lr must be a number or a Schedule."""
     if isinstance(lr, list | tuple | np.ndarray):
         raise TypeError(
@@ -294,7 +294,7 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
     try:
         rate = lr.rate(step, losses)
     except OverflowError:
-        # of Python's powers
+        # of Python's power operator
         rate = math.inf
     if not 0 <= rate < math.inf:
         raise ValueError(

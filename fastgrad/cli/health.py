@@ -16,8 +16,8 @@ import numpy as np
 
 from fastgrad import nn
 from fastgrad.core import check
-from fastgrad.init import INITS, chosen
 from fastgrad.init import normal as draw_normal
+from fastgrad.init.choice import INITS, init_function
 from fastgrad.nn.model import Model
 from fastgrad.optim import Adam
 from fastgrad.training.trainer import Trainer
@@ -98,7 +98,7 @@ def initial(text: str) -> Any:
         )
     if len(values) > 1:
         raise ValueError(f"health: init {name!r} takes at most {2 if name == 'normal' else 1} numbers, got {text!r}")
-    return chosen("health", (name, *values) if values else name)
+    return init_function("health", (name, *values) if values else name)
 
 
 def net(

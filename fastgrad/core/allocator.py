@@ -20,10 +20,10 @@ import numpy as np
 from fastgrad.core import device
 from fastgrad.kernels.types import Activation, LayerSaved
 
-# bytes from which on a result gets a block; bytes of blocks that are listed at most, those of a size least lately used go first
+# the size in bytes from which a result gets a block; the most bytes that the lists hold: the least recently used sizes go first
 LARGE, KEPT = 4 << 10, 1 << 29
 LINE = 64
-# to look at a block costs as much as new pages for so many bytes: of a size with many lent blocks some are looked at
+# the test of a block costs as much as new pages of so many bytes: of a size with many blocks in use only some are tested
 LOOK = 1 << 10
 
 
@@ -32,7 +32,7 @@ def counts(blocks: list[np.ndarray], most: int) -> list[int]:
     return list(map(getrefcount, islice(blocks, most)))
 
 
-# of a block that nothing but its list holds
+# the reference count of a block that only its list refers to
 FREE = counts([np.empty(0)], 1)[0]
 
 
@@ -44,7 +44,7 @@ class Allocator:
 
     def take(self, size: int) -> np.ndarray:
         """A free block (size,) of bytes, a new one if no block of the size is free."""
-        # whoever comes between the two lines has a list of its own, whose blocks are soon listed no more
+        # another thread between these two lines makes a list of its own, which this one then replaces
         blocks = self._blocks.pop(size, None) or []
         self._blocks[size] = blocks
         block = _free(blocks, 8 + size // LOOK)
@@ -73,10 +73,10 @@ class Allocator:
 
 def _free(blocks: list[np.ndarray], most: int) -> np.ndarray | None:
     """A free block among the first `most` of a list, moved to the front of the list; None if none is free."""
-    while FREE in (found := counts(blocks, most)):
-        # what pop returns nobody else gets, but another may be at that place by now
+    while FREE in (references := counts(blocks, most)):
+        # no other thread gets what pop returns, but by now another block may be at this index
         try:
-            own = [blocks.pop(found.index(FREE))]
+            own = [blocks.pop(references.index(FREE))]
         except IndexError:
             continue
         is_free = counts(own, 1) == [FREE]
@@ -88,7 +88,7 @@ def _free(blocks: list[np.ndarray], most: int) -> np.ndarray | None:
 
 def _new(size: int) -> np.ndarray:
     memory = np.empty(size + LINE, np.uint8)
-    # of an array whose own base is no array all views have the array for base
+    # every view of an array whose base is not an array has that array as its base
     base: Any = (ctypes.c_char * size).from_buffer(memory.data, -memory.ctypes.data % LINE)
     return np.ndarray(size, np.uint8, base)
 
@@ -107,7 +107,7 @@ def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
     n = prod(shape) * dtype.itemsize
     if n < LARGE:
         return np.empty(shape, dtype)
-    # sizes that differ little share their memory: there are eight from a power of two to the next
+    # similar sizes share their blocks: there are eight sizes from a power of two to the next
     step = 1 << n.bit_length() - 4
     size = (n + step - 1) // step * step
     return np.ndarray(shape, dtype, _memory.take(size))
@@ -118,7 +118,7 @@ def layer_saved(y: np.ndarray, activation: Activation) -> LayerSaved:
     return LayerSaved(empty(y.shape, y) if activation.needs_input else y, y)
 
 
-def copied(x: np.ndarray) -> np.ndarray:
+def copy_of(x: np.ndarray) -> np.ndarray:
     """A copy of x, for a result that must not share its caller's memory."""
     y = empty(x.shape, x)
     y[...] = x

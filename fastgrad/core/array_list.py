@@ -25,15 +25,15 @@ class ArrayList:
     ) -> None:
         self.single = isinstance(value, np.ndarray) or device.on_gpu(value)
         if not self.single:
-            check.each(op, name, value)
-        # a list of our own: the caller's may change meanwhile
+            check.sequence(op, name, value)
+        # a new list, since the caller's may change
         arrays = [value] if self.single else list(value)
-        # what the copies in `flat` are to be put back into
-        self._given: list[Any] = []
+        # the arrays that `write` copies `flat` back to
+        self._originals: list[Any] = []
         self.kernels = kernels(arrays[0])
         if written and not known and len(set(map(id, arrays))) < len(arrays):
-            first, again = _twice(arrays)
-            raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{again}] again")
+            first, second = _duplicate(arrays)
+            raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{second}] again")
         if not self.kernels.plain(arrays) or not (
             like is None or (arrays[0].dtype == like.dtype and type(arrays[0]) is type(like))
         ):
@@ -41,51 +41,51 @@ class ArrayList:
         self.flat = arrays
 
     def _contiguous(self, op: str, name: str, arrays: list[Any], like: Any, written: bool) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
+        flat: list[np.ndarray] = []
         for i, array in enumerate(arrays):
             what = name if self.single else f"{name}[{i}]"
-            whole = check.floating(op, what, array, found[0] if found else like)
-            found.append(check.contiguous(whole))
+            aligned = check.floating(op, what, array, flat[0] if flat else like)
+            flat.append(check.contiguous(aligned))
             if isinstance(array, np.ndarray):
-                self._given.append(array)
+                self._originals.append(array)
                 if written and not array.flags.writeable:
                     raise ValueError(f"{op}: {what} must be writable, got a read-only array")
             else:
-                self._given.append(whole)
-        return found
+                self._originals.append(aligned)
+        return flat
 
     def write(self) -> None:
         """Copy the copies back into the caller's arrays."""
-        for array, copy in zip(self._given, self.flat, strict=False):
+        for array, copy in zip(self._originals, self.flat, strict=False):
             if array is not copy and not (isinstance(array, np.ndarray) and np.may_share_memory(array, copy)):
                 array[...] = copy
 
 
-def _twice(arrays: list[Any]) -> tuple[int, int]:
+def _duplicate(arrays: list[Any]) -> tuple[int, int]:
     """The two indices of an array that is in the list twice."""
-    places: dict[int, int] = {}
+    indices: dict[int, int] = {}
     for i, array in enumerate(arrays):
-        if id(array) in places:
-            return places[id(array)], i
-        places[id(array)] = i
+        if id(array) in indices:
+            return indices[id(array)], i
+        indices[id(array)] = i
     raise AssertionError
 
 
 def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
     """Raise ValueError if arrays share memory: an update of one would change the other too."""
-    # NumPy 2 has it elsewhere
+    # NumPy 2 has moved it
     bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
     bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
-    reaching: list[tuple[int, int]] = []
+    open_bounds: list[tuple[int, int]] = []
     for start, end, i in bounds:
-        reaching = [(other, j) for other, j in reaching if other > start]
-        for _, j in reaching:
+        open_bounds = [(other, j) for other, j in open_bounds if other > start]
+        for _, j in open_bounds:
             if np.shares_memory(arrays[i], arrays[j]):
                 first, second = sorted((i, j))
                 raise ValueError(
                     f"{op}: {name} must be arrays of their own, {name}[{first}] and {name}[{second}] share memory"
                 )
-        reaching.append((end, i))
+        open_bounds.append((end, i))
 
 
 def check_same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:
@@ -103,8 +103,8 @@ def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]], like: np.ndar
     masks: a list of one mask for each array, where None is all True; or a mask, if there is one array.
     """
     masks = [masks] if isinstance(masks, np.ndarray) or device.on_gpu(masks) else masks
-    check.each(op, "masks", masks, len(shapes))
-    found = []
+    check.sequence(op, "masks", masks, len(shapes))
+    flat = []
     for i, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
         if mask is None:
             mask = zeros(shape, like) == 0
@@ -114,5 +114,5 @@ def flat_masks(op: str, masks: Any, shapes: list[tuple[int, ...]], like: np.ndar
         mask = check.place(op, f"masks[{i}]", mask, like)
         if mask.shape != shape:
             raise ValueError(f"{op}: masks[{i}] must be {shape}, got {mask.shape}")
-        found.append(mask.reshape(-1))
-    return np.concatenate(found)
+        flat.append(mask.reshape(-1))
+    return np.concatenate(flat)

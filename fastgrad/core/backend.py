@@ -82,21 +82,21 @@ def kernels(x: Any = None) -> Backend:
     if x is not None and type(x) is not np.ndarray and device.on_gpu(x):
         module = load("cuda", "an array on a GPU")
         return getattr(module, "direct", module)
-    # what use_backend named is loaded
+    # a backend that use_backend has chosen is loaded
     name = _context.get() or _process
     return _loaded.get(name) or load(name, "FASTGRAD_BACKEND")
 
 
-def load(name: str, asked_by: str = "use_backend") -> Any:
-    """The module of kernels of this backend; BackendError if it cannot run. asked_by: the caller, for the error of an unknown name."""
+def load(name: str, caller: str = "use_backend") -> Any:
+    """The module of kernels of this backend; BackendError if it cannot run. caller: the caller, for the error of an unknown name."""
     if name not in _loaded:
-        check.choice(asked_by, "the backend", name, BACKENDS)
+        check.choice(caller, "the backend", name, BACKENDS)
         reason = missing(name) or unfinished(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
         module: Any = importlib.import_module(BACKENDS[name])
         if name == "cuda":
-            # it takes the reference with it, which others need not wait for
+            # imported here since it imports the reference, which the other backends do not need
             from fastgrad.core.host_transfer import HostArrayAdapter
 
             module = HostArrayAdapter(module)

@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import device
-from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import ACTIVATIONS, Activation
 
-Pair = tuple[int, int]
-
-INT64 = np.dtype(np.int64)
 # the largest size, step or count: kernels multiply two of them in int64
 MOST = 2**31 - 1
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-# activations whose parameter a caller may choose
+# activations with a parameter, and its name
 PARAMETERS = {"leaky_relu": "slope", "clipped_relu": "cap", "elu": "alpha"}
 
 
@@ -33,13 +29,13 @@ def array(
     of_model: `like` is a model's parameters, and the error of another dtype says so.
     """
     value = floating(op, name, value, like, of_model)
-    found = value.shape
-    if found != shape:
-        if len(found) != len(shape):
-            raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {found}")
-        for wanted, n in zip(shape, found, strict=True):
-            if wanted is not None and wanted != n:
-                raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {found}")
+    sizes = value.shape
+    if sizes != shape:
+        if len(sizes) != len(shape):
+            raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {sizes}")
+        for expected, n in zip(shape, sizes, strict=True):
+            if expected is not None and expected != n:
+                raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {sizes}")
     return value
 
 
@@ -67,11 +63,11 @@ def _floating(op: str, name: str, value: Any, like: Any, of_model: bool) -> np.n
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
         if of_model:
-            wanted = f"{dtype} like the model"
+            expected = f"{dtype} like the model"
             cure = f"; astype(np.{dtype}), or dtype='{value.dtype}' for the model"
         else:
-            wanted, cure = str(dtype), " (one call has one dtype)"
-        raise TypeError(f"{op}: {name} must be {wanted}, got {value.dtype}{cure}")
+            expected, cure = str(dtype), " (one call has one dtype)"
+        raise TypeError(f"{op}: {name} must be {expected}, got {value.dtype}{cure}")
     if not isinstance(value, np.ndarray):
         return value
     value = value.view(np.ndarray)
@@ -121,111 +117,6 @@ def upstream(op: str, dy: Any, y: np.ndarray) -> np.ndarray:
     return contiguous(array(op, "dy", dy, "like the output", y.shape, y))
 
 
-def labels(
-    op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True, *, of_model: bool = False
-) -> np.ndarray:
-    """Labels, C-contiguous, on the device of `like`: class numbers as int64 (N,), or one-hot rows or probabilities (N, C).
-
-    shape: (N, C); or of sequences (N, T, C), with class numbers (N, T). like: an array, or a dtype. values=False leaves out the check that
-    class numbers are in range.
-    """
-    dtype = getattr(like, "dtype", like)
-    value = place(op, name, value, None if like is dtype else like)
-    integers, floats = ("(N,)", "(N, C)") if len(shape) == 2 else ("(N, T)", "(N, T, C)")
-    if value.ndim > 1 and value.dtype.kind == "f":
-        form = f"{integers} integers or {floats}"
-        return contiguous(array(op, name, value, form, shape, like, of_model=of_model))
-    if value.dtype.kind not in "iu":
-        raise TypeError(
-            f"{op}: {name} must be integers {integers} or {dtype} {floats}, got {value.dtype} {value.shape}"
-        )
-    rows, classes = shape[:-1], shape[-1]
-    if value.shape != rows:
-        raise ValueError(f"{op}: {name} must be integers {rows} or {dtype} {shape}, got integers {value.shape}")
-    found = _class_numbers(value)
-    if not values:
-        return found
-    # a negative number is a huge one without its sign
-    unsigned = found.view(np.uint64)
-    host = type(found) is np.ndarray
-    if found.size and (np.maximum.reduce(unsigned, axis=None) if host else unsigned.max()) >= classes:
-        value = value if isinstance(value, np.ndarray) else value.get()
-        index = tuple(int(i) for i in np.argwhere((value < 0) | (value >= classes))[0])
-        where = index[0] if len(index) == 1 else index
-        raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[index]} at index {where}")
-    return found
-
-
-def _class_numbers(value: Any) -> Any:
-    """Class numbers as int64, C-contiguous."""
-    if isinstance(value, np.ndarray):
-        as_it_is = type(value) is np.ndarray and value.dtype is INT64 and value.flags.carray
-        return value if as_it_is else np.array(value, np.int64)
-    return contiguous(value.astype(np.int64, copy=False))
-
-
-def images(op: str, x: Any) -> np.ndarray:
-    """x as an array (N, H, W, C) with pixels, C-contiguous."""
-    x = array(op, "x", x, "(N, H, W, C)", (None, None, None, None))
-    if 0 in x.shape[1:]:
-        raise ValueError(f"{op}: x must have at least one row, column and channel, got {x.shape}")
-    return contiguous(x)
-
-
-def pair(op: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """Two integers, vertical and horizontal, from the two or from one for both."""
-    both = value if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2:
-        raise ValueError(f"{op}: {name} must be an integer or a pair (vertical, horizontal), got {value!r}")
-    return count(op, name, both[0], least), count(op, name, both[1], least)
-
-
-def windows(
-    op: str, name: str, size: Pair, image: Pair, stride: Pair, padding: Any, *, half: bool
-) -> tuple[tuple[int, int, int, int], Pair]:
-    """(top, left, bottom, right) of the padding, and how many windows of this size there are, down and across.
-
-    padding is an integer, a pair, or "same" for ceil(image / stride) windows. With half it is at most half of size, else less than size.
-    """
-    if isinstance(padding, str):
-        if padding != "same":
-            raise ValueError(f"{op}: padding must be an integer, a pair or 'same', got {padding!r}")
-        totals = (max(-(-n // s) * s - s + k - n, 0) for n, k, s in zip(image, size, stride, strict=True))
-        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
-    else:
-        top, left = bottom, right = pair(op, "padding", padding, least=0)
-        limits = [k // 2 if half else k - 1 for k in size]
-        if top > limits[0] or left > limits[1]:
-            raise ValueError(
-                f"{op}: padding must be {'at most half of' if half else 'smaller than'} {name} {size}, got {(top, left)}"
-            )
-    padded = image[0] + top + bottom, image[1] + left + right
-    if size[0] > padded[0] or size[1] > padded[1]:
-        raise ValueError(f"{op}: {name} must be at most the padded image {padded}, got {size}")
-    down, across = ((n - k) // s + 1 for n, k, s in zip(padded, size, stride, strict=True))
-    return (top, left, bottom, right), (down, across)
-
-
-def lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
-    """Sequences' lengths as int64 (N,), each from 0 to steps."""
-    if device.on_gpu(value):
-        # where steps begin and end is worked out here
-        value = device.borrow(op, name, value).get()
-    try:
-        # a copy before it is looked at: another thread may write to what the caller has
-        found = np.array(value)
-    except ValueError:
-        raise TypeError(f"{op}: {name} must be integers (N,), got a nested {type(value).__name__}") from None
-    if found.dtype.kind not in "iu" and found.size:
-        raise TypeError(f"{op}: {name} must be integers (N,), got {found.dtype}")
-    if found.shape != (n,):
-        raise ValueError(f"{op}: {name} must be integers (N,) = ({n},), got {found.shape}")
-    wrong = np.flatnonzero((found < 0) | (found > steps))
-    if len(wrong):
-        raise ValueError(f"{op}: {name} must be in 0..{steps}, got {found[wrong[0]]} at index {wrong[0]}")
-    return found.astype(np.int64, copy=False)
-
-
 def activation(op: str, value: Any, name: str = "activation") -> Activation:
     """The activation of this name, or of this pair of a name and a parameter."""
     kind, parameter = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
@@ -234,7 +125,7 @@ def activation(op: str, value: Any, name: str = "activation") -> Activation:
         return ACTIVATIONS[kind]
     if kind not in PARAMETERS:
         raise ValueError(f"{op}: {name} {kind!r} takes no parameter; {', '.join(PARAMETERS)} do")
-    # a negative slope or alpha would hide the sign of z, which backward reads off the output
+    # backward reads the sign of z from the output, which a negative slope or alpha would change
     zero = kind != "clipped_relu"
     what = f"the {PARAMETERS[kind]} of {name} {kind!r}"
     return Activation(ACTIVATIONS[kind].code, number(op, what, parameter, zero=zero))
@@ -244,11 +135,11 @@ def activations(op: str, value: Any, layers: int) -> list[Activation]:
     """One activation for every layer, from one for all or a list of one for each."""
     if not isinstance(value, list):
         return [activation(op, value, "activations")] * layers
-    each(op, "activations", value, layers)
+    sequence(op, "activations", value, layers)
     return [activation(op, item, f"activations[{layer}]") for layer, item in enumerate(value)]
 
 
-def each(op: str, name: str, value: Any, count: int | None = None) -> None:
+def sequence(op: str, name: str, value: Any, count: int | None = None) -> None:
     """value must be a list or tuple of this length (None: any from 1)."""
     if not isinstance(value, list | tuple):
         raise TypeError(f"{op}: {name} must be a list or tuple, got {type(value).__name__}")
@@ -279,20 +170,20 @@ def number(
     op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf, most: float | None = None
 ) -> float:
     """value as a finite float from 0 (or above it), below `below`, and no larger than `most`."""
-    found = _real(op, name, value)
-    if not 0 <= found < below or not (found or zero) or (most is not None and found > most):
+    number = _real(op, name, value)
+    if not 0 <= number < below or not (number or zero) or (most is not None and number > most):
         above = f"at most {most:g}" if most is not None else "finite" if below == np.inf else f"below {below:g}"
         bounds = f"{'at least' if zero else 'above'} 0 and {above}"
-        raise ValueError(f"{op}: {name} must be {bounds}, got {_shown(value)}")
-    return found
+        raise ValueError(f"{op}: {name} must be {bounds}, got {_text(value)}")
+    return number
 
 
 def finite(op: str, name: str, value: Any) -> float:
     """value as a finite float of either sign."""
-    found = _real(op, name, value)
-    if not np.isfinite(found):
-        raise ValueError(f"{op}: {name} must be finite, got {_shown(value)}")
-    return found
+    number = _real(op, name, value)
+    if not np.isfinite(number):
+        raise ValueError(f"{op}: {name} must be finite, got {_text(value)}")
+    return number
 
 
 def _real(op: str, name: str, value: Any) -> float:
@@ -306,7 +197,7 @@ def _real(op: str, name: str, value: Any) -> float:
         return np.inf if number > 0 else -np.inf
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     """A number as text for an error message, also an integer of thousands of digits, which Python refuses to write."""
     try:
         float(value)
@@ -319,23 +210,12 @@ def dtype(op: str, value: Any) -> np.dtype:
     """float32 or float64."""
     try:
         # numpy takes None for float64
-        found = np.dtype(object if value is None else value)
+        dtype = np.dtype(object if value is None else value)
     except TypeError:
-        found = np.dtype(object)
-    if found not in FLOATS:
+        dtype = np.dtype(object)
+    if dtype not in FLOATS:
         raise ValueError(f"{op}: dtype must be float32 or float64, got {value!r}")
-    return found
-
-
-@silent
-def drawn(op: str, value: Any, like: np.ndarray) -> np.ndarray:
-    """The weights that a user's init function returned, checked: numbers of the shape of `like`, finite in its dtype."""
-    value = np.asarray(value)
-    found = value.astype(like.dtype) if value.dtype.kind in "fiu" else None
-    if found is None or found.shape != like.shape or not np.isfinite(found).all():
-        of = "" if value.dtype == like.dtype else f" of {like.dtype}"
-        raise ValueError(f"{op} must return finite numbers {like.shape}{of}, got {value.dtype} {value.shape}")
-    return found
+    return dtype
 
 
 def _sizes(form: str, shape: Sequence[int | None]) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 
 from fastgrad.core import streams
 
-# what numba-cuda compiles for at least, and what loads its PTX
+# the least GPU that numba-cuda compiles for, and the least CuPy that loads its PTX
 LEAST_CAPABILITY, LEAST_CUPY = (7, 5), (13, 0)
 PACKAGES = {"numba_cuda": "numba-cuda", "cupy": "cupy"}
-# DLPack's names of a GPU's memory: its own, and managed
+# DLPack's device types of CUDA: device memory and managed memory
 DLPACK_CUDA = 2, 13
 
 
@@ -31,7 +31,7 @@ def missing() -> str:
     lacks = [f"the package {name}" for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
     if not has_driver():
         lacks.append("an NVIDIA driver")
-    return f"missing {', '.join(lacks)}" if lacks else _wrong()
+    return f"missing {', '.join(lacks)}" if lacks else _fault()
 
 
 def has_driver() -> bool:
@@ -42,23 +42,23 @@ def has_driver() -> bool:
     return True
 
 
-def _wrong() -> str:
+def _fault() -> str:
     """What is wrong with the installed CuPy, the GPU or its libraries, or an empty string."""
     try:
         cupy = importlib.import_module("cupy")
-        found = tuple(int(part) for part in cupy.__version__.split(".")[:2])
-        if found < LEAST_CUPY:
+        version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
+        if version < LEAST_CUPY:
             return f"CuPy must be at least {_dotted(LEAST_CUPY)}, got {cupy.__version__}"
         if not cupy.cuda.runtime.getDeviceCount():
             return "there is no GPU"
         capability = cupy.cuda.Device().compute_capability
         if (int(capability[:-1]), int(capability[-1])) < LEAST_CAPABILITY:
             return f"compute capability must be at least {_dotted(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
-        # a library of its own, which CuPy loads when it is first asked for
+        # cuBLAS is a library of its own, which CuPy loads at its first use
         _ = cupy.cuda.cublas
         importlib.import_module("fastgrad.kernels.cuda")
     except Exception as error:
-        # whatever a driver or a broken installation raises is the reason
+        # any error of a driver or of a broken installation is a reason
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -87,12 +87,12 @@ def on_gpu(value: Any) -> bool:
 
 def borrow(op: str, name: str, value: Any) -> Any:
     """The CuPy array over the memory of an array on the current GPU; streams.py puts the owner's stream and ours in order."""
-    xp, given = cuda_device().xp, value
+    xp, original = cuda_device().xp, value
     if type(value) is not xp.ndarray:
         try:
-            value = streams.borrowed(xp, value)
+            value = streams.borrow(xp, value)
         except Exception as error:
-            # each library has its own error for what it does not give away
+            # each library has its own error for an array that it cannot share
             kind = type(value).__name__
             raise TypeError(f"{op}: {name} cannot be taken from its {kind} without a copy: {error}") from error
     current = cuda_device().where()
@@ -101,8 +101,8 @@ def borrow(op: str, name: str, value: Any) -> Any:
             f"{op}: {name} must be on the current GPU, {current}, got an array on GPU {value.device.id}; "
             f"a call in `with cupy.cuda.Device({value.device.id}):` runs there"
         )
-    if value is not given:
-        streams.order(xp, given, value)
+    if value is not original:
+        streams.order(xp, original, value)
     return value
 
 
@@ -157,6 +157,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    found = empty(shape, dtype)
-    found[...] = 0
-    return found
+    """An array of zeros on the current GPU."""
+    array = empty(shape, dtype)
+    array[...] = 0
+    return array

@@ -16,7 +16,7 @@ from fastgrad.kernels.types import OK, Constraint
 class HostArrayAdapter:
     """A module of kernels as one that takes NumPy arrays. direct: the module itself, for arrays on the GPU."""
 
-    # asks about the caller's arrays, which copies would hide
+    # a test of the caller's own arrays, not of their copies
     plain = staticmethod(reference.plain)
 
     def __init__(self, module: Any) -> None:
@@ -26,15 +26,15 @@ class HostArrayAdapter:
         function = getattr(self.direct, name)
 
         def call(*arguments: Any, updates: Any = None, **named: Any) -> Any:
-            there: dict[Any, tuple[np.ndarray, Any]] = {}
-            moved = [_to_gpu(a, there) for a in arguments]
-            result = function(*moved, **{key: _to_gpu(a, there) for key, a in named.items()})
-            for host, copy in there.values():
+            copies: dict[Any, tuple[np.ndarray, Any]] = {}
+            on_gpu = [_to_gpu(a, copies) for a in arguments]
+            result = function(*on_gpu, **{key: _to_gpu(a, copies) for key, a in named.items()})
+            for host, copy in copies.values():
                 if host.flags.writeable:
                     host[...] = copy.get()
             result = _to_host(result)
             if updates is not None:
-                # on the GPU they are counted before it is known whether they were made
+                # on the GPU updates are counted before their status is known
                 updates += result[1] if isinstance(result, tuple) else result == OK
             return result
 
@@ -44,18 +44,18 @@ class HostArrayAdapter:
         return call
 
 
-def _to_gpu(value: Any, there: dict[Any, tuple[np.ndarray, Any]]) -> Any:
+def _to_gpu(value: Any, copies: dict[Any, tuple[np.ndarray, Any]]) -> Any:
     # a constraint's widths are read on the host
     if isinstance(value, list | tuple) and not isinstance(value, Constraint):
-        values = [_to_gpu(v, there) for v in value]
+        values = [_to_gpu(v, copies) for v in value]
         return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     if not isinstance(value, np.ndarray):
         return value
-    # one array given twice is one array there
+    # an array that is two arguments is one array on the GPU
     place = value.ctypes.data, value.shape, value.strides, value.dtype
-    if place not in there:
-        there[place] = value, device.cuda_device().xp.asarray(value)
-    return there[place][1]
+    if place not in copies:
+        copies[place] = value, device.cuda_device().xp.asarray(value)
+    return copies[place][1]
 
 
 def _to_host(result: Any) -> Any:

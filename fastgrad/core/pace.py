@@ -2,7 +2,7 @@
 
 import time
 
-# seconds that a compiled call takes at most, more or less: Python looks at signals, as Ctrl-C is one, between calls
+# about the most seconds of a compiled call: Python handles signals, as Ctrl-C, between calls
 CALL = 0.1
 # floating-point operations a second that any processor does
 LEAST_SPEED = 1e9
@@ -20,6 +20,6 @@ class Pace:
         self._started = time.perf_counter()
         return max(int(CALL / max(self._seconds, 1e-9)), 1)
 
-    def made(self, batches: int) -> None:
+    def measure(self, batches: int) -> None:
         """Measure the time of a call of this many batches, which ends now."""
         self._seconds = (time.perf_counter() - self._started) / max(batches, 1)

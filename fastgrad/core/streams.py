@@ -11,7 +11,7 @@ import weakref
 from typing import Any
 
 
-class Described:
+class StreamlessInterface:
     """The __cuda_array_interface__ of an array without its stream: with the stream, CuPy would make the host wait for it."""
 
     def __init__(self, value: Any) -> None:
@@ -19,28 +19,28 @@ class Described:
         self.__cuda_array_interface__ = {**value.__cuda_array_interface__, "stream": None}
 
 
-def borrowed(xp: Any, value: Any) -> Any:
+def borrow(xp: Any, value: Any) -> Any:
     """The CuPy array over the memory of an array of another library."""
     if xp.cuda.get_current_stream().is_capturing():
         raise TypeError("a graph that is captured takes CuPy's arrays alone, as cupy.from_dlpack gives outside of it")
-    return xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(Described(value))
+    return xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(StreamlessInterface(value))
 
 
 def order(xp: Any, value: Any, array: Any) -> None:
     """Make our stream wait for that of value's owner, and the owner's for ours once `array`, the one borrowed from value, is freed."""
-    cuda, owners = xp.cuda, _owners(value)
+    cuda, owner = xp.cuda, _owner_stream(value)
     current = cuda.get_current_stream()
-    if owners is None or _same(owners, current.ptr):
+    if owner is None or _same(owner, current.ptr):
         return
     if not hasattr(value, "__dlpack__"):
-        _wait(cuda, current.ptr, owners)
-    # value, and with it its stream, lives until that has been told
-    end = weakref.finalize(array, _give_back, cuda, array.device.id, current, owners, value)
-    # at a process's end there is nobody to wait
+        _wait(cuda, current.ptr, owner)
+    # the finalizer keeps value alive, and with it its stream
+    end = weakref.finalize(array, _give_back, cuda, array.device.id, current, owner, value)
+    # at the end of the process no work follows
     end.atexit = False
 
 
-def _owners(value: Any) -> int | None:
+def _owner_stream(value: Any) -> int | None:
     """The stream of an array's owner, or None if it is not known; 0 and 1 are the default stream."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -48,13 +48,13 @@ def _owners(value: Any) -> int | None:
     return getattr(value, "__cuda_array_interface__", {}).get("stream")
 
 
-def _give_back(cuda: Any, device: int, taken: Any, owners: int, _: Any) -> None:
+def _give_back(cuda: Any, device: int, borrower: Any, owner: int, _: Any) -> None:
     """Make the owner's stream wait for the stream at the time of the borrowing and for the current one: both may have read the array."""
     with cuda.Device(device):
         current = cuda.get_current_stream()
-        for stream in [taken] if _same(taken.ptr, current.ptr) else [taken, current]:
+        for stream in [borrower] if _same(borrower.ptr, current.ptr) else [borrower, current]:
             if not stream.is_capturing():
-                _wait(cuda, owners, stream.ptr)
+                _wait(cuda, owner, stream.ptr)
 
 
 def _same(pointer: int, other: int) -> bool:

@@ -26,22 +26,52 @@ def batch_norm(
     activation: str | tuple[str, float] = "identity",
     residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
-    """y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual), with x and residual (..., C) (Ioffe & Szegedy 2015).
+    """Batch normalisation in one call, with its activation and a residual.
 
-    gamma, beta, running_mean and running_var are (C,). In training mean and var are those of the batch, over all axes but the last, the
-    var biased, and the running ones, if given, are updated in place: r = (1 - momentum) r + momentum batch. Else they are the running ones.
+    y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual)
+
+    In training mean and var are those of the batch, over all axes but the last, the var biased, and the running ones,
+    if given, are updated in place: r = (1 - momentum) r + momentum batch. Else they are the running ones. Other
+    libraries:
 
                   update of r                         to get it here            running var    eps
         PyTorch   (1 - momentum) r + momentum batch   momentum=momentum         unbiased       1e-5
         Keras     momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-3
         ONNX      momentum r + (1 - momentum) batch   momentum=1 - momentum     biased         1e-5
 
-    PyTorch's momentum is 0.1, Keras's 0.99 (here 0.01) and ONNX's 0.9 (here 0.1). With unbiased the var that goes into running_var has
-    the squares divided by M - 1, with M values a channel, in place of M.
+    PyTorch's momentum is 0.1, Keras's 0.99 (here 0.01) and ONNX's 0.9 (here 0.1).
 
-    Returns (y, backward); backward(dy) returns the gradients of the given ones of x, gamma, beta, residual, in this order.
-    Backward reads x, gamma, beta and y, so none of them may be written before it.
-    Raises TypeError and ValueError, naming the argument; then the running statistics are as before.
+    Args:
+        x: The inputs (..., C), float32 or float64, of any number of axes: rows, steps of sequences or images.
+        gamma: The scale (C,), of the dtype of x.
+        beta: The shift (C,).
+        running_mean: The running mean (C,), written in training; None in training keeps none.
+        running_var: The running variance (C,), likewise.
+        training: Whether the statistics are the batch's; else they are the running ones, which must be given.
+        momentum: The share of the batch in an update of the running statistics, from 0 to 1.
+        eps: What is added to the variance, at least 0.
+        unbiased: Divide by M - 1 for running_var, with M values a channel, and not by M.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        residual: An array like x that is added before the activation, or None.
+
+    Returns:
+        (y, backward). y is like x; backward(dy) returns the gradients of the given ones of x, gamma, beta, residual, in
+        this order. It reads x, gamma, beta and y: write to none of them before it.
+
+    Raises:
+        ValueError: A shape does not fit, an option is out of its range, running statistics are missing or read-only, or
+            there is one value a channel in training. Then the running statistics are as before.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> x, running_mean, running_var = np.array([[1.0], [3.0]]), np.zeros(1), np.ones(1)
+        >>> y, backward = fg.batch_norm(x, np.ones(1), np.zeros(1), running_mean, running_var)
+        >>> y.round(3).tolist(), running_mean.tolist()
+        ([[-1.0], [1.0]], [0.2])
+        >>> dx, dgamma, dbeta = backward(np.ones((2, 1)))
+
+    References:
+        Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training", algorithm 1.
     """
     op = "batch_norm"
     f = check.activation(op, activation)
@@ -86,7 +116,7 @@ def run(
     def rows(a: np.ndarray) -> np.ndarray:
         return check.contiguous(a).reshape(count, channels)
 
-    # all that may fail for want of memory comes before the running statistics are moved
+    # all allocations come before the running statistics change: if one fails they are as before
     y = empty(shape, x)
     saved = layer_saved(y.reshape(count, channels), activation)
     added = None if residual is None else rows(residual)

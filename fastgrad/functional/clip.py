@@ -87,7 +87,7 @@ def clip_together(
     p = _norm_type(op, norm_type)
     check.choice(op, "on_nonfinite", on_nonfinite, ON_NONFINITE)
     if names is not None:
-        check.each(op, "names", names, len(arrays.flat))
+        check.sequence(op, "names", names, len(arrays.flat))
     norms, counts = _norms(arrays, p)
     norm = arrays.kernels.joint_norm(norms, p)
     bad = [str(i) if names is None else names[i] for i in np.flatnonzero(counts).tolist()] if counts.any() else []

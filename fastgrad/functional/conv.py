@@ -8,7 +8,8 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import Pair
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry
 
@@ -25,21 +26,44 @@ def conv2d(
     activation: str | tuple[str, float] = "identity",
     residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
-    """y = act(conv(x, w) + b + residual), with images x (N, H, W, C), w (kh, kw, C / groups, K), b (K,), residual like y.
+    """A convolution of images in one call, with its activation and a residual.
 
-    y[n, i, j, k] = sum over a, b, c of x[n, i sh + a dh - top, j sw + b dw - left, c] w[a, b, c, k]: no flip, as in every framework.
-    stride (sh, sw) and dilation (dh, dw) are an integer or a pair, vertical and horizontal. So is padding, in zeros on either
-    side; "same" makes y as large as x, or ceil(H / sh) by ceil(W / sw), any odd zero being at the bottom and right. Each of
-    the groups makes K / groups outputs of C / groups channels, in their order.
+    y = act(conv(x, w) + b + residual)
 
-    Returns (y, backward); y (N, H', W', K) with H' = (H + top + bottom - dh (kh - 1) - 1) // sh + 1, W' likewise.
-    backward(dy) returns the gradients of the given inputs, in the order x, w, b, residual.
-    Backward reads x, w and y, so none of them may be written before it.
-    Raises TypeError and ValueError, naming the argument.
+    conv(x, w)[n, i, j, k] = sum over r, s, c of x[n, i sh + r dh - top, j sw + s dw - left, c] w[r, s, c, k]; the
+    kernel is not flipped, as in every framework.
+
+    Args:
+        x: The images (N, H, W, C), float32 or float64.
+        w: The kernels (kh, kw, C / groups, K), of the dtype of x.
+        b: The bias (K,), or None.
+        stride: Steps of the window in pixels (sh, sw), vertical and horizontal; an integer is both.
+        padding: Zeros on either side in pixels, an integer or a pair; or "same" for an output as large as x, or ceil(H
+            / sh) by ceil(W / sw), with any odd zero at the bottom and right.
+        dilation: Distance of the kernel's pixels (dh, dw); an integer is both.
+        groups: In how many groups the channels are convolved apart; it divides C and K.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        residual: An array (N, H', W', K) that is added before the activation, or None.
+
+    Returns:
+        (y, backward). y is (N, H', W', K) with H' = (H + top + bottom - dh (kh - 1) - 1) // sh + 1, W' likewise.
+        backward(dy) returns the gradients of the given inputs, in the order x, w, b, residual. It reads x, w and y:
+        write to none of them before it.
+
+    Raises:
+        ValueError: A shape does not fit, the kernel is larger than the padded image, or an option is out of its range.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> x, w = np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 2))
+        >>> y, backward = fg.conv2d(x, w, padding="same", activation="relu")
+        >>> y.shape, y[0, 0, 0].tolist(), y[0, 1, 1].tolist()
+        ((1, 4, 4, 2), [4.0, 4.0], [9.0, 9.0])
+        >>> dx, dw = backward(np.ones_like(y))
     """
     op = "conv2d"
     f = check.activation(op, activation)
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
     groups = check.count(op, "groups", groups)
     if channels % groups:
@@ -51,9 +75,11 @@ def conv2d(
     outputs = w.shape[3]
     if outputs % groups:
         raise ValueError(f"{op}: groups must divide the outputs of w, {outputs}, got {groups}")
-    stride, dilation = check.pair(op, "stride", stride), check.pair(op, "dilation", dilation)
+    stride, dilation = geometry.pair(op, "stride", stride), geometry.pair(op, "dilation", dilation)
     reach = dilation[0] * (w.shape[0] - 1) + 1, dilation[1] * (w.shape[1] - 1) + 1
-    pads, image_out = check.windows(op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False)
+    pads, image_out = geometry.windows(
+        op, "the kernel's reach", reach, (image[0], image[1]), stride, padding, half=False
+    )
     if b is not None:
         b = check.contiguous(check.array(op, "b", b, "(K,)", (outputs,), x))
     if residual is not None:

@@ -19,11 +19,31 @@ def dense(
     activation: str | tuple[str, float] = "identity",
     residual: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, ...]]]:
-    """y = act(x @ w + b + residual), with x (N, C), w (C, K), b (K,) and residual (N, K).
+    """A dense layer in one call, with its activation and a residual.
 
-    Returns (y, backward); backward(dy) returns the gradients of the given inputs, in the order x, w, b, residual.
-    Backward reads x, w and y, so none of them may be written before it.
-    Raises TypeError and ValueError, naming the argument.
+    y = act(x @ w + b + residual)
+
+    Args:
+        x: The inputs (N, C), float32 or float64. C-contiguous arrays are fastest; others are read in place or copied.
+        w: The weights (C, K), of the dtype of x.
+        b: The bias (K,), or None.
+        activation: The name of an activation, or a pair of a name and its parameter: ("leaky_relu", 0.2).
+        residual: An array (N, K) that is added before the activation, or None.
+
+    Returns:
+        (y, backward). y is (N, K); backward(dy) returns the gradients of the given inputs, new arrays in the order x,
+        w, b, residual. It reads x, w and y: write to none of them before it.
+
+    Raises:
+        ValueError: A shape does not fit, or the activation is unknown.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> x, w, b = np.ones((2, 3)), np.ones((3, 4)), np.zeros(4)
+        >>> y, backward = fg.dense(x, w, b, activation="relu")
+        >>> dx, dw, db = backward(np.ones((2, 4)))
+        >>> y.shape, dw.shape, db.tolist()
+        ((2, 4), (3, 4), [2.0, 2.0, 2.0, 2.0])
     """
     f = check.activation("dense", activation)
     x = check.array("dense", "x", x, "(N, C)", (None, None))
@@ -50,17 +70,36 @@ def dense_chain(
     biases: Sequence[np.ndarray | None] | None,
     activations: str | tuple[str, float] | list,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], tuple[np.ndarray, list[np.ndarray], list[np.ndarray | None]]]]:
-    """Dense layers in a row: x (N, K_0), weights[l] (K_l, K_l+1), biases[l] (K_l+1,) or None, or no biases at all.
+    """Dense layers in a row in one call.
 
-    Activations are one for all layers or a list of one for each. Returns (y, backward), with
-    `dx, dweights, dbiases = backward(dy)`; a bias that is None has the gradient None.
-    Backward reads x, the weights and y, so none of them may be written before it.
-    Raises TypeError and ValueError, naming the argument.
+    y_0 = x, y_l+1 = act_l(y_l @ weights[l] + biases[l])
+
+    Args:
+        x: The inputs (N, K_0), float32 or float64.
+        weights: The weights of each layer, a list or tuple of arrays (K_l, K_l+1) of the dtype of x.
+        biases: The bias of each layer (K_l+1,), or None for a layer without one; or None for no biases at all.
+        activations: One activation for all layers, or a list of one for each: a name, or a pair of a name and its
+            parameter.
+
+    Returns:
+        (y, backward). y is the last layer's output (N, K_L). backward(dy) returns (dx, dweights, dbiases), new arrays;
+        a bias that is None has the gradient None. It reads x, the weights and y: write to none of them before it.
+
+    Raises:
+        ValueError: A shape does not fit, lists are of different lengths, or an activation is unknown.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> x, weights = np.ones((2, 3)), [np.ones((3, 4)), np.ones((4, 1))]
+        >>> y, backward = fg.dense_chain(x, weights, None, ["relu", "identity"])
+        >>> dx, dweights, dbiases = backward(np.ones((2, 1)))
+        >>> y.tolist(), dbiases
+        ([[12.0], [12.0]], [None, None])
     """
     op = "dense_chain"
-    check.each(op, "weights", weights)
+    check.sequence(op, "weights", weights)
     biases = [None] * len(weights) if biases is None else biases
-    check.each(op, "biases", biases, len(weights))
+    check.sequence(op, "biases", biases, len(weights))
     fs = check.activations(op, activations, len(weights))
     x = check.array(op, "x", x, "(N, C)", (None, None))
     ws: list[np.ndarray] = []

@@ -9,6 +9,7 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 
 REDUCTIONS = ("mean", "sum", "none")
+INT64 = np.dtype(np.int64)
 
 
 def cross_entropy(
@@ -41,7 +42,7 @@ def cross_entropy(
     rows, classes = logits.shape
     if not classes:
         raise ValueError(f"cross_entropy: logits must have at least one class, got {logits.shape}")
-    labels = check.labels("cross_entropy", "labels", labels, (rows, classes), logits)
+    labels = checked_labels("cross_entropy", "labels", labels, (rows, classes), logits)
     return _run("cross_entropy", logits, labels, (rows,), reduction)
 
 
@@ -146,3 +147,46 @@ def _run(
     scale = 1 / max(losses.size, 1) if reduction == "mean" else 1.0
     total = getattr(kernels(y), op)(y, target, losses, dy, scale)
     return losses if reduction == "none" else float(total) * scale, dy
+
+
+def checked_labels(
+    op: str, name: str, value: Any, shape: tuple[int, ...], like: Any, values: bool = True, *, of_model: bool = False
+) -> np.ndarray:
+    """Labels, C-contiguous, on the device of `like`: class numbers as int64 (N,), or one-hot rows or probabilities (N, C).
+
+    shape: (N, C); or of sequences (N, T, C), with class numbers (N, T). like: an array, or a dtype. values=False leaves out the check that
+    class numbers are in range.
+    """
+    dtype = getattr(like, "dtype", like)
+    value = check.place(op, name, value, None if like is dtype else like)
+    integers, floats = ("(N,)", "(N, C)") if len(shape) == 2 else ("(N, T)", "(N, T, C)")
+    if value.ndim > 1 and value.dtype.kind == "f":
+        form = f"{integers} integers or {floats}"
+        return check.contiguous(check.array(op, name, value, form, shape, like, of_model=of_model))
+    if value.dtype.kind not in "iu":
+        raise TypeError(
+            f"{op}: {name} must be integers {integers} or {dtype} {floats}, got {value.dtype} {value.shape}"
+        )
+    rows, classes = shape[:-1], shape[-1]
+    if value.shape != rows:
+        raise ValueError(f"{op}: {name} must be integers {rows} or {dtype} {shape}, got integers {value.shape}")
+    numbers = _class_numbers(value)
+    if not values:
+        return numbers
+    # a negative number is a huge one without its sign
+    unsigned = numbers.view(np.uint64)
+    host = type(numbers) is np.ndarray
+    if numbers.size and (np.maximum.reduce(unsigned, axis=None) if host else unsigned.max()) >= classes:
+        value = value if isinstance(value, np.ndarray) else value.get()
+        index = tuple(int(i) for i in np.argwhere((value < 0) | (value >= classes))[0])
+        where = index[0] if len(index) == 1 else index
+        raise ValueError(f"{op}: {name} must be in 0..{classes - 1}, got {value[index]} at index {where}")
+    return numbers
+
+
+def _class_numbers(value: Any) -> Any:
+    """Class numbers as int64, C-contiguous."""
+    if isinstance(value, np.ndarray):
+        fits = type(value) is np.ndarray and value.dtype is INT64 and value.flags.carray
+        return value if fits else np.array(value, np.int64)
+    return check.contiguous(value.astype(np.int64, copy=False))

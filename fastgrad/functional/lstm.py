@@ -39,18 +39,50 @@ def lstm(
     w_proj: np.ndarray | None = None,
     cells: bool = False,
 ) -> tuple[Arrays, Callable[..., Arrays]]:
-    """An LSTM over sequences x (N, T, C): h_t = o tanh(c_t), c_t = f c_{t-1} + i g (Hochreiter & Schmidhuber 1997).
+    """An LSTM over whole sequences.
 
-    w_ih (C, 4H) and w_hh (P, 4H) hold the gates in the order i, f, g, o; b (4H,); states h_0 (N, P) and c_0 (N, H), zero if
-    not given. P = H, or what w_proj (H, P) makes of h. peephole (3, H) weighs c in the gates i, f and o. lengths (N,), each
-    0..T: outputs past a sequence's end are 0, and its final states are those of its last step (those it began with if it is
-    empty). reverse runs every sequence from its last step to its first.
+    i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of x_t w_ih + h_{t-1} w_hh + b;
+    c_t = f c_{t-1} + i g, h_t = o tanh(c_t), with a projection h_t = (o tanh(c_t)) w_proj
 
-    Returns ((y, h_n, c_n), backward), with y (N, T, P), h_n (N, P) and c_n (N, H); with cells also c of every step (N, T, H).
-    backward(dy, dh_n, dc_n), any of which may be left out, returns the gradients of the given inputs, in the order x, w_ih, w_hh,
-    b, h_0, c_0, peephole, w_proj. Its step_norms, float64 (T,), is filled with the norms of the whole dL/dh_t.
-    Backward reads the inputs and y, so none of them may be written before it.
-    Raises TypeError and ValueError, naming the argument.
+    N is the batch, T the steps, C the inputs, H the hidden size, and P the size of h: H, or the columns of w_proj.
+
+    Args:
+        x: The sequences (N, T, C), float32 or float64.
+        w_ih: The weights of x (C, 4H), gates in the order i, f, g, o.
+        w_hh: The weights of h (P, 4H).
+        b: The bias (4H,), or None.
+        h_0: The first h (N, P); None is 0.
+        c_0: The first c (N, H); None is 0.
+        lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all. What x holds past a sequence's
+            end is not read.
+        reverse: Run every sequence from its last step to its first.
+        peephole: Weights of c in the gates i, f and o (3, H), or None.
+        w_proj: The projection (H, P), or None.
+        cells: Return c of every step too.
+
+    Returns:
+        ((y, h_n, c_n), backward). y (N, T, P) is h of every step, 0 past a sequence's end; h_n (N, P) and c_n (N, H)
+        are the states after each sequence's last step, the first ones if it is empty. With cells the results end with c
+        (N, T, H). backward(dy, dh_n, dc_n, step_norms=None), any gradient of which may be None, returns the gradients
+        of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj; step_norms, a float64 array
+        (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y: write to none of them before
+        it.
+
+    Raises:
+        ValueError: A shape does not fit, or a length is out of its range.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> x, w_ih, w_hh, b = np.ones((2, 5, 3)), np.zeros((3, 16)), np.zeros((4, 16)), np.zeros(16)
+        >>> (y, h_n, c_n), backward = fg.lstm(x, w_ih, w_hh, b, lengths=[5, 2])
+        >>> dx, dw_ih, dw_hh, db = backward(np.ones_like(y))
+        >>> y.shape, h_n.shape, dw_ih.shape
+        ((2, 5, 4), (2, 4), (3, 16))
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
+        Gers & Schmidhuber 2000, "Recurrent Nets that Time and Count": peephole.
+        Sak et al. 2014, "Long Short-Term Memory Recurrent Neural Network Architectures": w_proj.
     """
     op = "lstm"
     x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
@@ -86,12 +118,40 @@ def lstm_cell(
     peephole: np.ndarray | None = None,
     w_proj: np.ndarray | None = None,
 ) -> tuple[tuple[np.ndarray, np.ndarray], Callable[..., Arrays]]:
-    """One step of an LSTM: x (N, C) and the states h (N, P) and c (N, H); the weights are those of lstm.
+    """One step of an LSTM, for a loop of your own.
 
-    Returns ((h, c), backward) with the new states; backward(dh, dc), either of which may be left out, returns the gradients of the
-    given inputs, in the order x, h, c, w_ih, w_hh, b, peephole, w_proj. Given `gradients`, C-contiguous arrays like the weights, it
-    adds those of the weights to them, in place, as a loop over steps needs it, and returns the others only.
-    Raises TypeError and ValueError, naming the argument.
+    Args:
+        x: The inputs (N, C), float32 or float64.
+        h: The state h (N, P).
+        c: The state c (N, H).
+        w_ih: The weights of x (C, 4H), gates in the order i, f, g, o.
+        w_hh: The weights of h (P, 4H).
+        b: The bias (4H,), or None.
+        peephole: Weights of c in the gates i, f and o (3, H), or None.
+        w_proj: The projection (H, P), or None.
+
+    Returns:
+        ((h, c), backward) with the new states. backward(dh, dc), either of which may be None, returns the gradients of
+        the given inputs, in the order x, h, c, w_ih, w_hh, b, peephole, w_proj. With `gradients`, a list of
+        C-contiguous arrays like the given weights, it adds the weights' gradients to these in place, as a loop over
+        steps needs it, and returns the others only.
+
+    Raises:
+        ValueError: A shape does not fit.
+        TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
+
+    Example:
+        >>> w_ih, w_hh, h, c = np.zeros((3, 16)), np.zeros((4, 16)), np.zeros((2, 4)), np.zeros((2, 4))
+        >>> gradients, backwards = [np.zeros_like(w_ih), np.zeros_like(w_hh)], []
+        >>> for x in np.ones((5, 2, 3)):
+        ...     (h, c), backward = fg.lstm_cell(x, h, c, w_ih, w_hh)
+        ...     backwards.append(backward)
+        >>> dh, dc = np.ones_like(h), None
+        >>> for backward in reversed(backwards):
+        ...     dx, dh, dc = backward(dh, dc, gradients=gradients)
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
     """
     op = "lstm_cell"
     x = check.array(op, "x", x, "(N, C)", (None, None))

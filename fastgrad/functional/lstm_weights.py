@@ -66,7 +66,7 @@ def empty_gradients(weights: LSTMWeights) -> LSTMWeights:
 def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: LSTMWeights) -> LSTMWeights:
     """A caller's arrays for gradients, one for each weight that is not None, checked, as LSTMWeights."""
     names = [name for name, w in zip(LSTMWeights._fields, weights, strict=True) if w is not None]
-    check.each(op, "gradients", gradients, len(names))
+    check.sequence(op, "gradients", gradients, len(names))
     for name, gradient in zip(names, gradients, strict=True):
         w = getattr(weights, name)
         check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w)

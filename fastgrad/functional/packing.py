@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.core import check
+from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.kernels.types import PackedBatch as PackedBatch
@@ -18,10 +18,30 @@ def packed_batch(op: str, shape: tuple[int, ...], lengths: Any, reverse: bool = 
     n, steps = shape
     if lengths is None:
         return PackedBatch(np.arange(n), n * np.arange(steps + 1), reverse)
-    lengths = check.lengths(op, "lengths", lengths, n, steps)
+    lengths = checked_lengths(op, "lengths", lengths, n, steps)
     # of each step, how many sequences reach it
     offsets = np.append(0, np.cumsum(above(lengths, steps)))
     return PackedBatch(np.argsort(-lengths, kind="stable"), offsets, reverse)
+
+
+def checked_lengths(op: str, name: str, value: Any, n: int, steps: int) -> np.ndarray:
+    """Sequences' lengths as int64 (N,), each from 0 to steps."""
+    if device.on_gpu(value):
+        # the host computes where steps begin and end
+        value = device.borrow(op, name, value).get()
+    try:
+        # a copy is checked, since another thread may write to the caller's array
+        lengths = np.array(value)
+    except ValueError:
+        raise TypeError(f"{op}: {name} must be integers (N,), got a nested {type(value).__name__}") from None
+    if lengths.dtype.kind not in "iu" and lengths.size:
+        raise TypeError(f"{op}: {name} must be integers (N,), got {lengths.dtype}")
+    if lengths.shape != (n,):
+        raise ValueError(f"{op}: {name} must be integers (N,) = ({n},), got {lengths.shape}")
+    wrong = np.flatnonzero((lengths < 0) | (lengths > steps))
+    if len(wrong):
+        raise ValueError(f"{op}: {name} must be in 0..{steps}, got {lengths[wrong[0]]} at index {wrong[0]}")
+    return lengths.astype(np.int64, copy=False)
 
 
 def above(values: np.ndarray, count: int) -> np.ndarray:

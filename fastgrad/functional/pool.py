@@ -7,7 +7,8 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import Pair
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 
 Pads = tuple[int, int, int, int]
 Result = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
@@ -16,17 +17,32 @@ Result = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
 def max_pool2d(
     x: np.ndarray, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0
 ) -> Result:
-    """The largest value of every window of images x (N, H, W, C); NaN where the window holds one.
+    """The largest value of every window of images.
 
-    size and stride, which is size if not given, are an integer or a pair, vertical and horizontal. So is padding, which is never
-    the largest; "same" pads as conv2d does.
+    Args:
+        x: The images (N, H, W, C), float32 or float64.
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Pixels on either side, which are never the largest: an integer or a pair, at most half of size; or
+            "same", as of conv2d.
 
-    Returns (y, backward), y (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, W' likewise; backward(dy) returns dx.
-    A gradient goes to the first of equal values, in row order. Backward reads x and y, so neither may be written before it.
-    Raises TypeError and ValueError, naming the argument.
+    Returns:
+        (y, backward). y is (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, W' likewise; it is NaN where the
+        window holds a NaN. backward(dy) returns dx: the gradient goes to the first of equal values, in row order. It
+        reads x and y: write to neither before it.
+
+    Raises:
+        ValueError: A shape or an option is out of its range, or the window is larger than the padded image.
+        TypeError: x is no array of float32 or float64, or an option no integer.
+
+    Example:
+        >>> x = np.arange(16.0).reshape(1, 4, 4, 1)
+        >>> y, backward = fg.max_pool2d(x, 2)
+        >>> y[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
     """
     op = "max_pool2d"
-    x, size, stride, pads, y = checked(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
     ops = kernels(x)
     ops.max_pool2d_forward(x, size, stride, pads, y)
 
@@ -46,25 +62,54 @@ def avg_pool2d(
     padding: int | Pair | str = 0,
     include_pad: bool = True,
 ) -> Result:
-    """The mean of every window of images x (N, H, W, C); arguments as of max_pool2d.
+    """The mean of every window of images.
 
-    The padding counts as zeros, as in PyTorch; without include_pad it does not count, as in Keras and ONNX.
+    Args:
+        x: The images (N, H, W, C), float32 or float64.
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Zeros on either side in pixels: an integer or a pair, at most half of size; or "same", as of conv2d.
+        include_pad: Count the padding as zeros, as PyTorch does; False leaves it out of the mean, as Keras and ONNX do.
 
-    Returns (y, backward), y (N, H', W', C); backward(dy) returns dx.
-    Raises TypeError and ValueError, naming the argument.
+    Returns:
+        (y, backward). y is (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, W' likewise; backward(dy)
+        returns dx.
+
+    Raises:
+        ValueError: A shape or an option is out of its range, or the window is larger than the padded image.
+        TypeError: x is no array of float32 or float64, or an option no integer.
+
+    Example:
+        >>> x = np.arange(16.0).reshape(1, 4, 4, 1)
+        >>> y, backward = fg.avg_pool2d(x, 2)
+        >>> y[0, :, :, 0].tolist()
+        [[2.5, 4.5], [10.5, 12.5]]
     """
     op = "avg_pool2d"
-    x, size, stride, pads, y = checked(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
     return y, mean(op, x, size, stride, pads, include_pad, y, y)
 
 
 def global_avg_pool2d(x: np.ndarray) -> Result:
-    """y (N, C), the mean of every channel over each of the images x (N, H, W, C).
+    """The mean of every channel over each image.
 
-    Returns (y, backward); backward(dy) returns dx. Raises TypeError and ValueError, naming the argument.
+    Args:
+        x: The images (N, H, W, C), float32 or float64.
+
+    Returns:
+        (y, backward). y is (N, C); backward(dy) returns dx (N, H, W, C).
+
+    Raises:
+        ValueError: x has no row, column or channel, or not 4 axes.
+        TypeError: x is no array of float32 or float64.
+
+    Example:
+        >>> y, backward = fg.global_avg_pool2d(np.ones((2, 4, 4, 3)))
+        >>> y.shape, backward(np.ones((2, 3)))[0, 0, 0].tolist()
+        ((2, 3), [0.0625, 0.0625, 0.0625])
     """
     op = "global_avg_pool2d"
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
     size = image[0], image[1]
     y = empty((n, channels), x)
@@ -94,13 +139,13 @@ def mean(
     return backward
 
 
-def checked(
+def checked_windows(
     op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: int | Pair | str
 ) -> tuple[np.ndarray, Pair, Pair, Pads, np.ndarray]:
     """The checked arguments (x, size, stride, pads) and an uninitialised array y for the result."""
-    x = check.images(op, x)
+    x = geometry.images(op, x)
     n, *image, channels = x.shape
-    size = check.pair(op, "size", size)
-    stride = size if stride is None else check.pair(op, "stride", stride)
-    pads, image_out = check.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
+    size = geometry.pair(op, "size", size)
+    stride = size if stride is None else geometry.pair(op, "stride", stride)
+    pads, image_out = geometry.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
     return x, size, stride, pads, empty((n, *image_out, channels), x)

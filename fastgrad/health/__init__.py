@@ -1,4 +1,7 @@
-"""fg.health, the health of gradients: `of` makes the Report of a list of gradients; Trainer.health returns a Report too."""
+"""fg.health, the health of layers: `of` makes the Report of a list of gradients; Trainer.health returns a Report too.
+
+layers.py measures a layer's health, verdict.py says what is wrong and what to try, history.py keeps measurements, report.py prints them.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +11,9 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.array_list import ArrayList
 from fastgrad.core.backend import kernels
-from fastgrad.health.monitor import GRADIENTS
-from fastgrad.health.report import Report, Traits
+from fastgrad.health.layers import GRADIENTS
+from fastgrad.health.report import Report
+from fastgrad.health.verdict import Traits
 from fastgrad.kernels.types import HEALTH
 
 __all__ = ["Report", "of"]
@@ -39,7 +43,7 @@ def of(grads: Any, names: Sequence[str] | None = None) -> Report:
     op = "health.of"
     arrays = ArrayList(op, "grads", grads, written=False)
     if names is not None:
-        check.each(op, "names", names, len(arrays.flat))
+        check.sequence(op, "names", names, len(arrays.flat))
     values = np.full((len(arrays.flat), len(HEALTH)), np.nan)
     gradients = np.empty((len(values), 4))
     kernels().array_health(arrays.flat, gradients)

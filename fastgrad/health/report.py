@@ -1,70 +1,16 @@
-"""Report: the health of every layer as a table, as numbers for loggers, as a picture, and with a verdict on each layer.
-
-Signals must keep their size through all layers (Glorot & Bengio 2010, section 4; He et al. 2015, section 2.2). So the norm of a layer's
-gradient is compared with that of the last layer of its kind. The limit is a factor of 1000: 50 layers that each lose or gain a seventh. Two
-layers are of one kind if they are of one class, at one place in their residual blocks, and a batch norm follows both or neither: it cancels
-the scale of the weights before it, so that their gradient is proportional to the inverse of that scale. Layers of different kinds may
-differ far more and still train: compared with the model's last layer, where gradients come from, the limit is a factor of a million. The
-other thresholds are absolute.
-
-    exploding  NaN or infinity; or a gradient norm over 1000 times that of the last layer of its kind, or over 1000: that of a mean loss
-               is about 1, and common limits for clipping are 1 to 100 (Pascanu et al. 2013, section 3.2)
-    dead       half of the units or more are 0, or flat, for a whole batch: no gradient brings them back (Maas et al. 2013)
-    saturated  half of the outputs or more are at the limits of tanh, sigmoid and the like, where slopes are near 0 (Glorot & Bengio
-               2010, section 3); not of relu, of which half are at 0 in a healthy layer
-    exploding  also an update of over a tenth of the weights; a thousandth is right (Karpathy, CS231n, "Ratio of weights:updates")
-    vanishing  a gradient norm under a thousandth of that of the last layer of its kind
-
-The verdicts are tried in this order, so that a cause comes before its effect. The advice names nothing that the model already has.
-"""
+"""Report: the health of every layer as a table, as numbers for loggers, and as a picture, with the verdict on each layer of verdict.py."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastgrad.kernels import types
+from fastgrad.health.verdict import Traits, Verdict, verdict
 from fastgrad.kernels.types import HEALTH, Activation
 
-RANGE, FAR, LARGE, UPDATE, HALF = 1e3, 1e6, 1e3, 0.1, 0.5
-RELUS = types.RELU, types.LEAKY_RELU, types.CLIPPED_RELU, types.ELU, types.GELU, types.GELU_TANH, types.SILU
 TITLES = "grad norm", "largest", "zeros", "bad", "mean", "spread", "satur.", "dead", "update"
-# inits that keep a signal's size through relu and its like, and through other activations
-RELU_INITS = "he_normal", "he_uniform", "orthogonal"
-OTHER_INITS = "xavier_uniform", "xavier_normal", "lecun_uniform", "lecun_normal", "orthogonal"
-
-
-class Traits(NamedTuple):
-    """Facts about a layer and its model, so that the advice leaves out what the model already has or cannot have."""
-
-    # what its gradient may be held against: that of other layers of this kind
-    kind: str = ""
-    # of what drew its weights; None where that cannot be chosen, or where a batch norm follows, for which it is all the same
-    init: str | None = ""
-    # whether it is in a Residual, whose sum passes gradients by it
-    in_residual: bool = False
-    # whether the model has any
-    batch_norm: bool = False
-    residual: bool = False
-    # an LSTM with this forget_bias
-    forget_bias: float | None = None
-    clip_norm: float = math.inf
-
-
-class Verdict(NamedTuple):
-    """What is the matter with a layer.
-
-    Args:
-        illness: One of "vanishing", "exploding", "dead", "saturated" and "healthy".
-        cause: What was measured, and the threshold; empty for a healthy layer.
-        cure: What to try; empty for a healthy layer.
-    """
-
-    illness: str
-    cause: str = ""
-    cure: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +65,7 @@ class Report:
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict on each layer, by its name: illness, cause and cure."""
         rows = [dict(zip(self.columns, row, strict=True)) for row in self.values.tolist()]
-        # of each kind the last layer's
+        # the norm of the last layer of each kind
         norms = {traits.kind: row["grad_norm"] for traits, row in zip(self.traits, rows, strict=True)}
         layers = zip(self.layers, rows, self.traits, self.activations, strict=True)
         return {
@@ -134,7 +80,7 @@ class Report:
         for layer, row in zip(self.layers, self.values.tolist(), strict=True):
             cells = "".join(f"{_cell(c, v):>10}" for c, v in zip(self.columns, row, strict=True))
             lines.append(f"{layer:{width}}{cells}  {verdicts[layer].illness}")
-        # of layers that are ill alike, the first one's cause is written
+        # of layers with one illness and cure, the cause of the first
         groups: dict[tuple[str, str], list[str]] = {}
         for layer, judgement in verdicts.items():
             if judgement.illness != "healthy":
@@ -159,92 +105,47 @@ class Report:
         try:
             from matplotlib import colormaps
             from matplotlib.figure import Figure
+            from matplotlib.ticker import LogLocator
         except ImportError as error:
             raise ImportError('Report.plot needs matplotlib: pip install "fastgrad[plot]"') from error
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         by_layer, over_time = figure.subplots(1, 2, sharey=True)
-        # on a log scale there is no 0
-        norms = np.where(self.history[:, :, 0] > 0, self.history[:, :, 0], np.nan)
-        numbers = range(len(self.layers))
-        if len(norms) > 1:
-            by_layer.plot(numbers, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
-        now = np.where(self.values[:, 0] > 0, self.values[:, 0], np.nan)
-        by_layer.plot(numbers, now, "o-", markersize=3, label=f"step {self.step}")
-        by_layer.set(xlabel="layer", ylabel="gradient norm", yscale="log")
-        by_layer.xaxis.get_major_locator().set_params(integer=True)
-        by_layer.legend()
+        norms, now = self.history[:, :, 0], self.values[:, 0]
+        shown = np.append(norms, now)
+        shown = shown[np.isfinite(shown) & (shown > 0)]
+        if len(shown):
+            by_layer.set_yscale("log")
+        if len(shown) and (np.append(norms, now) == 0).any():
+            # a log scale has no 0: it gets a place below all that is shown
+            low, high = shown.min(), shown.max()
+            zero = low * (low / (10 * high)) ** 0.15
+            norms, now = np.where(norms == 0, zero, norms), np.where(now == 0, zero, now)
+            ticks = [tick for tick in LogLocator().tick_values(low, high) if low <= tick <= high] or [low]
+            by_layer.set_yticks([zero, *ticks], ["0", *(f"{tick:.2g}" for tick in ticks)])
+        # a line a kind: a batch norm's gradient is of another size than a dense layer's, and one line would jump between them
+        kinds = np.array([traits.kind for traits in self.traits])
+        for number, kind in enumerate(dict.fromkeys(kinds.tolist())):
+            layers = np.flatnonzero(kinds == kind)
+            line: dict[str, Any] = {"marker": "o", "markersize": 3, "color": f"C{number}"}
+            if len(norms) > 1:
+                by_layer.plot(layers + 1, norms[0, layers], alpha=0.3, **line)
+            by_layer.plot(layers + 1, now[layers], label=kind, **line)
+        if any(kinds.tolist()):
+            by_layer.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         # a few layers, from the first to the last
         for i in np.unique(np.linspace(0, len(self.layers) - 1, min(len(self.layers), 8)).astype(int)):
             color = colormaps["viridis"](i / max(len(self.layers) - 1, 1))
-            over_time.plot(self.steps, norms[:, i], color=color, label=self.layers[i])
-        over_time.set(xlabel="step", yscale="log")
+            over_time.plot(self.steps, norms[:, i], marker="o", markersize=2, color=color, label=self.layers[i])
         over_time.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        before = f"step {self.steps[0]}, pale, and " if len(norms) > 1 else ""
+        by_layer.set(title=f"{before}step {self.step}", xlabel="layer", ylabel="gradient norm")
+        over_time.set(title="some layers", xlabel="step")
+        for axes in (by_layer, over_time):
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            axes.title.set_fontsize("medium")
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure
-
-
-def verdict(
-    values: dict[str, float], of_kind: float, last: float, traits: Traits, activation: Activation | None
-) -> Verdict:
-    """The verdict on a layer with these values.
-
-    of_kind, last: the gradient norms of the last layer of its kind, and of the model's last layer.
-    """
-    norm, dead, saturated, ratio = (values[name] for name in ("grad_norm", "dead", "saturated", "update_ratio"))
-    code = None if activation is None else activation.code
-    # an LSTM has its activations within, and none may be in a Residual
-    lstm = traits.forget_bias is not None
-    clip = ["clip_norm=1.0" if traits.clip_norm == math.inf else "a smaller clip_norm"] if traits.clip_norm > 1 else []
-    rate, init = "a smaller learning rate", _init(traits, code)
-    batch_norm = [] if traits.batch_norm or lstm else ["nn.BatchNorm before the activation"]
-    residual = [] if traits.residual or lstm else ["nn.Residual around the layers"]
-    # residuals alone let gradients grow, beside batch norm they keep them
-    hold = batch_norm or residual
-    if values["nonfinite"]:
-        cause = f"{values['nonfinite']:.0f} values of the gradient are NaN or infinite"
-        return Verdict("exploding", cause, _either(*clip, rate, *init, *hold))
-    limits = {f"{LARGE:g}": LARGE}
-    limits |= {f"{factor:g} times {of} {n:.2g}": factor * n for factor, of, n in _references(of_kind, last)}
-    for limit, most in limits.items():
-        if norm > most > 0:
-            return Verdict("exploding", f"grad_norm {norm:.2g} over {limit}", _either(*clip, rate, *init, *hold))
-    # outputs of 0 have a slope but where 0 is a limit, or where they are what is left of gelu and silu
-    if dead >= HALF and (saturated >= HALF or code in (types.GELU, types.GELU_TANH, types.SILU)):
-        leaky = ["activation='leaky_relu'"] if code in (types.RELU, types.CLIPPED_RELU) else []
-        cause = f"{dead:.0%} of the units at {HALF:.0%} or more"
-        return Verdict("dead", cause, _either(rate, *leaky, *init, *batch_norm))
-    if saturated >= HALF and code not in (types.RELU, types.CLIPPED_RELU):
-        scaled = [] if traits.batch_norm else ["inputs scaled to about 1"]
-        cause = f"{saturated:.0%} of the outputs at {HALF:.0%} or more"
-        return Verdict("saturated", cause, _either(*init, *scaled, *batch_norm, rate))
-    if UPDATE < ratio < math.inf:
-        return Verdict("exploding", f"update_ratio {ratio:.2g} over {UPDATE:g}", rate)
-    for factor, of, n in _references(of_kind, 0.0 if traits.in_residual else last):
-        if norm < n / factor:
-            cause = f"grad_norm {norm:.2g} under {1 / factor:g} times {of} {n:.2g}" if norm else "grad_norm of 0"
-            # sigmoid's slope is a quarter at most, so that no weights keep a gradient's size
-            change = ["activation='tanh'"] if code == types.SIGMOID else init
-            forget = ["forget_bias=1.0"] if traits.forget_bias == 0 else []
-            return Verdict("vanishing", cause, _either(*change, *forget, *batch_norm, *residual, rest="fewer layers"))
-    return Verdict("healthy")
-
-
-def _references(of_kind: float, last: float) -> list[tuple[float, str, float]]:
-    """The norms that a gradient norm is compared with: (factor, whose norm, norm) of each."""
-    return [(RANGE, "the last layer's", of_kind), (FAR, "the model's last layer's", last)]
-
-
-def _init(traits: Traits, code: int | None) -> list[str]:
-    """The init to try, unless the layer has one like it."""
-    inits = RELU_INITS if code in RELUS else OTHER_INITS
-    return [] if traits.init is None or traits.init in inits else [f"init={inits[0]!r}"]
-
-
-def _either(*cures: str, rest: str = "") -> str:
-    """Cures as a text with "or"; `rest` if there is none."""
-    *first, last = cures or (rest,)
-    return f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
 
 
 def _cell(column: str, value: float) -> str:

@@ -9,14 +9,41 @@ from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation, Affine, Running
-from fastgrad.nn.model import ForwardContext, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.context import ForwardContext
+from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
 class BatchNorm(ResidualLayer):
-    """Batch normalisation of n channels, those of rows, of every step of sequences or of images; see fg.batch_norm.
+    """Batch normalisation of n channels.
 
-    A forward in training takes the statistics of its batch and moves running_mean and running_var (n,) towards them; others
-    take the running ones, which are saved, loaded and copied with the parameters "gamma", 1 at first, and "beta", 0.
+    y = act((x - mean) / sqrt(var + eps) * gamma + beta), as fg.batch_norm
+
+    x is (..., n): rows, steps of sequences or images. A forward in training takes the statistics of its batch and moves
+    the running ones towards them; any other takes the running ones. These are saved, loaded and copied with the
+    parameters "gamma", 1 at first, and "beta", 0. A batch norm after a layer without activation, in a Residual, adds
+    the shortcut.
+
+    Args:
+        n: The number of channels, at least 1.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        momentum: The share of the batch in an update of the running statistics, from 0 to 1: PyTorch's momentum, and 1
+            minus that of Keras and ONNX.
+        eps: What is added to the variance, at least 0.
+        unbiased: Divide by M - 1 for running_var, with M values a channel, as PyTorch; False divides by M, as Keras.
+        dtype: "float32" or "float64", of parameters and inputs.
+
+    Raises:
+        ValueError: A number is out of its range, or activation or dtype is unknown.
+        TypeError: n is no integer, or momentum or eps no number.
+
+    Example:
+        >>> layer = fg.nn.BatchNorm(2, dtype="float64")
+        >>> y, backward = layer.forward(np.array([[1.0, 0.0], [3.0, 0.0]]), training=True)
+        >>> y.round(3).tolist(), layer.running_mean.tolist()
+        ([[-1.0, 0.0], [1.0, 0.0]], [0.2, 0.0])
+
+    References:
+        Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training".
     """
 
     def __init__(
@@ -41,18 +68,22 @@ class BatchNorm(ResidualLayer):
 
     @property
     def gamma(self) -> np.ndarray:
+        """The scale (n,), a view of params."""
         return self._weights.gamma
 
     @property
     def beta(self) -> np.ndarray:
+        """The shift (n,), a view of params."""
         return self._weights.beta
 
     @property
     def running_mean(self) -> np.ndarray:
+        """The running mean (n,), which forwards in training move."""
         return self._running[0]
 
     @property
     def running_var(self) -> np.ndarray:
+        """The running variance (n,), which forwards in training move."""
         return self._running[1]
 
     def statistics(self) -> dict[str, np.ndarray]:
@@ -71,8 +102,8 @@ class BatchNorm(ResidualLayer):
         context.observe(self.gamma, y, activation)
         return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._gradients = (Affine(**views(flat, self._shapes)) for flat in (params, grads))
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:

@@ -1,123 +1,144 @@
 """Container, the base of models made of other models, and Sequential, which runs layers one after the other.
 
-A Sequential runs neighbouring dense layers as one DenseChain: see `planned`.
+A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.random import generator
+from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
-from fastgrad.nn.model import Backward, ForwardContext, Model
+from fastgrad.nn.model import Model
+from fastgrad.nn.plan import chain_plan
 from fastgrad.nn.sequence import SequenceModel
 
-# whose subclasses may compute something else
+# these classes exactly: a subclass may compute something else
 CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
 class Container(SequenceModel):
-    """A model made of other models, its checked `parts` by name. Their parameters move into its flat arrays, named "name.w", ..."""
+    """A model made of other models, its `children` by name, checked. Their parameters move into its flat arrays, named "name.w", ..."""
 
-    def __init__(self, parts: dict[str, Model], seed: int | None) -> None:
-        self.parts = parts
-        shapes = {f"{name}.{key}": shape for name, part in parts.items() for key, shape in part._shapes.items()}
-        values = np.concatenate([part.params for part in parts.values()])
+    def __init__(self, children: dict[str, Model], seed: int | None) -> None:
+        self.children = children
+        shapes = {f"{name}.{key}": shape for name, child in children.items() for key, shape in child._shapes.items()}
+        values = np.concatenate([child.params for child in children.values()])
         self.recurrent, self.images, self.bidirectional = (
-            any(getattr(part, name) for part in parts.values()) for name in ("recurrent", "images", "bidirectional")
+            any(getattr(child, name) for child in children.values())
+            for name in ("recurrent", "images", "bidirectional")
         )
-        super().__init__(shapes, _dtype(parts), seed)
+        super().__init__(shapes, _dtype(children), seed)
         self._params[...] = values
-        if any(part._mask is not None for part in parts.values()):
-            self._wear(np.concatenate([_mask(part) for part in parts.values()]))
+        if any(child._mask is not None for child in children.values()):
+            self._set_mask(np.concatenate([_mask(child) for child in children.values()]))
         rng = generator(seed)
-        for part in parts.values():
-            part.owned = type(self).__name__
-            part._restart(rng)
+        for child in children.values():
+            child.container_type = type(self).__name__
+            child._restart(rng)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        return {f"{name}.{key}": a for name, part in self.parts.items() for key, a in part.statistics().items()}
+        return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
 
     def _generators(self) -> list[np.random.Generator]:
-        return [generator for part in self.parts.values() for generator in part._generators()]
+        return [generator for child in self.children.values() for generator in child._generators()]
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:
-        for part in self.parts.values():
-            part._move_statistics(move)
+        for child in self.children.values():
+            child._move_statistics(move)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
-        offset = 0
-        for part in self.parts.values():
-            end = offset + part.params.size
-            part._home(params[offset:end], grads[offset:end])
-            offset = end
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
+        for child, part in _slices(self.children.values()):
+            child._bind_parameters(params[part], grads[part])
 
-    def _wear(self, mask: np.ndarray | None) -> None:
-        super()._wear(mask)
-        offset = 0
-        for part in self.parts.values():
-            end = offset + part.params.size
-            part._wear(None if mask is None else mask[offset:end])
-            offset = end
+    def _set_mask(self, mask: np.ndarray | None) -> None:
+        super()._set_mask(mask)
+        for child, part in _slices(self.children.values()):
+            child._set_mask(None if mask is None else mask[part])
 
     def _restart(self, rng: np.random.Generator) -> None:
         if self.seed is None:
-            for part in self.parts.values():
-                part._restart(rng)
+            for child in self.children.values():
+                child._restart(rng)
 
 
-def _mask(part: Model) -> np.ndarray:
-    return np.ones(part.params.size, np.bool_) if part._mask is None else part._mask
+def _slices(models: Iterable[Model]) -> Iterator[tuple[Model, slice]]:
+    """Each model with its part of the flat arrays of all."""
+    offset = 0
+    for model in models:
+        yield model, slice(offset, offset + model.params.size)
+        offset += model.params.size
 
 
-def _dtype(parts: dict[str, Model]) -> np.dtype:
-    """The dtype of the parts that have parameters, or of the first part."""
-    return next((part.dtype for part in parts.values() if part.params.size), next(iter(parts.values())).dtype)
+def _mask(child: Model) -> np.ndarray:
+    return np.ones(child.params.size, np.bool_) if child._mask is None else child._mask
 
 
-def check_children(op: str, parts: dict[str, Any]) -> None:
-    """Raise unless parts are models of one dtype that belong to no other model and are not on a GPU."""
-    seen: list[Model] = []
-    for label, part in parts.items():
-        if not isinstance(part, Model):
-            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(part).__name__}")
-        if part.owned or any(part is other for other in seen):
-            raise ValueError(f"{op}: {label} is part of a {part.owned or op} already; a layer belongs to one")
-        if not part.is_here:
+def _dtype(children: dict[str, Model]) -> np.dtype:
+    """The dtype of the children that have parameters, or of the first child."""
+    return next((child.dtype for child in children.values() if child.params.size), next(iter(children.values())).dtype)
+
+
+def check_children(op: str, children: dict[str, Any]) -> None:
+    """Raise unless children are models of one dtype that belong to no other model and are not on a GPU."""
+    earlier: list[Model] = []
+    for label, child in children.items():
+        if not isinstance(child, Model):
+            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(child).__name__}")
+        if child.container_type or any(child is other for other in earlier):
+            raise ValueError(f"{op}: {label} is part of a {child.container_type or op} already; a layer belongs to one")
+        if child.on_gpu:
             raise ValueError(
                 f"{op}: {label} is on a GPU; make the model of parts that are not, and move it whole with to()"
             )
-        seen.append(part)
-    dtype = _dtype(parts)
-    for label, part in parts.items():
-        if part.dtype != dtype and part.params.size:
-            raise TypeError(f"{op}: {label} must be {dtype}, got {part.dtype}")
+        earlier.append(child)
+    dtype = _dtype(children)
+    for label, child in children.items():
+        if child.dtype != dtype and child.params.size:
+            raise TypeError(f"{op}: {label} must be {dtype}, got {child.dtype}")
 
 
 class Sequential(Container):
-    """Layers one after the other; their parameters move into its flat arrays, named "0.w", "0.b", "1.w", ...
+    """Layers one after the other.
 
-    Views taken from a layer before it was handed over are not its parameters any more. Layers given no seed draw their
-    initial weights in order from this one's, unless their weights were written since. Layers of rows beside an LSTM that
-    does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+    The layers' parameters move into the flat arrays of this model, named "0.w", "0.b", "1.w", ...: views taken from a
+    layer before are not its parameters any more. Neighbouring dense layers run as one call. Layers of rows beside an
+    LSTM that does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+
+    Args:
+        *layers: Layers and other models of fg.nn, of one dtype, each part of no other model and not on a GPU.
+        seed: The seed by which layers that have none draw their initial weights, in their order, unless they were
+            written since; None as 0.
+
+    Raises:
+        ValueError: There is no layer, one is part of a model or on a GPU, or the outputs of one do not fit the next.
+        TypeError: A layer is no model of fg.nn, or of another dtype.
+
+    Example:
+        >>> model = fg.nn.Sequential(fg.nn.LSTM(3, 8, pool="last"), fg.nn.Dense(8, 2, "softmax"), seed=0)
+        >>> model.predict(np.zeros((2, 5, 3), np.float32)).shape
+        (2, 2)
+        >>> list(model.parameters())
+        ['0.0.w_ih', '0.0.w_hh', '0.0.b', '1.w', '1.b']
     """
 
     def __init__(self, *layers: Model, seed: int | None = None) -> None:
         op = type(self).__name__
-        check.each(op, "layers", layers)
+        check.sequence(op, "layers", layers)
         check_children(op, {f"layers[{i}]": layer for i, layer in enumerate(layers)})
         _check_order(op, layers)
         self.layers = layers
         super().__init__({str(i): layer for i, layer in enumerate(layers)}, seed)
         self.output = layers[-1].output
-        self.pools, self.keeps = any(layer.pools for layer in layers), all(layer.keeps for layer in layers)
-        first = next((layer for layer in layers if not layer.keeps), layers[0])
+        self.pools, self.keeps_width = any(layer.pools for layer in layers), all(layer.keeps_width for layer in layers)
+        first = next((layer for layer in layers if not layer.keeps_width), layers[0])
         self.n_in, self.n_out = first.n_in, first.n_out
         for layer in layers:
-            self.n_out = self.n_out if layer.keeps else layer.n_out
+            self.n_out = self.n_out if layer.keeps_width else layer.n_out
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         ends, backwards = [], []
@@ -144,7 +165,7 @@ class Sequential(Container):
         """Every step of the plan with its context."""
         op, starts = type(self).__name__, context.state
         if starts is not None:
-            check.each(op, "state", starts, len(self.layers))
+            check.sequence(op, "state", starts, len(self.layers))
             for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
                 if start is not None and not layer.recurrent:
                     raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")
@@ -160,7 +181,7 @@ class Sequential(Container):
             if i == 0:
                 inner = inner._replace(want_dx=True)
             if step.pools:
-                # what comes after a pool is a row of each sequence
+                # after a pool there is one row for each sequence
                 inner = inner._replace(packed=None)
 
     def _state_of(self, ends: list[Any]) -> list[Any] | None:
@@ -170,39 +191,24 @@ class Sequential(Container):
         states = iter([end for step, end in zip(self._plan, ends, strict=True) if step.recurrent])
         return [next(states) if layer.recurrent else None for layer in self.layers]
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
-        # what is called of the layers, in their order, and the one chain that this may be
-        self._plan, offset = planned(self.layers), 0
-        for step in self._plan:
-            end = offset + step.params.size
-            step._home(params[offset:end], grads[offset:end])
-            offset = end
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
+        # the models that a forward calls, in order; and the chain, if that is all there is
+        self._plan = chain_plan(_leaves(self.layers), _is_chain, join_chains)
+        for step, part in _slices(self._plan):
+            step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
         self._chain = only if type(only) in CHAINS else None
 
 
-def planned(layers: Sequence[Model]) -> list[Model]:
-    """The steps that run layers in a row: dense layers that follow each other as one chain, and the others as they are.
-
-    The layers of an inner Sequential are steps of their own, unless it has an LSTM: then its state is a list.
-    """
-    steps: list[Model] = []
-    chains: list[DenseChain] = []
-    for layer in [*_leaves(layers), None]:
-        if isinstance(layer, DenseChain) and type(layer) in CHAINS:
-            chains.append(layer)
-            continue
-        if chains:
-            steps.append(joined(chains) if len(chains) > 1 else chains[0])
-            chains = []
-        if layer is not None:
-            steps.append(layer)
-    return steps
+def _is_chain(layer: Model) -> bool:
+    return type(layer) in CHAINS
 
 
-def joined(chains: Sequence[DenseChain]) -> DenseChain:
+def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
     """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
+    if len(chains) == 1:
+        return chains[0]
     first = chains[0]
     whole = object.__new__(type(first))
     whole._name = DenseChain._name
@@ -213,7 +219,7 @@ def joined(chains: Sequence[DenseChain]) -> DenseChain:
 
 
 def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers in order, with the layers of inner Sequentials in their place."""
+    """The layers in order, with the layers of inner Sequentials in their place, unless they have an LSTM: then their state is a list."""
     return [
         leaf
         for layer in layers
@@ -229,5 +235,5 @@ def _check_order(op: str, layers: tuple[Model, ...]) -> None:
         if pooled and (layer.recurrent or layer.images):
             kind = "sequences" if layer.recurrent else "images"
             raise ValueError(f"{op}: layers[{i}] must take rows (N, C), for a layer before it pools {kind}")
-        width = width if layer.keeps else layer.n_out
+        width = width if layer.keeps_width else layer.n_out
         pooled = pooled or layer.pools

@@ -1,7 +1,6 @@
-"""DenseChain, dense layers that run as one call; Dense, one layer; and `compacted`, a chain without its pruned units."""
+"""DenseChain, dense layers that run as one call; and Dense, one layer."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -10,21 +9,45 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import PARAMETERS
 from fastgrad.core.random import generator
-from fastgrad.functional.dense import dense_chain, run
-from fastgrad.init import chosen
-from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
-from fastgrad.nn.model import IDENTITY, ForwardContext, Model, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.functional.dense import run
+from fastgrad.init.choice import checked_weights, init_function
+from fastgrad.kernels.types import SIGMOID, SOFTMAX, Activation
+from fastgrad.nn.compaction import compact_chain
+from fastgrad.nn.context import IDENTITY, ForwardContext
+from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
 
 
 class DenseChain(ResidualLayer):
-    """Dense layers in a row: sizes[0] columns in, sizes[-1] out; of sequences (N, T, C) over every step.
+    """Dense layers in a row, which run as one call.
 
-    activation is the hidden layers', with output for the last ("identity" if None); or a list of one for each layer.
-    init names one of fastgrad.init or is a function of (shape, rng); biases start at 0.
-    Parameters are named "0.w", "0.b", "1.w", ...; weights and biases hold the same views, a list entry a layer.
+    y_0 = x, y_l+1 = act_l(y_l @ w_l + b_l)
+
+    x is (N, sizes[0]) and y (N, sizes[-1]); of sequences (N, T, C) the layers are applied to every step. The parameters
+    are named "0.w", "0.b", "1.w", ...; biases start at 0.
+
+    Args:
+        sizes: The number of columns of the inputs, of each hidden layer and of the outputs, each at least 1.
+        activation: The activation of the hidden layers, a name or a pair of a name and its parameter; or a list of one
+            for each layer, the last included.
+        output: The activation of the last layer; None is "identity". Left out where activation is a list.
+        init: The initial weights: a name of fg.init, a pair of a name and its option, or a function of (shape, rng).
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights; None as 0, or as the Sequential draws them that the chain becomes part
+            of.
+        bias: Whether the layers have biases.
+
+    Raises:
+        ValueError: A size is out of its range, there are fewer than two, or an activation, init or dtype is unknown.
+        TypeError: sizes is no list or tuple, or one of it no integer.
+
+    Example:
+        >>> model = fg.nn.DenseChain([4, 8, 3], "tanh", "softmax", seed=0)
+        >>> model.predict(np.zeros((2, 4), np.float32)).shape
+        (2, 3)
+        >>> list(model.parameters())
+        ['0.w', '0.b', '1.w', '1.b']
     """
 
     n_in: int
@@ -43,10 +66,10 @@ class DenseChain(ResidualLayer):
         bias: bool = True,
     ) -> None:
         op = type(self).__name__
-        check.each(op, "sizes", sizes)
+        check.sequence(op, "sizes", sizes)
         if len(sizes) < 2:
             raise ValueError(f"{op}: sizes must have length at least 2, got {len(sizes)}")
-        self._init = chosen(op, init)
+        self._init = init_function(op, init)
         counts, layers = [check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes)], len(sizes) - 1
         self._set_layers(counts, _activations(op, activation, output, layers), [bool(bias)] * layers, dtype, seed)
         self._start(generator(seed))
@@ -79,10 +102,12 @@ class DenseChain(ResidualLayer):
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
+        """The weights of each layer (C_in, C_out), views of params."""
         return self._weights
 
     @property
     def biases(self) -> tuple[np.ndarray | None, ...]:
+        """The bias of each layer (C_out,), views of params; None for a layer without one."""
         return self._biases
 
     def _fused(
@@ -106,7 +131,7 @@ class DenseChain(ResidualLayer):
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
         if batch_size is not None:
             return super().predict(x, batch_size, logits=logits)
-        # a single row costs less than the full check: arrays that are as they should be pass by
+        # for a single row the full check costs more than the kernel, so the usual arrays skip it
         if not (
             type(x) is np.ndarray
             and x.dtype is self.dtype
@@ -115,7 +140,7 @@ class DenseChain(ResidualLayer):
             and x.flags.carray
             and type(self._params) is np.ndarray
         ):
-            if self._carries(x):
+            if self._needs_copy_to_gpu(x):
                 return device.to_host(self.predict(device.to_gpu(x), logits=logits))
             name = f"{type(self).__name__}.predict"
             if getattr(x, "ndim", 2) == 3:
@@ -128,15 +153,25 @@ class DenseChain(ResidualLayer):
         return out
 
     def compact(self) -> "DenseChain":
-        """A new chain with the same outputs, without hidden units whose incoming weights or whose outgoing weights are all 0.
+        """A new chain with the same outputs, without the hidden units that pruning has cut off.
 
-        A unit without incoming weights has the same output for all rows, which is added to the next biases. At least one unit of each layer
-        stays.
+        Those are units whose incoming weights or whose outgoing weights are all 0. A unit without incoming weights has
+        the same output for all rows, which is added to the next biases. At least one unit of each layer stays. Outputs
+        are equal up to rounding.
+
+        Returns:
+            A DenseChain with the masks of the weights that are left.
+
+        Example:
+            >>> model = fg.nn.DenseChain([4, 8, 3], seed=0)
+            >>> masks = fg.prune(model, amount=0.5, units=True)
+            >>> model.compact().sizes
+            (4, 4, 3)
         """
-        return compacted(self)
+        return compact_chain(self, DenseChain)
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._biases = self._layers_of(params)
         self._gradients = self._layers_of(grads)
 
@@ -147,11 +182,38 @@ class DenseChain(ResidualLayer):
 
     def _draw(self, rng: np.random.Generator) -> None:
         for w in self._weights:
-            w[...] = check.drawn(f"{type(self).__name__}: init", self._init(w.shape, rng), w)
+            w[...] = checked_weights(type(self).__name__, self._init(w.shape, rng), w)
 
 
 class Dense(DenseChain):
-    """One dense layer, n_in columns to n_out; its parameters are named "w" and "b"."""
+    """A dense layer.
+
+    y = act(x @ w + b)
+
+    x is (N, n_in) and y (N, n_out); of sequences (N, T, C) the layer is applied to every step. Neighbouring dense
+    layers of a Sequential run as one call. The parameters are named "w" and "b"; b starts at 0.
+
+    Args:
+        n_in: The number of columns of the inputs, at least 1.
+        n_out: The number of columns of the outputs, at least 1.
+        activation: The name of an activation, or a pair of a name and its parameter.
+        init: The initial weights: a name of fg.init, a pair of a name and its option, or a function of (shape, rng).
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights; None as 0, or as the Sequential draws them that the layer becomes part
+            of.
+        bias: Whether there is a b.
+
+    Raises:
+        ValueError: A number is out of its range, or activation, init or dtype is unknown.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> layer = fg.nn.Dense(4, 3, "relu", dtype="float64", seed=0)
+        >>> y, backward = layer.forward(np.ones((2, 4)), training=True)
+        >>> dx = backward(np.ones((2, 3)))
+        >>> y.shape, dx.shape, layer.gradients()["w"].shape
+        ((2, 3), (2, 4), (4, 3))
+    """
 
     _name = "{array}"
 
@@ -170,10 +232,12 @@ class Dense(DenseChain):
 
     @property
     def w(self) -> np.ndarray:
+        """The weights (n_in, n_out), a view of params."""
         return self._weights[0]
 
     @property
     def b(self) -> np.ndarray | None:
+        """The bias (n_out,), a view of params, or None."""
         return self._biases[0]
 
 
@@ -184,78 +248,3 @@ def _activations(op: str, activation: Any, output: Any, layers: int) -> list[Act
         return check.activations(op, activation, layers)
     hidden = check.activation(op, activation)
     return [hidden] * (layers - 1) + [check.activation(op, "identity" if output is None else output, "output")]
-
-
-def compacted(chain: "DenseChain") -> "DenseChain":
-    """A new chain of the same function, without hidden units whose incoming weights or whose outgoing weights are all 0.
-
-    A unit without incoming weights has the same output for every row, which is added to the next layer's biases. A softmax inside the chain
-    depends on all units of its layer, so that layer stays whole. Of a layer that would lose all units one stays.
-    """
-    if not chain.is_here:
-        here = deepcopy(chain)
-        here.to("cpu")
-        compact = compacted(here)
-        compact.to("cuda")
-        return compact
-    weights, biases, kept = list(chain.weights), list(chain.biases), _read(chain)
-    for layer, activation in enumerate(chain._activations[:-1]):
-        w, b = weights[layer][kept[layer]], biases[layer]
-        constant = kept[layer + 1] & ~w.any(axis=0)
-        if activation.code == SOFTMAX or not constant.any():
-            continue
-        if constant.sum() == kept[layer + 1].sum():
-            constant[np.flatnonzero(constant)[0]] = False
-        kept[layer + 1] = kept[layer + 1] & ~constant
-        biases[layer + 1] = _folded(activation, b, constant, weights[layer + 1], biases[layer + 1])
-    bias = any(b is not None for b in biases)
-    activations = [_name(f) for f in chain._activations]
-    compact = DenseChain([int(k.sum()) for k in kept], activations, init="zeros", dtype=chain.dtype, bias=bias)
-    for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(kept), strict=True):
-        into_w[...] = w[np.ix_(*cut)]
-        if b is not None and into_b is not None:
-            into_b[...] = b[cut[1]]
-    if chain._mask is not None:
-        compact._wear(_masks(chain, chain._mask, compact, kept))
-    return compact
-
-
-def _read(chain: "DenseChain") -> list[np.ndarray]:
-    """For the inputs of each layer, and for the outputs, bool: which of them the output depends on."""
-    read = [np.ones(chain.n_out, np.bool_)]
-    for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
-        some: np.ndarray = np.any(w[:, read[0]], axis=1) | (activation.code == SOFTMAX)
-        some[0] |= not some.any()
-        read.insert(0, some)
-    return [np.ones(chain.n_in, np.bool_), *read]
-
-
-def _folded(
-    activation: Activation, b: np.ndarray | None, constant: np.ndarray, w: np.ndarray, into: np.ndarray | None
-) -> np.ndarray | None:
-    """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
-    units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
-    start = None if b is None else b[constant]
-    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
-    return y[0] if into is not None or y.any() else None
-
-
-def _name(activation: Activation) -> str | tuple[str, float]:
-    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
-    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return (
-        exact[0]
-        if exact
-        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
-    )
-
-
-def _masks(chain: "DenseChain", mask: np.ndarray, compact: "DenseChain", kept: list[np.ndarray]) -> np.ndarray:
-    """The masks of the compact chain. A pruned bias is no longer pruned if constant units have been added to it."""
-    found = np.ones(compact.params.size, np.bool_)
-    parts = [*zip(*chain._layers_of(mask), strict=True)], [*zip(*compact._layers_of(found), strict=True)]
-    for (w, b), (into_w, into_b), bias, cut in zip(*parts, compact.biases, pairwise(kept), strict=True):
-        into_w[...] = w[np.ix_(*cut)]
-        if b is not None and into_b is not None:
-            into_b[...] = b[cut[1]] | (bias != 0)
-    return found

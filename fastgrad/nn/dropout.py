@@ -3,10 +3,10 @@
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import copied, empty
+from fastgrad.core.allocator import copy_of, empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.random import draw_key, generator
-from fastgrad.nn.model import Backward
+from fastgrad.nn.context import Backward
 from fastgrad.nn.pool import ParameterFreeLayer
 
 
@@ -37,7 +37,7 @@ class Dropout(ParameterFreeLayer):
         Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
     """
 
-    images, keeps = False, True
+    images, keeps_width = False, True
 
     def __init__(self, rate: float = 0.5, *, seed: int | None = None) -> None:
         self.rate = check.number(type(self).__name__, "rate", rate, below=1)
@@ -49,7 +49,7 @@ class Dropout(ParameterFreeLayer):
         op = type(self).__name__
         x = check.contiguous(check.floating(op, "x", x))
         if not training or not self.rate:
-            return copied(x), lambda dy: copied(check.upstream(op, dy, x))
+            return copy_of(x), lambda dy: copy_of(check.upstream(op, dy, x))
         forward, rate, key = kernels(x).dropout_forward, self.rate, draw_key(self._rng)
         y = empty(x.shape, x)
         forward(x, rate, key, y)

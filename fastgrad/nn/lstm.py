@@ -14,7 +14,8 @@ from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.init import uniform
 from fastgrad.kernels.types import ACTIVATIONS, LSTMUpstream, LSTMWeights, PackedBatch, States
-from fastgrad.nn.model import Backward, ForwardContext, views
+from fastgrad.nn.context import Backward, ForwardContext
+from fastgrad.nn.model import views
 from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 
 State = tuple[np.ndarray, np.ndarray]
@@ -22,15 +23,47 @@ STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
 
 
 class LSTM(SequenceModel):
-    """num_layers LSTMs on top of each other over x (N, T, input_size), or twice as many with a second direction; see fg.lstm.
+    """LSTM layers on top of each other, in one direction or in two.
 
-    y is (N, T, D P), with D directions and P = proj_size, or hidden_size where that is 0: 0 past a sequence's end. With pool
-    it is (N, D P): "last", the last layer's h after each sequence's last step, or "mean", the mean of its own steps (0 if it
-    has none). dropout is the share of values between layers that training sets to 0, the others divided by what is left.
-    A state is a pair h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's directions side by side.
+    The formulas are those of fg.lstm. N is the batch, T the steps, P the size of h: proj_size, or hidden_size without,
+    and D the number of directions. x is (N, T, input_size), and y (N, T, D P), which is 0 past a sequence's end; with
+    pool y is (N, D P). A state is a pair of h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's
+    directions side by side.
 
-    Weights and biases are drawn from +-1 / sqrt(hidden_size), and forget_bias is added to b of the gates f. Parameters are
-    named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction "0.reverse.w_ih", ...
+    Parameters are named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction
+    "0.reverse.w_ih", ... Weights and biases start uniform on +-1 / sqrt(hidden_size).
+
+    Args:
+        input_size: The number of inputs of each step, at least 1.
+        hidden_size: H, the size of c, at least 1.
+        num_layers: The number of layers, at least 1.
+        bidirectional: Whether a second direction runs every sequence from its last step to its first.
+        dropout: The share of values between layers that training sets to 0, from 0 and below 1; the others are divided
+            by what is left. It needs num_layers of at least 2.
+        proj_size: The size of h after a projection; 0 for none.
+        peephole: Whether c has weights in the gates i, f and o.
+        forget_bias: What is added to the initial bias of the gate f, at least 0.
+        pool: None for every step's output; "last", that after each sequence's last step; or "mean", the mean over each
+            sequence's steps, 0 if it has none.
+        dtype: "float32" or "float64", of parameters and inputs.
+        seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
+            becomes part of.
+
+    Raises:
+        ValueError: A number is out of its range, dropout comes with one layer, or pool or dtype is unknown.
+        TypeError: A number is of another type.
+
+    Example:
+        >>> model = fg.nn.LSTM(3, 8, bidirectional=True, seed=0)
+        >>> model.predict(np.zeros((2, 5, 3), np.float32), lengths=[5, 2]).shape
+        (2, 5, 16)
+        >>> stream = fg.nn.LSTM(3, 8, seed=0)
+        >>> y, state = stream.run(np.zeros((2, 5, 3), np.float32))
+        >>> y, state = stream.run(np.ones((2, 5, 3), np.float32), state)
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
+        Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures": forget_bias.
     """
 
     recurrent = True
@@ -70,9 +103,9 @@ class LSTM(SequenceModel):
         hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
         self.n_out = self.directions * projected
         self._widths = projected, hidden
-        # that h has passed: a gate times tanh, unless it is projected
+        # the activation of h: tanh (times a gate), unless it is projected
         self._activation = ACTIVATIONS["identity" if proj_size else "tanh"]
-        # of every layer's directions
+        # prefixes of the names, for each direction of each layer
         self._prefixes = [
             f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
         ]
@@ -92,7 +125,7 @@ class LSTM(SequenceModel):
         rows, batch, state = self._checked(x, context)
         y, ends, layers, unpool = self._run(rows, batch, state, context, True)
         dx = context.want_dx
-        # whole sequences come in, and where nothing is pooled go out, as (N, T, C)
+        # without packing x is (N, T, C), and so is y unless it is pooled
         whole = context.packed is None
         if whole and not self.pools:
             y = unpack(y, batch)
@@ -166,7 +199,7 @@ class LSTM(SequenceModel):
             x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
             batch = packed_batch(op, x.shape[:2], None)
         if state is not None:
-            check.each(op, "state", state, 2)
+            check.sequence(op, "state", state, 2)
             for i, (value, width, form) in enumerate(zip(state, self._widths, STATE_FORMS, strict=True)):
                 self._array(op, f"state[{i}]", value, form, (len(self._weights), len(batch.order), width))
         return x if context.packed else pack(x, batch), batch, state
@@ -174,8 +207,8 @@ class LSTM(SequenceModel):
     def _generators(self) -> list[np.random.Generator]:
         return [self._rng] if self.dropout else []
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._home(params, grads)
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
+        super()._bind_parameters(params, grads)
         self._weights, self._gradients = self._weights_of(params), self._weights_of(grads)
 
     def _weights_of(self, flat: np.ndarray) -> list[LSTMWeights]:
@@ -191,5 +224,5 @@ class LSTM(SequenceModel):
             w[...] = uniform(w.shape, rng, limit=limit)
         for prefix in self._prefixes:
             self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
-        # of the keys
+        # the generator of the dropout keys
         self._rng = generator(int(rng.integers(2**63)))

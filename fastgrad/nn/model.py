@@ -1,82 +1,71 @@
 """Model, the base of all layers: parameters in one flat array, their gradients in another, and named views into both.
 
-ForwardContext has the settings of a forward pass; StateSnapshot restores what a failed step has changed. ResidualLayer is the base of
-layers that can add a residual before their activation, so that a residual block ends in one fused call.
+StateSnapshot restores what a failed step has changed. ResidualLayer is the base of layers that can add a residual before their activation,
+so that a residual block ends in one fused call.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.functional.packing import PackedBatch
-from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
-
-Backward = Callable[[np.ndarray], np.ndarray]
-IDENTITY = ACTIVATIONS["identity"]
-
-
-class Observer(Protocol):
-    """An object that gets the output of each layer in a forward pass: HealthObserver."""
-
-    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Take the output y (..., K), after the activation, of the layer whose first parameter is `first`."""
-
-
-class ForwardContext(NamedTuple):
-    """The settings of one forward pass, which every layer in it gets."""
-
-    training: bool = False
-    # a last softmax or sigmoid is left out
-    logits: bool = False
-    # the sequences whose own steps the rows x (R, C) are, without padding; None where x is as the user gave it
-    packed: PackedBatch | None = None
-    # what recurrent layers begin from
-    state: Any = None
-    # whether backward has to return dx, which a first layer's need not
-    want_dx: bool = True
-    # who is told of outputs, if anybody
-    observer: Observer | None = None
-
-    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
-        """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""
-        if self.observer is not None:
-            self.observer.observe(first, y, activation)
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
 
 
 class Model:
-    """Named arrays in the flat `params` and `grads`; write into the views (`dense.w[...] = w`), not over them."""
+    """The base class of all layers and models: named parameters in one flat array, and their gradients in another.
 
-    # channels in and out; None where any number will do, or where it depends on the images
+    Write into the views of the parameters (`dense.w[...] = w`), not over them. Subclasses are made by their own
+    arguments.
+
+    Args:
+        shapes: The shape of each parameter by name, in the order in which they lie in params.
+        dtype: "float32" or "float64".
+        seed: The seed of the initial weights; None as 0.
+
+    Raises:
+        ValueError: dtype is another one.
+
+    Example:
+        >>> model = fg.nn.Dense(4, 3, seed=0)
+        >>> isinstance(model, fg.nn.Model), model.params.shape
+        (True, (15,))
+        >>> {name: array.shape for name, array in model.parameters().items()}
+        {'w': (4, 3), 'b': (3,)}
+    """
+
+    # channels in and out; None for any number, or where it depends on the images
     n_in: int | None
     n_out: int | None
-    # as many channels come out as go in
-    keeps = False
-    # the activation that the output has passed, if any
+    # whether the number of channels stays
+    keeps_width = False
+    # the activation of the output
     output = IDENTITY
-    # takes sequences (N, T, C), with their lengths and with states
+    # whether it takes sequences (N, T, C), with lengths and states
     recurrent = False
-    # takes images (N, H, W, C)
+    # whether it takes images (N, H, W, C)
     images = False
-    # makes one row of each sequence or image
+    # whether it makes one row of each sequence or image
     pools = False
-    # reads sequences from their ends too, so that they cannot come window by window
+    # whether it reads sequences from their ends too, so that they cannot be run window by window
     bidirectional = False
-    # the dense layers that the model is nothing but, as one chain; None for any other
+    # the chain of a model of dense layers alone; None for any other
     _chain: Any = None
-    # which of params live, flat (P,), once some are pruned
+    # the pruning mask of params, flat (P,); None if nothing is pruned
     _mask: np.ndarray | None = None
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any, seed: int | None) -> None:
         self.dtype = check.dtype(type(self).__name__, dtype)
         self.seed = seed
-        self.owned = ""  # by what kind of model
+        # the kind of container that it is part of
+        self.container_type = ""
         self._shapes = shapes
         size = sum(prod(shape) for shape in shapes.values())
-        self._home(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
+        self._bind_parameters(np.zeros(size, self.dtype), np.zeros(size, self.dtype))
 
     @property
     def params(self) -> np.ndarray:
@@ -85,66 +74,132 @@ class Model:
 
     @property
     def grads(self) -> np.ndarray:
-        """Their gradients after the last backward, flat (P,)."""
+        """The gradients of all parameters after the last backward, flat (P,)."""
         return self._grads
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Views of params by name."""
+        """The parameters by name.
+
+        Returns:
+            A dictionary of views of params: writing into them changes the model.
+        """
         return views(self._params, self._shapes)
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """Views of grads by name."""
+        """The gradients by the parameters' names.
+
+        Returns:
+            A dictionary of views of grads, which the last backward filled.
+        """
         return views(self._grads, self._shapes)
 
     def to(self, backend: str) -> "Model":
-        """Move the model to the GPU ("cuda") or to the host ("cpu"). Earlier views of its arrays are not its parameters any more.
+        """Move the model to the GPU or to the host. Earlier views of its arrays are not its parameters any more.
 
-        A Trainer moves its model if the chosen backend is "cuda". A model on a GPU takes arrays on that GPU. predict also takes NumPy
-        arrays, and then returns a NumPy array. `to` returns the model.
+        A Trainer moves its model if the chosen backend is "cuda". A model on a GPU takes arrays on that GPU; predict
+        also takes NumPy arrays, and then returns a NumPy array.
+
+        Args:
+            backend: "cuda" for the GPU, or "cpu" for the host.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: backend is another one, or the model is part of another.
+            BackendError: The backend "cuda" cannot run here.
+
+        Example:
+            >>> model = fg.nn.Dense(4, 3).to("cpu")
+            >>> model.on_gpu
+            False
         """
         check.choice("Model.to", "backend", backend, ("cpu", "cuda"))
-        if self.owned:
-            raise ValueError(f"Model.to: the model is part of a {self.owned}; move that")
-        if (backend == "cpu") != self.is_here:
+        if self.container_type:
+            raise ValueError(f"Model.to: the model is part of a {self.container_type}; move that")
+        if (backend == "cpu") == self.on_gpu:
             move = device.to_host if backend == "cpu" else device.to_gpu
             params, grads, mask = move(self._params), move(self._grads), self._mask
             self._move_statistics(move)
-            self._home(params, grads)
-            self._wear(None if mask is None else move(mask))
+            self._bind_parameters(params, grads)
+            self._set_mask(None if mask is None else move(mask))
         return self
 
     @property
-    def is_here(self) -> bool:
-        """Whether the model's arrays are NumPy's."""
-        return type(self._params) is np.ndarray
+    def on_gpu(self) -> bool:
+        """Whether the model's arrays are on a GPU, and not NumPy's."""
+        return type(self._params) is not np.ndarray
 
     def masks(self) -> dict[str, np.ndarray]:
-        """The pruning mask of each parameter by name, bool, False where a value is pruned; empty if nothing is pruned."""
+        """The pruning masks by the parameters' names.
+
+        Returns:
+            A dictionary of arrays of bool, False where a value is pruned; empty if nothing is pruned.
+        """
         return {} if self._mask is None else views(self._mask, self._shapes)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Arrays other than parameters that training changes, by name: the running means and variances of batch norms."""
+        """The arrays other than parameters that training changes: the running means and variances of batch norms.
+
+        Returns:
+            A dictionary of arrays by name.
+        """
         return {}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        """(y, backward); backward(dy) overwrites the gradients and returns dx.
+        """The output, and the function that computes the gradients from it.
 
-        With training, the backward of an LSTM runs once only: it reuses the memory of what it reads. With logits, a last softmax or sigmoid
-        is left out.
+        Args:
+            x: The inputs, of the model's dtype and on its device: rows (N, C), sequences (N, T, C) or images (N, H, W,
+                C).
+            training: Whether batch norm takes the batch's statistics, and moves the running ones, and dropout drops.
+                The backward of an LSTM then runs once only: it reuses the memory of what it reads.
+            logits: Leave out a last softmax or sigmoid.
+
+        Returns:
+            (y, backward). backward(dy) overwrites the gradients and returns dx.
+
+        Raises:
+            ValueError: A shape does not fit the model. Then its statistics are as before.
+            TypeError: x is no array, or of another dtype or device than the model.
+
+        Example:
+            >>> model = fg.nn.Dense(2, 1, dtype="float64", seed=0)
+            >>> y, backward = model.forward(np.ones((3, 2)), training=True)
+            >>> dx = backward(np.ones((3, 1)))
+            >>> model.gradients()["w"].tolist()
+            [[3.0], [3.0]]
         """
         raise NotImplementedError
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False) -> np.ndarray:
-        """y alone, computed batch_size rows at a time; threads may call predict at the same time."""
-        if self._carries(x):
+        """The output alone. Threads may call it at the same time.
+
+        Args:
+            x: The inputs, of the model's dtype: as of forward; on a GPU or NumPy's.
+            batch_size: Compute so many rows at a time; None computes all at once.
+            logits: Leave out a last softmax or sigmoid.
+
+        Returns:
+            y, a new array.
+
+        Raises:
+            ValueError: A shape does not fit the model, or batch_size is below 1.
+            TypeError: x is no array, or of another dtype than the model.
+
+        Example:
+            >>> fg.nn.Dense(4, 3).predict(np.zeros((2, 4), np.float32)).shape
+            (2, 3)
+        """
+        if self._needs_copy_to_gpu(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits))
         if batch_size is None:
             return self.forward(x, logits=logits)[0]
         return np.concatenate([self.predict(x[rows], logits=logits) for rows in self._batches(x, batch_size)])
 
-    def _carries(self, x: Any) -> bool:
-        """Whether x must be copied to the GPU: a NumPy array, for a model that is there."""
-        return isinstance(x, np.ndarray) and not self.is_here
+    def _needs_copy_to_gpu(self, x: Any) -> bool:
+        """Whether x must be copied to the GPU: a NumPy array, for a model on a GPU."""
+        return isinstance(x, np.ndarray) and self.on_gpu
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.predict(x)
@@ -172,10 +227,10 @@ class Model:
         """The random generators that training draws from."""
         return []
 
-    def _home(self, params: np.ndarray, grads: np.ndarray) -> None:
+    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         self._params, self._grads = params, grads
 
-    def _wear(self, mask: np.ndarray | None) -> None:
+    def _set_mask(self, mask: np.ndarray | None) -> None:
         """Set the pruning mask (P,), or None."""
         self._mask = mask
 
@@ -195,15 +250,15 @@ class Model:
             self._start(rng)
 
     def __getstate__(self) -> dict[str, Any]:
-        # copies and pickles rebuild the views: copied one by one they would part from the flat arrays
+        # left out of copies and pickles: views that are copied are no views of the flat arrays
         rebuilt = "_weights", "_biases", "_gradients", "_plan", "_chain"
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # an unpickled dtype equals the one of new arrays but is another object, which predict would take for foreign
+        # an unpickled dtype is another object than that of arrays, and predict compares objects
         vars(self).update(state, dtype=np.dtype(state["dtype"].name))
-        self._home(self._params, self._grads)
-        self._wear(self._mask)
+        self._bind_parameters(self._params, self._grads)
+        self._set_mask(self._mask)
 
 
 class StateSnapshot:
@@ -235,12 +290,7 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
     return found
 
 
-def before_loss(activation: Activation, logits: bool) -> Activation:
-    """The activation; but identity for a softmax or sigmoid if logits are asked for."""
-    return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
-
-
-# (dx, dresidual) of dy; the second is anything without a residual, and so is the first where it is not asked for
+# (dx, dresidual) of dy; dresidual may be anything without a residual, and dx without want_dx
 ResidualLayerBackward = Callable[[np.ndarray], tuple[Any, Any]]
 
 

@@ -3,11 +3,13 @@
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import copied
-from fastgrad.core.check import Pair
+from fastgrad.core.allocator import copy_of
 from fastgrad.core.random import generator
+from fastgrad.functional import geometry
+from fastgrad.functional.geometry import Pair
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
-from fastgrad.nn.model import Backward, Model
+from fastgrad.nn.context import Backward
+from fastgrad.nn.model import Model
 
 
 class ParameterFreeLayer(Model):
@@ -26,24 +28,58 @@ class ParameterFreeLayer(Model):
 
 
 class MaxPool2d(ParameterFreeLayer):
-    """The largest value of every window; see fg.max_pool2d."""
+    """The largest value of every window of images, as fg.max_pool2d.
 
-    keeps = True
+    x is (N, H, W, C) and y (N, H', W', C), of either dtype.
+
+    Args:
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Pixels on either side, which are never the largest: an integer or a pair, at most half of size; or
+            "same".
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> fg.nn.MaxPool2d(2).predict(np.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
+    """
+
+    keeps_width = True
 
     def __init__(self, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0) -> None:
         super().__init__()
         op = type(self).__name__
-        self.size = check.pair(op, "size", size)
-        self.stride = self.size if stride is None else check.pair(op, "stride", stride)
+        self.size = geometry.pair(op, "size", size)
+        self.stride = self.size if stride is None else geometry.pair(op, "stride", stride)
         self.padding = padding
-        check.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
+        geometry.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
 
 
 class AvgPool2d(MaxPool2d):
-    """The mean of every window; see fg.avg_pool2d."""
+    """The mean of every window of images, as fg.avg_pool2d.
+
+    x is (N, H, W, C) and y (N, H', W', C), of either dtype.
+
+    Args:
+        size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
+        stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
+        padding: Zeros on either side in pixels: an integer or a pair, at most half of size; or "same".
+        include_pad: Count the padding as zeros, as PyTorch does; False leaves it out of the mean, as Keras and ONNX do.
+
+    Raises:
+        ValueError: A number is out of its range.
+        TypeError: A number is no integer.
+
+    Example:
+        >>> fg.nn.AvgPool2d(2).predict(np.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[2.5, 4.5], [10.5, 12.5]]
+    """
 
     def __init__(
         self,
@@ -61,16 +97,37 @@ class AvgPool2d(MaxPool2d):
 
 
 class GlobalAvgPool2d(ParameterFreeLayer):
-    """Rows (N, C), the mean of every channel over each image; see fg.global_avg_pool2d."""
+    """The mean of every channel over each image, as fg.global_avg_pool2d.
 
-    keeps, pools = True, True
+    x is (N, H, W, C) and y (N, C), of either dtype.
+
+    Example:
+        >>> fg.nn.GlobalAvgPool2d().predict(np.ones((2, 4, 4, 3))).shape
+        (2, 3)
+    """
+
+    keeps_width, pools = True, True
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return global_avg_pool2d(x)
 
 
 class Flatten(ParameterFreeLayer):
-    """Rows (N, H W C) of images, a copy; n_out is their length where it is to be checked, or to be known as the end of a model."""
+    """Images as rows.
+
+    x is (N, H, W, C) and y (N, H W C), a copy, of either dtype.
+
+    Args:
+        n_out: H W C, where that is to be checked, or to be known as the number of outputs of a model; None for any.
+
+    Raises:
+        ValueError: n_out is out of its range; and in a forward, images are of another size.
+        TypeError: n_out is no integer.
+
+    Example:
+        >>> fg.nn.Flatten().predict(np.ones((2, 4, 4, 3))).shape
+        (2, 48)
+    """
 
     pools = True
 
@@ -80,9 +137,9 @@ class Flatten(ParameterFreeLayer):
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         op = type(self).__name__
-        x = check.images(op, x)
+        x = geometry.images(op, x)
         n, height, width, channels = x.shape
         if self.n_out not in (None, length := height * width * channels):
             raise ValueError(f"{op}: n_out must be H W C = {length} of images {x.shape}, got {self.n_out}")
-        y, shape = copied(x).reshape(n, length), x.shape
-        return y, lambda dy: copied(check.upstream(op, dy, y)).reshape(shape)
+        y, shape = copy_of(x).reshape(n, length), x.shape
+        return y, lambda dy: copy_of(check.upstream(op, dy, y)).reshape(shape)

@@ -8,22 +8,37 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import Activation
 from fastgrad.nn.container import Container, Sequential, check_children
-from fastgrad.nn.model import (
-    IDENTITY,
-    Backward,
-    ForwardContext,
-    Model,
-    ResidualLayer,
-    ResidualLayerBackward,
-    before_loss,
-)
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
+from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
 
 
 class Residual(Container):
-    """y = act(body(x) + shortcut(x)), the shortcut x itself if it is None (He et al. 2015, eq. 1 and 2).
+    """A residual block: layers whose input is added to their output.
 
-    Parameters are named "body.w", or "body.0.w", ... of a Sequential, and "shortcut.w". A body's last layer without an activation
-    adds the shortcut and applies act by itself. Body and shortcut may be layers of rows or of images, without an LSTM.
+    y = act(body(x) + shortcut(x))
+
+    A body's last layer without an activation adds the shortcut and applies act in its own call. Body and shortcut may
+    be layers of rows or of images, without an LSTM. Parameters are named "body.w", or "body.0.w", ... of a Sequential,
+    and "shortcut.w".
+
+    Args:
+        body: The layers, a model whose outputs are like its inputs, or like those of shortcut.
+        shortcut: A model of x; None is x itself.
+        activation: The activation act, a name or a pair of a name and its parameter.
+        seed: The seed by which layers that have none draw their initial weights; None as 0.
+
+    Raises:
+        ValueError: The widths of body and shortcut differ, one has an LSTM, is part of a model or on a GPU, or the
+            activation is unknown.
+        TypeError: body or shortcut is no model of fg.nn, or they are of different dtypes.
+
+    Example:
+        >>> block = fg.nn.Residual(fg.nn.Sequential(fg.nn.Dense(4, 4, "relu"), fg.nn.Dense(4, 4)), activation="relu")
+        >>> block.predict(np.zeros((2, 4), np.float32)).shape
+        (2, 4)
+
+    References:
+        He et al. 2015, "Deep Residual Learning for Image Recognition", eq. 1 and 2.
     """
 
     def __init__(
@@ -36,10 +51,10 @@ class Residual(Container):
     ) -> None:
         op = type(self).__name__
         self.output = check.activation(op, activation)
-        parts = {"body": body} | ({} if shortcut is None else {"shortcut": shortcut})
-        check_children(op, parts)
-        for name, part in parts.items():
-            if part.recurrent:
+        children = {"body": body} | ({} if shortcut is None else {"shortcut": shortcut})
+        check_children(op, children)
+        for name, child in children.items():
+            if child.recurrent:
                 raise ValueError(f"{op}: {name} must be without an LSTM")
         widths = [body.n_out, body.n_in if shortcut is None else shortcut.n_out]
         if None not in widths and widths[0] != widths[1]:
@@ -47,13 +62,13 @@ class Residual(Container):
             raise ValueError(f"{op}: body makes {widths[0]} columns and shortcut {widths[1]}{hint}")
         if shortcut is not None and None not in (body.n_in, shortcut.n_in) and body.n_in != shortcut.n_in:
             raise ValueError(f"{op}: shortcut must take {body.n_in} columns as body, got {shortcut.n_in}")
-        super().__init__(parts, seed)
+        super().__init__(children, seed)
         self.body, self.shortcut = body, shortcut
         self.n_in, self.n_out = (
-            next((n for n in (getattr(part, name) for part in parts.values()) if n is not None), None)
+            next((n for n in (getattr(child, name) for child in children.values()) if n is not None), None)
             for name in ("n_in", "n_out")
         )
-        self.keeps, self.pools = all(part.keeps for part in parts.values()), body.pools
+        self.keeps_width, self.pools = all(child.keeps_width for child in children.values()), body.pools
 
     @property
     def _body_plan(self) -> tuple[list[Model], ResidualLayer | None]:
@@ -85,7 +100,7 @@ class Residual(Container):
                 d = step_backward(d)
             if shortcut_backward is not None:
                 dadded = shortcut_backward(dadded)
-            # d is memory of the body's, or of the sum's own: no one else's
+            # d is memory of the body or of the sum, which nothing else reads
             return np.add(d, dadded, out=d) if dx else dy
 
         return y, None, backward

@@ -64,7 +64,7 @@ class ResNet(Sequential):
     ) -> None:
         op = type(self).__name__
         n_in, n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
-        check.each(op, "blocks", blocks)
+        check.sequence(op, "blocks", blocks)
         counts = [check.count(op, f"blocks[{stage}]", n) for stage, n in enumerate(blocks)]
         width = check.count(op, "width", width)
         check.choice(op, "stem", stem, STEMS)

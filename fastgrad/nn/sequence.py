@@ -13,8 +13,9 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
-from fastgrad.functional.packing import PackedBatch, above, pack, packed_batch, unpack
-from fastgrad.nn.model import Backward, ForwardContext, Model, ResidualLayerBackward, StateSnapshot
+from fastgrad.functional.packing import PackedBatch, above, checked_lengths, pack, packed_batch, unpack
+from fastgrad.nn.context import Backward, ForwardContext
+from fastgrad.nn.model import Model, ResidualLayerBackward, StateSnapshot
 
 
 class SequenceModel(Model):
@@ -27,7 +28,23 @@ class SequenceModel(Model):
     def forward(
         self, x: np.ndarray, training: bool = False, *, logits: bool = False, lengths: Any = None, state: Any = None
     ) -> tuple[np.ndarray, Backward]:
-        """(y, backward) as of Model.forward; lengths (N,), each 0..T, and the state to begin from are those of run."""
+        """The output, and the function that computes the gradients from it, as of Model.forward.
+
+        Args:
+            x: The inputs, of the model's dtype and on its device: sequences (N, T, C), or rows or images without an
+                LSTM.
+            training: Whether batch norm takes the batch's statistics, and dropout drops.
+            logits: Leave out a last softmax or sigmoid.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+            state: The state to begin from, as run returns it; None is 0.
+
+        Returns:
+            (y, backward). backward(dy) overwrites the gradients and returns dx.
+
+        Raises:
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            TypeError: x is no array, or of another dtype or device than the model.
+        """
         before = StateSnapshot(self) if training else None
         try:
             x, batch = self._packed(x, lengths, state)
@@ -38,22 +55,54 @@ class SequenceModel(Model):
             raise
         if batch is None:
             return y, backward
-        y = self._laid_out(y, batch)
+        y = self._unpacked(y, batch)
         return y, self._backward_of_packed(backward, y, batch)
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        """(y, state) after x (N, T, C), from the state of an earlier run, or from zeros.
+        """The output and the state after it: so long sequences can be run step by step or window by window.
 
-        So long sequences can be run step by step or window by window.
+        Args:
+            x: The inputs (N, T, C).
+            state: The state of an earlier run; None is 0.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            (y, state).
+
+        Raises:
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            TypeError: x is no array, or of another dtype or device than the model.
+
+        Example:
+            >>> model = fg.nn.LSTM(3, 4, seed=0)
+            >>> y, state = model.run(np.zeros((2, 5, 3), np.float32))
+            >>> y, state = model.run(np.ones((2, 1, 3), np.float32), state)
+            >>> y.shape
+            (2, 1, 4)
         """
         return self._infer_sequences(x, ForwardContext(state=state), lengths)
 
     def predict(
         self, x: np.ndarray, batch_size: int | None = None, *, logits: bool = False, lengths: Any = None
     ) -> np.ndarray:
+        """The output alone, as of Model.predict.
+
+        Args:
+            x: The inputs: sequences (N, T, C), or rows or images without an LSTM.
+            batch_size: Compute so many rows at a time; None computes all at once.
+            logits: Leave out a last softmax or sigmoid.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            y, a new array.
+
+        Raises:
+            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM.
+            TypeError: x is no array, or of another dtype than the model.
+        """
         if self._chain is not None and batch_size is None and lengths is None:
             return self._chain.predict(x, logits=logits)
-        if self._carries(x):
+        if self._needs_copy_to_gpu(x):
             return device.to_host(self.predict(device.to_gpu(x), batch_size, logits=logits, lengths=lengths))
         if batch_size is None:
             return self._infer_sequences(x, ForwardContext(logits=logits), lengths)[0]
@@ -62,7 +111,7 @@ class SequenceModel(Model):
         op = f"{type(self).__name__}.predict"
         self._check_recurrent(lengths, None)
         x = self._array(op, "x", x, "(N, T, C)", (None, None, self.n_in))
-        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+        lengths = checked_lengths(op, "lengths", lengths, *x.shape[:2])
         batches = self._batches(x, batch_size)
         return np.concatenate([self.predict(x[rows], logits=logits, lengths=lengths[rows]) for rows in batches])
 
@@ -70,7 +119,7 @@ class SequenceModel(Model):
         """_infer of sequences x (N, T, C) of these lengths."""
         x, batch = self._packed(x, lengths, context.state)
         y, state = self._infer(x, context._replace(packed=batch))
-        return y if batch is None else self._laid_out(y, batch), state
+        return y if batch is None else self._unpacked(y, batch), state
 
     def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
         """(packed rows of the sequences' own steps, their batch); without lengths (x, None)."""
@@ -82,7 +131,7 @@ class SequenceModel(Model):
         batch = packed_batch(op, x.shape[:2], lengths)
         return pack(x, batch), batch
 
-    def _laid_out(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
+    def _unpacked(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
         """Sequences (N, T, K) of packed rows, 0 past their ends; pooled rows as they are."""
         return y if self.pools else unpack(y, batch)
 
@@ -132,28 +181,28 @@ class TimeRows:
 Unpool = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
 
 
-def every(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def no_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """No pool: y (R, D P) = h."""
     return h, lambda dy: (dy, None)
 
 
-def last(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def last_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """The pool "last": y (N, D P) = h_n."""
     return np.concatenate(h_n, axis=1, out=empty((h_n.shape[1], h.shape[1]), h)), lambda dy: (None, dy)
 
 
 @silent
-def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
+def mean_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray, Unpool]:
     """The pool "mean": y (N, D P), the mean of each sequence's steps, 0 if it has none.
 
     It is added step by step, so that a sequence has the same bits alone and in a batch.
     """
     order, offsets = batch.order, batch.offsets
-    n, under_way = len(order), np.diff(offsets)
-    counts = np.maximum(above(under_way, n), 1).astype(h.dtype)[:, None]  # (N, 1)
+    n, batch_sizes = len(order), np.diff(offsets)
+    counts = np.maximum(above(batch_sizes, n), 1).astype(h.dtype)[:, None]  # (N, 1)
     total, y = (empty((n, h.shape[1]), h) for _ in range(2))
     total[...] = 0
-    for t, rows in enumerate(under_way):
+    for t, rows in enumerate(batch_sizes):
         total[:rows] += h[offsets[t] : offsets[t + 1]]
     total /= counts
     y[order] = total
@@ -161,11 +210,15 @@ def mean(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.ndarray
     @silent
     def backward(dy: np.ndarray) -> tuple[np.ndarray, None]:
         share, dh = dy[order] / counts, empty(h.shape, h)
-        for t, rows in enumerate(under_way):
+        for t, rows in enumerate(batch_sizes):
             dh[offsets[t] : offsets[t + 1]] = share[:rows]
         return dh, None
 
     return y, backward
 
 
-POOLS: dict[str | None, Callable[..., tuple[np.ndarray, Unpool]]] = {None: every, "last": last, "mean": mean}
+POOLS: dict[str | None, Callable[..., tuple[np.ndarray, Unpool]]] = {
+    None: no_pool,
+    "last": last_pool,
+    "mean": mean_pool,
+}

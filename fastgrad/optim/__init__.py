@@ -12,7 +12,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.kernels import types
 from fastgrad.optim.constraint import MaxNorm, MaxValue
-from fastgrad.schedule import Schedule, checked, rate_of
+from fastgrad.schedule import Schedule, check_rate, rate_of
 
 __all__ = [
     "SGD",
@@ -69,7 +69,7 @@ class Optimizer:
     def _check(self, **numbers: float) -> None:
         """Raise for a setting that is no number from 0, or from 0 and below 1 where the name is that of a beta."""
         op = type(self).__name__
-        checked(op, "lr", self.lr)
+        check_rate(op, "lr", self.lr)
         for name, value in {**numbers, "weight_decay": self.weight_decay}.items():
             check.number(op, name, value, below=1.0 if name.startswith(("betas", "alpha")) else np.inf)
 
@@ -186,7 +186,7 @@ class Adam(Optimizer):
     code = types.ADAM
 
     def __post_init__(self) -> None:
-        check.each(type(self).__name__, "betas", self.betas, 2)
+        check.sequence(type(self).__name__, "betas", self.betas, 2)
         self._check(**{f"betas[{i}]": beta for i, beta in enumerate(self.betas)}, eps=self.eps)
 
     @property

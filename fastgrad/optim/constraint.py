@@ -97,7 +97,9 @@ class MaxNorm(Constraint):
         return types.Constraint(kind, float(self.max_norm), widths)
 
 
-def checked(op: str, constraint: Constraint | None, name: str, arrays: list[np.ndarray]) -> types.Constraint | None:
+def kernel_constraint(
+    op: str, constraint: Constraint | None, name: str, arrays: list[np.ndarray]
+) -> types.Constraint | None:
     """The constraint as the kernels read it, for these arrays; None for None."""
     if constraint is None:
         return None

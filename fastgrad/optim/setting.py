@@ -8,6 +8,7 @@ from typing import Any
 from fastgrad.core import check
 
 NO_LOCK = nullcontext()
+CLIP_NORM = "The largest norm of the gradient; infinity where nothing is clipped."
 
 
 def setting(checked: Callable[[Any, Any], Any], doc: str | None = None) -> Any:

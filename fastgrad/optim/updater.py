@@ -14,27 +14,46 @@ from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim import Optimizer, successor
-from fastgrad.optim.constraint import Constraint, checked
-from fastgrad.optim.setting import clip_norm_of, setting
+from fastgrad.optim.constraint import Constraint, kernel_constraint
+from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
 
 
 class Updater:
-    """Updates params, an array or a list of arrays of one dtype and any shapes, in place. The arrays may not overlap.
+    """An optimiser for training code of any kind: it clips gradients and updates arrays in place.
 
-    clip_norm limits the gradients' norm over all arrays. masks: a bool array like each of params, False where a value is pruned, or None
-    for an array without pruning; pruned values stay 0, and so does their state. constraint, MaxValue or MaxNorm of fastgrad.optim, is
-    applied after each update. val_losses is a list that the caller may extend, for a schedule of the learning rate.
+    optimizer, clip_norm, masks and constraint may be assigned between steps, and are checked then; a new optimizer must
+    be of the same kind, since it goes on with the state. val_losses is a list that you may extend, for a schedule of
+    the learning rate. step_count is the number of updates that params and state have seen, also after an exception such
+    as KeyboardInterrupt on the backend "cpu", where an update is one call.
 
-    optimizer, clip_norm and constraint may be assigned at any time, and are checked then; a new optimizer must be of the same kind, since
-    it goes on with the state. step_count is the number of updates that params and state have seen, also after an exception such as
-    KeyboardInterrupt. This holds on the backend "cpu", where an update is one call.
+    Args:
+        params: An array, or a list of arrays of one dtype, float32 or float64, any shapes and layouts, which may not
+            overlap.
+        optimizer: One of fg.optim.
+        clip_norm: The largest norm of the gradients of all arrays, above 0; None clips nothing.
+        masks: A bool array like each of params, False where a value is pruned, or None for an array without pruning;
+            pruned values stay 0, and so does their state. None for none at all.
+        constraint: MaxValue or MaxNorm of fg.optim, to which params are held after each update; None for none.
+
+    Raises:
+        ValueError: A setting is out of its range, arrays overlap, or one is read-only.
+        TypeError: params are no arrays of one floating dtype, or a setting is of another type.
+
+    Example:
+        >>> w = np.array([1.0, 2.0])
+        >>> updater = fg.Updater([w], fg.optim.SGD(0.1), clip_norm=1.0)
+        >>> norm = updater.step([np.array([3.0, 4.0])])
+        >>> norm, w.round(2).tolist()
+        (5.0, [0.94, 1.92])
     """
 
-    optimizer: Optimizer = setting(lambda self, value: successor("Updater", value, self._optimizer))
-    clip_norm: float | None = setting(
-        lambda _, value: clip_norm_of("Updater", value), "Infinity where nothing is clipped."
+    optimizer: Optimizer = setting(
+        lambda self, value: successor("Updater", value, self._optimizer), "The optimiser, one of fg.optim."
     )
-    constraint: Constraint | None = setting(lambda self, value: (self._over(value), value)[1])
+    clip_norm: float | None = setting(lambda _, value: clip_norm_of("Updater", value), CLIP_NORM)
+    constraint: Constraint | None = setting(
+        lambda self, value: (self._over(value), value)[1], "The constraint, or None."
+    )
 
     def __init__(
         self,
@@ -49,11 +68,11 @@ class Updater:
         self._optimizer, self._clip_norm = optimizer, clip_norm_of("Updater", clip_norm)
         arrays = ArrayList("Updater", "params", params)
         check_disjoint("Updater", "params", [params] if arrays.single else list(params))
-        # the caller's arrays, in a list of our own
+        # the caller's arrays, in a new list
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
-        # those of them whose shapes were looked at
-        self._known = list(self.params)
-        # kernels count, in the call that makes the update
+        # the arrays whose shapes were checked last
+        self._checked = list(self.params)
+        # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
         self.val_losses: list[float] = []
         self._size = sum(a.size for a in arrays.flat)
@@ -66,17 +85,19 @@ class Updater:
 
     def _bind(self) -> None:
         """Compute from the settings what the next update reads."""
-        self._hyper, self._held = self._optimizer.hyper, self._over(self._constraint)
+        self._hyper, self._kernel_constraint = self._optimizer.hyper, self._over(self._constraint)
 
     def _over(self, constraint: Constraint | None) -> types.Constraint | None:
         """The constraint over params, as kernels read it."""
         if constraint is None:
             return None
-        return checked("Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat)
+        return kernel_constraint(
+            "Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat
+        )
 
     @property
     def step_count(self) -> int:
-        """Updates so far."""
+        """The number of updates so far."""
         return int(self._count[0])
 
     @step_count.setter
@@ -96,53 +117,65 @@ class Updater:
         self._mask = None if masks is None else flat_masks("Updater", masks, self._shapes, self.state)
 
     def step(self, grads: Any) -> float | LazyScalar:
-        """One update from gradients like params, which are not written. Returns their norm, or NaN without clip_norm.
+        """One update from gradients.
 
-        Raises FloatingPointError if the update would make finite state or parameters infinite or NaN, and with clip_norm if the norm is not
-        finite. After an error all is as before. On a GPU the call does not wait: the norm is read, and the error raised, when the norm is
-        used, as in float(norm). Until then an update that was not made counts as a step.
+        Args:
+            grads: An array or a list of arrays like params, which are not written.
+
+        Returns:
+            The norm of the gradients before clipping, a float; NaN without clip_norm. On a GPU the call does not wait:
+            the norm is read, and the error raised, when it is used, as in float(norm); until then an update that was
+            not made counts as a step.
+
+        Raises:
+            FloatingPointError: The update would make state or parameters infinite or NaN, or with clip_norm the norm is
+                not finite. Then all is as before, as after every error.
+            ValueError: A shape does not fit.
+            TypeError: grads are no arrays of the dtype of params.
         """
         op = "Updater.step"
         self._check_state(op)
-        # to ask all for their shapes takes longer than many a small one's update
-        known = len(self.params) == len(self._known) and all(map(operator.is_, self.params, self._known))
-        params = ArrayList(op, "params", self.params, self.state, known=known)
-        found = ArrayList(op, "grads", grads, self.state, written=False)
-        if not known:
+        # to compare the shapes of all takes longer than the update of small arrays
+        unchanged = len(self.params) == len(self._checked) and all(map(operator.is_, self.params, self._checked))
+        params = ArrayList(op, "params", self.params, self.state, known=unchanged)
+        gradients = ArrayList(op, "grads", grads, self.state, written=False)
+        if not unchanged:
             shapes = [a.shape for a in params.flat]
             if shapes != self._shapes:
                 raise ValueError(
                     f"{op}: params must have the shapes that Updater was made with, {self._shapes}, got {shapes}"
                 )
-            self._known = list(self.params)
-        if [a.shape for a in found.flat] != self._shapes:
-            check_same_shapes(op, "grads", found.flat, "params", params.flat)
+            self._checked = list(self.params)
+        if [a.shape for a in gradients.flat] != self._shapes:
+            check_same_shapes(op, "grads", gradients.flat, "params", params.flat)
         self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
         clip_norm = self._clip_norm
         clips = clip_norm < math.inf
-        # on a GPU neither the norm nor how the step has ended is waited for
-        later = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
-        record = empty_float64(1, self.state) if later and clips else self._record
+        # on a GPU the host waits neither for the norm nor for the status
+        lazy = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
+        record = empty_float64(1, self.state) if lazy and clips else self._record
         before = self.step_count
         try:
             status = params.kernels.update_arrays(
                 params.flat,
-                found.flat,
-                UpdateRule(self._optimizer.code, self.state, self._hyper, clip_norm, self._mask, self._held),
+                gradients.flat,
+                UpdateRule(
+                    self._optimizer.code, self.state, self._hyper, clip_norm, self._mask, self._kernel_constraint
+                ),
                 before + 1,
                 record if clips else None,
                 updates=self._count,
             )
-            if not later and status != types.OK:
-                self._fail(op, found.flat)
+            if not lazy and status != types.OK:
+                self._fail(op, gradients.flat)
             params.write()
         except BaseException:
-            # what was counted has to be seen, whatever comes between
+            # an exception after the update: it is counted, so it is written
             if self.step_count != before:
                 params.write()
             raise
-        if later:
-            return LazyScalar(record[0], status, lambda: self._fail(op, found.flat))
+        if lazy:
+            return LazyScalar(record[0], status, lambda: self._fail(op, gradients.flat))
         return self._record.item(0)
 
     def _check_state(self, op: str) -> None:
@@ -161,7 +194,11 @@ class Updater:
         raise check.no_update(op, {f"grads[{i}]": grad for i, grad in enumerate(grads)})
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of what an Updater needs to go on, except params."""
+        """What another Updater needs to go on, except params.
+
+        Returns:
+            A dictionary of copies: optimizer, state, step, val_losses and masks.
+        """
         return {
             "optimizer": type(self.optimizer).__name__,
             "state": self.state.copy(),
@@ -171,7 +208,23 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; raises ValueError or TypeError, and then changes nothing."""
+        """Go on from what state_dict returned. After an error all is as before.
+
+        Args:
+            state: The dictionary.
+
+        Raises:
+            ValueError: A name is missing or unknown, or the optimiser or a shape is another one.
+            TypeError: A value is of another type or dtype.
+
+        Example:
+            >>> w = np.array([1.0, 2.0])
+            >>> updater, other = (fg.Updater([w], fg.optim.Adam()) for _ in range(2))
+            >>> norm = updater.step([np.ones(2)])
+            >>> other.load_state_dict(updater.state_dict())
+            >>> other.step_count
+            1
+        """
         op = "Updater.load_state_dict"
         if not isinstance(state, dict) or set(state) != set(self.state_dict()):
             raise ValueError(

@@ -185,7 +185,7 @@ class Problem:
                 self.x, self.target, types.Batches(rows, batch_size, rates[part]), net, rule, int(count[0]), record[part],
                 row_weights=self.row_weights, l2=self._l2, updates=count,
             )  # fmt: skip
-            pace.made(min(batches, len(starts) - done))
+            pace.measure(min(batches, len(starts) - done))
             done += int(made)
         losses = self.link.loss_factor * record[:, 0] + self._rest(order, starts, record[:, 2])
         return status, done, losses

@@ -35,7 +35,7 @@ class MLP(nn.Sequential):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check.each("MLP", "sizes", sizes)
+        check.sequence("MLP", "sizes", sizes)
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes must have length at least 2, got {len(sizes)}")
         layers: list[nn.Module] = []

@@ -27,9 +27,9 @@ Reduce = Callable[[Any], Any]
 # after the gradients: the sum of losses, the number of rows, and signs: 1, and 1 or -1 for each bit of what all processes must agree on
 LOSS, ROWS, SIGNS = 0, 1, 2
 TAIL = SIGNS + 1 + 32
-# no count of rows, nor a mean of counts, is smaller
-LEAST = 1e-9
-# a step's status beside those of kernels/types.py
+# below any mean number of rows over the processes
+LEAST_ROWS = 1e-9
+# the status of a step, beside those of kernels/types.py
 DISAGREED = -1
 
 
@@ -43,15 +43,15 @@ class AllReduce:
 
     # whether the processes agreed at the last call, on a GPU an array () there
     agreed: Any = True
-    # whether they did where the epoch began, so that nobody has to wait for it to be told
-    sure = False
+    # whether they agreed where the epoch began: then the host need not wait for it
+    epoch_agreed = False
 
     def __init__(self, reduce: Reduce, model: Model) -> None:
         self._reduce, self._model = reduce, model
         self._values = zeros((model.params.size + TAIL,), model.params)
-        # no number has a bit 32, which stands for the 1
+        # bit 32 of the checksum is 0, which gives the sign 1
         bits = np.arange(32, -1, -1)
-        self._bits = bits if model.is_here else device.to_gpu(bits)
+        self._bits = device.to_gpu(bits) if model.on_gpu else bits
         self._first = True
 
     @silent
@@ -63,22 +63,22 @@ class AllReduce:
         """
         values, grads, tail = self._values, self._model.grads, self._values[-TAIL:]
         values[: grads.size] = grads
-        seen = zlib.crc32(np.array(settings).tobytes())
+        checksum = zlib.crc32(np.array(settings).tobytes())
         if self._first:
-            seen = zlib.crc32(device.to_host(self._model.params).data, seen)
-        tail[LOSS], tail[ROWS], tail[SIGNS:] = total, rows, 1 - 2 * (seen >> self._bits & 1)
+            checksum = zlib.crc32(device.to_host(self._model.params).data, checksum)
+        tail[LOSS], tail[ROWS], tail[SIGNS:] = total, rows, 1 - 2 * (checksum >> self._bits & 1)
         self._run()
-        # 1 and -1 of different processes add up to less than their number
+        # signs that differ between processes add up to less than their number
         self.agreed = (np.abs(tail[SIGNS:]) == tail[SIGNS]).all()
-        if (self._model.is_here or not self.sure) and not self.agreed:
+        if not (self._model.on_gpu and self.epoch_agreed) and not self.agreed:
             raise disagreement()
-        self._first, self.sure = False, True
+        self._first, self.epoch_agreed = False, True
         grads[...] = values[: grads.size]
-        everyone = tail[ROWS:SIGNS].astype(np.float64)
-        # of no rows there are no sums; and no update is made of NaN
-        scale = np.where(self.agreed, 1 / np.maximum(everyone, LEAST), np.nan)
+        all_rows = tail[ROWS:SIGNS].astype(np.float64)
+        # without rows all sums are 0; and a NaN makes the update fail
+        scale = np.where(self.agreed, 1 / np.maximum(all_rows, LEAST_ROWS), np.nan)
         kernels(grads).scale_arrays([grads], None, scale)
-        return tail[LOSS] * scale, everyone[0]
+        return tail[LOSS] * scale, all_rows[0]
 
     def _run(self) -> None:
         try:

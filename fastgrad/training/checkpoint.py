@@ -6,12 +6,8 @@ dropout. A model loads from either. `save` writes a new file in the same folder,
 one. `load` checks the whole file before it changes anything.
 """
 
-import contextlib
-import errno
 import json
 import os
-import stat
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +15,83 @@ import numpy as np
 
 from fastgrad.core import device
 from fastgrad.nn.model import Model, views
+from fastgrad.training.file_replacement import check_regular, checked_path, os_error, replace_file
 from fastgrad.training.trainer import Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
 OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
-# counts from here on are not whole in float64, in which Adam's corrections are taken
+# float64, in which Adam's corrections are computed, has no larger whole numbers in a row
 STEPS = 2**53
 
 
 def save(path: str | os.PathLike, model: Model | Trainer) -> None:
-    """Write the model, or the trainer with its model, to path.
+    """Write a model, or a trainer with its model, to a safetensors file.
 
-    A file that is there is replaced as a whole, behind a symbolic link too, and keeps its mode; where saving fails it stays as it was.
+    The file has parameters and running statistics by name, and masks if the model is pruned; a trainer's also has the
+    optimiser's state, the number of updates, the validation losses and the states of the random generators. A file that
+    is there is replaced as a whole, behind a symbolic link too, and keeps its mode; where saving fails it stays as it
+    was.
+
+    Args:
+        path: The file.
+        model: A model of fg.nn, or a Trainer.
+
+    Raises:
+        OSError: The file cannot be written.
+        TypeError: model is neither, or path no path.
+        ValueError: path has a null character.
+
+    Example:
+        >>> import os, tempfile
+        >>> model, other = fg.nn.Dense(4, 3, seed=0), fg.nn.Dense(4, 3, seed=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     fg.save(path, model)
+        ...     fg.load(path, other)
+        >>> bool((model.params == other.params).all())
+        True
     """
     from safetensors.numpy import save as serialized
 
     if isinstance(model, Trainer):
-        # in a signal's handler a step may be under way
-        with model.lock, model._steps.whole():
+        # a step may be in progress, if this runs in a signal's handler
+        with model.lock, model._steps.after_last_update():
             metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
             metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_here(_arrays("save", model)), metadata)
+            content = serialized(_on_host(_arrays("save", model)), metadata)
     else:
-        content = serialized(_here(_arrays("save", model)))
+        content = serialized(_on_host(_arrays("save", model)))
     try:
-        _replace(Path(os.path.realpath(_path("save", path))), content)
+        replace_file(Path(os.path.realpath(checked_path("save", path))), content)
     except OSError as error:
-        raise _os_error("save", path, error) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write this content to a file, which may exist: to a temporary file, which then replaces it."""
-    found = path.stat() if os.path.lexists(path) else None
-    mode = 0o666
-    if found is not None:
-        _regular(found)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        mode = stat.S_IMODE(found.st_mode)
-    temporary = path.with_name(f".fastgrad-{uuid.uuid4().hex}")
-    try:
-        # never more open than the file that it takes the place of
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o777))
-        temporary.write_bytes(content)
-        _sync(temporary, os.O_RDWR)
-        if found is not None:
-            with contextlib.suppress(OSError, AttributeError):
-                # whose it was: root alone may
-                os.chown(temporary, found.st_uid, found.st_gid)
-            os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # the new name is on the disk once its folder is; some systems have no such thing
-    with contextlib.suppress(OSError):
-        _sync(path.parent, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise os_error("save", path, error) from error
 
 
 def load(path: str | os.PathLike, model: Model | Trainer) -> None:
-    """Read into the model, or the trainer and its model, what `save` wrote; the same names, shapes and dtype.
+    """Read what save wrote into a model, or into a trainer and its model. After an error all is as before.
 
-    Raises ValueError, TypeError or OSError, with the path, and then changes nothing.
+    A model also reads a trainer's file. A trainer goes on with the same bits as the one that was saved.
+
+    Args:
+        path: The file.
+        model: A model of fg.nn with the same names, shapes and dtype, or a Trainer with such a model and an optimiser
+            of the same kind.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is no whole safetensors file, or names, shapes or the optimiser differ.
+        TypeError: A dtype differs, model is neither, or path no path.
+        RuntimeError: A step or a fit of this thread is under way.
+
+    Example:
+        >>> fg.load("model.safetensors", fg.nn.Dense(4, 3))  # doctest: +SKIP
     """
     from safetensors import SafetensorError, safe_open
 
     arrays = _arrays("load", model)
     try:
-        # what is no file may block whoever reads it
-        _regular(os.stat(_path("load", path)))
+        # reading a pipe or a device may block
+        check_regular(os.stat(checked_path("load", path)))
         with safe_open(path, "numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             if isinstance(model, Model):
@@ -108,7 +105,7 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
     except SafetensorError as error:
         raise ValueError(f"load: {path}: not a whole safetensors file: {error}") from error
     except OSError as error:
-        raise _os_error("load", path, error) from error
+        raise os_error("load", path, error) from error
     for name in masks:
         if values[name].size and values[name].view(np.uint8).max() > 1:
             raise ValueError(f"load: {path}: {name} must be bool, got a byte that is neither 0 nor 1")
@@ -124,35 +121,10 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
             model.val_losses = val_losses
             model.step_count = step_count
             _copy(values, arrays)
-            model.model._wear(mask)
+            model.model._set_mask(mask)
     else:
         _copy(values, arrays)
-        model._wear(mask)
-
-
-def _path(op: str, path: Any) -> str:
-    try:
-        name = os.fsdecode(path)
-    except TypeError:
-        raise TypeError(f"{op}: path must be a str or an os.PathLike, got {type(path).__name__}") from None
-    if "\0" in name:
-        raise ValueError(f"{op}: {name!r}: a path has no null character")
-    return name
-
-
-def _regular(found: os.stat_result) -> None:
-    """Raise OSError unless this is a regular file: for a folder, a pipe or a device."""
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file")
-
-
-def _os_error(op: str, path: Any, error: OSError) -> OSError:
-    """The same error, worded like all errors of the operation."""
-    said = type(error)(f"{op}: {path}: {error.strerror or error}")
-    said.errno = error.errno
-    return said
+        model._set_mask(mask)
 
 
 def _metadata(
@@ -163,13 +135,13 @@ def _metadata(
         raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
     if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
         raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
-    # those of layers are as many as draw in training: a model with other dropout goes on with its own
+    # a model with other dropout layers than the file's keeps its own generators
     states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
     losses = _parsed(path, VAL_LOSSES, metadata[VAL_LOSSES])
     try:
         if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):
             raise ValueError
-        # which may be NaN or infinite
+        # NaN and infinity are floats too
         return states, [float(loss) for loss in losses]
     except (ValueError, OverflowError):
         raise ValueError(f"load: {path}: metadata {VAL_LOSSES} must be a list of floats") from None
@@ -181,7 +153,7 @@ def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> d
     trial = type(generator.bit_generator)()
     try:
         trial.state = state
-        # those of its own are odd: with another increment it repeats itself early
+        # an increment of PCG64 is odd; with an even one its period is short
         if trial.state == state and state["state"]["inc"] % 2 and state["has_uint32"] in (0, 1):
             return state
     except (ValueError, TypeError, KeyError, OverflowError):
@@ -196,7 +168,7 @@ def _parsed(path: Any, name: str, text: str) -> Any:
         raise ValueError(f"load: {path}: metadata {name} must be JSON: {error}") from None
 
 
-def _here(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+def _on_host(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: device.to_host(a) for name, a in arrays.items()}
 
 
@@ -220,14 +192,14 @@ def _masks(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
     """A new array, flat (P,), for the file's masks, or None if it has none. It is new, so that a load that fails changes nothing."""
     model = _model(model)
-    if model.owned and (pruned or model.masks()):
+    if model.container_type and (pruned or model.masks()):
         raise ValueError(
-            f"load: {path}: the file or the model has masks, and the model is part of a {model.owned}; load into that"
+            f"load: {path}: the file or the model has masks, and the model is part of a {model.container_type}; load into that"
         )
     if not pruned:
         return None
     mask = np.ones(model.params.size, np.bool_)
-    return mask if model.is_here else device.to_gpu(mask)
+    return device.to_gpu(mask) if model.on_gpu else mask
 
 
 def _optimizer(trainer: Trainer) -> str:

@@ -8,12 +8,13 @@ import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
-from fastgrad.functional.packing import PackedBatch, pack, packed_batch
+from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.packing import PackedBatch, checked_lengths, pack, packed_batch
 from fastgrad.kernels.types import SIGMOID, SOFTMAX
 from fastgrad.nn.model import Model
 
 # losses taken from the logits where the model ends in this activation
-FUSED = {"cross_entropy": SOFTMAX, "binary_cross_entropy": SIGMOID}
+LOGIT_LOSSES = {"cross_entropy": SOFTMAX, "binary_cross_entropy": SIGMOID}
 
 
 class TrainingData(NamedTuple):
@@ -24,12 +25,14 @@ class TrainingData(NamedTuple):
     lengths: np.ndarray | None
 
 
-def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True) -> TrainingData:
+def checked_data(
+    op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True
+) -> TrainingData:
     """TrainingData for this model and loss, checked, on the model's device; values past the ends of sequences may be anything.
 
     values=False leaves out the check that class numbers are in range, for which the host would wait.
     """
-    if not model.is_here:
+    if model.on_gpu:
         x, y = device.to_gpu(x), device.to_gpu(y)
     if model.recurrent:
         x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
@@ -47,7 +50,7 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
         raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
     shape = *(x.shape[:1] if model.pools else x.shape[:-1]), model.n_out
     if lengths is not None:
-        lengths = check.lengths(op, "lengths", lengths, *x.shape[:2])
+        lengths = checked_lengths(op, "lengths", lengths, *x.shape[:2])
     if len(shape) == 3:
         if not (shape[1] if lengths is None else lengths.any()):
             raise ValueError(
@@ -56,8 +59,8 @@ def checked(op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = Non
         if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
             y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
     if loss == "cross_entropy":
-        values = values and (lengths is None or model.is_here)
-        return TrainingData(x, check.labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
+        values = values and (lengths is None or not model.on_gpu)
+        return TrainingData(x, checked_labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
     form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
     return TrainingData(x, check.contiguous(model._array(op, "y", y, form, shape)), lengths)
 
@@ -71,10 +74,10 @@ def window_size(op: str, model: Model, window: Any) -> int | None:
     return check.count(op, "window", window)
 
 
-def windows(data: TrainingData, steps: int | None, every: bool) -> Iterator[TrainingData]:
+def windows(data: TrainingData, steps: int | None, all_windows: bool) -> Iterator[TrainingData]:
     """Windows of this many steps of the data; the data itself if steps is None.
 
-    With every these are all windows, else those until no sequence has a step left.
+    With all_windows these are all, else those until no sequence has a step left.
     """
     x, y, lengths = data
     if steps is None:
@@ -82,12 +85,12 @@ def windows(data: TrainingData, steps: int | None, every: bool) -> Iterator[Trai
         return
     for first in range(0, x.shape[1], steps):
         left = None if lengths is None else np.clip(lengths - first, 0, steps)
-        if not every and left is not None and not left.any():
+        if not all_windows and left is not None and not left.any():
             return
         yield TrainingData(x[:, first : first + steps], y[:, first : first + steps], left)
 
 
-def taken_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
+def select_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
     """These rows of the data, by their numbers."""
     x, y, lengths = data
     if not isinstance(x, np.ndarray):
@@ -106,8 +109,8 @@ def packed_output(
     batch: the packing of the model's input, or None.
     """
     if y.ndim == 3:
-        whole = packed_batch("Trainer", y.shape[:2], None)
-        return pack(y, whole), target_rows(target, whole), whole
+        output_batch = packed_batch("Trainer", y.shape[:2], None)
+        return pack(y, output_batch), target_rows(target, output_batch), output_batch
     return y, target if batch is None or model.pools else target_rows(target, batch), None
 
 
@@ -123,9 +126,9 @@ def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
 class EpochPlan:
     """The updates of an epoch, or of a part of one: one for each batch of rows, or for each window of a batch.
 
-    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates. done: the number of updates before. planned:
-    the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and sizes (U,), the number of
-    rows of each mean. All are NumPy arrays.
+    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates. step: the number of updates before.
+    epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and sizes
+    (U,), the number of rows of each mean. All are NumPy arrays.
     """
 
     data: TrainingData
@@ -133,10 +136,10 @@ class EpochPlan:
     batch_size: int
     window: int | None
     rates: np.ndarray
-    done: int
+    step: int
     record: np.ndarray
     sizes: np.ndarray
-    planned: int
+    epoch_updates: int
 
     @property
     def batches(self) -> int:
@@ -147,15 +150,15 @@ class EpochPlan:
         """The number of updates of a batch; there are fewer if its sequences end early."""
         return len(self.sizes) // self.batches
 
-    def part(self, first: int, batches: int, made: int) -> "EpochPlan":
-        """The plan of at most this many batches, from batch `first` on. made: updates of the batches before them."""
+    def part(self, first: int, batches: int, updates: int) -> "EpochPlan":
+        """The plan of at most this many batches, from batch `first` on. updates: those of the batches before them."""
         last = min(first + batches, self.batches)
-        updates = slice(made, made + (last - first) * self.windows)
+        part = slice(updates, updates + (last - first) * self.windows)
         return replace(
             self,
             order=self.order[first * self.batch_size : last * self.batch_size],
-            rates=self.rates[updates],
-            done=self.done + made,
-            record=self.record[updates],
-            sizes=self.sizes[updates],
+            rates=self.rates[part],
+            step=self.step + updates,
+            record=self.record[part],
+            sizes=self.sizes[part],
         )

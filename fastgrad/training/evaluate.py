@@ -7,10 +7,11 @@ import numpy as np
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import pack, packed_batch
-from fastgrad.nn.model import ForwardContext, Model
-from fastgrad.training.data import FUSED, TrainingData, packed_output
+from fastgrad.nn.context import ForwardContext
+from fastgrad.nn.model import Model
+from fastgrad.training.data import LOGIT_LOSSES, TrainingData, packed_output
 
-# rows, steps of sequences, or pixels looked at in one go, so that memory does not grow with the data
+# rows, steps of sequences, or pixels of one forward: memory does not grow with the data
 ROWS, STEPS, PIXELS = 1024, 16384, 2**18
 
 
@@ -20,7 +21,7 @@ def evaluate(model: Model, loss: str, data: TrainingData) -> tuple[float, float 
     The accuracy of cross_entropy is the share of rows, or of sequences' own steps, whose largest output is the class; that of
     binary_cross_entropy is the share of elements on the right side of probability 1/2.
     """
-    logits = FUSED.get(loss) == model.output.code
+    logits = LOGIT_LOSSES.get(loss) == model.output.code
     total, right, count = 0.0, 0, 0
     together = STEPS if model.recurrent else PIXELS
     rows = max(1, min(ROWS, together // max(prod(data.x.shape[1:-1]), 1)))
@@ -39,4 +40,4 @@ def evaluate(model: Model, loss: str, data: TrainingData) -> tuple[float, float 
             right += int(np.count_nonzero(output.argmax(axis=1) == classes))
         elif loss == "binary_cross_entropy":
             right += int(np.count_nonzero((output > 0) == (target > 0.5)))
-    return total / count, right / count if loss in FUSED else None
+    return total / count, right / count if loss in LOGIT_LOSSES else None

@@ -13,7 +13,7 @@ from fastgrad.kernels import types
 from fastgrad.nn.model import Model, StateSnapshot
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.schedule import Schedule
-from fastgrad.training.data import EpochPlan, TrainingData, checked, window_size
+from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.history import History, means
 
@@ -35,16 +35,16 @@ def fit(
 ) -> History:
     """See Trainer.fit."""
     model = trainer.model
-    data = checked(OP, model, trainer.loss, x, y, lengths)
-    # numpy takes rows of nothing else without copying it whole
+    data = checked_data(OP, model, trainer.loss, x, y, lengths)
+    # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
     steps = window_size(OP, model, window)
     epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
     batch_size = min(batch_size, len(x))
     held_out = None
     if validation is not None:
-        check.each(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
-        held_out = checked(f"{OP}: validation", model, trainer.loss, *validation)
+        check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
+        held_out = checked_data(f"{OP}: validation", model, trainer.loss, *validation)
     order = np.arange(len(x))
     short = len(x) % batch_size
     batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1
@@ -65,7 +65,7 @@ def fit(
                     before, drawn = -1, trainer.rng.bit_generator.state
                     trainer._running = True
                     try:
-                        # only now: until then a signal handler may make a step
+                        # read here, since a signal handler may make a step until now
                         before = trainer.step_count
                         trainer._prune()
                         if trainer._scheduled:
@@ -75,22 +75,22 @@ def fit(
                             trainer.rng.shuffle(order)
                         rows = order[: batches * batch_size]
                         plan = EpochPlan(data, rows, batch_size, steps, rates, before, record, sizes, updates)
-                        _run(trainer, f"{OP}: epoch {epoch + 1}, {part}", plan, windows)
+                        _run_epoch(trainer, f"{OP}: epoch {epoch + 1}, {part}", plan, windows)
                     finally:
                         trainer._running = False
                         if trainer.step_count == before:
                             trainer.rng.bit_generator.state = drawn
                         trainer._prune()
-                    done = trainer.step_count - before
+                    made = trainer.step_count - before
                 seconds = time.perf_counter() - started
-                values = dict(zip(("loss", "grad_norm"), means(record[:done], sizes[:done]), strict=True))
+                values = dict(zip(("loss", "grad_norm"), means(record[:made], sizes[:made]), strict=True))
                 if held_out is not None:
                     loss, accuracy = evaluate(model, trainer.loss, held_out)
                     values["val_loss"] = loss
                     trainer.val_losses.append(loss)
                     if accuracy is not None:
                         values["val_accuracy"] = accuracy
-                # the last to come tells that an epoch is whole
+                # seconds comes last: it has as many values as there are whole epochs
                 for name, value in (values | {"seconds": seconds}).items():
                     getattr(history, name).append(value)
                 if bar is not None:
@@ -105,23 +105,23 @@ def fit(
     return history
 
 
-def _run(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
+def _run_epoch(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
     """The updates of an epoch, in parts that end where pruning is due."""
-    first = done = 0
+    first = updates = 0
     while first < plan.batches:
-        trainer._follow()
+        trainer._rebind_if_changed()
         batches = plan.batches - first
         due = trainer.pruning.next_due(trainer.step_count) if trainer.pruning else None
         if due is not None:
             batches = min(batches, -(-(due - trainer.step_count) // windows))
         try:
-            status = trainer._steps.epoch(plan.part(first, batches, done))
+            status = trainer._steps.epoch(plan.part(first, batches, updates))
         finally:
-            done = trainer.step_count - plan.done
+            updates = trainer.step_count - plan.step
             trainer._prune()
         first += batches
         if status != types.OK:
-            trainer._fail(f"{label} {done + 1}", status, plan.data.y)
+            trainer._fail(f"{label} {updates + 1}", status, plan.data.y)
 
 
 def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: int, steps: int | None) -> None:
@@ -130,7 +130,7 @@ def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: i
         return
     x, lengths, row = data.x[:1], None, 0
     if model.recurrent:
-        # of all rows the one whose last window is shortest
+        # the row whose last window is the shortest
         ends = np.full(len(data.x), data.x.shape[1]) if data.lengths is None else np.maximum(data.lengths, 1)
         left = (ends - 1) % (steps or data.x.shape[1]) + 1
         row = int(left.argmin())
@@ -162,7 +162,7 @@ def _check_schedule(trainer: Any, updates: int, validated: bool) -> None:
 
 
 def _bar(epochs: int) -> Any:
-    # made only where it is seen: its destructor is Python's, and loses an interrupt that comes into it
+    # created only if it is shown: an interrupt in its destructor would be lost
     from tqdm import tqdm
 
     return tqdm(total=epochs, unit="epoch")

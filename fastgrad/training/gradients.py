@@ -8,8 +8,9 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.kernels import types
-from fastgrad.nn.model import ForwardContext, Model, Observer
-from fastgrad.training.data import FUSED, TrainingData, packed_output
+from fastgrad.nn.context import ForwardContext, Observer
+from fastgrad.nn.model import Model
+from fastgrad.training.data import LOGIT_LOSSES, TrainingData, packed_output
 
 
 def layer_gradients(
@@ -21,17 +22,17 @@ def layer_gradients(
     are of no use.
     """
     x, target, lengths = batch
-    logits = FUSED.get(loss) == model.output.code
-    rows_of = None if lengths is None else packed_batch("Trainer", x.shape[:2], lengths)
-    context = ForwardContext(True, logits, rows_of, state, False, observer)
-    y, state, backward = model._forward(x if rows_of is None else pack(x, rows_of), context)
-    y, target, whole = packed_output(model, y, target, rows_of)
+    logits = LOGIT_LOSSES.get(loss) == model.output.code
+    input_batch = None if lengths is None else packed_batch("Trainer", x.shape[:2], lengths)
+    context = ForwardContext(True, logits, input_batch, state, False, observer)
+    y, state, backward = model._forward(x if input_batch is None else pack(x, input_batch), context)
+    y, target, output_batch = packed_output(model, y, target, input_batch)
     losses, dy = empty((len(y),) if loss == "cross_entropy" else y.shape, y), empty(y.shape, y)
-    # a GPU's kernels make NaN of what is no class
-    by_class = target.ndim == 1 and target.size and model.is_here
+    # the kernels of a GPU make NaN of a bad class number
+    by_class = target.ndim == 1 and target.size and not model.on_gpu
     if by_class and not (target.min() >= 0 and target.max() < y.shape[1]):
         return types.BAD_LABEL, np.nan, losses.size, len(y), state
     scale = 1 / max(losses.size, 1) if mean else 1.0
     total = getattr(kernels(y), loss)(y, target, losses, dy, scale)
-    backward(dy if whole is None else unpack(dy, whole))
+    backward(dy if output_batch is None else unpack(dy, output_batch))
     return types.OK, total * scale, losses.size, len(y), state

@@ -10,11 +10,14 @@ from fastgrad.core.errstate import silent
 
 @dataclass
 class History:
-    """Lists with one value for each epoch.
+    """What Trainer.fit returns: lists with one value for each epoch.
 
-    loss is the mean over the epoch's rows as they were trained on; val_loss and val_accuracy are taken after the epoch
-    from the validation data, and empty without; grad_norm is the mean over the batches of the gradient's norm before
-    clipping; seconds is the training alone.
+    Args:
+        loss: The mean loss over the epoch's rows, as they were trained on.
+        val_loss: The mean loss of the validation data after the epoch; empty without such data.
+        val_accuracy: Its accuracy; empty without, and for the losses that have none.
+        grad_norm: The mean over the updates of the gradient's norm before clipping.
+        seconds: The time of the training alone.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -24,7 +27,17 @@ class History:
     seconds: list[float] = field(default_factory=list)
 
     def plot(self, path: Any = None) -> Any:
-        """Losses, accuracy and gradient norm by epoch, as a matplotlib Figure; written to path too, if given."""
+        """Losses, accuracy and gradient norm by epoch, as a picture. Needs fastgrad[plot].
+
+        Args:
+            path: A file that the picture is written to; None writes none.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -36,7 +49,8 @@ class History:
         for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
             for label, values in panel.items():
                 if values:
-                    axes.plot(range(1, len(values) + 1), values, label=label)
+                    axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.set_xlabel("epoch")
             axes.legend()
         if path is not None:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.health.observer import HealthObserver
+from fastgrad.functional.loss import checked_labels
+from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
@@ -35,7 +36,7 @@ def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
 
 
 def constraint_over(constraint: Any, model: Model) -> types.Constraint | None:
-    return constraints.checked("Trainer", constraint, "parameters", list(model.parameters().values()))
+    return constraints.kernel_constraint("Trainer", constraint, "parameters", list(model.parameters().values()))
 
 
 def checked_pruning(pruning: Any, model: Model) -> GradualPruning | None:
@@ -54,20 +55,22 @@ def checked_reduce(reduce: Any) -> Reduce | None:
 
 def bind(trainer: Any) -> None:
     """Make the update rule and the TrainStep of a trainer's next update, from its settings and the present arrays of its model."""
-    model, optimizer, monitor = trainer._model, trainer._optimizer, trainer._health
+    model, optimizer, health = trainer._model, trainer._optimizer, trainer._health
     if trainer._pruning is not trainer._pruned_by:
-        # what would have been due before is not made up for
+        # a new pruning begins now: earlier dates are skipped
         trainer._pruned, trainer._pruned_by = trainer.step_count, trainer._pruning
     trainer._shapes = None, None
     trainer._scheduled = isinstance(optimizer.lr, Schedule)
     trainer._target_dtype = np.dtype(np.int64) if trainer._loss == "cross_entropy" else trainer._dtype
     if type(trainer._state) is not type(model.params):
         # the model was moved
-        trainer._state = (device.to_host if model.is_here else device.to_gpu)(trainer._state)
-    held = constraint_over(trainer._constraint, model)
-    trainer._rule = UpdateRule(optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, held)
+        trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
+    constraint = constraint_over(trainer._constraint, model)
+    trainer._rule = UpdateRule(
+        optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, constraint
+    )
     all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model)
-    observer = HealthObserver(model, monitor) if monitor is not None and monitor.layers else None
+    observer = HealthObserver(model, health) if health is not None and health.layers else None
     trainer._steps = TrainStep(model, trainer._loss, trainer._rule, trainer._count, all_reduce, observer)
 
 
@@ -76,8 +79,8 @@ def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
     model = trainer._model
     if status == DISAGREED:
         raise disagreement()
-    if (status == types.BAD_LABEL or not model.is_here) and model.n_out and y.dtype == np.int64:
-        check.labels(op, "y", y, (*y.shape, model.n_out), model.params)
+    if (status == types.BAD_LABEL or model.on_gpu) and model.n_out and y.dtype == np.int64:
+        checked_labels(op, "y", y, (*y.shape, model.n_out), model.params)
     hint = "; health() of the trainer tells of every layer" if trainer._health is not None else ""
     raise check.no_update(op, model.gradients(), hint)
 

@@ -20,12 +20,13 @@ from fastgrad.core import device
 from fastgrad.core.allocator import empty, empty_float64
 from fastgrad.core.backend import kernels
 from fastgrad.core.pace import Pace
-from fastgrad.health.observer import HealthObserver
+from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Batches, Net, UpdateRule
-from fastgrad.nn.model import Model, StateSnapshot, before_loss
+from fastgrad.nn.context import before_loss
+from fastgrad.nn.model import Model, StateSnapshot
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
-from fastgrad.training.data import FUSED, EpochPlan, TrainingData, taken_rows, windows
+from fastgrad.training.data import LOGIT_LOSSES, EpochPlan, TrainingData, select_rows, windows
 from fastgrad.training.gradients import layer_gradients
 
 
@@ -39,16 +40,16 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Steps of a model with the arrays that it has now. count (1,): the number of updates.
+    """Steps of a model with its present arrays; once it is moved, pruned or put into a Sequential, it needs a new TrainStep.
 
-    If the model is moved, pruned or put into a Sequential, it needs a new TrainStep.
+    count (1,): the number of updates.
     """
 
-    # what the step that is under way, or was interrupted, has moved of the model besides its parameters; and updates before it
-    _under_way: tuple[StateSnapshot, int] | None = None
-    # updates of the whole epoch that runs, or ran last
-    _planned = 0
-    # of the last step's recurrent layers
+    # statistics and generators before the step that runs, or was interrupted, and the number of updates before it
+    _before_step: tuple[StateSnapshot, int] | None = None
+    # the number of updates of the whole epoch
+    _epoch_updates = 0
+    # the state of recurrent layers after the last step
     _state: Any = None
 
     def __init__(
@@ -62,9 +63,9 @@ class TrainStep:
     ) -> None:
         self.params, self.mask = model.params, model._mask
         self._model, self._loss, self._rule, self._count = model, loss, rule, count
-        self._all_reduce, self._observer, self._on_gpu = all_reduce, observer, not model.is_here
-        # whether a forward in training moves more than memory
-        self._moves = bool(model.statistics() or model._generators())
+        self._all_reduce, self._observer, self._on_gpu = all_reduce, observer, model.on_gpu
+        # whether a forward in training changes statistics or generators
+        self._has_statistics = bool(model.statistics() or model._generators())
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
         self._gradients = list(model.gradients().values()) or [model.grads]
@@ -76,30 +77,29 @@ class TrainStep:
             chain, code, work = self._chain, types.LOSSES[loss], empty((0,), model.params)
             self._net = Net(chain.table, chain.activation_parameters, code, model.params, model.grads, work)
             if self._compiled and observer is not None:
-                last = before_loss(chain.output, FUSED.get(loss) == chain.output.code)
-                self._watch = observer.monitor.watch([*chain._activations[:-1], last])
+                last = before_loss(chain.output, LOGIT_LOSSES.get(loss) == chain.output.code)
+                self._watch = observer.watch([*chain._activations[:-1], last])
 
     def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None = None) -> StepResult:
         """One update, on checked data."""
-        done, observer = self._count.item(0), self._observer
-        looks = observer is not None and observer.looks(done)
+        step = self._count.item(0)
+        observer = self._observer and self._observer.begin(step, 0)
         record = empty_float64(2, self.params) if self._on_gpu else self._record
         if self._compiled:
             rows: Any = len(x)
             if rows > self._rows:
                 self._reserve(rows)
             status = kernels(x).dense_chain_step(
-                x, target, self._net, self._rule, done, record, watch=self._watch if looks else None, updates=self._count
+                x, target, self._net, self._rule, step, record, watch=self._watch if observer else None, updates=self._count
             )  # fmt: skip
         else:
-            if looks and observer is not None:
-                observer.monitor.reserve(1, self.params)
-            result = self._update(TrainingData(x, target, lengths), record, None, 0 if looks else None)
-            # past the ends of all sequences, which the check of data refuses
-            assert result is not None
+            if observer is not None:
+                observer.history.reserve(1, self.params)
+            result = self._update(TrainingData(x, target, lengths), record, observer)
+            assert result is not None, "the check of data refuses sequences without a step"
             rows, status = result.rows, result.status
-        if looks and observer is not None:
-            observer.monitor.add(done, observer.monitor.rows[0], status)
+        if observer is not None:
+            observer.history.add(step, observer.history.rows[0], status)
         if self._on_gpu:
             return StepResult(record[0], record[1], rows, status)
         return StepResult(record.item(0), record.item(1), rows, status)
@@ -111,23 +111,23 @@ class TrainStep:
             return run(plan)
         batches = max(observer.capacity // plan.windows, 1)
         for first in range(0, plan.batches, batches):
-            part, status = plan.part(first, batches, self._count.item(0) - plan.done), types.OK
+            part, status = plan.part(first, batches, self._count.item(0) - plan.step), types.OK
             if not self._compiled:
-                observer.monitor.reserve(len(part.sizes), self.params)
+                observer.history.reserve(len(part.sizes), self.params)
             try:
                 status = run(part)
             finally:
-                observer.monitor.add_updates(part.done, self._count.item(0) - part.done, status)
+                observer.history.add_updates(part.step, self._count.item(0) - part.step, status)
             if status != types.OK:
                 return status
         return types.OK
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def after_last_update(self) -> Iterator[None]:
         """A context in which the model is as after the last update, even if a step is in progress."""
         now = StateSnapshot(self._model)
-        if self._under_way is not None and self._count[0] == self._under_way[1]:
-            self._under_way[0].restore()
+        if self._before_step is not None and self._count[0] == self._before_step[1]:
+            self._before_step[0].restore()
         try:
             yield
         finally:
@@ -142,83 +142,76 @@ class TrainStep:
     def _compiled_epoch(self, plan: EpochPlan) -> int:
         size, (x, y, _) = plan.batch_size, plan.data
         self._reserve(size)
-        plan.sizes[...] = np.diff(np.append(np.arange(0, len(plan.order), size), len(plan.order)))
-        pace = self._paces.setdefault(size, Pace(6 * size * self.params.size))
-        first = 0
+        plan.sizes[...] = np.minimum(size, len(plan.order) - np.arange(0, len(plan.order), size))
+        pace, first = self._paces.setdefault(size, Pace(6 * size * self.params.size)), 0
         while first < plan.batches:
-            # a GPU's launches return at once, and to wait for them more often would cost
+            # launches on a GPU return at once, and waiting for them costs time
             batches = plan.batches if self._on_gpu else min(pace.batches(), plan.batches - first)
             part = plan.part(first, batches, first)
             status, _ = kernels(x).dense_chain_epoch(
-                x, y, Batches(part.order, size, part.rates), self._net, self._rule, part.done, part.record,
+                x, y, Batches(part.order, size, part.rates), self._net, self._rule, part.step, part.record,
                 watch=self._watch and self._watch.after(first), updates=self._count,
             )  # fmt: skip
-            pace.made(batches)
+            pace.measure(batches)
             if status != types.OK:
                 return status
             first += batches
         return types.OK
 
     def _epoch(self, plan: EpochPlan) -> int:
-        observer, made, status, self._planned = self._observer, 0, None, plan.planned
+        observer, update, status, self._epoch_updates = self._observer, 0, None, plan.epoch_updates
         if self._all_reduce is not None:
-            self._all_reduce.sure = False
+            self._all_reduce.epoch_agreed = False
         # loss, norm, rows and status of each update
         outcomes = device.zeros((len(plan.sizes), 4), np.float64) if self._on_gpu else None
         records = plan.record if outcomes is None else outcomes[:, :2]
         try:
             for start in range(0, len(plan.order), plan.batch_size):
-                self._state, batch = None, taken_rows(plan.data, plan.order[start : start + plan.batch_size])
+                self._state, batch = None, select_rows(plan.data, plan.order[start : start + plan.batch_size])
                 # sequences of another process may be longer
-                for part in windows(batch, plan.window, self._all_reduce is not None):
-                    self._rule.hyper[0] = plan.rates[made]
-                    looks = observer is not None and observer.looks(plan.done + made)
-                    result = self._update(part, records[made], self._state, made if looks else None, status)
+                for window in windows(batch, plan.window, self._all_reduce is not None):
+                    self._rule.hyper[0] = plan.rates[update]
+                    measuring = observer and observer.begin(plan.step + update, update)
+                    result = self._update(window, records[update], measuring, self._state, status)
                     if result is None:
                         break
                     if outcomes is None:
                         if result.status != types.OK:
                             return result.status
-                        plan.sizes[made] = result.rows
+                        plan.sizes[update] = result.rows
                     else:
                         status = result.status
-                        outcomes[made, 2], outcomes[made, 3] = result.rows, status
-                    made += 1
+                        outcomes[update, 2], outcomes[update, 3] = result.rows, status
+                    update += 1
         finally:
-            failed = None if outcomes is None else self._read(plan, device.to_host(outcomes)[:made])
-        return failed or types.OK
+            failure = types.OK if outcomes is None else self._read(plan, device.to_host(outcomes)[:update])
+        return failure
 
     def _read(self, plan: EpochPlan, outcomes: np.ndarray) -> int:
-        """Write the outcomes of an epoch's updates on a GPU to the plan.
-
-        Returns the status of the first update that failed, or OK.
-        """
-        made, failed = len(outcomes), np.flatnonzero(outcomes[:, 3])
-        plan.record[:made], plan.sizes[:made] = outcomes[:, :2], outcomes[:, 2]
-        if not len(failed):
+        """Write the outcomes of an epoch's updates on a GPU to the plan; the status of the first update that failed, or OK."""
+        updates, failures = len(outcomes), np.flatnonzero(outcomes[:, 3])
+        plan.record[:updates], plan.sizes[:updates] = outcomes[:, :2], outcomes[:, 2]
+        if not len(failures):
             return types.OK
-        # launched they were, and counted
-        self._count[0] = plan.done + failed[0]
-        if failed[0] < made - 1:
-            # the gradients of the step that failed are not there any more
+        # those after it were launched, and counted
+        self._count[0] = plan.step + failures[0]
+        if failures[0] < updates - 1:
+            # the gradients of the step that failed are overwritten
             self._model.grads[...] = np.nan
-        return int(outcomes[failed[0], 3])
+        return int(outcomes[failures[0], 3])
 
     def _update(
-        self, batch: TrainingData, record: np.ndarray, state: Any = None, row: int | None = None, only_if: Any = None
+        self, batch: TrainingData, record: Any, observer: HealthObserver | None, state: Any = None, only_if: Any = None
     ) -> StepResult | None:
         """Gradients, all-reduce and update; None in a window in which no process has rows: then there is no update.
 
-        record (2,): mean loss and norm, which are written. row: of the monitor, None if the step is not measured. only_if: on a GPU the
-        status of the step before; the update is made only if that is OK.
+        record (2,): mean loss and norm, which are written. observer: that of a measured step. only_if: on a GPU the status of the step
+        before; the update is made only if that is OK.
         """
-        self._settle()
-        done, before = self._count.item(0), StateSnapshot(self._model) if self._moves else None
-        self._under_way = None if before is None else (before, done)
-        observer = None if row is None else self._observer
+        self._restore_after_failure()
+        step, before = self._count.item(0), StateSnapshot(self._model) if self._has_statistics else None
+        self._before_step = None if before is None else (before, step)
         try:
-            if observer is not None and row is not None:
-                observer.begin(row)
             if self._chain is not None and self._observer is None:
                 status, loss, size, rows = self._chain_gradients(batch.x, batch.y, record)
             else:
@@ -228,40 +221,36 @@ class TrainStep:
             if not self._on_gpu and status != types.OK:
                 return StepResult(np.nan, np.nan, rows, status)
             if self._all_reduce is not None:
-                rule = self._rule
-                settings = types.LOSSES[self._loss], rule.optimizer, *rule.hyper, rule.clip_norm, done, self._planned
+                code, rule = types.LOSSES[self._loss], self._rule
+                settings = code, rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
                 loss, rows = self._all_reduce(loss, size, settings)
-                # who has rows need not ask, and so wait, whether anybody has
+                # on a GPU this reads rows, and waits, only without rows of its own
                 if not size and not rows:
-                    # a step moves on, though it makes no update
-                    self._under_way = None
+                    # a step without rows keeps its statistics, though it makes no update
+                    self._before_step = None
                     return None
             record[:1] = loss
-            moved = None if observer is None else observer.look_at_gradients(self._arrays)
+            squares = None if observer is None else observer.measure_gradients(self._arrays)
             status = kernels(self.params).update_arrays(
-                self._arrays, self._gradients, self._rule, done + 1, record[1:], moved=moved, updates=self._count, only_if=only_if
+                self._arrays, self._gradients, self._rule, step + 1, record[1:], moved=squares, updates=self._count, only_if=only_if
             )  # fmt: skip
             if observer is not None:
-                observer.look_at_update(moved, status)
+                observer.measure_update(squares, status)
         finally:
-            self._settle()
-        if self._on_gpu:
-            if self._all_reduce is not None:
-                status = np.where(self._all_reduce.agreed, status, DISAGREED)
-            if before is not None:
-                before.restore_unless(status == types.OK)
+            self._restore_after_failure()
+        if self._on_gpu and self._all_reduce is not None:
+            status = np.where(self._all_reduce.agreed, status, DISAGREED)
+        if self._on_gpu and before is not None:
+            before.restore_unless(status == types.OK)
         return StepResult(record[0], record[1], rows, status)
 
-    def _settle(self) -> None:
-        """Restore the statistics and generators that a step without an update has changed.
-
-        If an interrupt stops it, the next step does it again.
-        """
-        if self._under_way is not None:
-            before, count = self._under_way
+    def _restore_after_failure(self) -> None:
+        """Restore what a step without an update has changed; if an interrupt stops this, the next step does it again."""
+        if self._before_step is not None:
+            before, count = self._before_step
             if self._count[0] == count:
                 before.restore()
-            self._under_way = None
+            self._before_step = None
 
     def _chain_gradients(self, x: np.ndarray, target: np.ndarray, record: np.ndarray) -> tuple[Any, Any, int, int]:
         """The gradients of a chain in one call, for an all-reduce: (status, sum of losses, number of losses, rows)."""

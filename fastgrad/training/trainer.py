@@ -11,7 +11,7 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.fork import give_lock
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.core.random import generator
-from fastgrad.health.monitor import HealthMonitor
+from fastgrad.health.history import HealthHistory
 from fastgrad.health.report import Report
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
@@ -19,11 +19,11 @@ from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.optim import Adam, Optimizer, successor
 from fastgrad.optim.constraint import Constraint
-from fastgrad.optim.setting import clip_norm_of, setting
+from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
 from fastgrad.pruning import GradualPruning
 from fastgrad.training import settings
 from fastgrad.training.all_reduce import Reduce
-from fastgrad.training.data import checked
+from fastgrad.training.data import checked_data
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.fit import fit
 from fastgrad.training.history import History
@@ -31,47 +31,71 @@ from fastgrad.training.step import TrainStep
 
 
 class Trainer:
-    """Trains a model in place; of dense layers alone, a DenseChain or a Sequential, a step, and an epoch, is one compiled call.
+    """Trains a model in place, with an optimiser and a loss.
 
-    loss is the mean of "cross_entropy" (y: class numbers (N,), or one-hot rows or probabilities (N, K)), "binary_cross_entropy", "mse" or
-    "poisson_nll" (y like the output). Of outputs (N, T, K) it is over every step; class numbers are then (N, T). cross_entropy over a
-    softmax output and binary_cross_entropy over a sigmoid output are taken from the logits before it; any other output is itself the
-    logits. clip_norm limits the gradient's norm over all parameters. constraint is what parameters are held to after each update, one of
-    fastgrad.optim's MaxValue and MaxNorm. What is pruned of the model stays 0; pruning, a GradualPruning, prunes more as updates go on.
-    seed starts the shuffling. val_losses, which fit adds to, are what a schedule of the learning rate may look at. With health, True or
-    every how many steps, a step also leaves what `health` tells.
+    A step of dense layers alone, a DenseChain or a Sequential, is one compiled call, and so is a part of an epoch.
+    cross_entropy over a softmax output and binary_cross_entropy over a sigmoid output are taken from the logits before
+    it; any other output is itself the logits. Of outputs (N, T, K) the loss is the mean over every step.
 
-    optimizer, loss, clip_norm, constraint, pruning, reduce and seed may be assigned between steps, and are checked as here; an optimizer
-    must be of the kind whose state there is. state may be assigned an array like it, and step_count a number. What is counted is what was
-    made: an exception, KeyboardInterrupt too, leaves parameters, statistics, state, generators and step_count as they are after a whole
-    number of updates. A signal's handler may save, predict and evaluate; a step, a fit or a load in one, while this thread's own runs,
-    raises RuntimeError. On the backends "numpy" and "cuda" an update is several calls, between which an exception may come.
+    All settings but model and health may be assigned between steps, and are checked as here; an optimizer must be of
+    the kind whose state there is. fit adds to val_losses, a list, which a schedule of the learning rate may read.
 
-    reduce shares each step among processes that run the same program, each with rows of its own: an all-reduce that puts the sum over all
-    processes, or the mean, into a flat array in place. It is called once a step, between backward and clipping, with the gradients' sums
-    over the rows and what belongs to them; gradients, norm and loss are then those of all rows of all processes, which need not be equally
-    many. Models must start from the same parameters, and fits have equally many batches. Batch norms, validation and outputs in health
-    are of a process's own rows. Where it raises, so does the step, RuntimeError, and is not made. On a GPU it is given a CuPy array; the
-    first step there, and the first of each epoch, waits to know that all processes agree, others say so where their loss is read.
+    step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
+    state and generators are those of a whole number of updates. A signal's handler may save, predict and evaluate; a
+    step, a fit or a load in it raises RuntimeError while this thread trains. On the backends "numpy" and "cuda" an
+    update is several calls, between which an exception may come.
+
+    Args:
+        model: A layer or model of fg.nn. If the chosen backend is "cuda" it is moved to the GPU.
+        loss: "cross_entropy", whose y are class numbers (N,) or (N, T), or one-hot rows or probabilities like the
+            output; "binary_cross_entropy", "mse" or "poisson_nll", whose y are like the output.
+        optimizer: One of fg.optim; None is Adam().
+        clip_norm: The largest norm of the gradient of all parameters, above 0; None clips nothing.
+        seed: The seed of the shuffling, an integer from 0.
+        constraint: MaxValue or MaxNorm of fg.optim, to which parameters are held after each update; None for none.
+        pruning: A GradualPruning, which prunes more as updates go on; None for none. What is pruned stays 0.
+        health: Measure the health of the layers at every step (True), at every so many-th step, or never (False).
+        reduce: For several processes, each with rows of its own: a function that puts the sum over all processes, or
+            the mean, of a flat array into that array. It is called once a step, between backward and clipping, with the
+            sums of gradients and losses and the number of rows; so gradients, norm and loss are those of all rows of
+            all processes, which may be of different number. Models must start from equal parameters, and fits have
+            equally many batches. Batch norm, validation and the outputs in health are of a process's own rows. On a GPU
+            the array is CuPy's.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range.
+        TypeError: A setting is of another type.
+
+    Example:
+        >>> x, y = np.array([[0.0], [1.0]] * 16, np.float32), np.array([0, 1] * 16)
+        >>> trainer = fg.Trainer(fg.nn.DenseChain([1, 8, 2], seed=0), optimizer=fg.optim.Adam(0.1))
+        >>> history = trainer.fit(x, y, epochs=20, batch_size=8)
+        >>> loss, accuracy = trainer.evaluate(x, y)
+        >>> history.loss[-1] < history.loss[0], accuracy
+        (True, 1.0)
     """
 
     _steps: TrainStep
     _rule: UpdateRule
-    # of x and y in the last step, and y's dtype; whether the rate is a schedule's
+    # shapes of x and y in the last step, and y's dtype; whether the rate is a schedule's
     _shapes: tuple
     _target_dtype: np.dtype
     _scheduled: bool
     # whether a step or an epoch runs, in the thread that has the lock
     _running = False
 
-    optimizer: Optimizer = setting(lambda self, value: successor("Trainer", value, self._optimizer))
-    loss: str = setting(lambda _, value: settings.checked_loss(value))
-    clip_norm: float | None = setting(
-        lambda _, value: clip_norm_of("Trainer", value), "Infinity where nothing is clipped."
+    optimizer: Optimizer = setting(
+        lambda self, value: successor("Trainer", value, self._optimizer), "The optimiser, one of fg.optim."
     )
-    constraint: Constraint | None = setting(lambda self, value: settings.checked_constraint(value, self._model))
-    pruning: GradualPruning | None = setting(lambda self, value: settings.checked_pruning(value, self._model))
-    reduce: Reduce | None = setting(lambda _, value: settings.checked_reduce(value))
+    loss: str = setting(lambda _, value: settings.checked_loss(value), "The name of the loss.")
+    clip_norm: float | None = setting(lambda _, value: clip_norm_of("Trainer", value), CLIP_NORM)
+    constraint: Constraint | None = setting(
+        lambda self, value: settings.checked_constraint(value, self._model), "The constraint, or None."
+    )
+    pruning: GradualPruning | None = setting(
+        lambda self, value: settings.checked_pruning(value, self._model), "The GradualPruning, or None."
+    )
+    reduce: Reduce | None = setting(lambda _, value: settings.checked_reduce(value), "The all-reduce, or None.")
     lock: threading.RLock
     _bind, _fail, _refuse_nested = settings.bind, settings.fail, settings.refuse_nested
 
@@ -95,14 +119,14 @@ class Trainer:
         self._clip_norm, self._constraint = clip_norm_of("Trainer", clip_norm), constraint
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
-        self._health = HealthMonitor(model, int(every)) if every else None
-        # kernels count, in the call that makes the update
+        self._health = HealthHistory(model, int(every)) if every else None
+        # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
-        # the number of updates up to which was pruned what was due, and by what
+        # the number of updates at the last pruning or check of it, and the pruning that it was
         self._pruned, self._pruned_by = 0, self._pruning
         self.val_losses: list[float] = []
         if hasattr(kernels(model.params), "direct"):
-            # where each call would carry the model to the GPU it goes there for good
+            # NumPy arrays would be copied to the GPU at each call, so the model moves there
             model.to("cuda")
         self._state = zeros((self._optimizer.state_rows, model.params.size), model.params)  # (S, P)
         give_lock(self)
@@ -112,11 +136,12 @@ class Trainer:
 
     @property
     def model(self) -> Model:
+        """The model that is trained."""
         return self._model
 
     @property
     def seed(self) -> int:
-        """Where the shuffling started; an assignment starts it anew."""
+        """The seed of the shuffling; an assignment starts it anew."""
         return self._seed
 
     @seed.setter
@@ -125,7 +150,7 @@ class Trainer:
 
     @property
     def state(self) -> np.ndarray:
-        """The optimiser's, (S, P)."""
+        """The optimiser's state (S, P), S values for each of P parameters; an assignment copies an array like it."""
         return self._state
 
     @state.setter
@@ -136,7 +161,7 @@ class Trainer:
 
     @property
     def step_count(self) -> int:
-        """Updates so far."""
+        """The number of updates so far."""
         return int(self._count[0])
 
     @step_count.setter
@@ -144,11 +169,29 @@ class Trainer:
         self._count[0] = self._pruned = check.count("Trainer", "step_count", count, least=0)
 
     def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | LazyScalar:
-        """One update; returns the mean loss before it. The loss of sequences is the mean over their own steps.
+        """One update from a batch.
 
-        Raises FloatingPointError if the gradient is not finite. After an error trainer and model are as before. On a GPU the call does not
-        wait: the loss is read, and the error raised, when the loss is used, as in float(loss). Until then an update that was not made
-        counts as a step.
+        Args:
+            x: The inputs, of the model's dtype: rows (N, C), sequences (N, T, C) or images (N, H, W, C).
+            y: The targets, as the loss takes them.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all. The loss is the mean over
+                these.
+
+        Returns:
+            The mean loss before the update, a float. On a GPU the call does not wait: the loss is read, and the error
+            raised, when it is used, as in float(loss); until then an update that was not made counts as a step.
+
+        Raises:
+            FloatingPointError: The gradient is not finite. Then trainer and model are as before, as after every error.
+            ValueError: A shape, a length or a class number does not fit.
+            TypeError: An argument is no array, or of another dtype than the model.
+            RuntimeError: A step or a fit of this thread is under way, or reduce failed.
+
+        Example:
+            >>> trainer = fg.Trainer(fg.nn.Dense(4, 3, seed=0))
+            >>> loss = trainer.step(np.ones((2, 4), np.float32), np.array([0, 2]))
+            >>> trainer.step_count
+            1
         """
         with self.lock:
             self._refuse_nested("Trainer.step")
@@ -164,7 +207,7 @@ class Trainer:
         if self._pruning:
             # an interrupt may have come between the last update and this
             self._prune()
-        # the full check costs as much as a small net's step: arrays like those of the last one pass by
+        # the full check costs as much as a step of a small net: arrays like those of the last step skip it
         if not (
             type(x) is np.ndarray
             and type(y) is np.ndarray
@@ -178,10 +221,10 @@ class Trainer:
             and self._steps.mask is self._model._mask
             and lengths is None
         ):
-            here = self._model.is_here
-            x, y, lengths = checked("Trainer.step", self._model, self._loss, x, y, lengths, values=here)
-            self._follow()
-            self._shapes = (x.shape, y.shape) if here else (None, None)
+            on_gpu = self._model.on_gpu
+            x, y, lengths = checked_data("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
+            self._rebind_if_changed()
+            self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._scheduled:
             self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
         loss, _, _, status = self._steps.step(x, y, lengths)
@@ -205,25 +248,81 @@ class Trainer:
         window: int | None = None,
         drop_last: bool = False,
     ) -> History:
-        """Epochs of steps over batches of rows, the last batch perhaps short, in a new order each epoch.
+        """Train for some epochs of batches, in a new order each epoch.
 
-        validation is (x, y), or (x, y, lengths), looked at after each epoch. progress shows a bar: None where stderr is a terminal. lengths
-        (N,) are those of sequences x. With window, a batch's sequences are run that many steps at a time, an update each, and states go on
-        from window to window, gradients do not (truncated backpropagation through time). drop_last leaves a short last batch out; rows
-        that are fewer than batch_size are one batch, which stays.
-        Raises FloatingPointError at a gradient that is not finite: the updates before it stay, and it is not made; ValueError before the
-        first update where a batch of one row is too small for a batch norm. At a KeyboardInterrupt (Ctrl-C) it stops, after some 0.1 s in
-        a chain and before the next batch's update in any other model, warns, and returns the history of the epochs that were whole; the
-        updates of the last one stay, and are counted.
+        At a KeyboardInterrupt (Ctrl-C) it stops, after some 0.1 s in a chain and before the next batch's update in any
+        other model, warns, and returns the history of the epochs that were whole; the updates of the last one stay, and
+        are counted.
+
+        Args:
+            x: The inputs, of the model's dtype: rows (N, C), sequences (N, T, C) or images (N, H, W, C).
+            y: The targets, as the loss takes them.
+            epochs: The number of epochs, at least 1.
+            batch_size: The number of rows of a batch, at least 1; the last batch may be short.
+            validation: (x, y), or (x, y, lengths), on which the loss is computed after each epoch; None for none.
+            shuffle: Whether the rows of each epoch come in a new order.
+            progress: Whether a bar is shown; None shows it where stderr is a terminal.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+            window: Run a batch's sequences so many steps at a time, with an update each: states go on from window to
+                window, gradients do not (truncated backpropagation through time). None runs them whole.
+            drop_last: Leave a short last batch out; rows that are fewer than batch_size are one batch, which stays.
+
+        Returns:
+            A History with lists of one value for each epoch: loss, grad_norm and seconds, with validation val_loss, and
+            for the cross entropies val_accuracy. Its plot() draws them.
+
+        Raises:
+            FloatingPointError: A gradient is not finite; the updates before it stay.
+            ValueError: A shape, a length or a class number does not fit, an option is out of its range, or, before the
+                first update, a batch of one row is too small for a batch norm.
+            TypeError: An argument is no array, or of another dtype than the model.
+            RuntimeError: A step or a fit of this thread is under way, or reduce failed.
+
+        Example:
+            >>> trainer = fg.Trainer(fg.nn.DenseChain([1, 4, 1], seed=0), "mse")
+            >>> x = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
+            >>> history = trainer.fit(x[:48], 2 * x[:48], epochs=3, batch_size=16, validation=(x[48:], 2 * x[48:]))
+            >>> len(history.loss), len(history.val_loss), trainer.step_count
+            (3, 3, 9)
         """
         return fit(self, x, y, epochs, batch_size, validation, shuffle, progress, lengths, window, drop_last)
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
-        """(mean loss, accuracy); the accuracy is None for mse and poisson_nll."""
-        return evaluate(self.model, self._loss, checked("Trainer.evaluate", self.model, self._loss, x, y, lengths))
+        """The loss, and for classes the accuracy, on data that is not trained on.
+
+        Args:
+            x: The inputs, as of step.
+            y: The targets, as the loss takes them.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            (mean loss, accuracy). The accuracy of cross_entropy is the share of rows, or of steps, whose largest output
+            is the class, that of binary_cross_entropy the share of elements on the right side of probability 1/2; else
+            it is None.
+
+        Raises:
+            ValueError: A shape, a length or a class number does not fit.
+            TypeError: An argument is no array, or of another dtype than the model.
+        """
+        return evaluate(self.model, self._loss, checked_data("Trainer.evaluate", self.model, self._loss, x, y, lengths))
 
     def health(self) -> Report:
-        """The report of the last measured step: gradients, outputs and updates of every layer, with a verdict on each."""
+        """The health of every layer at the last measured step.
+
+        A row is of a layer's gradient, output and update; a verdict says what is wrong and what to try.
+
+        Returns:
+            A Report: print it, or take as_dict(), verdicts or plot().
+
+        Raises:
+            RuntimeError: The trainer was not made with health, or no step was measured.
+
+        Example:
+            >>> trainer = fg.Trainer(fg.nn.DenseChain([4, 8, 3], seed=0), health=True)
+            >>> loss = trainer.step(np.ones((2, 4), np.float32), np.array([0, 2]))
+            >>> trainer.health().layers
+            ['layers.0', 'layers.1']
+        """
         if self._health is None:
             raise RuntimeError(
                 "Trainer.health: the trainer must be made with health=True, or with every how many steps to look"
@@ -232,14 +331,27 @@ class Trainer:
             return self._health.report(self._clip_norm)
 
     def predict(self, x: np.ndarray, batch_size: int | None = None, lengths: Any = None) -> np.ndarray:
-        """The model's output: probabilities where it ends in softmax or sigmoid."""
+        """The model's output: probabilities where it ends in softmax or sigmoid.
+
+        Args:
+            x: The inputs, of the model's dtype.
+            batch_size: Compute so many rows at a time; None computes all at once.
+            lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+
+        Returns:
+            y, a new array.
+
+        Raises:
+            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM.
+            TypeError: x is no array, or of another dtype than the model.
+        """
         if lengths is None:
             return self.model.predict(x, batch_size)
         if not isinstance(self.model, SequenceModel):
             raise ValueError("Trainer.predict: lengths are for models with an LSTM")
         return self.model.predict(x, batch_size, lengths=lengths)
 
-    def _follow(self) -> None:
+    def _rebind_if_changed(self) -> None:
         """Bind again if the model was put into a Sequential, moved or pruned."""
         if self._steps.params is not self._model.params or self._steps.mask is not self._model._mask:
             self._bind()
@@ -253,7 +365,7 @@ class Trainer:
             if due is not None and due <= self.step_count:
                 self._pruning.prune(self._model, self.step_count)
         except KeyboardInterrupt:
-            # what is pruned twice is pruned once
+            # to prune twice is the same as once
             self._pruning.prune(self._model, self.step_count)
             self._pruned = self.step_count
             raise

@@ -561,10 +561,10 @@ def test_a_batch_size_past_all_rows_is_one_batch():
 
 def test_lengths_that_change_after_they_were_checked_are_not_read_again(cpu, monkeypatch):
     """Another thread may write to them: what is looked at is a copy."""
-    from fastgrad.core import check
+    from fastgrad.functional.packing import checked_lengths
 
     lengths = np.array([2, 1])
-    found = check.lengths("lstm", "lengths", lengths, 2, 2)
+    found = checked_lengths("lstm", "lengths", lengths, 2, 2)
     assert not np.may_share_memory(found, lengths)
     narrow = lengths.astype(np.int32)
-    assert not np.may_share_memory(check.lengths("lstm", "lengths", narrow, 2, 2), narrow)
+    assert not np.may_share_memory(checked_lengths("lstm", "lengths", narrow, 2, 2), narrow)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import fastgrad as fg
-from fastgrad.health import monitor, observer
+from fastgrad.health import history
+from fastgrad.health import layers as layer_health
 from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, MaxPool2d, Residual, Sequential
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
@@ -69,7 +70,7 @@ def test_steps_and_epochs_leave_what_they_leave_on_the_cpu(fake_gpu, cpu, make, 
         trainer.step(x, y)
     report = alike(*trainers)
     assert len(report.steps) == len(range(0, 6, every))
-    assert np.isfinite(report.values[:, monitor.GRADIENTS]).all()
+    assert np.isfinite(report.values[:, layer_health.GRADIENTS]).all()
 
 
 @pytest.mark.parametrize("make", [chain, layers])
@@ -121,7 +122,7 @@ LOOKING = ["add_changes", "divide_changes", "join_arrays", "join_groups", "join_
 @pytest.mark.parametrize("make", [chain, layers, lambda: layers(5)])
 def test_looking_takes_seven_launches_whatever_the_number_of_layers(fake_gpu, monkeypatch, make):
     # of the CPU alone
-    monkeypatch.setattr(observer, "IN_CACHE", 10)
+    monkeypatch.setattr(layer_health, "IN_CACHE", 10)
     x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(make().to("cuda"), health=2, clip_norm=1.0)
     launched = []
@@ -147,7 +148,7 @@ def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(fake_gpu, make
     report = trainer.health()
     assert report.step == 1
     assert report.verdicts[report.layers[-1]].illness == "exploding"
-    assert np.isnan(report.values[:, monitor.RATIO]).all()
+    assert np.isnan(report.values[:, layer_health.RATIO]).all()
     # it is told, and not kept
     np.testing.assert_array_equal(report.steps, [0])
     model.params[...] = fake_gpu.array(kept)
@@ -183,7 +184,7 @@ def test_an_epoch_tells_of_the_batch_that_failed_and_of_none_after_it(fake_gpu, 
 
 @pytest.mark.parametrize("make", [chain, layers])
 def test_the_history_of_steps_is_bounded_without_waiting(fake_gpu, cpu, monkeypatch, make):
-    monkeypatch.setattr(monitor, "KEPT", 4)
+    monkeypatch.setattr(history, "CAPACITY", 4)
     x, y = data()
     trainers = pair(make)
     with fake_gpu.counted() as counts:
@@ -196,7 +197,7 @@ def test_the_history_of_steps_is_bounded_without_waiting(fake_gpu, cpu, monkeypa
 
 @pytest.mark.parametrize("make", [chain, layers])
 def test_a_long_epoch_goes_in_parts(fake_gpu, cpu, monkeypatch, make):
-    monkeypatch.setattr(observer, "KEPT", 3)
+    monkeypatch.setattr(layer_health, "CAPACITY", 3)
     x, y = data()
     trainers = pair(make, health=2)
     histories = [trainer.fit(x, y, batch_size=3, shuffle=False) for trainer in trainers]
@@ -208,7 +209,7 @@ def test_a_long_epoch_goes_in_parts(fake_gpu, cpu, monkeypatch, make):
 
 def test_windows_are_updates_of_their_own(fake_gpu, cpu, monkeypatch):
     """Also where a batch has more of them than a part has rows, and where its sequences end early."""
-    monkeypatch.setattr(observer, "KEPT", 2)
+    monkeypatch.setattr(layer_health, "CAPACITY", 2)
     x, _ = data(7, 3)
     y = np.random.default_rng(2).integers(0, CLASSES, (ROWS, 7))
     lengths = np.arange(ROWS) % 4 + 4 * (np.arange(ROWS) < 10)

@@ -215,4 +215,4 @@ def test_without_a_gpu_a_model_stays_where_it_is(monkeypatch):
     model = chain()
     with pytest.raises(fg.BackendError, match="missing an NVIDIA driver"):
         model.to("cuda")
-    assert model.is_here
+    assert not model.on_gpu

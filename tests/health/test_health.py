@@ -12,7 +12,8 @@ from tolerances import assert_close
 import fastgrad as fg
 from fastgrad.cli import health as experiment
 from fastgrad.cli import health as sweep
-from fastgrad.health.monitor import KEPT, bands
+from fastgrad.health.history import CAPACITY
+from fastgrad.health.layers import bands
 from fastgrad.kernels import types
 from fastgrad.nn import LSTM, BatchNorm, Conv2d, Dense, DenseChain, GlobalAvgPool2d, Residual, Sequential
 from fastgrad.optim import SGD, Adam
@@ -292,12 +293,12 @@ def test_fit_leaves_what_steps_leave_and_trains_as_without(in_force, kind):
 def test_history_is_bounded_and_covers_the_whole_run(in_force):
     x, y = data(4)
     trainer = fg.Trainer(DenseChain([12, 3, 5], seed=0), health=True)
-    trainer.fit(x, y, epochs=5 * KEPT // 2, batch_size=2)
+    trainer.fit(x, y, epochs=5 * CAPACITY // 2, batch_size=2)
     report = trainer.health()
-    assert KEPT // 2 <= len(report.steps) == len(report.history) <= KEPT
+    assert CAPACITY // 2 <= len(report.steps) == len(report.history) <= CAPACITY
     np.testing.assert_array_equal(report.steps, np.arange(len(report.steps)) * (report.steps[1] - report.steps[0]))
-    assert report.step == 5 * KEPT - 1
-    assert report.steps[-1] > 5 * KEPT - 20
+    assert report.step == 5 * CAPACITY - 1
+    assert report.steps[-1] > 5 * CAPACITY - 20
 
 
 @pytest.mark.parametrize("kind", ["chain", "layers"])
@@ -385,6 +386,24 @@ def test_plot_writes_a_picture(in_force, tmp_path):
     np.testing.assert_allclose(by_layer.lines[-1].get_ydata(), trainer.health().values[:, 0])
     assert len(over_time.lines) == 3
     fg.health.of([np.zeros(3)]).plot()
+
+
+def test_plot_shows_a_gradient_of_0_as_0():
+    pytest.importorskip("matplotlib")
+    by_layer, _ = fg.health.of([np.zeros(3), np.ones(3), np.full(3, 1e-9)]).plot().axes
+    zero, *_ = by_layer.get_yticks()
+    assert by_layer.get_yticklabels()[0].get_text() == "0"
+    assert by_layer.lines[-1].get_ydata()[0] == zero < 1e-9
+    assert list(by_layer.lines[-1].get_xdata()) == [1, 2, 3]
+
+
+def test_plot_has_a_line_for_each_kind_of_layer():
+    pytest.importorskip("matplotlib")
+    x, y = data()
+    layers = Dense(12, 9), BatchNorm(9, "relu"), Dense(9, 9), BatchNorm(9, "relu"), Dense(9, 5)
+    by_layer, _ = trained(Sequential(*layers, seed=0), x, y).health().plot().axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in by_layer.lines}
+    assert drawn == {"Dense before a batch norm": [1, 3], "BatchNorm": [2, 4], "Dense": [5]}
 
 
 def test_plot_without_matplotlib_says_what_to_install(monkeypatch):

@@ -9,7 +9,7 @@ from arrays import bits
 
 import fastgrad as fg
 from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
-from fastgrad.nn.model import ForwardContext
+from fastgrad.nn.context import ForwardContext
 
 
 class OwnDense(Dense):

@@ -85,7 +85,7 @@ def test_an_epoch_in_many_calls_has_the_bits_of_one_in_one(cpu, monkeypatch, hea
     for seconds in (0.0, 1e9):
         monkeypatch.setattr(pacing, "CALL", seconds)
         calls = []
-        monkeypatch.setattr(pacing.Pace, "made", lambda self, batches, calls=calls: calls.append(batches))
+        monkeypatch.setattr(pacing.Pace, "measure", lambda self, batches, calls=calls: calls.append(batches))
         pruning = fg.GradualPruning(0.5, 3, 20, 5)
         trainer = fg.Trainer(DenseChain([4, 6, 3], seed=0), clip_norm=1.0, pruning=pruning, health=health)
         history = trainer.fit(x, y, epochs=3, batch_size=8)
@@ -101,11 +101,11 @@ def test_calls_are_as_long_as_batches_take(monkeypatch):
     pace = pacing.Pace(10**6)
     assert pace.batches() == 100
     now[0] += 100 * 0.002
-    pace.made(100)
+    pace.measure(100)
     assert pace.batches() == 50
     now[0] += 50.0
     # a first call compiles
-    pace.made(50)
+    pace.measure(50)
     assert pace.batches() == 1
 
 

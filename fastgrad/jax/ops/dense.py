@@ -19,9 +19,9 @@ def dense_chain(
 ) -> jax.Array:
     """fastgrad.dense_chain: y (N, K_L) of x (N, K_0), weights[l] (K_l, K_l+1) and biases[l] (K_l+1,) or None, or no biases at all."""
     op = "dense_chain"
-    check.each(op, "weights", weights)
+    check.sequence(op, "weights", weights)
     biases = [None] * len(weights) if biases is None else biases
-    check.each(op, "biases", biases, len(weights))
+    check.sequence(op, "biases", biases, len(weights))
     fs = check.activations(op, activations, len(weights))
     x_like = check.array(op, "x", checkable(op, "x", x), "(N, C)", (None, None))
     width = x_like.shape[1]

@@ -10,7 +10,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.lstm_weights import checked_weights, states
-from fastgrad.functional.packing import pack, packed_batch, unpack
+from fastgrad.functional.packing import checked_lengths, pack, packed_batch, unpack
 from fastgrad.jax.arguments import axes_of, checkable, varying
 from fastgrad.jax.xla import call, host
 from fastgrad.kernels.types import LSTMGradients, LSTMUpstream, LSTMWeights, States, lstm_buffer_size, lstm_buffers
@@ -38,7 +38,7 @@ def lstm(
     states(op, len(x_like), weights, seen["h_0"], seen["c_0"])
     if lengths is not None:
         if not isinstance(lengths, jax.Array):
-            lengths = jnp.asarray(check.lengths(op, "lengths", lengths, *x_like.shape[:2]), jnp.int32)
+            lengths = jnp.asarray(checked_lengths(op, "lengths", lengths, *x_like.shape[:2]), jnp.int32)
         elif lengths.shape != x_like.shape[:1] or lengths.dtype.kind not in "iu":
             raise ValueError(
                 f"{op}: lengths must be integers (N,) = ({len(x_like)},), got {lengths.dtype} {lengths.shape}"

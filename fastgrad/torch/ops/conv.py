@@ -9,8 +9,9 @@ import torch
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.core.check import Pair
+from fastgrad.functional import geometry
 from fastgrad.functional.conv import slopes
+from fastgrad.functional.geometry import Pair
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
 from fastgrad.torch.ops.batch_norm import batch_norm_last
 from fastgrad.torch.registration import Operator, direct, plain, product, refuse_tangents
@@ -66,7 +67,7 @@ def conv2d_last(
     refuse_tangents(OP, x, weight, bias, residual)
     f, (stride, padding, dilation, groups) = check.activation(OP, activation), windows
     padding = 0 if padding == "valid" else padding
-    steps = check.pair(OP, "stride", stride), check.pair(OP, "dilation", dilation)
+    steps = geometry.pair(OP, "stride", stride), geometry.pair(OP, "dilation", dilation)
     if not plain(OP, x) and x.dim() != 4:
         raise ValueError(f"{OP}: x must be (N, C, H, W), got {tuple(x.shape)}")
     pads = _pads(x, weight, *steps, padding)
@@ -109,7 +110,7 @@ def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any)
         )
     reach = dilation[0] * (weight.shape[2] - 1) + 1, dilation[1] * (weight.shape[3] - 1) + 1
     image = x.shape[2], x.shape[3]
-    return check.windows(OP, "the kernel's reach", reach, image, stride, padding, half=False)[0]
+    return geometry.windows(OP, "the kernel's reach", reach, image, stride, padding, half=False)[0]
 
 
 def _output_shape(x: Tensor, weight: Tensor, stride: Any, pads: Any, dilation: Any) -> tuple[Any, Any, Any, Any]:
@@ -193,7 +194,9 @@ def _geometry(*windows: Sequence[int]) -> Geometry:
 
 def _image(name: str, value: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous."""
-    return check.images(OP, channels_last(check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4)))
+    return geometry.images(
+        OP, channels_last(check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4))
+    )
 
 
 def _turned(w: np.ndarray) -> np.ndarray:

@@ -36,9 +36,9 @@ def dense_chain(
 
     Activations are one for all layers or a list of one for each; residual (..., K) is added before the last one.
     """
-    check.each(OP, "weights", weights)
+    check.sequence(OP, "weights", weights)
     biases = [None] * len(weights) if biases is None else biases
-    check.each(OP, "biases", biases, len(weights))
+    check.sequence(OP, "biases", biases, len(weights))
     fs = check.activations(OP, activations, len(weights))
     return chain(x, weights, biases, [f.code for f in fs], [f.parameter for f in fs], residual)
 

@@ -1,0 +1,43 @@
+"""Initial weights: f(shape, rng, dtype) draws them from a numpy Generator or a seed, with the same bits on every backend and thread count.
+
+A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and its first option
+(("normal", 0.01)), or a function of (shape, rng), such as functools.partial(fg.init.he_normal, activation="tanh").
+
+fan_in is how many values go into one output, fan_out how many outputs one value goes into: C_in and C_out of a dense w (C_in, C_out), and
+kh kw times as much of a convolution's (kh, kw, C_in / groups, C_out), where C_out counts whole, as in PyTorch. An LSTM's w_ih (C, 4H)
+and w_hh (H, 4H) are four matrices side by side: with gates=4, fan_out is H, and orthogonal draws each apart.
+
+Weights from normal with an L2 term in the loss: weight_decay of fg.optim's SGD and Adam is that term,
+0.5 * weight_decay * (params**2).sum(), whose gradient is added to the loss's; the loss that is reported is without it.
+"""
+
+from fastgrad.init.choice import INITS as INITS
+from fastgrad.init.distributions import constant, normal, uniform, zeros
+from fastgrad.init.gains import fans, gain
+from fastgrad.init.scaled import (
+    fan_in_uniform,
+    he_normal,
+    he_uniform,
+    lecun_normal,
+    lecun_uniform,
+    orthogonal,
+    xavier_normal,
+    xavier_uniform,
+)
+
+__all__ = [
+    "constant",
+    "fan_in_uniform",
+    "fans",
+    "gain",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "normal",
+    "orthogonal",
+    "uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+]

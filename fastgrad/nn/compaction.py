@@ -1,0 +1,86 @@
+"""The compaction of a chain of dense layers: a smaller chain with the same outputs, without the units that pruning has cut off."""
+
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core.check import PARAMETERS
+from fastgrad.functional.dense import dense_chain
+from fastgrad.kernels.types import ACTIVATIONS, SOFTMAX, Activation
+
+
+def compact_chain(chain: Any, chain_type: Any) -> Any:
+    """A new DenseChain (chain_type) of the same function, without hidden units whose incoming or whose outgoing weights are all 0.
+
+    A unit without incoming weights has the same output for every row, which is added to the next layer's biases. A softmax inside the chain
+    depends on all units of its layer, so that layer stays whole. Of a layer that would lose all units one stays.
+    """
+    if chain.on_gpu:
+        on_host = deepcopy(chain)
+        on_host.to("cpu")
+        compact = compact_chain(on_host, chain_type)
+        compact.to("cuda")
+        return compact
+    weights, biases, used = list(chain.weights), list(chain.biases), _used_units(chain)
+    for layer, activation in enumerate(chain._activations[:-1]):
+        w, b = weights[layer][used[layer]], biases[layer]
+        constant = used[layer + 1] & ~w.any(axis=0)
+        if activation.code == SOFTMAX or not constant.any():
+            continue
+        if constant.sum() == used[layer + 1].sum():
+            constant[np.flatnonzero(constant)[0]] = False
+        used[layer + 1] = used[layer + 1] & ~constant
+        biases[layer + 1] = _biases_with_constants(activation, b, constant, weights[layer + 1], biases[layer + 1])
+    bias = any(b is not None for b in biases)
+    activations = [_name(f) for f in chain._activations]
+    compact = chain_type([int(k.sum()) for k in used], activations, init="zeros", dtype=chain.dtype, bias=bias)
+    for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(used), strict=True):
+        into_w[...] = w[np.ix_(*cut)]
+        if b is not None and into_b is not None:
+            into_b[...] = b[cut[1]]
+    if chain._mask is not None:
+        compact._set_mask(_masks(chain, chain._mask, compact, used))
+    return compact
+
+
+def _used_units(chain: Any) -> list[np.ndarray]:
+    """For the inputs of each layer, and for the outputs, bool: whether the output of the chain depends on them."""
+    read = [np.ones(chain.n_out, np.bool_)]
+    for w, activation in zip(chain.weights[:0:-1], chain._activations[-2::-1], strict=True):
+        some: np.ndarray = np.any(w[:, read[0]], axis=1) | (activation.code == SOFTMAX)
+        some[0] |= not some.any()
+        read.insert(0, some)
+    return [np.ones(chain.n_in, np.bool_), *read]
+
+
+def _biases_with_constants(
+    activation: Activation, b: np.ndarray | None, constant: np.ndarray, w: np.ndarray, into: np.ndarray | None
+) -> np.ndarray | None:
+    """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
+    units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
+    start = None if b is None else b[constant]
+    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
+    return y[0] if into is not None or y.any() else None
+
+
+def _name(activation: Activation) -> str | tuple[str, float]:
+    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
+    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
+    return (
+        exact[0]
+        if exact
+        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
+    )
+
+
+def _masks(chain: Any, mask: np.ndarray, compact: Any, used: list[np.ndarray]) -> np.ndarray:
+    """The masks of the compact chain. A pruned bias is no longer pruned if constant units have been added to it."""
+    masks = np.ones(compact.params.size, np.bool_)
+    layers = [*zip(*chain._layers_of(mask), strict=True)], [*zip(*compact._layers_of(masks), strict=True)]
+    for (w, b), (into_w, into_b), bias, cut in zip(*layers, compact.biases, pairwise(used), strict=True):
+        into_w[...] = w[np.ix_(*cut)]
+        if b is not None and into_b is not None:
+            into_b[...] = b[cut[1]] | (bias != 0)
+    return masks

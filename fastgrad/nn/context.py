@@ -1,0 +1,45 @@
+"""ForwardContext: the settings of one forward pass, which a model passes to all of its layers; and the Observer of their outputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from fastgrad.functional.packing import PackedBatch
+from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
+
+Backward = Callable[[np.ndarray], np.ndarray]
+IDENTITY = ACTIVATIONS["identity"]
+
+
+class Observer(Protocol):
+    """An object that gets the output of each layer in a forward pass: HealthObserver."""
+
+    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
+        """Take the output y (..., K), after the activation, of the layer whose first parameter is `first`."""
+
+
+class ForwardContext(NamedTuple):
+    """The settings of one forward pass, which every layer in it gets."""
+
+    training: bool = False
+    # a last softmax or sigmoid is left out
+    logits: bool = False
+    # the packing of sequences whose own steps are the rows x (R, C); None where x is the user's array
+    packed: PackedBatch | None = None
+    # the initial state of recurrent layers
+    state: Any = None
+    # whether backward has to return dx; that of a first layer need not
+    want_dx: bool = True
+    # gets the output of each layer
+    observer: Observer | None = None
+
+    def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
+        """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""
+        if self.observer is not None:
+            self.observer.observe(first, y, activation)
+
+
+def before_loss(activation: Activation, logits: bool) -> Activation:
+    """The activation; but identity for a softmax or sigmoid if logits are asked for."""
+    return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
