@@ -3,7 +3,7 @@
 A page says at its head what it needs besides the extra [test], and whether it takes more than a few seconds:
 
     ---
-    needs: torch torchvision
+    needs: torch sklearn
     full: true
     ---
 
@@ -78,7 +78,7 @@ def cases():
             yield pytest.param(path, marks=marks, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("path", cases())
+@pytest.mark.parametrize("path", list(cases()))
 def test_the_python_of_every_page_runs(path, tmp_path):
     text = path.read_text("utf-8")
     skip_without(head(text).get("needs", "").split())
