@@ -1,5 +1,6 @@
 """What the pages name is there: public names, files and identifiers; and the programs that a page has as files run."""
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -19,6 +20,12 @@ PACKAGES = {"fg": "fastgrad", "fgt": "fastgrad.torch", "fgj": "fastgrad.jax"}
 SPAN, FENCE = re.compile(r"`([^`\n]+)`"), re.compile(r"^( *)```.*?^\1```$", re.DOTALL | re.MULTILINE)
 FOLDERS = "kernels", "fastgrad", "tests", "bench", "docs", ".ci"
 CODE = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")] + [ROOT / "pyproject.toml"]
+
+
+@functools.cache
+def words():
+    """All words of the code."""
+    return set(re.findall(r"\w+", "\n".join(file.read_text("utf-8") for file in CODE)))
 
 
 def spans(path):
@@ -65,14 +72,13 @@ def test_the_files_of_a_page_are_there(path):
 
 @pytest.mark.parametrize("path", DEVELOPER, ids=name_of)
 def test_the_identifiers_of_a_developer_page_are_in_the_code(path):
-    words = set(re.findall(r"\w+", "\n".join(file.read_text("utf-8") for file in CODE)))
     identifiers = {
         word for span in spans(path) if re.fullmatch(r"[\w.]+(\(\))?", span) for word in re.findall(r"\w+", span)
     }
     # the page's own programs define some
     own = set(re.findall(r"\w+", "\n".join(match[0] for match in FENCE.finditer(path.read_text("utf-8")))))
     files = {file.stem for file in CODE} | {"py", "md", "toml", "foo"}
-    assert sorted(identifiers - words - own - files) == []
+    assert sorted(identifiers - words() - own - files) == []
 
 
 PROGRAMS = re.findall(
