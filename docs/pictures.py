@@ -16,7 +16,9 @@ def draw(page, pictures):
     program = "".join(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE))
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "MPLBACKEND": "Agg"}
-        subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL
+        )
         for picture in pictures:
             shutil.copy(Path(folder, picture), DOCS / "img" / picture)
 
