@@ -215,9 +215,9 @@ def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None
             raise ValueError(f"{op}: P must be None, for the layer has no peephole")
     weights = [
         LSTMWeights(
-            _permuted(W[d], FROM_ONNX).T,
-            _permuted(R[d], FROM_ONNX).T,
-            None if B is None else _permuted(B[d, :columns] + B[d, columns:], FROM_ONNX),
+            _permute(W[d], FROM_ONNX).T,
+            _permute(R[d], FROM_ONNX).T,
+            None if B is None else _permute(B[d, :columns] + B[d, columns:], FROM_ONNX),
             None if P is None else P[d].reshape(3, hidden)[PEEPHOLES],
         )
         for d in range(directions)
@@ -246,11 +246,11 @@ def to_onnx(layer: LSTM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     """
     _refuse("to_onnx", layer, "ONNX", "proj_size")
     weights = layer._weights
-    b = [_permuted(np.array(w.b), TO_ONNX) for w in weights]
+    b = [_permute(np.array(w.b), TO_ONNX) for w in weights]
     peepholes = [w.peephole[PEEPHOLES].reshape(-1) for w in weights if w.peephole is not None]
     return (
-        np.stack([_permuted(w.w_ih.T, TO_ONNX) for w in weights]),
-        np.stack([_permuted(w.w_hh.T, TO_ONNX) for w in weights]),
+        np.stack([_permute(w.w_ih.T, TO_ONNX) for w in weights]),
+        np.stack([_permute(w.w_hh.T, TO_ONNX) for w in weights]),
         np.stack([np.concatenate([half, np.zeros_like(half)]) for half in b]),
         np.stack(peepholes) if peepholes else None,
     )
@@ -289,7 +289,7 @@ def _torch_suffixes(layer: LSTM) -> list[str]:
     return [f"_l{i}{direction}" for i in range(layer.num_layers) for direction in directions]
 
 
-def _permuted(gates: np.ndarray, order: list[int]) -> np.ndarray:
+def _permute(gates: np.ndarray, order: list[int]) -> np.ndarray:
     """Gates (4H, ...) in another order."""
     return gates.reshape(4, -1, *gates.shape[1:])[order].reshape(gates.shape)
 

@@ -91,7 +91,7 @@ def load(name: str, caller: str = "use_backend") -> Any:
     """The module of kernels of this backend; BackendError if it cannot run. caller: the caller, for the error of an unknown name."""
     if name not in _loaded:
         check.choice(caller, "the backend", name, BACKENDS)
-        reason = missing(name) or unfinished(name)
+        reason = missing(name) or missing_functions(name)
         if reason:
             raise BackendError(f'the backend "{name}" cannot run here: {reason}')
         module: Any = importlib.import_module(BACKENDS[name])
@@ -115,7 +115,7 @@ def missing(name: str) -> str:
     return ""
 
 
-def unfinished(name: str) -> str:
+def missing_functions(name: str) -> str:
     """Which functions of the reference "cuda" does not have, or an empty string."""
     reference = importlib.import_module(BACKENDS["numpy"]).__all__ if name == "cuda" else []
     functions = set(reference) - set(importlib.import_module(BACKENDS[name]).__all__)

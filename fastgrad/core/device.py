@@ -48,12 +48,12 @@ def _fault() -> str:
         cupy = importlib.import_module("cupy")
         version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
         if version < LEAST_CUPY:
-            return f"CuPy must be at least {_dotted(LEAST_CUPY)}, got {cupy.__version__}"
+            return f"CuPy must be at least {_version_text(LEAST_CUPY)}, got {cupy.__version__}"
         if not cupy.cuda.runtime.getDeviceCount():
             return "there is no GPU"
         capability = cupy.cuda.Device().compute_capability
         if (int(capability[:-1]), int(capability[-1])) < LEAST_CAPABILITY:
-            return f"compute capability must be at least {_dotted(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
+            return f"compute capability must be at least {_version_text(LEAST_CAPABILITY)}, got {capability[:-1]}.{capability[-1]}"
         # cuBLAS is a library of its own, which CuPy loads at its first use
         _ = cupy.cuda.cublas
         importlib.import_module("fastgrad.kernels.cuda")
@@ -63,7 +63,7 @@ def _fault() -> str:
     return ""
 
 
-def _dotted(version: tuple[int, int]) -> str:
+def _version_text(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 

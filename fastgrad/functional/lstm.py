@@ -53,8 +53,7 @@ def lstm(
         b: The bias (4H,), or None.
         h_0: The first h (N, P); None is 0.
         c_0: The first c (N, H); None is 0.
-        lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all. What x holds past a sequence's
-            end is not read.
+        lengths: Steps of each sequence (N,), integers 0 to T; None is T for all. x past a sequence's end is not read.
         reverse: Run every sequence from its last step to its first.
         peephole: Weights of c in the gates i, f and o (3, H), or None.
         w_proj: The projection (H, P), or None.
@@ -65,8 +64,7 @@ def lstm(
         are the states after each sequence's last step, the first ones if it is empty. With cells the results end with c
         (N, T, H). backward(dy, dh_n, dc_n, step_norms=None), any gradient of which may be None, returns the gradients
         of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj; step_norms, a float64 array
-        (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y: write to none of them before
-        it.
+        (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y: write to none before it.
 
     Raises:
         ValueError: A shape does not fit, or a length is out of its range.
@@ -118,7 +116,7 @@ def lstm_cell(
     peephole: np.ndarray | None = None,
     w_proj: np.ndarray | None = None,
 ) -> tuple[tuple[np.ndarray, np.ndarray], Callable[..., Arrays]]:
-    """One step of an LSTM, for a loop of your own.
+    """One step of an LSTM, for a loop of your own; see lstm for the formulas.
 
     Args:
         x: The inputs (N, C), float32 or float64.
@@ -149,9 +147,6 @@ def lstm_cell(
         >>> dh, dc = np.ones_like(h), None
         >>> for backward in reversed(backwards):
         ...     dx, dh, dc = backward(dh, dc, gradients=gradients)
-
-    References:
-        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
     """
     op = "lstm_cell"
     x = check.array(op, "x", x, "(N, C)", (None, None))

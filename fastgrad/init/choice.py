@@ -8,25 +8,15 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.errstate import silent
-from fastgrad.init.distributions import constant, normal, uniform, zeros
-from fastgrad.init.scaled import (
-    fan_in_uniform,
-    he_normal,
-    he_uniform,
-    lecun_normal,
-    lecun_uniform,
-    orthogonal,
-    xavier_normal,
-    xavier_uniform,
-)
+from fastgrad.init import distributions, scaled
 
+DISTRIBUTIONS = "zeros constant normal uniform"
+SCALED = "fan_in_uniform xavier_uniform xavier_normal he_uniform he_normal lecun_uniform lecun_normal orthogonal"
 INITS: dict[str, Callable[..., np.ndarray]] = {
-    f.__name__: f
-    for f in (
-        zeros, constant, normal, uniform, fan_in_uniform, xavier_uniform, xavier_normal, he_uniform, he_normal,
-        lecun_uniform, lecun_normal, orthogonal,
-    )
-}  # fmt: skip
+    name: getattr(module, name)
+    for module, names in ((distributions, DISTRIBUTIONS), (scaled, SCALED))
+    for name in names.split()
+}
 # the option that the second of a pair is
 OPTIONS = {"constant": "value", "normal": "std", "uniform": "limit", "fan_in_uniform": "c", "orthogonal": "gain"}
 

@@ -23,13 +23,13 @@ def checkable(op: str, name: str, value: Any) -> Any:
 
 def axes_of(arrays: Any) -> frozenset[str]:
     """The axes of shard_map's mesh over which any of the arrays varies; none outside of it, or where JAX does not keep account."""
-    found: frozenset[str] = frozenset()
+    axes: frozenset[str] = frozenset()
     for a in jax.tree.leaves(arrays):
         kind = jax.typeof(a) if hasattr(jax, "typeof") else None
         # before 0.10 the attribute was vma
         manual = getattr(kind, "manual_axis_type", None)
-        found |= getattr(kind, "vma", frozenset()) if manual is None else manual.varying
-    return found
+        axes |= getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+    return axes
 
 
 def varying(arrays: Any, axes: frozenset[str]) -> Any:

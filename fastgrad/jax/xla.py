@@ -25,22 +25,22 @@ BUFFER_DATA, METADATA, METADATA_VERSION, API_VERSION, API_ERROR_CREATE = 24, 24,
 VERSION_BYTES = 24
 INTERNAL_ERROR = 13
 
-Host = Callable[..., None]
-HOSTS: dict[str, Host] = {}
+HostFunction = Callable[..., None]
+HOST_FUNCTIONS: dict[str, HostFunction] = {}
 
 
-def host(function: Host) -> Host:
+def host_function(function: HostFunction) -> HostFunction:
     """Decorator: a function (results, arguments, **settings) that XLA may call by its name; both are lists of arrays, or None."""
-    HOSTS[function.__name__] = function
+    HOST_FUNCTIONS[function.__name__] = function
     return function
 
 
-class Plan:
+class HostCall:
     """A call, parsed from its text: the Python function, the shapes and dtypes of the arrays, the settings and the backend."""
 
     def __init__(self, text: bytes) -> None:
         name, arguments, results, self.settings, self.backend = json.loads(text)
-        self.function = HOSTS[name]
+        self.function = HOST_FUNCTIONS[name]
         self.arguments, self.results = ([_layout(a) for a in arrays] for arrays in (arguments, results))
 
     def run(self, arguments: int, results: int) -> None:
@@ -59,27 +59,27 @@ def _layout(array: list | None) -> tuple | None:
 
 def _arrays(layouts: Sequence[tuple | None], buffers: int) -> list[np.ndarray | None]:
     """NumPy arrays over a list of XLA's buffers; for a layout of None there is no buffer, and the array is None."""
-    found: list[np.ndarray | None] = []
+    arrays: list[np.ndarray | None] = []
     for layout in layouts:
         if layout is None:
-            found.append(None)
+            arrays.append(None)
             continue
         shape, dtype, memory = layout
         address = _word(_word(buffers) + BUFFER_DATA)
         buffers += 8
-        found.append(np.ndarray(shape, dtype, memory.from_address(address) if address else None))
-    return found
+        arrays.append(np.ndarray(shape, dtype, memory.from_address(address) if address else None))
+    return arrays
 
 
 def _word(address: int) -> int:
     return ctypes.c_int64.from_address(address).value
 
 
-plan_of = lru_cache(maxsize=None)(Plan)
+host_call = lru_cache(maxsize=None)(HostCall)
 
 
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-def _called(frame: int) -> int | None:
+def _callback(frame: int) -> int | None:
     words = (ctypes.c_int64 * WORDS).from_address(frame)[:]
     try:
         if words[EXTENSION]:
@@ -88,7 +88,7 @@ def _called(frame: int) -> int | None:
             ctypes.memmove(version, words[API] + API_VERSION, VERSION_BYTES)
             return None
         text = _word(words[ATTRIBUTES])
-        plan_of(ctypes.string_at(_word(text), _word(text + 8))).run(words[ARGUMENTS], words[RESULTS])
+        host_call(ctypes.string_at(_word(text), _word(text + 8))).run(words[ARGUMENTS], words[RESULTS])
     except BaseException as error:
         return _error(words[API], f"{type(error).__name__}: {error}")
     return None
@@ -112,15 +112,17 @@ def _error(api: int, message: str) -> int:
     return create(ctypes.addressof(arguments))
 
 
-jax.ffi.register_ffi_target("fastgrad", jax.ffi.pycapsule(_called), platform="cpu")
+jax.ffi.register_ffi_target("fastgrad", jax.ffi.pycapsule(_callback), platform="cpu")
 
 
-def call(op: str, function: Host, results: Sequence[Any], arguments: Sequence[Any], **settings: Any) -> list[Any]:
+def call(
+    op: str, function: HostFunction, results: Sequence[Any], arguments: Sequence[Any], **settings: Any
+) -> list[Any]:
     """New JAX arrays with the shapes and dtypes of results, which function fills when XLA calls it; None stays None.
 
     Its derivative raises NotImplementedError: a function that has one is a custom_vjp around it.
     """
-    text = json.dumps([function.__name__, _described(arguments), _described(results), settings, backend()])
+    text = json.dumps([function.__name__, _shapes(arguments), _shapes(results), settings, backend()])
     shapes = [jax.ShapeDtypeStruct(r.shape, r.dtype) for r in results if r is not None]
     run = jax.custom_vjp(partial(jax.ffi.ffi_call("fastgrad", shapes, vmap_method="sequential"), plan=text))
 
@@ -130,11 +132,11 @@ def call(op: str, function: Host, results: Sequence[Any], arguments: Sequence[An
         )
 
     run.defvjp(refuse, refuse)
-    given = [a for a in arguments if a is not None]
+    inputs = [a for a in arguments if a is not None]
     # XLA is not told by which of them the results vary
-    found = iter(varying(run(*given), axes_of(given)))
-    return [None if r is None else next(found) for r in results]
+    outputs = iter(varying(run(*inputs), axes_of(inputs)))
+    return [None if r is None else next(outputs) for r in results]
 
 
-def _described(arrays: Sequence[Any]) -> list:
+def _shapes(arrays: Sequence[Any]) -> list:
     return [None if a is None else (a.shape, np.dtype(a.dtype).name) for a in arrays]

@@ -89,7 +89,7 @@ class BatchNorm(ResidualLayer):
     def statistics(self) -> dict[str, np.ndarray]:
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
-    def _fused(
+    def _forward_residual(
         self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__

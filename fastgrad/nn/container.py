@@ -206,7 +206,7 @@ def _is_chain(layer: Model) -> bool:
 
 
 def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
-    """Chains that follow each other as one chain; `_home` binds it to the memory of their parameters."""
+    """Chains that follow each other as one chain; `_bind_parameters` binds it to the memory of their parameters."""
     if len(chains) == 1:
         return chains[0]
     first = chains[0]

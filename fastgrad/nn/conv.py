@@ -98,7 +98,7 @@ class Conv2d(ResidualLayer):
         """The bias (n_out,), a view of params, or None."""
         return self._weights[1]
 
-    def _fused(
+    def _forward_residual(
         self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__

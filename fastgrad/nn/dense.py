@@ -110,14 +110,14 @@ class DenseChain(ResidualLayer):
         """The bias of each layer (C_out,), views of params; None for a layer without one."""
         return self._biases
 
-    def _fused(
+    def _forward_residual(
         self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         op = type(self).__name__
         if getattr(x, "ndim", 2) == 3:
             steps = TimeRows(op, x, self)
             added = None if residual is None else steps.rows(residual)
-            y, rows_backward = self._fused(steps.rows(x), context, activation, added)
+            y, rows_backward = self._forward_residual(steps.rows(x), context, activation, added)
             return steps.sequences(y), steps.backward(rows_backward, y)
         x = self._array(op, "x", x, "(N, C)", (None, self.n_in))
         if residual is not None:

@@ -122,7 +122,7 @@ class LSTM(SequenceModel):
         self._start(generator(seed))
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State, Backward]:
-        rows, batch, state = self._checked(x, context)
+        rows, batch, state = self._check_input(x, context)
         y, ends, layers, unpool = self._run(rows, batch, state, context, True)
         dx = context.want_dx
         # without packing x is (N, T, C), and so is y unless it is pooled
@@ -156,7 +156,7 @@ class LSTM(SequenceModel):
         return y, ends, backward
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, State]:
-        rows, batch, state = self._checked(x, context)
+        rows, batch, state = self._check_input(x, context)
         y, ends, *_ = self._run(rows, batch, state, context, False)
         return unpack(y, batch) if context.packed is None and not self.pools else y, ends
 
@@ -192,7 +192,7 @@ class LSTM(SequenceModel):
         width = self._widths[0]
         return slice(way * width, (way + 1) * width)
 
-    def _checked(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, PackedBatch, Any]:
+    def _check_input(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, PackedBatch, Any]:
         """(packed rows, their batch, state), checked."""
         op, batch, state = type(self).__name__, context.packed, context.state
         if batch is None:

@@ -302,10 +302,10 @@ class ResidualLayer(Model):
         return y, backward
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
-        y, backward = self._fused(x, context, before_loss(self.output, context.logits))
+        y, backward = self._forward_residual(x, context, before_loss(self.output, context.logits))
         return y, None, lambda dy: backward(dy)[0]
 
-    def _fused(
+    def _forward_residual(
         self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ResidualLayerBackward]:
         raise NotImplementedError

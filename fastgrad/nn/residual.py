@@ -91,7 +91,7 @@ class Residual(Container):
         if last is None:
             y, sum_backward = self._sum(h, added, activation)
         else:
-            y, sum_backward = last._fused(h, context, activation, added)
+            y, sum_backward = last._forward_residual(h, context, activation, added)
 
         @silent
         def backward(dy: np.ndarray) -> np.ndarray:
@@ -112,7 +112,9 @@ class Residual(Container):
         h = x
         for step in steps:
             h = step._infer(h, context)[0]
-        y, _ = self._sum(h, added, activation) if last is None else last._fused(h, context, activation, added)
+        y, _ = (
+            self._sum(h, added, activation) if last is None else last._forward_residual(h, context, activation, added)
+        )
         return y, None
 
     @silent

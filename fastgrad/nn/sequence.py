@@ -47,7 +47,7 @@ class SequenceModel(Model):
         """
         before = StateSnapshot(self) if training else None
         try:
-            x, batch = self._packed(x, lengths, state)
+            x, batch = self._pack_input(x, lengths, state)
             y, _, backward = self._forward(x, ForwardContext(training, logits, batch, state))
         except BaseException:
             if before is not None:
@@ -55,7 +55,7 @@ class SequenceModel(Model):
             raise
         if batch is None:
             return y, backward
-        y = self._unpacked(y, batch)
+        y = self._unpack_output(y, batch)
         return y, self._backward_of_packed(backward, y, batch)
 
     def run(self, x: np.ndarray, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
@@ -117,11 +117,11 @@ class SequenceModel(Model):
 
     def _infer_sequences(self, x: np.ndarray, context: ForwardContext, lengths: Any) -> tuple[np.ndarray, Any]:
         """_infer of sequences x (N, T, C) of these lengths."""
-        x, batch = self._packed(x, lengths, context.state)
+        x, batch = self._pack_input(x, lengths, context.state)
         y, state = self._infer(x, context._replace(packed=batch))
-        return y if batch is None else self._unpacked(y, batch), state
+        return y if batch is None else self._unpack_output(y, batch), state
 
-    def _packed(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
+    def _pack_input(self, x: np.ndarray, lengths: Any, state: Any) -> tuple[np.ndarray, PackedBatch | None]:
         """(packed rows of the sequences' own steps, their batch); without lengths (x, None)."""
         self._check_recurrent(lengths, state)
         if lengths is None:
@@ -131,7 +131,7 @@ class SequenceModel(Model):
         batch = packed_batch(op, x.shape[:2], lengths)
         return pack(x, batch), batch
 
-    def _unpacked(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
+    def _unpack_output(self, y: np.ndarray, batch: PackedBatch) -> np.ndarray:
         """Sequences (N, T, K) of packed rows, 0 past their ends; pooled rows as they are."""
         return y if self.pools else unpack(y, batch)
 

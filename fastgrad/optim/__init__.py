@@ -78,18 +78,6 @@ class Optimizer:
         return np.array([rate, beta1, beta2, eps, self.weight_decay, form, self.decoupled], np.float64)  # (7,)
 
 
-def successor(op: str, optimizer: object, before: Optimizer) -> Optimizer:
-    """optimizer, checked: it can take the place of `before` and go on with its state."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{op}: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-    if (optimizer.code, optimizer.state_rows) != (before.code, before.state_rows):
-        raise ValueError(
-            f"{op}: optimizer must be {type(before).__name__} with {before.state_rows} values of state a parameter, as the one before, "
-            f"whose state goes on, got {type(optimizer).__name__} with {optimizer.state_rows}; another kind needs a new {op}"
-        )
-    return optimizer
-
-
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Gradient descent, with momentum or without.

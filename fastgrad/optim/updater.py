@@ -13,9 +13,9 @@ from fastgrad.core.array_list import ArrayList, check_disjoint, check_same_shape
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
-from fastgrad.optim import Optimizer, successor
+from fastgrad.optim import Optimizer
 from fastgrad.optim.constraint import Constraint, kernel_constraint
-from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
+from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
 
 
 class Updater:
@@ -48,7 +48,7 @@ class Updater:
     """
 
     optimizer: Optimizer = setting(
-        lambda self, value: successor("Updater", value, self._optimizer), "The optimiser, one of fg.optim."
+        lambda self, value: checked_optimizer("Updater", value, self._optimizer), "The optimiser, one of fg.optim."
     )
     clip_norm: float | None = setting(lambda _, value: clip_norm_of("Updater", value), CLIP_NORM)
     constraint: Constraint | None = setting(
@@ -63,9 +63,7 @@ class Updater:
         masks: Any = None,
         constraint: Constraint | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"Updater: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-        self._optimizer, self._clip_norm = optimizer, clip_norm_of("Updater", clip_norm)
+        self._optimizer, self._clip_norm = checked_optimizer("Updater", optimizer), clip_norm_of("Updater", clip_norm)
         arrays = ArrayList("Updater", "params", params)
         check_disjoint("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a new list

@@ -49,8 +49,8 @@ def link_of(estimator: Any, n: int) -> Link:
     }[estimator.out_activation_]
 
 
-# the share of x's values that may be not 0 for the CPU's products of those alone to be faster: with a quarter they were at no width slower
-FEW = 0.25
+# the largest share of values not 0 with which the CPU multiplies those alone: with a quarter it was at no width slower
+MAX_SHARE = 0.25
 
 
 def dense(X: Any, dtype: np.dtype) -> np.ndarray:
@@ -60,10 +60,10 @@ def dense(X: Any, dtype: np.dtype) -> np.ndarray:
 
 def is_sparse_work(X: Any) -> bool:
     """Whether X (N, C) is sparse and has so few values that are not 0 that they alone are worked on."""
-    return not isinstance(X, np.ndarray) and backend() == "cpu" and X.nnz <= FEW * X.shape[0] * X.shape[1]
+    return not isinstance(X, np.ndarray) and backend() == "cpu" and X.nnz <= MAX_SHARE * X.shape[0] * X.shape[1]
 
 
-def for_training(X: Any, dtype: np.dtype) -> np.ndarray | types.Nonzeros:
+def training_rows(X: Any, dtype: np.dtype) -> np.ndarray | types.Nonzeros:
     """X (N, C), which may be sparse: as Nonzeros if the backend is "cpu" and few values are not 0, else as `dense`."""
     if backend() != "cpu" or not (isinstance(X, np.ndarray) or is_sparse_work(X)):
         return dense(X, dtype)
@@ -71,8 +71,8 @@ def for_training(X: Any, dtype: np.dtype) -> np.ndarray | types.Nonzeros:
         from fastgrad.kernels.cpu.sparse import compressed
 
         x = dense(X, dtype)
-        found = compressed(x, FEW)
-        return x if found is None else found
+        nonzeros = compressed(x, MAX_SHARE)
+        return x if nonzeros is None else nonzeros
     rows = X.tocsr()
     # a copy before it is looked at: another thread may write to what the caller has, and what it knows of itself may no longer be so
     rows = type(rows)((rows.data, rows.indices, rows.indptr), shape=rows.shape, copy=True)
@@ -151,11 +151,12 @@ class Problem:
         self.pace: Pace | None = None
 
     def read_weights(self) -> None:
-        ours: Any = self.chain.weights + self.chain.biases
-        for to, of in zip(ours, self.estimator.coefs_ + self.estimator.intercepts_, strict=True):
-            to[...] = of
+        """Copy the estimator's weights into the chain."""
+        arrays: Any = self.chain.weights + self.chain.biases
+        for array, values in zip(arrays, self.estimator.coefs_ + self.estimator.intercepts_, strict=True):
+            array[...] = values
 
-    def lend_weights(self) -> None:
+    def share_weights(self) -> None:
         """Make the estimator's weights views of the chain's."""
         e, weights, biases = self.estimator, list(self.chain.weights), list(self.chain.biases)
         if e._best_coefs is e.coefs_:
@@ -181,12 +182,12 @@ class Problem:
             # other backends look at signals in a call
             batches = pace.batches() if backend() == "cpu" else len(starts)
             rows, part = order[done * batch_size : (done + batches) * batch_size], slice(done, done + batches)
-            status, made = kernels().dense_chain_epoch(
+            status, updates = kernels().dense_chain_epoch(
                 self.x, self.target, types.Batches(rows, batch_size, rates[part]), net, rule, int(count[0]), record[part],
                 row_weights=self.row_weights, l2=self._l2, updates=count,
             )  # fmt: skip
             pace.measure(min(batches, len(starts) - done))
-            done += int(made)
+            done += int(updates)
         losses = self.link.loss_factor * record[:, 0] + self._rest(order, starts, record[:, 2])
         return status, done, losses
 

@@ -12,18 +12,20 @@ except ImportError as error:
     raise ImportError('fastgrad.torch needs PyTorch from 2.4 on: pip install "fastgrad[torch]"') from error
 
 from fastgrad.torch.acceleration import accelerate
-from fastgrad.torch.modules import LSTM, MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.lstm_module import LSTM
+from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
 from fastgrad.torch.ops.batch_norm import batch_norm
 from fastgrad.torch.ops.clip import clip_grad_norm_
-from fastgrad.torch.ops.conv import conv2d, conv_block
+from fastgrad.torch.ops.conv import conv2d
+from fastgrad.torch.ops.conv_block import conv_block
 from fastgrad.torch.ops.dense import dense_chain
 from fastgrad.torch.ops.loss import cross_entropy
 from fastgrad.torch.ops.lstm import lstm
 from fastgrad.torch.ops.packing import pack_padded_sequence, pad_packed_sequence
 from fastgrad.torch.optim import Adam, AdamW
-from fastgrad.torch.threads import share
+from fastgrad.torch.threads import share_threads
 
-share()
+share_threads()
 
 __all__ = [
     "LSTM",

@@ -11,40 +11,40 @@ from typing import Any
 
 import numpy as np
 
-# rooms that are kept at most, and bytes of one: beside the products of more, what it takes to make arrays is nothing
-KEPT, LARGEST = 4, 32 << 20
+# the sets that a pool keeps at most, and the bytes of one: beside the products of a larger one, what it takes to make arrays is nothing
+MAX_SETS, MAX_BYTES = 4, 32 << 20
 
 
 class BufferSet:
-    """The arrays of one call. lent: those that result tensors are over. size: the bytes of all."""
+    """The arrays of one call. results: those that result tensors share. size: the bytes of all."""
 
-    lent: list[np.ndarray]
+    results: list[np.ndarray]
     size: int
 
 
 class BufferPool:
-    """The buffer sets of one owner. A caller takes a set, and gives it back once tensors or other references hold its lent arrays."""
+    """The buffer sets of one owner. A caller takes a set, and gives it back once tensors or other references hold its results."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[Any, BufferSet, list[int]]] = deque(maxlen=KEPT)
+        self._entries: deque[tuple[Any, BufferSet, list[int]]] = deque(maxlen=MAX_SETS)
 
-    def take(self, kind: Callable[..., BufferSet], rows: int, *of: Any) -> tuple[Any, Any, list[int]]:
-        """An entry with a free buffer set, a new one from kind(rows, *of) if there is none.
+    def take(self, kind: Callable[..., BufferSet], rows: int, *arguments: Any) -> tuple[Any, Any, list[int]]:
+        """An entry with a free buffer set, a new one from kind(rows, *arguments) if there is none.
 
-        An entry is (kind and rows, the set, the reference counts of its lent arrays while it is free).
+        An entry is (kind and rows, the set, the reference counts of its results while it is free).
         """
-        what = kind, rows
-        for _ in range(len(self._kept)):
+        key = kind, rows
+        for _ in range(len(self._entries)):
             try:
-                entry = self._kept.popleft()
+                entry = self._entries.popleft()
             except IndexError:
                 break  # another thread has it
-            if entry[0] == what and list(map(getrefcount, entry[1].lent)) == entry[2]:
+            if entry[0] == key and list(map(getrefcount, entry[1].results)) == entry[2]:
                 return entry
-            self._kept.append(entry)
-        room = kind(rows, *of)
-        return what, room, list(map(getrefcount, room.lent))
+            self._entries.append(entry)
+        buffers = kind(rows, *arguments)
+        return key, buffers, list(map(getrefcount, buffers.results))
 
-    def give(self, entry: tuple[Any, BufferSet, list[int]]) -> None:
-        if entry[1].size <= LARGEST:
-            self._kept.append(entry)
+    def give_back(self, entry: tuple[Any, BufferSet, list[int]]) -> None:
+        if entry[1].size <= MAX_BYTES:
+            self._entries.append(entry)

@@ -1,4 +1,4 @@
-"""`recognised`: finds out whether the forward of a module computes a residual block, by a run of its code with stand-ins.
+"""`residual_pattern`: whether the forward of a module computes a residual block, found by a run of its code with stand-ins.
 
 The stand-ins, for the module and its input, record the operations. The code runs only if every name in it is known: a child of the module,
 a setting of it (None, a flag, a number, a text), or one of the few PyTorch functions that such blocks use. So the run has no side effects,
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastgrad.torch.fusion import Residual
+from fastgrad.torch.fusion import ResidualPattern
 
 RELUS: list[Any] = [torch.relu, torch.relu_, functional.relu, torch.Tensor.relu, torch.Tensor.relu_]
 GLOBALS: list[Any] = [torch, nn, functional, torch.add, *RELUS]
@@ -31,22 +31,22 @@ class _UnknownError(Exception):
 class _Expression:
     """A recorded value: the operation, its operands, and how often the value is used."""
 
-    def __init__(self, made: list["_Expression"], what: str, *of: "_Expression") -> None:
-        if not all(isinstance(value, _Expression) for value in of):
+    def __init__(self, recorded: list["_Expression"], operation: str, *operands: "_Expression") -> None:
+        if not all(isinstance(value, _Expression) for value in operands):
             raise _UnknownError
-        self.made, self.what, self.of, self.uses = made, what, of, 0
-        made.append(self)
-        for value in of:
+        self.recorded, self.operation, self.operands, self.uses = recorded, operation, operands, 0
+        recorded.append(self)
+        for value in operands:
             value.uses += 1
 
     def add(self, other: Any) -> "_Expression":
-        return _Expression(self.made, "add", self, other)
+        return _Expression(self.recorded, "add", self, other)
 
     def add_(self, other: Any) -> "_Expression":
-        return _Expression(self.made, "add_", self, other)
+        return _Expression(self.recorded, "add_", self, other)
 
     def relu(self) -> "_Expression":
-        return _Expression(self.made, "relu", self)
+        return _Expression(self.recorded, "relu", self)
 
     __add__, __iadd__, relu_ = add, add_, relu
 
@@ -68,11 +68,11 @@ class _Expression:
 class _Layer:
     """The stand-in of a child of the module: a call records the layer."""
 
-    def __init__(self, made: list[_Expression], name: str, layer: nn.Module) -> None:
-        self._made, self._name, self._layer = made, name, layer
+    def __init__(self, recorded: list[_Expression], name: str, layer: nn.Module) -> None:
+        self._recorded, self._name, self._layer = recorded, name, layer
 
     def __call__(self, x: Any) -> _Expression:
-        return _Expression(self._made, f"layer {self._name}", x)
+        return _Expression(self._recorded, f"layer {self._name}", x)
 
     def __bool__(self) -> bool:
         return bool(self._layer)
@@ -81,38 +81,38 @@ class _Layer:
 class _Module:
     """The stand-in of the module: it has its children and settings only."""
 
-    __slots__ = ("_made", "_module", "_settings")
+    __slots__ = ("_module", "_recorded", "_settings")
 
-    def __init__(self, made: list[_Expression], module: nn.Module) -> None:
-        self._made, self._module = made, module
+    def __init__(self, recorded: list[_Expression], module: nn.Module) -> None:
+        self._recorded, self._module = recorded, module
         self._settings: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        children, own = self._module._modules, self._module.__dict__
+        children, attributes = self._module._modules, self._module.__dict__
         if hasattr(type(self._module), name):
             raise _UnknownError
-        value: Any = own[name] if name in own else children[name]
+        value: Any = attributes[name] if name in attributes else children[name]
         if type(value) in SETTINGS:
             self._settings[name] = value
             return value
-        if name in own:
+        if name in attributes:
             raise _UnknownError
-        return _Layer(self._made, name, value)
+        return _Layer(self._recorded, name, value)
 
 
-def recognised(module: nn.Module) -> Residual | None:
+def residual_pattern(module: nn.Module) -> ResidualPattern | None:
     """The residual block that a module's forward computes, or None."""
     forward = type(module).forward
     if not isinstance(forward, FunctionType) or not _only_known_names(forward, module):
         return None
-    made: list[_Expression] = []
-    x = _Expression(made, "x")
-    recorded = _Module(made, module)
+    recorded: list[_Expression] = []
+    x = _Expression(recorded, "x")
+    stand_in = _Module(recorded, module)
     try:
-        names = _block(forward(recorded, x), made)
+        names = _block(forward(stand_in, x), recorded)
     except (_UnknownError, TypeError, AttributeError, KeyError):
         return None
-    return Residual(*names, forward, tuple(recorded._settings.items())) if names else None
+    return ResidualPattern(*names, forward, tuple(stand_in._settings.items())) if names else None
 
 
 def _only_known_names(forward: FunctionType, module: nn.Module) -> bool:
@@ -143,11 +143,11 @@ def _only_known_names(forward: FunctionType, module: nn.Module) -> bool:
     return base.__getattr__ is nn.Module.__getattr__ and base.__getattribute__ is object.__getattribute__
 
 
-def _block(y: _Expression, made: list[_Expression]) -> tuple[Any, str] | None:
+def _block(y: _Expression, recorded: list[_Expression]) -> tuple[Any, str] | None:
     """The names of the layers of the main branch, and of the shortcut."""
     act2, total = _activation(y)
     # what is written to in place must be the main branch: the shortcut may be x itself
-    orders = {"add": [total.of, total.of[::-1]], "add_": [total.of]}.get(total.what, [])
+    orders = {"add": [total.operands, total.operands[::-1]], "add_": [total.operands]}.get(total.operation, [])
     for main, other in orders:
         try:
             norm2, a = _layer(main)
@@ -160,20 +160,26 @@ def _block(y: _Expression, made: list[_Expression]) -> tuple[Any, str] | None:
             continue
         layers = [name for name in (conv1, norm1, conv2, norm2, shortcut) if name]
         # everything that was computed is used, once, and x by both branches
-        used = [value.uses for value in made] == [2, *[1] * (len(made) - 2), 0]
+        used = [value.uses for value in recorded] == [2, *[1] * (len(recorded) - 2), 0]
         size = 7 + (other is not x) + 1
-        if x is start is made[0] and y is made[-1] and used and len(made) == size and len(set(layers)) == len(layers):
+        if (
+            x is start is recorded[0]
+            and y is recorded[-1]
+            and used
+            and len(recorded) == size
+            and len(set(layers)) == len(layers)
+        ):
             return (conv1, norm1, act1, conv2, norm2, act2), shortcut
     return None
 
 
 def _layer(value: _Expression) -> tuple[str, _Expression]:
     """The name of the layer whose output a value is, and the layer's input."""
-    if not value.what.startswith("layer "):
+    if not value.operation.startswith("layer "):
         raise _UnknownError
-    return value.what.removeprefix("layer "), value.of[0]
+    return value.operation.removeprefix("layer "), value.operands[0]
 
 
 def _activation(value: _Expression) -> tuple[str | None, _Expression]:
     """The name of the activation layer whose output a value is, None for the function relu, and its input."""
-    return (None, value.of[0]) if value.what == "relu" else _layer(value)
+    return (None, value.operands[0]) if value.operation == "relu" else _layer(value)

@@ -1,4 +1,4 @@
-"""`share`: runs kernels on PyTorch's OpenMP threads, so that there are not two thread pools on the same cores."""
+"""`share_threads`: kernels run on PyTorch's OpenMP threads, so that there are not two thread pools on the same cores."""
 
 import ctypes
 from pathlib import Path
@@ -9,15 +9,15 @@ import torch
 LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
 
 
-def share() -> None:
+def share_threads() -> None:
     """Have kernels of the "cpu" backend run on the threads of the OpenMP library that PyTorch calls, if it does."""
     from fastgrad.kernels.cpu.engine import thread_pool
 
-    if found := _parallel():
-        thread_pool.use_openmp(found, torch.get_num_threads)
+    if address := _gomp_parallel():
+        thread_pool.use_openmp(address, torch.get_num_threads)
 
 
-def _parallel() -> int:
+def _gomp_parallel() -> int:
     """Address of GOMP_parallel in the library that PyTorch is linked with, or 0."""
     folder = Path(torch.__file__).parent / "lib"
     for name in LIBRARIES:

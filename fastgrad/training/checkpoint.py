@@ -137,7 +137,7 @@ def _metadata(
         raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
     # a model with other dropout layers than the file's keeps its own generators
     states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
-    losses = _parsed(path, VAL_LOSSES, metadata[VAL_LOSSES])
+    losses = _parse(path, VAL_LOSSES, metadata[VAL_LOSSES])
     try:
         if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):
             raise ValueError
@@ -149,7 +149,7 @@ def _metadata(
 
 def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> dict[str, Any]:
     """The state of a generator from metadata, after a test in a new generator of the same kind."""
-    state = _parsed(path, name, text)
+    state = _parse(path, name, text)
     trial = type(generator.bit_generator)()
     try:
         trial.state = state
@@ -161,7 +161,7 @@ def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> d
     raise ValueError(f"load: {path}: metadata {name} must be the state of a {type(trial).__name__} generator")
 
 
-def _parsed(path: Any, name: str, text: str) -> Any:
+def _parse(path: Any, name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -55,20 +55,20 @@ def fit(
     record, sizes, rates = np.zeros((updates, 2)), np.zeros(updates), np.full(updates, trainer._rule.hyper[0])
     _check_schedule(trainer, epochs * updates, validation is not None)
     history, part = History(), "window" if steps else "batch"
-    shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
+    has_bar = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
     try:
-        with _bar(epochs) if shown else nullcontext() as bar:
+        with _bar(epochs) if has_bar else nullcontext() as bar:
             for epoch in range(epochs):
                 started = time.perf_counter()
                 with trainer.lock:
                     trainer._refuse_nested(OP)
-                    before, drawn = -1, trainer.rng.bit_generator.state
+                    before, generator_state = -1, trainer.rng.bit_generator.state
                     trainer._running = True
                     try:
                         # read here, since a signal handler may make a step until now
                         before = trainer.step_count
                         trainer._prune()
-                        if trainer._scheduled:
+                        if trainer._has_schedule:
                             rates[:] = [trainer.optimizer.rate(before + i, trainer.val_losses) for i in range(updates)]
                         if shuffle:
                             order[:] = np.arange(len(x))
@@ -79,11 +79,11 @@ def fit(
                     finally:
                         trainer._running = False
                         if trainer.step_count == before:
-                            trainer.rng.bit_generator.state = drawn
+                            trainer.rng.bit_generator.state = generator_state
                         trainer._prune()
-                    made = trainer.step_count - before
+                    count = trainer.step_count - before
                 seconds = time.perf_counter() - started
-                values = dict(zip(("loss", "grad_norm"), means(record[:made], sizes[:made]), strict=True))
+                values = dict(zip(("loss", "grad_norm"), means(record[:count], sizes[:count]), strict=True))
                 if held_out is not None:
                     loss, accuracy = evaluate(model, trainer.loss, held_out)
                     values["val_loss"] = loss
@@ -97,10 +97,10 @@ def fit(
                     bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in vars(history).items() if values})
                     bar.update()
     except KeyboardInterrupt:
-        whole = len(history.seconds)
+        finished = len(history.seconds)
         for values_of_epochs in vars(history).values():
-            del values_of_epochs[whole:]
-        message = f"Training interrupted by user. {OP}: {whole} of {epochs} epochs were made"
+            del values_of_epochs[finished:]
+        message = f"Training interrupted by user. {OP}: {finished} of {epochs} epochs were made"
         warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=3)
     return history
 

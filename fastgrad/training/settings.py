@@ -1,4 +1,4 @@
-"""Checks of a trainer's settings; `bind`, which makes the TrainStep of the next update from them; and the errors of a step."""
+"""Checks of the settings of a trainer; `bind`, which makes the TrainStep of the next update from them; and the errors of a step."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
-from fastgrad.optim import Optimizer
 from fastgrad.optim import constraint as constraints
 from fastgrad.optim.constraint import Constraint
 from fastgrad.pruning import GradualPruning
@@ -22,12 +21,6 @@ from fastgrad.training.step import TrainStep
 def checked_loss(loss: Any) -> str:
     check.choice("Trainer", "loss", loss, types.LOSSES)
     return loss
-
-
-def checked_optimizer(optimizer: Any) -> Optimizer:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"Trainer: optimizer must be one of fastgrad.optim, got {type(optimizer).__name__}")
-    return optimizer
 
 
 def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
@@ -56,14 +49,14 @@ def checked_reduce(reduce: Any) -> Reduce | None:
 def bind(trainer: Any) -> None:
     """Make the update rule and the TrainStep of a trainer's next update, from its settings and the present arrays of its model."""
     model, optimizer, health = trainer._model, trainer._optimizer, trainer._health
-    if trainer._pruning is not trainer._pruned_by:
+    if trainer._pruning is not trainer._last_pruning:
         # a new pruning begins now: earlier dates are skipped
-        trainer._pruned, trainer._pruned_by = trainer.step_count, trainer._pruning
+        trainer._pruning_step, trainer._last_pruning = trainer.step_count, trainer._pruning
     trainer._shapes = None, None
-    trainer._scheduled = isinstance(optimizer.lr, Schedule)
+    trainer._has_schedule = isinstance(optimizer.lr, Schedule)
     trainer._target_dtype = np.dtype(np.int64) if trainer._loss == "cross_entropy" else trainer._dtype
     if type(trainer._state) is not type(model.params):
-        # the model was moved
+        # of a model that was moved
         trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
     constraint = constraint_over(trainer._constraint, model)
     trainer._rule = UpdateRule(

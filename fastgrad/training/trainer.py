@@ -17,9 +17,9 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
-from fastgrad.optim import Adam, Optimizer, successor
+from fastgrad.optim import Adam, Optimizer
 from fastgrad.optim.constraint import Constraint
-from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
+from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
 from fastgrad.pruning import GradualPruning
 from fastgrad.training import settings
 from fastgrad.training.all_reduce import Reduce
@@ -80,12 +80,12 @@ class Trainer:
     # shapes of x and y in the last step, and y's dtype; whether the rate is a schedule's
     _shapes: tuple
     _target_dtype: np.dtype
-    _scheduled: bool
+    _has_schedule: bool
     # whether a step or an epoch runs, in the thread that has the lock
     _running = False
 
     optimizer: Optimizer = setting(
-        lambda self, value: successor("Trainer", value, self._optimizer), "The optimiser, one of fg.optim."
+        lambda self, value: checked_optimizer("Trainer", value, self._optimizer), "The optimiser, one of fg.optim."
     )
     loss: str = setting(lambda _, value: settings.checked_loss(value), "The name of the loss.")
     clip_norm: float | None = setting(lambda _, value: clip_norm_of("Trainer", value), CLIP_NORM)
@@ -115,7 +115,7 @@ class Trainer:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
         self._model, self._loss = model, settings.checked_loss(loss)
-        self._optimizer = Adam() if optimizer is None else settings.checked_optimizer(optimizer)
+        self._optimizer = Adam() if optimizer is None else checked_optimizer("Trainer", optimizer)
         self._clip_norm, self._constraint = clip_norm_of("Trainer", clip_norm), constraint
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
@@ -123,7 +123,7 @@ class Trainer:
         # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
         # the number of updates at the last pruning or check of it, and the pruning that it was
-        self._pruned, self._pruned_by = 0, self._pruning
+        self._pruning_step, self._last_pruning = 0, self._pruning
         self.val_losses: list[float] = []
         if hasattr(kernels(model.params), "direct"):
             # NumPy arrays would be copied to the GPU at each call, so the model moves there
@@ -166,7 +166,7 @@ class Trainer:
 
     @step_count.setter
     def step_count(self, count: int) -> None:
-        self._count[0] = self._pruned = check.count("Trainer", "step_count", count, least=0)
+        self._count[0] = self._pruning_step = check.count("Trainer", "step_count", count, least=0)
 
     def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | LazyScalar:
         """One update from a batch.
@@ -225,7 +225,7 @@ class Trainer:
             x, y, lengths = checked_data("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
             self._rebind_if_changed()
             self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
-        if self._scheduled:
+        if self._has_schedule:
             self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
         loss, _, _, status = self._steps.step(x, y, lengths)
         if type(loss) is not float:
@@ -358,15 +358,15 @@ class Trainer:
 
     def _prune(self) -> None:
         """Prune if that was due after one of the updates since the last call."""
-        if self._pruning is None or self._pruned == self.step_count:
+        if self._pruning is None or self._pruning_step == self.step_count:
             return
-        due = self._pruning.next_due(self._pruned)
+        due = self._pruning.next_due(self._pruning_step)
         try:
             if due is not None and due <= self.step_count:
                 self._pruning.prune(self._model, self.step_count)
         except KeyboardInterrupt:
             # to prune twice is the same as once
             self._pruning.prune(self._model, self.step_count)
-            self._pruned = self.step_count
+            self._pruning_step = self.step_count
             raise
-        self._pruned = self.step_count
+        self._pruning_step = self.step_count

@@ -138,15 +138,15 @@ def test_keras(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for options in KERAS:
-        found = np.load(tmp_path / f"{options}.npz")
-        weights = [found[name] for name in found.files if name.startswith("arr_")]
+        results = np.load(tmp_path / f"{options}.npz")
+        weights = [results[name] for name in results.files if name.startswith("arr_")]
         ours, _ = layers(options)
         fg.convert.from_keras(ours, weights)
-        assert_close("lstm", ours(x), found["y"], size=1)
+        assert_close("lstm", ours(x), results["y"], size=1)
         for a, b in zip(fg.convert.to_keras(ours), weights, strict=True):
             assert bits(a) == bits(b)
         fg.convert.from_keras(ours, [w + np.float32(0.125) for w in weights])
-        assert_close("lstm", ours(x), found["moved"], size=1)
+        assert_close("lstm", ours(x), results["moved"], size=1)
 
 
 def onnx_lstm(onnx, layer, x):

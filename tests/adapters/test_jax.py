@@ -24,10 +24,10 @@ def normal(*shape, scale=1.0, seed=0):
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape).astype("f4") * np.float32(scale))
 
 
-def assert_alike(found, expected, **tolerance):
-    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+def assert_alike(results, expected, **tolerance):
+    results, expected = jax.tree.leaves(results), jax.tree.leaves(expected)
+    assert len(results) == len(expected)
+    for a, b in zip(results, expected, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, **(tolerance or TOLERANCE))
@@ -174,8 +174,8 @@ def test_batch_norm(in_force, training, activation, shape):
         rtol=1e-4,
         atol=1e-4,
     )
-    found = jax.jit(lambda *a: fgj.batch_norm(*a, **settings))(*arrays[:3], mean, var)
-    assert_alike(found, batch_norm(*arrays[:3], mean, var, **settings))
+    results = jax.jit(lambda *a: fgj.batch_norm(*a, **settings))(*arrays[:3], mean, var)
+    assert_alike(results, batch_norm(*arrays[:3], mean, var, **settings))
 
 
 def test_batch_norm_without_running_statistics_and_their_gradient_is_zero():
@@ -275,12 +275,12 @@ def test_calls_of_many_threads_and_programs_at_once_end():
     """Large enough for threads of fastgrad's; a lock held by a caller that waits for another would hang here."""
     x, ws = normal(512, 256), [normal(256, 256, scale=0.05)] * 3
     f = jax.jit(jax.grad(lambda ws: whole(fgj.dense_chain(x, ws, None, "tanh"))))
-    expected, found = jax.block_until_ready(f(ws)), []
+    expected, results = jax.block_until_ready(f(ws)), []
     both = jax.jit(lambda ws: [f(ws), f([w * 1 for w in ws]), [fgj.dense_chain(x, ws, None, "tanh")]])
 
     def run():
         for _ in range(5):
-            found.append(jax.block_until_ready(both(ws)))
+            results.append(jax.block_until_ready(both(ws)))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -288,8 +288,8 @@ def test_calls_of_many_threads_and_programs_at_once_end():
     y, _ = fg.dense_chain(np.asarray(x), [np.asarray(w) for w in ws], None, "tanh")
     for thread in threads:
         thread.join(timeout=120)
-    assert len(found) == 20
-    for gradients, again, (forward,) in found:
+    assert len(results) == 20
+    for gradients, again, (forward,) in results:
         assert_alike(gradients, expected, rtol=0, atol=0)
         assert_alike(again, expected, rtol=0, atol=0)
         np.testing.assert_array_equal(forward, y)

@@ -4,9 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
-import tracemalloc
 import warnings
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,104 +14,25 @@ pytest.importorskip("sklearn", "1.7")
 from scipy import sparse
 from sklearn import neural_network
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_multilabel_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn_data import (
+    DATA,
+    ROWS,
+    SETTINGS,
+    assert_alike,
+    classes,
+    pair,
+    value,
+)
 
 import fastgrad.sklearn as fast
-from fastgrad.kernels.types import Nonzeros
 from fastgrad.sklearn.descent import Descent
-from fastgrad.sklearn.problem import Problem
 
-ROWS = 300
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-def classes():
-    x, y = load_digits(return_X_y=True)
-    return x[:ROWS] / 16, y[:ROWS]
-
-
-def two_classes():
-    x, y = classes()
-    return x, np.where(y > 4, "large", "small")
-
-
-def labels():
-    return make_multilabel_classification(ROWS, 6, n_classes=4, random_state=0)
-
-
-def values():
-    x, y = make_regression(ROWS, 8, n_targets=3, random_state=0)
-    return x, y / 50
-
-
-def value():
-    x, y = values()
-    return x, y[:, 0]
-
-
-def counts():
-    x, _ = values()
-    return x, np.random.default_rng(0).poisson(np.exp(x[:, :2] / 3)).astype(float)
-
-
-DATA = {
-    "classes": ("MLPClassifier", classes, {}),
-    "two classes": ("MLPClassifier", two_classes, {}),
-    "labels": ("MLPClassifier", labels, {}),
-    "value": ("MLPRegressor", value, {}),
-    "values": ("MLPRegressor", values, {}),
-    "counts": ("MLPRegressor", counts, {"loss": "poisson"}),
-}
-SGD = {"solver": "sgd", "learning_rate_init": 0.05}
-SETTINGS = {
-    "adam": {},
-    "adam, all settings": {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "alpha": 0.5, "batch_size": 32},
-    "sgd": SGD,
-    "sgd without momentum": {**SGD, "momentum": 0.0, "alpha": 0.5},
-    "momentum": {**SGD, "nesterovs_momentum": False},
-    "invscaling": {**SGD, "learning_rate": "invscaling", "power_t": 0.2},
-    "adaptive": {**SGD, "learning_rate": "adaptive", "tol": 0.02, "n_iter_no_change": 2, "max_iter": 40},
-    "early stopping": {"early_stopping": True, "n_iter_no_change": 2, "max_iter": 40},
-    "early stopping, adaptive": {
-        **SGD,
-        "early_stopping": True,
-        "learning_rate": "adaptive",
-        "n_iter_no_change": 1,
-        "max_iter": 40,
-    },
-    # from some iteration on its searches along a line go ways of their own, of the last bit
-    "lbfgs": {"solver": "lbfgs", "alpha": 0.5, "max_iter": 4},
-    "tanh": {"activation": "tanh"},
-    "logistic": {"activation": "logistic"},
-    "identity": {"activation": "identity", **SGD, "learning_rate_init": 0.001},
-    "one wide layer": {"hidden_layer_sizes": 40, "shuffle": False},
-}
-
-
-def pair(kind, **settings):
-    """scikit-learn's and ours."""
-    settings = {"random_state": 0, "max_iter": 8, "hidden_layer_sizes": (20, 10), **settings}
-    return getattr(neural_network, kind)(**settings), getattr(fast, kind)(**settings)
-
-
-def assert_alike(theirs, ours, rtol=1e-8):
-    for a, b in zip(theirs.coefs_ + theirs.intercepts_, ours.coefs_ + ours.intercepts_, strict=True):
-        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol)
-        assert a.dtype == b.dtype
-    public = [name for name in vars(theirs) if name.endswith("_")]
-    assert public == [name for name in vars(ours) if name.endswith("_")]
-    for name in ("loss_", "loss_curve_", "best_loss_", "best_validation_score_", "validation_scores_"):
-        a, b = getattr(theirs, name, None), getattr(ours, name, None)
-        assert (a is None) == (b is None)
-        if a is not None:
-            np.testing.assert_allclose(b, a, rtol=rtol)
-    for name in ("n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
-        assert getattr(ours, name) == getattr(theirs, name)
 
 
 @pytest.mark.pairwise
@@ -131,12 +50,12 @@ def test_numbers_are_those_of_scikit_learn(data, settings, weighted):
     assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
     for method in ("predict", "predict_proba", "predict_log_proba"):
         if hasattr(theirs, method):
-            expected, found = getattr(theirs, method)(x), getattr(ours, method)(x)
-            assert found.dtype == expected.dtype
+            expected, results = getattr(theirs, method)(x), getattr(ours, method)(x)
+            assert results.dtype == expected.dtype
             if expected.dtype.kind == "f":
-                np.testing.assert_allclose(found, expected, rtol=1e-4 if settings == "lbfgs" else 1e-6, atol=1e-9)
+                np.testing.assert_allclose(results, expected, rtol=1e-4 if settings == "lbfgs" else 1e-6, atol=1e-9)
             else:
-                np.testing.assert_array_equal(found, expected)
+                np.testing.assert_array_equal(results, expected)
     assert ours.score(x, y, weights) == pytest.approx(theirs.score(x, y, weights))
 
 
@@ -149,9 +68,9 @@ def test_one_epoch_from_given_weights_is_scikit_learns(in_force, solver, dtype):
     rng = np.random.default_rng(3)
     for estimator in (theirs, ours):
         estimator.fit(x, y)
-    given = [(rng.standard_normal(a.shape) / 5).astype(dtype) for a in theirs.coefs_ + theirs.intercepts_]
+    weights = [(rng.standard_normal(a.shape) / 5).astype(dtype) for a in theirs.coefs_ + theirs.intercepts_]
     for estimator in (theirs, ours):
-        estimator.coefs_, estimator.intercepts_ = [a.copy() for a in given[:3]], [a.copy() for a in given[3:]]
+        estimator.coefs_, estimator.intercepts_ = [a.copy() for a in weights[:3]], [a.copy() for a in weights[3:]]
     np.testing.assert_allclose(
         ours.predict_proba(x), theirs.predict_proba(x), rtol=1e-4 if dtype == "float32" else 1e-9
     )
@@ -203,9 +122,9 @@ def test_class_numbers_in_an_array_are_the_classes_that_scikit_learn_finds_in_a_
     np.testing.assert_array_equal(ours.classes_, other.classes_)
     np.testing.assert_array_equal(ours.predict(x), other.predict(x))
     np.testing.assert_array_equal(ours.coefs_[0], other.coefs_[0])
-    found, expected = vars(ours._label_binarizer), vars(other._label_binarizer)
-    assert list(found.pop("classes_")) == list(expected.pop("classes_"))
-    assert found == expected
+    results, expected = vars(ours._label_binarizer), vars(other._label_binarizer)
+    assert list(results.pop("classes_")) == list(expected.pop("classes_"))
+    assert results == expected
     assert clone(ours).set_params(warm_start=True).fit(x, y).partial_fit(x, y).t_ == (ours.max_iter + 1) * len(x)
 
 
@@ -217,90 +136,6 @@ def test_a_warm_start_begins_where_training_ended(solver):
         theirs.fit(x, y)
         ours.fit(x, y)
     assert_alike(theirs, ours, 1e-6)
-
-
-def test_a_sparse_x_is_a_dense_one(dtype):
-    x, y = classes()
-    x = x.astype(dtype)
-    _, dense = pair("MLPClassifier")
-    dense.fit(x, y)
-    for form in (sparse.csr_array, sparse.csc_array):
-        other = clone(dense).fit(form(x), y)
-        np.testing.assert_array_equal(other.coefs_[0], dense.coefs_[0])
-        np.testing.assert_array_equal(other.predict_proba(form(x)), dense.predict_proba(x))
-
-
-def few(kind="classes"):
-    """Data of which one value in six is not 0."""
-    x, y = DATA[kind][1]()
-    return np.where(np.random.default_rng(2).random(x.shape) < 1 / 6, x, 0), y
-
-
-@pytest.mark.pairwise
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("settings", ["adam", "sgd", "lbfgs", "early stopping"])
-@pytest.mark.parametrize("form", ["array", "csr", "csc"])
-def test_of_an_x_with_few_values_that_are_not_0_only_those_are_worked_on(data, settings, form, monkeypatch):
-    (kind, _, options), (x, y) = DATA[data], few(data)
-    weights = np.random.default_rng(1).random(ROWS)
-    theirs, ours = pair(kind, **options, **SETTINGS[settings])
-    theirs.fit(x, y, sample_weight=weights)
-    name = "gradient" if settings == "lbfgs" else "epoch"
-    taken, run = set(), getattr(Problem, name)
-
-    def recorded(problem, *arguments):
-        taken.add(type(problem.x))
-        return run(problem, *arguments)
-
-    monkeypatch.setattr(Problem, name, recorded)
-    given = {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[form](x)
-    ours.fit(given, y, sample_weight=weights)
-    assert taken == {Nonzeros}
-    assert_alike(theirs, ours, 1e-5 if settings == "lbfgs" else 1e-8)
-    np.testing.assert_array_equal(ours.predict(given), ours.predict(x))
-
-
-def test_a_sparse_x_may_have_columns_in_any_order_more_than_once(dtype):
-    x, y = few()
-    x = sparse.csr_array(x.astype(dtype))
-    # each value as its halves, backwards
-    indices, values = np.repeat(x.indices, 2), np.repeat(x.data / 2, 2)
-    for start, stop in pairwise(2 * x.indptr):
-        indices[start:stop], values[start:stop] = indices[start:stop][::-1], values[start:stop][::-1]
-    other = sparse.csr_array((values, indices, 2 * x.indptr), x.shape)
-    _, ours = pair("MLPClassifier")
-    np.testing.assert_array_equal(clone(ours).fit(other, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
-    assert other.nnz == 2 * x.nnz
-    np.testing.assert_array_equal(other.indices, indices)
-
-
-def test_lbfgs_takes_a_sparse_x_of_float32_in_float64():
-    x, y = few()
-    x = x.astype(np.float32)
-    _, ours = pair("MLPClassifier", solver="lbfgs", max_iter=2)
-    # an array is, too
-    np.testing.assert_array_equal(clone(ours).fit(sparse.csr_array(x), y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
-
-
-def test_a_sparse_x_may_be_read_only():
-    x, y = few()
-    given = sparse.csr_array(x)
-    for array in (given.data, given.indices, given.indptr):
-        array.flags.writeable = False
-    _, ours = pair("MLPClassifier")
-    np.testing.assert_array_equal(clone(ours).fit(given, y).coefs_[0], clone(ours).fit(x, y).coefs_[0])
-
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_weights_that_are_not_finite_are_an_error_where_few_values_are_not_0(seen):
-    """A row that does not see such a weight is trained on, but the fit ends in scikit-learn's error."""
-    x, y = few()
-    x[:, 5] = seen
-    _, ours = pair("MLPClassifier", warm_start=True, max_iter=2, alpha=0.0)
-    ours.fit(x, y)
-    ours.coefs_[0][5] = np.inf
-    with pytest.raises(ValueError, match="is not finite" if seen else "Solver produced non-finite parameter weights"):
-        ours.fit(x, y)
 
 
 def behind(values, what):
@@ -325,10 +160,10 @@ def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does
     x, y = DATA[{"value": "values"}.get(kind, kind)][1]()
     if kind == "labels":
         y = y[:, :2]
-    found = []
+    results = []
     for lib, rest in ((neural_network, 0.0), (fast, 1.0), (fast, 1e6)):
-        given = {"random_state": 0, "max_iter": 3, "hidden_layer_sizes": (5,), "learning_rate_init": 1e-4}
-        e = getattr(lib, estimator)(**given, **settings)
+        common = {"random_state": 0, "max_iter": 3, "hidden_layer_sizes": (5,), "learning_rate_init": 1e-4}
+        e = getattr(lib, estimator)(**common, **settings)
         fit = e.partial_fit if how == "partial_fit" else e.fit
         fit(x, y, **({"classes": [0, 1]} if kind == "labels" and how == "partial_fit" else {}))
         try:
@@ -336,10 +171,10 @@ def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does
         except ValueError as error:
             # the score of three outputs and one, after an epoch
             assert how == "early stopping"
-            found.append((str(error), e))
+            results.append((str(error), e))
         else:
-            found.append((None, e))
-    (first, theirs), *ours = found
+            results.append((None, e))
+    (first, theirs), *ours = results
     for said, other in ours:
         assert said == first
         for a, b in zip(theirs.coefs_ + theirs.intercepts_, other.coefs_ + other.intercepts_, strict=True):
@@ -349,6 +184,8 @@ def test_one_output_where_there_were_more_is_taken_for_each_as_scikit_learn_does
 
 
 X3 = np.random.default_rng(0).normal(size=(40, 3))
+
+
 CHANGES = {
     "more outputs": (X3, 2 * X3, {}, "y must have 1 outputs as the weights that training goes on from, got 3"),
     "fewer outputs": (X3, X3[:, :2], {}, "y must have 3 outputs as the weights that training goes on from, got 2"),
@@ -447,43 +284,6 @@ def test_early_stopping_and_a_warm_start_find_what_scikit_learns_find(times):
     assert_alike(theirs, ours, 1e-6)
 
 
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("form", ["csr", "csc"])
-@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
-def test_of_a_sparse_x_is_predicted_what_scikit_learn_predicts(data, form, hidden, monkeypatch):
-    """From few values that are not 0, and from many, of which parts are copied."""
-    kind, make, options = DATA[data]
-    x, y = make()
-    theirs, ours = (e.fit(x, y) for e in pair(kind, **options, hidden_layer_sizes=hidden, max_iter=3))
-    monkeypatch.setattr(fast.estimators, "COPIED", 10 * 8 * x.shape[1])
-    for rows in (few(data)[0], x):
-        given = sparse.csr_array(rows).asformat(form)
-        for method in ("predict", "predict_proba"):
-            if hasattr(theirs, method):
-                expected, found = getattr(theirs, method)(given), getattr(ours, method)(given)
-                if expected.dtype.kind == "f":
-                    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
-                else:
-                    np.testing.assert_array_equal(found, expected)
-        assert ours.score(given, y) == pytest.approx(theirs.score(given, y))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
-def test_the_memory_of_a_prediction_does_not_go_with_the_columns_of_a_sparse_x(share):
-    rows, columns = 3000, 20_000
-    x = sparse.random_array(
-        (rows, columns), density=share, format="csr", rng=np.random.default_rng(0), dtype=np.float32
-    )
-    _, ours = pair("MLPClassifier", hidden_layer_sizes=(4,), max_iter=1)
-    ours.fit(x[:50], np.arange(50) % 3)
-    tracemalloc.start()
-    ours.predict_proba(x)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    # all of it would be 240 MB
-    assert peak < 60e6
-
-
 def test_many_rows_are_predicted_part_by_part():
     x, y = classes()
     theirs, ours = (e.fit(x, y) for e in pair("MLPClassifier"))
@@ -503,13 +303,13 @@ def test_a_grid_search_in_processes_and_in_threads_finds_what_one_of_scikit_lear
 
     x, y = classes()
     grid = {"mlpclassifier__alpha": [1e-4, 10.0], "mlpclassifier__hidden_layer_sizes": [(8,), (20, 10)]}
-    found = []
+    results = []
     for estimator in pair("MLPClassifier", max_iter=5):
         search = GridSearchCV(make_pipeline(StandardScaler(), estimator), grid, cv=2, n_jobs=2)
         with parallel_config(backend=workers), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found.append(search.fit(x, y).cv_results_["mean_test_score"])
-    np.testing.assert_allclose(found[1], found[0])
+            results.append(search.fit(x, y).cv_results_["mean_test_score"])
+    np.testing.assert_allclose(results[1], results[0])
 
 
 def test_clones_copies_and_pickles():
@@ -610,28 +410,3 @@ except ImportError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == 'fastgrad.sklearn needs scikit-learn from 1.7 on: pip install "fastgrad[sklearn]"'
-
-
-@pytest.mark.parametrize("broken", ["column", "negative column", "start"])
-def test_a_sparse_matrix_with_numbers_of_no_column_is_refused(broken):
-    """Kernels would read, and write, where there is nothing."""
-    rng = np.random.default_rng(0)
-    x = sparse.random_array((60, 50), density=0.05, format="csr", rng=rng, dtype=np.float64)
-    if broken == "start":
-        x.indptr[3] = 10**6
-    else:
-        x.indices[7] = -1 if broken == "negative column" else 10**6
-    with pytest.raises(ValueError, match=r"indices|index|indptr"):
-        fast.MLPClassifier(max_iter=1).fit(x, rng.integers(0, 2, 60))
-
-
-def test_columns_out_of_order_that_a_matrix_calls_sorted_are_sorted():
-    rng = np.random.default_rng(0)
-    x = sparse.random_array((60, 50), density=0.1, format="csr", rng=rng, dtype=np.float64)
-    y, sorted_x = rng.integers(0, 2, 60), x.copy()
-    for row in range(60):
-        part = slice(x.indptr[row], x.indptr[row + 1])
-        x.indices[part], x.data[part] = x.indices[part][::-1].copy(), x.data[part][::-1].copy()
-    x.has_canonical_format = True
-    found, expected = (fast.MLPClassifier(max_iter=2, random_state=0).fit(a, y) for a in (x, sorted_x))
-    np.testing.assert_array_equal(found.coefs_[0], expected.coefs_[0])

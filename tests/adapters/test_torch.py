@@ -27,18 +27,18 @@ ACTS = {"identity": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu,
 
 def draw(*shape, last=True, dtype=DOUBLE, seed=0):
     """A tensor that requires its gradient; images channels last in memory or not."""
-    made = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed + sum(shape)))
-    if last and made.dim() == 4:
-        made = made.contiguous(memory_format=torch.channels_last)
-    return made.requires_grad_()
+    tensor = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    if last and tensor.dim() == 4:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.requires_grad_()
 
 
-def same(found, expected, inputs, rtol=1e-9, atol=1e-10):
+def same(results, expected, inputs, rtol=1e-9, atol=1e-10):
     """Results and, from one random upstream, gradients are the same."""
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(results, expected, rtol=rtol, atol=atol)
     upstream = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
     for actual, wanted in zip(
-        *(torch.autograd.grad(y, inputs, upstream, retain_graph=True) for y in (found, expected)), strict=True
+        *(torch.autograd.grad(y, inputs, upstream, retain_graph=True) for y in (results, expected)), strict=True
     ):
         torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
 
@@ -72,15 +72,15 @@ def test_a_chain_is_pytorchs_linear_after_linear(in_force, act):
     x, weights, biases, residual = chain_inputs()
     f = ACTS[act]
     expected = f(F.linear(f(F.linear(x, weights[0], biases[0])), weights[1]) + residual)
-    found = fgt.dense_chain(x, weights, biases, act, residual)
-    same(found, expected, [x, *weights, biases[0], residual])
+    results = fgt.dense_chain(x, weights, biases, act, residual)
+    same(results, expected, [x, *weights, biases[0], residual])
 
 
 def test_a_chain_takes_sequences_and_views(in_force):
     x, weights, biases, _ = chain_inputs()
     sequences, turned = draw(2, 5, 4), draw(4, 6)
-    found = fgt.dense_chain(sequences, weights, biases)
-    same(found, torch.stack([fgt.dense_chain(part, weights, biases) for part in sequences]), [sequences, *weights])
+    results = fgt.dense_chain(sequences, weights, biases)
+    same(results, torch.stack([fgt.dense_chain(part, weights, biases) for part in sequences]), [sequences, *weights])
     same(fgt.dense_chain(x[::2], [turned.t()], None, "tanh"), torch.tanh(F.linear(x[::2], turned.t())), [x, turned])
 
 
@@ -94,8 +94,8 @@ def test_batch_norm_is_pytorchs(in_force, shape, act, training, last):
     expected = ACTS[act](F.batch_norm(x, *theirs, gamma, beta, training, 0.3, 1e-3) + residual)
     before = mean._version
     options = {"training": training, "momentum": 0.3, "eps": 1e-3}
-    found = fgt.batch_norm(x, gamma, beta, mean, var, activation=act, residual=residual, **options)
-    same(found, expected, [x, gamma, beta, residual])
+    results = fgt.batch_norm(x, gamma, beta, mean, var, activation=act, residual=residual, **options)
+    same(results, expected, [x, gamma, beta, residual])
     for ours, other in zip((mean, var), theirs, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-12, atol=1e-12)
     assert (mean._version > before) == training
@@ -158,10 +158,10 @@ def test_cross_entropy_is_pytorchs(in_force, reduction, probabilities):
 @pytest.mark.parametrize("max_norm", [0.5, 1e3, np.inf])
 def test_clipping_is_pytorchs(in_force, norm_type, max_norm):
     def parameters():
-        made = [torch.zeros(3, 4), torch.zeros(5), torch.zeros(2)]
-        for i, p in enumerate(made[:2]):
+        tensors = [torch.zeros(3, 4), torch.zeros(5), torch.zeros(2)]
+        for i, p in enumerate(tensors[:2]):
             p.grad = draw(*p.shape, dtype=torch.float32, seed=i).detach()
-        return made
+        return tensors
 
     ours, theirs = parameters(), parameters()
     norm = fgt.clip_grad_norm_(ours, max_norm, norm_type)
@@ -196,13 +196,13 @@ CLIPS = {
 @pytest.mark.parametrize("case", CLIPS)
 def test_clipping_takes_what_pytorchs_takes(case):
     dtypes, max_norm, norm_type = CLIPS[case]
-    found = []
+    results = []
     for clip in (fgt.clip_grad_norm_, nn.utils.clip_grad_norm_):
         params = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
         for i, p in enumerate(params):
             p.grad = torch.tensor([2.0, -3.0, 4.0 + i]).to(p.dtype)
-        found.append([clip(params, max_norm, norm_type), *(p.grad for p in params)])
-    torch.testing.assert_close(*found)
+        results.append([clip(params, max_norm, norm_type), *(p.grad for p in params)])
+    torch.testing.assert_close(*results)
 
 
 def test_errors_of_clipping_name_it_once():
@@ -274,8 +274,8 @@ def test_images_lie_in_memory_as_pytorchs(layout, shape):
             continue
         w = draw(outputs, shape[1], size, size, last=last)
         assert fgt.conv2d(x, w).stride() == F.conv2d(x, w).stride()
-        found = fgt.conv_block(x, w, *(draw(outputs),) * 2) if x.numel() > 30 else None
-        assert found is None or found.stride() == F.conv2d(x, w).stride()
+        results = fgt.conv_block(x, w, *(draw(outputs),) * 2) if x.numel() > 30 else None
+        assert results is None or results.stride() == F.conv2d(x, w).stride()
     norm, theirs = fgt.BatchNorm2d(shape[1], dtype=DOUBLE).eval(), torch.nn.BatchNorm2d(shape[1], dtype=DOUBLE).eval()
     assert norm(x).stride() == theirs(x).stride()
 
@@ -283,8 +283,8 @@ def test_images_lie_in_memory_as_pytorchs(layout, shape):
 @pytest.mark.parametrize("last", [False, True])
 def test_layers_in_a_row_lie_in_memory_as_pytorchs_and_nothing_is_turned_between(last, monkeypatch):
     def layers():
-        made = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Dropout(0.5)]
-        return nn.Sequential(*made, nn.Conv2d(6, 4, 3), nn.SiLU()).double()
+        layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Dropout(0.5)]
+        return nn.Sequential(*layers, nn.Conv2d(6, 4, 3), nn.SiLU()).double()
 
     theirs = layers()
     ours = copy.deepcopy(theirs)
@@ -295,15 +295,15 @@ def test_layers_in_a_row_lie_in_memory_as_pytorchs_and_nothing_is_turned_between
     turned = []
     contiguous = torch.Tensor.contiguous
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: turned.append(self) or contiguous(self))
-    found = []
+    results = []
     for net in (ours, theirs):
         # dropout draws its mask in the order of memory
         torch.manual_seed(0)
-        found.append(net(x))
-    assert found[0].stride() == found[1].stride()
-    torch.testing.assert_close(*found)
+        results.append(net(x))
+    assert results[0].stride() == results[1].stride()
+    torch.testing.assert_close(*results)
     assert len(turned) == (0 if last else 2)
-    assert (found[0] if not last else found[0].permute(0, 2, 3, 1)).view(2, -1).shape == (2, 4 * 5 * 4)
+    assert (results[0] if not last else results[0].permute(0, 2, 3, 1)).view(2, -1).shape == (2, 4 * 5 * 4)
 
 
 def test_sequences_through_a_norm_are_contiguous():
@@ -434,9 +434,9 @@ def test_results_have_the_dtypes_of_pytorch_under_autocast(case, low):
     for dtype in (torch.float32, low):
         x = draw(2, 4, dtype=torch.float32).to(dtype)
         with torch.autocast("cpu", low):
-            found, expected = ours(x), theirs(x)
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+            results, expected = ours(x), theirs(x)
+        assert results.dtype == expected.dtype
+        torch.testing.assert_close(results, expected, rtol=0.02, atol=0.02)
 
 
 def test_autocast_computes_in_float32_and_gradients_are_float32():

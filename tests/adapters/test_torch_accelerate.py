@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import buffers  # noqa: E402
+from fastgrad.torch import buffers, replacement  # noqa: E402
 
 
 class Block(nn.Module):
@@ -84,8 +84,8 @@ def test_a_model_keeps_its_numbers_parameters_and_names():
     ]
     assert all(p is q for p, q in zip(net.parameters(), parameters, strict=True))
     assert list(net.state_dict()) == names
-    for expected, found in zip(gradients(plain, x), gradients(net, x), strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, results in zip(gradients(plain, x), gradients(net, x), strict=True):
+        torch.testing.assert_close(results, expected)
     torch.testing.assert_close(net.state_dict(), plain.state_dict())
     expected = plain.eval()(x)
     for other in (net, copy.deepcopy(net), torch.compile(net, fullgraph=True, backend="aot_eager")):
@@ -106,7 +106,7 @@ def test_an_optimizer_made_before_goes_on():
     models, x, target = (net, copy.deepcopy(net)), torch.randn(20, 6), torch.randint(3, (20,))
     losses = []
     for model in models:
-        optimizer, found = torch.optim.Adam(model.parameters(), 1e-2), []
+        optimizer, results = torch.optim.Adam(model.parameters(), 1e-2), []
         for step in range(30):
             if model is net and step == 10:
                 fgt.accelerate(model)
@@ -114,8 +114,8 @@ def test_an_optimizer_made_before_goes_on():
             loss = nn.functional.cross_entropy(model(x), target)
             loss.backward()
             optimizer.step()
-            found.append(loss.item())
-        losses.append(found)
+            results.append(loss.item())
+        losses.append(results)
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
@@ -201,7 +201,7 @@ def pair():
 @pytest.mark.parametrize("recorded", [True, False])
 def test_what_is_kept_of_a_call_stays_as_it_was(kept, recorded):
     """Calls write into arrays of earlier ones whose results are gone: here one thing alone made of a result is held."""
-    found = []
+    results = []
     for net in pair():
         torch.manual_seed(0)
         rows = []
@@ -214,14 +214,14 @@ def test_what_is_kept_of_a_call_stays_as_it_was(kept, recorded):
                 rows += [kept(p.grad) for p in net.parameters()]
                 net.zero_grad()
             del y
-        found.append(rows)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        results.append(rows)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("hooked", [False, True])
 def test_graphs_that_are_kept_are_not_written_by_other_calls(hooked):
     """Two forwards before their ways back, one of which is gone twice, other calls in between; saved as it is, or copied by a hook."""
-    found = []
+    results = []
     for net in pair():
         torch.manual_seed(0)
         xs = torch.randn(4, 7, 4)
@@ -237,8 +237,8 @@ def test_graphs_that_are_kept_are_not_written_by_other_calls(hooked):
             loss.backward(retain_graph=again)
             rows += [p.grad for p in net.parameters()]
             net.zero_grad()
-        found.append(rows)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        results.append(rows)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_threads_that_call_one_net_write_each_into_its_own_arrays():
@@ -250,29 +250,29 @@ def test_threads_that_call_one_net_write_each_into_its_own_arrays():
         return [torch.autograd.grad(ours(x).square().sum(), ours[0].weight)[0] for _ in range(50)]
 
     with ThreadPoolExecutor(8) as pool:
-        for found, wanted in zip(pool.map(gradients, xs), expected, strict=True):
-            for grad in found:
+        for results, wanted in zip(pool.map(gradients, xs), expected, strict=True):
+            for grad in results:
                 torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_room_is_taken_again_once_its_arrays_are_free_and_unless_it_is_large(monkeypatch):
-    class Made(buffers.BufferSet):
+def test_a_buffer_set_is_used_again_once_its_arrays_are_free_and_unless_it_is_large(monkeypatch):
+    class Buffers(buffers.BufferSet):
         def __init__(self, rows):
-            self.lent, self.size = [np.zeros(rows)], rows * 8
+            self.results, self.size = [np.zeros(rows)], rows * 8
 
-    of = buffers.BufferPool()
-    entry = of.take(Made, 3)
-    of.give(entry)
-    assert of.take(Made, 3)[1] is entry[1]
-    of.give(entry)
-    assert of.take(Made, 4)[1] is not entry[1]
-    held = torch.from_numpy(entry[1].lent[0])
-    assert of.take(Made, 3)[1] is not entry[1]
+    pool = buffers.BufferPool()
+    entry = pool.take(Buffers, 3)
+    pool.give_back(entry)
+    assert pool.take(Buffers, 3)[1] is entry[1]
+    pool.give_back(entry)
+    assert pool.take(Buffers, 4)[1] is not entry[1]
+    held = torch.from_numpy(entry[1].results[0])
+    assert pool.take(Buffers, 3)[1] is not entry[1]
     del held
-    assert of.take(Made, 3)[1] is entry[1]
-    monkeypatch.setattr(buffers, "LARGEST", 23)
-    of.give(entry)
-    assert of.take(Made, 3)[1] is not entry[1]
+    assert pool.take(Buffers, 3)[1] is entry[1]
+    monkeypatch.setattr(buffers, "MAX_BYTES", 23)
+    pool.give_back(entry)
+    assert pool.take(Buffers, 3)[1] is not entry[1]
 
 
 def test_inputs_are_checked_at_every_call():
@@ -292,7 +292,7 @@ def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)
     again = pickle.loads(pickle.dumps(net))
-    assert isinstance(again.forward.__self__, fgt.acceleration.FusedSequential)
+    assert isinstance(again.forward.__self__, replacement.SequentialReplacement)
     torch.testing.assert_close(again(torch.ones(2, 4)), net(torch.ones(2, 4)))
 
 

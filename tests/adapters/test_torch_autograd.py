@@ -80,39 +80,39 @@ def outcome(function, inputs, last):
 def test_what_pytorchs_layers_do_not_save_may_be_written_to(in_force, activation):
     for name, (ours, theirs, inputs) in operators(activation, LAYERS[activation]).items():
         for last in (False, True):
-            found, expected = (outcome(f, inputs, last) for f in (ours, theirs))
+            results, expected = (outcome(f, inputs, last) for f in (ours, theirs))
             # a convolution of images that are not channels last returns a copy, which may be written to anyhow
             if expected is not None or last or inputs[0].dim() == 2:
-                assert (found is None) == (expected is None), name
+                assert (results is None) == (expected is None), name
             if expected is not None:
-                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=name)
+                torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"proj_size": 2, "num_layers": 2}])
 def test_outputs_of_an_lstm_may_be_written_to(settings):
     modules = [kind(3, 4, dtype=DOUBLE, **settings) for kind in (nn.LSTM, fgt.LSTM)]
     modules[1].load_state_dict(modules[0].state_dict())
-    found = []
+    results = []
     for module in modules:
         x = draw(5, 2, 3)
         y, (h, c) = module(x)
         for state in (y, h, c):
             state.mul_(2)
-        found.append(torch.autograd.grad(y.sum() + h.cos().sum() + c.sin().sum(), [x, *module.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-10)
+        results.append(torch.autograd.grad(y.sum() + h.cos().sum() + c.sin().sum(), [x, *module.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-10)
 
 
 def test_what_no_gradient_reads_may_be_written_to_before_it():
     """As a generator's step between a discriminator's forward and its way back."""
     for x_wants, w_wants in ((True, False), (False, True)):
-        found = []
+        results = []
         for f in (lambda x, w: fgt.dense_chain(x, [w], None, "identity"), nn.functional.linear):
             x, w = draw(5, 4).detach().requires_grad_(x_wants), draw(3, 4).detach().requires_grad_(w_wants)
             y = f(x, w)
             with torch.no_grad():
                 (w if w_wants else x).fill_(7)
-            found += torch.autograd.grad(y, x if x_wants else w, torch.ones_like(y))
-        torch.testing.assert_close(*found)
+            results += torch.autograd.grad(y, x if x_wants else w, torch.ones_like(y))
+        torch.testing.assert_close(*results)
 
 
 def chain_of_layers():
@@ -204,8 +204,8 @@ def test_inference_mode_computes_the_same(name):
     expected = OPERATORS[name](x)
     torch.manual_seed(0)
     with torch.inference_mode():
-        found = OPERATORS[name](x)
-    torch.testing.assert_close(found, expected.detach())
+        results = OPERATORS[name](x)
+    torch.testing.assert_close(results, expected.detach())
 
 
 def test_a_norm_made_in_inference_mode_moves_its_statistics():

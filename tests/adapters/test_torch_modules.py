@@ -63,8 +63,8 @@ def test_the_lstm_is_pytorchs(options, kind):
     count = layers * (2 if both else 1)
     states = [torch.randn(count, *n, width, dtype=DOUBLE).requires_grad_() for width in (projected or 5, 5)]
     for hx in (None, tuple(states)):
-        for expected, found in zip(*(gradients(module, x, hx, flat) for module in modules), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+        for expected, results in zip(*(gradients(module, x, hx, flat) for module in modules), strict=True):
+            torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-11)
     with torch.no_grad():
         torch.manual_seed(3)
         expected = modules[0](x)[1][0]
@@ -81,7 +81,7 @@ def test_the_lstm_has_the_bits_of_the_function_whose_weights_lie_the_other_way(c
     module = fgt.LSTM(37, 19, proj_size=proj_size, batch_first=True)
     x, dy = torch.randn(n, steps, 37, requires_grad=wants_dx), torch.randn(n, steps, proj_size or 19)
     y = module(x)[0]
-    found = torch.autograd.grad(y, [*([x] if wants_dx else []), *module.parameters()], dy)
+    results = torch.autograd.grad(y, [*([x] if wants_dx else []), *module.parameters()], dy)
     w_ih, w_hh, b_ih, b_hh, *w_hr = (p.detach() for p in module.parameters())
     arrays = [np.ascontiguousarray(w.t().numpy()) for w in (w_ih, w_hh)]
     w_proj = np.ascontiguousarray(w_hr[0].t().numpy()) if w_hr else None
@@ -89,7 +89,7 @@ def test_the_lstm_has_the_bits_of_the_function_whose_weights_lie_the_other_way(c
     assert np.array_equal(y.detach().numpy(), expected)
     dx, dw_ih, dw_hh, db, *dw_proj = backward(dy.numpy())
     expected = [*([dx] if wants_dx else []), dw_ih.T, dw_hh.T, db, db, *(d.T for d in dw_proj)]
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(results, expected, strict=True):
         assert np.array_equal(mine.numpy(), theirs)
 
 
@@ -167,16 +167,16 @@ def _trained(change):
     def steps(module, x):
         torch.manual_seed(4)
         change(module)
-        found = []
+        results = []
         for _ in range(2):
             module.zero_grad()
             y = module(x)[0]
             y.square().sum().backward()
-            found += [y, *(p.grad.clone() for p in module.parameters())]
+            results += [y, *(p.grad.clone() for p in module.parameters())]
             with torch.no_grad():
                 for p in module.parameters():
                     p -= 0.1 * p.grad
-        return found
+        return results
 
     return steps
 
@@ -197,8 +197,8 @@ SWAPPED = {
 def test_an_lstm_computes_with_the_weights_of_the_moment(case):
     modules = [kind(4, 5, bidirectional=True, dtype=DOUBLE) for kind in (nn.LSTM, fgt.LSTM)]
     modules[1].load_state_dict(modules[0].state_dict())
-    found = [SWAPPED[case](module, torch.ones(3, 2, 4, dtype=DOUBLE).cumsum(0)) for module in modules]
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-11)
+    results = [SWAPPED[case](module, torch.ones(3, 2, 4, dtype=DOUBLE).cumsum(0)) for module in modules]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -208,13 +208,13 @@ def test_an_lstm_behind_a_linear_layer_trains_under_autocast(states, proj_size):
     linear, theirs = nn.Linear(3, 4), nn.LSTM(4, 5, 2, proj_size=proj_size)
     ours = fgt.LSTM(4, 5, 2, proj_size=proj_size)
     ours.load_state_dict(theirs.state_dict())
-    x, found = torch.randn(6, 2, 3), []
+    x, results = torch.randn(6, 2, 3), []
     hx = (torch.ones(2, 2, 5), torch.ones(2, 2, 5)) if states else None
     for module in (ours, theirs):
         with torch.autocast("cpu", torch.bfloat16):
             y, (h, c) = module(linear(x), hx)
-        found.append([y, h, c, *torch.autograd.grad(y.float().square().sum(), module.parameters())])
-    for mine, other in zip(*found, strict=True):
+        results.append([y, h, c, *torch.autograd.grad(y.float().square().sum(), module.parameters())])
+    for mine, other in zip(*results, strict=True):
         assert mine.dtype == other.dtype
         torch.testing.assert_close(mine, other, rtol=0.1, atol=0.1)
 
@@ -236,9 +236,9 @@ def test_an_mlp_is_the_sequential_of_pytorch(in_force, activation):
     theirs.load_state_dict(mine.state_dict())
     mine.load_state_dict(theirs.state_dict())
     x = torch.randn(7, 4, dtype=DOUBLE)
-    found, expected = mine(x), theirs(x)
-    torch.testing.assert_close(found, expected)
-    for y, model in ((found, mine), (expected, theirs)):
+    results, expected = mine(x), theirs(x)
+    torch.testing.assert_close(results, expected)
+    for y, model in ((results, mine), (expected, theirs)):
         y.square().sum().backward()
         assert all(p.grad.is_contiguous() for p in model.parameters())
     for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
@@ -289,9 +289,9 @@ def test_a_residual_block_is_that_of_pytorchs_layers(in_force, n_out, stride):
     theirs = Basic(mine)
     theirs.load_state_dict(mine.state_dict())
     x = torch.randn(2, 4, 6, 6, dtype=DOUBLE)
-    found, expected = mine(x), theirs(x)
-    torch.testing.assert_close(found, expected)
-    for y in (found, expected):
+    results, expected = mine(x), theirs(x)
+    torch.testing.assert_close(results, expected)
+    for y in (results, expected):
         y.square().sum().backward()
     for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
@@ -328,15 +328,15 @@ def test_training_finds_the_losses_of_pytorch():
     losses = []
     for model in (mine, theirs):
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        found = []
+        results = []
         for _ in range(50):
             optimizer.zero_grad()
             entropy = fgt.cross_entropy if model is mine else nn.functional.cross_entropy
             loss = entropy(model(x), target)
             loss.backward()
             optimizer.step()
-            found.append(loss.item())
-        losses.append(found)
+            results.append(loss.item())
+        losses.append(results)
     assert losses[0][-1] < 0.5 * losses[0][0]
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
 
@@ -348,9 +348,9 @@ def test_a_compiled_training_step_finds_the_gradients():
     compiled = torch.compile(lambda x: model(x).sin().square().sum(), fullgraph=True)
     # what it keeps on disk does not know of an operator that has changed since
     with torch._inductor.config.patch(force_disable_caches=True):
-        found = torch.autograd.grad(compiled(x), list(model.parameters()))
+        results = torch.autograd.grad(compiled(x), list(model.parameters()))
     expected = torch.autograd.grad(model(x).sin().square().sum(), list(model.parameters()))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(results, expected)
 
 
 DISTRIBUTED = """

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import optim  # noqa: E402
+from fastgrad.torch import optim_state  # noqa: E402
 
 PAIRS = [(fgt.Adam, torch.optim.Adam), (fgt.AdamW, torch.optim.AdamW)]
 
@@ -20,10 +20,12 @@ PAIRS = [(fgt.Adam, torch.optim.Adam), (fgt.AdamW, torch.optim.AdamW)]
 def parameters(dtype=torch.float64):
     """Of several layouts: contiguous, turned, channels last, of no values and of no axes."""
     generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(shape, dtype=dtype, generator=generator) for shape in ((3, 4), (5,), (2, 3, 4, 5), (0, 2), ())]
-    made[0] = made[0].t()
-    made[2] = made[2].contiguous(memory_format=torch.channels_last)
-    return [nn.Parameter(p) for p in made]
+    tensors = [
+        torch.randn(shape, dtype=dtype, generator=generator) for shape in ((3, 4), (5,), (2, 3, 4, 5), (0, 2), ())
+    ]
+    tensors[0] = tensors[0].t()
+    tensors[2] = tensors[2].contiguous(memory_format=torch.channels_last)
+    return [nn.Parameter(p) for p in tensors]
 
 
 def draw_gradients(params, seed, layout=torch.preserve_format):
@@ -160,15 +162,15 @@ def test_clipping_and_adam_train_as_pytorchs():
     x, target, losses = torch.randn(20, 6), torch.randint(3, (20,)), []
     for kind, clip in ((fgt.Adam, fgt.clip_grad_norm_), (torch.optim.Adam, nn.utils.clip_grad_norm_)):
         model = copy.deepcopy(first)
-        optimizer, found = kind(model.parameters(), 1e-2), []
+        optimizer, results = kind(model.parameters(), 1e-2), []
         for _ in range(30):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x), target)
             loss.backward()
             clip(model.parameters(), 0.1)
             optimizer.step()
-            found.append(loss.item())
-        losses.append(found)
+            results.append(loss.item())
+        losses.append(results)
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
@@ -327,26 +329,26 @@ def test_moments_of_another_shape_are_refused_and_nothing_written():
     same([p], [before])
 
 
-@pytest.mark.parametrize("made", [True, False])
-def test_a_step_that_is_interrupted_is_counted_if_it_was_made(monkeypatch, made):
+@pytest.mark.parametrize("updated", [True, False])
+def test_a_step_that_is_interrupted_is_counted_if_it_was_made(monkeypatch, updated):
     params, expected = parameters(), parameters()
     optimizer, theirs = fgt.Adam(params, 0.1), torch.optim.Adam(expected, 0.1)
     train(optimizer, params, 2)
     train(theirs, expected, 2)
 
     def interrupted(*arguments):
-        if made:
+        if updated:
             update(*arguments)
         raise KeyboardInterrupt
 
-    update = optim._update
-    monkeypatch.setattr(optim, "_update", interrupted)
+    update = optim_state.update_parameters
+    monkeypatch.setattr(optim_state, "update_parameters", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(optimizer, params, 1, first=2)
     monkeypatch.undo()
-    if made:
+    if updated:
         train(theirs, expected, 1, first=2)
-    assert [entry["step"].item() for entry in optimizer.state.values()] == [2 + made] * 5
+    assert [entry["step"].item() for entry in optimizer.state.values()] == [2 + updated] * 5
     train(optimizer, params, 2, first=3)
     train(theirs, expected, 2, first=3)
     same(params, expected)

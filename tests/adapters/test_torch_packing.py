@@ -24,27 +24,27 @@ def padded(trailing=(3,), batch_first=True, dtype=DOUBLE, n=5, steps=9):
     return draw(*((n, steps) if batch_first else (steps, n)), *trailing, dtype=dtype).requires_grad_()
 
 
-def same(found, expected):
+def same(results, expected):
     """Tensors, PackedSequences or tuples of them, to the bit."""
     if isinstance(expected, tuple):
-        assert type(found) is type(expected)
-        assert len(found) == len(expected)
-        for mine, theirs in zip(found, expected, strict=True):
+        assert type(results) is type(expected)
+        assert len(results) == len(expected)
+        for mine, theirs in zip(results, expected, strict=True):
             same(mine, theirs)
     elif expected is None:
-        assert found is None
+        assert results is None
     else:
-        assert found.dtype == expected.dtype
-        assert found.requires_grad == expected.requires_grad
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        assert results.dtype == expected.dtype
+        assert results.requires_grad == expected.requires_grad
+        torch.testing.assert_close(results, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def same_outcome(found, expected):
+def same_outcome(results, expected):
     """Of `outcome`: results to the bit, or the same error."""
     if isinstance(expected[0], type):
-        assert found == expected
+        assert results == expected
     else:
-        same(found, expected)
+        same(results, expected)
 
 
 def outcome(function, *arguments, **named):
@@ -79,12 +79,12 @@ def test_packing_and_padding_are_pytorchs(in_force, batch_first, enforce_sorted,
     same(gradient(mine.data, x, d), gradient(theirs.data, x, d))
     for first, value, total in itertools.product([True, False], [0.0, -2.5, float("nan"), 3], [None, 7, 12]):
         # each from the other's
-        found = fgt.pad_packed_sequence(theirs, first, value, total)
+        results = fgt.pad_packed_sequence(theirs, first, value, total)
         expected = rnn.pad_packed_sequence(mine, first, value, total)
-        assert ours(mine, found[0])
-        same(found, expected)
+        assert ours(mine, results[0])
+        same(results, expected)
         d = draw(*expected[0].shape, dtype=dtype, seed=2)
-        same(gradient(found[0], x, d), gradient(expected[0], x, d))
+        same(gradient(results[0], x, d), gradient(expected[0], x, d))
 
 
 @pytest.mark.parametrize("lengths", [[1], [4], [9]])
@@ -116,9 +116,9 @@ def test_views_are_taken_as_they_lie(in_force, view):
     same(*(gradient(packed.data.sum(), x, None) for packed in (mine, theirs)))
     data = torch.stack([mine.data, mine.data], -1)[..., 1]
     mine, theirs = (PackedSequence(data, *packed[1:]) for packed in (mine, theirs))
-    (found, _), (expected, _) = fgt.pad_packed_sequence(mine), rnn.pad_packed_sequence(theirs)
-    same(found, expected)
-    same(*(gradient(y.sum(), x, None) for y in (found, expected)))
+    (results, _), (expected, _) = fgt.pad_packed_sequence(mine), rnn.pad_packed_sequence(theirs)
+    same(results, expected)
+    same(*(gradient(y.sum(), x, None) for y in (results, expected)))
 
 
 def test_results_are_copies_and_the_gradient_has_the_order_of_the_call():
@@ -200,12 +200,12 @@ OTHERS = {
 def test_what_kernels_do_not_take_is_pytorchs(kind):
     x = OTHERS[kind]()
     for enforce_sorted in (True, False):
-        found, expected = (
+        results, expected = (
             outcome(f, x, SORTED, True, enforce_sorted) for f in (fgt.pack_padded_sequence, rnn.pack_padded_sequence)
         )
-        same_outcome(found, expected)
+        same_outcome(results, expected)
         if isinstance(expected, PackedSequence):
-            same_outcome(outcome(fgt.pad_packed_sequence, found), outcome(rnn.pad_packed_sequence, expected))
+            same_outcome(outcome(fgt.pad_packed_sequence, results), outcome(rnn.pad_packed_sequence, expected))
 
 
 PACKED = pack_sequence([draw(k, 3, seed=k) for k in (2, 6, 1, 4)], enforce_sorted=False)
@@ -244,9 +244,9 @@ def loop(layer, pack, pad, x, lengths):
 
 def test_an_lstm_between_them_is_pytorchs():
     x, lengths = padded(), torch.tensor(UNSORTED)
-    found = loop(fgt.LSTM, fgt.pack_padded_sequence, fgt.pad_packed_sequence, x, lengths)
+    results = loop(fgt.LSTM, fgt.pack_padded_sequence, fgt.pad_packed_sequence, x, lengths)
     expected = loop(nn.LSTM, rnn.pack_padded_sequence, rnn.pad_packed_sequence, x, lengths)
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 
 
@@ -276,8 +276,8 @@ def test_under_autocast_transforms_and_fake_tensors_they_are_pytorchs():
     same_outcome(*(outcome(torch.func.grad(data), x, module) for module in (fgt, rnn)))
     with torch._subclasses.FakeTensorMode() as mode:
         fakes = mode.from_tensor(x), mode.from_tensor(lengths)
-        found, expected = (outcome(m.pack_padded_sequence, *fakes, True) for m in (fgt, rnn))
-    assert found == expected
+        results, expected = (outcome(m.pack_padded_sequence, *fakes, True) for m in (fgt, rnn))
+    assert results == expected
 
 
 def test_an_lstm_refuses_a_packed_sequence_whose_numbers_fit_no_rows():

@@ -24,7 +24,7 @@ ALIASES = {
     "fastgrad.jax": {"jax": "jax", "jnp": "jax.numpy", "fgj": "fastgrad.jax"},
     "fastgrad.sklearn": {"sklearn": "sklearn"},
 }
-# modules whose public functions and classes have all sections; the others follow
+# modules whose public functions and classes have all sections
 MODULES = [
     "fastgrad.convert",
     "fastgrad.core.backend",
@@ -41,6 +41,9 @@ MODULES = [
     "fastgrad.init.distributions",
     "fastgrad.init.gains",
     "fastgrad.init.scaled",
+    "fastgrad.jax.ops.batch_norm",
+    "fastgrad.jax.ops.dense",
+    "fastgrad.jax.ops.lstm",
     "fastgrad.nn.batch_norm",
     "fastgrad.nn.container",
     "fastgrad.nn.conv",
@@ -53,13 +56,22 @@ MODULES = [
     "fastgrad.nn.resnet",
     "fastgrad.optim",
     "fastgrad.optim.constraint",
+    "fastgrad.optim.setting",
     "fastgrad.optim.updater",
     "fastgrad.pruning",
     "fastgrad.schedule",
     "fastgrad.sklearn.estimators",
     "fastgrad.torch.acceleration",
+    "fastgrad.torch.lstm_module",
+    "fastgrad.torch.modules",
+    "fastgrad.torch.ops.batch_norm",
     "fastgrad.torch.ops.clip",
+    "fastgrad.torch.ops.conv",
+    "fastgrad.torch.ops.conv_block",
+    "fastgrad.torch.ops.dense",
     "fastgrad.torch.ops.loss",
+    "fastgrad.torch.ops.lstm",
+    "fastgrad.torch.ops.packing",
     "fastgrad.torch.optim",
     "fastgrad.training.checkpoint",
     "fastgrad.training.trainer",
@@ -151,7 +163,7 @@ def test_docstrings_of_public_names_have_all_their_sections(module):
             assert text or (is_member and inspect.getdoc(value)), "there is no docstring"
             if text:
                 check_form(text)
-            # methods of an adapter are its peer's
+            # an adapter's methods take what those of its peer take
             if text and not isinstance(value, property) and not (is_member and adapter_of(module)):
                 check_contents(value, text, is_member)
         except AssertionError as error:

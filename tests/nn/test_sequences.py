@@ -101,8 +101,10 @@ def test_steps_that_lie_in_order_are_not_copied(in_force, monkeypatch):
     chain = DenseChain([COLUMNS, CLASSES], seed=0)
     x, _ = data()
     seen = []
-    fused = chain._fused
-    monkeypatch.setattr(chain, "_fused", lambda rows, *arguments: seen.append(rows) or fused(rows, *arguments))
+    fused = chain._forward_residual
+    monkeypatch.setattr(
+        chain, "_forward_residual", lambda rows, *arguments: seen.append(rows) or fused(rows, *arguments)
+    )
     for sequences in (x, time_major(x)):
         DenseChain.forward(chain, sequences)
         assert np.shares_memory(seen[-1], sequences)

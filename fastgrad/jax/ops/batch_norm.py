@@ -13,7 +13,7 @@ from fastgrad.core.allocator import layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import check_running
 from fastgrad.jax.arguments import axes_of, checkable, varying
-from fastgrad.jax.xla import call, host
+from fastgrad.jax.xla import call, host_function
 from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
 
 
@@ -39,9 +39,43 @@ def batch_norm(
     activation: str | tuple[str, float] = "identity",
     residual: Any = None,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """fastgrad.batch_norm: (y, running_mean, running_var) of x (..., C), where the last two are new arrays, or None if none were given.
+    """Batch normalisation with a residual and an activation, as fastgrad.batch_norm, of JAX arrays.
 
-    They take no part in gradients.
+    y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual)
+
+    Nothing is written in place: the moved running statistics are results.
+
+    Args:
+        x: (..., C), float32 or float64.
+        gamma: The factors, (C,).
+        beta: What is added, (C,).
+        running_mean: (C,), or None in training.
+        running_var: (C,), or None in training.
+        training: Normalise by the batch's own mean and variance, else by the running ones.
+        momentum: The share of the batch in the moved running statistics.
+        eps: What is added to the variance.
+        unbiased: Divide by M - 1 in the running variance, of M values a channel.
+        activation: A name, or a pair such as ("leaky_relu", 0.1).
+        residual: Like x, or None.
+
+    Returns:
+        y, like x, which jax.grad differentiates by x, gamma, beta and residual; and the new running_mean and running_var
+        (C,), without gradients, or None where none were given.
+
+    Raises:
+        ValueError: A shape does not fit, activation is unknown, running statistics are missing in evaluation, or there is
+            one value a channel in training.
+        TypeError: An argument is no array of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: A gradient is to be differentiated again.
+
+    Example:
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> y, mean, var = fgj.batch_norm(x, jnp.ones(1), jnp.zeros(1), jnp.zeros(1), jnp.ones(1), activation="relu")
+        >>> [round(value, 3) for value in y[:, 0].tolist()], round(float(mean[0]), 3)
+        ([0.0, 1.0], 0.2)
+
+    References:
+        Ioffe & Szegedy 2015, "Batch Normalization".
     """
     op = "batch_norm"
     f = check.activation(op, activation)
@@ -110,7 +144,7 @@ def _statistics(mean: np.ndarray, rstd: np.ndarray) -> Statistics:
     return Statistics(mean.reshape(-1).view(np.float64), rstd.reshape(-1).view(np.float64))
 
 
-@host
+@host_function
 def host_norm_forward(
     results: list, arguments: list, training: bool, momentum: float, eps: float, unbiased: bool, activation: list
 ) -> None:
@@ -128,7 +162,7 @@ def host_norm_forward(
     ops.batch_norm_forward(xs, statistics, Affine(gamma, beta), _rows(residual), f, saved)
 
 
-@host
+@host_function
 def host_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
     dy, x, gamma, beta, y, mean, rstd, z = arguments
     dx, dgamma, dbeta, dresidual = results

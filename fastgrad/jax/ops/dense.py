@@ -10,14 +10,36 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.jax.arguments import axes_of, checkable, varying
-from fastgrad.jax.xla import call, host
+from fastgrad.jax.xla import call, host_function
 from fastgrad.kernels.types import Activation, Chain, ChainGradients, ChainSaved, chain_buffers
 
 
 def dense_chain(
     x: Any, weights: Sequence[Any], biases: Sequence[Any] | None, activations: str | tuple[str, float] | list
 ) -> jax.Array:
-    """fastgrad.dense_chain: y (N, K_L) of x (N, K_0), weights[l] (K_l, K_l+1) and biases[l] (K_l+1,) or None, or no biases at all."""
+    """Dense layers in a row, as fastgrad.dense_chain, of JAX arrays.
+
+    a_0 = x, a_l+1 = act_l(a_l @ weights[l] + biases[l]), y = a_L
+
+    Args:
+        x: (N, K_0), float32 or float64.
+        weights: Of each layer (K_l, K_l+1).
+        biases: Of each layer (K_l+1,) or None; None is no biases at all.
+        activations: A name or a pair such as ("leaky_relu", 0.1), of all layers; or a list with one for each.
+
+    Returns:
+        y (N, K_L), which jax.grad differentiates by x, weights and biases.
+
+    Raises:
+        ValueError: A shape does not fit, or an activation is unknown.
+        TypeError: An argument is no array of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: A gradient is to be differentiated again.
+
+    Example:
+        >>> x, w = jnp.ones((3, 2)), jnp.ones((2, 4))
+        >>> jax.grad(lambda w: fgj.dense_chain(x, [w], None, "relu").sum())(w)[:, 0].tolist()
+        [3.0, 3.0]
+    """
     op = "dense_chain"
     check.sequence(op, "weights", weights)
     biases = [None] * len(weights) if biases is None else biases
@@ -43,8 +65,8 @@ def _chain(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple) ->
 def _forward(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tuple, keep: bool) -> list[jax.Array]:
     """y, and with keep all outputs but y, and the z that backward needs."""
     zs, outputs = chain_buffers(len(x), [w.shape[1] for w in weights], fs, jax.ShapeDtypeStruct, x.dtype)
-    own = [None if z is y else z for z, y in zip(zs, outputs, strict=True)]
-    results = [outputs[-1], *outputs[:-1], *own] if keep else outputs[-1:]
+    saved_zs = [None if z is y else z for z, y in zip(zs, outputs, strict=True)]
+    results = [outputs[-1], *outputs[:-1], *saved_zs] if keep else outputs[-1:]
     return call("dense_chain", host_dense_forward, results, [x, *weights, *biases], activations=fs)
 
 
@@ -56,16 +78,16 @@ def _vjp_forward(fs: tuple[Activation, ...], x: Any, weights: tuple, biases: tup
 def _vjp_backward(fs: tuple[Activation, ...], saved: tuple, dy: Any) -> tuple:
     x, weights, biases, y, inner = saved
     depth = len(weights)
-    found = call(
+    gradients = call(
         "dense_chain", host_dense_backward, [x, *weights, *biases], [dy, x, *weights, y, *inner], activations=fs
     )
-    return found[0], tuple(found[1 : depth + 1]), tuple(found[depth + 1 :])
+    return gradients[0], tuple(gradients[1 : depth + 1]), tuple(gradients[depth + 1 :])
 
 
 _chain.defvjp(_vjp_forward, _vjp_backward)
 
 
-@host
+@host_function
 def host_dense_forward(results: list, arguments: list, activations: list) -> None:
     fs, depth = [Activation(*f) for f in activations], len(activations)
     x, weights, biases = arguments[0], arguments[1 : depth + 1], arguments[depth + 1 :]
@@ -77,7 +99,7 @@ def host_dense_forward(results: list, arguments: list, activations: list) -> Non
     kernels().dense_chain_forward(Chain(x, weights, biases, fs, None), _saved(zs, outputs))
 
 
-@host
+@host_function
 def host_dense_backward(results: list, arguments: list, activations: list) -> None:
     fs, depth = [Activation(*f) for f in activations], len(activations)
     dy, x, *rest = arguments

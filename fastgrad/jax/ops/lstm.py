@@ -12,7 +12,7 @@ from fastgrad.core.backend import kernels
 from fastgrad.functional.lstm_weights import checked_weights, states
 from fastgrad.functional.packing import checked_lengths, pack, packed_batch, unpack
 from fastgrad.jax.arguments import axes_of, checkable, varying
-from fastgrad.jax.xla import call, host
+from fastgrad.jax.xla import call, host_function
 from fastgrad.kernels.types import LSTMGradients, LSTMUpstream, LSTMWeights, States, lstm_buffer_size, lstm_buffers
 
 
@@ -29,13 +29,49 @@ def lstm(
     peephole: Any = None,
     w_proj: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """fastgrad.lstm: (y (N, T, P), h_n (N, P), c_n (N, H)) of sequences x (N, T, C), of lengths (N,), which may be traced."""
+    """An LSTM over sequences, as fastgrad.lstm, of JAX arrays.
+
+    c_t = f c_{t-1} + i g, h_t = o tanh(c_t), with the gates i, f, g, o of x_t and h_{t-1}; H units, and P = H, or with w_proj
+    the width of h.
+
+    Args:
+        x: Sequences (N, T, C), float32 or float64.
+        w_ih: (C, 4H), the gates in the order i, f, g, o.
+        w_hh: (P, 4H).
+        b: (4H,), or None.
+        h_0: The initial h, (N, P); None is 0.
+        c_0: The initial c, (N, H); None is 0.
+        lengths: The steps of each sequence, (N,) integers from 0 to T, which may be traced; None is T.
+        reverse: Run each sequence from its last step to its first.
+        peephole: The weights of c in the gates i, f and o, (3, H), or None.
+        w_proj: The projection of h, (H, P), or None.
+
+    Returns:
+        y (N, T, P), 0 past a sequence's end, h_n (N, P) and c_n (N, H), which jax.grad differentiates by all arrays but
+        lengths.
+
+    Raises:
+        ValueError: A shape does not fit, or a length that is not traced is out of its range.
+        TypeError: An argument is no array of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: A gradient is to be differentiated again.
+
+    Example:
+        >>> x, w_ih, w_hh = jnp.ones((2, 5, 3)), jnp.zeros((3, 16)), jnp.zeros((4, 16))
+        >>> y, h_n, c_n = fgj.lstm(x, w_ih, w_hh, lengths=[5, 2])
+        >>> y.shape, h_n.shape
+        ((2, 5, 4), (2, 4))
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
+        Gers & Schmidhuber 2000, "Recurrent Nets that Time and Count": peephole.
+        Sak, Senior & Beaufays 2014, "Long Short-Term Memory Based Recurrent Neural Network Architectures": w_proj.
+    """
     op = "lstm"
-    given = {"x": x, "w_ih": w_ih, "w_hh": w_hh, "b": b, "peephole": peephole, "w_proj": w_proj, "h_0": h_0, "c_0": c_0}
-    seen: dict[str, Any] = {name: None if a is None else checkable(op, name, a) for name, a in given.items()}
-    x_like = check.array(op, "x", seen["x"], "(N, T, C)", (None, None, None))
-    weights = checked_weights(op, x_like, *(seen[name] for name in LSTMWeights._fields))
-    states(op, len(x_like), weights, seen["h_0"], seen["c_0"])
+    named = {"x": x, "w_ih": w_ih, "w_hh": w_hh, "b": b, "peephole": peephole, "w_proj": w_proj, "h_0": h_0, "c_0": c_0}
+    checked: dict[str, Any] = {name: None if a is None else checkable(op, name, a) for name, a in named.items()}
+    x_like = check.array(op, "x", checked["x"], "(N, T, C)", (None, None, None))
+    weights = checked_weights(op, x_like, *(checked[name] for name in LSTMWeights._fields))
+    states(op, len(x_like), weights, checked["h_0"], checked["c_0"])
     if lengths is not None:
         if not isinstance(lengths, jax.Array):
             lengths = jnp.asarray(checked_lengths(op, "lengths", lengths, *x_like.shape[:2]), jnp.int32)
@@ -43,7 +79,7 @@ def lstm(
             raise ValueError(
                 f"{op}: lengths must be integers (N,) = ({len(x_like)},), got {lengths.dtype} {lengths.shape}"
             )
-    arrays = tuple(None if a is None else jnp.asarray(a) for a in given.values())
+    arrays = tuple(None if a is None else jnp.asarray(a) for a in named.values())
     return _lstm(bool(reverse), *varying((arrays, lengths), axes_of((arrays, lengths))))
 
 
@@ -77,7 +113,7 @@ def _vjp_backward(reverse: bool, saved: tuple, gradients: tuple) -> tuple:
 _lstm.defvjp(_vjp_forward, _vjp_backward)
 
 
-@host
+@host_function
 def host_lstm_forward(results: list, arguments: list, reverse: bool) -> None:
     x, *w, h_0, c_0, lengths = arguments
     weights, batch = LSTMWeights(*w), packed_batch("lstm", x.shape[:2], lengths, reverse)
@@ -90,7 +126,7 @@ def host_lstm_forward(results: list, arguments: list, reverse: bool) -> None:
     y[...] = unpack(saved.h, batch)
 
 
-@host
+@host_function
 def host_lstm_backward(results: list, arguments: list, reverse: bool) -> None:
     dy, dh_n, dc_n, x, *w, h_0, c_0, lengths, buffer, h = arguments
     weights, batch = LSTMWeights(*w), packed_batch("lstm", x.shape[:2], lengths, reverse)

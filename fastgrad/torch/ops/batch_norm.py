@@ -1,4 +1,4 @@
-"""The PyTorch operator batch_norm: batch normalisation with a residual and an activation."""
+"""The PyTorch operator batch_norm: batch normalisation with a residual and an activation, its derivative and its fake."""
 
 import functools
 from typing import Any
@@ -11,18 +11,18 @@ from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import move_statistics
 from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
-from fastgrad.torch.registration import Operator, direct, low, plain, refuse_tangents
+from fastgrad.torch.registration import Operator, autocast_dtype, autograd_function, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import (
-    LAST,
+    LAST_AXES,
     RESULT_SAVED,
     array,
     channels_last,
     channels_second,
-    laid,
-    laid_out,
-    like_last,
-    own,
-    saves_own,
+    empty_channels_last,
+    in_memory_format,
+    is_channels_last,
+    saved_copy,
+    saves_copy,
 )
 
 Tensor = torch.Tensor
@@ -42,14 +42,46 @@ def batch_norm(
     activation: str | tuple[str, float] = "identity",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """y = act(norm(x) + residual), with x (N, C), (N, C, L) or (N, C, H, W), as torch.nn.functional.batch_norm.
+    """Batch normalisation as torch.nn.functional.batch_norm, with a residual and an activation in the same pass.
 
-    x is taken as it is where channels come last in memory (memory_format=torch.channels_last), and else copied; y lies like x.
-    In training running_mean and running_var (C,), if given, are moved in place.
+    y = act((x - mean) / sqrt(var + eps) * gamma + beta + residual)
+
+    In training running_mean and running_var, if given, are moved in place. Images in memory_format=torch.channels_last are
+    used without a copy, others are copied; y has the memory format of x.
+
+    Args:
+        x: (N, C), (N, C, L) or (N, C, H, W), float32 or float64.
+        gamma: The factors, (C,).
+        beta: What is added, (C,).
+        running_mean: (C,), or None in training.
+        running_var: (C,), or None in training.
+        training: Normalise by the batch's own mean and variance, else by the running ones.
+        momentum: The share of the batch in the moved running statistics.
+        eps: What is added to the variance.
+        activation: A name, or a pair such as ("leaky_relu", 0.1).
+        residual: Like x, or None.
+
+    Returns:
+        y, like x, differentiable by x, gamma, beta and residual.
+
+    Raises:
+        ValueError: A shape does not fit, activation is unknown, running statistics are missing in evaluation, or there is
+            one value a channel in training.
+        TypeError: An argument is no tensor of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: The call is inside torch.func's transforms, or has tangents.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> y = fgt.batch_norm(x, torch.ones(1), torch.zeros(1), activation="relu")
+        >>> [round(value, 3) for value in y[:, 0].tolist()]
+        [0.0, 1.0]
+
+    References:
+        Ioffe & Szegedy 2015, "Batch Normalization".
     """
     running = running_mean, running_var
     y = batch_norm_last(x, (gamma, beta), running, residual, (training, momentum, eps), activation)
-    return laid(y, like_last(x))
+    return in_memory_format(y, is_channels_last(x))
 
 
 def batch_norm_last(
@@ -63,7 +95,7 @@ def batch_norm_last(
     tensors: tuple = x, *affine, *running, residual
     refuse_tangents(OP, *tensors)
     settings: tuple = *options, *f
-    if not plain(OP, x):
+    if not skips_dispatcher(OP, x):
         y, *_, mean, var = _forward.op(*tensors, *settings)
         if options[0] and running[0] is not None and running[1] is not None:
             # no part of the graph, though all that an operator returns is
@@ -72,7 +104,9 @@ def batch_norm_last(
                     old.copy_(new)
         # no product: PyTorch's norm returns what it takes
         return (
-            y if low(x) is None else y.to(x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
+            y
+            if autocast_dtype(x) is None
+            else y.to(x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
         )
     if torch.is_grad_enabled():
         return _BatchNorm.apply(*tensors, *settings)
@@ -118,10 +152,10 @@ def _run(
         for _, tensor in named:
             torch.autograd.graph.increment_version(tensor)
     kernels().batch_norm_forward(xs, statistics, affine, added, f, saved)
-    kept = saved.z.reshape(shape) if f.needs_input else own(f, y)
+    z_or_copy = saved.z.reshape(shape) if f.needs_input else saved_copy(f, y)
     # what was moved in place is an argument, which no operator returns
-    others = [] if in_place else [np.empty(0, dtype) if r is None else r for r in running]
-    return channels_second(y), *(torch.from_numpy(a) for a in (kept, *statistics, *others))
+    new_running = [] if in_place else [np.empty(0, dtype) if r is None else r for r in running]
+    return channels_second(y), *(torch.from_numpy(a) for a in (z_or_copy, *statistics, *new_running))
 
 
 def _run_backward(
@@ -129,7 +163,7 @@ def _run_backward(
     x: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     mean: Tensor,
     rstd: Tensor,
     training: bool,
@@ -137,13 +171,13 @@ def _run_backward(
     parameter: float,
     wants: list[bool],
 ) -> list[Tensor]:
-    """dgamma, dbeta, and those that are wanted of dx and dresidual. kept: y (N, C, ...), z or a copy of y (N, ..., C), or nothing."""
+    """dgamma, dbeta, and those that are wanted of dx and dresidual. saved: y (N, C, ...), z or a copy of y (N, ..., C), or nothing."""
     f, (xs, shape), dys = Activation(code, parameter), _rows("x", x), _like("dy", dy, x)
     ys = dys
     if code in RESULT_SAVED:
-        ys = _rows("y", kept)[0]
-    elif saves_own(code):
-        ys = array(OP, "kept", kept).reshape(xs.shape)
+        ys = _rows("y", saved)[0]
+    elif saves_copy(code):
+        ys = array(OP, "saved", saved).reshape(xs.shape)
     affine = Affine(*(check.contiguous(array(OP, "gamma", v)) for v in (gamma, beta)))
     statistics = Statistics(array(OP, "mean", mean), array(OP, "rstd", rstd))
     dx, dz = (empty(xs.shape, xs) if want else None for want in wants)
@@ -156,7 +190,7 @@ def _run_backward(
 def _rows(name: str, value: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     """(M, C), and the shape (N, ..., C) of which it is the rows."""
     a = array(OP, name, value)
-    if a.ndim not in LAST or not a.shape[1]:
+    if a.ndim not in LAST_AXES or not a.shape[1]:
         raise ValueError(f"{OP}: {name} must be (N, C), (N, C, L) or (N, C, H, W), got {a.shape}")
     last = check.contiguous(channels_last(a))
     return last.reshape(-1 if last.size else last.size // last.shape[-1], last.shape[-1]), last.shape
@@ -174,29 +208,29 @@ def _fake(
     code: int, parameter: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     width = x.shape[1]
-    y = laid_out(x)
-    kept = x.new_empty((x.shape[0], *x.shape[2:], width) if saves_own(code) else 0)
+    y = empty_channels_last(x)
+    z_or_copy = x.new_empty((x.shape[0], *x.shape[2:], width) if saves_copy(code) else 0)
     running = width if running_mean is not None else 0
     mean, rstd = (x.new_empty(width, dtype=torch.float64) for _ in range(2))
-    return y, kept, mean, rstd, x.new_empty(running), x.new_empty(running)
+    return y, z_or_copy, mean, rstd, x.new_empty(running), x.new_empty(running)
 
 
 def _fake_backward(
-    dy: Any, x: Tensor, gamma: Tensor, beta: Tensor, kept: Any, mean: Any, rstd: Any, training: Any, code: Any, parameter: Any,
+    dy: Any, x: Tensor, gamma: Tensor, beta: Tensor, saved: Any, mean: Any, rstd: Any, training: Any, code: Any, parameter: Any,
     wants: Any,
 ) -> list[Tensor]:  # fmt: skip
-    return [torch.empty_like(gamma), torch.empty_like(beta), *(laid_out(x) for want in wants if want)]
+    return [torch.empty_like(gamma), torch.empty_like(beta), *(empty_channels_last(x) for want in wants if want)]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, gamma, beta, _, _, residual, training, _, _, code, parameter = inputs
     ctx.save_for_backward(x, gamma, beta, output[0] if code in RESULT_SAVED else output[1], *output[2:4])
-    ctx.settings, ctx.adds = (training, code, parameter), residual is not None
+    ctx.settings, ctx.has_residual = (training, code, parameter), residual is not None
 
 
 def _differentiate(ctx: Any, dy: Tensor, *unused: Any) -> tuple:
     # where there was a residual the kernel needs its gradient
-    wants = [ctx.needs_input_grad[0], ctx.adds]
+    wants = [ctx.needs_input_grad[0], ctx.has_residual]
     dgamma, dbeta, *rest = _backward(dy, *ctx.saved_tensors, *ctx.settings, wants)
     dx, dresidual = (rest.pop(0) if want else None for want in wants)
     return dx, dgamma, dbeta, None, None, dresidual, *[None] * 5
@@ -209,10 +243,10 @@ _forward = Operator(
     _fake,
 )
 _backward = Operator(
-    f"{OP}_backward(Tensor dy, Tensor x, Tensor gamma, Tensor beta, Tensor kept, Tensor mean, Tensor rstd, bool training,"
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor gamma, Tensor beta, Tensor saved, Tensor mean, Tensor rstd, bool training,"
     " int code, float parameter, bool[] wants) -> Tensor[]",
     _run_backward,
     _fake_backward,
-).final()
-_forward.differentiable(_save, _differentiate)
-_BatchNorm = direct(OP, functools.partial(_run, in_place=True), _save, _differentiate)
+).without_derivative()
+_forward.set_derivative(_save, _differentiate)
+_BatchNorm = autograd_function(OP, functools.partial(_run, in_place=True), _save, _differentiate)

@@ -12,7 +12,7 @@ from fastgrad.core.array_list import ArrayList
 from fastgrad.core.backend import kernels
 from fastgrad.functional.clip import clip_together
 from fastgrad.torch.registration import Operator
-from fastgrad.torch.tensors import arrays, placed
+from fastgrad.torch.tensors import address_list, arrays
 
 Tensor = torch.Tensor
 OP = "clip_grad_norm_"
@@ -97,7 +97,7 @@ class _TensorList:
 
 def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     handling = "raise" if error_if_nonfinite else "ignore"
-    addresses = placed(list(grads))
+    addresses = address_list(list(grads))
     gradients = (
         _TensorList(addresses) if addresses is not None else ArrayList(OP, "gradients", arrays(OP, "gradients", grads))
     )

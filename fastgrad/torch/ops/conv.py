@@ -1,4 +1,4 @@
-"""The PyTorch operator conv2d, a fused convolution of images; and conv_block, the convolution with a batch norm."""
+"""The PyTorch operator conv2d: a convolution of images with a residual and an activation, its derivative and its fake."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +13,18 @@ from fastgrad.functional import geometry
 from fastgrad.functional.conv import slopes
 from fastgrad.functional.geometry import Pair
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
-from fastgrad.torch.ops.batch_norm import batch_norm_last
-from fastgrad.torch.registration import Operator, direct, plain, product, refuse_tangents
+from fastgrad.torch.registration import Operator, autograd_function, cast_product, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
-    SECOND,
+    SECOND_AXES,
     array,
     channels_last,
     channels_second,
-    laid,
-    laid_out,
-    like_last,
-    own,
-    saves_own,
+    empty_channels_last,
+    in_memory_format,
+    is_channels_last,
+    saved_copy,
+    saves_copy,
 )
 
 Tensor = torch.Tensor
@@ -44,16 +43,43 @@ def conv2d(
     activation: str | tuple[str, float] = "identity",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """y = act(conv(x, weight) + bias + residual), with x (N, C, H, W), weight (K, C / groups, kh, kw) as torch.nn.functional.conv2d.
+    """A convolution of images as torch.nn.functional.conv2d, with a residual and an activation in the same pass.
 
-    x is taken as it is in memory_format=torch.channels_last, and else copied. y is channels_last where PyTorch's is, if x or weight is,
-    and else copied once more. padding "same" and "valid" too. One image (C, H, W) gives one.
+    y = act(conv(x, weight) + bias + residual)
+
+    Images in memory_format=torch.channels_last are used without a copy, others are copied. y has the memory format of
+    PyTorch's result: channels_last if x or weight is.
+
+    Args:
+        x: (N, C, H, W), or one image (C, H, W); float32 or float64.
+        weight: (K, C / groups, kh, kw).
+        bias: (K,), or None.
+        stride: In pixels, one number or a pair for H and W.
+        padding: Pixels of zeros at each side, one number or a pair; or "valid", which is 0, or "same".
+        dilation: The distance of the kernel's values in pixels, one number or a pair.
+        groups: The number of groups of channels, each with its own K / groups kernels.
+        activation: A name, or a pair such as ("leaky_relu", 0.1).
+        residual: Like y, or None.
+
+    Returns:
+        y (N, K, H', W'), or (K, H', W') of one image; differentiable by x, weight, bias and residual.
+
+    Raises:
+        ValueError: A shape does not fit, the kernel is larger than the padded image, or an option is unknown.
+        TypeError: An argument is no tensor of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: The call is inside torch.func's transforms, or has tangents.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 4, 4), torch.full((2, 1, 3, 3), -1.0)
+        >>> y = fgt.conv2d(x, weight, torch.tensor([9.0, 10.0]), activation="relu")
+        >>> y.shape, y[0, :, 0, 0].tolist()
+        (torch.Size([1, 2, 2, 2]), [0.0, 1.0])
     """
     one_image = isinstance(x, Tensor) and x.dim() == 3
     if one_image:
         x, residual = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     y = conv2d_last(x, weight, bias, residual, (stride, padding, dilation, groups), activation)
-    y = laid(y, like_last(x) or like_last(weight))
+    y = in_memory_format(y, is_channels_last(x) or is_channels_last(weight))
     return y.squeeze(0) if one_image else y
 
 
@@ -68,38 +94,15 @@ def conv2d_last(
     f, (stride, padding, dilation, groups) = check.activation(OP, activation), windows
     padding = 0 if padding == "valid" else padding
     steps = geometry.pair(OP, "stride", stride), geometry.pair(OP, "dilation", dilation)
-    if not plain(OP, x) and x.dim() != 4:
+    if not skips_dispatcher(OP, x) and x.dim() != 4:
         raise ValueError(f"{OP}: x must be (N, C, H, W), got {tuple(x.shape)}")
     pads = _pads(x, weight, *steps, padding)
     settings = steps[0], pads, steps[1], groups, *f
-    if not plain(OP, x):
-        return product(_forward.op(x, weight, bias, residual, *settings)[0], x, residual)
+    if not skips_dispatcher(OP, x):
+        return cast_product(_forward.op(x, weight, bias, residual, *settings)[0], x, residual)
     if torch.is_grad_enabled():
         return _Conv.apply(x, weight, bias, residual, *settings)
     return _run(x, weight, bias, residual, *settings)[0]
-
-
-def conv_block(
-    x: Tensor,
-    weight: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    *,
-    stride: int | Pair = 1,
-    padding: int | Pair | str = 0,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str | tuple[str, float] = "relu",
-    residual: Tensor | None = None,
-) -> Tensor:
-    """act(batch_norm(conv(x, weight)) + residual): half of a residual block."""
-    z = conv2d_last(x, weight, None, None, (stride, padding, 1, 1), "identity")
-    running = running_mean, running_var
-    y = batch_norm_last(z, (gamma, beta), running, residual, (training, momentum, eps), activation)
-    return laid(y, like_last(x) or like_last(weight))
 
 
 def _pads(x: Tensor, weight: Tensor, stride: Pair, dilation: Pair, padding: Any) -> tuple[int, int, int, int]:
@@ -137,8 +140,8 @@ def _run(
     xs = _image("x", x)
     channels, f = xs.shape[3], Activation(code, parameter)
     form = "(K, C / groups, kh, kw)"
-    wanted = None, channels // groups, None, None
-    w = check.array(OP, "weight", array(OP, "weight", weight), form, wanted, xs.dtype)
+    shape = None, channels // groups, None, None
+    w = check.array(OP, "weight", array(OP, "weight", weight), form, shape, xs.dtype)
     if channels % groups or len(w) % groups:
         raise ValueError(
             f"{OP}: groups must divide the channels of x, {channels}, and those of y, {len(w)}, got {groups}"
@@ -153,15 +156,15 @@ def _run(
         added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *image_out), xs.dtype)
         added = check.contiguous(channels_last(added))
     saved = layer_saved(empty((n, *image_out, outputs), xs.dtype), f)
-    kernels().conv2d_forward(xs, _turned(w), b, _geometry(stride, pads, dilation), added, f, saved)
-    return channels_second(saved.y), torch.from_numpy(saved.z if f.needs_input else own(f, saved.y))
+    kernels().conv2d_forward(xs, _kernel_layout(w), b, _geometry(stride, pads, dilation), added, f, saved)
+    return channels_second(saved.y), torch.from_numpy(saved.z if f.needs_input else saved_copy(f, saved.y))
 
 
 def _run_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     stride: Sequence[int],
     pads: Sequence[int],
     dilation: Sequence[int],
@@ -171,18 +174,18 @@ def _run_backward(
 ) -> list[Tensor]:
     """Those of dx, dweight, dbias and dresidual that are wanted.
 
-    kept: y (N, K, H', W'), z or a copy of y (N, H', W', K), or an empty tensor.
+    saved: y (N, K, H', W'), z or a copy of y (N, H', W', K), or an empty tensor.
     """
     f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
-    ys = _image("y", kept) if code in RESULT_SAVED else array(OP, "kept", kept) if saves_own(code) else dys
-    w = _turned(array(OP, "weight", weight))
+    ys = _image("y", saved) if code in RESULT_SAVED else array(OP, "saved", saved) if saves_copy(code) else dys
+    w = _kernel_layout(array(OP, "weight", weight))
     shapes = xs.shape, w.shape, w.shape[3:]
     dx, dw, db = (empty(shape, xs) if want else None for shape, want in zip(shapes, wants, strict=False))
     dz = slopes(dys, f, of_residual=wants[3])
     gradients = ConvGradients(dz, dx, dw, db)
     kernels().conv2d_backward(dys, xs, w, _geometry(stride, pads, dilation), f, LayerSaved(ys, ys), gradients)
     arrays: Any = dx, dw, db, dz
-    order = SECOND[4], (3, 2, 0, 1), (0,), SECOND[4]
+    order = SECOND_AXES[4], (3, 2, 0, 1), (0,), SECOND_AXES[4]
     return [torch.from_numpy(d.transpose(axes)) for d, axes, want in zip(arrays, order, wants, strict=True) if want]
 
 
@@ -199,7 +202,7 @@ def _image(name: str, value: Tensor) -> np.ndarray:
     )
 
 
-def _turned(w: np.ndarray) -> np.ndarray:
+def _kernel_layout(w: np.ndarray) -> np.ndarray:
     """(kh, kw, C, K) of (K, C, kh, kw)."""
     return check.contiguous(w.transpose(2, 3, 1, 0))
 
@@ -217,16 +220,16 @@ def _fake(
     parameter: Any,
 ) -> tuple[Tensor, Tensor]:
     shape = _output_shape(x, weight, stride, pads, dilation)
-    y = laid_out(x, shape)
-    return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_own(code) else 0)
+    y = empty_channels_last(x, shape)
+    return y, x.new_empty(y.permute(0, 2, 3, 1).shape if saves_copy(code) else 0)
 
 
 def _fake_backward(
-    dy: Any, x: Tensor, weight: Tensor, kept: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any, wants: Any
+    dy: Any, x: Tensor, weight: Tensor, saved: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any, wants: Any
 ) -> list[Tensor]:  # fmt: skip
     outputs, channels, *size = weight.shape
     dweight = weight.new_empty(*size, channels, outputs).permute(3, 2, 0, 1)
-    gradients = laid_out(x), dweight, weight.new_empty(outputs), laid_out(dy)
+    gradients = empty_channels_last(x), dweight, weight.new_empty(outputs), empty_channels_last(dy)
     return [d for d, want in zip(gradients, wants, strict=True) if want]
 
 
@@ -249,10 +252,10 @@ _forward = Operator(
     _fake,
 )
 _backward = Operator(
-    f"{OP}_backward(Tensor dy, Tensor x, Tensor weight, Tensor kept, int[] stride, int[] pads, int[] dilation, int code,"
+    f"{OP}_backward(Tensor dy, Tensor x, Tensor weight, Tensor saved, int[] stride, int[] pads, int[] dilation, int code,"
     " float parameter, bool[] wants) -> Tensor[]",
     _run_backward,
     _fake_backward,
-).final()
-_forward.differentiable(_save, _differentiate)
-_Conv = direct(OP, _run, _save, _differentiate)
+).without_derivative()
+_forward.set_derivative(_save, _differentiate)
+_Conv = autograd_function(OP, _run, _save, _differentiate)

@@ -7,7 +7,7 @@ import torch
 
 from fastgrad.core import check
 from fastgrad.functional import loss as losses
-from fastgrad.torch.registration import Operator, direct, plain, refuse_tangents
+from fastgrad.torch.registration import Operator, autograd_function, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
     """
     check.choice(OP, "reduction", reduction, losses.REDUCTIONS)
     refuse_tangents(OP, logits, target)
-    if not plain(OP, logits):
+    if not skips_dispatcher(OP, logits):
         return _forward.op(logits, target, reduction)[0]
     if torch.is_grad_enabled():
         return _CrossEntropy.apply(logits, target, reduction)
@@ -77,6 +77,8 @@ def _differentiate(ctx: Any, dloss: Tensor, *unused: Any) -> tuple:
 
 
 _forward = Operator(f"{OP}(Tensor logits, Tensor target, str reduction) -> (Tensor, Tensor)", _run, _fake)
-_backward = Operator(f"{OP}_backward(Tensor dloss, Tensor dlogits) -> Tensor", _run_backward, _run_backward).final()
-_forward.differentiable(_save, _differentiate)
-_CrossEntropy = direct(OP, _run, _save, _differentiate)
+_backward = Operator(
+    f"{OP}_backward(Tensor dloss, Tensor dlogits) -> Tensor", _run_backward, _run_backward
+).without_derivative()
+_forward.set_derivative(_save, _differentiate)
+_CrossEntropy = autograd_function(OP, _run, _save, _differentiate)

@@ -1,4 +1,4 @@
-"""One layer of an LSTM, in one direction or both: the operator. The module is in modules.py."""
+"""The PyTorch operator lstm: one layer in one direction or both, its derivative and its fake. The module is in lstm_module.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,14 @@ from torch.autograd import Function
 
 from fastgrad.kernels.types import lstm_buffer_size
 from fastgrad.torch.ops.lstm_layer import OP, Call, Layer
-from fastgrad.torch.registration import Operator, low, plain, refuse_second, refuse_tangents
-from fastgrad.torch.tensors import offloaded
+from fastgrad.torch.registration import (
+    Operator,
+    autocast_dtype,
+    refuse_second_derivative,
+    refuse_tangents,
+    skips_dispatcher,
+)
+from fastgrad.torch.tensors import has_saved_tensor_hooks
 
 Tensor = torch.Tensor
 
@@ -26,18 +32,47 @@ def lstm(
     bias: bool = True,
     projects: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over x (N, T, C), or over the rows (R, C) of a PackedSequence with its batch_sizes (T,).
+    """One layer of an LSTM in one direction or both, as torch.nn.LSTM computes it.
 
-    weights: of each of the directions weight_ih (4H, C), weight_hh (4H, P), bias_ih and bias_hh (4H,) with bias, and weight_hr (P, H) if it
-    projects, as PyTorch has them. States h_0 (D, N, P) and c_0 (D, N, H) are 0 if not given; order (N,): of packed rows, which
-    sequence of the states comes first, second, ... Returns y (N, T, D P), or (R, D P), and h_n and c_n like the states.
+    c_t = f c_{t-1} + i g, h_t = o tanh(c_t), with the gates i, f, g, o of x_t and h_{t-1}; H units, and P = H, or with a
+    projection the width of h.
+
+    Args:
+        x: Sequences (N, T, C), or with batch_sizes the rows (R, C) of a PackedSequence; float32 or float64.
+        weights: Of each direction weight_ih (4H, C), weight_hh (4H, P), with bias bias_ih and bias_hh (4H,), and with
+            projects weight_hr (P, H).
+        h_0: The initial h, (D, N, P) with D directions; None is 0.
+        c_0: The initial c, (D, N, H); None is 0.
+        batch_sizes: Of packed rows the number of sequences at each step, (T,), integers that do not rise.
+        order: Of packed rows which sequence of the states comes first, second, ...: (N,) integers; None is 0, 1, 2, ...
+        directions: 1, or 2 with the reverse direction.
+        bias: Whether weights has biases.
+        projects: Whether weights has projections.
+
+    Returns:
+        y (N, T, D P), or (R, D P) of packed rows, h_n (D, N, P) and c_n (D, N, H), differentiable by x, weights, h_0 and
+        c_0.
+
+    Raises:
+        ValueError: A shape does not fit.
+        TypeError: An argument is no tensor of a dtype that is taken, or dtypes are mixed.
+        NotImplementedError: The call is inside torch.func's transforms, or has tangents.
+
+    Example:
+        >>> x, weights = torch.zeros(2, 5, 3), [torch.zeros(16, 3), torch.zeros(16, 4)]
+        >>> y, h_n, c_n = fgt.lstm(x, weights, bias=False)
+        >>> y.shape, c_n.shape
+        (torch.Size([2, 5, 4]), torch.Size([1, 2, 4]))
+
+    References:
+        Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
     """
     call = Call(x, weights, h_0, c_0, batch_sizes, order, directions, bias, projects)
     keep = torch.is_grad_enabled()
     refuse_tangents(OP, x, h_0, c_0, *weights)
-    if not plain(OP, x):
+    if not skips_dispatcher(OP, x):
         y, h_n, c_n, _ = _forward.op(x, list(weights), *call[2:], keep)
-        dtype = low(x)
+        dtype = autocast_dtype(x)
         if dtype is None:
             return y, h_n, c_n
         # PyTorch's gates are products, c is carried on in the dtype it began with, and h is their product or the projection's
@@ -108,7 +143,7 @@ def _gradients(ctx: Any, dy: Any, dh_n: Any, dc_n: Any) -> tuple[Any, Any, Any, 
     else:
         arguments = dy, dh_n, dc_n, x, weights, h_0, c_0, batch_sizes, order, *ctx.form, saved, wants_dx
         # upstream gradients may be missing, so that it is x that says who is to be called
-        run = _backward.run if plain(OP, x) and not torch.is_grad_enabled() else _backward.op
+        run = _backward.run if skips_dispatcher(OP, x) and not torch.is_grad_enabled() else _backward.op
         gradients = run(*arguments)
     dx = gradients.pop(0) if wants_dx else None
     dh_0, dc_0, *dweights = gradients
@@ -131,8 +166,8 @@ _backward = Operator(
     " Tensor? order, int directions, bool bias, bool projects, Tensor saved, bool wants_dx) -> Tensor[]",
     _run_backward,
     _fake_backward,
-).final()
-_forward.differentiable(_save, _differentiate)
+).without_derivative()
+_forward.set_derivative(_save, _differentiate)
 
 
 class _Lstm(Function):
@@ -143,13 +178,13 @@ class _Lstm(Function):
         call = Call(x, weights, h_0, c_0, batch_sizes, order, *form)
         layer = Layer(call)
         output = layer.forward(True)
-        if not offloaded():
+        if not has_saved_tensor_hooks():
             ctx.layer = layer
         _save(ctx, (*call, True), output)
         return output[:3]
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any) -> tuple:  # type: ignore[override]
-        refuse_second(OP)
+        refuse_second_derivative(OP)
         dx, dh_0, dc_0, dweights = _gradients(ctx, dy, dh_n, dc_n)
         return dx, dh_0, dc_0, None, None, None, *dweights

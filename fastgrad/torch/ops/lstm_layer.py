@@ -53,10 +53,10 @@ class Layer:
         batch = _batch(x, call.batch_sizes, call.order)
         self.xs = check.contiguous(x) if self.packed else pack(x, batch)
         # tensors of a direction: weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
-        weights, each = call.weights, 2 + 2 * call.bias + call.projects
-        if len(weights) != call.directions * each:
-            raise ValueError(f"{OP}: weights must have length {call.directions * each}, got {len(weights)}")
-        self.weights = [_weights(weights[i : i + each], x, call) for i in range(0, len(weights), each)]
+        weights, count = call.weights, 2 + 2 * call.bias + call.projects
+        if len(weights) != call.directions * count:
+            raise ValueError(f"{OP}: weights must have length {call.directions * count}, got {len(weights)}")
+        self.weights = [_weights(weights[i : i + count], x, call) for i in range(0, len(weights), count)]
         self.width, columns = self.weights[0].w_hh.shape
         self.hidden = columns // 4
         leading = call.directions, len(batch.order)
@@ -64,9 +64,9 @@ class Layer:
         self.c_0 = _state("c_0", call.c_0, "(D, N, H)", (*leading, self.hidden), x.dtype)
         self.batches = batch, PackedBatch(batch.order, batch.offsets, True)
 
-    def columns(self, way: int) -> slice:
+    def columns(self, direction: int) -> slice:
         """The columns of a direction in the rows (R, D P)."""
-        return slice(way * self.width, (way + 1) * self.width)
+        return slice(direction * self.width, (direction + 1) * self.width)
 
     def outputs(self, saved: np.ndarray) -> np.ndarray:
         """h (R, D P), a copy of y's rows: PyTorch lets y be written to."""
@@ -80,11 +80,11 @@ class Layer:
         h_n, c_n = empty(self.h_0.shape, dtype), empty(self.c_0.shape, dtype)
         size = lstm_buffer_size(rows, self.hidden, keep)
         saved = empty((directions * size + h.size if keep else size,), dtype)
-        for way, w in enumerate(self.weights):
-            start, end = States(self.h_0[way], self.c_0[way]), States(h_n[way], c_n[way])
-            buffer = saved[way * size :] if keep else saved
-            buffers = lstm_buffers(buffer, h[:, self.columns(way)], self.hidden, keep)
-            kernels().lstm_forward(self.xs, w, start, self.batches[way], buffers, end)
+        for direction, w in enumerate(self.weights):
+            start, end = States(self.h_0[direction], self.c_0[direction]), States(h_n[direction], c_n[direction])
+            buffer = saved[direction * size :] if keep else saved
+            buffers = lstm_buffers(buffer, h[:, self.columns(direction)], self.hidden, keep)
+            kernels().lstm_forward(self.xs, w, start, self.batches[direction], buffers, end)
         if keep:
             np.copyto(self.outputs(saved), h)
         y = h if self.packed else unpack(h, self.batches[0])
@@ -102,14 +102,14 @@ class Layer:
         dh_0, dc_0 = empty(self.h_0.shape, dtype), empty(self.c_0.shape, dtype)
         dxs: list[Any] = [empty(self.xs.shape, dtype) if wants_dx else None for _ in self.weights]
         gradients: list[np.ndarray] = []
-        for way, w in enumerate(self.weights):
-            part, dw = self.columns(way), empty_gradients(w)
-            ends = (None if d is None else d[way] for d in (dh_n, dc_n))
-            upstream = LSTMUpstream(None if dy is None else dy[:, part], *ends)
-            start, dstart = States(self.h_0[way], self.c_0[way]), States(dh_0[way], dc_0[way])
-            buffers = lstm_buffers(flat[way * size :], h[:, part], self.hidden)
-            written = LSTMGradients(empty(buffers.gates.shape, dtype), dxs[way], dw, dstart, None)
-            kernels().lstm_backward(upstream, self.xs, w, start, self.batches[way], buffers, written, False)
+        for direction, w in enumerate(self.weights):
+            columns, dw = self.columns(direction), empty_gradients(w)
+            ends = (None if d is None else d[direction] for d in (dh_n, dc_n))
+            upstream = LSTMUpstream(None if dy is None else dy[:, columns], *ends)
+            start, dstart = States(self.h_0[direction], self.c_0[direction]), States(dh_0[direction], dc_0[direction])
+            buffers = lstm_buffers(flat[direction * size :], h[:, columns], self.hidden)
+            arrays = LSTMGradients(empty(buffers.gates.shape, dtype), dxs[direction], dw, dstart, None)
+            kernels().lstm_backward(upstream, self.xs, w, start, self.batches[direction], buffers, arrays, False)
             gradients += [dw.w_ih.T, dw.w_hh.T]
             gradients += [] if dw.b is None else [dw.b, dw.b.copy()]
             gradients += [] if dw.w_proj is None else [dw.w_proj.T]
@@ -131,15 +131,15 @@ def _batch(x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | None) -> P
         raise ValueError(f"{OP}: batch_sizes must be at least 1 and not rise from step to step")
     check.array(OP, "x", x, "(R, C)", (int(sizes.sum()), None))
     n = int(sizes[0]) if len(sizes) else 0
-    places = np.arange(n) if order is None else integers(OP, "order", order).astype(np.int64)
-    if order is not None and not np.array_equal(np.sort(places), np.arange(n)):
-        raise ValueError(f"{OP}: order must have each of 0..{n - 1} once, got {places.shape} integers")
-    return PackedBatch(places, np.append(0, np.cumsum(sizes)))
+    numbers = np.arange(n) if order is None else integers(OP, "order", order).astype(np.int64)
+    if order is not None and not np.array_equal(np.sort(numbers), np.arange(n)):
+        raise ValueError(f"{OP}: order must have each of 0..{n - 1} once, got {numbers.shape} integers")
+    return PackedBatch(numbers, np.append(0, np.cumsum(sizes)))
 
 
-def _weights(part: Sequence[Tensor], x: np.ndarray, call: Call) -> LSTMWeights:
+def _weights(tensors: Sequence[Tensor], x: np.ndarray, call: Call) -> LSTMWeights:
     """The weights of a direction in fastgrad's layout: w_ih and w_hh are transposed views, which kernels copy into panels."""
-    w_ih, w_hh, *others = part
+    w_ih, w_hh, *others = tensors
     columns = w_ih.shape[0]
     hidden = columns // 4
     width = others[-1].shape[0] if call.projects else hidden
@@ -149,7 +149,7 @@ def _weights(part: Sequence[Tensor], x: np.ndarray, call: Call) -> LSTMWeights:
     ]
     forms += [(name, "(4H,)", (columns,)) for name in ("bias_ih", "bias_hh")] if call.bias else []
     forms += [("weight_hr", "(P, H)", (width, hidden))] if call.projects else []
-    for (name, form, shape), w in zip(forms, part, strict=True):
+    for (name, form, shape), w in zip(forms, tensors, strict=True):
         check.array(OP, name, array(OP, name, w), form, shape, x.dtype)
     w_ih_t, w_hh_t = (w.detach().contiguous().numpy().T for w in (w_ih, w_hh))
     b = (others[0].detach() + others[1].detach()).numpy() if call.bias else None

@@ -17,8 +17,8 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional.packing import above
 from fastgrad.kernels.types import PackedBatch
-from fastgrad.torch.registration import plain
-from fastgrad.torch.tensors import FLOATS, PLAIN
+from fastgrad.torch.registration import skips_dispatcher
+from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES
 
 Tensor = torch.Tensor
 PACK, PAD = "pack_padded_sequence", "pad_packed_sequence"
@@ -27,14 +27,32 @@ PACK, PAD = "pack_padded_sequence", "pad_packed_sequence"
 def pack_padded_sequence(
     input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> PackedSequence:
-    """torch.nn.utils.rnn.pack_padded_sequence: the same PackedSequence, and the same errors.
+    """torch.nn.utils.rnn.pack_padded_sequence in one copy: the same PackedSequence, and the same errors.
 
-    input (T, N, *), or (N, T, *) with batch_first; lengths: N integers, falling if enforce_sorted. Plain calls of dense float32 or
-    float64 on the CPU are ours; all others (other dtypes and devices, compiled, traced, under autocast) go to PyTorch's function.
+    Plain calls with dense float32 or float64 on the CPU are computed here; all others (other dtypes and devices, compiled,
+    traced, under autocast) go to PyTorch's function.
+
+    Args:
+        input: Padded sequences (T, N, *), or (N, T, *) with batch_first.
+        lengths: The steps of each sequence, N integers from 1 to T; falling if enforce_sorted.
+        batch_first: Whether input is (N, T, *).
+        enforce_sorted: Raise unless lengths fall; else the sequences are sorted.
+
+    Returns:
+        The PackedSequence, differentiable by input.
+
+    Raises:
+        RuntimeError: As PyTorch's function: of lengths that do not fit or do not fall.
+
+    Example:
+        >>> x = torch.arange(6.0).reshape(2, 3, 1)
+        >>> packed = fgt.pack_padded_sequence(x, [3, 1], batch_first=True)
+        >>> packed.data[:, 0].tolist(), packed.batch_sizes.tolist()
+        ([0.0, 3.0, 1.0, 2.0], [2, 1, 1])
     """
-    if _takes(PACK, input, 2):
-        given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
-        ends, order = given.long(), None
+    if _is_supported(PACK, input, 2):
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        ends, order = tensor.long(), None
         if not enforce_sorted:
             ends, order = torch.sort(ends, descending=True)
         n, steps = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
@@ -51,12 +69,30 @@ def pack_padded_sequence(
 def pad_packed_sequence(
     sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """torch.nn.utils.rnn.pad_packed_sequence: the same values, lengths and errors. sequence: PyTorch's or ours.
+    """torch.nn.utils.rnn.pad_packed_sequence in one copy: the same values, lengths and errors.
 
-    Returns the sequences (T, N, *), or (N, T, *) with batch_first, padded to the longest one's length or to total_length, and the
-    lengths (N,). Whose a call is, is as with `pack_padded_sequence`.
+    Plain calls with dense float32 or float64 on the CPU are computed here; all others go to PyTorch's function.
+
+    Args:
+        sequence: A PackedSequence, of any function.
+        batch_first: Return (N, T, *) in place of (T, N, *).
+        padding_value: What lies past a sequence's end.
+        total_length: T, at least that of the longest sequence, which None is.
+
+    Returns:
+        The padded sequences (T, N, *), or (N, T, *) with batch_first, differentiable by the packed data; and the lengths
+        (N,), int64.
+
+    Raises:
+        ValueError: As PyTorch's function: total_length is less than the length of the longest sequence.
+
+    Example:
+        >>> packed = fgt.pack_padded_sequence(torch.arange(6.0).reshape(2, 3, 1), [3, 1], batch_first=True)
+        >>> x, lengths = fgt.pad_packed_sequence(packed, batch_first=True, padding_value=-1.0)
+        >>> x[..., 0].tolist(), lengths.tolist()
+        ([[0.0, 1.0, 2.0], [3.0, -1.0, -1.0]], [3, 1])
     """
-    if isinstance(sequence, PackedSequence) and _takes(PAD, sequence.data, 1):
+    if isinstance(sequence, PackedSequence) and _is_supported(PAD, sequence.data, 1):
         batch = _batch_of(sequence, total_length)
         if batch is not None and isinstance(padding_value, (int, float)):
             lengths = np.empty(len(batch.order), np.int64)
@@ -66,24 +102,30 @@ def pad_packed_sequence(
     return rnn.pad_packed_sequence(sequence, batch_first, padding_value, total_length)
 
 
-def _takes(op: str, x: Any, axes: int) -> bool:
+def _is_supported(op: str, x: Any, axes: int) -> bool:
     """Whether kernels take x, of this many axes or more, in this call."""
     if not isinstance(x, Tensor) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
-    return plain(op, x) and x.layout is torch.strided and x.dtype in FLOATS and x.dim() >= axes and x.numel() > 0
+    return (
+        skips_dispatcher(op, x)
+        and x.layout is torch.strided
+        and x.dtype in FLOATS
+        and x.dim() >= axes
+        and x.numel() > 0
+    )
 
 
 def _falling(values: Tensor) -> np.ndarray | None:
     """Integers above 0 in an order that never rises, as an array; None if values are anything else."""
-    if not _integers(values):
+    if not _is_integers(values):
         return None
     # a copy before it is looked at: another thread may write to what the caller has
-    found = values.numpy().copy()
-    return found if len(found) and found[-1] > 0 and (found[:-1] >= found[1:]).all() else None
+    numbers = values.numpy().copy()
+    return numbers if len(numbers) and numbers[-1] > 0 and (numbers[:-1] >= numbers[1:]).all() else None
 
 
-def _integers(values: Any) -> bool:
-    if type(values) not in PLAIN or not values.is_cpu or values.layout is not torch.strided:
+def _is_integers(values: Any) -> bool:
+    if type(values) not in TENSOR_TYPES or not values.is_cpu or values.layout is not torch.strided:
         return False
     return values.dtype is torch.int64 and values.dim() == 1
 
@@ -94,16 +136,16 @@ def _batch(order: np.ndarray, under_way: np.ndarray) -> PackedBatch:
 
 def _batch_of(sequence: PackedSequence, total_length: int | None) -> PackedBatch | None:
     """The packing of a PackedSequence's rows; None if its fields are not consistent."""
-    sizes, places = _falling(sequence.batch_sizes), sequence.unsorted_indices
+    sizes, inverse_order = _falling(sequence.batch_sizes), sequence.unsorted_indices
     if sizes is None or sizes.sum() != len(sequence.data):
         return None
     order, steps = np.arange(sizes[0]), len(sizes) if total_length is None else total_length
     if not isinstance(steps, int) or steps < len(sizes):
         return None
-    if places is not None:
-        found = places.numpy() if _integers(places) else order[:0]
-        first, order = order, np.argsort(found)
-        if not np.array_equal(found[order], first):
+    if inverse_order is not None:
+        inverse = inverse_order.numpy() if _is_integers(inverse_order) else order[:0]
+        numbers, order = order, np.argsort(inverse)
+        if not np.array_equal(inverse[order], numbers):
             return None
     return _batch(order, np.append(sizes, np.zeros(steps - len(sizes), np.int64)))
 
