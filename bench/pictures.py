@@ -86,7 +86,7 @@ def gradient_depth():
 
 
 def co2_forecasts():
-    """The README's forecast of CO2: years that the net has not seen, each from the two years before it."""
+    """The guide's forecast of CO2: years that the net has not seen, each from the two years before it."""
     from statsmodels.datasets import co2
 
     series = co2.load_pandas().data["co2"].interpolate()

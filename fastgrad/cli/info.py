@@ -7,11 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 import fastgrad
 from fastgrad.core.backend import BACKENDS, missing
 
+# the adapters' libraries, and their distributions
+LIBRARIES = {"PyTorch": "torch", "JAX": "jax", "scikit-learn": "scikit-learn"}
+
 
 def run() -> None:
     """Print a line for each fact."""
     print(f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, {platform.machine()}")
     print(", ".join(f"{package} {_version(package)}" for package in ("numpy", "numba", "llvmlite")))
+    print(", ".join(f"{library} {_version(package)}" for library, package in LIBRARIES.items()))
     for name in BACKENDS:
         reason = missing(name)
         chosen = ", in force" if name == fastgrad.backend() else ""
@@ -36,4 +40,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return "missing"

@@ -105,26 +105,44 @@ class Report:
         try:
             from matplotlib import colormaps
             from matplotlib.figure import Figure
+            from matplotlib.ticker import LogLocator
         except ImportError as error:
             raise ImportError('Report.plot needs matplotlib: pip install "fastgrad[plot]"') from error
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         by_layer, over_time = figure.subplots(1, 2, sharey=True)
-        # a log scale has no 0
-        norms = np.where(self.history[:, :, 0] > 0, self.history[:, :, 0], np.nan)
-        numbers = range(len(self.layers))
-        if len(norms) > 1:
-            by_layer.plot(numbers, norms[0], "o-", color="grey", markersize=3, label=f"step {self.steps[0]}")
-        now = np.where(self.values[:, 0] > 0, self.values[:, 0], np.nan)
-        by_layer.plot(numbers, now, "o-", markersize=3, label=f"step {self.step}")
-        by_layer.set(xlabel="layer", ylabel="gradient norm", yscale="log")
-        by_layer.xaxis.get_major_locator().set_params(integer=True)
-        by_layer.legend()
+        norms, now = self.history[:, :, 0], self.values[:, 0]
+        shown = np.append(norms, now)
+        shown = shown[np.isfinite(shown) & (shown > 0)]
+        if len(shown):
+            by_layer.set_yscale("log")
+        if len(shown) and (np.append(norms, now) == 0).any():
+            # a log scale has no 0: it gets a place below all that is shown
+            low, high = shown.min(), shown.max()
+            zero = low * (low / (10 * high)) ** 0.15
+            norms, now = np.where(norms == 0, zero, norms), np.where(now == 0, zero, now)
+            ticks = [tick for tick in LogLocator().tick_values(low, high) if low <= tick <= high] or [low]
+            by_layer.set_yticks([zero, *ticks], ["0", *(f"{tick:.2g}" for tick in ticks)])
+        # a line a kind: a batch norm's gradient is of another size than a dense layer's, and one line would jump between them
+        kinds = np.array([traits.kind for traits in self.traits])
+        for number, kind in enumerate(dict.fromkeys(kinds.tolist())):
+            layers = np.flatnonzero(kinds == kind)
+            line: dict[str, Any] = {"marker": "o", "markersize": 3, "color": f"C{number}"}
+            if len(norms) > 1:
+                by_layer.plot(layers + 1, norms[0, layers], alpha=0.3, **line)
+            by_layer.plot(layers + 1, now[layers], label=kind, **line)
+        if any(kinds.tolist()):
+            by_layer.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         # a few layers, from the first to the last
         for i in np.unique(np.linspace(0, len(self.layers) - 1, min(len(self.layers), 8)).astype(int)):
             color = colormaps["viridis"](i / max(len(self.layers) - 1, 1))
-            over_time.plot(self.steps, norms[:, i], color=color, label=self.layers[i])
-        over_time.set(xlabel="step", yscale="log")
+            over_time.plot(self.steps, norms[:, i], marker="o", markersize=2, color=color, label=self.layers[i])
         over_time.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        before = f"step {self.steps[0]}, pale, and " if len(norms) > 1 else ""
+        by_layer.set(title=f"{before}step {self.step}", xlabel="layer", ylabel="gradient norm")
+        over_time.set(title="some layers", xlabel="step")
+        for axes in (by_layer, over_time):
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            axes.title.set_fontsize("medium")
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure

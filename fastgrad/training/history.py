@@ -49,7 +49,8 @@ class History:
         for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
             for label, values in panel.items():
                 if values:
-                    axes.plot(range(1, len(values) + 1), values, label=label)
+                    axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=label)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.set_xlabel("epoch")
             axes.legend()
         if path is not None:

@@ -1,107 +1,88 @@
-"""The README's Python runs, one block after the other as a reader would run it: on the CPU, and unchanged where CUDA is in force."""
+"""README.md: its numbers, length and links. All pages: the form of their tables, and an entry of the API for every public name."""
 
-import importlib
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
+from test_pages import ROOT
 
-import fastgrad as fg
-
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-# those that need a GPU
-GPU_BLOCKS = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
-# in this order in the README, after all that asks for neither
-OPTIONAL = "jax", "torch"
-# what says that a block is for the CPU alone
-OF_THE_CPU = {
-    "import jax\n": "of JAX on a CPU",
-    "reduce=": "an all-reduce of NumPy arrays",
-    "torch": "of tensors of the CPU",
-}
-# and what says that it trains for seconds, which emulated are minutes
-TRAINS = "fit(", "train(", "for _ in range"
+README = (ROOT / "README.md").read_text("utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+API = ROOT / "tests" / "project" / "public_api.txt"
 
 
-@pytest.fixture
-def reader(tmp_path, monkeypatch):
-    """Where a reader would run the README."""
-    pytest.importorskip("sklearn", reason="the README's data is scikit-learn's")
-    pytest.importorskip("statsmodels", reason="the README's series are statsmodels'")
-    pytest.importorskip("matplotlib", reason="the README plots a history")
-    monkeypatch.chdir(tmp_path)
+def tables(text):
+    """[[cells of a row]] of each table; a | in a cell is escaped."""
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in table.splitlines()]
+        yield [[cell.strip() for cell in row] for row in rows]
 
 
-def run(block, name, names):
-    exec(compile(block, f"README.md, {name}", "exec"), names)
+def benchmark_rows():
+    """{title: (fastgrad's time, the best peer's time and name, their ratio)} of the committed tables."""
+    rows = {}
+    for head, _, *table in tables(BENCHMARKS):
+        for row in table:
+            cells = dict(zip(head, row, strict=True))
+            if best := re.fullmatch(r"(\S+) \((.+)\)", cells.get("best peer / fastgrad", "")):
+                ratio, peer = best.groups()
+                rows[row[0]] = cells["fastgrad"], f"{cells[peer]} ({peer})", ratio
+    return rows
 
 
-def test_the_python_of_the_readme_runs(cpu, reader):
-    assert len(BLOCKS) >= 3
-    names = {}
-    for number, block in enumerate(BLOCKS):
-        if any(f"import {package}\n" in block and importlib.util.find_spec(package) is None for package in OPTIONAL):
-            # the blocks after it ask for it too
-            break
-        run(block, f"python block {number}", names)
+def test_the_numbers_of_the_readme_are_those_of_the_benchmark_table():
+    measured = benchmark_rows()
+    assert len(measured) > 50
+    (rows,) = [table[2:] for table in tables(README) if "best peer" in table[0]]
+    assert len(rows) == 6
+    for title, *numbers in rows:
+        assert tuple(numbers) == measured[title], title
+    # not the fastest alone
+    assert sum(float(row[-1]) < 1.02 for row in rows) >= 2
 
 
-@pytest.mark.full
-def test_the_python_of_the_readme_runs_unchanged_where_cuda_is_in_force(fake_gpu, reader, monkeypatch):
-    """What trains does so by the CPU's kernels over the fake GPU's arrays, all else by the emulated ones."""
-    from fakegpu import HostKernels
-
-    from fastgrad.core.host_transfer import HostArrayAdapter
-
-    loaded, on_host, names, ran = importlib.import_module("fastgrad.core.backend")._loaded, HostKernels(fake_gpu), {}, 0
-    emulated = loaded["cuda"]
-
-    def on_gpu(block, name):
-        monkeypatch.setitem(
-            loaded, "cuda", HostArrayAdapter(on_host) if any(word in block for word in TRAINS) else emulated
-        )
-        before = on_host.calls, len(fake_gpu.launches), fake_gpu.copies
-        with fg.use_backend("cuda"):
-            run(block, name, names)
-        assert "fg." not in block or (on_host.calls, len(fake_gpu.launches), fake_gpu.copies) != before, (
-            f"{name} ran elsewhere"
-        )
-
-    for number, block in enumerate(BLOCKS):
-        if not any(word in block for word in OF_THE_CPU):
-            on_gpu(block, f"python block {number}")
-            ran += 1
-    assert ran >= 17
-    monkeypatch.setitem(sys.modules, "cupy", fake_gpu.xp)
-    for number, block in enumerate(GPU_BLOCKS):
-        # processes that reduce are PyTorch's
-        if "torch" not in block:
-            on_gpu(block, f"block {number} for a GPU")
+def test_the_benchmark_table_names_its_best_peers():
+    for head, _, *table in tables(BENCHMARKS):
+        for row in table:
+            cells = dict(zip(head, row, strict=True))
+            if best := re.fullmatch(r"(\S+) \((.+)\)", cells.get("best peer / fastgrad", "")):
+                ratio = seconds(cells[best[2]]) / seconds(cells["fastgrad"])
+                # cells have three or four digits
+                assert ratio == pytest.approx(float(best[1]), rel=0.01), row[0]
 
 
-@pytest.mark.full
-def test_the_digits_are_learnt_by_the_emulated_kernels(fake_gpu, reader):
-    """Fewer epochs than the README's, which would take minutes."""
-    losses = []
-    for backend in ("cpu", "cuda"):
-        names = {}
-        with fg.use_backend(backend):
-            for number, block in enumerate(BLOCKS[:4]):
-                shorter = block.replace("epochs=20", "epochs=3").replace("> 0.9", "> 0.5")
-                assert number < 3 or shorter != block
-                run(shorter, f"python block {number}", names)
-        losses.append(names["history"].loss)
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+def seconds(cell):
+    number, unit = cell.split()
+    return float(number) * {"us": 1e-6, "ms": 1e-3, "s": 1, "MiB": 1}[unit]
 
 
-def test_every_row_of_a_table_has_the_cells_of_its_head():
-    """GitHub takes a | for the end of a cell, in code too, unless it is escaped."""
-    tables = re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE)
-    assert len(tables) > 5
-    for table in tables:
-        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
-        assert len(cells) == 1, table
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 160
+    assert 'pip install -e ".[test]" && pytest' in README
+
+
+def test_links_of_the_readme_lead_to_files():
+    targets = re.findall(r"\]\(([^)#]+)", README)
+    assert len(targets) > 10
+    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_row_of_a_table_has_the_cells_of_its_head(path):
+    for table in tables(path.read_text("utf-8")):
+        assert len({len(row) for row in table}) == 1, table[0]
+
+
+def test_every_public_name_has_an_entry_in_the_api_pages():
+    entries, modules = set(), set()
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        text = path.read_text("utf-8")
+        entries |= set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+        # a module has a page
+        modules |= set(re.findall(r"^# (fastgrad\.\w+)$", text, re.MULTILINE))
+    names = [line.partition("(")[0] for line in API.read_text("utf-8").splitlines()]
+    # a member is in the entry of its class
+    missing = [name for name in names if not {name, name.rpartition(".")[0]} & entries and name not in modules]
+    assert missing == ["fastgrad.__version__"]
+    assert entries <= set(names)

@@ -388,6 +388,24 @@ def test_plot_writes_a_picture(in_force, tmp_path):
     fg.health.of([np.zeros(3)]).plot()
 
 
+def test_plot_shows_a_gradient_of_0_as_0():
+    pytest.importorskip("matplotlib")
+    by_layer, _ = fg.health.of([np.zeros(3), np.ones(3), np.full(3, 1e-9)]).plot().axes
+    zero, *_ = by_layer.get_yticks()
+    assert by_layer.get_yticklabels()[0].get_text() == "0"
+    assert by_layer.lines[-1].get_ydata()[0] == zero < 1e-9
+    assert list(by_layer.lines[-1].get_xdata()) == [1, 2, 3]
+
+
+def test_plot_has_a_line_for_each_kind_of_layer():
+    pytest.importorskip("matplotlib")
+    x, y = data()
+    layers = Dense(12, 9), BatchNorm(9, "relu"), Dense(9, 9), BatchNorm(9, "relu"), Dense(9, 5)
+    by_layer, _ = trained(Sequential(*layers, seed=0), x, y).health().plot().axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in by_layer.lines}
+    assert drawn == {"Dense before a batch norm": [1, 3], "BatchNorm": [2, 4], "Dense": [5]}
+
+
 def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="pip install"):

@@ -28,6 +28,7 @@ def test_info_tells_versions_backends_threads_vectors_and_cache(tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith(f"fastgrad {fg.__version__}, Python 3")
     assert re.fullmatch(r"numpy \S+, numba \S+, llvmlite \S+", lines[1])
+    assert re.fullmatch(r"PyTorch \S+, JAX \S+, scikit-learn \S+", lines[2])
     assert "backend cpu: runs, in force" in lines
     assert "backend numpy: runs" in lines
     (cuda,) = [line for line in lines if line.startswith("backend cuda: missing ")]
@@ -35,6 +36,21 @@ def test_info_tells_versions_backends_threads_vectors_and_cache(tmp_path):
     assert re.search(r"^threads: \d+$", out, re.MULTILINE)
     assert "vectors: 128 bits" in lines
     assert re.search(rf"^cache: {re.escape(str(folder))}\S*, 0.0 MB$", out, re.MULTILINE)
+
+
+def test_info_tells_what_is_missing_of_the_adapters_libraries(monkeypatch, capsys):
+    from fastgrad.cli import info
+
+    def version(package):
+        if package != "numpy":
+            raise info.PackageNotFoundError(package)
+        return "2.0"
+
+    monkeypatch.setattr(info, "version", version)
+    info.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "numpy 2.0, numba missing, llvmlite missing"
+    assert lines[2] == "PyTorch missing, JAX missing, scikit-learn missing"
 
 
 def test_info_names_an_unknown_backend():

@@ -1,0 +1,94 @@
+"""Each page of docs/ is a program: its Python blocks run in order, from nothing, in a process and an empty folder of their own.
+
+A page says at its head what it needs besides the extra [test], and whether it takes more than a few seconds:
+
+    ---
+    needs: torch sklearn
+    full: true
+    ---
+
+The blocks of README.md run by themselves, each a program of its own.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# a block may be indented, in a list or a tab
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+HEAD = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+SECONDS = 300
+
+
+def head(text):
+    """{key: value} of a page's front matter."""
+    match = HEAD.match(text)
+    return dict(re.findall(r"^(\w+): *(.*)$", match[1], re.MULTILINE)) if match else {}
+
+
+def programs(text):
+    """The text's blocks, each with as many empty lines before it as the page has lines, so that errors name the page's lines."""
+    for match in BLOCK.finditer(text):
+        lines = [line.removeprefix(match[1]) for line in match[2].splitlines(keepends=True)]
+        yield "\n" * (text.count("\n", 0, match.start()) + 1) + "".join(lines)
+
+
+def whole_program(text):
+    """The blocks of a page as one program, each line where it is in the page."""
+    program = ""
+    for block in programs(text):
+        program += block[program.count("\n") :]
+    return program
+
+
+def run(program, name, folder):
+    """Run it as a reader would, with warnings as errors."""
+    path = folder / f"{name.replace('/', '_')}.py"
+    path.write_text(program, "utf-8")
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "FASTGRAD_BACKEND": "cpu"}
+    command = [sys.executable, "-W", "error", str(path)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, f"{name}: {result.stderr[-4000:]}"
+
+
+def skip_without(packages):
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the page needs {package}")
+
+
+def imported(program):
+    """The packages that a program imports."""
+    nodes = list(ast.walk(ast.parse(program)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {name.split(".")[0] for name in names + [n.module for n in nodes if isinstance(n, ast.ImportFrom)]}
+
+
+def cases():
+    for path in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]:
+        if path.exists() and BLOCK.search(text := path.read_text("utf-8")):
+            marks = [pytest.mark.full] if head(text).get("full") == "true" else []
+            yield pytest.param(path, marks=marks, id=str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("path", list(cases()))
+def test_the_python_of_every_page_runs(path, tmp_path):
+    text = path.read_text("utf-8")
+    skip_without(head(text).get("needs", "").split())
+    run(whole_program(text), str(path.relative_to(ROOT)), tmp_path)
+
+
+README = list(programs((ROOT / "README.md").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("number", range(len(README)))
+def test_every_block_of_the_readme_runs_by_itself(number, tmp_path):
+    skip_without(imported(README[number]) - {"fastgrad"})
+    run(README[number], f"README, block {number}", tmp_path)
