@@ -197,9 +197,8 @@ def _geometry(*windows: Sequence[int]) -> Geometry:
 
 def _image(name: str, value: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous."""
-    return geometry.images(
-        OP, channels_last(check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4))
-    )
+    image = check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4)
+    return geometry.images(OP, channels_last(image))
 
 
 def _kernel_layout(w: np.ndarray) -> np.ndarray:
