@@ -19,7 +19,10 @@ import numba
 import numpy as np
 from numba import from_dtype, njit, types
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime.nrt import rtsys
 
 from .cache import Cache
 
@@ -155,11 +158,53 @@ def driver(function):
     return dispatcher
 
 
+class _Environments:
+    """In place of a library's code generator, which knows no function of an inner library."""
+
+    @staticmethod
+    def set_env(name, environment):
+        pass
+
+
+class _InnerLibrary(JITCodeLibrary):
+    """LLVM code of a device function, which is optimised and becomes machine code in its callers only.
+
+    Numba would do both for each function by itself, and again in each of its callers, whose code holds it.
+    """
+
+    codegen = _Environments()
+
+    def add_linking_library(self, library):
+        # the memory allocator, which the caller's code has too
+        if library is not rtsys.library:
+            super().add_linking_library(library)
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+    def _optimize_functions(self, module):
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _InnerCompiler(Compiler):
+    def compile_extra(self, function):
+        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), function.__qualname__)
+        return super().compile_extra(function)
+
+
 def device_function(function):
     """A function called from kernels, whose machine code holds it."""
-    return njit(**_INNER)(function)
+    return njit(pipeline_class=_InnerCompiler, **_INNER)(function)
 
 
 def inline_function(function):
     """A small function that must disappear into its caller's loop for the loop to vectorise."""
-    return njit(forceinline=True, **_INNER)(function)
+    return njit(pipeline_class=_InnerCompiler, forceinline=True, **_INNER)(function)
