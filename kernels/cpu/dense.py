@@ -3,8 +3,9 @@
 Passes: a thread takes its rows of the batch through all layers, forward or backward, without a barrier, since rows are independent. Then,
 in a second launch, it computes its rows of every dw and its columns of every db, which are sums over all rows of the batch.
 
-The product's sums start at the bias, so adding it needs no pass. GEMM and activations are kernels of their own, called by address, so that
-each is compiled once. Drivers read addresses and shapes of a chain's arrays from the Python objects: see engine/object_memory.py.
+The product's sums start at the bias, so adding it needs no pass. The product, activations and statistics of health are kernels of their
+own, called by address: each is compiled once, and only if a chain uses it. Drivers read addresses and shapes of a chain's arrays from the
+Python objects: see engine/object_memory.py.
 """
 
 from functools import lru_cache
@@ -13,8 +14,8 @@ import numpy as np
 from numba import carray
 
 from .. import types
-from .activation import ACTIVATION, activate_part, differentiate_part
-from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .activation import ACTIVATION, FORWARD, backward_address, forward_address
+from .engine.compile import MISSING, Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
     address,
     address_of,
@@ -34,19 +35,26 @@ from .engine.object_memory import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays, squares
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part
-from .health import begin_look, look_at_gradient, look_at_layer, padded
+from .health import LAYER_HEALTH, padded
 from .sparse import SPARSE
 
-# addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose
+# addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose;
+# code: of the activation; activate, differentiate: addresses of its kernels, 0 for the identity
 LAYER = np.dtype(
-    [(name, "i8") for name in "n_in n_out w w_row w_col b code z y dz dw dw_turned db".split()] + [("parameter", "f8")]
+    [(name, "i8") for name in "n_in n_out w w_row w_col b z y dz dw dw_turned db".split()]
+    + [(name, "i8") for name in "code activate differentiate".split()]
+    + [("parameter", "f8")]
 )
 # layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
-# contiguous w, its sum of squares, and then decay w is added to dw; or 0;
-# watch: of a WATCH of health.py, or 0; nonzeros: of a NONZEROS of sparse.py in place of x, or 0
+# contiguous w, its sum of squares, and then decay w is added to dw; or 0; gemm: of gemm_part;
+# watch: of a WATCH of health.py, or 0, and then output_health and gradient_health: of kernels of health.py; nonzeros: of a NONZEROS of
+# sparse.py in place of x, or 0, and then sparse_forward and sparse_gradient: of kernels of sparse.py
 CHAIN = np.dtype(
     [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms squares panels itemsize".split()]
-    + [(name, "i8") for name in "gemm activate differentiate watch nonzeros sparse_forward sparse_gradient".split()]
+    + [
+        (name, "i8")
+        for name in "gemm watch output_health gradient_health nonzeros sparse_forward sparse_gradient".split()
+    ]
     + [("decay", "f8")]
 )
 LAYER_BYTES = LAYER.itemsize
@@ -66,19 +74,24 @@ def layers_of(chain):
 
 
 @device_function
-def activate_rows(chain, function, layer, lo, hi, job):
-    """Rows lo..hi of a layer through its activation, forward or backward."""
-    t = job[0]
-    at = lo * layer.n_out * chain.itemsize
-    t.code, t.parameter, t.rows, t.columns = layer.code, layer.parameter, hi - lo, layer.n_out
-    t.z, t.y, t.dy, t.dz = layer.z + at, layer.y + at, layer.dz + at, layer.dz + at
-    call(function, 0, 1, job)
+def activate_rows(chain, function, layer, lo, hi, record):
+    """Rows lo..hi of a layer through its activation, forward or backward, by the kernel at `function`; without one nothing is done."""
+    if function:
+        activation, at = record[0], lo * layer.n_out * chain.itemsize
+        activation.parameter, activation.rows, activation.columns = layer.parameter, hi - lo, layer.n_out
+        activation.z, activation.y, activation.dy, activation.dz = (
+            layer.z + at,
+            layer.y + at,
+            layer.dz + at,
+            layer.dz + at,
+        )
+        call(function, 0, 1, record)
 
 
 @device_function
 def forward_rows(chain, part, lo, hi, panels, like):
     """Rows lo..hi, the part's, through all layers."""
-    product, job = local(1, GEMM), local(1, ACTIVATION)
+    product, activation = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
     a, a_row, a_col, units = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col, 0
     for l in range(chain.depth):
@@ -98,11 +111,21 @@ def forward_rows(chain, part, lo, hi, panels, like):
             )  # fmt: skip
             call(chain.gemm, 0, 1, product)
         # y = f(z)
-        activate_rows(chain, chain.activate, layer, lo, hi, job)
+        activate_rows(chain, layer.activate, layer, lo, hi, activation)
         if chain.watch:
-            look_at_layer(chain.watch, part, l, units, lo, hi, layer.n_out, layer.y, like)
+            watch_values(chain, chain.output_health, part, l, units, lo, hi, layer.n_out, layer.y)
             units += padded(layer.n_out)
         a, a_row, a_col = layer.y + at, layer.n_out, 1
+
+
+@device_function
+def watch_values(chain, function, thread_index, layer, units, lo, hi, columns, values):
+    """Health of a layer's output or gradient, by a kernel of health.py."""
+    record = local(1, LAYER_HEALTH)
+    health = record[0]
+    health.watch, health.thread_index, health.layer, health.units = chain.watch, thread_index, layer, units
+    health.lo, health.hi, health.columns, health.values = lo, hi, columns, values
+    call(function, 0, 1, record)
 
 
 @device_function
@@ -129,12 +152,12 @@ def add_bias(rows, columns, residual, b, z, like):
 @device_function
 def backward_rows(chain, lo, hi, panels):
     """Rows lo..hi back through all layers: dz of the last layer holds dy, and every dz is left for the weights' gradients."""
-    product, job = local(1, GEMM), local(1, ACTIVATION)
+    product, activation = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
     for l in range(chain.depth - 1, -1, -1):
         layer = layers[l]
         # dz = da f'(z), in place
-        activate_rows(chain, chain.differentiate, layer, lo, hi, job)
+        activate_rows(chain, layer.differentiate, layer, lo, hi, activation)
         # da of the layer below = dz w^T, to where its dz will be
         da = layers[l - 1].dz if l else chain.dx
         if da:
@@ -227,8 +250,6 @@ def gradients_part(part, parts, job, like):
             turned_gradient(chain, layer, part, parts, a, a_row, a_col, product)
         lo, hi = thread_range(part, parts, 0 if layer.dw_turned else layer.n_in, ROWS)
         # dw = a^T dz, some rows at a time, and what is asked of them while they are in cache
-        if chain.watch:
-            begin_look(chain.watch, part, l)
         for i in range(lo, hi, GRADIENT_ROWS):
             m = min(GRADIENT_ROWS, hi - i)
             dw, scratch = layer.dw + i * layer.n_out * size, chain.panels + part * SCRATCH * size
@@ -252,8 +273,8 @@ def gradients_part(part, parts, job, like):
                     for r in range(first, last):
                         sums[r] = squares(pointer(dw + r * layer.n_out * size, like), layer.n_out)
                     if chain.watch:
-                        values = pointer(dw + first * layer.n_out * size, like)
-                        look_at_gradient(chain.watch, part, l, values, (last - first) * layer.n_out)
+                        values = dw + first * layer.n_out * size
+                        watch_values(chain, chain.gradient_health, part, l, 0, first, last, layer.n_out, values)
         # db = the sums of dz over the rows
         if layer.db:
             lo, hi = thread_range(part, parts, layer.n_out, 16)
@@ -284,88 +305,107 @@ def items_of(array_list, none):
 
 
 @device_function
-def read_chain(job, layers, x, lists, activations, none, size, panels, kernels):
-    """Fill the records of a chain from the objects themselves: x, the seven lists as below, and (code, parameter) of every layer."""
-    weights, biases, zs = items_of(lists[0], none), items_of(lists[1], none), items_of(lists[2], none)
-    outputs, dzs = items_of(lists[3], none), items_of(lists[4], none)
-    dweights, dbiases = items_of(lists[5], none), items_of(lists[6], none)
-    chain = job[0]
-    chain.depth, chain.layers, chain.panels, chain.itemsize = len(layers), address(layers), panels, size
-    chain.gemm, chain.activate, chain.differentiate = kernels[0], kernels[1], kernels[2]
-    strides = word(x + HEAD, STRIDES)
-    chain.x, chain.rows = word(x + HEAD, DATA), word(word(x + HEAD, SHAPE), 0)
-    chain.x_row, chain.x_col = word(strides, 0) // size, word(strides, 1) // size
-    for l in range(len(layers)):
-        layer, w = layers[l], fields_of(weights, l, none)
-        shape, strides = word(w, SHAPE), word(w, STRIDES)
-        layer.n_in, layer.n_out, layer.w = word(shape, 0), word(shape, 1), word(w, DATA)
-        layer.w_row, layer.w_col = word(strides, 0) // size, word(strides, 1) // size
-        layer.code, layer.parameter = int(activations[l, 0]), activations[l, 1]
-        layer.b, layer.y, layer.dz = data_of(biases, l, none), data_of(outputs, l, none), data_of(dzs, l, none)
-        layer.z = data_of(zs, l, none) if needs_input(layer.code) else layer.y
-        layer.dw, layer.db, dw = data_of(dweights, l, none), data_of(dbiases, l, none), fields_of(dweights, l, none)
-        layer.dw_turned = 1 - (low_word(dw, FLAGS) & 1) if dw else 0
-
-
-@driver
-def _forward_chain(launcher, parts, kernels, x, lists, activations, none, size, residual, room):
-    layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
-    read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
-    job[0].residual = residual
-    run_kernel(launcher, kernels[3], parts, job, (layers,))
-
-
-@driver
-def _backward_chain(launcher, parts, kernels, x, lists, activations, none, size, dy, dx, room):
-    layers, job = np.empty(len(activations), LAYER), local_zeros(1, CHAIN)
-    read_chain(job, layers, x, lists, activations, none, size, address(room), kernels)
-    job[0].dy, job[0].dx = dy, dx
-    run_kernel(launcher, kernels[4], parts, job, (layers,))
-    run_kernel(launcher, kernels[5], parts, job, (layers,))
-
-
-@lru_cache
-def _numbers(activations):
-    return np.array(activations, np.float64).reshape(-1, 2)
-
-
-def _run_chain(driver, x, weights, activations, lists, ends):
-    """lists: weights, biases, zs, outputs, dzs, dweights, dbiases, each None for none; ends: the addresses that the driver takes last."""
-    # of our own, since the driver reads them without Python's lock
-    lists = [a if a is None else list(a) for a in lists]
-    run(
-        2 * len(x) * sum(w.size for w in weights), driver, _LAYER[x.dtype.char], id(x), tuple(map(id, lists)), _numbers(tuple(activations)),
-        id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),
-    )  # fmt: skip
+def describe_chain(chain, layers, rows, x, x_row, size, panels, gemm):
+    """Fill the record of a chain of dense rows x, which has no gradients, health and nonzeros yet."""
+    chain.depth, chain.layers, chain.rows, chain.itemsize = len(layers), address(layers), rows, size
+    chain.x, chain.x_row, chain.x_col, chain.panels, chain.gemm = x, x_row, 1, panels, gemm
 
 
 @device_function
-def one_layer(job, layers, x, w, code, parameter, z, y, panels, kernels):
-    """A chain of one layer of contiguous x and w."""
-    chain, layer = job[0], layers[0]
-    chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), 1, address(layers), x.itemsize
-    chain.x, chain.x_row, chain.x_col, chain.panels = address(x), x.shape[1], 1, panels
-    chain.gemm, chain.activate, chain.differentiate = kernels[0], kernels[1], kernels[2]
-    layer.n_in, layer.n_out, layer.w, layer.w_row, layer.w_col = *w.shape, address(w), w.shape[1], 1
-    layer.code, layer.parameter, layer.z, layer.y = code, parameter, address(z), address(y)
+def describe_layer(layer, n_in, n_out, w, b, dw, db):
+    """Fill the record of a layer of contiguous w."""
+    layer.n_in, layer.n_out, layer.w, layer.w_row, layer.w_col, layer.b = n_in, n_out, w, n_out, 1, b
+    layer.dw, layer.dw_turned, layer.db = dw, 0, db
+
+
+@device_function
+def describe_activation(layer, functions, parameter, z, y, dz):
+    """functions: addresses of the activation's two kernels."""
+    layer.activate, layer.differentiate, layer.parameter = functions[0], functions[1], parameter
+    layer.z, layer.y, layer.dz = z, y, dz
+
+
+@device_function
+def read_chain(record, layers, x, lists, functions, parameters, none, size, panels, gemm):
+    """Fill the records of a chain from the objects themselves: x and the seven lists as below.
+
+    functions (L, 3): of every layer the addresses of the activation's kernels, and whether it keeps z.
+    """
+    weights, biases, zs = items_of(lists[0], none), items_of(lists[1], none), items_of(lists[2], none)
+    outputs, dzs = items_of(lists[3], none), items_of(lists[4], none)
+    dweights, dbiases = items_of(lists[5], none), items_of(lists[6], none)
+    strides, chain = word(x + HEAD, STRIDES), record[0]
+    rows = word(word(x + HEAD, SHAPE), 0)
+    describe_chain(chain, layers, rows, word(x + HEAD, DATA), word(strides, 0) // size, size, panels, gemm)
+    chain.x_col = word(strides, 1) // size
+    for l in range(len(layers)):
+        layer, w, dw = layers[l], fields_of(weights, l, none), fields_of(dweights, l, none)
+        shape, strides = word(w, SHAPE), word(w, STRIDES)
+        b, db = data_of(biases, l, none), data_of(dbiases, l, none)
+        describe_layer(layer, word(shape, 0), word(shape, 1), word(w, DATA), b, data_of(dweights, l, none), db)
+        layer.w_row, layer.w_col = word(strides, 0) // size, word(strides, 1) // size
+        layer.dw_turned = 1 - (low_word(dw, FLAGS) & 1) if dw else 0
+        y = data_of(outputs, l, none)
+        z = data_of(zs, l, none) if functions[l, 2] else y
+        describe_activation(layer, functions[l], parameters[l], z, y, data_of(dzs, l, none))
 
 
 @driver
-def _forward(launcher, parts, kernels, x, w, b, residual, code, parameter, z, y, room):
-    layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
-    one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
-    layers[0].b, job[0].residual = address_or_null(b), address_or_null(residual)
-    run_kernel(launcher, kernels[3], parts, job, ())
+def _forward_chain(launcher, parts, kernels, x, lists, functions, parameters, none, size, residual, room):
+    layers, job = np.empty(len(functions), LAYER), local_zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, functions, parameters, none, size, address(room), kernels[0])
+    job[0].residual = residual
+    run_kernel(launcher, kernels[1], parts, job, (layers,))
 
 
 @driver
-def _backward(launcher, parts, kernels, dy, x, w, code, parameter, z, y, dz, dx, dw, db, room):
+def _backward_chain(launcher, parts, kernels, x, lists, functions, parameters, none, size, dy, dx, room):
+    layers, job = np.empty(len(functions), LAYER), local_zeros(1, CHAIN)
+    read_chain(job, layers, x, lists, functions, parameters, none, size, address(room), kernels[0])
+    job[0].dy, job[0].dx = dy, dx
+    run_kernel(launcher, kernels[1], parts, job, (layers,))
+    run_kernel(launcher, kernels[2], parts, job, (layers,))
+
+
+@lru_cache
+def _functions(char, activations, backward):
+    """(L, 3), int64, and parameters (L,), as read_chain takes them."""
+    functions = [
+        (forward_address[char, a.code], backward_address[char, a.code] if backward else 0, a.needs_input)
+        for a in activations
+    ]
+    return np.array(functions, np.int64), np.array([a.parameter for a in activations], np.float64)
+
+
+def _run_chain(driver, kernels, x, weights, activations, lists, ends):
+    """lists: weights, biases, zs, outputs, dzs, dweights, dbiases, each None for none; ends: the addresses that the driver takes last."""
+    # of our own, since the driver reads them without Python's lock
+    lists, char = [a if a is None else list(a) for a in lists], x.dtype.char
+    run(
+        2 * len(x) * sum(w.size for w in weights), driver, kernels[char], id(x), tuple(map(id, lists)),
+        *_functions(char, tuple(activations), kernels is _BACKWARD), id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),
+    )  # fmt: skip
+
+
+@driver
+def _forward(launcher, parts, kernels, x, w, b, residual, function, parameter, z, y, room):
     layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
-    one_layer(job, layers, x, w, code, parameter, z, y, address(room), kernels)
-    layers[0].dz, layers[0].dw, layers[0].db = address(dz), address(dw), address_or_null(db)
+    describe_chain(job[0], layers, len(x), address(x), x.shape[1], x.itemsize, address(room), kernels[0])
+    describe_layer(layers[0], *w.shape, address(w), address_or_null(b), 0, 0)
+    describe_activation(layers[0], (function, 0), parameter, address(z), address(y), 0)
+    job[0].residual = address_or_null(residual)
+    run_kernel(launcher, kernels[1], parts, job, ())
+
+
+@driver
+def _backward(launcher, parts, kernels, dy, x, w, function, parameter, z, y, dz, dx, dw, db, room):
+    layers, job = local_zeros(1, LAYER), local_zeros(1, CHAIN)
+    describe_chain(job[0], layers, len(x), address(x), x.shape[1], x.itemsize, address(room), kernels[0])
+    describe_layer(layers[0], *w.shape, address(w), 0, address(dw), address_or_null(db))
+    describe_activation(layers[0], (0, function), parameter, address(z), address(y), address(dz))
     job[0].dy, job[0].dx = address(dy), address_or_null(dx)
-    run_kernel(launcher, kernels[4], parts, job, ())
-    run_kernel(launcher, kernels[5], parts, job, ())
+    run_kernel(launcher, kernels[1], parts, job, ())
+    run_kernel(launcher, kernels[2], parts, job, ())
 
 
 def _is_one(x, weights):
@@ -380,14 +420,17 @@ def dense_chain_forward(chain, saved):
     residual = None if residual is None else np.ascontiguousarray(residual)
     if _is_one(x, weights):
         b = None if biases[0] is None else np.ascontiguousarray(biases[0])
+        (code, parameter), char = activations[0], x.dtype.char
         run(
-            2 * len(x) * weights[0].size, _forward, _LAYER[x.dtype.char], x, weights[0], *or_empty(x.dtype, 1, b),
-            *or_empty(x.dtype, 2, residual), *activations[0], zs[0], outputs[0], scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _forward, _FORWARD[char], x, weights[0], *or_empty(x.dtype, 1, b),
+            *or_empty(x.dtype, 2, residual), forward_address[char, code], parameter, zs[0], outputs[0],
+            scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
     lists = weights, biases, zs, outputs, None, None, None
-    _run_chain(_forward_chain, x, weights, activations, lists, [0 if residual is None else address_of(residual)])
+    ends = [0 if residual is None else address_of(residual)]
+    _run_chain(_forward_chain, _FORWARD, x, weights, activations, lists, ends)
 
 
 def dense_chain_backward(dy, chain, saved, gradients):
@@ -397,14 +440,16 @@ def dense_chain_backward(dy, chain, saved, gradients):
     dzs, dx, dweights, dbiases = gradients
     dy = np.ascontiguousarray(dy)
     if _is_one(x, weights) and dweights[0].flags.c_contiguous:
+        (code, parameter), char = activations[0], x.dtype.char
         run(
-            2 * len(x) * weights[0].size, _backward, _LAYER[x.dtype.char], dy, x, weights[0], *activations[0], zs[0], outputs[0],
-            dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0]), scratch=(x.dtype, 0, SCRATCH),
+            2 * len(x) * weights[0].size, _backward, _BACKWARD[char], dy, x, weights[0], backward_address[char, code], parameter,
+            zs[0], outputs[0], dzs[0], *or_empty(x.dtype, 2, dx), dweights[0], *or_empty(x.dtype, 1, dbiases[0]),
+            scratch=(x.dtype, 0, SCRATCH),
         )  # fmt: skip
         return
     lists = weights, None, zs, outputs, dzs, dweights, dbiases
     ends = address_of(dy), 0 if dx is None else address_of(dx)
-    _run_chain(_backward_chain, x, weights, activations, lists, ends)
+    _run_chain(_backward_chain, _BACKWARD, x, weights, activations, lists, ends)
 
 
 # rows that a thread of infer takes through the chain at a time, so that its buffers are small whatever the batch
@@ -422,13 +467,25 @@ def rows_at_once(rows, parts):
 def flat_layers(layers, table, parameters, params, grads, size):
     """Fill LAYER records from a table of offsets into params and grads (their addresses; grads 0: none)."""
     for l in range(len(table)):
-        layer, n_out, w, b = layers[l], table[l, 1], table[l, 2], table[l, 3]
-        layer.n_in, layer.n_out, layer.code, layer.parameter = table[l, 0], n_out, table[l, 4], parameters[l]
-        layer.w, layer.w_row, layer.w_col = params + w * size, n_out, 1
-        layer.b = params + b * size if b >= 0 else 0
-        layer.dw = grads + w * size if grads else 0
-        layer.db = grads + b * size if grads and b >= 0 else 0
-        layer.dw_turned = 0
+        n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
+        dw, db = grads + w * size if grads else 0, grads + b * size if grads and b >= 0 else 0
+        describe_layer(layers[l], n_in, n_out, params + w * size, params + b * size if b >= 0 else 0, dw, db)
+        layers[l].code, layers[l].parameter = table[l, 4], parameters[l]
+
+
+@device_function
+def find_activations(layers, kernels, first, backward):
+    """Put the addresses of the activations' kernels into the records of layers; returns False where one is missing.
+
+    kernels: from `first` on the ones of FORWARD and then, with `backward`, of BACKWARD.
+    """
+    for l in range(len(layers)):
+        layer = layers[l]
+        layer.activate = kernels[first + layer.code]
+        layer.differentiate = kernels[first + N_ACTIVATIONS + layer.code] if backward else 0
+        if layer.code != types.IDENTITY and (layer.activate == 0 or (backward and layer.differentiate == 0)):
+            return False
+    return True
 
 
 @kernel(CHAIN)
@@ -442,10 +499,8 @@ def infer_part(part, parts, job, like):
     chains, layers_at = local(1, CHAIN), whole.layers + (part + 1) * whole.depth * LAYER_BYTES
     layers = carray(void_pointer(layers_at), whole.depth, LAYER)  # (L,)
     chain, size = chains[0], whole.itemsize
-    chain.depth, chain.layers, chain.itemsize = whole.depth, layers_at, size
     chain.residual, chain.watch, chain.nonzeros = 0, 0, 0
-    chain.x_row, chain.x_col = whole.x_row, whole.x_col
-    chain.gemm, chain.activate = whole.gemm, whole.activate
+    describe_chain(chain, layers, whole.rows, whole.x, whole.x_row, size, whole.panels, whole.gemm)
     widest = 0
     for l in range(whole.depth):
         layers[l] = layers_of(whole)[l]
@@ -475,23 +530,27 @@ def _infer(launcher, parts, kernels, x, table, parameters, params, out, room):
     layers, job = np.empty((parts + 1) * len(table), LAYER), local_zeros(1, CHAIN)
     size = x.itemsize
     flat_layers(layers, table, parameters, address(params), 0, size)
+    if not find_activations(layers[: len(table)], kernels, 2, False):
+        return MISSING
     needed = 3 * rows_at_once(len(x), parts) * table[:, 1].max()
     buffers = np.empty(needed * parts if needed > TURNED_SIZE else 0, x.dtype)
     layers[0].dz = address(buffers) if needed > TURNED_SIZE else 0
-    chain = job[0]
-    chain.rows, chain.depth, chain.layers, chain.itemsize = len(x), len(table), address(layers), size
-    chain.x, chain.x_row, chain.x_col, chain.dy = address(x), x.shape[1], 1, address(out)
-    chain.panels, chain.gemm, chain.activate = address(room), kernels[1], kernels[2]
+    describe_chain(job[0], layers[: len(table)], len(x), address(x), x.shape[1], size, address(room), kernels[1])
+    job[0].dy = address(out)
     run_kernel(launcher, kernels[0], parts, job, (layers, buffers))
+    return types.OK
 
 
-_KERNELS = Addresses(infer_part, gemm_part, activate_part)
-_LAYER = Addresses(gemm_part, activate_part, differentiate_part, forward_part, backward_part, gradients_part)
+N_ACTIVATIONS = len(FORWARD)
+_FORWARD = Addresses(gemm_part, forward_part)
+_BACKWARD = Addresses(gemm_part, backward_part, gradients_part)
+_INFER = Addresses(infer_part, gemm_part, choices=FORWARD)
 
 
 def dense_chain_infer(x, table, parameters, params, out):
     """out (N, K_L) = y, over flat params laid out as in training_step.py; keeps nothing."""
-    run(
-        2 * len(x) * params.size, _infer, _KERNELS[x.dtype.char], x, table, parameters, params, out,
-        scratch=(x.dtype, 0, SCRATCH),
-    )  # fmt: skip
+    char = x.dtype.char
+    arguments = 2 * len(x) * params.size, _infer, _INFER[char], x, table, parameters, params, out
+    if run(*arguments, scratch=(x.dtype, 0, SCRATCH)) == MISSING:
+        _INFER.provide(char, 2 + table[:, 4])
+        run(*arguments, scratch=(x.dtype, 0, SCRATCH))

@@ -1,7 +1,8 @@
 """Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-The kernels of a training step call these functions on values that they have just written and that are still in cache; a WATCH record
-collects the results. array_health and output_health measure lists of arrays in a pass of their own.
+The kernels of a training step call layer_output, layer_gradient and update_change, if health is asked for, on values that they have just
+written and that are still in cache; a WATCH record collects the results, and layers_report and updates_report write them. array_health and
+output_health measure lists of arrays in a pass of their own.
 
 Counts and largest magnitudes are integers, so their order does not matter. Sums are taken by block, and blocks are joined in their order,
 so the bits do not depend on the number of threads. A block of outputs is summed about its first value, which lies within sqrt(n) standard
@@ -65,12 +66,19 @@ def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
         look_at_block(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
 
 
-@device_function
-def moved(before, after, n, totals):
+# values before and after an update, and where their sums go
+CHANGE = np.dtype([(name, "i8") for name in "n before after totals".split()])
+
+
+@kernel(CHANGE)
+def update_change(thread_index, thread_count, record, like):
     """totals (2,): the sums of the squares of after - before, and of before."""
-    totals[0], totals[1] = change(before, after, n)
+    block = carray(record, 1)[0]
+    before, after = pointer(block.before, like), pointer(block.after, like)  # (n,)
+    totals = carray(void_pointer(block.totals), 2, np.float64)
+    totals[0], totals[1] = change(before, after, block.n)
     if not (LEAST < totals[0] < MOST and LEAST < totals[1] < MOST):
-        totals[0], totals[1] = change_wide(before, after, n)
+        totals[0], totals[1] = change_wide(before, after, block.n)
 
 
 @device_function
@@ -215,65 +223,84 @@ def watch_of(address):
     return carray(void_pointer(address), 1, WATCH)[0]
 
 
-@device_function
-def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
-    """Rows lo..hi of a layer's output, which begins at y; `before`: flags of the layers before it."""
-    w = watch_of(watch)
-    bands = carray(void_pointer(w.bands + 32 * l), 4, np.float64)
-    sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
-    alive = advance(pointer(w.alive, like), part * w.units + before)
-    look_at_rows(lo, hi, ROWS, columns, pointer(y, like), bands, alive, sums)
+# rows lo..hi of a layer's output or weight gradient, of so many columns, `values`: address of the output, or of the gradient's row lo;
+# units: flags of the layers before it
+LAYER_HEALTH = np.dtype([(name, "i8") for name in "watch thread_index layer units lo hi columns values".split()])
 
 
 @device_function
-def begin_look(watch, part, l):
-    """Reset the part's largest magnitude and count of zeros for a layer's gradient."""
-    w = watch_of(watch)
-    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
-    look[0], look[1] = 0, 0
+def gradient_look(watch, thread_index, layer):
+    """The thread's largest magnitude and count of zeros of a layer's gradient (2,)."""
+    return carray(void_pointer(watch.looks + 16 * (thread_index * watch.depth + layer)), 2, np.int64)
 
 
-@device_function
-def look_at_gradient(watch, part, l, values, n):
-    """Add n values of a layer's weight gradient to the part's largest magnitude and count of zeros."""
-    w = watch_of(watch)
-    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
-    largest, zeros = max_and_zero_count(values, n)
+@kernel(LAYER_HEALTH)
+def layer_output(thread_index, thread_count, record, like):
+    """The health of rows of a layer's output; and the thread has seen nothing of the layer's gradient yet."""
+    rows = carray(record, 1)[0]
+    watch = watch_of(rows.watch)
+    bands = carray(void_pointer(watch.bands + 32 * rows.layer), 4, np.float64)
+    sums = carray(void_pointer(watch.sums + 24 * rows.layer * watch.blocks), (watch.blocks, 3), np.float64)
+    alive = advance(pointer(watch.alive, like), rows.thread_index * watch.units + rows.units)
+    look_at_rows(rows.lo, rows.hi, ROWS, rows.columns, pointer(rows.values, like), bands, alive, sums)
+    gradient_look(watch, rows.thread_index, rows.layer)[:] = 0
+
+
+@kernel(LAYER_HEALTH)
+def layer_gradient(thread_index, thread_count, record, like):
+    """Add rows of a layer's weight gradient to the thread's largest magnitude and count of zeros."""
+    rows = carray(record, 1)[0]
+    look = gradient_look(watch_of(rows.watch), rows.thread_index, rows.layer)
+    largest, zeros = max_and_zero_count(pointer(rows.values, like), (rows.hi - rows.lo) * rows.columns)
     look[0] = max(look[0], largest)
     look[1] += zeros
 
 
-@device_function
-def report_layers(watch, batch, parts, rows, table, grads, norms):
-    """Write the health of a batch's gradients and outputs. norms: squares by row of every dw. The updates' ratio becomes NaN."""
-    w, first, before = watch_of(address(watch)), 0, 0
-    health = report_of(w, batch)
-    looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
-    for l in range(w.depth):
+# what a batch's health is written from: its rows, the table of layers and of arrays, the gradients and the norms (squares by row of every
+# dw) of a training step
+REPORT = np.dtype([(name, "i8") for name in "watch batch rows layers depth grads norms arrays".split()])
+
+
+@kernel(REPORT)
+def layers_report(_, thread_count, record, like):
+    """Write the health of a batch's gradients and outputs, as so many threads saw it. The updates' ratio becomes NaN."""
+    report = carray(record, 1)[0]
+    watch, first, before, rows = watch_of(report.watch), 0, 0, report.rows
+    table = carray(void_pointer(report.layers), (report.depth, 5), np.int64)
+    health, grads = report_of(watch, report.batch), pointer(report.grads, like)
+    norms = data(carray(void_pointer(report.norms), 1, np.float64))
+    looks = carray(void_pointer(watch.looks), (thread_count, watch.depth, 2), np.int64)
+    for l in range(watch.depth):
         n_in, n_out, b = table[l, 0], table[l, 1], table[l, 3]
-        squared, largest, zeros = total(data(norms[first : first + n_in]), n_in), 0, 0
-        for part in range(parts):
-            largest, zeros = max(largest, looks[part, l, 0]), zeros + looks[part, l, 1]
-        values, bias = data(grads[table[l, 2] :]), data(grads)
+        squared, largest, zeros = total(advance(norms, first), n_in), 0, 0
+        for thread_index in range(thread_count):
+            largest, zeros = max(largest, looks[thread_index, l, 0]), zeros + looks[thread_index, l, 1]
+        values, bias = advance(grads, table[l, 2]), grads
         if b >= 0:
-            bias = data(grads[b:])
+            bias = advance(grads, b)
             more, none = max_and_zero_count(bias, n_out)
             squared, largest, zeros = squared + squares(bias, n_out), max(largest, more), zeros + none
         pieces = (values, n_in * n_out), (bias, n_out if b >= 0 else 0)
         describe_gradient(squared, value_of(largest, values), zeros, pieces, health[l])
-        sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
+        sums = carray(void_pointer(watch.sums + 24 * l * watch.blocks), (watch.blocks, 3), np.float64)
         join(rows, n_out, ROWS, sums, health[l, 4:])
-        health[l, 7] = dead(rows, n_out, parts, w.units, advance(pointer(w.alive, values), before))
+        health[l, 7] = dead(rows, n_out, thread_count, watch.units, advance(pointer(watch.alive, values), before))
         health[l, 8] = np.nan
         first, before = first + n_in, before + padded(n_out)
 
 
-@device_function
-def report_updates(watch, batch, table, arrays):
-    """Write the ratios of a batch's updates. watch: an array; arrays: a table of w and b of every layer."""
-    w, a = watch_of(address(watch)), 0
-    health, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
-    for l in range(len(table)):
+@kernel(REPORT)
+def updates_report(_, thread_count, record, like):
+    """Write the ratios of a batch's updates."""
+    report = carray(record, 1)[0]
+    watch, a = watch_of(report.watch), 0
+    table = carray(void_pointer(report.layers), (report.depth, 5), np.int64)
+    arrays = rows_at(report.arrays, 2 * report.depth)
+    health, moved = (
+        report_of(watch, report.batch),
+        carray(void_pointer(watch.moved), ((watch.alive - watch.moved) // 16, 2), np.float64),
+    )
+    for l in range(report.depth):
         n = 2 if table[l, 3] >= 0 else 1
         change_square, square = sum_moved(moved, arrays[a, SUMS], arrays[a + n, SUMS])
         health[l, 8] = ratio(change_square, square)

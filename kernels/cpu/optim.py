@@ -3,9 +3,10 @@
 Passes: one over the gradients for their norm, if it is needed; one over params, grads and state, which clips, decays, updates,
 masks and limits. Constraints on norms take one more pass where a norm is above its limit.
 
-An update rule is an inline function of one value; `map_arrays` turns it into a loop. The numbers of a rule are computed once a call, in
-float64: `lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while
-the arrays are in cache; beyond the cache memory does, with 28 bytes a float32 value.
+An update rule is an inline function of one value; `map_arrays` turns it into a loop, in a kernel of its own, which is compiled at its first
+use and called by address for each block of values. The numbers of a rule are computed once a call, in float64: `lr` and `correction` hold
+Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays are in cache; beyond the
+cache memory does, with 28 bytes a float32 value.
 
 An update that would turn finite values into infinity or NaN is not applied. A bound by the gradients' norm rules that out for nearly every
 update. Where it cannot, the update runs on copies, which are checked and then copied back: see update_soundly.
@@ -46,12 +47,14 @@ from .engine.array_table import (
     sums_of,
     table,
 )
-from .engine.compile import Addresses, device_function, driver, inline_function, kernel
+from .engine.compile import MISSING, Addresses, device_function, driver, inline_function, kernel
 from .engine.intrinsics import (
     address,
+    address_at,
     address_of,
     address_or_null,
     advance,
+    call,
     copy,
     data,
     hide_alias,
@@ -64,7 +67,7 @@ from .engine.intrinsics import (
 )
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
-from .health import moved, sum_moved
+from .health import CHANGE, sum_moved, update_change
 
 # one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
 # rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
@@ -74,12 +77,16 @@ UPDATE = np.dtype(
     + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
-# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of an UPDATE; masks: of a byte a
-# value, or 0; held_sums, held_counts: of updated values by block, as in clip.py, for a constraint on norms; moved: (blocks, 2) as in
-# health.py, or 0; room: scratch of `longest` values for each part, if moved
+# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of an UPDATE, rule: of its kernel;
+# masks: of a byte a value, or 0; held_sums, held_counts: of updated values by block, as in clip.py, for a constraint on norms, and
+# unit_sums: of the kernel that sums them; moved: (blocks, 2) as in health.py, or 0, and change: of the kernel update_change; room: scratch
+# of `longest` values for each part, if moved
 ARRAYS = np.dtype(
-    [(name, "i8") for name in "params grads n sums update masks kind held_sums held_counts moved".split()]
-    + [("room", "i8"), ("longest", "i8")]
+    [
+        (name, "i8")
+        for name in "params grads n sums update rule masks kind held_sums held_counts unit_sums moved".split()
+    ]
+    + [(name, "i8") for name in "change room longest".split()]
     + [("limit", "f8")]
 )
 # masks and constraint of an update: addresses of masks and of the constraint's widths, or 0; kind and limit of the constraint
@@ -148,41 +155,91 @@ def momentum_rmsprop(p, g, m, v, scale, decay, shrink, lr, beta2, rest2, inside,
     return shrink * p - lr * m, m, v
 
 
+# n values and their gradients; state: of its first row; update: address of an UPDATE
+BLOCK = np.dtype([(name, "i8") for name in "n params grads state update".split()])
+
+
 @device_function
-def update_values(t, n, params, grads, state):
-    """Update n values, of which `state` is the first row's place."""
-    if n == 0:
-        return
+def rule_of(record):
+    """The UPDATE record of a block."""
+    return carray(void_pointer(carray(record, 1)[0].update), 1, UPDATE)[0]
+
+
+@device_function
+def arrays_of(record, like):
+    """n; pointers to params, grads and two rows of state; and the numbers that all rules begin with."""
+    block, t = carray(record, 1)[0], rule_of(record)
+    params, grads, state = pointer(block.params, like), pointer(block.grads, like), pointer(block.state, like)  # (n,)
     one = carray(params, 1)[0]
-    second = advance(state, t.stride)
-    # numba adds tuples, but cannot unpack one in a branch
-    common = real(t.scale, one), real(t.decay, one), real(t.shrink, one), real(t.lr, one)
-    beta1, beta2, rest2 = real(t.beta1, one), real(t.beta2, one), real(t.rest2, one)
-    inside, outside = real(t.inside, one), real(t.outside, one)
-    moments = common + (beta1, beta2, real(t.rest1, one), rest2, real(t.correction, one), outside)  # noqa: RUF005
-    root = common + (beta2, rest2, inside, outside)  # noqa: RUF005
-    if t.optimizer == types.ADAM and t.rows == 2:
-        map_arrays(adam, n, (params, grads, state, second), (params, state, second), moments)
-    elif t.optimizer == types.ADAM:
-        third = advance(second, t.stride)
-        map_arrays(amsgrad, n, (params, grads, state, second, third), (params, state, second, third), moments)
-    elif t.optimizer != types.SGD and t.rows == 1:
-        map_arrays(rmsprop, n, (params, grads, state), (params, state), root)
-    elif t.optimizer != types.SGD:
-        map_arrays(momentum_rmsprop, n, (params, grads, state, second), (params, state, second), root + (beta1,))  # noqa: RUF005
-    elif t.rows:
-        velocity = common + (beta1, real(t.keep1, one), real(t.nesterov, one))  # noqa: RUF005
-        map_arrays(momentum_sgd, n, (params, grads, state), (params, state), velocity)
-    else:
-        map_arrays(sgd, n, (params, grads), (params,), common)
+    numbers = real(t.scale, one), real(t.decay, one), real(t.shrink, one), real(t.lr, one)
+    return block.n, (params, grads, state, advance(state, t.stride)), numbers
+
+
+@kernel(BLOCK)
+def sgd_block(_, __, record, like):
+    n, (params, grads, _, _), numbers = arrays_of(record, like)
+    map_arrays(sgd, n, (params, grads), (params,), numbers)
+
+
+@kernel(BLOCK)
+def momentum_sgd_block(_, __, record, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    velocity = real(t.beta1, numbers[0]), real(t.keep1, numbers[0]), real(t.nesterov, numbers[0])
+    map_arrays(momentum_sgd, n, (params, grads, v), (params, v), numbers + velocity)
 
 
 @device_function
-def update_watched(t, n, params, grads, state, before, totals):
-    """update_values, and totals (2,): the squares of the change and of the values before it. before: scratch for n values."""
-    copy(n, params, before)
-    update_values(t, n, params, grads, state)
-    moved(before, params, n, carray(void_pointer(totals), 2, np.float64))
+def moment_numbers(t, one):
+    """What adam and amsgrad take after the numbers of all rules."""
+    betas = real(t.beta1, one), real(t.beta2, one), real(t.rest1, one), real(t.rest2, one)
+    # numba adds tuples, but cannot unpack one in another
+    return betas + (real(t.correction, one), real(t.outside, one))  # noqa: RUF005
+
+
+@kernel(BLOCK)
+def adam_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    map_arrays(adam, n, (params, grads, m, v), (params, m, v), numbers + moment_numbers(t, numbers[0]))
+
+
+@kernel(BLOCK)
+def amsgrad_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    most = advance(v, t.stride)
+    map_arrays(amsgrad, n, (params, grads, m, v, most), (params, m, v, most), numbers + moment_numbers(t, numbers[0]))
+
+
+@device_function
+def root_numbers(t, one):
+    """What rmsprop and momentum_rmsprop take after the numbers of all rules."""
+    return real(t.beta2, one), real(t.rest2, one), real(t.inside, one), real(t.outside, one)
+
+
+@kernel(BLOCK)
+def rmsprop_block(_, __, record, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    map_arrays(rmsprop, n, (params, grads, v), (params, v), numbers + root_numbers(t, numbers[0]))
+
+
+@kernel(BLOCK)
+def momentum_rmsprop_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    roots = root_numbers(t, numbers[0]) + (real(t.beta1, numbers[0]),)  # noqa: RUF005
+    map_arrays(momentum_rmsprop, n, (params, grads, m, v), (params, m, v), numbers + roots)
+
+
+def rule_number(optimizer, rows):
+    """Which of these kernels an optimiser with so many rows of state has, as a place in UPDATE_KERNELS."""
+    if optimizer == types.ADAM:
+        return RULES + (2 if rows == 2 else 3)
+    if optimizer == types.SGD:
+        return RULES + (1 if rows else 0)
+    return RULES + (4 if rows == 1 else 5)
+
+
+# places in UPDATE_KERNELS
+BLOCKS, SQUARES, NORMS, SCALES, UNIT_SUMS, CHANGES, RULES = range(7)
+rule_place = device_function(rule_number)
 
 
 @device_function
@@ -238,47 +295,96 @@ def zero_pruned(n, params, row, stride, rows, mask):
         row = advance(row, stride)
 
 
-@device_function
-def sum_held(g, t, a, at, params, size):
-    """The sums of squares of a block of updated values, by unit, for a constraint on norms."""
-    place, width, room = sums_of(t, a, at), t[a, WIDTH], local(SUMS_AND_FACTORS, np.float64)
+# a block of n updated values in units of `width`, for a constraint on norms, and where its sums and its count go
+UNITS_BLOCK = np.dtype([(name, "i8") for name in "n params width sums count".split()])
+
+
+@kernel(UNITS_BLOCK)
+def unit_sums(_, __, record, like):
+    """The sums of squares of a block of updated values, by unit, and how many are not finite."""
+    block, room = carray(record, 1)[0], local(SUMS_AND_FACTORS, np.float64)
     room[:] = 1
-    sums = carray(void_pointer(g.held_sums), place + width, np.float64)
-    counts = carray(void_pointer(g.held_counts), place + width, np.int64)
-    counts[place] = sum_block(SQUARE, 2.0, params, size, sums[place:], room[:0], room)
+    sums = carray(void_pointer(block.sums), block.width, np.float64)
+    count = sum_block(SQUARE, 2.0, pointer(block.params, like), block.n, sums, room[:0], room)
+    carray(void_pointer(block.count), 1, np.int64)[0] = count
+
+
+@device_function
+def update_block(arrays, block, thread_index, place, like):
+    """Update a block of values; and if health asks for it, the sums of its change."""
+    if not arrays.moved:
+        call(arrays.rule, 0, 1, block)
+        return
+    before, changes = pointer(arrays.room + 8 * thread_index * arrays.longest, like), local(1, CHANGE)
+    copy(block[0].n, pointer(block[0].params, like), before)
+    call(arrays.rule, 0, 1, block)
+    change = changes[0]
+    change.n, change.before, change.after = block[0].n, address_at(before), block[0].params
+    change.totals = arrays.moved + 16 * place
+    call(arrays.change, 0, 1, changes)
 
 
 @kernel(ARRAYS)
-def update_arrays_part(part, parts, job, like):
-    """The part's blocks, from the last, since those read last for the norm are still in cache: update, masks, constraint."""
-    g = carray(job, 1)[0]
-    t = carray(void_pointer(g.update), 1, UPDATE)[0]
-    params, grads, state = rows_at(g.params, g.n), rows_at(g.grads, g.n), pointer(t.state, like)
-    lo, hi = thread_range(part, parts, params[g.n, START], 64)
-    a, at = previous_block(params, *first_block(params, g.n, hi))
+def update_arrays_part(thread_index, thread_count, record, like):
+    """The thread's blocks, from the last, since those read last for the norm are still in cache: update, masks, constraint."""
+    arrays, blocks, unit_blocks = carray(record, 1)[0], local(1, BLOCK), local(1, UNITS_BLOCK)
+    t, block = carray(void_pointer(arrays.update), 1, UPDATE)[0], blocks[0]
+    params, grads, state = rows_at(arrays.params, arrays.n), rows_at(arrays.grads, arrays.n), pointer(t.state, like)
+    block.update = arrays.update
+    lo, hi = thread_range(thread_index, thread_count, params[arrays.n, START], 64)
+    a, at = previous_block(params, *first_block(params, arrays.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
-        size, flat = block_size(params, a, at), params[a, PLACE] + at
-        # the block's values of params, the first row of state, and grads
+        size, flat, place = block_size(params, a, at), params[a, PLACE] + at, sums_of(params, a, at)
+        # the block's values of params, of grads and of the first row of state
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
-        d = advance(pointer(grads[a, ADDRESS], like), at)
-        if g.moved:
-            totals = g.moved + 16 * sums_of(params, a, at)
-            update_watched(t, size, p, d, row, pointer(g.room + 8 * part * g.longest, like), totals)
-        else:
-            update_values(t, size, p, d, row)
+        block.n, block.params, block.state = size, address_at(p), address_at(row)
+        block.grads = address_at(advance(pointer(grads[a, ADDRESS], like), at))
+        update_block(arrays, blocks, thread_index, place, like)
         # masks, and constraints of values; of norms the sums for `project`
-        if g.masks:
-            zero_pruned(size, p, row, t.stride, t.rows, data(carray(void_pointer(g.masks + flat), size, np.uint8)))
-        if g.kind == types.MAX_VALUE:
-            map_values(clamped, size, p, p, (real(g.limit, carray(p, 1)[0]),))
-        elif g.kind != types.FREE:
-            sum_held(g, params, a, at, p, size)
+        if arrays.masks:
+            mask = data(carray(void_pointer(arrays.masks + flat), size, np.uint8))
+            zero_pruned(size, p, row, t.stride, t.rows, mask)
+        if arrays.kind == types.MAX_VALUE:
+            map_values(clamped, size, p, p, (real(arrays.limit, carray(p, 1)[0]),))
+        elif arrays.kind != types.FREE:
+            units = unit_blocks[0]
+            units.n, units.params, units.width = size, address_at(p), params[a, WIDTH]
+            units.sums, units.count = arrays.held_sums + 8 * place, arrays.held_counts + 8 * place
+            call(arrays.unit_sums, 0, 1, unit_blocks)
         a, at = previous_block(params, a, at)
+
+
+# no optimizer: a step without its update
+NO_UPDATE = -1
+
+
+@device_function
+def lacks_kernels(kernels, optimizer, rows, held, moved):
+    """Whether the address of a kernel is missing that an update calls. kernels: as in UPDATE_KERNELS."""
+    if optimizer == NO_UPDATE:
+        return False
+    kind = carray(void_pointer(held), 1, HELD)[0].kind if held else types.FREE
+    of_norms = kind == types.MAX_NORM or kind == types.MAX_NORM_EACH
+    if of_norms and not (kernels[NORMS] and kernels[SCALES] and kernels[UNIT_SUMS]):
+        return True
+    if moved and not kernels[CHANGES]:
+        return True
+    return not (kernels[BLOCKS] and kernels[SQUARES] and kernels[rule_place(optimizer, rows)])
+
+
+def needed_kernels(rule, moved):
+    """Places in UPDATE_KERNELS of those that an update calls."""
+    if rule[0] == NO_UPDATE:
+        return []
+    places, constraint = [BLOCKS, SQUARES, rule_number(rule[0], len(rule[1]))], rule[5]
+    if constraint and constraint[0] in (types.MAX_NORM, types.MAX_NORM_EACH):
+        places += NORMS, SCALES, UNIT_SUMS
+    return [*places, CHANGES] if moved else places
 
 
 @device_function
 def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, totals):
-    """The update that a record describes, and its constraint. kernels: update_arrays_part, norms_part and scale_part.
+    """The update that a record describes, and its constraint. kernels: as in UPDATE_KERNELS.
 
     held: address of a HELD, or 0, which Python holds; moved: of sums of health.py by block, or 0; totals: the array that they lie in.
     """
@@ -287,15 +393,16 @@ def update_all(launcher, parts, kernels, params, grads, n, update, held, moved, 
     for a in range(n if moved else 0):
         longest = max(longest, params[a, LENGTH])
     room = np.empty(parts * longest)
-    t.moved, t.room, t.longest = moved, address(room), longest
+    t.moved, t.room, t.longest, t.change = moved, address(room), longest, kernels[CHANGES]
     t.params, t.grads, t.n, t.update = address(params), address(grads), n, address(update)
+    t.rule, t.unit_sums = kernels[rule_place(update[0].optimizer, update[0].rows)], kernels[UNIT_SUMS]
     if held:
         h = carray(void_pointer(held), 1, HELD)[0]
         t.masks, t.kind, t.limit = h.masks, h.kind, h.limit
         if t.kind == types.MAX_NORM or t.kind == types.MAX_NORM_EACH:
             project(launcher, parts, kernels, params, n, job, room, totals, carray(void_pointer(h.widths), n, np.int64))
             return
-    run_kernel(launcher, kernels[0], parts, job, (room, totals))
+    run_kernel(launcher, kernels[BLOCKS], parts, job, (room, totals))
 
 
 @device_function
@@ -304,13 +411,13 @@ def project(launcher, parts, kernels, params, n, job, room, totals, widths):
     limit = job[0].limit
     sums, counts = np.empty(params[n, SUMS]), np.empty(params[n, SUMS], np.int64)
     job[0].held_sums, job[0].held_counts = address(sums), address(counts)
-    run_kernel(launcher, kernels[0], parts, job, (room, totals, sums, counts))
+    run_kernel(launcher, kernels[BLOCKS], parts, job, (room, totals, sums, counts))
     norms, scales = np.empty(params[n, UNITS]), np.ones(params[n, UNITS])
     nonfinite, doubtful = np.empty(n, np.int64), np.empty(norms.size, np.bool_)
     # squares that vanish are those of norms that are smaller
     least = TINY if limit < SMALL else 0.0
     if finish_norms(params, n, SQUARE, 2.0, least, sums, counts, norms, nonfinite, doubtful):
-        norms_again(launcher, parts, kernels[1], params, n, SQUARE, 2.0, sums, counts, norms, doubtful)
+        norms_again(launcher, parts, kernels[NORMS], params, n, SQUARE, 2.0, sums, counts, norms, doubtful)
     for a in range(n):
         if widths[a] == 0:
             norms[params[a, UNITS]] = 0
@@ -326,7 +433,7 @@ def project(launcher, parts, kernels, params, n, job, room, totals, widths):
         scale = local(1, SCALE)
         t = scale[0]
         t.table, t.n, t.scales = address(params), n, address(scales)
-        run_kernel(launcher, kernels[2], parts, scale, (scales,))
+        run_kernel(launcher, kernels[SCALES], parts, scale, (scales,))
 
 
 @device_function
@@ -350,7 +457,7 @@ def may_overflow(launcher, parts, kernels, params, n, update, norm, size):
         if max(t.inside, t.outside) < LEAST[k]:
             return True
         if t.decay != 0:
-            largest += t.decay * norm_of(launcher, parts, kernels[3], params, n)
+            largest += t.decay * norm_of(launcher, parts, kernels[SQUARES], params, n)
     # NaN is no bound
     return not (largest <= SAFE[k] and t.beta1 <= 1 and t.lr * max(largest, STEP) <= LOST[k])
 
@@ -430,13 +537,15 @@ def _update_arrays(
     launcher, parts, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, held, record, moved,
     updates, size,
 ):  # fmt: skip
+    if lacks_kernels(kernels, optimizer, rows, held, moved):
+        return MISSING
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
             return UNLIKE
     update, scale, norm = local(1, UPDATE), 1.0, 0.0
     # without state nothing is kept that could be spoilt for good
     if record.size or rows:
-        norm = norm_of(launcher, parts, kernels[3], grads, n)
+        norm = norm_of(launcher, parts, kernels[SQUARES], grads, n)
     if record.size:
         record[0] = norm
         if not math.isfinite(norm):
@@ -457,9 +566,11 @@ def _update_arrays(
 
 # gradients that are not as many as their parameters
 UNLIKE = -1
-# what update_soundly asks for
-UPDATE_KERNELS = update_arrays_part, norms_part, scale_part, square_arrays_part
-_KERNELS = Addresses(*UPDATE_KERNELS)
+UPDATE_KERNELS = (
+    update_arrays_part, square_arrays_part, norms_part, scale_part, unit_sums, update_change,
+    sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block,
+)  # fmt: skip
+_KERNELS = Addresses(choices=UPDATE_KERNELS)
 _NO_RECORD = np.empty(0)
 NO_UPDATES = np.empty(0, np.int64)
 
@@ -497,12 +608,16 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
         )
     if masks is not None and masks.size != size:
         raise ValueError(f"update_arrays: masks must have {size} values like params, got {masks.size}")
-    status = run(
+    arguments = (
         COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper, step, clip_norm, 0 if held is None else address_of(held),
         _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
         NO_UPDATES if updates is None else updates, dtype.itemsize,
     )  # fmt: skip
+    status = run(*arguments)
+    if status == MISSING:
+        _KERNELS.provide(dtype.char, needed_kernels(rule, moved is not None))
+        status = run(*arguments)
     if status == UNLIKE:
         raise ValueError("update_arrays: grads must have the sizes of params")
     return status

@@ -15,10 +15,21 @@ import numpy as np
 from numba import carray
 
 from .. import types
-from .activation import activate_part, differentiate_part
-from .dense import CHAIN, LAYER, backward_rows, flat_layers, forward_rows, gradients_part, layers_of, needs_input
+from .activation import BACKWARD, FORWARD
+from .dense import (
+    CHAIN,
+    LAYER,
+    backward_rows,
+    describe_chain,
+    find_activations,
+    flat_layers,
+    forward_rows,
+    gradients_part,
+    layers_of,
+    needs_input,
+)
 from .engine.array_table import COLUMNS, SUMS, add_array
-from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.compile import MISSING, Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
     address,
     address_of,
@@ -36,9 +47,31 @@ from .engine.microkernel import ROWS
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares
 from .gemm import SCRATCH, gemm_part
-from .health import asked_by, describe_watch, is_due, report_layers, report_updates, watch_of, watch_size
-from .loss import LOSS, loss_part, total
-from .optim import HELD, NO_UPDATES, UPDATE, UPDATE_KERNELS, describe_update, held_by, update_soundly
+from .health import (
+    REPORT,
+    asked_by,
+    describe_watch,
+    is_due,
+    layer_gradient,
+    layer_output,
+    layers_report,
+    updates_report,
+    watch_of,
+    watch_size,
+)
+from .loss import LOSS, LOSSES, total
+from .optim import (
+    HELD,
+    NO_UPDATE,
+    NO_UPDATES,
+    UPDATE,
+    UPDATE_KERNELS,
+    describe_update,
+    held_by,
+    lacks_kernels,
+    needed_kernels,
+    update_soundly,
+)
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
@@ -51,11 +84,15 @@ TRAIN = np.dtype(
     + [("scale", "f8")]
 )
 
-
-# no optimizer: a step without its update
-NO_UPDATE = -1
 # values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
 BLOCK = 4096
+
+
+# places in _KERNELS, the last three of the first ones of their kind
+ROWS_KERNEL, GRADIENTS_KERNEL, GEMM_KERNEL, SPARSE_FORWARD, SPARSE_GRADIENT = range(5)
+LAYER_OUTPUT, LAYER_GRADIENT, LAYERS_REPORT, UPDATES_REPORT, LOSS_KERNELS = range(5, 10)
+ACTIVATIONS = LOSS_KERNELS + len(LOSSES)
+UPDATES = ACTIVATIONS + len(FORWARD) + len(BACKWARD)
 
 
 @device_function
@@ -99,7 +136,7 @@ def train_part(part, parts, job, like):
     last = layers_of(chain)[chain.depth - 1]
     job = local(1, LOSS)
     t, at = job[0], lo * last.n_out * size
-    t.kind, t.rows, t.columns, t.scale = train.kind, hi - lo, last.n_out, train.scale
+    t.rows, t.columns, t.scale = hi - lo, last.n_out, train.scale
     t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
@@ -115,13 +152,14 @@ def train_part(part, parts, job, like):
     backward_rows(chain, lo, hi, panels)
 
 
-@device_function
-def fuse(kind, last):
-    """Replace the last activation by the identity, if the loss is computed from the logits."""
-    softmax = kind == types.CROSS_ENTROPY and last.code == types.SOFTMAX
-    sigmoid = kind == types.BINARY_CROSS_ENTROPY and last.code == types.SIGMOID
-    if softmax or sigmoid:
-        last.code = types.IDENTITY
+def fused(kind, code):
+    """The last layer's activation, which is the identity if the loss is computed from the logits."""
+    softmax = kind == types.CROSS_ENTROPY and code == types.SOFTMAX
+    sigmoid = kind == types.BINARY_CROSS_ENTROPY and code == types.SIGMOID
+    return types.IDENTITY if softmax or sigmoid else code
+
+
+fused_code = device_function(fused)
 
 
 @device_function
@@ -208,7 +246,17 @@ def _train(
     rows_job, job = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
     chain, train = rows_job[0], job[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
-    fuse(kind, layers[depth - 1])
+    layers[depth - 1].code = fused_code(kind, layers[depth - 1].code)
+    # kernels that this net is the first one to use, see Addresses
+    if not find_activations(layers, kernels, ACTIVATIONS, True) or not kernels[LOSS_KERNELS + kind]:
+        return MISSING, 0
+    if len(nonzeros) and not (kernels[SPARSE_FORWARD] and kernels[SPARSE_GRADIENT]):
+        return MISSING, 0
+    for place in range(LAYER_OUTPUT, UPDATES_REPORT + 1 if health else LAYER_OUTPUT):
+        if not kernels[place]:
+            return MISSING, 0
+    if lacks_kernels(kernels[UPDATES:], optimizer, len(state), held, health):
+        return MISSING, 0
     n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
     rows = len(order) if len(order) else len(x)
     batch_size = min(batch_size, rows)
@@ -229,17 +277,22 @@ def _train(
     room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
     norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
     watch = room[inputs:]
+    reports = local_zeros(1, REPORT)
+    report = reports[0]
     if health:
         describe_watch(watch, health, table, batch_size, parts, blocks)
+        report.watch, report.layers, report.depth = address(watch), address(table), depth
+        report.grads, report.norms, report.arrays = address(grads), address(norms), address(arrays)
 
     train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
-    chain.depth, chain.layers, chain.itemsize = depth, address(layers), size
-    chain.x_row, chain.x_col, chain.panels = n_in, 1, address(panels)
+    describe_chain(chain, layers, 0, 0, n_in, size, address(panels), kernels[GEMM_KERNEL])
     chain.norms = 0 if optimizer == NO_UPDATE else address(norms)
     chain.squares = address(weight_squares) if l2 else 0
     train.row_weights = address(row_weights) if len(row_weights) else 0
-    chain.gemm, chain.activate, chain.differentiate, train.loss = kernels[2], kernels[3], kernels[4], kernels[5]
-    chain.nonzeros, chain.sparse_forward, chain.sparse_gradient = address_or_null(nonzeros), kernels[6], kernels[7]
+    train.loss = kernels[LOSS_KERNELS + kind]
+    chain.nonzeros = address_or_null(nonzeros)
+    chain.sparse_forward, chain.sparse_gradient = kernels[SPARSE_FORWARD], kernels[SPARSE_GRADIENT]
+    chain.output_health, chain.gradient_health = kernels[LAYER_OUTPUT], kernels[LAYER_GRADIENT]
     x_size = 0 if chain.nonzeros else n_in * size
     batches = max(1, (rows + batch_size - 1) // max(batch_size, 1))
     for batch in range(batches):
@@ -267,8 +320,8 @@ def _train(
             chain.decay = l2 / weight if weight else 0.0
         chain.watch = address(watch) if health and is_due(health, step + batch) else 0
         # forward, loss and backward; then the weights' gradients
-        run_kernel(launcher, kernels[0], parts, job, (layers, labels, room))
-        run_kernel(launcher, kernels[1], parts, rows_job, (layers, weight_squares, room))
+        run_kernel(launcher, kernels[ROWS_KERNEL], parts, job, (layers, labels, room))
+        run_kernel(launcher, kernels[GRADIENTS_KERNEL], parts, rows_job, (layers, weight_squares, room))
 
         record[batch, 0] = sum_values(work, losses, n * columns) * train.scale
         if l2:
@@ -278,8 +331,9 @@ def _train(
         # clip and update
         norm = gradient_norm(norms, grads, table)
         record[batch, 1] = norm
+        report.batch, report.rows = batch, n
         if chain.watch:
-            report_layers(watch, batch, parts, n, table, grads, norms)
+            run_kernel(kernels[LAYERS_REPORT], 0, parts, reports, (room,))
         if not math.isfinite(norm):
             return types.NONFINITE, batch
         describe_update(
@@ -287,7 +341,7 @@ def _train(
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         status = update_soundly(
-            launcher, parts, kernels[8:], arrays, gradients, n_arrays, update, held,
+            launcher, parts, kernels[UPDATES:], arrays, gradients, n_arrays, update, held,
             watch_of(chain.watch).moved if chain.watch else 0, norm, size, room,
         )  # fmt: skip
         if status != types.OK:
@@ -295,21 +349,30 @@ def _train(
         if len(updates):
             updates[0] += 1
         if chain.watch:
-            report_updates(watch, batch, table, arrays)
+            run_kernel(kernels[UPDATES_REPORT], 0, parts, reports, (room, tables))
     return types.OK, batches
 
 
 _KERNELS = Addresses(
-    train_part,
-    gradients_part,
-    gemm_part,
-    activate_part,
-    differentiate_part,
-    loss_part,
-    sparse_forward_part,
-    sparse_gradient_part,
-    *UPDATE_KERNELS,
-)
+    train_part, gradients_part, gemm_part,
+    choices=(
+        sparse_forward_part, sparse_gradient_part, layer_output, layer_gradient, layers_report, updates_report,
+        *LOSSES, *FORWARD, *BACKWARD, *UPDATE_KERNELS,
+    ),
+)  # fmt: skip
+
+
+def _needed_kernels(table, loss, rule, nonzeros, watch):
+    """Places in _KERNELS of those of its choices that a call uses."""
+    codes = {*table[:-1, 4].tolist(), fused(loss, table[-1, 4])}
+    places = [LOSS_KERNELS + loss, *(ACTIVATIONS + code + n for code in codes for n in (0, len(FORWARD)))]
+    if nonzeros:
+        places += SPARSE_FORWARD, SPARSE_GRADIENT
+    if watch:
+        places += range(LAYER_OUTPUT, UPDATES_REPORT + 1)
+    return places + [UPDATES + place for place in needed_kernels(rule, watch)]
+
+
 _NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
 
 
@@ -326,12 +389,18 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     if isinstance(x, types.Nonzeros):
         addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
-    return run(
+    arguments = (
         operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, table, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
         0 if held is None else address_of(held), step, record, *or_empty(x.dtype, 1, row_weights), l2, mean,
-        0 if watch is None else asked_by(watch), NO_UPDATES if updates is None else updates, scratch=(x.dtype, 0, SCRATCH),
+        0 if watch is None else asked_by(watch), NO_UPDATES if updates is None else updates,
     )  # fmt: skip
+    result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
+    if result[0] == MISSING:
+        needed = _needed_kernels(table, loss, rule, len(nonzeros) > 0, watch is not None)
+        _KERNELS.provide(x.dtype.char, needed)
+        result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
+    return result
 
 
 def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True):

@@ -124,15 +124,44 @@ class Kernel:
 
 
 class Addresses(dict):
-    """Addresses of kernels for a driver to call, an int64 array for each dtype's character."""
+    """Addresses of kernels for a driver to call, an int64 array for each dtype's character.
+
+    The driver always calls the first ones. Of `choices` it calls what its arguments choose (an activation, a loss, an optimiser): these are
+    0, and not compiled, until `provide` is asked for them. A driver that needs one returns MISSING, and changes nothing.
+    """
+
+    def __init__(self, *kernels, choices=()):
+        super().__init__()
+        self.kernels, self.always = (*kernels, *choices), len(kernels)
+
+    def __missing__(self, char):
+        addresses = np.zeros(len(self.kernels), np.int64)
+        addresses[: self.always] = [k.address(np.dtype(char)) for k in self.kernels[: self.always]]
+        return self.setdefault(char, addresses)
+
+    def provide(self, char, numbers):
+        """Look up the kernels of these numbers; one that is None has no address."""
+        for number in numbers:
+            if self.kernels[number] is not None:
+                self[char][number] = self.kernels[number].address(np.dtype(char))
+
+
+# the status of a driver, see Addresses
+MISSING = -2
+
+
+class Choice(dict):
+    """The address of one of a list of kernels by (dtype's character, number), looked up at its first use; 0 for None."""
 
     def __init__(self, *kernels):
         super().__init__()
         self.kernels = kernels
 
-    def __missing__(self, char):
-        found = self[char] = np.array([k.address(np.dtype(char)) for k in self.kernels], np.int64)
-        return found
+    def __missing__(self, key):
+        char, number = key
+        kernel = self.kernels[number]
+        address = self[key] = 0 if kernel is None else kernel.address(np.dtype(char))
+        return address
 
 
 @lru_cache
