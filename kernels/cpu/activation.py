@@ -1,18 +1,19 @@
 """Activations y = f(z) and their derivatives, over contiguous values; formulas: kernels/reference/activation.py.
 
-An activation is an inline function of one value, and so is its derivative. `map_values` and `map_values_times` turn it into a loop that
-LLVM vectorises. Loops work in place, on y and on dz: LLVM would not vectorise a loop over two arrays that may overlap. gelu, gelu_tanh and
-silu, whose derivatives need z, have z and y in separate arrays. softmax works row by row. dense.py, conv.py and batch_norm.py call
-`activate` and `differentiate` on the rows that they have in cache.
+An activation is an inline function of one value, and so is its derivative. `map_values` and `map_values_times` turn each into a loop that
+LLVM vectorises; softmax works row by row. gelu, gelu_tanh and silu, whose derivatives need z, have z and y in separate arrays; for the
+others z and y are one array, which holds z before the forward pass and y after it.
+
+Each is a kernel of its own, compiled at its first use: FORWARD and BACKWARD list them by code. Other kernels have its address from their
+driver, and call it with `activate` and `differentiate` on the rows that they have in cache. The identity has no kernel and no address.
 """
 
 import numpy as np
 from numba import carray
 
-from .. import types
 from .engine import vector_math
-from .engine.compile import device_function, inline_function, kernel
-from .engine.intrinsics import address_of, advance, copy, pointer, real
+from .engine.compile import Choice, device_function, inline_function, kernel
+from .engine.intrinsics import address_at, address_of, advance, call, copy, local, pointer, real
 from .engine.thread_pool import launch, thread_range
 from .engine.vector_loops import map_values, map_values_times
 
@@ -150,10 +151,64 @@ def silu_slope(z, p):
     return g + gated(z, g * vector_math.sigmoid(-z))
 
 
+# z, y: of the forward pass, and of the backward pass z as it was saved, which is y's array where the derivative needs y; dy may be dz
+ACTIVATION = np.dtype([("parameter", "f8")] + [(name, "i8") for name in "rows columns z y dy dz".split()])
+# values that the first-level cache keeps beside those of two other arrays
+CHUNK = 2048
+
+
+def forward_kernel(f):
+    """The kernel y = f(z) of an elementwise activation."""
+
+    def forward(thread_index, thread_count, record, like):
+        activation = carray(record, 1)[0]
+        lo, hi = thread_range(thread_index, thread_count, activation.rows, 1)
+        at, n = lo * activation.columns, (hi - lo) * activation.columns
+        if n:
+            z, y = advance(pointer(activation.z, like), at), advance(pointer(activation.y, like), at)  # (rows, columns)
+            map_values(f, n, z, y, (real(activation.parameter, carray(y, 1)[0]),))
+
+    forward.__name__ = forward.__qualname__ = f"{f.__name__}_forward"
+    return kernel(ACTIVATION)(forward)
+
+
 @device_function
-def softmax(rows, columns, y):
-    """Rows of y (rows, columns), in place."""
-    for i in range(rows):
+def next_rows(activation, row, end, like):
+    """Copy dy to dz, some rows from `row` on, which then are in cache: how many they are, and their saved values and dz."""
+    rows, at = min(max(1, CHUNK // max(1, activation.columns)), end - row), row * activation.columns
+    saved, dz = advance(pointer(activation.z, like), at), advance(pointer(activation.dz, like), at)  # (rows, columns)
+    if activation.dy != activation.dz:
+        copy(rows * activation.columns, advance(pointer(activation.dy, like), at), dz)
+    return rows, saved, dz
+
+
+def backward_kernel(slope):
+    """The kernel dz = dy f' of an elementwise activation."""
+
+    def backward(thread_index, thread_count, record, like):
+        activation = carray(record, 1)[0]
+        row, end = thread_range(thread_index, thread_count, activation.rows, 1)
+        while row < end and activation.columns:
+            rows, saved, dz = next_rows(activation, row, end, like)
+            map_values_times(
+                slope, rows * activation.columns, saved, dz, (real(activation.parameter, carray(dz, 1)[0]),)
+            )
+            row += rows
+
+    backward.__name__ = backward.__qualname__ = f"{slope.__name__}_backward"
+    return kernel(ACTIVATION)(backward)
+
+
+@kernel(ACTIVATION)
+def softmax_forward(thread_index, thread_count, record, like):
+    """Softmax of the thread's rows."""
+    activation = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, activation.rows, 1)
+    columns = activation.columns
+    if columns == 0:
+        return
+    y = advance(pointer(activation.y, like), lo * columns)  # (rows, columns)
+    for i in range(hi - lo):
         row = carray(advance(y, i * columns), columns)
         largest = row[0]
         for j in range(columns):
@@ -161,8 +216,8 @@ def softmax(rows, columns, y):
         for j in range(columns):
             row[j] -= largest
     # over all rows at once, since a row of ten leaves most of its vectors empty
-    map_values(vector_math.exp, rows * columns, y, y, ())
-    for i in range(rows):
+    map_values(vector_math.exp, (hi - lo) * columns, y, y, ())
+    for i in range(hi - lo):
         row = carray(advance(y, i * columns), columns)
         total = real(0, row[0])
         for j in range(columns):
@@ -171,133 +226,68 @@ def softmax(rows, columns, y):
             row[j] /= total
 
 
-@device_function
-def softmax_slope(rows, columns, y, dz):
-    """dz_i = y_i (dz_i - sum_j dz_j y_j) by rows, in place."""
-    for i in range(rows):
-        ys, row = carray(advance(y, i * columns), columns), carray(advance(dz, i * columns), columns)
-        total = real(0, ys[0])
-        for j in range(columns):
-            total += row[j] * ys[j]
-        for j in range(columns):
-            row[j] = ys[j] * (row[j] - total)
-
-
-@device_function
-def activate(code, parameter, rows, columns, z, y):
-    """y = f(z), rows x columns contiguous. z and y are one array, except for gelu, gelu_tanh and silu, where they are two."""
-    n = rows * columns
-    if n == 0:
-        return
-    p = real(parameter, carray(y, 1)[0])
-    if code == types.RELU:
-        map_values(relu, n, y, y, (p,))
-    elif code == types.LEAKY_RELU:
-        map_values(leaky_relu, n, y, y, (p,))
-    elif code == types.CLIPPED_RELU:
-        map_values(clipped_relu, n, y, y, (p,))
-    elif code == types.SIGMOID:
-        map_values(sigmoid, n, y, y, (p,))
-    elif code == types.TANH:
-        map_values(tanh, n, y, y, (p,))
-    elif code == types.ELU:
-        map_values(elu, n, y, y, (p,))
-    elif code == types.SELU:
-        map_values(selu, n, y, y, (p,))
-    elif code == types.SOFTPLUS:
-        map_values(softplus, n, y, y, (p,))
-    elif code == types.GELU:
-        map_values(gelu, n, z, y, (p,))
-    elif code == types.GELU_TANH:
-        map_values(gelu_tanh, n, z, y, (p,))
-    elif code == types.SILU:
-        map_values(silu, n, z, y, (p,))
-    elif code == types.SOFTMAX:
-        softmax(rows, columns, y)
-
-
-@device_function
-def differentiate(code, parameter, rows, columns, z, y, dz):
-    """dz *= f', from z for gelu, gelu_tanh and silu, else from y; rows x columns contiguous."""
-    n = rows * columns
-    if n == 0:
-        return
-    p = real(parameter, carray(dz, 1)[0])
-    if code == types.RELU:
-        map_values_times(relu_slope, n, y, dz, (p,))
-    elif code == types.LEAKY_RELU:
-        map_values_times(leaky_relu_slope, n, y, dz, (p,))
-    elif code == types.CLIPPED_RELU:
-        map_values_times(clipped_relu_slope, n, y, dz, (p,))
-    elif code == types.SIGMOID:
-        map_values_times(sigmoid_slope, n, y, dz, (p,))
-    elif code == types.TANH:
-        map_values_times(tanh_slope, n, y, dz, (p,))
-    elif code == types.ELU:
-        map_values_times(elu_slope, n, y, dz, (p,))
-    elif code == types.SELU:
-        map_values_times(selu_slope, n, y, dz, (p,))
-    elif code == types.SOFTPLUS:
-        map_values_times(softplus_slope, n, y, dz, (p,))
-    elif code == types.GELU:
-        map_values_times(gelu_slope, n, z, dz, (p,))
-    elif code == types.GELU_TANH:
-        map_values_times(gelu_tanh_slope, n, z, dz, (p,))
-    elif code == types.SILU:
-        map_values_times(silu_slope, n, z, dz, (p,))
-    elif code == types.SOFTMAX:
-        softmax_slope(rows, columns, y, dz)
-
-
-ACTIVATION = np.dtype(
-    [
-        ("code", "i8"),
-        ("parameter", "f8"),
-        ("rows", "i8"),
-        ("columns", "i8"),
-        ("z", "i8"),
-        ("y", "i8"),
-        ("dy", "i8"),
-        ("dz", "i8"),
-    ]
-)
-
-
 @kernel(ACTIVATION)
-def activate_part(part, parts, job, like):
-    t = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, t.rows, 1)
-    at = lo * t.columns
-    z, y = advance(pointer(t.z, like), at), advance(pointer(t.y, like), at)
-    activate(t.code, t.parameter, hi - lo, t.columns, z, y)
+def softmax_backward(thread_index, thread_count, record, like):
+    """dz_i = y_i (dy_i - sum_j dy_j y_j) of the thread's rows."""
+    activation = carray(record, 1)[0]
+    first, end = thread_range(thread_index, thread_count, activation.rows, 1)
+    columns = activation.columns
+    while first < end and columns:
+        rows, saved, dz = next_rows(activation, first, end, like)
+        for i in range(rows):
+            ys, row = carray(advance(saved, i * columns), columns), carray(advance(dz, i * columns), columns)
+            total = real(0, ys[0])
+            for j in range(columns):
+                total += row[j] * ys[j]
+            for j in range(columns):
+                row[j] = ys[j] * (row[j] - total)
+        first += rows
 
 
-@kernel(ACTIVATION)
-def differentiate_part(part, parts, job, like):
-    """dz = dy f', a few rows at a time, while they are in cache."""
-    t = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, t.rows, 1)
-    step = max(1, CHUNK // max(1, t.columns))
-    for row in range(lo, hi, step):
-        rows, at = min(step, hi - row), row * t.columns
-        z, y, dz = advance(pointer(t.z, like), at), advance(pointer(t.y, like), at), advance(pointer(t.dz, like), at)
-        if t.dy != t.dz:
-            copy(rows * t.columns, advance(pointer(t.dy, like), at), dz)
-        differentiate(t.code, t.parameter, rows, t.columns, z, y, dz)
+# by code; the identity does nothing
+FORWARD = (
+    None, *map(forward_kernel, (relu, leaky_relu, clipped_relu, sigmoid, tanh, elu, selu, gelu, gelu_tanh, silu, softplus)),
+    softmax_forward,
+)  # fmt: skip
+BACKWARD = (
+    None, *map(backward_kernel, (relu_slope, leaky_relu_slope, clipped_relu_slope, sigmoid_slope, tanh_slope, elu_slope, selu_slope,
+    gelu_slope, gelu_tanh_slope, silu_slope, softplus_slope)), softmax_backward,
+)  # fmt: skip
+forward_address, backward_address = Choice(*FORWARD), Choice(*BACKWARD)
 
 
-# values that the first-level cache keeps beside those of two other arrays
-CHUNK = 2048
+@device_function
+def activate(function, parameter, rows, columns, z, y):
+    """y = f(z), rows x columns contiguous, by the kernel at `function`; without one y is z already."""
+    if function:
+        record = local(1, ACTIVATION)
+        activation = record[0]
+        activation.parameter, activation.rows, activation.columns = parameter, rows, columns
+        activation.z, activation.y = address_at(z), address_at(y)
+        call(function, 0, 1, record)
+
+
+@device_function
+def differentiate(function, parameter, rows, columns, saved, dz):
+    """dz *= f', by the kernel at `function`; saved: z where the activation needs its input, else y. rows x columns contiguous."""
+    if function:
+        record = local(1, ACTIVATION)
+        activation = record[0]
+        activation.parameter, activation.rows, activation.columns = parameter, rows, columns
+        activation.z, activation.dy, activation.dz = address_at(saved), address_at(dz), address_at(dz)
+        call(function, 0, 1, record)
+
+
 # an activation costs about as much as this many multiplications and additions
 COST = 16
 
 
-def _launch(part, activation, shape, arrays, dtype):
+def _launch(kernel, activation, shape, arrays, dtype):
     columns = shape[-1] if shape else 1
     rows = int(np.prod(shape[:-1]))
     addresses = [address_of(a.reshape(-1)) if a is not None else 0 for a in arrays]
-    job = np.array([(*activation, rows, columns, *addresses)], ACTIVATION)
-    launch(part, dtype, job, COST * rows * columns)
+    record = np.array([(activation.parameter, rows, columns, *addresses)], ACTIVATION)
+    launch(kernel, dtype, record, COST * rows * columns)
 
 
 def activation_forward(z, y, activation):
@@ -306,15 +296,19 @@ def activation_forward(z, y, activation):
     source = np.ascontiguousarray(z) if activation.needs_input else result
     if not activation.needs_input:
         result[...] = z
-    _launch(activate_part, activation, y.shape, (source, result, None, None), y.dtype)
+    if FORWARD[activation.code] is not None:
+        _launch(FORWARD[activation.code], activation, y.shape, (source, result, None, None), y.dtype)
     y[...] = result
 
 
 def activation_backward(dy, z, y, dz, activation):
     """dz = dy f'(z), from z where activation.needs_input, else from y; the other may be None. dz may be dy."""
+    if BACKWARD[activation.code] is None:
+        dz[...] = dy
+        return
     result = dz if dz.flags.c_contiguous else np.empty(dz.shape, dz.dtype)
     saved = np.ascontiguousarray(z if activation.needs_input else y)
-    z, y = (saved, None) if activation.needs_input else (None, saved)
-    _launch(differentiate_part, activation, dz.shape, (z, y, np.ascontiguousarray(dy), result), dz.dtype)
+    arrays = saved, None, np.ascontiguousarray(dy), result
+    _launch(BACKWARD[activation.code], activation, dz.shape, arrays, dz.dtype)
     if result is not dz:
         dz[...] = result

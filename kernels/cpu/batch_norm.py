@@ -21,9 +21,11 @@ from numba import carray
 from .. import types
 from .activation import (
     activate,
+    backward_address,
     clipped_relu,
     clipped_relu_slope,
     differentiate,
+    forward_address,
     leaky_relu,
     leaky_relu_slope,
     relu,
@@ -59,16 +61,17 @@ STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares
 # x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
 # dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu,
 # leaky_relu or clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; streams: whether what
-# is written goes past the caches; scratch: scratch_size values a thread; dy, residual, z, y, dz, dx, code and parameter: as in
-# batch_norm_forward and batch_norm_backward, null for None
+# is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's kernel, forward or
+# backward; dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and batch_norm_backward, null for None
 NORM = np.dtype(
     [
         (name, "i8")
-        for name in "M C W n_blocks code is_relu has_dz batch_statistics streams scratch scratch_size".split()
+        for name in "M C W n_blocks code function is_relu has_dz batch_statistics streams scratch scratch_size".split()
     ]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
     + [("parameter", "f8")]
 )
+needs_input = device_function(types.needs_input)
 STATISTICS_PART, FORWARD_PART, SUMS_PART, BACKWARD_PART = range(4)
 
 
@@ -201,8 +204,8 @@ def activation_gradient(norm, at, n, scratch, like):
         return dy
     dz = advance(pointer(norm.dz, like), at) if norm.has_dz else scratch  # (n / C, C)
     copy(n, dy, dz)
-    z, y = advance(pointer(norm.z, like), at), advance(pointer(norm.y, like), at)  # (n / C, C) each
-    differentiate(norm.code, norm.parameter, n // norm.C, norm.C, z, y, dz)
+    saved = advance(pointer(norm.z if needs_input(norm.code) else norm.y, like), at)  # (n / C, C)
+    differentiate(norm.function, norm.parameter, n // norm.C, norm.C, saved, dz)
     return dz
 
 
@@ -257,7 +260,7 @@ def batch_norm_forward_part(thread_index, thread_count, record, like):
         target = scratch if norm.streams else y
         z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target  # (n,)
         normalise_rows(norm, at, n, z, like)
-        activate(norm.code, norm.parameter, n // norm.C, norm.C, z, target)
+        activate(norm.function, norm.parameter, n // norm.C, norm.C, z, target)
         if norm.streams:
             stream(n, target, y)
     fence()
@@ -424,10 +427,11 @@ def repeat_columns(norm, vector):
 
 
 @device_function
-def describe(norm, x, code, parameter, mean, rstd, gamma, beta, n_vectors, scratch, thread_count):
+def describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, n_vectors, scratch, thread_count):
     """Fill in sizes and scratch; returns vectors (n_vectors, more than W), of which the first are high, scale and shift of wide rows."""
     norm.M, norm.C = x.shape
-    norm.W, norm.code, norm.parameter, norm.x = wide_rows(norm.M, norm.C) * norm.C, code, parameter, address(x)
+    norm.W, norm.x = wide_rows(norm.M, norm.C) * norm.C, address(x)
+    norm.code, norm.function, norm.parameter = code, function, parameter
     columns = max(COLUMNS, norm.C) + PADDING
     vectors = scratch[: n_vectors * columns].reshape(n_vectors, columns)
     norm.scratch = address(scratch[n_vectors * columns :])
@@ -451,10 +455,12 @@ def streams(norm, array):
 
 
 @driver
-def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, parameter, z, y, scratch):
+def _forward(
+    launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, function, parameter, z, y, scratch
+):
     record = local_zeros(1, NORM)
     norm = record[0]
-    describe(norm, x, code, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
+    describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
     norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
     norm.streams = streams(norm, y)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
@@ -462,13 +468,13 @@ def _forward(launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residu
 
 @driver
 def _backward(
-    launcher, thread_count, kernels, dy, x, mean, rstd, gamma, beta, code, parameter, batch_statistics, z, y, dz, dx, dgamma, dbeta,
-    n_sums, scratch,
+    launcher, thread_count, kernels, dy, x, mean, rstd, gamma, beta, code, function, parameter, batch_statistics, z, y, dz, dx,
+    dgamma, dbeta, n_sums, scratch,
 ):  # fmt: skip
     record = local_zeros(1, NORM)
     norm = record[0]
     sums, values = scratch[:n_sums], scratch[n_sums:].view(x.dtype)
-    vectors = describe(norm, x, code, parameter, mean, rstd, gamma, beta, 5, values, thread_count)
+    vectors = describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, 5, values, thread_count)
     W, depth = norm.W, BLOCK * chunk_size(norm.W)
     norm.n_blocks, norm.has_dz, norm.batch_statistics = (x.size + depth - 1) // depth, min(1, dz.size), batch_statistics
     norm.is_relu = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
@@ -521,7 +527,8 @@ def batch_norm_forward(x, statistics, affine, residual, activation, saved):
     """Write saved: z, which is the array y where the activation does not need z, and y (M, C); residual (M, C) may be None."""
     dtype, columns = x.dtype, max(COLUMNS, x.shape[1])
     run(
-        COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual), *activation, *saved,
+        COST * x.size, _forward, _KERNELS[dtype.char], x, *statistics, *affine, *or_empty(dtype, 2, residual),
+        activation.code, forward_address[dtype.char, activation.code], activation.parameter, *saved,
         scratch=(dtype, 3 * (columns + PADDING), columns + STEP),
     )  # fmt: skip
 
@@ -535,7 +542,8 @@ def batch_norm_backward(dy, x, statistics, affine, activation, batch_statistics,
     dz, dx, dgamma, dbeta = gradients
     sums = 2 * columns * (2 * x.size // (BLOCK * CHUNK) + 1)
     run(
-        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, *activation, batch_statistics, *saved,
+        2 * COST * x.size, _backward, _KERNELS[dtype.char], dy, x, *statistics, *affine, activation.code,
+        backward_address[dtype.char, activation.code], activation.parameter, batch_statistics, *saved,
         *or_empty(dtype, 2, dz, dx), dgamma, dbeta, sums,
         scratch=(DOUBLE, sums + 5 * (columns + PADDING), CHUNK + 3 * columns + 2 * PADDING),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from numba import carray
 
 from .. import types
 from . import depthwise, winograd
-from .activation import activate, activation_backward
+from .activation import activate, activation_backward, forward_address
 from .dense import column_sums
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
@@ -56,14 +56,17 @@ TAPS, TAPS_ROW = 384, 400
 # step_h, step_w: pixels of x from one of the output to the next; out_image, out_row, out_pixel: values between those of the output;
 # panels: w in panel_size values a group; patches: patches_size values a thread; in_place: whether the patches are x itself;
 # flags (N, tiles), uint8, of winograd.py, or null; phases_h, phases_w: phases that are computed as one pixel of K channels, or 0, and
-# image_h, image_w, image_c: the image that pixel_shuffle writes; b, residual, z, y, dz, dw, db, code and parameter: as in conv2d_forward
-# and conv2d_backward, null for None
+# image_h, image_w, image_c: the image that pixel_shuffle writes; activate: address of a kernel of activation.py; b, residual, z, y, dz,
+# dw, db and parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
     [
         (name, "i8")
         for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
     ]
-    + [(name, "i8") for name in "x panels panel_size b residual z y code patches patches_size in_place flags".split()]
+    + [
+        (name, "i8")
+        for name in "x panels panel_size b residual z y activate patches patches_size in_place flags".split()
+    ]
     + [(name, "i8") for name in "phases_h phases_w image_h image_w image_c".split()]
     + [(name, "i8") for name in "dz dw db itemsize".split()]
     + [("parameter", "f8")]
@@ -154,7 +157,7 @@ def convolve(conv, p, n, taps, patches, like):
         z, y = advance(pointer(conv.z, like), at), advance(pointer(conv.y, like), at)  # (n, K)
         if conv.residual:
             map_arrays(add, n * conv.K, (z, advance(pointer(conv.residual, like), at)), (z,), ())
-        activate(conv.code, conv.parameter, n, conv.K, z, y)
+        activate(conv.activate, conv.parameter, n, conv.K, z, y)
 
 
 @kernel(CONV, needs=provide_microkernel)
@@ -261,7 +264,7 @@ def is_product(kh, kw, groups, stride, pads):
 
 @driver
 def _forward(
-    launcher, thread_count, kernels, x, w, b, stride, pads, dilation, residual, code, parameter, z, y, flags, panels_size, scratch
+    launcher, thread_count, kernels, x, w, b, stride, pads, dilation, residual, function, parameter, z, y, flags, panels_size, scratch
 ):  # fmt: skip
     kh, kw, channels, K = w.shape
     groups = x.shape[3] // channels
@@ -277,7 +280,7 @@ def _forward(
         pack_b(taps, outputs, group_w, K, 1, advance(data(panels), group * conv.panel_size), taps)
     conv.out_image, conv.out_row, conv.out_pixel = conv.rows * conv.columns * K, conv.columns * K, K
     conv.b, conv.residual = address_or_null(b), address_or_null(residual)
-    conv.z, conv.y, conv.code, conv.parameter = address(z), address(y), code, parameter
+    conv.z, conv.y, conv.activate, conv.parameter = address(z), address(y), function, parameter
     conv.flags = address_or_null(flags)
     run_kernel(launcher, kernels[FLAGGED_PART if conv.flags else FORWARD_PART], thread_count, record, (runs,))
 
@@ -413,7 +416,8 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
     panels, patches = _scratch_sizes(x, w)
     run(
         2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), *geometry,
-        *or_empty(x.dtype, 4, residual), *activation, *saved, flags, panels, scratch=(x.dtype, panels, patches),
+        *or_empty(x.dtype, 4, residual), forward_address[x.dtype.char, activation.code], activation.parameter,
+        *saved, flags, panels, scratch=(x.dtype, panels, patches),
     )  # fmt: skip
 
 

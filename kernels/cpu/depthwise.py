@@ -18,7 +18,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .activation import activate
+from .activation import activate, forward_address
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
     Emitter,
@@ -39,14 +39,14 @@ from .gemm import clear
 # from one of the output to the next; taps (n_taps, 3), int64: row and column of the image, seen from the pixel's own, and which of w's;
 # first, last: columns of the output from the one to before the other have all their taps' columns in the image; sources (threads,
 # n_taps, 2), int64: addresses of the taps of a pixel and of their weights; zeros: a row of the image, of zeros; out_image, out_row,
-# out_pixel: values between those of the output; w, b, residual, z, y, dz, dw, code and parameter: as in conv2d_forward and
+# out_pixel: values between those of the output; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward and
 # conv2d_backward, null for None
 DEPTHWISE = np.dtype(
     [
         (name, "i8")
         for name in "N H W C rows columns step_h step_w n_taps taps first last sources zeros itemsize".split()
     ]
-    + [(name, "i8") for name in "x w b residual z y code dz dw out_image out_row out_pixel".split()]
+    + [(name, "i8") for name in "x w b residual z y activate dz dw out_image out_row out_pixel".split()]
     + [("parameter", "f8")]
 )
 PIXELS_PART, WEIGHTS_PART = range(2)
@@ -223,7 +223,7 @@ def depthwise_part(thread_index, thread_count, record, like):
             n = conv.columns * C
             if conv.residual:
                 map_arrays(add, n, (z, advance(pointer(conv.residual, like), at)), (z,), ())
-            activate(conv.code, conv.parameter, conv.columns, C, z, advance(pointer(conv.y, like), at))
+            activate(conv.activate, conv.parameter, conv.columns, C, z, advance(pointer(conv.y, like), at))
 
 
 @kernel(DEPTHWISE)
@@ -276,14 +276,14 @@ def scratch_arrays(thread_count, n_taps, columns, step, like):
 
 
 @driver
-def _forward(launcher, thread_count, kernels, x, w, b, stride, taps, residual, code, parameter, z, y):
+def _forward(launcher, thread_count, kernels, x, w, b, stride, taps, residual, function, parameter, z, y):
     sources, zeros = scratch_arrays(thread_count, len(taps), z.shape[2], stride[1], x)
     record = local_zeros(1, DEPTHWISE)
     conv = record[0]
     describe(conv, x, z.shape[1], z.shape[2], stride, taps, sources, zeros)
     conv.out_image, conv.out_row, conv.out_pixel = conv.rows * conv.columns * conv.C, conv.columns * conv.C, conv.C
     conv.w, conv.b, conv.residual = address(w), address_or_null(b), address_or_null(residual)
-    conv.z, conv.y, conv.code, conv.parameter = address(z), address(y), code, parameter
+    conv.z, conv.y, conv.activate, conv.parameter = address(z), address(y), function, parameter
     run_kernel(launcher, kernels[PIXELS_PART], thread_count, record, (sources, zeros))
 
 
@@ -328,7 +328,8 @@ def forward(x, w, b, geometry, residual, activation, saved):
     """conv2d_forward of conv.py, for depthwise kernels w (kh, kw, 1, C)."""
     run(
         COST * saved.z.size * len(w) * w.shape[1], _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), geometry.stride,
-        _taps(w.shape, geometry), *or_empty(x.dtype, 4, residual), *activation, *saved,
+        _taps(w.shape, geometry), *or_empty(x.dtype, 4, residual), forward_address[x.dtype.char, activation.code],
+        activation.parameter, *saved,
     )  # fmt: skip
 
 

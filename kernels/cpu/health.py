@@ -1,7 +1,8 @@
 """Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-The kernels of a training step call these functions on values that they have just written and that are still in cache; a WATCH record
-collects the results. array_health and output_health measure lists of arrays in a pass of their own.
+The kernels of a training step call layer_output, layer_gradient and update_change, if health is request for, on values that they have just
+written and that are still in cache; a WATCH record collects the results, and layers_report and updates_report write them. array_health and
+output_health measure lists of arrays in a pass of their own.
 
 Counts and largest magnitudes are integers, so their order does not matter. Sums are taken by block, and blocks are joined in their order,
 so the bits do not depend on the number of threads. A block of outputs is summed about its first value, which lies within sqrt(n) standard
@@ -41,7 +42,7 @@ def padded(units):
 
 
 @device_function
-def look_at_block(rows, columns, y, bands, alive, sums):
+def block_statistics(rows, columns, y, bands, alive, sums):
     """A block of outputs (rows, columns): sums (3,) = its mean, the sum of squares about it, and how many are saturated."""
     n, one = rows * columns, carray(y, 1)[0]
     low, high, flat_low, flat_high = real(bands[0], one), real(bands[1], one), real(bands[2], one), real(bands[3], one)
@@ -54,7 +55,7 @@ def look_at_block(rows, columns, y, bands, alive, sums):
 
 
 @device_function
-def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
+def row_statistics(lo, hi, grain, columns, y, bands, alive, sums):
     """Rows lo..hi of outputs y, lo a multiple of grain: blocks of `grain` rows, of which sums (blocks, 3) are written, and flags."""
     flags = carray(alive, padded(columns))
     for j in range(len(flags)):
@@ -62,15 +63,22 @@ def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
     if columns == 0:
         return
     for i in range(lo, hi, grain):
-        look_at_block(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
+        block_statistics(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
 
 
-@device_function
-def moved(before, after, n, totals):
+# values before and after an update, and where their sums go
+CHANGE = np.dtype([(name, "i8") for name in "n before after totals".split()])
+
+
+@kernel(CHANGE)
+def update_change(thread_index, thread_count, record, like):
     """totals (2,): the sums of the squares of after - before, and of before."""
-    totals[0], totals[1] = change(before, after, n)
+    block = carray(record, 1)[0]
+    before, after = pointer(block.before, like), pointer(block.after, like)  # (n,)
+    totals = carray(void_pointer(block.totals), 2, np.float64)
+    totals[0], totals[1] = change(before, after, block.n)
     if not (LEAST < totals[0] < MOST and LEAST < totals[1] < MOST):
-        totals[0], totals[1] = change_wide(before, after, n)
+        totals[0], totals[1] = change_wide(before, after, block.n)
 
 
 @device_function
@@ -102,16 +110,16 @@ def join(rows, columns, grain, sums, health):
 
 
 @device_function
-def dead(rows, columns, parts, stride, alive):
-    """The share of columns without a flag of any part; parts' flags begin `stride` apart."""
+def dead(rows, columns, thread_count, stride, alive):
+    """The share of columns without a flag of any thread; threads' flags begin `stride` apart."""
     if rows == 0 or columns == 0:
         return 0.0
     alive_columns = 0
     for j in range(columns):
         some = False
-        for part in range(parts):
+        for thread_index in range(thread_count):
             # of NaN's bits, which equal nothing
-            flag = carray(advance(alive, part * stride + j), 1)[0]
+            flag = carray(advance(alive, thread_index * stride + j), 1)[0]
             some |= flag != flag
         alive_columns += some
     return 1 - alive_columns / columns
@@ -159,9 +167,9 @@ def ratio(moved, weight):
     return math.sqrt(moved / weight) if weight != 0 else np.inf
 
 
-# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs, alive (parts, units): their flags; looks
-# (parts, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
-WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
+# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs; alive (thread_count, units): their flags;
+# extremes (thread_count, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
+WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units extremes moved".split()])
 # the request of Python: see types.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
 KINDS = len(types.HEALTH)
@@ -169,7 +177,7 @@ WORDS = len(WATCH.names)
 
 
 @device_function
-def sizes_of(table, batch_size, parts):
+def sizes_of(table, batch_size, thread_count):
     """Blocks of rows, and units of all layers, in whole vectors."""
     units = 0
     for l in range(len(table)):
@@ -178,21 +186,21 @@ def sizes_of(table, batch_size, parts):
 
 
 @device_function
-def watch_size(table, batch_size, parts, changes):
+def watch_size(table, batch_size, thread_count, changes):
     """Words of a WATCH and of the arrays behind it."""
-    blocks, units = sizes_of(table, batch_size, parts)
-    return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
+    blocks, units = sizes_of(table, batch_size, thread_count)
+    return WORDS + len(table) * (3 * blocks + 2 * thread_count) + thread_count * units + 2 * changes
 
 
 @device_function
-def describe_watch(watch, health, table, batch_size, parts, changes):
+def describe_watch(watch, health, table, batch_size, thread_count, changes):
     """Fill in a WATCH at the beginning of an array of float64; its arrays lie behind it."""
-    w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
-    w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
-    w.blocks, w.units = sizes_of(table, batch_size, parts)
+    w, request, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
+    w.depth, w.bands, w.rows = depth, request.bands, request.rows
+    w.blocks, w.units = sizes_of(table, batch_size, thread_count)
     w.sums = address(watch) + 8 * WORDS
-    w.looks = w.sums + 24 * depth * w.blocks
-    w.moved = w.looks + 16 * parts * depth
+    w.extremes = w.sums + 24 * depth * w.blocks
+    w.moved = w.extremes + 16 * thread_count * depth
     w.alive = w.moved + 16 * changes
     totals = carray(void_pointer(w.moved), 2 * changes, np.float64)
     for i in range(2 * changes):
@@ -215,113 +223,132 @@ def watch_of(address):
     return carray(void_pointer(address), 1, WATCH)[0]
 
 
-@device_function
-def look_at_layer(watch, part, l, before, lo, hi, columns, y, like):
-    """Rows lo..hi of a layer's output, which begins at y; `before`: flags of the layers before it."""
-    w = watch_of(watch)
-    bands = carray(void_pointer(w.bands + 32 * l), 4, np.float64)
-    sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
-    alive = advance(pointer(w.alive, like), part * w.units + before)
-    look_at_rows(lo, hi, ROWS, columns, pointer(y, like), bands, alive, sums)
+# rows lo..hi of a layer's output or weight gradient, of so many columns, `values`: address of the output, or of the gradient's row lo;
+# units: flags of the layers before it
+LAYER_HEALTH = np.dtype([(name, "i8") for name in "watch thread_index layer units lo hi columns values".split()])
 
 
 @device_function
-def begin_look(watch, part, l):
-    """Reset the part's largest magnitude and count of zeros for a layer's gradient."""
-    w = watch_of(watch)
-    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
-    look[0], look[1] = 0, 0
+def gradient_extremes(watch, thread_index, layer):
+    """The thread's largest magnitude and count of zeros of a layer's gradient (2,)."""
+    return carray(void_pointer(watch.extremes + 16 * (thread_index * watch.depth + layer)), 2, np.int64)
 
 
-@device_function
-def look_at_gradient(watch, part, l, values, n):
-    """Add n values of a layer's weight gradient to the part's largest magnitude and count of zeros."""
-    w = watch_of(watch)
-    look = carray(void_pointer(w.looks + 16 * (part * w.depth + l)), 2, np.int64)
-    largest, zeros = max_and_zero_count(values, n)
-    look[0] = max(look[0], largest)
-    look[1] += zeros
+@kernel(LAYER_HEALTH)
+def layer_output(thread_index, thread_count, record, like):
+    """The health of rows of a layer's output; and the thread has seen nothing of the layer's gradient yet."""
+    rows = carray(record, 1)[0]
+    watch = watch_of(rows.watch)
+    bands = carray(void_pointer(watch.bands + 32 * rows.layer), 4, np.float64)
+    sums = carray(void_pointer(watch.sums + 24 * rows.layer * watch.blocks), (watch.blocks, 3), np.float64)
+    alive = advance(pointer(watch.alive, like), rows.thread_index * watch.units + rows.units)
+    row_statistics(rows.lo, rows.hi, ROWS, rows.columns, pointer(rows.values, like), bands, alive, sums)
+    gradient_extremes(watch, rows.thread_index, rows.layer)[:] = 0
 
 
-@device_function
-def report_layers(watch, batch, parts, rows, table, grads, norms):
-    """Write the health of a batch's gradients and outputs. norms: squares by row of every dw. The updates' ratio becomes NaN."""
-    w, first, before = watch_of(address(watch)), 0, 0
-    health = report_of(w, batch)
-    looks = carray(void_pointer(w.looks), (parts, w.depth, 2), np.int64)
-    for l in range(w.depth):
+@kernel(LAYER_HEALTH)
+def layer_gradient(thread_index, thread_count, record, like):
+    """Add rows of a layer's weight gradient to the thread's largest magnitude and count of zeros."""
+    rows = carray(record, 1)[0]
+    extremes = gradient_extremes(watch_of(rows.watch), rows.thread_index, rows.layer)
+    largest, zeros = max_and_zero_count(pointer(rows.values, like), (rows.hi - rows.lo) * rows.columns)
+    extremes[0] = max(extremes[0], largest)
+    extremes[1] += zeros
+
+
+# what a batch's health is written from: its rows, the table of layers and of arrays, the gradients and the norms (squares by row of every
+# dw) of a training step
+REPORT = np.dtype([(name, "i8") for name in "watch batch rows layers depth grads norms arrays".split()])
+
+
+@kernel(REPORT)
+def layers_report(_, thread_count, record, like):
+    """Write the health of a batch's gradients and outputs, as so many threads saw it. The updates' ratio becomes NaN."""
+    report = carray(record, 1)[0]
+    watch, first, before, rows = watch_of(report.watch), 0, 0, report.rows
+    table = carray(void_pointer(report.layers), (report.depth, 5), np.int64)
+    health, grads = report_of(watch, report.batch), pointer(report.grads, like)
+    norms = data(carray(void_pointer(report.norms), 1, np.float64))
+    extremes = carray(void_pointer(watch.extremes), (thread_count, watch.depth, 2), np.int64)
+    for l in range(watch.depth):
         n_in, n_out, b = table[l, 0], table[l, 1], table[l, 3]
-        squared, largest, zeros = total(data(norms[first : first + n_in]), n_in), 0, 0
-        for part in range(parts):
-            largest, zeros = max(largest, looks[part, l, 0]), zeros + looks[part, l, 1]
-        values, bias = data(grads[table[l, 2] :]), data(grads)
+        squared, largest, zeros = total(advance(norms, first), n_in), 0, 0
+        for thread_index in range(thread_count):
+            largest, zeros = max(largest, extremes[thread_index, l, 0]), zeros + extremes[thread_index, l, 1]
+        values, bias = advance(grads, table[l, 2]), grads
         if b >= 0:
-            bias = data(grads[b:])
+            bias = advance(grads, b)
             more, none = max_and_zero_count(bias, n_out)
             squared, largest, zeros = squared + squares(bias, n_out), max(largest, more), zeros + none
         pieces = (values, n_in * n_out), (bias, n_out if b >= 0 else 0)
         describe_gradient(squared, value_of(largest, values), zeros, pieces, health[l])
-        sums = carray(void_pointer(w.sums + 24 * l * w.blocks), (w.blocks, 3), np.float64)
+        sums = carray(void_pointer(watch.sums + 24 * l * watch.blocks), (watch.blocks, 3), np.float64)
         join(rows, n_out, ROWS, sums, health[l, 4:])
-        health[l, 7] = dead(rows, n_out, parts, w.units, advance(pointer(w.alive, values), before))
+        health[l, 7] = dead(rows, n_out, thread_count, watch.units, advance(pointer(watch.alive, values), before))
         health[l, 8] = np.nan
         first, before = first + n_in, before + padded(n_out)
 
 
-@device_function
-def report_updates(watch, batch, table, arrays):
-    """Write the ratios of a batch's updates. watch: an array; arrays: a table of w and b of every layer."""
-    w, a = watch_of(address(watch)), 0
-    health, moved = report_of(w, batch), carray(void_pointer(w.moved), ((w.alive - w.moved) // 16, 2), np.float64)
-    for l in range(len(table)):
+@kernel(REPORT)
+def updates_report(_, thread_count, record, like):
+    """Write the ratios of a batch's updates."""
+    report = carray(record, 1)[0]
+    watch, a = watch_of(report.watch), 0
+    table = carray(void_pointer(report.layers), (report.depth, 5), np.int64)
+    arrays = rows_at(report.arrays, 2 * report.depth)
+    health, moved = (
+        report_of(watch, report.batch),
+        carray(void_pointer(watch.moved), ((watch.alive - watch.moved) // 16, 2), np.float64),
+    )
+    for l in range(report.depth):
         n = 2 if table[l, 3] >= 0 else 1
         change_square, square = sum_moved(moved, arrays[a, SUMS], arrays[a + n, SUMS])
         health[l, 8] = ratio(change_square, square)
         a += n
 
 
-def asked_by(watch):
+def health_record(watch):
     """The address of a HEALTH, which the watch keeps, or 0."""
     if watch is None:
         return 0
     if watch.record is None:
-        job = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
-        watch.record = address_of(job), job
+        record = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
+        watch.record = address_of(record), record
     return watch.record[0]
 
 
-# a list of arrays: sums of squares, and looks (largest magnitude, zeros), by block
-GRADIENTS = np.dtype([(name, "i8") for name in "table n sums looks".split()])
+# a list of arrays: sums of squares, and extremes (largest magnitude, zeros), by block
+GRADIENTS = np.dtype([(name, "i8") for name in "table n sums extremes".split()])
 
 
 @kernel(GRADIENTS)
-def look_at_arrays_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    t = rows_at(g.table, g.n)
-    sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
-    looks = carray(void_pointer(g.looks), (t[g.n, SUMS], 2), np.int64)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+def array_health_part(thread_index, thread_count, record, like):
+    gradients = carray(record, 1)[0]
+    t = rows_at(gradients.table, gradients.n)
+    sums = carray(void_pointer(gradients.sums), t[gradients.n, SUMS], np.float64)
+    extremes = carray(void_pointer(gradients.extremes), (t[gradients.n, SUMS], 2), np.int64)
+    lo, hi = thread_range(thread_index, thread_count, t[gradients.n, START], 64)
+    a, at = first_block(t, gradients.n, lo)
+    while a < gradients.n and t[a, START] + at < hi:
         x, size, place = advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at), sums_of(t, a, at)
         sums[place] = squares(x, size)
-        looks[place, 0], looks[place, 1] = max_and_zero_count(x, size)
-        a, at = next_block(t, g.n, a, at)
+        extremes[place, 0], extremes[place, 1] = max_and_zero_count(x, size)
+        a, at = next_block(t, gradients.n, a, at)
 
 
 @driver
-def _look_at_arrays(launcher, parts, function, like, t, n, health):
-    sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
-    job = local(1, GRADIENTS)
-    g = job[0]
-    g.table, g.n, g.sums, g.looks = address(t), n, address(sums), address(looks)
-    run_kernel(launcher, function, parts, job, (sums, looks))
+def _array_health(launcher, thread_count, function, like, t, n, health):
+    sums, extremes = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
+    record = local(1, GRADIENTS)
+    gradients = record[0]
+    gradients.table, gradients.n, gradients.sums, gradients.extremes = address(t), n, address(sums), address(extremes)
+    run_kernel(launcher, function, thread_count, record, (sums, extremes))
     for a in range(n):
         squared, largest, zeros, values = 0.0, 0, 0, pointer(t[a, ADDRESS], data(like))
         for place in range(t[a, SUMS], t[a + 1, SUMS]):
             squared += sums[place]
-            largest = max(largest, looks[place, 0])
-            zeros += looks[place, 1]
+            largest = max(largest, extremes[place, 0])
+            zeros += extremes[place, 1]
         pieces = ((values, t[a + 1, START] - t[a, START]),)
         describe_gradient(squared, value_of(largest, values), zeros, pieces, health[a])
 
@@ -329,11 +356,11 @@ def _look_at_arrays(launcher, parts, function, like, t, n, health):
 def array_health(arrays, health):
     """health (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
     rows, dtype = table(arrays), arrays[0].dtype
-    function = look_at_arrays_part.address(dtype)
-    run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), health)
+    function = array_health_part.address(dtype)
+    run(COST * int(rows[-1, START]), _array_health, function, np.empty(0, dtype), rows, len(arrays), health)
 
 
-# a list of outputs: address, rows and columns of each; sums and flags as in look_at_rows, one output after the other
+# a list of outputs: address, rows and columns of each; sums and flags as in row_statistics, one output after the other
 OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
 
 
@@ -343,46 +370,46 @@ def rows_in_block(columns):
 
 
 @kernel(OUTPUTS)
-def look_at_outputs_part(part, parts, job, like):
-    """The part's rows of every output."""
-    g = carray(job, 1)[0]
-    outputs = carray(void_pointer(g.outputs), (g.n, 3), np.int64)
-    bands = carray(void_pointer(g.bands), (g.n, 4), np.float64)
-    alive, blocks = advance(pointer(g.alive, like), part * g.units), 0
-    for a in range(g.n):
+def output_health_part(thread_index, thread_count, record, like):
+    """The thread's rows of every output."""
+    listed = carray(record, 1)[0]
+    outputs = carray(void_pointer(listed.outputs), (listed.n, 3), np.int64)
+    bands = carray(void_pointer(listed.bands), (listed.n, 4), np.float64)
+    alive, blocks = advance(pointer(listed.alive, like), thread_index * listed.units), 0
+    for a in range(listed.n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
-        lo, hi = thread_range(part, parts, rows, grain)
+        lo, hi = thread_range(thread_index, thread_count, rows, grain)
         n = (rows + grain - 1) // grain
-        sums = carray(void_pointer(g.sums + blocks * 24), (n, 3), np.float64)
-        look_at_rows(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
+        sums = carray(void_pointer(listed.sums + blocks * 24), (n, 3), np.float64)
+        row_statistics(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
         alive, blocks = advance(alive, padded(columns)), blocks + n
 
 
 @device_function
-def dead_of(rows, columns, parts, stride, alive, first):
+def dead_of(rows, columns, thread_count, stride, alive, first):
     """`dead`, of the flags alive[first:]."""
-    return dead(rows, columns, parts, stride, advance(data(alive), first))
+    return dead(rows, columns, thread_count, stride, advance(data(alive), first))
 
 
 @driver
-def _look_at_outputs(launcher, parts, function, like, outputs, bands, health):
+def _output_health(launcher, thread_count, function, like, outputs, bands, health):
     n, blocks, units = len(outputs), 0, 0
     for a in range(n):
         grain = rows_in_block(outputs[a, 2])
         blocks += (outputs[a, 1] + grain - 1) // grain
         units += padded(outputs[a, 2])
-    sums, alive, job = np.empty((blocks, 3)), np.empty(parts * units, like.dtype), local(1, OUTPUTS)
-    g = job[0]
-    g.outputs, g.n, g.bands = address(outputs), n, address(bands)
-    g.sums, g.alive, g.units = address(sums), address(alive), units
-    run_kernel(launcher, function, parts, job, (sums, alive))
+    sums, alive, record = np.empty((blocks, 3)), np.empty(thread_count * units, like.dtype), local(1, OUTPUTS)
+    listed = record[0]
+    listed.outputs, listed.n, listed.bands = address(outputs), n, address(bands)
+    listed.sums, listed.alive, listed.units = address(sums), address(alive), units
+    run_kernel(launcher, function, thread_count, record, (sums, alive))
     block, flags = 0, 0
     for a in range(n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
         join(rows, columns, grain, sums[block:], health[a])
-        health[a, 3] = dead_of(rows, columns, parts, units, alive, flags)
+        health[a, 3] = dead_of(rows, columns, thread_count, units, alive, flags)
         block, flags = block + (rows + grain - 1) // grain, flags + padded(columns)
 
 
@@ -390,8 +417,8 @@ def output_health(outputs, bands, health):
     """health (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
     dtype = outputs[0].dtype
     places = np.array([(address_of(y), *y.shape) for y in outputs], np.int64)
-    function, values = look_at_outputs_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
-    run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, health)
+    function, values = output_health_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
+    run(COST * values, _output_health, function, np.empty(0, dtype), places, bands, health)
 
 
 # a value costs about as much as this many multiplications and additions

@@ -1,7 +1,8 @@
 """Losses and their gradients times `scale`; formulas: kernels/reference/loss.py.
 
 cross_entropy works on rows of logits, the other losses value by value; exponentials are taken over all rows in one loop. The public
-functions return the sum of the losses in float64. training_step.py calls the kernel `loss_part` by its address.
+functions return the sum of the losses in float64. Each loss is a kernel of its own, compiled at its first use; training_step.py calls it
+by its address.
 """
 
 import numpy as np
@@ -108,29 +109,41 @@ def poisson_nll_values(n, z, t, losses, dz, scale):
 
 
 # labels 0: targets are values like y; losses: one a row for cross_entropy, else one a value
-LOSS = np.dtype([(name, "i8") for name in "kind rows columns y labels target losses dy".split()] + [("scale", "f8")])
+LOSS = np.dtype([(name, "i8") for name in "rows columns y labels target losses dy".split()] + [("scale", "f8")])
 
 
 @kernel(LOSS)
-def loss_part(part, parts, job, like):
-    """The part's rows: losses, and dy."""
-    t = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, t.rows, 1)
-    n = t.columns
+def cross_entropy_kernel(thread_index, thread_count, record, like):
+    """The thread's rows: losses, and dy."""
+    loss = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, loss.rows, 1)
+    n = loss.columns
     if n == 0:
         return
-    scale = real(t.scale, carray(pointer(t.dy, like), 1)[0])
-    y, target = advance(pointer(t.y, like), lo * n), advance(pointer(t.target, like), lo * n)
-    dy, losses = advance(pointer(t.dy, like), lo * n), pointer(t.losses, like)
-    if t.kind == types.CROSS_ENTROPY:
-        labels = carray(void_pointer(t.labels + lo * 8), hi - lo, np.int64)
-        cross_entropy_rows(hi - lo, n, y, labels, t.labels != 0, target, advance(losses, lo), dy, scale)
-    elif t.kind == types.BINARY_CROSS_ENTROPY:
-        binary_cross_entropy_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
-    elif t.kind == types.MSE:
-        mse_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
-    else:
-        poisson_nll_values((hi - lo) * n, y, target, advance(losses, lo * n), dy, scale)
+    y, target = advance(pointer(loss.y, like), lo * n), advance(pointer(loss.target, like), lo * n)  # (rows, n)
+    dy, losses = advance(pointer(loss.dy, like), lo * n), advance(pointer(loss.losses, like), lo)  # (rows, n), (rows,)
+    labels, scale = carray(void_pointer(loss.labels + lo * 8), hi - lo, np.int64), real(loss.scale, carray(dy, 1)[0])
+    cross_entropy_rows(hi - lo, n, y, labels, loss.labels != 0, target, losses, dy, scale)
+
+
+def elementwise(values):
+    """The kernel of a loss that is a function of each value."""
+
+    def loss_values(thread_index, thread_count, record, like):
+        loss = carray(record, 1)[0]
+        lo, hi = thread_range(thread_index, thread_count, loss.rows, 1)
+        at, n = lo * loss.columns, (hi - lo) * loss.columns
+        if n:
+            y, target = advance(pointer(loss.y, like), at), advance(pointer(loss.target, like), at)  # (n,)
+            dy, losses = advance(pointer(loss.dy, like), at), advance(pointer(loss.losses, like), at)  # (n,)
+            values(n, y, target, losses, dy, real(loss.scale, carray(dy, 1)[0]))
+
+    loss_values.__name__ = loss_values.__qualname__ = f"{values.__name__}_kernel"
+    return kernel(LOSS)(loss_values)
+
+
+# by code
+LOSSES = cross_entropy_kernel, *map(elementwise, (binary_cross_entropy_values, mse_values, poisson_nll_values))
 
 
 @driver
@@ -153,8 +166,8 @@ def _launch(kind, y, target, losses, dy, scale):
     ]
     addresses = [address_of(a.reshape(-1)) for a in arrays]
     labels = addresses[1] if target.dtype == np.int64 else 0
-    job = np.array([(kind, *shape, addresses[0], labels, *addresses[1:], scale)], LOSS)
-    launch(loss_part, y.dtype, job, COST * y.size)
+    record = np.array([(*shape, addresses[0], labels, *addresses[1:], scale)], LOSS)
+    launch(LOSSES[kind], y.dtype, record, COST * y.size)
     losses[...], dy[...] = arrays[2:]
     return _total(arrays[2].reshape(-1))
 

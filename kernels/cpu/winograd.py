@@ -15,7 +15,7 @@ again, without transforms; it does the same with a dw that is not finite.
 import numpy as np
 from numba import carray
 
-from .activation import activate
+from .activation import activate, forward_address
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel, or_empty
 from .engine.intrinsics import (
     address,
@@ -48,10 +48,10 @@ TWO_THIRDS, THIRD, SIXTH, ROOT_THIRD, ROOT_SIXTH = 2 / 3, 1 / 3, 1 / 6, 2**0.5 /
 # a convolution of x (N, H, W, C) to z (N, rows, columns, K), with the kernel's corner for its first pixel at -top, -left of x; for dx, x
 # is dz and w is rotated by 180 degrees, `flip`. Its fields: high, wide: tiles of an output; lines: N high of tiles; u (36, C, K): w
 # through G; panels: u in panel_size values a point; sums (2, 36, C, K): the points of dw; flags (N, high * wide), uint8: tiles with a
-# value that is not finite; scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw, code and parameter: as in conv2d_forward
+# value that is not finite; scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward
 # and conv2d_backward, null for None
 WINOGRAD = np.dtype(
-    [(name, "i8") for name in "N H W C K rows columns top left high wide lines flip code".split()]
+    [(name, "i8") for name in "N H W C K rows columns top left high wide lines flip activate".split()]
     + [(name, "i8") for name in "x w u panels panel_size b residual z y dz dw sums flags scratch scratch_size".split()]
     + [("parameter", "f8")]
 )
@@ -270,7 +270,7 @@ def line_outputs(conv, line, tile, n, m, sums, zeros, like):
         y, values = advance(pointer(conv.y, like), at), height * conv.columns * conv.K
         if conv.residual:
             map_arrays(add, values, (z, advance(pointer(conv.residual, like), at)), (z,), ())
-        activate(conv.code, conv.parameter, height * conv.columns, conv.K, z, y)
+        activate(conv.activate, conv.parameter, height * conv.columns, conv.K, z, y)
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
@@ -406,7 +406,7 @@ def describe(conv, x, K, rows, columns, top, left, scratch, thread_count):
 
 @driver
 def _convolve(
-    launcher, thread_count, kernels, x, w, b, top, left, flip, residual, code, parameter, z, y, flags, points_size, scratch
+    launcher, thread_count, kernels, x, w, b, top, left, flip, residual, function, parameter, z, y, flags, points_size, scratch
 ):  # fmt: skip
     record = local_zeros(1, WINOGRAD)
     conv = record[0]
@@ -419,7 +419,7 @@ def _convolve(
     run_kernel(launcher, kernels[KERNEL_PART], thread_count, record, ())
     run_kernel(launcher, kernels[PANELS_PART], thread_count, record, ())
     conv.b, conv.residual, conv.flags = address_or_null(b), address_or_null(residual), address(flags)
-    conv.z, conv.y, conv.code, conv.parameter = address(z), address_or_null(y), code, parameter
+    conv.z, conv.y, conv.activate, conv.parameter = address(z), address_or_null(y), function, parameter
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -468,7 +468,8 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
     flags = np.zeros((n, high * wide), np.uint8)
     run(
         2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], flip,
-        *or_empty(dtype, 4, residual), *activation, z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, scratch_size),
+        *or_empty(dtype, 4, residual), forward_address[dtype.char, activation.code], activation.parameter,
+        z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, scratch_size),
     )  # fmt: skip
     return flags
 

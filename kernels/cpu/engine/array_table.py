@@ -23,8 +23,9 @@ fills the table: see object_memory.py.
 import numpy as np
 from numba import carray
 
+from . import object_memory
 from .compile import device_function, driver
-from .intrinsics import void_pointer
+from .intrinsics import address_of, void_pointer
 from .object_memory import DATA, HEAD, ITEMS, NDIM, SHAPE, low_word, word
 
 # columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; how many
@@ -91,6 +92,9 @@ ONES = np.empty(0, np.int64)
 def table(arrays, widths=ONES):
     """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, 0 and none: 1."""
     rows = np.empty((len(arrays) + 1, COLUMNS), np.int64)
+    if not object_memory.READABLE and not isinstance(arrays, AddressList):
+        addresses, sizes = [address_of(a) for a in arrays], [a.size for a in arrays]
+        arrays = AddressList(np.array(addresses, np.int64), np.array(sizes, np.int64), arrays[0].dtype)
     if isinstance(arrays, AddressList):
         _fill_places(arrays.addresses, arrays.sizes, widths, rows)
     else:
@@ -154,8 +158,3 @@ def first_block(t, n, value):
 def sums_of(t, a, at):
     """Where the sums of the block at (a, at) lie among all: `width` of them."""
     return t[a, SUMS] + at // t[a, LENGTH] * t[a, WIDTH]
-
-
-def addresses_of(arrays):
-    """The addresses alone, (n,): of a list whose sizes another's table has."""
-    return np.ascontiguousarray(table(arrays)[:-1, ADDRESS])

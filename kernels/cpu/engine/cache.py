@@ -137,6 +137,18 @@ def settings() -> dict[str, object]:
     }
 
 
+def _source(function):
+    """Where a function of the backend, and each function that its closure holds, is in the sources, on which the folder's name depends.
+
+    None for a function of elsewhere, or if the closure holds something else.
+    """
+    cells = [getattr(cell.cell_contents, "py_func", None) for cell in function.__closure__ or ()]
+    captured = [_source(inner) if inner else None for inner in cells]
+    if None in captured or not function.__module__.startswith(f"{__package__.rpartition('.')[0]}."):
+        return None
+    return function.__module__, function.__qualname__, function.__code__.co_firstlineno, captured
+
+
 class Cache:
     """The cache of one function, with the interface that Numba needs: load_overload and save_overload.
 
@@ -147,18 +159,14 @@ class Cache:
 
     def __init__(self, function, options):
         self.function, self.options = function, options
-        # a folder's name says nothing of sources elsewhere, nor a key of what a closure holds
-        backend = __package__.rpartition(".")[0]
-        self.stored = function.__module__.startswith(f"{backend}.") and function.__closure__ is None
+        self.source = _source(function)
+        self.stored = self.source is not None
 
     def _entry(self, signature, codegen):
         """(name, key) of the function's file for a signature."""
-        function = self.function
-        processor = codegen.magic_tuple()
-        line = function.__code__.co_firstlineno
-        what = function.__module__, function.__qualname__, line, str(signature), self.options, processor, settings()
+        what = self.source, str(signature), self.options, codegen.magic_tuple(), settings()
         key = ascii(what).encode()
-        return f"{function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
+        return f"{self.function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
 
     def load_overload(self, signature, target_context):
         """The compiled function, or None if it must be compiled; no error of a file is raised."""

@@ -1,8 +1,9 @@
 """Compilation: the decorators `kernel`, `driver`, `device_function` and `inline_function`. cache.py stores the machine code.
 
-A kernel is a C function (part, parts, job, like): it does part number `part` of `parts`. `job` is a record of addresses, strides and
-sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth or width of
-its arrays; a call costs a fraction of a microsecond; and one launcher (thread_pool.py) runs every kernel, on one thread or many.
+A kernel is a C function (thread_index, thread_count, record, like): it does the work of one of so many threads. `record` has addresses,
+strides and sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth
+or width of its arrays; a call costs a fraction of a microsecond; and one launcher (thread_pool.py) runs every kernel, on one thread or
+many.
 
 A driver is a compiled function that Python calls with arrays: it fills in the record and launches kernels.
 
@@ -13,13 +14,16 @@ body of a loop and its scalar tail give the same bits. Fused multiply-adds are w
 import _thread
 import atexit
 import threading
-from functools import lru_cache, partial
+from functools import partial
 
 import numba
 import numpy as np
 from numba import from_dtype, njit, types
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime.nrt import rtsys
 
 from .cache import Cache
 
@@ -95,15 +99,15 @@ def _compile(function, arguments):
 
 
 KERNELS: list["Kernel"] = []
+ROUTINES: list["Kernel"] = []
 
 
 class Kernel:
-    """A function (part, parts, job, like), compiled at its first use with a dtype."""
+    """A function (thread_index, thread_count, record, like), compiled at its first use with a dtype."""
 
-    def __init__(self, function, job, needs):
-        self.function, self.job, self.needs = function, job, needs
+    def __init__(self, function, record, needs=None):
+        self.function, self.record, self.needs = function, record, needs
         self._compiled = {}
-        KERNELS.append(self)
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""
@@ -115,51 +119,148 @@ class Kernel:
         if self.needs:
             self.needs(dtype)
         scalar = from_dtype(dtype)
-        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
+        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.record)), types.CPointer(scalar)
         code = self._compiled[dtype.char] = c_function(self.function, arguments)
         return code
 
 
 class Addresses(dict):
-    """Addresses of kernels for a driver to call, an int64 array for each dtype's character."""
+    """Addresses of kernels for a driver to call, an int64 array for each dtype's character.
+
+    The driver always calls the first ones. Of `choices` it calls what its arguments choose (an activation, a loss, an optimiser): these are
+    0, and not compiled, until `provide` is asked for them. A driver that needs one returns MISSING, and changes nothing.
+    """
+
+    def __init__(self, *kernels, choices=()):
+        super().__init__()
+        self.kernels, self.always = (*kernels, *choices), len(kernels)
+
+    def __missing__(self, char):
+        addresses = np.zeros(len(self.kernels), np.int64)
+        addresses[: self.always] = [k.address(np.dtype(char)) for k in self.kernels[: self.always]]
+        return self.setdefault(char, addresses)
+
+    def provide(self, char, numbers):
+        """Look up the kernels of these numbers; one that is None has no address."""
+        for number in numbers:
+            if self.kernels[number] is not None:
+                self[char][number] = self.kernels[number].address(np.dtype(char))
+
+
+# the status of a driver, see Addresses
+MISSING = -2
+
+
+class Choice(dict):
+    """The address of one of a list of kernels by (dtype's character, number), looked up at its first use; 0 for None."""
 
     def __init__(self, *kernels):
         super().__init__()
         self.kernels = kernels
 
-    def __missing__(self, char):
-        found = self[char] = np.array([k.address(np.dtype(char)) for k in self.kernels], np.int64)
-        return found
+    def __missing__(self, key):
+        char, number = key
+        kernel = self.kernels[number]
+        address = self[key] = 0 if kernel is None else kernel.address(np.dtype(char))
+        return address
 
 
-@lru_cache
-def _none(dtype, ndim):
-    return np.empty((0,) * ndim, dtype)
+class _Empty(dict):
+    def __missing__(self, key):
+        char, ndim = key
+        array = self[key] = np.empty((0,) * ndim, char)
+        return array
+
+
+# an empty array by (dtype's character, ndim), as drivers take None, who know arrays of one type only: see address_or_null of intrinsics.py
+EMPTY = _Empty()
 
 
 def or_empty(dtype, ndim, *arrays):
-    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See address_or_null of intrinsics.py."""
-    return (_none(dtype, ndim) if a is None else a for a in arrays)
+    """The arrays as drivers take them, an empty one for None."""
+    return [EMPTY[dtype.char, ndim] if a is None else a for a in arrays]
 
 
-def kernel(job, needs=None):
-    """Decorator: a kernel whose job is a record of this dtype. needs(dtype) is called before it is compiled or loaded."""
-    return lambda function: Kernel(function, job, needs)
+def kernel(record, needs=None):
+    """Decorator: a kernel whose record has this dtype. needs(dtype) is called before it is compiled or loaded."""
+
+    def decorate(function):
+        KERNELS.append(Kernel(function, record, needs))
+        return KERNELS[-1]
+
+    return decorate
+
+
+def routine(record):
+    """Decorator: a part of several drivers, or one that few calls need, compiled by itself as a C function (launcher, thread_count,
+    record, like).
+
+    Drivers run it by run_kernel(function, launcher, thread_count, record, keep). It may launch kernels and allocate. If memory runs out it
+    returns early, so it writes the record's status last, and its caller raises MemoryError where there is none.
+    """
+
+    def decorate(function):
+        ROUTINES.append(Kernel(function, record))
+        return ROUTINES[-1]
+
+    return decorate
 
 
 def driver(function):
     """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
-    dispatcher = njit(**_OPTIONS)(function)
+    dispatcher = njit(no_cfunc_wrapper=True, **_OPTIONS)(function)
     dispatcher._cache = Cache(function, ("driver", _OPTIONS))
     dispatcher._compile_for_args = partial(uninterrupted, dispatcher._compile_for_args)
     return dispatcher
 
 
+class _Environments:
+    """In place of a library's code generator, which knows no function of an inner library."""
+
+    @staticmethod
+    def set_env(name, environment):
+        pass
+
+
+class _InnerLibrary(JITCodeLibrary):
+    """LLVM code of a device function, which is optimised and becomes machine code in its callers only.
+
+    Numba would do both for each function by itself, and again in each of its callers, whose code holds it.
+    """
+
+    codegen = _Environments()
+
+    def add_linking_library(self, library):
+        # the memory allocator, which the caller's code has too
+        if library is not rtsys.library:
+            super().add_linking_library(library)
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+    def _optimize_functions(self, module):
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _InnerCompiler(Compiler):
+    def compile_extra(self, function):
+        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), function.__qualname__)
+        return super().compile_extra(function)
+
+
 def device_function(function):
     """A function called from kernels, whose machine code holds it."""
-    return njit(**_INNER)(function)
+    return njit(pipeline_class=_InnerCompiler, **_INNER)(function)
 
 
 def inline_function(function):
     """A small function that must disappear into its caller's loop for the loop to vectorise."""
-    return njit(forceinline=True, **_INNER)(function)
+    return njit(pipeline_class=_InnerCompiler, forceinline=True, **_INNER)(function)

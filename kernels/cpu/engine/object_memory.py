@@ -1,8 +1,8 @@
 """NumPy arrays and Python lists of them, read by machine code from the memory of the objects: address, shape, strides, dtype, flags.
 
 Python takes longer to read the addresses of 1,000 arrays than their norms take. The offsets of the fields are those of NumPy's C interface
-(PyArrayObject_fields in ndarraytypes.h), which are part of its ABI. The import compares them with an example array, and raises ImportError
-if they differ.
+(PyArrayObject_fields in ndarraytypes.h), which are part of its ABI. The import compares them with an example array. Where they differ,
+Python writes an Image of the objects that a driver reads.
 """
 
 import ctypes
@@ -43,9 +43,44 @@ def layout_is_known(head=HEAD):
     )
 
 
-if not layout_is_known():
-    # what the backend lacks, as its users are told
-    raise ImportError("this Python lays out its objects in another way than CPython, which the compiled kernels read")
+READABLE = layout_is_known()
+
+
+class Image:
+    """An array, or a list of arrays and None, in words as CPython would lay it out; machine code reads it while it is held."""
+
+    def __init__(self, value):
+        first = HEAD // 8
+        if isinstance(value, np.ndarray):
+            words, behind = np.zeros(first + FLAGS + 1 + 2 * value.ndim, np.int64), first + FLAGS + 1
+            words[behind:] = *value.shape, *value.strides
+            shape, kind = words.ctypes.data + 8 * behind, [DATA, NDIM, SHAPE, STRIDES, DTYPE, FLAGS]
+            fields = value.ctypes.data, value.ndim, shape, shape + 8 * value.ndim, id(value.dtype), value.flags.num
+            words[[first + place for place in kind]] = fields
+            self.held = words, value
+        else:
+            images = [None if item is None else Image(item) for item in value]
+            items = np.array([place_of(image) for image in images], np.int64)
+            words = np.zeros(first + ITEMS + 1, np.int64)
+            words[first + ITEMS] = items.ctypes.data
+            self.held = words, images, items
+        self.address = words.ctypes.data
+
+
+def place_of(value):
+    """Where a driver reads an Image or None."""
+    return id(None) if value is None else value.address
+
+
+def readable(array, lists):
+    """What a driver can read while the caller holds it: the array and copies of lists of arrays, where Python's lock does not keep others
+    from changing them; and their places. A list may be None, and its items too.
+    """
+    if READABLE:
+        lists = [a if a is None else list(a) for a in lists]
+        return (array, lists), id(array), tuple(map(id, lists))
+    array, lists = Image(array), [a if a is None else Image(a) for a in lists]
+    return (array, lists), array.address, tuple(map(place_of, lists))
 
 
 @device_function
@@ -78,4 +113,9 @@ def _all_plain(items, n, kind, float32, float64):
 
 def plain(arrays):
     """Whether all of a list (not empty) are NumPy's own arrays, C-contiguous, aligned and writable, of one dtype, float32 or float64."""
+    if not READABLE:
+        dtype = getattr(arrays[0], "dtype", None)
+        return dtype in (np.float32, np.float64) and all(
+            type(a) is np.ndarray and a.dtype is dtype and a.flags.num & NEEDED == NEEDED for a in arrays
+        )
     return type(arrays[0]) is np.ndarray and _all_plain(id(arrays), len(arrays), KIND, FLOAT32, FLOAT64)
