@@ -199,7 +199,7 @@ def mean_pool(h: np.ndarray, h_n: np.ndarray, batch: PackedBatch) -> tuple[np.nd
     """
     order, offsets = batch.order, batch.offsets
     n, batch_sizes = len(order), np.diff(offsets)
-    counts = np.maximum(above(batch_sizes, n), 1).astype(h.dtype)[:, None]  # (N, 1)
+    counts = device.constant(np.maximum(above(batch_sizes, n), 1).astype(h.dtype)[:, None], h)  # (N, 1)
     total, y = (empty((n, h.shape[1]), h) for _ in range(2))
     total[...] = 0
     for t, rows in enumerate(batch_sizes):

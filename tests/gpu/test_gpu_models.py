@@ -59,6 +59,21 @@ def test_training_gives_the_references_numbers(fake_gpu, make):
     assert type(trainer.model.predict(x, batch_size=7)) is np.ndarray
 
 
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_pool_over_sequences_gives_the_references_numbers(fake_gpu, pool):
+    rng = np.random.default_rng(0)
+    x, y, lengths = rng.standard_normal((5, 7, 3), np.float32), rng.integers(0, 4, 5), np.array([7, 1, 0, 4, 7])
+
+    def losses(backend):
+        model = fg.nn.Sequential(fg.nn.LSTM(3, 6, pool=pool), fg.nn.Dense(6, 4, "softmax"), seed=0)
+        trainer = fg.Trainer(model.to(backend))
+        return [float(trainer.step(x, y, lengths=lengths)) for _ in range(3)]
+
+    with fg.use_backend("numpy"):
+        expected = losses("cpu")
+    np.testing.assert_allclose(losses("cuda"), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("make", [chain, layers])
 def test_a_step_waits_for_nothing_but_the_loss_on_request(fake_gpu, make):
     x, y = (fake_gpu.array(a) for a in data())
