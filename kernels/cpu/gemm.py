@@ -86,7 +86,7 @@ def pack_b(kc, nc, b, b_row, b_col, panels, depth):
 def pack_a(mc, kc, a, a_row, a_col, panels):
     """A panel a tile, one after another, each (kc, ROWS): for every k the values of the tile's rows side by side.
 
-    Whole vectors are written in the order of k; the part of a vector beyond ROWS is overwritten by the next one.
+    Whole vectors are written in the order of k; the rest of a vector beyond ROWS is overwritten by the next one.
     """
     n = lanes(a)
     whole = max(0, mc // ROWS - 1) if mc % ROWS else mc // ROWS
@@ -248,22 +248,11 @@ def transpose_rows(rows, columns, source, source_row, target, target_row):
 
 
 @device_function
-def blocked_sums(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels, none):
-    """`blocked` of a long K, in blocks of LONG: one chain of so many terms would lose digits. none: a null pointer."""
-    room, columns = advance(panels, TURNED_AT), min(N, TURNED_SIZE // ROWS)
-    rows, started = TURNED_SIZE // columns, not is_null(start)
-    for j in range(0, N, columns):
-        n, b_j = min(columns, N - j), advance(b, j * b_col)
-        for i in range(0, M, rows):
-            m, a_i, c_ij = min(rows, M - i), advance(a, i * a_row), advance(c, i * c_row + j)
-            start_ij = advance(start, i * start_row + j) if started else none
-            blocked(m, n, LONG, a_i, a_row, a_col, b_j, b_row, b_col, start_ij, start_row, c_ij, c_row, panels)
-            for k in range(LONG, K, LONG):
-                a_k, b_k, depth = advance(a_i, k * a_col), advance(b_j, k * b_row), min(LONG, K - k)
-                blocked(m, n, depth, a_k, a_row, a_col, b_k, b_row, b_col, none, 0, room, n, panels)
-                for r in range(m):
-                    c_r = advance(c_ij, r * c_row)
-                    map_arrays(add, n, (c_r, advance(room, r * n)), (c_r,), ())
+def add_rows(rows, columns, source, target, target_row):
+    """target += source, for source (rows, columns) contiguous."""
+    for i in range(rows):
+        row = advance(target, i * target_row)
+        map_arrays(add, columns, (row, advance(source, i * columns)), (row,), ())
 
 
 # start: 0 is zero, and with start_row 0 a bias; start = c accumulates; sums: 1 where K is a batch's rows, which may be many
@@ -273,75 +262,96 @@ GEMM = np.dtype(
 
 
 @kernel(GEMM, needs=provide_microkernel)
-def gemm_part(part, parts, job, like):
-    """The part's share of the columns of C, or of its rows where A has to be copied and there are more of them, or where whole panels
-    of columns do not come out even. Where A is read as it lies, only B is copied, and each part copies what it needs.
+def gemm_part(thread_index, thread_count, record, like):
+    """The thread's share of the columns of C, or of its rows where A has to be copied and there are more of them, or where whole panels
+    of columns do not come out even. Where A is read as it lies, only B is copied, and each thread copies what it needs.
 
-    Where few rows meet a large B that lies transposed,
-    as in dx = dz @ w^T, copying B would cost most: C^T = B^T @ A^T reads it as it lies, and only C^T is turned, a piece at a time.
+    Where few rows meet a large B that lies transposed, as in dx = dz @ w^T, copying B would cost most: C^T = B^T @ A^T reads it as it
+    lies, and only C^T is transposed, a piece at a time.
     """
-    g = carray(job, 1)[0]
+    product = carray(record, 1)[0]
     width = VECTORS * lanes(like)
-    rows, columns = thread_range(part, parts, g.M, ROWS), (0, g.N)
-    n_panels = (g.N + width - 1) // width
-    idle = (parts - n_panels % parts) % parts
-    if 8 * idle <= n_panels and (g.a_col == 1 or g.N >= g.M):
-        rows, columns = (0, g.M), thread_range(part, parts, g.N, width)
+    rows, columns = thread_range(thread_index, thread_count, product.M, ROWS), (0, product.N)
+    n_panels = (product.N + width - 1) // width
+    idle = (thread_count - n_panels % thread_count) % thread_count
+    if 8 * idle <= n_panels and (product.a_col == 1 or product.N >= product.M):
+        rows, columns = (0, product.M), thread_range(thread_index, thread_count, product.N, width)
     M, N = rows[1] - rows[0], columns[1] - columns[0]
     if M == 0 or N == 0:
         return
-    a, a_row, a_col = advance(pointer(g.a, like), rows[0] * g.a_row), g.a_row, g.a_col
-    b, b_row, b_col = advance(pointer(g.b, like), columns[0] * g.b_col), g.b_row, g.b_col
-    c, c_row, panels = advance(pointer(g.c, like), rows[0] * g.c_row + columns[0]), g.c_row, pointer(g.panels, like)
-    start, panels = pointer(g.start, like), advance(panels, part * SCRATCH)
-    if g.start:
-        start = advance(start, rows[0] * g.start_row + columns[0])
-    if g.sums and g.K > LONG:
-        none = pointer(0 * g.K, like)
-        blocked_sums(M, N, g.K, a, a_row, a_col, b, b_row, b_col, start, g.start_row, c, c_row, panels, none)
-        return
-    turns = b_row == 1 and b_col != 1 and g.start == 0 and 2 * M <= N and M <= TURNED_ROWS
-    target, target_row, piece = c, c_row, M
-    if turns:
+    a, a_row, a_col = advance(pointer(product.a, like), rows[0] * product.a_row), product.a_row, product.a_col
+    b, b_row, b_col = advance(pointer(product.b, like), columns[0] * product.b_col), product.b_row, product.b_col
+    c, c_row, panels = (
+        advance(pointer(product.c, like), rows[0] * product.c_row + columns[0]),
+        product.c_row,
+        pointer(product.panels, like),
+    )
+    start, panels, none = (
+        pointer(product.start, like),
+        advance(panels, thread_index * SCRATCH),
+        pointer(0 * product.K, like),
+    )
+    if product.start:
+        start = advance(start, rows[0] * product.start_row + columns[0])
+    # pieces of C, and how many terms are summed in one chain: of a long sum the pieces fit into `turned`, where later chains go
+    turned, piece_rows, piece_columns, terms = advance(panels, TURNED_AT), M, N, max(product.K, 1)
+    turns = b_row == 1 and b_col != 1 and product.start == 0 and 2 * M <= N and M <= TURNED_ROWS
+    if product.sums and product.K > LONG:
+        turns, terms, piece_columns = False, LONG, min(N, TURNED_SIZE // ROWS)
+        piece_rows = TURNED_SIZE // piece_columns
+    elif turns:
         M, N, a, a_row, a_col, b, b_row, b_col = N, M, b, b_col, b_row, a, a_col, a_row
-        target, target_row, piece = advance(panels, TURNED_AT), N, TURNED_COLUMNS
-    for i in range(0, M, piece):
-        m = min(piece, M - i)
-        a_i = advance(a, i * a_row)
-        blocked(m, N, g.K, a_i, a_row, a_col, b, b_row, b_col, start, g.start_row, target, target_row, panels)
-        if turns:
-            transpose_rows(m, N, target, target_row, advance(c, i), c_row)
+        piece_rows, piece_columns = TURNED_COLUMNS, N
+    for j in range(0, N, piece_columns):
+        n, b_j = min(piece_columns, N - j), advance(b, j * b_col)
+        for i in range(0, M, piece_rows):
+            m, a_i, at = min(piece_rows, M - i), advance(a, i * a_row), i * c_row + j
+            start_k, start_row = advance(start, i * product.start_row + j) if product.start else none, product.start_row
+            for k in range(0, max(product.K, 1), terms):
+                target, target_row = advance(c, at), c_row
+                if turns or k > 0:
+                    target, target_row = turned, n
+                if k > 0:
+                    start_k, start_row = none, 0
+                depth, a_k, b_k = min(terms, product.K - k), advance(a_i, k * a_col), advance(b_j, k * b_row)
+                blocked(
+                    m, n, depth, a_k, a_row, a_col, b_k, b_row, b_col, start_k, start_row, target, target_row, panels
+                )
+                if k > 0:
+                    add_rows(m, n, turned, advance(c, at), c_row)
+            if turns:
+                transpose_rows(m, n, turned, n, advance(c, i), c_row)
 
 
 @device_function
-def describe(job, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
+def describe(record, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
     """Fill a GEMM record."""
-    g = job[0]
-    g.M, g.N, g.K = M, N, K
-    g.a, g.a_row, g.a_col = a, a_row, a_col
-    g.b, g.b_row, g.b_col = b, b_row, b_col
-    g.start, g.start_row = start, start_row
-    g.c, g.c_row, g.panels, g.sums = c, c_row, panels, 0
+    product = record[0]
+    product.M, product.N, product.K = M, N, K
+    product.a, product.a_row, product.a_col = a, a_row, a_col
+    product.b, product.b_row, product.b_col = b, b_row, b_col
+    product.start, product.start_row = start, start_row
+    product.c, product.c_row, product.panels, product.sums = c, c_row, panels, 0
 
 
 @driver
-def _matmul(launcher, parts, function, a, b, out, accumulate, room):
-    job, size, panels = local(1, GEMM), out.itemsize, address(room)
+def _matmul(launcher, thread_count, function, a, b, out, accumulate, scratch):
+    record, size, panels = local(1, GEMM), out.itemsize, address(scratch)
     a_row, a_col, b_row, b_col = a.strides[0] // size, a.strides[1] // size, b.strides[0] // size, b.strides[1] // size
     c_row, start = out.strides[0] // size, address(out) if accumulate else 0
     if out.strides[1] == size or out.shape[1] == 1:
         describe(
-            job, out.shape[0], out.shape[1], a.shape[1], address(a), a_row, a_col, address(b), b_row, b_col,
+            record, out.shape[0], out.shape[1], a.shape[1], address(a), a_row, a_col, address(b), b_row, b_col,
             start, c_row, address(out), c_row, panels,
         )  # fmt: skip
     else:
         # C^T = B^T @ A^T
         c_row = out.strides[1] // size
         describe(
-            job, out.shape[1], out.shape[0], a.shape[1], address(b), b_col, b_row, address(a), a_col, a_row,
+            record, out.shape[1], out.shape[0], a.shape[1], address(b), b_col, b_row, address(a), a_col, a_row,
             start, c_row, address(out), c_row, panels,
         )  # fmt: skip
-    run_kernel(launcher, function, parts, job, ())
+    run_kernel(launcher, function, thread_count, record, ())
 
 
 def matmul(a, b, out, accumulate=False):

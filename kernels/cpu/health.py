@@ -1,6 +1,6 @@
 """Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-The kernels of a training step call layer_output, layer_gradient and update_change, if health is asked for, on values that they have just
+The kernels of a training step call layer_output, layer_gradient and update_change, if health is request for, on values that they have just
 written and that are still in cache; a WATCH record collects the results, and layers_report and updates_report write them. array_health and
 output_health measure lists of arrays in a pass of their own.
 
@@ -42,7 +42,7 @@ def padded(units):
 
 
 @device_function
-def look_at_block(rows, columns, y, bands, alive, sums):
+def block_statistics(rows, columns, y, bands, alive, sums):
     """A block of outputs (rows, columns): sums (3,) = its mean, the sum of squares about it, and how many are saturated."""
     n, one = rows * columns, carray(y, 1)[0]
     low, high, flat_low, flat_high = real(bands[0], one), real(bands[1], one), real(bands[2], one), real(bands[3], one)
@@ -55,7 +55,7 @@ def look_at_block(rows, columns, y, bands, alive, sums):
 
 
 @device_function
-def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
+def row_statistics(lo, hi, grain, columns, y, bands, alive, sums):
     """Rows lo..hi of outputs y, lo a multiple of grain: blocks of `grain` rows, of which sums (blocks, 3) are written, and flags."""
     flags = carray(alive, padded(columns))
     for j in range(len(flags)):
@@ -63,7 +63,7 @@ def look_at_rows(lo, hi, grain, columns, y, bands, alive, sums):
     if columns == 0:
         return
     for i in range(lo, hi, grain):
-        look_at_block(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
+        block_statistics(min(grain, hi - i), columns, advance(y, i * columns), bands, alive, sums[i // grain])
 
 
 # values before and after an update, and where their sums go
@@ -110,16 +110,16 @@ def join(rows, columns, grain, sums, health):
 
 
 @device_function
-def dead(rows, columns, parts, stride, alive):
-    """The share of columns without a flag of any part; parts' flags begin `stride` apart."""
+def dead(rows, columns, thread_count, stride, alive):
+    """The share of columns without a flag of any thread; threads' flags begin `stride` apart."""
     if rows == 0 or columns == 0:
         return 0.0
     alive_columns = 0
     for j in range(columns):
         some = False
-        for part in range(parts):
+        for thread_index in range(thread_count):
             # of NaN's bits, which equal nothing
-            flag = carray(advance(alive, part * stride + j), 1)[0]
+            flag = carray(advance(alive, thread_index * stride + j), 1)[0]
             some |= flag != flag
         alive_columns += some
     return 1 - alive_columns / columns
@@ -167,9 +167,9 @@ def ratio(moved, weight):
     return math.sqrt(moved / weight) if weight != 0 else np.inf
 
 
-# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs, alive (parts, units): their flags; looks
-# (parts, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
-WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units looks moved".split()])
+# results of a chain's passes, from which `rows` are written: sums (L, blocks, 3) of outputs; alive (thread_count, units): their flags;
+# extremes (thread_count, L, 2): largest magnitude and zeros of weights' gradients; moved (changes, 2): squares of updates by block
+WATCH = np.dtype([(name, "i8") for name in "depth blocks bands rows sums alive units extremes moved".split()])
 # the request of Python: see types.Watch
 HEALTH = np.dtype([(name, "i8") for name in "bands rows every".split()])
 KINDS = len(types.HEALTH)
@@ -177,7 +177,7 @@ WORDS = len(WATCH.names)
 
 
 @device_function
-def sizes_of(table, batch_size, parts):
+def sizes_of(table, batch_size, thread_count):
     """Blocks of rows, and units of all layers, in whole vectors."""
     units = 0
     for l in range(len(table)):
@@ -186,21 +186,21 @@ def sizes_of(table, batch_size, parts):
 
 
 @device_function
-def watch_size(table, batch_size, parts, changes):
+def watch_size(table, batch_size, thread_count, changes):
     """Words of a WATCH and of the arrays behind it."""
-    blocks, units = sizes_of(table, batch_size, parts)
-    return WORDS + len(table) * (3 * blocks + 2 * parts) + parts * units + 2 * changes
+    blocks, units = sizes_of(table, batch_size, thread_count)
+    return WORDS + len(table) * (3 * blocks + 2 * thread_count) + thread_count * units + 2 * changes
 
 
 @device_function
-def describe_watch(watch, health, table, batch_size, parts, changes):
+def describe_watch(watch, health, table, batch_size, thread_count, changes):
     """Fill in a WATCH at the beginning of an array of float64; its arrays lie behind it."""
-    w, asked, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
-    w.depth, w.bands, w.rows = depth, asked.bands, asked.rows
-    w.blocks, w.units = sizes_of(table, batch_size, parts)
+    w, request, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
+    w.depth, w.bands, w.rows = depth, request.bands, request.rows
+    w.blocks, w.units = sizes_of(table, batch_size, thread_count)
     w.sums = address(watch) + 8 * WORDS
-    w.looks = w.sums + 24 * depth * w.blocks
-    w.moved = w.looks + 16 * parts * depth
+    w.extremes = w.sums + 24 * depth * w.blocks
+    w.moved = w.extremes + 16 * thread_count * depth
     w.alive = w.moved + 16 * changes
     totals = carray(void_pointer(w.moved), 2 * changes, np.float64)
     for i in range(2 * changes):
@@ -229,9 +229,9 @@ LAYER_HEALTH = np.dtype([(name, "i8") for name in "watch thread_index layer unit
 
 
 @device_function
-def gradient_look(watch, thread_index, layer):
+def gradient_extremes(watch, thread_index, layer):
     """The thread's largest magnitude and count of zeros of a layer's gradient (2,)."""
-    return carray(void_pointer(watch.looks + 16 * (thread_index * watch.depth + layer)), 2, np.int64)
+    return carray(void_pointer(watch.extremes + 16 * (thread_index * watch.depth + layer)), 2, np.int64)
 
 
 @kernel(LAYER_HEALTH)
@@ -242,18 +242,18 @@ def layer_output(thread_index, thread_count, record, like):
     bands = carray(void_pointer(watch.bands + 32 * rows.layer), 4, np.float64)
     sums = carray(void_pointer(watch.sums + 24 * rows.layer * watch.blocks), (watch.blocks, 3), np.float64)
     alive = advance(pointer(watch.alive, like), rows.thread_index * watch.units + rows.units)
-    look_at_rows(rows.lo, rows.hi, ROWS, rows.columns, pointer(rows.values, like), bands, alive, sums)
-    gradient_look(watch, rows.thread_index, rows.layer)[:] = 0
+    row_statistics(rows.lo, rows.hi, ROWS, rows.columns, pointer(rows.values, like), bands, alive, sums)
+    gradient_extremes(watch, rows.thread_index, rows.layer)[:] = 0
 
 
 @kernel(LAYER_HEALTH)
 def layer_gradient(thread_index, thread_count, record, like):
     """Add rows of a layer's weight gradient to the thread's largest magnitude and count of zeros."""
     rows = carray(record, 1)[0]
-    look = gradient_look(watch_of(rows.watch), rows.thread_index, rows.layer)
+    extremes = gradient_extremes(watch_of(rows.watch), rows.thread_index, rows.layer)
     largest, zeros = max_and_zero_count(pointer(rows.values, like), (rows.hi - rows.lo) * rows.columns)
-    look[0] = max(look[0], largest)
-    look[1] += zeros
+    extremes[0] = max(extremes[0], largest)
+    extremes[1] += zeros
 
 
 # what a batch's health is written from: its rows, the table of layers and of arrays, the gradients and the norms (squares by row of every
@@ -269,12 +269,12 @@ def layers_report(_, thread_count, record, like):
     table = carray(void_pointer(report.layers), (report.depth, 5), np.int64)
     health, grads = report_of(watch, report.batch), pointer(report.grads, like)
     norms = data(carray(void_pointer(report.norms), 1, np.float64))
-    looks = carray(void_pointer(watch.looks), (thread_count, watch.depth, 2), np.int64)
+    extremes = carray(void_pointer(watch.extremes), (thread_count, watch.depth, 2), np.int64)
     for l in range(watch.depth):
         n_in, n_out, b = table[l, 0], table[l, 1], table[l, 3]
         squared, largest, zeros = total(advance(norms, first), n_in), 0, 0
         for thread_index in range(thread_count):
-            largest, zeros = max(largest, looks[thread_index, l, 0]), zeros + looks[thread_index, l, 1]
+            largest, zeros = max(largest, extremes[thread_index, l, 0]), zeros + extremes[thread_index, l, 1]
         values, bias = advance(grads, table[l, 2]), grads
         if b >= 0:
             bias = advance(grads, b)
@@ -307,48 +307,48 @@ def updates_report(_, thread_count, record, like):
         a += n
 
 
-def asked_by(watch):
+def health_record(watch):
     """The address of a HEALTH, which the watch keeps, or 0."""
     if watch is None:
         return 0
     if watch.record is None:
-        job = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
-        watch.record = address_of(job), job
+        record = np.array([(address_of(watch.bands), address_of(watch.rows), watch.every)], HEALTH).view(np.int64)
+        watch.record = address_of(record), record
     return watch.record[0]
 
 
-# a list of arrays: sums of squares, and looks (largest magnitude, zeros), by block
-GRADIENTS = np.dtype([(name, "i8") for name in "table n sums looks".split()])
+# a list of arrays: sums of squares, and extremes (largest magnitude, zeros), by block
+GRADIENTS = np.dtype([(name, "i8") for name in "table n sums extremes".split()])
 
 
 @kernel(GRADIENTS)
-def look_at_arrays_part(part, parts, job, like):
-    g = carray(job, 1)[0]
-    t = rows_at(g.table, g.n)
-    sums = carray(void_pointer(g.sums), t[g.n, SUMS], np.float64)
-    looks = carray(void_pointer(g.looks), (t[g.n, SUMS], 2), np.int64)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+def array_health_part(thread_index, thread_count, record, like):
+    gradients = carray(record, 1)[0]
+    t = rows_at(gradients.table, gradients.n)
+    sums = carray(void_pointer(gradients.sums), t[gradients.n, SUMS], np.float64)
+    extremes = carray(void_pointer(gradients.extremes), (t[gradients.n, SUMS], 2), np.int64)
+    lo, hi = thread_range(thread_index, thread_count, t[gradients.n, START], 64)
+    a, at = first_block(t, gradients.n, lo)
+    while a < gradients.n and t[a, START] + at < hi:
         x, size, place = advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at), sums_of(t, a, at)
         sums[place] = squares(x, size)
-        looks[place, 0], looks[place, 1] = max_and_zero_count(x, size)
-        a, at = next_block(t, g.n, a, at)
+        extremes[place, 0], extremes[place, 1] = max_and_zero_count(x, size)
+        a, at = next_block(t, gradients.n, a, at)
 
 
 @driver
-def _look_at_arrays(launcher, parts, function, like, t, n, health):
-    sums, looks = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
-    job = local(1, GRADIENTS)
-    g = job[0]
-    g.table, g.n, g.sums, g.looks = address(t), n, address(sums), address(looks)
-    run_kernel(launcher, function, parts, job, (sums, looks))
+def _array_health(launcher, thread_count, function, like, t, n, health):
+    sums, extremes = np.empty(t[n, SUMS]), np.empty((t[n, SUMS], 2), np.int64)
+    record = local(1, GRADIENTS)
+    gradients = record[0]
+    gradients.table, gradients.n, gradients.sums, gradients.extremes = address(t), n, address(sums), address(extremes)
+    run_kernel(launcher, function, thread_count, record, (sums, extremes))
     for a in range(n):
         squared, largest, zeros, values = 0.0, 0, 0, pointer(t[a, ADDRESS], data(like))
         for place in range(t[a, SUMS], t[a + 1, SUMS]):
             squared += sums[place]
-            largest = max(largest, looks[place, 0])
-            zeros += looks[place, 1]
+            largest = max(largest, extremes[place, 0])
+            zeros += extremes[place, 1]
         pieces = ((values, t[a + 1, START] - t[a, START]),)
         describe_gradient(squared, value_of(largest, values), zeros, pieces, health[a])
 
@@ -356,11 +356,11 @@ def _look_at_arrays(launcher, parts, function, like, t, n, health):
 def array_health(arrays, health):
     """health (n, 4) of C-contiguous arrays: norm, largest magnitude, share of zeros, and how many are not finite."""
     rows, dtype = table(arrays), arrays[0].dtype
-    function = look_at_arrays_part.address(dtype)
-    run(COST * int(rows[-1, START]), _look_at_arrays, function, np.empty(0, dtype), rows, len(arrays), health)
+    function = array_health_part.address(dtype)
+    run(COST * int(rows[-1, START]), _array_health, function, np.empty(0, dtype), rows, len(arrays), health)
 
 
-# a list of outputs: address, rows and columns of each; sums and flags as in look_at_rows, one output after the other
+# a list of outputs: address, rows and columns of each; sums and flags as in row_statistics, one output after the other
 OUTPUTS = np.dtype([(name, "i8") for name in "outputs n bands sums alive units".split()])
 
 
@@ -370,46 +370,46 @@ def rows_in_block(columns):
 
 
 @kernel(OUTPUTS)
-def look_at_outputs_part(part, parts, job, like):
-    """The part's rows of every output."""
-    g = carray(job, 1)[0]
-    outputs = carray(void_pointer(g.outputs), (g.n, 3), np.int64)
-    bands = carray(void_pointer(g.bands), (g.n, 4), np.float64)
-    alive, blocks = advance(pointer(g.alive, like), part * g.units), 0
-    for a in range(g.n):
+def output_health_part(thread_index, thread_count, record, like):
+    """The thread's rows of every output."""
+    listed = carray(record, 1)[0]
+    outputs = carray(void_pointer(listed.outputs), (listed.n, 3), np.int64)
+    bands = carray(void_pointer(listed.bands), (listed.n, 4), np.float64)
+    alive, blocks = advance(pointer(listed.alive, like), thread_index * listed.units), 0
+    for a in range(listed.n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
-        lo, hi = thread_range(part, parts, rows, grain)
+        lo, hi = thread_range(thread_index, thread_count, rows, grain)
         n = (rows + grain - 1) // grain
-        sums = carray(void_pointer(g.sums + blocks * 24), (n, 3), np.float64)
-        look_at_rows(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
+        sums = carray(void_pointer(listed.sums + blocks * 24), (n, 3), np.float64)
+        row_statistics(lo, hi, grain, columns, pointer(outputs[a, 0], like), bands[a], alive, sums)
         alive, blocks = advance(alive, padded(columns)), blocks + n
 
 
 @device_function
-def dead_of(rows, columns, parts, stride, alive, first):
+def dead_of(rows, columns, thread_count, stride, alive, first):
     """`dead`, of the flags alive[first:]."""
-    return dead(rows, columns, parts, stride, advance(data(alive), first))
+    return dead(rows, columns, thread_count, stride, advance(data(alive), first))
 
 
 @driver
-def _look_at_outputs(launcher, parts, function, like, outputs, bands, health):
+def _output_health(launcher, thread_count, function, like, outputs, bands, health):
     n, blocks, units = len(outputs), 0, 0
     for a in range(n):
         grain = rows_in_block(outputs[a, 2])
         blocks += (outputs[a, 1] + grain - 1) // grain
         units += padded(outputs[a, 2])
-    sums, alive, job = np.empty((blocks, 3)), np.empty(parts * units, like.dtype), local(1, OUTPUTS)
-    g = job[0]
-    g.outputs, g.n, g.bands = address(outputs), n, address(bands)
-    g.sums, g.alive, g.units = address(sums), address(alive), units
-    run_kernel(launcher, function, parts, job, (sums, alive))
+    sums, alive, record = np.empty((blocks, 3)), np.empty(thread_count * units, like.dtype), local(1, OUTPUTS)
+    listed = record[0]
+    listed.outputs, listed.n, listed.bands = address(outputs), n, address(bands)
+    listed.sums, listed.alive, listed.units = address(sums), address(alive), units
+    run_kernel(launcher, function, thread_count, record, (sums, alive))
     block, flags = 0, 0
     for a in range(n):
         rows, columns = outputs[a, 1], outputs[a, 2]
         grain = rows_in_block(columns)
         join(rows, columns, grain, sums[block:], health[a])
-        health[a, 3] = dead_of(rows, columns, parts, units, alive, flags)
+        health[a, 3] = dead_of(rows, columns, thread_count, units, alive, flags)
         block, flags = block + (rows + grain - 1) // grain, flags + padded(columns)
 
 
@@ -417,8 +417,8 @@ def output_health(outputs, bands, health):
     """health (n, 4) of C-contiguous outputs (rows, columns): mean, spread, saturated and dead share, by bands (n, 4)."""
     dtype = outputs[0].dtype
     places = np.array([(address_of(y), *y.shape) for y in outputs], np.int64)
-    function, values = look_at_outputs_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
-    run(COST * values, _look_at_outputs, function, np.empty(0, dtype), places, bands, health)
+    function, values = output_health_part.address(dtype), int(places[:, 1:].prod(axis=1).sum())
+    run(COST * values, _output_health, function, np.empty(0, dtype), places, bands, health)
 
 
 # a value costs about as much as this many multiplications and additions

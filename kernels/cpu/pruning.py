@@ -41,7 +41,7 @@ from .engine.vector_loops import map_arrays
 # bits of a digit; and so many counters of each digit, one for each of as many neighbours: equal digits would wait for each other
 DIGIT, LANES = 11, 4
 COUNTERS = LANES << DIGIT
-# begin: the digits found so far; shift: how many bits follow the next digit; counters: COUNTERS for each part; equals, going: for each
+# begin: the digits found so far; shift: how many bits follow the next digit; counters: COUNTERS for each thread; equals, going: for each
 # block how many values equal `begin`, and how many of these are pruned
 SELECT = np.dtype([(name, "i8") for name in "table n masks begin shift counters equals going".split()])
 BELOW = np.dtype([(name, "i8") for name in "table n masks".split()] + [("threshold", "f8")])
@@ -50,39 +50,47 @@ COST = 8
 
 
 @kernel(SELECT)
-def digits_part(part, parts, job, like):
+def digits_part(thread_index, thread_count, record, like):
     """Count, by their next digit, the unpruned values that begin with the digits found so far."""
-    g = carray(job, 1)[0]
-    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
-    counters = carray(void_pointer(g.counters + 8 * COUNTERS * part), COUNTERS, np.int64)
+    pruning = carray(record, 1)[0]
+    t, masks = (
+        rows_at(pruning.table, pruning.n),
+        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
+    )
+    counters = carray(void_pointer(pruning.counters + 8 * COUNTERS * thread_index), COUNTERS, np.int64)
     counters[:] = 0
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
+    a, at = first_block(t, pruning.n, lo)
+    while a < pruning.n and t[a, START] + at < hi:
         size, first = block_size(t, a, at), t[a, PLACE] + at
         x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
         for i in range(size):
-            bits = magnitude(x[i]) >> g.shift
+            bits = magnitude(x[i]) >> pruning.shift
             # adding 0 is cheaper than guessing where a branch goes
-            counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += masks[first + i] & (bits >> DIGIT == g.begin)
-        a, at = next_block(t, g.n, a, at)
+            counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += masks[first + i] & (
+                bits >> DIGIT == pruning.begin
+            )
+        a, at = next_block(t, pruning.n, a, at)
 
 
 @kernel(SELECT)
-def equals_part(part, parts, job, like):
+def equals_part(thread_index, thread_count, record, like):
     """Count the unpruned values of each block that equal the value found."""
-    g = carray(job, 1)[0]
-    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
-    equals = carray(void_pointer(g.equals), t[g.n, SUMS], np.int64)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+    pruning = carray(record, 1)[0]
+    t, masks = (
+        rows_at(pruning.table, pruning.n),
+        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
+    )
+    equals = carray(void_pointer(pruning.equals), t[pruning.n, SUMS], np.int64)
+    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
+    a, at = first_block(t, pruning.n, lo)
+    while a < pruning.n and t[a, START] + at < hi:
         size, first, count = block_size(t, a, at), t[a, PLACE] + at, 0
         x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
         for i in range(size):
-            count += masks[first + i] & (magnitude(x[i]) == g.begin)
+            count += masks[first + i] & (magnitude(x[i]) == pruning.begin)
         equals[sums_of(t, a, at)] = count
-        a, at = next_block(t, g.n, a, at)
+        a, at = next_block(t, pruning.n, a, at)
 
 
 @inline_function
@@ -92,62 +100,65 @@ def from_on(x, mask, least):
 
 
 @kernel(SELECT)
-def prune_part(part, parts, job, like):
+def prune_part(thread_index, thread_count, record, like):
     """Prune smaller values, and of the equal ones the first of each block."""
-    g = carray(job, 1)[0]
-    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
-    going = carray(void_pointer(g.going), t[g.n, SUMS], np.int64)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+    pruning = carray(record, 1)[0]
+    t, masks = (
+        rows_at(pruning.table, pruning.n),
+        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
+    )
+    going = carray(void_pointer(pruning.going), t[pruning.n, SUMS], np.int64)
+    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
+    a, at = first_block(t, pruning.n, lo)
+    while a < pruning.n and t[a, START] + at < hi:
         size, first, left = block_size(t, a, at), t[a, PLACE] + at, going[sums_of(t, a, at)]
         values = advance(pointer(t[a, ADDRESS], like), at)
         x, i = carray(values, size), 0
         while left:
-            if masks[first + i] and magnitude(x[i]) == g.begin:
+            if masks[first + i] and magnitude(x[i]) == pruning.begin:
                 masks[first + i] = 0
                 left -= 1
             i += 1
         mask = data(masks[first:])
-        map_arrays(from_on, size, (hide_alias(values), hide_alias(mask)), (values, mask), (g.begin,))
-        a, at = next_block(t, g.n, a, at)
+        map_arrays(from_on, size, (hide_alias(values), hide_alias(mask)), (values, mask), (pruning.begin,))
+        a, at = next_block(t, pruning.n, a, at)
 
 
 @device_function
 def counted(counters, digit):
     """How many values have this digit."""
     total = 0
-    for part in range(len(counters)):
+    for thread_index in range(len(counters)):
         for lane in range(LANES):
-            total += counters[part, digit * LANES + lane]
+            total += counters[thread_index, digit * LANES + lane]
     return total
 
 
 @driver
-def _prune(launcher, parts, kernels, t, n, masks, count, bits):
-    job, counters = local(1, SELECT), np.empty((parts, COUNTERS), np.int64)
+def _prune(launcher, thread_count, kernels, t, n, masks, count, bits):
+    record, counters = local(1, SELECT), np.empty((thread_count, COUNTERS), np.int64)
     equals, going = np.empty(t[n, SUMS], np.int64), np.zeros(t[n, SUMS], np.int64)
-    g, left = job[0], count
-    g.table, g.n, g.masks, g.counters = address(t), n, address(masks), address(counters)
-    g.equals, g.going, g.begin = address(equals), address(going), 0
+    pruning, left = record[0], count
+    pruning.table, pruning.n, pruning.masks, pruning.counters = address(t), n, address(masks), address(counters)
+    pruning.equals, pruning.going, pruning.begin = address(equals), address(going), 0
     # the first digit is short by what is no multiple
     shift = (bits - 1) // DIGIT * DIGIT
     while count and shift >= 0:
-        g.shift = shift
-        run_kernel(launcher, kernels[0], parts, job, (counters,))
+        pruning.shift = shift
+        run_kernel(launcher, kernels[0], thread_count, record, (counters,))
         digit, equal = 0, counted(counters, 0)
         while equal < left:
             left -= equal
             digit += 1
             equal = counted(counters, digit)
-        g.begin = (g.begin << DIGIT) + digit
+        pruning.begin = (pruning.begin << DIGIT) + digit
         shift -= DIGIT
     if count:
-        run_kernel(launcher, kernels[1], parts, job, (equals,))
+        run_kernel(launcher, kernels[1], thread_count, record, (equals,))
         for block in range(len(equals)):
             going[block] = min(left, equals[block])
             left -= going[block]
-    run_kernel(launcher, kernels[2], parts, job, (going,))
+    run_kernel(launcher, kernels[2], thread_count, record, (going,))
 
 
 _KERNELS = Addresses(digits_part, equals_part, prune_part)
@@ -175,21 +186,26 @@ def not_below(x, mask, threshold):
 
 
 @kernel(BELOW)
-def below_part(part, parts, job, like):
-    """Prune values below the threshold in the part's blocks."""
-    g = carray(job, 1)[0]
-    t, masks = rows_at(g.table, g.n), carray(void_pointer(g.masks), rows_at(g.table, g.n)[g.n, START], np.uint8)
-    lo, hi = thread_range(part, parts, t[g.n, START], 64)
-    a, at = first_block(t, g.n, lo)
-    while a < g.n and t[a, START] + at < hi:
+def below_part(thread_index, thread_count, record, like):
+    """Prune values below the threshold in the thread's blocks."""
+    pruning = carray(record, 1)[0]
+    t, masks = (
+        rows_at(pruning.table, pruning.n),
+        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
+    )
+    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
+    a, at = first_block(t, pruning.n, lo)
+    while a < pruning.n and t[a, START] + at < hi:
         size, mask = block_size(t, a, at), data(masks[t[a, PLACE] + at :])
         x = advance(pointer(t[a, ADDRESS], like), at)
-        map_arrays(not_below, size, (hide_alias(x), hide_alias(mask)), (x, mask), (real(g.threshold, carray(x, 1)[0]),))
-        a, at = next_block(t, g.n, a, at)
+        map_arrays(
+            not_below, size, (hide_alias(x), hide_alias(mask)), (x, mask), (real(pruning.threshold, carray(x, 1)[0]),)
+        )
+        a, at = next_block(t, pruning.n, a, at)
 
 
 def prune_below(arrays, masks, threshold):
     """Prune |x| < threshold."""
     rows = _with_masks(arrays, masks)
-    job = np.array([(address_of(rows), len(arrays), address_of(masks), threshold)], BELOW)
-    launch(below_part, arrays[0].dtype, job, COST * masks.size)
+    record = np.array([(address_of(rows), len(arrays), address_of(masks), threshold)], BELOW)
+    launch(below_part, arrays[0].dtype, record, COST * masks.size)

@@ -130,11 +130,11 @@ def add_products(typingctx, columns, count, which, values, w, w_row, start, z):
 
 
 @intrinsic
-def add_to_rows(typingctx, columns, count, which, first, values, dz, room):
-    """Row which[k] - first of room += values[k] dz. Rows of room have whole vectors."""
+def add_to_rows(typingctx, columns, count, which, first, values, dz, scratch):
+    """Row which[k] - first of scratch += values[k] dz. Rows of scratch have whole vectors."""
 
     def codegen(context, builder, signature, args):
-        columns, count, which, first, values, dz, room = args
+        columns, count, which, first, values, dz, scratch = args
         emit = Emitter(context, builder, signature.args[4].dtype)
 
         def body(row):
@@ -142,7 +142,7 @@ def add_to_rows(typingctx, columns, count, which, first, values, dz, room):
 
             def add(k, _):
                 place = builder.sub(builder.sext(builder.load(emit.at(which, k)), _I64), first)
-                x, to = emit.splat(builder.load(emit.at(values, k))), emit.at(room, builder.mul(place, width))
+                x, to = emit.splat(builder.load(emit.at(values, k))), emit.at(scratch, builder.mul(place, width))
                 row.store_wide([emit.fma(x, d, v) for d, v in zip(of, row.load_wide(to), strict=True)], to)
                 return []
 
@@ -152,17 +152,17 @@ def add_to_rows(typingctx, columns, count, which, first, values, dz, room):
         return context.get_dummy_value()
 
     i8 = types.int64
-    return types.void(i8, i8, which, i8, values, dz, room), codegen
+    return types.void(i8, i8, which, i8, values, dz, scratch), codegen
 
 
-def _out(adds, room, to):
+def _out(adds, scratch, to):
     def codegen(context, builder, signature, args):
-        columns, count, room, to, to_row = args
+        columns, count, scratch, to, to_row = args
         emit = Emitter(context, builder, signature.args[2].dtype)
 
         def body(row):
             def move(k, _):
-                of = emit.at(room, builder.mul(k, _I64(len(row.wide) * emit.width)))
+                of = emit.at(scratch, builder.mul(k, _I64(len(row.wide) * emit.width)))
                 place, values = emit.at(to, builder.mul(k, to_row)), row.load_wide(of)
                 if adds:
                     # all are read before any is written, so that what two vectors have is added once
@@ -177,19 +177,19 @@ def _out(adds, room, to):
         _by_vectors(emit, columns, body)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, room, to, types.int64), codegen
+    return types.void(types.int64, types.int64, scratch, to, types.int64), codegen
 
 
 @intrinsic
-def copy_out(typingctx, columns, count, room, to, to_row):
-    """Copy `count` rows of so many columns from room, where they have whole vectors, to rows at `to`."""
-    return _out(False, room, to)
+def copy_out(typingctx, columns, count, scratch, to, to_row):
+    """Copy `count` rows of so many columns from scratch, where they have whole vectors, to rows at `to`."""
+    return _out(False, scratch, to)
 
 
 @intrinsic
-def add_out(typingctx, columns, count, room, to, to_row):
+def add_out(typingctx, columns, count, scratch, to, to_row):
     """The same, added to the rows at `to`."""
-    return _out(True, room, to)
+    return _out(True, scratch, to)
 
 
 @intrinsic
@@ -216,86 +216,111 @@ def search(columns, lo, hi, column):
 
 
 @device_function
-def forward_rows(g, first, last, like):
+def forward_rows(product, first, last, like):
     """Rows first..last of z = b + x w."""
-    x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
+    x = carray(void_pointer(product.nonzeros), 1, NONZEROS)[0]
     starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), last, np.int64)
-    for j in range(0, g.n_out, MOST * lanes(like)):
-        columns, w = min(MOST * lanes(like), g.n_out - j), advance(pointer(g.of, like), j)
-        start = advance(pointer(g.b, like), j) if g.b else like
+    for j in range(0, product.n_out, MOST * lanes(like)):
+        columns, w = min(MOST * lanes(like), product.n_out - j), advance(pointer(product.of, like), j)
+        start = advance(pointer(product.b, like), j) if product.b else like
         for i in range(first, last):
             lo, hi = starts[order[i]], starts[order[i] + 1]
             which, values = advance(integers(x.columns), lo), advance(pointer(x.values, like), lo)
             add_products(
-                columns, hi - lo, which, values, w, g.n_out, start, advance(pointer(g.out, like), i * g.n_out + j)
+                columns,
+                hi - lo,
+                which,
+                values,
+                w,
+                product.n_out,
+                start,
+                advance(pointer(product.out, like), i * product.n_out + j),
             )
 
 
 @kernel(SPARSE)
-def sparse_forward_part(part, parts, job, like):
+def sparse_forward_part(thread_index, thread_count, record, like):
     """Rows lo..hi of z = b + x w."""
-    g = carray(job, 1)[0]
-    forward_rows(g, g.lo, g.hi, like)
+    product = carray(record, 1)[0]
+    forward_rows(product, product.lo, product.hi, like)
 
 
 @kernel(SPARSE)
-def product_part(part, parts, job, like):
-    """The part's rows of z = b + x w."""
-    g = carray(job, 1)[0]
-    lo, hi = thread_range(part, parts, g.rows, 1)
-    forward_rows(g, lo, hi, like)
+def product_part(thread_index, thread_count, record, like):
+    """The thread's rows of z = b + x w."""
+    product = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, product.rows, 1)
+    forward_rows(product, lo, hi, like)
 
 
 @kernel(SPARSE)
-def sparse_gradient_part(part, parts, job, like):
+def sparse_gradient_part(thread_index, thread_count, record, like):
     """Rows lo..hi of dw = x^T dz."""
-    g = carray(job, 1)[0]
-    x = carray(void_pointer(g.nonzeros), 1, NONZEROS)[0]
-    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), g.rows, np.int64)
+    product = carray(record, 1)[0]
+    x = carray(void_pointer(product.nonzeros), 1, NONZEROS)[0]
+    starts, order = carray(void_pointer(x.starts), 1, np.int64), carray(void_pointer(x.order), product.rows, np.int64)
     which = integers(x.columns)
-    room = pointer((g.scratch + LINE - 1) // LINE * LINE, like)
+    scratch = pointer((product.scratch + LINE - 1) // LINE * LINE, like)
     n = lanes(like)
-    for j in range(0, g.n_out, MOST * n):
-        columns = min(MOST * n, g.n_out - j)
-        clear, out = carray(room, (g.hi - g.lo) * ((columns + n - 1) // n * n)), pointer(g.out, like)
+    for j in range(0, product.n_out, MOST * n):
+        columns = min(MOST * n, product.n_out - j)
+        clear, out = (
+            carray(scratch, (product.hi - product.lo) * ((columns + n - 1) // n * n)),
+            pointer(product.out, like),
+        )
         # blocks of rows as of the dense product
-        for first in range(0, max(g.rows, 1), LONG):
+        for first in range(0, max(product.rows, 1), LONG):
             clear[:] = 0
-            for i in range(first, min(first + LONG, g.rows)):
+            for i in range(first, min(first + LONG, product.rows)):
                 lo, hi = starts[order[i]], starts[order[i] + 1]
-                lo = search(which, lo, hi, g.lo)
-                hi = search(which, lo, hi, g.hi)
-                dz, values = advance(pointer(g.of, like), i * g.n_out + j), advance(pointer(x.values, like), lo)
-                add_to_rows(columns, hi - lo, advance(which, lo), g.lo, values, dz, room)
+                lo = search(which, lo, hi, product.lo)
+                hi = search(which, lo, hi, product.hi)
+                dz, values = (
+                    advance(pointer(product.of, like), i * product.n_out + j),
+                    advance(pointer(x.values, like), lo),
+                )
+                add_to_rows(columns, hi - lo, advance(which, lo), product.lo, values, dz, scratch)
             if first == 0:
-                copy_out(columns, g.hi - g.lo, room, advance(out, g.lo * g.n_out + j), g.n_out)
+                copy_out(
+                    columns,
+                    product.hi - product.lo,
+                    scratch,
+                    advance(out, product.lo * product.n_out + j),
+                    product.n_out,
+                )
             else:
-                add_out(columns, g.hi - g.lo, room, advance(out, g.lo * g.n_out + j), g.n_out)
+                add_out(
+                    columns,
+                    product.hi - product.lo,
+                    scratch,
+                    advance(out, product.lo * product.n_out + j),
+                    product.n_out,
+                )
 
 
 @kernel(COMPRESS)
-def count_part(part, parts, job, like):
-    """starts[i + 1] = how many values of the part's rows are not 0."""
-    g = carray(job, 1)[0]
-    starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
-    lo, hi = thread_range(part, parts, g.rows, 1)
+def count_part(thread_index, thread_count, record, like):
+    """starts[i + 1] = how many values of the thread's rows are not 0."""
+    matrix = carray(record, 1)[0]
+    starts = carray(void_pointer(matrix.starts), matrix.rows + 1, np.int64)
+    lo, hi = thread_range(thread_index, thread_count, matrix.rows, 1)
     for i in range(lo, hi):
-        row, n = carray(advance(pointer(g.x, like), i * g.row), g.row), 0
-        for k in range(g.row):
+        row, n = carray(advance(pointer(matrix.x, like), i * matrix.row), matrix.row), 0
+        for k in range(matrix.row):
             n += row[k] != 0
         starts[i + 1] = n
 
 
 @kernel(COMPRESS)
-def compress_part(part, parts, job, like):
-    """The values of the part's rows that are not 0, and their columns."""
-    g = carray(job, 1)[0]
-    starts = carray(void_pointer(g.starts), g.rows + 1, np.int64)
-    columns = carray(void_pointer(g.columns), starts[g.rows], np.int32)
-    values = carray(pointer(g.values, like), starts[g.rows])
-    lo, hi = thread_range(part, parts, g.rows, 1)
+def compress_part(thread_index, thread_count, record, like):
+    """The values of the thread's rows that are not 0, and their columns."""
+    matrix = carray(record, 1)[0]
+    starts = carray(void_pointer(matrix.starts), matrix.rows + 1, np.int64)
+    columns = carray(void_pointer(matrix.columns), starts[matrix.rows], np.int32)
+    values = carray(pointer(matrix.values, like), starts[matrix.rows])
+    lo, hi = thread_range(thread_index, thread_count, matrix.rows, 1)
     for i in range(lo, hi):
-        row, at, k = carray(advance(pointer(g.x, like), i * g.row), g.row), starts[i], 0
+        row, at, k = carray(advance(pointer(matrix.x, like), i * matrix.row), matrix.row), starts[i], 0
         # what is 0 is written over; where the row's last has been found, nothing more is written
         while at < starts[i + 1]:
             columns[at], values[at] = k, row[k]
@@ -312,8 +337,8 @@ def compressed(x, most):
     if starts[-1] > most * x.size:
         return None
     columns, values = np.empty(starts[-1], np.int32), np.empty(starts[-1], x.dtype)
-    job = np.array([address_of(x), rows, row, *map(address_of, (starts, columns, values))])
-    launch(compress_part, x.dtype, job, 4 * x.size)
+    record = np.array([address_of(x), rows, row, *map(address_of, (starts, columns, values))])
+    launch(compress_part, x.dtype, record, 4 * x.size)
     return names.Nonzeros(starts, columns, values, row)
 
 
@@ -321,7 +346,7 @@ def product(x, w, b, z):
     """z (N, K) = b + x w, of x Nonzeros (N, C), w (C, K) and b (K,); all C-contiguous and of one dtype."""
     order = np.arange(len(x))
     nonzeros = np.array([*map(address_of, (x.starts, x.columns, x.values, order))])
-    job = np.array(
+    record = np.array(
         [address_of(nonzeros), len(x), 0, len(x), w.shape[1], address_of(w), address_of(b), address_of(z), 0]
     )
-    launch(product_part, x.dtype, job, 2 * len(x.values) * w.shape[1])
+    launch(product_part, x.dtype, record, 2 * len(x.values) * w.shape[1])

@@ -16,20 +16,10 @@ from numba import carray
 
 from .. import types
 from .activation import BACKWARD, FORWARD
-from .dense import (
-    CHAIN,
-    LAYER,
-    backward_rows,
-    describe_chain,
-    find_activations,
-    flat_layers,
-    forward_rows,
-    gradients_part,
-    layers_of,
-    needs_input,
-)
+from .chain import CHAIN, LAYER, describe_chain, find_activations, flat_layers, layers_of, needs_input
+from .dense import backward_rows, forward_rows, gradients_part
 from .engine.array_table import COLUMNS, SUMS, add_array
-from .engine.compile import MISSING, Addresses, device_function, driver, kernel, or_empty
+from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, kernel
 from .engine.intrinsics import (
     address,
     address_of,
@@ -49,8 +39,8 @@ from .engine.vector_loops import squares
 from .gemm import SCRATCH, gemm_part
 from .health import (
     REPORT,
-    asked_by,
     describe_watch,
+    health_record,
     is_due,
     layer_gradient,
     layer_output,
@@ -61,18 +51,17 @@ from .health import (
 )
 from .loss import LOSS, LOSSES, total
 from .optim import (
-    HELD,
     NO_UPDATE,
     NO_UPDATES,
-    UPDATE,
+    RESTRICTION,
     UPDATE_KERNELS,
-    describe_update,
-    held_by,
     lacks_kernels,
     needed_kernels,
-    update_soundly,
+    restriction_of,
+    run_update,
 )
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
+from .update_rules import UPDATE, describe_update
 
 # the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
 # which is 0 for rows as they are; target_row: values of a target row; row_weights: of all rows, or 0
@@ -113,12 +102,12 @@ def weigh(n, weight, values):
 
 
 @kernel(TRAIN)
-def train_part(part, parts, job, like):
-    """The part's rows: forward, loss and backward."""
-    train = carray(job, 1)[0]
+def train_part(thread_index, thread_count, record, like):
+    """The thread's rows: forward, loss and backward."""
+    train = carray(record, 1)[0]
     chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
-    lo, hi = thread_range(part, parts, chain.rows, ROWS)
-    size, panels = chain.itemsize, chain.panels + part * SCRATCH * chain.itemsize
+    lo, hi = thread_range(thread_index, thread_count, chain.rows, ROWS)
+    size, panels = chain.itemsize, chain.panels + thread_index * SCRATCH * chain.itemsize
     # gather the rows of the batch
     if train.order:
         order = carray(void_pointer(train.order), chain.rows, np.int64)  # (N,)
@@ -131,16 +120,16 @@ def train_part(part, parts, job, like):
                 labels[i] = all_labels[order[i]]
         else:
             gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
-    forward_rows(chain, part, lo, hi, panels, like)
+    forward_rows(chain, thread_index, lo, hi, panels, like)
     # losses, and dy to where the last layer's dz will be
     last = layers_of(chain)[chain.depth - 1]
-    job = local(1, LOSS)
-    t, at = job[0], lo * last.n_out * size
+    record = local(1, LOSS)
+    t, at = record[0], lo * last.n_out * size
     t.rows, t.columns, t.scale = hi - lo, last.n_out, train.scale
     t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
     t.y, t.dy = last.y + at, last.dz + at
     t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
-    call(train.loss, 0, 1, job)
+    call(train.loss, 0, 1, record)
     # both times the rows' weights
     if train.row_weights:
         each = 1 if train.kind == types.CROSS_ENTROPY else last.n_out
@@ -231,8 +220,8 @@ def list_arrays(table, flat, size, widths, rows):
 
 @driver
 def _train(
-    launcher, parts, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, held, step, record, row_weights, l2, mean, health, updates, panels,
+    launcher, thread_count, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
+    optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights, l2, mean, health, updates, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
@@ -243,8 +232,8 @@ def _train(
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
-    rows_job, job = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
-    chain, train = rows_job[0], job[0]
+    chain_record, train_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
+    chain, train = chain_record[0], train_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
     layers[depth - 1].code = fused_code(kind, layers[depth - 1].code)
     # kernels that this net is the first one to use, see Addresses
@@ -255,7 +244,7 @@ def _train(
     for place in range(LAYER_OUTPUT, UPDATES_REPORT + 1 if health else LAYER_OUTPUT):
         if not kernels[place]:
             return MISSING, 0
-    if lacks_kernels(kernels[UPDATES:], optimizer, len(state), held, health):
+    if lacks_kernels(kernels[UPDATES:], optimizer, len(state), restriction, health):
         return MISSING, 0
     n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
     rows = len(order) if len(order) else len(x)
@@ -269,22 +258,26 @@ def _train(
     arrays, gradients = tables[0], tables[1]
     list_arrays(table, address(grads), size, 0, gradients)
     n_arrays = list_arrays(
-        table, address(params), size, carray(void_pointer(held), 1, HELD)[0].widths if held else 0, arrays
+        table,
+        address(params),
+        size,
+        carray(void_pointer(restriction), 1, RESTRICTION)[0].widths if restriction else 0,
+        arrays,
     )
 
     blocks = arrays[n_arrays, SUMS]
     # arrays for health lie behind the norms
-    room = np.empty(inputs + (watch_size(table, batch_size, parts, blocks) if health else 0))
-    norms, labels = room[:inputs], np.empty(batch_size if by_class else 0, np.int64)
-    watch = room[inputs:]
+    scratch = np.empty(inputs + (watch_size(table, batch_size, thread_count, blocks) if health else 0))
+    norms, labels = scratch[:inputs], np.empty(batch_size if by_class else 0, np.int64)
+    watch = scratch[inputs:]
     reports = local_zeros(1, REPORT)
     report = reports[0]
     if health:
-        describe_watch(watch, health, table, batch_size, parts, blocks)
+        describe_watch(watch, health, table, batch_size, thread_count, blocks)
         report.watch, report.layers, report.depth = address(watch), address(table), depth
         report.grads, report.norms, report.arrays = address(grads), address(norms), address(arrays)
 
-    train.chain, train.kind, train.target_row = address(rows_job), kind, n_out
+    train.chain, train.kind, train.target_row = address(chain_record), kind, n_out
     describe_chain(chain, layers, 0, 0, n_in, size, address(panels), kernels[GEMM_KERNEL])
     chain.norms = 0 if optimizer == NO_UPDATE else address(norms)
     chain.squares = address(weight_squares) if l2 else 0
@@ -320,8 +313,8 @@ def _train(
             chain.decay = l2 / weight if weight else 0.0
         chain.watch = address(watch) if health and is_due(health, step + batch) else 0
         # forward, loss and backward; then the weights' gradients
-        run_kernel(launcher, kernels[ROWS_KERNEL], parts, job, (layers, labels, room))
-        run_kernel(launcher, kernels[GRADIENTS_KERNEL], parts, rows_job, (layers, weight_squares, room))
+        run_kernel(launcher, kernels[ROWS_KERNEL], thread_count, train_record, (layers, labels, scratch))
+        run_kernel(launcher, kernels[GRADIENTS_KERNEL], thread_count, chain_record, (layers, weight_squares, scratch))
 
         record[batch, 0] = sum_values(work, losses, n * columns) * train.scale
         if l2:
@@ -333,23 +326,23 @@ def _train(
         record[batch, 1] = norm
         report.batch, report.rows = batch, n
         if chain.watch:
-            run_kernel(kernels[LAYERS_REPORT], 0, parts, reports, (room,))
+            run_kernel(kernels[LAYERS_REPORT], 0, thread_count, reports, (scratch,))
         if not math.isfinite(norm):
             return types.NONFINITE, batch
         describe_update(
             update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
-        status = update_soundly(
-            launcher, parts, kernels[UPDATES:], arrays, gradients, n_arrays, update, held,
-            watch_of(chain.watch).moved if chain.watch else 0, norm, size, room,
+        status = run_update(
+            launcher, thread_count, kernels[UPDATES:], arrays, gradients, n_arrays, update, restriction,
+            watch_of(chain.watch).moved if chain.watch else 0, norm, size, scratch,
         )  # fmt: skip
         if status != types.OK:
             return status, batch
         if len(updates):
             updates[0] += 1
         if chain.watch:
-            run_kernel(kernels[UPDATES_REPORT], 0, parts, reports, (room, tables))
+            run_kernel(kernels[UPDATES_REPORT], 0, thread_count, reports, (scratch, tables))
     return types.OK, batches
 
 
@@ -384,21 +377,22 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {params.size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
-    operations, held = 2 * batch_size * params.size, held_by(masks, constraint)
-    nonzeros = _NO_ORDER
+    operations, char, nonzeros = 2 * batch_size * params.size, x.dtype.char, _NO_ORDER
+    restriction = None if masks is None and constraint is None else restriction_of(masks, constraint)
     if isinstance(x, types.Nonzeros):
         addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     arguments = (
-        operations, _train, _KERNELS[x.dtype.char], x, nonzeros, target, order, batch_size, table, parameters,
+        operations, _train, _KERNELS[char], x, nonzeros, target, order, batch_size, table, parameters,
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
-        0 if held is None else address_of(held), step, record, *or_empty(x.dtype, 1, row_weights), l2, mean,
-        0 if watch is None else asked_by(watch), NO_UPDATES if updates is None else updates,
+        0 if restriction is None else address_of(restriction), step, record,
+        EMPTY[char, 1] if row_weights is None else row_weights, l2, mean,
+        0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
     )  # fmt: skip
     result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
     if result[0] == MISSING:
         needed = _needed_kernels(table, loss, rule, len(nonzeros) > 0, watch is not None)
-        _KERNELS.provide(x.dtype.char, needed)
+        _KERNELS.provide(char, needed)
         result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
     return result
 

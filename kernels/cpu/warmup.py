@@ -27,7 +27,9 @@ def warmup_tasks():
     """(label, task) pairs that together compile everything, or load it from the cache."""
     tasks = [("launchers", thread_pool.start)]
     for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
-        tasks += [(f"{k.function.__name__} {dtype}", partial(k.address, dtype)) for k in compile.KERNELS]
+        tasks += [
+            (f"{k.function.__name__} {dtype}", partial(k.address, dtype)) for k in compile.KERNELS + compile.ROUTINES
+        ]
         tasks.append((f"drivers {dtype}", partial(_call_drivers, dtype)))
     return tasks
 

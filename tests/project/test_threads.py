@@ -152,7 +152,7 @@ def meet(kernel):
 
     for _ in range(5):
         begun, met = np.zeros((2, 1), np.int64)
-        job = np.array([(begun.ctypes.data, met.ctypes.data)], kernel.job)
+        job = np.array([(begun.ctypes.data, met.ctypes.data)], kernel.record)
         thread_pool.launch(kernel, np.dtype("f4"), job, 1e9)
         if met[0] == 2:
             return True

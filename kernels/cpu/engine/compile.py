@@ -1,8 +1,9 @@
 """Compilation: the decorators `kernel`, `driver`, `device_function` and `inline_function`. cache.py stores the machine code.
 
-A kernel is a C function (part, parts, job, like): it does part number `part` of `parts`. `job` is a record of addresses, strides and
-sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth or width of
-its arrays; a call costs a fraction of a microsecond; and one launcher (thread_pool.py) runs every kernel, on one thread or many.
+A kernel is a C function (thread_index, thread_count, record, like): it does the work of one of so many threads. `record` has addresses,
+strides and sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth
+or width of its arrays; a call costs a fraction of a microsecond; and one launcher (thread_pool.py) runs every kernel, on one thread or
+many.
 
 A driver is a compiled function that Python calls with arrays: it fills in the record and launches kernels.
 
@@ -13,7 +14,7 @@ body of a loop and its scalar tail give the same bits. Fused multiply-adds are w
 import _thread
 import atexit
 import threading
-from functools import lru_cache, partial
+from functools import partial
 
 import numba
 import numpy as np
@@ -98,15 +99,15 @@ def _compile(function, arguments):
 
 
 KERNELS: list["Kernel"] = []
+ROUTINES: list["Kernel"] = []
 
 
 class Kernel:
-    """A function (part, parts, job, like), compiled at its first use with a dtype."""
+    """A function (thread_index, thread_count, record, like), compiled at its first use with a dtype."""
 
-    def __init__(self, function, job, needs):
-        self.function, self.job, self.needs = function, job, needs
+    def __init__(self, function, record, needs=None):
+        self.function, self.record, self.needs = function, record, needs
         self._compiled = {}
-        KERNELS.append(self)
 
     def address(self, dtype) -> int:
         """Address of the machine code for float32 or float64."""
@@ -118,7 +119,7 @@ class Kernel:
         if self.needs:
             self.needs(dtype)
         scalar = from_dtype(dtype)
-        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.job)), types.CPointer(scalar)
+        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.record)), types.CPointer(scalar)
         code = self._compiled[dtype.char] = c_function(self.function, arguments)
         return code
 
@@ -164,24 +165,50 @@ class Choice(dict):
         return address
 
 
-@lru_cache
-def _none(dtype, ndim):
-    return np.empty((0,) * ndim, dtype)
+class _Empty(dict):
+    def __missing__(self, key):
+        char, ndim = key
+        array = self[key] = np.empty((0,) * ndim, char)
+        return array
+
+
+# an empty array by (dtype's character, ndim), as drivers take None, who know arrays of one type only: see address_or_null of intrinsics.py
+EMPTY = _Empty()
 
 
 def or_empty(dtype, ndim, *arrays):
-    """The arrays as drivers take them, which know arrays of one type only: an empty one for None. See address_or_null of intrinsics.py."""
-    return (_none(dtype, ndim) if a is None else a for a in arrays)
+    """The arrays as drivers take them, an empty one for None."""
+    return [EMPTY[dtype.char, ndim] if a is None else a for a in arrays]
 
 
-def kernel(job, needs=None):
-    """Decorator: a kernel whose job is a record of this dtype. needs(dtype) is called before it is compiled or loaded."""
-    return lambda function: Kernel(function, job, needs)
+def kernel(record, needs=None):
+    """Decorator: a kernel whose record has this dtype. needs(dtype) is called before it is compiled or loaded."""
+
+    def decorate(function):
+        KERNELS.append(Kernel(function, record, needs))
+        return KERNELS[-1]
+
+    return decorate
+
+
+def routine(record):
+    """Decorator: a part of several drivers, or one that few calls need, compiled by itself as a C function (launcher, thread_count,
+    record, like).
+
+    Drivers run it by run_kernel(function, launcher, thread_count, record, keep). It may launch kernels and allocate. If memory runs out it
+    returns early, so it writes the record's status last, and its caller raises MemoryError where there is none.
+    """
+
+    def decorate(function):
+        ROUTINES.append(Kernel(function, record))
+        return ROUTINES[-1]
+
+    return decorate
 
 
 def driver(function):
     """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
-    dispatcher = njit(**_OPTIONS)(function)
+    dispatcher = njit(no_cfunc_wrapper=True, **_OPTIONS)(function)
     dispatcher._cache = Cache(function, ("driver", _OPTIONS))
     dispatcher._compile_for_args = partial(uninterrupted, dispatcher._compile_for_args)
     return dispatcher

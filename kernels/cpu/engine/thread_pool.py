@@ -168,6 +168,11 @@ def _launcher(function, arguments=3):
     return c_function(function, (types.int64,) * arguments)
 
 
+@lru_cache
+def _launcher_address(function):
+    return _launcher(function).address
+
+
 def _call(launcher, function, parts, job):
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(launcher).address)(function, parts, job)
 
@@ -263,11 +268,11 @@ def run(operations, driver, *arguments, scratch=None):
     threads = _threads
     # where another thread takes the pool between here and a launch, the launcher does all parts
     if operations < SMALL or threads == 1 or (_busy is not None and _busy[0]):
-        return _call_driver(scratch, serial_scratch, driver, _launcher(_serial).address, 1, arguments)
+        return _call_driver(scratch, serial_scratch, driver, _launcher_address(_serial), 1, arguments)
     if _openmp and _openmp[1]() == threads and threading.get_ident() == _MAIN:
         return _call_driver(scratch, threaded_scratch, driver, _openmp_address(_openmp[0]), threads, arguments)
     _wake(threads - 1)
-    return _call_driver(scratch, threaded_scratch, driver, _launcher(_pool).address, threads, arguments)
+    return _call_driver(scratch, threaded_scratch, driver, _launcher_address(_pool), threads, arguments)
 
 
 def _call_driver(scratch, pool, driver, launcher, parts, arguments):

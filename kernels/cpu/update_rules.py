@@ -1,0 +1,190 @@
+"""Update rules of the optimisers; formulas: kernels/reference/optim.py.
+
+A rule is an inline function of one value, which `map_arrays` turns into a loop, in a kernel of its own: it is compiled at its first use and
+called by address for each block of values. The numbers of a rule are computed once an update, in float64: `lr` and `correction` hold
+Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays are in cache; beyond the
+cache memory does, with 28 bytes a float32 value.
+"""
+
+import math
+
+import numpy as np
+from numba import carray
+
+from .. import types
+from .engine.compile import device_function, inline_function, kernel
+from .engine.intrinsics import advance, pointer, real, void_pointer
+from .engine.vector_loops import map_arrays
+
+# one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
+# rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
+# parameter by decoupled decay
+UPDATE = np.dtype(
+    [(name, "i8") for name in "state stride rows optimizer".split()]
+    + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
+    + [(name, "f8") for name in "scale decay shrink".split()]
+)
+
+
+@inline_function
+def gradient(g, p, scale, decay):
+    """The clipped gradient, with L2 decay where there is any: 0 * p would turn an infinite p into NaN."""
+    return g * scale + decay * p if decay != real(0, p) else g * scale
+
+
+@inline_function
+def sgd(p, g, scale, decay, shrink, lr):
+    return (shrink * p - lr * gradient(g, p, scale, decay),)
+
+
+@inline_function
+def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
+    """keep: the factor of the old velocity, 0 at the first step, when the velocity is the gradient."""
+    d = gradient(g, p, scale, decay)
+    v = keep * v + d if keep != real(0, d) else d
+    return shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v), v
+
+
+@inline_function
+def adam(p, g, m, v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
+    d = gradient(g, p, scale, decay)
+    m = beta1 * m + rest1 * d
+    v = beta2 * v + rest2 * d * d
+    return shrink * p - lr * m / (np.sqrt(v) * correction + eps), m, v
+
+
+@inline_function
+def amsgrad(p, g, m, v, most, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
+    d = gradient(g, p, scale, decay)
+    m = beta1 * m + rest1 * d
+    v = beta2 * v + rest2 * d * d
+    # NaN in either stays NaN
+    most = most if most >= v or most != most else v
+    return shrink * p - lr * m / (np.sqrt(most) * correction + eps), m, v, most
+
+
+@inline_function
+def rmsprop(p, g, v, scale, decay, shrink, lr, beta2, rest2, inside, outside):
+    """Adagrad's too, with 1 for beta2 and for rest2."""
+    d = gradient(g, p, scale, decay)
+    v = beta2 * v + rest2 * d * d
+    return shrink * p - lr * (d / (np.sqrt(v + inside) + outside)), v
+
+
+@inline_function
+def momentum_rmsprop(p, g, m, v, scale, decay, shrink, lr, beta2, rest2, inside, outside, momentum):
+    d = gradient(g, p, scale, decay)
+    v = beta2 * v + rest2 * d * d
+    m = momentum * m + d / (np.sqrt(v + inside) + outside)
+    return shrink * p - lr * m, m, v
+
+
+# n values and their gradients; state: of its first row; update: address of an UPDATE
+BLOCK = np.dtype([(name, "i8") for name in "n params grads state update".split()])
+
+
+@device_function
+def rule_of(record):
+    """The UPDATE record of a block."""
+    return carray(void_pointer(carray(record, 1)[0].update), 1, UPDATE)[0]
+
+
+@device_function
+def arrays_of(record, like):
+    """n; pointers to params, grads and two rows of state; and the numbers that all rules begin with."""
+    block, t = carray(record, 1)[0], rule_of(record)
+    params, grads, state = pointer(block.params, like), pointer(block.grads, like), pointer(block.state, like)  # (n,)
+    one = carray(params, 1)[0]
+    numbers = real(t.scale, one), real(t.decay, one), real(t.shrink, one), real(t.lr, one)
+    return block.n, (params, grads, state, advance(state, t.stride)), numbers
+
+
+@kernel(BLOCK)
+def sgd_block(_, __, record, like):
+    n, (params, grads, _, _), numbers = arrays_of(record, like)
+    map_arrays(sgd, n, (params, grads), (params,), numbers)
+
+
+@kernel(BLOCK)
+def momentum_sgd_block(_, __, record, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    velocity = real(t.beta1, numbers[0]), real(t.keep1, numbers[0]), real(t.nesterov, numbers[0])
+    map_arrays(momentum_sgd, n, (params, grads, v), (params, v), numbers + velocity)
+
+
+@device_function
+def moment_numbers(t, one):
+    """What adam and amsgrad take after the numbers of all rules."""
+    betas = real(t.beta1, one), real(t.beta2, one), real(t.rest1, one), real(t.rest2, one)
+    # numba adds tuples, but cannot unpack one in another
+    return betas + (real(t.correction, one), real(t.outside, one))  # noqa: RUF005
+
+
+@kernel(BLOCK)
+def adam_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    map_arrays(adam, n, (params, grads, m, v), (params, m, v), numbers + moment_numbers(t, numbers[0]))
+
+
+@kernel(BLOCK)
+def amsgrad_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    most = advance(v, t.stride)
+    map_arrays(amsgrad, n, (params, grads, m, v, most), (params, m, v, most), numbers + moment_numbers(t, numbers[0]))
+
+
+@device_function
+def root_numbers(t, one):
+    """What rmsprop and momentum_rmsprop take after the numbers of all rules."""
+    return real(t.beta2, one), real(t.rest2, one), real(t.inside, one), real(t.outside, one)
+
+
+@kernel(BLOCK)
+def rmsprop_block(_, __, record, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    map_arrays(rmsprop, n, (params, grads, v), (params, v), numbers + root_numbers(t, numbers[0]))
+
+
+@kernel(BLOCK)
+def momentum_rmsprop_block(_, __, record, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    roots = root_numbers(t, numbers[0]) + (real(t.beta1, numbers[0]),)  # noqa: RUF005
+    map_arrays(momentum_rmsprop, n, (params, grads, m, v), (params, m, v), numbers + roots)
+
+
+def rule_number(optimizer, rows):
+    """Which of these kernels an optimiser with so many rows of state has, as a place in RULES."""
+    if optimizer == types.ADAM:
+        return 2 if rows == 2 else 3
+    if optimizer == types.SGD:
+        return 1 if rows else 0
+    return 4 if rows == 1 else 5
+
+
+# one for each kind of state
+RULES = sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block
+
+
+@device_function
+def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
+    """Fill an UPDATE record; lr is the rate of this update, whatever hyper says."""
+    t = job[0]
+    t.state, t.stride, t.rows = state, size, rows
+    t.optimizer, t.scale = optimizer, scale
+    beta1, beta2, eps, weight_decay = hyper[1], hyper[2], hyper[3], hyper[4]
+    form, decoupled = hyper[5] != 0, hyper[6] != 0
+    t.decay = 0.0 if decoupled else weight_decay
+    t.shrink = 1 - lr * weight_decay if decoupled else 1.0
+    t.lr, t.beta1, t.beta2, t.rest1, t.rest2 = lr, beta1, beta2, 1 - beta1, 1 - beta2
+    t.correction, t.inside, t.outside = 1.0, 0.0, eps
+    t.keep1, t.nesterov = 0.0 if step == 1 else beta1, form
+    if optimizer == types.ADAM:
+        t.lr = lr / (1 - beta1**step)
+        t.correction = 1 / math.sqrt(1 - beta2**step)
+        if form:
+            t.outside = eps * t.correction
+    else:
+        if optimizer == types.ADAGRAD:
+            t.beta2, t.rest2 = 1.0, 1.0
+        if form:
+            t.inside, t.outside = eps, 0.0
