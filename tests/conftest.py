@@ -44,7 +44,9 @@ def pytest_cmdline_main(config):
     """All tests run in a process a core, where pytest-xdist is installed; tests chosen by hand run in this one, as -n 0 asks for."""
     option = config.option
     if getattr(option, "numprocesses", 0) is None and runs_all(config) and not (option.usepdb or option.benchmark_only):
-        option.numprocesses, option.dist = min(os.cpu_count(), MOST_PROCESSES), "worksteal"
+        # the cores that this process may use, not those of the machine
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
 
 
 def runs_all(config):
