@@ -43,6 +43,9 @@ def pytest_generate_tests(metafunc):
 def pytest_cmdline_main(config):
     """All tests run in a process a core, where pytest-xdist is installed; tests chosen by hand run in this one, as -n 0 asks for."""
     option = config.option
+    # a process of pytest-xdist comes here too
+    if hasattr(config, "workerinput"):
+        return
     if getattr(option, "numprocesses", 0) is None and runs_all(config) and not (option.usepdb or option.benchmark_only):
         # the cores that this process may use, not those of the machine
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
