@@ -46,7 +46,8 @@ def pytest_cmdline_main(config):
     # a process of pytest-xdist comes here too
     if hasattr(config, "workerinput"):
         return
-    if getattr(option, "numprocesses", 0) is None and runs_all(config) and not (option.usepdb or option.benchmark_only):
+    alone = option.usepdb or config.getoption("benchmark_only", False)
+    if getattr(option, "numprocesses", 0) is None and runs_all(config) and not alone:
         # the cores that this process may use, not those of the machine
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
