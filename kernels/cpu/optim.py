@@ -332,12 +332,13 @@ def loses_finite_values(params, copies, grads, n, state, state_copy, stride, row
 
 
 @device_function
-def update_copies(launcher, thread_count, record, update, params):
-    """update_all on copies of params and state, which are copied back if all finite values stayed finite."""
+def update_copies(launcher, thread_count, record, update, params, copies, scratch):
+    """update_all on copies of params and state, which are copied back if all finite values stayed finite.
+
+    copies: a table like params; scratch: for the values of params, and then of state.
+    """
     arrays, size, n, values = record[0], record[0].size, record[0].n, params[record[0].n, START]
-    state, length, copies = update.state, update.rows * update.stride * size, params.copy()
-    # values of params, and then of state
-    scratch = np.empty((values * size + length + 7) // 8)
+    state, length = update.state, update.rows * update.stride * size
     for a in range(n):
         copies[a, ADDRESS] = address(scratch) + params[a, START] * size
         copy_bytes((params[a + 1, START] - params[a, START]) * size, params[a, ADDRESS], copies[a, ADDRESS])
@@ -365,7 +366,9 @@ def checked_update(launcher, thread_count, record, like):
     arrays = record[0]
     params, update = rows_at(arrays.params, arrays.n), carray(void_pointer(arrays.update), 1, UPDATE)[0]
     if may_overflow(launcher, thread_count, arrays, update, params):
-        update_copies(launcher, thread_count, record, update, params)
+        size = (params[arrays.n, START] + update.rows * update.stride) * arrays.size
+        copies, scratch = params.copy(), np.empty((size + 7) // 8)
+        update_copies(launcher, thread_count, record, update, params, copies, scratch)
     else:
         update_all(launcher, thread_count, record, params)
 
