@@ -4,6 +4,7 @@ A case is left out, with the reason, where ONNX asks for what the op does not of
 of the run.
 """
 
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -340,8 +341,9 @@ def cases():
     from onnx.backend.test.loader import load_model_tests
 
     found = {op: [] for op in OPS}
-    # onnx computes the data of all its cases here, some with infinities on purpose
-    with np.errstate(all="ignore"):
+    # onnx computes the data of all its cases here, some with infinities on purpose, and sets shapes as NumPy 2.5 deprecates
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         tests = load_model_tests(kind="node")
     for case in tests:
         model = case.model or onnx.load(Path(case.model_dir, "model.onnx"))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib import image
 import bench
 import fastgrad as fg
 from bench import compare, conv_grid, scaling
-from bench.harness import chart, comparison, limits_cuda, machine, workers
+from bench.harness import chart, comparison, limits_cpu, limits_cuda, machine, workers
 from bench.harness.limits_cpu import ACCUMULATORS, Limits, fma_chains
 from bench.harness.report import ALONE, HEALTH, PADDED, Row, markdown
 from bench.harness.targets import Targets
@@ -89,10 +90,13 @@ def test_all_accumulators_of_the_fma_loop_are_in_the_machine_code():
     assert len(re.findall(r"\bvfn?madd|\bfmla", code)) >= ACCUMULATORS
 
 
-def test_twice_the_fma_rounds_take_twice_the_time():
-    limits = Limits(1)
-    rates = [max(limits.fma(count) for _ in range(5)) for count in (500_000, 1_000_000)]
-    assert rates[1] == pytest.approx(rates[0], rel=0.5)
+def test_twice_the_fma_rounds_take_twice_the_time(monkeypatch):
+    """In seconds of the processor: another process may have it meanwhile. Two hyperthreads share its units."""
+    monkeypatch.setattr(limits_cpu, "time", SimpleNamespace(perf_counter=time.process_time))
+    limits, counts = Limits(1), (500_000, 1_000_000)
+    turns = [[limits.fma(count) for count in counts] for _ in range(20)]
+    fastest = np.max(turns, axis=0)
+    assert fastest[1] == pytest.approx(fastest[0], rel=0.5)
 
 
 def test_a_worker_answers_refuses_and_ends():
