@@ -16,17 +16,17 @@ dw is a sum over all pixels in their order, taken in blocks of LONG pixels. A th
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from . import depthwise, winograd
 from .activation import activate, activation_backward, forward_address
 from .dense import column_sums
-from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.compile import Addresses, device_function, driver, driver_function, kernel, or_empty
 from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
+    carray,
     copy,
     data,
     lanes,
@@ -313,7 +313,7 @@ def pack_whole(depth, columns, w, panels):
     pack_b(depth, columns, data(w), columns, 1, data(panels), depth)
 
 
-@device_function
+@driver_function
 def describe_joint_phases(conv, dz, w, stride, pads, dx, patches, runs, panels, thread_count):
     """One convolution of dz with the kernels of all phases side by side, over all rows and columns of dz that any phase reads."""
     kh, kw, C, K = w.shape

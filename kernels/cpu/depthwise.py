@@ -14,17 +14,18 @@ A thread has rows of the output, or channels of dw.
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .activation import activate, forward_address
-from .engine.compile import Addresses, device_function, driver, kernel, or_empty
+from .engine.compile import Addresses, device_function, driver, driver_function, kernel, or_empty
 from .engine.intrinsics import (
     Emitter,
     address,
     address_or_null,
     advance,
+    carray,
     lanes,
     local_zeros,
     pointer,
@@ -269,7 +270,7 @@ def describe(conv, x, rows, columns, stride, taps, sources, zeros):
         conv.last = min(conv.last, (conv.step_w - 1 + conv.W - taps[t, 1]) // conv.step_w)
 
 
-@device_function
+@driver_function
 def scratch_arrays(thread_count, n_taps, columns, step, like):
     """Scratch: sources (threads, n_taps, 2), and zeros, which taps outside the image read for a row of the output."""
     return np.empty((thread_count, n_taps, 2), np.int64), np.zeros((columns * step + 1) * like.shape[3], like.dtype)

@@ -6,12 +6,11 @@ by its address.
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .engine import vector_math
 from .engine.compile import device_function, driver, inline_function, kernel
-from .engine.intrinsics import address_of, advance, data, local_zeros, pointer, real, void_pointer
+from .engine.intrinsics import address_of, advance, carray, data, local_zeros, pointer, real, void_pointer
 from .engine.thread_pool import launch, thread_range
 from .engine.vector_loops import map_values
 

@@ -168,6 +168,13 @@ class Cache:
         key = ascii(what).encode()
         return f"{self.function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
 
+    def holds(self, signature, target_context) -> bool:
+        """Whether there is a file for a signature. It may be one that load_overload does not accept."""
+        if not self.stored:
+            return False
+        name, _ = self._entry(signature, target_context.codegen())
+        return any((folder / name).is_file() for folder in folders())
+
     def load_overload(self, signature, target_context):
         """The compiled function, or None if it must be compiled; no error of a file is raised."""
         if not self.stored:
