@@ -26,3 +26,9 @@ class TorchLstm(torch_cpu.Lstm):
 class TorchUpdate(torch_cpu.Update):
     clip = staticmethod(fgt.clip_grad_norm_)
     adam = fgt.Adam
+
+
+class TorchOutside(torch_cpu.TorchOutside):
+    def __init__(self, net):
+        super().__init__(net)
+        fgt.accelerate(self.model)
