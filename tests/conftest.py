@@ -101,6 +101,14 @@ def emulator():
     device.use(None)
 
 
+@pytest.fixture
+def launches(emulator):
+    """Launches from here on."""
+    emulator.launches.clear()
+    emulator.xp.products = 0
+    return emulator.launches
+
+
 @pytest.fixture(scope="session")
 def emulated(emulator):
     """The CUDA backend's kernels, emulated."""

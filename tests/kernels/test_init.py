@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
+from error_messages import refuses
 from scipy import stats
 
 import fastgrad as fg
@@ -24,12 +25,6 @@ def drawn(backend, name, size, dtype="float64", key=KEY, arguments=None):
     out = unwritten(size, dtype)
     getattr(backend, name)(out, key, *(arguments or DRAWS[name]))
     return out
-
-
-def refuses(error, message, function, *args, **options):
-    with pytest.raises(error) as caught:
-        function(*args, **options)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.nn import Dense, DenseChain, Sequential
 
 SIZES = [4, 6, 5, 3]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def models(dtype="float32", output="softmax"):

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, with_threads
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -26,13 +27,6 @@ NETS = {
 TORCH = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b": "bias_ih", "w_proj": "weight_hr"}
 POOLS = [None, "last", "mean"]
 LENGTHS = [None, [4, 0, 7, 1]]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def lstm(dtype="float64", seed=1, **options):
