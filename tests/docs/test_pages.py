@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # a block may be indented, in a list or a tab
-BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```python(?: title=.*?)?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 HEAD = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 SECONDS = 300
 
