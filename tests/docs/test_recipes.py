@@ -55,6 +55,11 @@ def run_tests(copy, *arguments):
     return int(re.search(r"(\d+) passed", result.stdout)[1])
 
 
+def test_the_changes_of_the_pages_fit_the_files(copy):
+    assert (copy / "tests" / "kernels" / "test_symlog.py").exists()
+    assert "HARD_TANH" in (copy / "kernels" / "types.py").read_text("utf-8")
+
+
 @pytest.mark.full
 def test_the_activation_of_the_recipe_passes_the_tests_of_activations(copy):
     assert run_tests(copy, "tests/kernels/test_activation.py", "-k", "hard_tanh") > 20
