@@ -21,7 +21,7 @@ PAGES = [
     "quickstart",
 ]
 # what says that a block trains for seconds, which emulated are minutes
-TRAINS = "fit(", "train(", "for _ in range", "ResNet("
+TRAINS = "fit(", "train(", "trained(", "for _ in range", "ResNet("
 
 
 def text_of(page):
