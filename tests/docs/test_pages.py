@@ -7,8 +7,8 @@ A page says at its head what it needs besides the extra [test], and whether it t
     full: true
     ---
 
-A block that imports PyTorch, JAX or Keras is left out where that is not installed. The blocks of README.md run by themselves, each a program
-of its own.
+A block that imports PyTorch, JAX or Keras is left out where that is not installed. The blocks of README.md run by themselves, each a
+program of its own.
 """
 
 import ast

@@ -68,7 +68,8 @@ def test_the_activation_of_the_recipe_passes_the_tests_of_activations(copy):
 @pytest.mark.full
 def test_the_op_of_the_recipe_passes_its_tests(copy):
     assert run_tests(copy, "tests/kernels/test_symlog.py", "tests/kernels/test_backends.py") > 20
-    assert run_tests(copy, "tests/project/test_layout.py", "tests/docs", "-k", "symlog or public or import or hides") > 5
+    rules = "tests/project/test_layout.py", "tests/docs", "-k", "symlog or public or import or hides"
+    assert run_tests(copy, *rules) > 5
 
 
 @pytest.mark.full
