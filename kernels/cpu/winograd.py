@@ -474,6 +474,14 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
     return flags
 
 
+def replace_tiles(flags, z, values):
+    """Copy the flagged tiles from values to z (N, rows, columns, K)."""
+    n, rows, columns, _ = z.shape
+    tiles = flags.reshape(n, (rows + TILE - 1) // TILE, -1).astype(bool)
+    pixels = tiles.repeat(TILE, axis=1).repeat(TILE, axis=2)[:, :rows, :columns]
+    z[pixels] = values[pixels]
+
+
 def weight_gradient(x, dz, pads, dw):
     """Write dw (3, 3, C, K) of x and dz, as in conv2d_backward; where one is not finite, others may be wrong."""
     dtype = x.dtype
