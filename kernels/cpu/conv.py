@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray
 
 from .. import types
-from . import conv_inputs, conv_weights, depthwise, winograd
+from . import conv_inputs, conv_weights, depthwise, winograd, winograd_weights
 from .activation import activate, activation_backward, forward_address
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
@@ -373,8 +373,8 @@ def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
     if channelwise and dw is not None:
         depthwise.weight_gradient(x, dz, geometry, dw)
     wants_dw = dw is not None and not channelwise
-    if wants_dw and x.size and winograd.applies(w, geometry, groups, dz):
-        winograd.weight_gradient(x, dz, geometry.pads, dw)
+    if wants_dw and winograd_weights.pays(x, w, geometry, dz):
+        winograd_weights.weight_gradient(x, dz, geometry.pads, dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
         conv_weights.weight_gradient(x, dz, geometry, w if dw is None else dw, wants_dw, db)

@@ -36,7 +36,7 @@ CONV = np.dtype(
 
 @inline_function
 def copy_run(n, source, target):
-    """Copy a few values in whole vectors, of which the last two may overlap."""
+    """Copy a few values, as whole vectors of which the last two may overlap."""
     width = lanes(source)
     if n < width:
         of, to = carray(source, n), carray(target, n)
@@ -49,10 +49,36 @@ def copy_run(n, source, target):
 
 
 @device_function
+def copy_runs(count, n, source, source_step, target, target_step):
+    """Copy so many runs of n values."""
+    width = lanes(source)
+    if width <= n <= 2 * width:
+        # a row of the kernel of a first layer
+        for j in range(count):
+            of, to = advance(source, j * source_step), advance(target, j * target_step)
+            copy(lanes(source), of, to)
+            copy(lanes(source), advance(of, n - width), advance(to, n - width))
+    else:
+        for j in range(count):
+            copy_run(n, advance(source, j * source_step), advance(target, j * target_step))
+
+
+@device_function
+def copy_edge(n, left, size, source, target):
+    """Copy n values of a row (size,), which begin at `left` in it, or 0 outside; source: where they begin."""
+    begin = min(max(-left, 0), n)
+    end = max(begin, min(n, size - left))
+    clear(begin, target)
+    copy_run(end - begin, advance(source, begin), advance(target, begin))
+    clear(n - end, advance(target, end))
+
+
+@device_function
 def im2row(conv, group, first, n, lo, hi, patches, patch_size, like):
     """patches (n, patch_size): the columns lo..hi of the patches of n pixels of the output, from the first on."""
-    runs, channels = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), conv.C // conv.groups
-    step, size, k = conv.step_w * channels, conv.W * channels, 0
+    runs, channels, k = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), conv.C // conv.groups, 0
+    # of one group's channels; with groups a run is of one tap, and the next tap's channels lie C further
+    groups, step, size, height = conv.groups, conv.step_w * channels, conv.W * channels, conv.H
     while k < n:
         # pixels of one row of the output
         p = first + k
@@ -64,25 +90,33 @@ def im2row(conv, group, first, n, lo, hi, patches, patch_size, like):
             h, length = i * conv.step_h + runs[r, 0], runs[r, 2] * channels
             # the columns of this run, from its first
             begin, end = max(lo - at, 0), min(hi - at, length)
-            if begin < end:
-                # from the group's first channel on; with groups a run is of one tap, the next one's channels lie C further
-                x = advance(pointer(conv.x, like), (image * conv.H + h) * conv.W * conv.C + group * channels)
-                for j in range(pixels):
-                    # where the run begins in this row of the image
-                    left = (j0 + j) * step + runs[r, 1] * channels
-                    patch = advance(patches, (k + j) * patch_size + at + begin - lo)  # (end - begin,)
-                    if h < 0 or h >= conv.H or left + end <= 0 or left + begin >= size:
-                        clear(end - begin, patch)
-                    elif left + begin >= 0 and left + end <= size:
-                        copy_run(end - begin, advance(x, left * conv.groups + begin), patch)
-                    else:
-                        x_begin, x_end = max(begin, -left), min(end, size - left)
-                        clear(x_begin - begin, patch)
-                        copy_run(
-                            x_end - x_begin, advance(x, left * conv.groups + x_begin), advance(patch, x_begin - begin)
-                        )
-                        clear(end - x_end, advance(patch, x_end - begin))
+            count, target = (
+                end - begin,
+                advance(patches, k * patch_size + at + begin - lo),
+            )  # (pixels, count), patch_size apart
             at += length
+            if count > 0 and 0 <= h < height:
+                # where they begin in the row of x, and the pixels that have all of them there
+                left = j0 * step + runs[r, 1] * channels + begin
+                inside = min(max((step - 1 - left) // step, 0), pixels)
+                outside = min(max((size - count - left) // step + 1, inside), pixels)
+                row = (image * height + h) * conv.W * conv.C + group * channels
+                x = advance(pointer(conv.x, like), row + (left - begin) * groups + begin)
+                for j in range(inside):
+                    copy_edge(
+                        count, left + j * step, size, advance(x, j * step * groups), advance(target, j * patch_size)
+                    )
+                copy_runs(
+                    outside - inside, count, advance(x, inside * step * groups), step * groups,
+                    advance(target, inside * patch_size), patch_size,
+                )  # fmt: skip
+                for j in range(outside, pixels):
+                    copy_edge(
+                        count, left + j * step, size, advance(x, j * step * groups), advance(target, j * patch_size)
+                    )
+            elif count > 0:
+                for j in range(pixels):
+                    clear(count, advance(target, j * patch_size))
         k += pixels
 
 
