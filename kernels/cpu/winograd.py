@@ -24,6 +24,7 @@ from .engine.intrinsics import (
     lanes,
     local_zeros,
     pointer,
+    prefetch,
     real,
     run_kernel,
     void_pointer,
@@ -40,9 +41,9 @@ TILES, DEEP_TILES = 24, 48
 # tiles whose products are summed in one chain, about
 LONG = 8192
 # values of a kernel that are transformed at a time
-CHUNK = 512
+CHUNK = 256
 # with so many times fewer values of tiles than of the kernel, a thread makes the panels that it multiplies with; their room
-FEW, POINTS_ROOM = 2, B_BYTES // 4 + POINTS * CHUNK
+FEW, POINTS_ROOM = 2, B_BYTES // 4 + POINTS * (CHUNK + 16)
 # fewer channels or outputs are not worth the transforms
 CHANNELS = 8
 ROOT, HALF_ROOT, QUARTER_ROOT, TWO_ROOTS = 2**0.5, 0.5**0.5, 0.125**0.5, 8**0.5
@@ -178,6 +179,10 @@ def kernel_points(conv, k, kc, j, nc, scratch, points, step, like):
         m = min(CHUNK // width, kc - first)
         for tap in range(9):
             w = advance(pointer(conv.w, like), (8 - tap if conv.flip else tap) * size + (k + first) * row + j * column)
+            if column == 1:
+                # of the next rows, which lie far from each other
+                for r in range(m, 2 * m):
+                    prefetch(advance(w, r * row))
             pack_b(m, nc, w, row, column, advance(scratch, tap * CHUNK), m)
         # G w, by columns of taps
         for c in range(3):
@@ -316,17 +321,17 @@ def winograd_products_part(thread_index, thread_count, record, like):
     lo, hi = thread_range(thread_index, thread_count, conv.K, width)
     n, depth, null = conv.lines * conv.wide, block_channels(conv, width), pointer(0 * lo, like)
     scratch = thread_scratch(conv, thread_index, like)  # (27, CHUNK)
-    panels = advance(scratch, 27 * CHUNK)  # (36, depth, width)
+    panels, step = advance(scratch, 27 * CHUNK), depth * width + 16  # (36, depth, width), step apart
     for j in range(lo, hi, width):
         nc = min(width, hi - j)
         for k in range(0, conv.C, depth):
             kc = min(depth, conv.C - k)
-            kernel_points(conv, k, kc, j, nc, scratch, panels, depth * width, like)
+            kernel_points(conv, k, kc, j, nc, scratch, panels, step, like)
             for p in range(POINTS):
                 a = advance(pointer(conv.v, like), p * n * conv.C + k)  # (n, kc), C apart
                 c = advance(pointer(conv.m, like), p * n * conv.K + j)  # (n, nc), K apart
                 start, start_row = (c, conv.K) if k > 0 else (null, 0)
-                b = advance(panels, p * depth * width)
+                b = advance(panels, p * step)
                 tiles(n, nc, kc, a, conv.C, 1, conv.C, 0, b, width, 0, start, start_row, 0, c, conv.K)
 
 
