@@ -37,14 +37,16 @@ from .engine.intrinsics import (
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
-from .gemm import B_BYTES, DEEP, K_MOST, clear, pack_b, tiles
+from .gemm import B_BYTES, DEEP, K_MOST, clear, is_odd, pack_b, tiles
 from .patches import CONV, describe, describe_taps, im2row, is_product
 
 IDENTITY = types.ACTIVATIONS["identity"]
-# values of patches beside which all of w fits into the second-level cache; pixels at a time where it does not, which pay for packing it
+# values of patches beside which all of w, if small, fits into the second-level cache; pixels at a time elsewhere, which pay for packing w
 PATCHES, PIXELS = 27_648, 768
-# so many pixels a thread, and a w of at least so many values, are shared by outputs; values of all their patches at most
+# so few pixels a thread, and a w of so many values, are shared by outputs; values of all patches at most that are lowered together
 FEW_PIXELS, LARGE_W, LOWERED = 256, 32_768, 1 << 22
+# pixels at most for which w, if it fits into the second-level cache, is not worth packing
+FEW_ROWS = 4 * ROWS
 # values that panels take at most
 PANELS = max(B_BYTES // 4, 64 * K_MOST)
 LOWER_PART, PRODUCT_PART, ACTIVATION_PART, CLEAR_PART = range(4)
@@ -110,14 +112,11 @@ def conv_part(thread_index, thread_count, record, like):
         first, last = thread_range(thread_index, thread_count, outputs, width)
     else:
         lo, hi = thread_range(thread_index, thread_count, hi, ROWS)
-    panels = advance(
-        pointer(conv.scratch, like), thread_index * conv.scratch_size
-    )  # (tap_block, output_block) in panels
-    sums, null = (
-        advance(panels, PANELS),
-        pointer(0 * lo, like),
-    )  # (pixel_block, last - first), where the output's pixels are apart
+    # w in panels (tap_block, output_block), and where the output's pixels are apart, its values (pixel_block, last - first)
+    panels = advance(pointer(conv.scratch, like), thread_index * conv.scratch_size)
+    sums, null = advance(panels, PANELS), pointer(0 * lo, like)
     patches = advance(sums, conv.pixel_block * (last - first)) if conv.phases else sums  # (pixel_block, tap_block)
+    small_w = taps * outputs * conv.itemsize <= B_BYTES
     packed_once = conv.groups == 1 and conv.tap_block >= taps and conv.output_block >= last - first
     for p in range(lo, hi if first < last else lo, conv.pixel_block):
         n = min(conv.pixel_block, hi - p)
@@ -138,31 +137,19 @@ def conv_part(thread_index, thread_count, record, like):
                 # product and bias
                 for j in range(first, last, conv.output_block):
                     nc, c = min(conv.output_block, last - j), advance(z, j - first)  # (n, nc)
-                    if not (packed_once and p > lo):
+                    b, b_row, b_panel = panels, width, width * kc
+                    if conv.w_column == 1 and ((n <= FEW_ROWS and small_w) or is_odd(nc, lanes(like))):
+                        # w as it lies
+                        at = group * conv.w_group + k * conv.w_row + j
+                        b, b_row, b_panel = advance(pointer(conv.w, like), at), conv.w_row, width
+                    elif not (packed_once and p > lo):
                         pack_w(conv, group, k, kc, j, nc, panels, like)
                     start, start_row, start_col = null, 0, 0
                     if k > 0:
                         start, start_row, start_col = c, z_row, 1
                     elif conv.b:
                         start, start_col = advance(pointer(conv.b, like), group * outputs + j), 1  # (nc,)
-                    tiles(
-                        n,
-                        nc,
-                        kc,
-                        a,
-                        a_row,
-                        1,
-                        a_row,
-                        0,
-                        panels,
-                        width,
-                        width * kc,
-                        start,
-                        start_row,
-                        start_col,
-                        c,
-                        z_row,
-                    )
+                    tiles(n, nc, kc, a, a_row, 1, a_row, 0, b, b_row, b_panel, start, start_row, start_col, c, z_row)
             if conv.phases:
                 place(conv, p, n, group * outputs + first, last - first, sums, like)
         if conv.y and not conv.by_outputs:
@@ -310,8 +297,7 @@ def _scratch(depth, pixels, outputs, phases, in_place):
     return lowered, PANELS + patches + (block * outputs if phases else 0)
 
 
-def _convolve(x, w, b, geometry, residual, activation, saved):
-    """conv2d_forward by patches."""
+def _forward_by_patches(x, w, b, geometry, residual, activation, saved):
     z, depth = saved.z, w[..., 0].size
     lowered, each = _scratch(depth, z.size // z.shape[3], 0, False, depth == x.shape[3] and max(geometry.stride) == 1)
     run(
@@ -321,8 +307,7 @@ def _convolve(x, w, b, geometry, residual, activation, saved):
     )  # fmt: skip
 
 
-def _deconvolve(dz, w, geometry, groups, dx):
-    """dx by patches of dz."""
+def _input_gradient_by_patches(dz, w, geometry, groups, dx):
     (kh, kw, _, K), stride = w.shape, geometry.stride
     # of the largest phase
     taps = kh * kw if max(geometry.dilation) > 1 else -(-kh // stride[0]) * -(-kw // stride[1])
@@ -343,14 +328,14 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
         if flags.any():
             y = np.empty_like(saved.y)
             direct = types.LayerSaved(y if saved.z is saved.y else np.empty_like(y), y)
-            _convolve(x, w, b, geometry, residual, activation, direct)
+            _forward_by_patches(x, w, b, geometry, residual, activation, direct)
             for array, values in zip(saved, direct, strict=True):
                 winograd.replace_tiles(flags, array, values)
     else:
-        _convolve(x, w, b, geometry, residual, activation, saved)
+        _forward_by_patches(x, w, b, geometry, residual, activation, saved)
 
 
-def _input_gradient_of(dz, w, geometry, groups, dx):
+def _input_gradient_of_all_channels(dz, w, geometry, groups, dx):
     stride, pads, dilation = geometry
     flipped = types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
     if conv_inputs.applies(w, groups):
@@ -359,10 +344,10 @@ def _input_gradient_of(dz, w, geometry, groups, dx):
         flags = winograd.convolve(dz, w, None, flipped.pads, True, None, IDENTITY, types.LayerSaved(dx, None))
         if flags.any():
             direct = np.empty_like(dx)
-            _deconvolve(dz, w, geometry, groups, direct)
+            _input_gradient_by_patches(dz, w, geometry, groups, direct)
             winograd.replace_tiles(flags, dx, direct)
     else:
-        _deconvolve(dz, w, geometry, groups, dx)
+        _input_gradient_by_patches(dz, w, geometry, groups, dx)
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
@@ -381,4 +366,4 @@ def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
     if channelwise and dx is not None:
         depthwise.input_gradient(dz, w, geometry, dx)
     elif dx is not None:
-        _input_gradient_of(dz, w, geometry, groups, dx)
+        _input_gradient_of_all_channels(dz, w, geometry, groups, dx)

@@ -17,7 +17,7 @@ from .engine.intrinsics import address, address_or_null, advance, copy, lanes, l
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
-from .gemm import LONG, clear, pack_b, reads_well, tiles
+from .gemm import LONG, clear, is_odd, pack_b, reads_well, tiles
 from .patches import CONV, describe, describe_taps, im2row
 
 # pixels at a time at most
@@ -40,7 +40,11 @@ def chunk_products(conv, chunk, lo, hi, scratch, like):
         advance(scratch, DEPTH * TAPS_ROW),
     )  # (DEPTH, TAPS_ROW), and dz (DEPTH, K / groups) in panels
     x_in_place = conv.in_place and reads_well(DEPTH, conv.C, conv.itemsize)
-    dz_in_place = outputs <= width or (hi - lo <= 4 * ROWS and reads_well(DEPTH, conv.K, conv.itemsize))
+    dz_in_place = (
+        outputs <= width
+        or is_odd(outputs, lanes(like))
+        or (hi - lo <= 4 * ROWS and reads_well(DEPTH, conv.K, conv.itemsize))
+    )
     for t in range(lo, hi, TAPS):
         m = min(TAPS, hi - t)
         for group in range(conv.groups):

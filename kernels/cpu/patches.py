@@ -14,22 +14,18 @@ from .gemm import clear
 # a convolution of x (N, H, W, C) in groups of channels to K channels of rows x columns pixels; x is dz where dx is made. Its fields:
 # runs (n_runs, 3), int64: taps side by side in a row of x, by row and column of the first, seen from the pixel, and their number;
 # taps: values of a patch, of one group; step_h, step_w: pixels of x from one of the output to the next; in_place: whether the patches
-# are x itself; out_image, out_row, out_pixel: values between those of the output;
-# w_taps (taps / w_depth,), int64: where each tap of w begins, w_depth values of a patch by outputs, w_row and w_column apart, and w_group
-# from group to group;
-# blocks, see conv.py: pixels, values of a patch and outputs at a time; by_outputs: whether threads share the outputs, not the pixels;
-# lowered: all patches, lowered_row values apart, or null; scratch: scratch_size values a thread; phases: whether the output's pixels are
-# apart; activate: address of a kernel of activation.py; b, residual, z, y, dz, dw, db and parameter: as in conv2d_forward and
-# conv2d_backward, null for None
+# are x itself; out_image, out_row, out_pixel: values between those of the output, and phases: whether its pixels are apart;
+# w_taps (taps / w_depth,), int64: where w has each tap, w_depth values of a patch by outputs, w_row and w_column apart, and w_group from
+# group to group; pixel_block, tap_block, output_block: pixels, values of a patch and outputs at a time; by_outputs: whether threads
+# share the outputs, not the pixels; lowered: all patches, lowered_row values apart; chunks: of the pixels, sums (chunks, taps, K): dw of
+# each; scratch: scratch_size values a thread; activate: address of a kernel of activation.py; b, residual, z, y, dz, dw, db and
+# parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
-    [
-        (name, "i8")
-        for name in "N H W C groups runs n_runs taps step_h step_w in_place rows columns K out_image out_row out_pixel".split()
-    ]
+    [(name, "i8") for name in "N H W C groups K rows columns step_h step_w runs n_runs taps in_place".split()]
     + [(name, "i8") for name in "x w w_taps w_depth w_row w_column w_group".split()]
     + [(name, "i8") for name in "pixel_block tap_block output_block by_outputs lowered lowered_row".split()]
-    + [(name, "i8") for name in "scratch scratch_size phases b residual z y activate dz dw db itemsize".split()]
-    + [(name, "i8") for name in "chunks sums".split()]
+    + [(name, "i8") for name in "b residual z y out_image out_row out_pixel phases activate".split()]
+    + [(name, "i8") for name in "dz dw db chunks sums scratch scratch_size itemsize".split()]
     + [("parameter", "f8")]
 )
 

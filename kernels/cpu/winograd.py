@@ -3,7 +3,11 @@
     y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a 3 x 3 kernel, y: a tile of 4 x 4 pixels of the output
 
 The product of the two 6 x 6 matrices is taken point by point. For each of the 36 points it is a matrix product over all tiles and
-channels. dx is the same with w rotated by 180 degrees. dw sums, for each point, products over all tiles, and transforms the sums by G.
+channels. dx is the same with w rotated by 180 degrees; for dw see winograd_weights.py.
+
+Where tiles are many, all of w goes through G into panels first, and a thread takes some tiles at a time through all three steps. Where they
+are few, w has far more values than they: then a thread has some outputs, and makes the panels of these a block at a time, in cache. The
+order of the sums is the same.
 
 The transforms evaluate polynomials at 0, +-1/sqrt(2), +-sqrt(2) and infinity. Their rounding errors are about those of the sums
 themselves; with 0, +-1, +-2 they are three times as large. The values of a tile depend on the pixels of that tile alone.
@@ -36,10 +40,8 @@ from .engine.vector_math import fma
 from .gemm import B_BYTES, clear, pack_b, panel_tiles, tiles
 
 TILE, SIDE, POINTS = 4, 6, 36
-# tiles that go through the products at a time and fit with them into the second-level cache; those of a weight's gradient
-TILES, DEEP_TILES = 24, 48
-# tiles whose products are summed in one chain, about
-LONG = 8192
+# tiles that go through the products at a time and fit with them into the second-level cache
+TILES = 24
 # values of a kernel that are transformed at a time
 CHUNK = 256
 # with so many times fewer values of tiles than of the kernel, a thread makes the panels that it multiplies with; their room

@@ -18,7 +18,6 @@ from .gemm import clear, tiles
 from .winograd import (
     CHUNK,
     HALF_ROOT,
-    LONG,
     POINTS,
     QUARTER_ROOT,
     ROOT,
@@ -45,6 +44,8 @@ from .winograd import (
 
 # tiles that go through the products at a time; at least so many pay for the transforms of dw
 DEEP_TILES, MANY_TILES = 48, 16
+# tiles whose products are summed in one chain, about
+LONG = 8192
 SUMS_PART, WEIGHTS_PART = range(2)
 
 
