@@ -69,6 +69,14 @@ LARGE = {
     "depthwise_stride": (2, (30, 45), 40, 40, 5, {"groups": 40, "stride": 2, "padding": 2}),
     "wide": (1, (3, 400), 16, 16, (1, 9), {"padding": "same"}),
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
+    # of kernels/cpu/conv.py: outputs shared by threads, w in several blocks, and tiles of three vectors, in either dtype
+    "few_pixels": (2, (5, 6), 130, 128, 3, {"stride": 2, "padding": 1}),
+    "few_pixels_1x1": (1, 5, 200, 192, 1, {}),
+    "blocks": (2, (31, 29), 120, 500, 1, {}),
+    "three_vectors": (2, (19, 18), 10, 24, 3, {"stride": 2}),
+    "three_vectors_1x1": (2, (19, 18), 10, 12, 1, {}),
+    # of kernels/cpu/conv_inputs.py and conv_weights.py
+    "many_pixels": (3, (65, 67), 3, 16, 3, {"padding": 1, "stride": (1, 2)}),
 }
 
 
