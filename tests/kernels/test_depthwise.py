@@ -37,35 +37,34 @@ def depthwise_conv(rng, n, image, channels, size, dtype, **options):
 
 def assert_matches(problem, found, expected):
     for name, terms in conv_terms(problem).items():
-        if name in found:
+        if name in found.keys() & expected.keys():
             assert found[name].dtype == problem.x.dtype
             size = np.abs(expected[name]).max(initial=1)
             assert_close("conv", found[name], expected[name], size, terms)
 
 
-def assert_matches_reference(problem):
-    with fg.use_backend("numpy"):
-        expected = conv_run(problem.map(lambda a: a.astype(np.float64)))
-    assert_matches(problem, conv_run(problem), expected)
+def assert_matches_pytorch(torch, problem):
+    """The reference has a loop over groups, and takes many times as long."""
+    assert_matches(problem, conv_run(problem), torch_conv_run(torch, problem))
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=str)
 @pytest.mark.parametrize(("size", "stride"), INSTANCES)
-def test_matches_the_reference_at_every_size_and_stride(cpu, dtype, size, stride, image, rng):
+def test_matches_pytorch_at_every_size_and_stride(cpu, dtype, size, stride, image, rng, torch):
     """Images smaller than the kernel and its padding, too."""
     for channels in CHANNELS:
         for padding in {size // 2, size - 1}:
             options = {"stride": stride, "padding": padding, "residual": True, "activation": "tanh"}
-            assert_matches_reference(depthwise_conv(rng, 2, image, channels, size, dtype, **options))
+            assert_matches_pytorch(torch, depthwise_conv(rng, 2, image, channels, size, dtype, **options))
 
 
 @pytest.mark.parametrize("width", range(1, 24))
-def test_matches_the_reference_at_every_width_of_an_image(cpu, dtype, width, rng):
+def test_matches_pytorch_at_every_width_of_an_image(cpu, dtype, width, rng, torch):
     for size, stride in INSTANCES:
         for padding in {0, size // 2} if width >= size else {size - 1}:
             image = max(size, 3), width
             problem = depthwise_conv(rng, 2, image, 11, size, dtype, stride=stride, padding=padding)
-            assert_matches_reference(problem)
+            assert_matches_pytorch(torch, problem)
 
 
 @pytest.mark.parametrize("channels", [3, 8, 58])
@@ -73,17 +72,17 @@ def test_matches_the_reference_at_every_width_of_an_image(cpu, dtype, width, rng
 def test_matches_pytorch_at_other_kernels(cpu, dtype, size, options, channels, rng, torch):
     for image in ((9, 9), (11, 14)):
         problem = depthwise_conv(rng, 2, image, channels, size, dtype, residual=True, activation="silu", **options)
-        assert_matches(problem, conv_run(problem), torch_conv_run(torch, problem))
+        assert_matches_pytorch(torch, problem)
 
 
 @pytest.mark.parametrize(("size", "stride"), INSTANCES)
-def test_matches_the_reference_over_several_tiles(cpu, dtype, size, stride, rng):
+def test_matches_pytorch_over_several_tiles(cpu, dtype, size, stride, rng, torch):
     for image, channels in (((70, 61), 16), ((37, 40), 130)):
         options = {"stride": stride, "padding": "same", "activation": "relu", "residual": True}
         problem = depthwise_conv(rng, 2, image, channels, size, dtype, **options)
         # away from the kink of relu
         problem.b[:] += 8
-        assert_matches_reference(problem)
+        assert_matches_pytorch(torch, problem)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
