@@ -211,7 +211,7 @@ def test_steps_and_pytorchs_loop_take_turns(optimizer):
 def test_gradients_stay_and_autograd_is_told_of_the_writes():
     pair = Pair(network(), *OPTIMIZERS["adam"])
     model = pair.models[0]
-    kept = torch.ones(9)
+    kept = torch.ones(9, dtype=torch.float64)
     model[0].bias.grad = kept
     (x, y), *_ = batches(1)
     y_before, version = model(x).sum(), model[0].weight._version
