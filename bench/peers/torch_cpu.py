@@ -50,7 +50,7 @@ class Step(Runner):
         self.net = net
         self.inputs = [(as_torch(x), torch.as_tensor(y)) for x, y in net.batches()]
         self.model = model = self.build(net)
-        criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
+        self.criterion = criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
         self.parameters = list(model.parameters())
         self.first = copy.deepcopy(model.state_dict())
         self.loss = self.prepare(lambda x, y: criterion(model(x), y))
@@ -475,7 +475,7 @@ class CallBack(Call):
 
 
 # the loops without fastgrad
-TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+TorchStep, TorchWholeStep, TorchLstm, TorchUpdate = Step, Step, Lstm, Update
 
 
 class TorchShared(Shared):
