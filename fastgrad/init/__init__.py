@@ -1,7 +1,7 @@
 """Initial weights: f(shape, rng, dtype) draws them from a numpy Generator or a seed, with the same bits on every backend and thread count.
 
-A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and its first option
-(("normal", 0.01), ("he_normal", "fan_out")), or a function of (shape, rng), such as functools.partial(fg.init.he_normal, activation="tanh").
+A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and an option
+(("normal", 0.01), ("he_normal", "fan_out")), or a function of (shape, rng): functools.partial(fg.init.he_normal, activation="tanh").
 
 fan_in is how many values go into one output, fan_out how many outputs one value goes into: C_in and C_out of a dense w (C_in, C_out), and
 kh kw times as much of a convolution's (kh, kw, C_in / groups, C_out), where C_out counts whole, as in PyTorch. An LSTM's w_ih (C, 4H)

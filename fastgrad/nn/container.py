@@ -27,9 +27,8 @@ class Container(SequenceModel):
         self.children = children
         shapes = {f"{name}.{key}": shape for name, child in children.items() for key, shape in child._shapes.items()}
         values = np.concatenate([child.params for child in children.values()])
-        self.recurrent, self.images, self.bidirectional = (
-            any(getattr(child, name) for child in children.values())
-            for name in ("recurrent", "images", "bidirectional")
+        self.recurrent, self.images, self.reads_ahead = (
+            any(getattr(child, name) for child in children.values()) for name in ("recurrent", "images", "reads_ahead")
         )
         super().__init__(shapes, _dtype(children), seed)
         self._params[...] = values

@@ -52,7 +52,7 @@ class Model:
     # whether it makes one row of each sequence or image
     pools = False
     # whether it reads sequences from their ends too, so that they cannot be run window by window
-    bidirectional = False
+    reads_ahead = False
     # the chain of a model of dense layers alone; None for any other
     _chain: Any = None
     # the pruning mask of params, flat (P,); None if nothing is pruned
