@@ -59,6 +59,23 @@ class Container(SequenceModel):
         for child, part in _slices(self.children.values()):
             child._set_mask(None if mask is None else mask[part])
 
+    def _path(self, step: int) -> str:
+        """The path from this model to the child that runs in a step of its forward pass, for errors: ".layers[2]"."""
+        raise NotImplementedError
+
+    def _inside(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a child's function returns. Its errors get the child's path: "Sequential.layers[2].body: Conv2d: ..."."""
+        try:
+            return function(*arguments)
+        except (ValueError, TypeError) as error:
+            # an inner container has written the end of the path
+            end, message = getattr(error, "_layer", ("", error.args[0] if len(error.args) == 1 else None))
+            if isinstance(message, str):
+                path = self._path(step) + end
+                error._layer = path, message  # type: ignore[attr-defined]
+                error.args = (f"{type(self).__name__}{path}: {message}",)
+            raise
+
     def _restart(self, rng: np.random.Generator) -> None:
         if self.seed is None:
             for child in self.children.values():
@@ -141,8 +158,8 @@ class Sequential(Container):
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         ends, backwards = [], []
-        for step, step_context in self._contexts(context):
-            x, end, step_backward = step._forward(x, step_context)
+        for i, (step, step_context) in enumerate(self._contexts(context)):
+            x, end, step_backward = self._inside(i, step._forward, x, step_context)
             ends.append(end)
             backwards.append(step_backward)
 
@@ -155,10 +172,15 @@ class Sequential(Container):
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
         ends = []
-        for step, step_context in self._contexts(context):
-            x, end = step._infer(x, step_context)
+        for i, (step, step_context) in enumerate(self._contexts(context)):
+            x, end = self._inside(i, step._infer, x, step_context)
             ends.append(end)
         return x, self._state_of(ends)
+
+    def _path(self, step: int) -> str:
+        # of layers that run as one chain the first one's
+        paths = chain_plan(_leaves(self.layers), lambda leaf: _is_chain(leaf[1]), lambda run: run[0])
+        return paths[step][0]
 
     def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
         """Every step of the plan with its context."""
@@ -193,7 +215,7 @@ class Sequential(Container):
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
         # the models that a forward calls, in order; and the chain, if that is all there is
-        self._plan = chain_plan(_leaves(self.layers), _is_chain, join_chains)
+        self._plan = chain_plan([layer for _, layer in _leaves(self.layers)], _is_chain, join_chains)
         for step, part in _slices(self._plan):
             step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
@@ -217,13 +239,17 @@ def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
     return whole
 
 
-def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers in order, with the layers of inner Sequentials in their place, unless they have an LSTM: then their state is a list."""
-    return [
-        leaf
-        for layer in layers
-        for leaf in (_leaves(layer.layers) if type(layer) is Sequential and not layer.recurrent else [layer])
-    ]
+def _leaves(layers: Sequence[Model], path: str = "") -> list[tuple[str, Model]]:
+    """The layers in order, each after its path.
+
+    The layers of inner Sequentials stand in their place, unless they have an LSTM: then their state is a list.
+    """
+    leaves: list[tuple[str, Model]] = []
+    for i, layer in enumerate(layers):
+        place = f"{path}.layers[{i}]"
+        opens = type(layer) is Sequential and not layer.recurrent
+        leaves += _leaves(layer.layers, place) if opens else [(place, layer)]
+    return leaves
 
 
 def _check_order(op: str, layers: tuple[Model, ...]) -> None:
