@@ -4,6 +4,7 @@ A schedule may also read the validation losses. Your own schedule is a subclass 
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -268,6 +269,9 @@ class Rates(Schedule):
         check.sequence("Rates", "rates", rates)
         # a copy: the list is the caller's
         object.__setattr__(self, "rates", tuple(check.number("Rates", f"rates[{i}]", r) for i, r in enumerate(rates)))
+
+    def __repr__(self) -> str:
+        return f"Rates({reprlib.repr(self.rates)})"
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
         if step >= len(self.rates):

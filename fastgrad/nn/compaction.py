@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.core.check import PARAMETERS
 from fastgrad.functional.dense import dense_chain
-from fastgrad.kernels.types import ACTIVATIONS, SOFTMAX, Activation
+from fastgrad.kernels.types import SOFTMAX, Activation
+from fastgrad.nn.context import activation_name
 
 
 def compact_chain(chain: Any, chain_type: Any) -> Any:
@@ -34,7 +34,7 @@ def compact_chain(chain: Any, chain_type: Any) -> Any:
         used[layer + 1] = used[layer + 1] & ~constant
         biases[layer + 1] = _biases_with_constants(activation, b, constant, weights[layer + 1], biases[layer + 1])
     bias = any(b is not None for b in biases)
-    activations = [_name(f) for f in chain._activations]
+    activations = [activation_name(f) for f in chain._activations]
     compact = chain_type([int(k.sum()) for k in used], activations, init="zeros", dtype=chain.dtype, bias=bias)
     for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(used), strict=True):
         into_w[...] = w[np.ix_(*cut)]
@@ -61,18 +61,10 @@ def _biases_with_constants(
     """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
     units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
     start = None if b is None else b[constant]
-    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
-    return y[0] if into is not None or y.any() else None
-
-
-def _name(activation: Activation) -> str | tuple[str, float]:
-    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
-    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return (
-        exact[0]
-        if exact
-        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
+    y, _ = dense_chain(
+        np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [activation_name(activation), "identity"]
     )
+    return y[0] if into is not None or y.any() else None
 
 
 def _masks(chain: Any, mask: np.ndarray, compact: Any, used: list[np.ndarray]) -> np.ndarray:

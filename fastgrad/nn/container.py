@@ -10,6 +10,7 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.random import generator
+from fastgrad.nn import summary
 from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Model
@@ -38,6 +39,9 @@ class Container(SequenceModel):
         for child in children.values():
             child.container_type = type(self).__name__
             child._restart(rng)
+
+    def __repr__(self) -> str:
+        return summary.table(self)
 
     def statistics(self) -> dict[str, np.ndarray]:
         return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
@@ -176,6 +180,13 @@ class Sequential(Container):
             x, end = self._inside(i, step._infer, x, step_context)
             ends.append(end)
         return x, self._state_of(ends)
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        rows = []
+        for key, layer in self.children.items():
+            layer_rows, shape = layer._rows(summary.join(name, key), shape)
+            rows += layer_rows
+        return rows, shape
 
     def _path(self, step: int) -> str:
         # of layers that run as one chain the first one's

@@ -71,7 +71,8 @@ class Conv2d(ResidualLayer):
     ) -> None:
         op = type(self).__name__
         self.n_in, self.n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
-        size, self.groups = geometry.pair(op, "size", size), check.count(op, "groups", groups)
+        self.size = size = geometry.pair(op, "size", size)
+        self.groups = check.count(op, "groups", groups)
         for name, n in (("n_in", self.n_in), ("n_out", self.n_out)):
             if n % self.groups:
                 raise ValueError(f"{op}: groups must divide {name}, {n}, got {self.groups}")

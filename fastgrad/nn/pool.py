@@ -1,5 +1,7 @@
 """Pooling layers of images (N, H, W, C): MaxPool2d, AvgPool2d, GlobalAvgPool2d; and Flatten, which makes rows of images."""
 
+from typing import Any
+
 import numpy as np
 
 from fastgrad.core import check
@@ -56,6 +58,9 @@ class MaxPool2d(ParameterFreeLayer):
         self.stride = self.size if stride is None else geometry.pair(op, "stride", stride)
         self.padding = padding
         geometry.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "stride": None if self.stride == self.size else self.stride}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)

@@ -7,8 +7,9 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import Activation
+from fastgrad.nn import summary
 from fastgrad.nn.container import Container, Sequential, check_children
-from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name, before_loss
 from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
 
 # the step of the shortcut, beside those of the body, which count from 0
@@ -120,6 +121,16 @@ class Residual(Container):
         else:
             y, _ = self._inside(len(steps), last._forward_residual, h, context, activation, added)
         return y, None
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        rows, shapes = [], []
+        for key, child in self.children.items():
+            child_rows, child_shape = child._rows(summary.join(name, key), shape)
+            rows += child_rows
+            shapes.append(child_shape)
+        settings = {"activation": activation_name(self.output)}
+        # the sum has no parameters of its own
+        return [summary.Row(name, summary.call(type(self), settings), shapes[0], 0), *rows], shapes[0]
 
     def _path(self, step: int) -> str:
         if step == SHORTCUT:

@@ -93,6 +93,11 @@ class Updater:
             "Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat
         )
 
+    def __repr__(self) -> str:
+        count, plural = len(self.params), "s" * (len(self.params) != 1)
+        sizes = f"{self._size:,} values in {count} array{plural}"
+        return f"{type(self).__name__}({sizes}, {self.optimizer!r}, step_count={self.step_count})"
+
     @property
     def step_count(self) -> int:
         """The number of updates so far."""

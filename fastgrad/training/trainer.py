@@ -1,5 +1,6 @@
 """Trainer: trains a model with an optimiser and a loss. Its settings, step, fit, evaluate, predict and health."""
 
+import math
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
+from fastgrad.nn.summary import line
 from fastgrad.optim import Adam, Optimizer
 from fastgrad.optim.constraint import Constraint
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
@@ -133,6 +135,12 @@ class Trainer:
         self.seed = seed
         self._dtype = model.dtype
         self._bind()
+
+    def __repr__(self) -> str:
+        named = {"clip_norm": self.clip_norm, "constraint": self.constraint, "pruning": self.pruning}
+        settings = [f"{name}={value!r}" for name, value in named.items() if value not in (None, math.inf)]
+        texts = [line(self.model), repr(self.loss), repr(self.optimizer), *settings, f"step_count={self.step_count}"]
+        return f"{type(self).__name__}({', '.join(texts)})"
 
     @property
     def model(self) -> Model:
