@@ -3,8 +3,11 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fastgrad import convert, gpu, health, init, nn, optim, schedule
 from fastgrad.core.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
+from fastgrad.core.foreign_names import unknown_name
 from fastgrad.functional.batch_norm import batch_norm
 from fastgrad.functional.clip import (
     clip_grad_adaptive,
@@ -66,10 +69,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        # read at its first use, since this takes 10 ms
-        from importlib.metadata import version
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-        return version("fastgrad")
-    raise AttributeError(f"module 'fastgrad' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            # read at its first use, since this takes 10 ms
+            from importlib.metadata import version
+
+            return version("fastgrad")
+        raise unknown_name(__name__, name)

@@ -7,10 +7,12 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import unknown_name
 
 __all__ = [
     "Cosine",
@@ -305,3 +307,9 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
             f"{type(lr).__name__}: the rate of update {step + 1} must be at least 0 and finite, got {rate}"
         )
     return rate
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

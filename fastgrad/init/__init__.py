@@ -11,6 +11,9 @@ Weights from normal with an L2 term in the loss: weight_decay of fg.optim's SGD 
 0.5 * weight_decay * (params**2).sum(), whose gradient is added to the loss's; the loss that is reported is without it.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from fastgrad.core.foreign_names import unknown_name
 from fastgrad.init.choice import INITS as INITS
 from fastgrad.init.distributions import constant, normal, truncated_normal, uniform, zeros
 from fastgrad.init.gains import fans, gain
@@ -42,3 +45,8 @@ __all__ = [
     "xavier_uniform",
     "zeros",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

@@ -76,7 +76,7 @@ class Container(SequenceModel):
             end, message = getattr(error, "_layer", ("", error.args[0] if len(error.args) == 1 else None))
             if isinstance(message, str):
                 path = self._path(step) + end
-                error._layer = path, message  # type: ignore[attr-defined]
+                error._layer = path, message  # type: ignore[union-attr]
                 error.args = (f"{type(self).__name__}{path}: {message}",)
             raise
 
@@ -258,8 +258,10 @@ def _leaves(layers: Sequence[Model], path: str = "") -> list[tuple[str, Model]]:
     leaves: list[tuple[str, Model]] = []
     for i, layer in enumerate(layers):
         place = f"{path}.layers[{i}]"
-        opens = type(layer) is Sequential and not layer.recurrent
-        leaves += _leaves(layer.layers, place) if opens else [(place, layer)]
+        if type(layer) is Sequential and not layer.recurrent:
+            leaves += _leaves(layer.layers, place)
+        else:
+            leaves.append((place, layer))
     return leaves
 
 

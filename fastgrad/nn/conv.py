@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.conv import run
@@ -16,6 +17,7 @@ from fastgrad.nn.context import ForwardContext
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
+@foreign_keywords
 class Conv2d(ResidualLayer):
     """A convolution layer of images.
 

@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.dense import run
 from fastgrad.init.choice import checked_weights, init_function
@@ -20,6 +21,7 @@ from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
 
 
+@foreign_keywords
 class DenseChain(ResidualLayer):
     """Dense layers in a row, which run as one call.
 
@@ -209,6 +211,7 @@ class DenseChain(ResidualLayer):
             w[...] = checked_weights(type(self).__name__, self._init(w.shape, rng), w)
 
 
+@foreign_keywords
 class Dense(DenseChain):
     """A dense layer.
 

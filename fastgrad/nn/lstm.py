@@ -9,6 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import draw_key, generator
 from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.packing import pack, packed_batch, unpack
@@ -22,6 +23,7 @@ State = tuple[np.ndarray, np.ndarray]
 STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
 
 
+@foreign_keywords
 class LSTM(SequenceModel):
     """LSTM layers on top of each other, in one direction or in two.
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import copy_of
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.geometry import Pair
@@ -29,6 +30,7 @@ class ParameterFreeLayer(Model):
         """There is nothing to draw."""
 
 
+@foreign_keywords
 class MaxPool2d(ParameterFreeLayer):
     """The largest value of every window of images, as fg.max_pool2d.
 
@@ -66,6 +68,7 @@ class MaxPool2d(ParameterFreeLayer):
         return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
 
 
+@foreign_keywords
 class AvgPool2d(MaxPool2d):
     """The mean of every window of images, as fg.avg_pool2d.
 
@@ -117,6 +120,7 @@ class GlobalAvgPool2d(ParameterFreeLayer):
         return global_avg_pool2d(x)
 
 
+@foreign_keywords
 class Flatten(ParameterFreeLayer):
     """Images as rows.
 

@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import zeros
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.fork import give_lock
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.core.random import generator
@@ -32,6 +33,7 @@ from fastgrad.training.history import History
 from fastgrad.training.step import TrainStep
 
 
+@foreign_keywords
 class Trainer:
     """Trains a model in place, with an optimiser and a loss.
 
@@ -242,6 +244,7 @@ class Trainer:
             self._fail("Trainer.step", status, y)
         return loss
 
+    @foreign_keywords
     def fit(
         self,
         x: np.ndarray,
