@@ -32,6 +32,9 @@ from fastgrad.training.fit import fit
 from fastgrad.training.history import History
 from fastgrad.training.step import TrainStep
 
+# left out of copies and pickles
+REBUILT = "lock", "_running", "_steps", "_rule"
+
 
 @foreign_keywords
 class Trainer:
@@ -45,7 +48,8 @@ class Trainer:
     the kind whose state there is. fit adds to val_losses, a list, which a schedule of the learning rate may read.
 
     step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
-    state and generators are those of a whole number of updates. A signal's handler may save, predict and evaluate; a
+    state and generators are those of a whole number of updates. A copy by copy.deepcopy or pickle has a copy of the
+    model too, and goes on with the same bits. A signal's handler may save, predict and evaluate; a
     step, a fit or a load in it raises RuntimeError while this thread trains. On the backends "numpy" and "cuda" an
     update is several calls, between which an exception may come.
 
@@ -143,6 +147,17 @@ class Trainer:
         settings = [f"{name}={value!r}" for name, value in named.items() if value not in (None, math.inf)]
         texts = [line(self.model), repr(self.loss), repr(self.optimizer), *settings, f"step_count={self.step_count}"]
         return f"{type(self).__name__}({', '.join(texts)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:
+            self._refuse_nested("Trainer: a copy or a pickle")
+            # made anew for the copy's own arrays
+            return {name: value for name, value in vars(self).items() if name not in REBUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _dtype=state["_model"].dtype)
+        give_lock(self)
+        self._bind()
 
     @property
     def model(self) -> Model:
