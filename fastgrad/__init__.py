@@ -23,7 +23,7 @@ from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, p
 from fastgrad.functional.lstm import lstm, lstm_cell
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.optim.updater import Updater
-from fastgrad.pruning import GradualPruning, prune
+from fastgrad.pruning import GradualPruning, prune, remove_masks
 from fastgrad.training.checkpoint import load, save
 from fastgrad.training.trainer import Trainer
 
@@ -62,6 +62,7 @@ __all__ = [
     "poisson_nll",
     "project_weights",
     "prune",
+    "remove_masks",
     "save",
     "schedule",
     "set_num_threads",
