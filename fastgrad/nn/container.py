@@ -4,6 +4,7 @@ A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.nn import summary
+from fastgrad.nn.compaction import compact_layers
 from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Model
@@ -160,6 +162,32 @@ class Sequential(Container):
         for layer in layers:
             self.n_out = self.n_out if layer.keeps_width else layer.n_out
 
+    def compact(self) -> "Sequential":
+        """A new model with the same outputs, without the hidden units of dense layers that pruning has cut off.
+
+        Those are units between two dense layers, or with dropout between these too, whose incoming or whose outgoing
+        weights are all 0, as of DenseChain.compact. Units that another layer reads stay, and other layers are copied.
+
+        Returns:
+            A Sequential with the masks of the weights that are left.
+
+        Example:
+            >>> layers = fg.nn.Dense(4, 8, "relu"), fg.nn.Dropout(0.5), fg.nn.Dense(8, 3)
+            >>> model = fg.nn.Sequential(*layers, seed=0)
+            >>> masks = fg.prune(model, amount=0.5, units=True)
+            >>> {name: array.shape for name, array in model.compact().parameters().items()}
+            {'0.w': (4, 4), '0.b': (4,), '2.w': (4, 3), '2.b': (3,)}
+        """
+        if self.on_gpu:
+            on_host: Sequential = deepcopy(self)
+            on_host.container_type = ""
+            on_host.to("cpu")
+            small = on_host.compact()
+            small.to("cuda")
+            return small
+        layers = compact_layers(self.layers, DenseChain, _is_chain, join_chains, _compact_copy)
+        return Sequential(*layers, seed=self.seed)
+
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         ends, backwards = [], []
         for i, (step, step_context) in enumerate(self._contexts(context)):
@@ -235,6 +263,11 @@ class Sequential(Container):
 
 def _is_chain(layer: Model) -> bool:
     return type(layer) in CHAINS
+
+
+def _compact_copy(layer: Model) -> Model:
+    """A copy of a layer that is not dense: of an inner Sequential a compact one."""
+    return layer.compact() if type(layer) is Sequential else deepcopy(layer)
 
 
 def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
