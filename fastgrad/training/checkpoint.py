@@ -144,7 +144,8 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
         return names
     # a state belongs to its step count
     whole = not {OPTIMIZER + "state", OPTIMIZER + "step"} & set(names.missing)
-    states, val_losses, step_count = [], model.val_losses, model.step_count
+    states: list[tuple[np.random.Generator, dict[str, Any]]] = []
+    val_losses, step_count = model.val_losses, model.step_count
     if whole:
         step_count = int(values[OPTIMIZER + "step"][0])
         if not 0 <= step_count < STEPS:
