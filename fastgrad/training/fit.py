@@ -101,7 +101,8 @@ def fit(
         for values_of_epochs in vars(history).values():
             del values_of_epochs[finished:]
         message = f"Training interrupted by user. {OP}: {finished} of {epochs} epochs were made"
-        warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=3)
+        # below this function, Trainer.fit and foreign_keywords
+        warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=4)
     return history
 
 

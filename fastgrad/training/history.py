@@ -10,7 +10,7 @@ from fastgrad.core.errstate import silent
 
 @dataclass
 class History:
-    """What Trainer.fit returns: lists with one value for each epoch.
+    """What Trainer.fit returns: lists with one value for each epoch. It prints the first and the last of each in one line.
 
     Args:
         loss: The mean loss over the epoch's rows, as they were trained on.
@@ -25,6 +25,14 @@ class History:
     val_accuracy: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        epochs, ends = len(self.seconds), []
+        for name, values in vars(self).items():
+            if values and name != "seconds":
+                ends.append(f"{name} {values[0]:.4g}" + (f" to {values[-1]:.4g}" if epochs > 1 else ""))
+        ends.append(f"{sum(self.seconds):.3g} seconds")
+        return f"History of {epochs} epoch{'s' * (epochs != 1)}: {', '.join(ends)}"
 
     def plot(self, path: Any = None) -> Any:
         """Losses, accuracy and gradient norm by epoch, as a picture. Needs fastgrad[plot].

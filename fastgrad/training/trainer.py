@@ -1,5 +1,6 @@
 """Trainer: trains a model with an optimiser and a loss. Its settings, step, fit, evaluate, predict and health."""
 
+import math
 import threading
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import zeros
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.fork import give_lock
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.core.random import generator
@@ -17,6 +19,7 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
+from fastgrad.nn.summary import line
 from fastgrad.optim import Adam, Optimizer
 from fastgrad.optim.constraint import Constraint
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
@@ -29,7 +32,11 @@ from fastgrad.training.fit import fit
 from fastgrad.training.history import History
 from fastgrad.training.step import TrainStep
 
+# left out of copies and pickles
+REBUILT = "lock", "_running", "_steps", "_rule"
 
+
+@foreign_keywords
 class Trainer:
     """Trains a model in place, with an optimiser and a loss.
 
@@ -41,7 +48,8 @@ class Trainer:
     the kind whose state there is. fit adds to val_losses, a list, which a schedule of the learning rate may read.
 
     step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
-    state and generators are those of a whole number of updates. A signal's handler may save, predict and evaluate; a
+    state and generators are those of a whole number of updates. A copy by copy.deepcopy or pickle has a copy of the
+    model too, and goes on with the same bits. A signal's handler may save, predict and evaluate; a
     step, a fit or a load in it raises RuntimeError while this thread trains. On the backends "numpy" and "cuda" an
     update is several calls, between which an exception may come.
 
@@ -132,6 +140,23 @@ class Trainer:
         give_lock(self)
         self.seed = seed
         self._dtype = model.dtype
+        self._bind()
+
+    def __repr__(self) -> str:
+        named = {"clip_norm": self.clip_norm, "constraint": self.constraint, "pruning": self.pruning}
+        settings = [f"{name}={value!r}" for name, value in named.items() if value not in (None, math.inf)]
+        texts = [line(self.model), repr(self.loss), repr(self.optimizer), *settings, f"step_count={self.step_count}"]
+        return f"{type(self).__name__}({', '.join(texts)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:
+            self._refuse_nested("Trainer: a copy or a pickle")
+            # made anew for the copy's own arrays
+            return {name: value for name, value in vars(self).items() if name not in REBUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _dtype=state["_model"].dtype)
+        give_lock(self)
         self._bind()
 
     @property
@@ -234,6 +259,7 @@ class Trainer:
             self._fail("Trainer.step", status, y)
         return loss
 
+    @foreign_keywords
     def fit(
         self,
         x: np.ndarray,
