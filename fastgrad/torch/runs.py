@@ -143,7 +143,7 @@ class SequentialReplacement(ForwardReplacement):
         for step in self.plan.steps_of(module):
             if isinstance(step, Run):
                 ways.append(step.choice.fuses(step, x))  # type: ignore[union-attr]
-                x = step(x) if ways[-1] else step.original(x)
+                x = step.fused(x) if ways[-1] else step.original(x)
             else:
                 x = step(x)
         if ways and all(way is False for way in ways) and len(self._originals) < MOST_KEYS:

@@ -15,10 +15,12 @@ from fastgrad.torch.twin import detached, tensors_of
 Tensor = torch.Tensor
 # tests put their own in its place
 clock = time.perf_counter
-# of rounds, in which both ways take turns: at least; at most; and the seconds after which there are no more than least
-LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 3, 40, 0.05
-# a ratio beyond this, or below its inverse, is clear after so many rounds
-CLEAR, CLEAR_ROUNDS = 1.5, 2
+# rounds, in which both ways take turns: at least; at most; and where a ratio beyond CLEAR, or below its inverse, is enough
+LEAST_ROUNDS, MOST_ROUNDS, CLEAR_ROUNDS, CLEAR = 3, 40, 2, 1.5
+# the seconds after which there are no more than least; and on a machine that does other work too, where times do not settle
+SECONDS, UNSETTLED_SECONDS = 0.05, 0.5
+# the two shortest times of a way that has settled
+SETTLED = 1.1
 
 
 def speed_ratio(unit: Any, args: tuple[Any, ...]) -> float:
@@ -28,22 +30,33 @@ def speed_ratio(unit: Any, args: tuple[Any, ...]) -> float:
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
     state = torch.get_rng_state()
     ways = twin.original, twin.fused
+    times: list[list[float]] = [[], []]
     try:
-        # the first call compiles
         with torch._C.DisableTorchFunction():
+            # the first call compiles
             for way in ways:
                 _seconds(way, inputs, leaves)
-            best, spent, rounds = [float("inf")] * 2, 0.0, 0
-            while True:
-                times = [_seconds(way, inputs, leaves) for way in ways]
-                best = list(map(min, best, times))
-                rounds, spent = rounds + 1, spent + sum(times)
-                ratio = best[0] / max(best[1], 1e-9)
-                is_clear = rounds >= CLEAR_ROUNDS and not 1 / CLEAR < ratio < CLEAR
-                if is_clear or rounds == MOST_ROUNDS or (rounds >= LEAST_ROUNDS and spent > SECONDS):
-                    return ratio
+            while not _are_enough(times):
+                for way, own in zip(ways, times, strict=True):
+                    own.append(_seconds(way, inputs, leaves))
     finally:
         torch.set_rng_state(state)
+    return _ratio(times)
+
+
+def _ratio(times: list[list[float]]) -> float:
+    original, fused = map(min, times)
+    return original / max(fused, 1e-9)
+
+
+def _are_enough(times: list[list[float]]) -> bool:
+    """Whether the times of both ways tell which is shorter."""
+    rounds, spent = len(times[0]), sum(map(sum, times))
+    if rounds < CLEAR_ROUNDS or rounds >= MOST_ROUNDS or spent > UNSETTLED_SECONDS:
+        return rounds >= LEAST_ROUNDS
+    is_settled = all(sorted(own)[1] <= SETTLED * min(own) for own in times)
+    is_clear = not 1 / CLEAR < _ratio(times) < CLEAR
+    return is_settled and (is_clear or (rounds >= LEAST_ROUNDS and spent > SECONDS))
 
 
 def _seconds(way: Any, inputs: Sequence[Any], leaves: Sequence[Tensor]) -> float:
