@@ -17,13 +17,15 @@ from torch.compiler import is_dynamo_compiling
 
 from fastgrad.torch.layers import needs_original_layers
 from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES, has_saved_tensor_hooks
-from fastgrad.torch.timing import speed_ratio
+from fastgrad.torch.timing import are_settled, speed_ratio
 
 Tensor = torch.Tensor
 # the fused way must be faster by so much: below it is noise
 MARGIN = 1.02
 # after so many shapes, others are chosen as the nearest of these: sequences have hundreds of lengths
 MOST_SHAPES = 8
+# calls at which a key is timed at most: a disturbed one is timed again
+MOST_CALLS = 4
 # keys that a unit remembers
 MOST_KEYS = 4096
 # of one choice at a time: it would disturb another's times, and a unit inside of one that is timed has no choice of its own
@@ -67,6 +69,8 @@ class Choice:
         # PyTorch's time over the fused one, of the keys that were timed or stored
         self.ratios: dict[Key, float] = {}
         self.stored: dict[str, dict[str, Any]] = {}
+        # of keys that are not yet chosen: the calls that were timed, and the times of both ways
+        self._times: dict[Key, tuple[int, list[list[float]]]] = {}
 
     def fuses(self, unit: Unit, x: Any, args: tuple[Any, ...] = (), more: str = "") -> bool | None:
         """Whether a call with x is to be fused. None is no, but not by choice: nothing can be timed now.
@@ -87,10 +91,15 @@ class Choice:
         elif nearest is not None:
             way, ratio = self.ways[nearest], None
         else:
-            ratio = _ratio_alone(unit, args) if can_time(x) and unit.can_fuse() else None
+            calls, times = self._times.get(key, (0, [[], []]))
+            ratio = _ratio_alone(unit, args, times) if can_time(x) and unit.can_fuse() else None
             if ratio is None:
                 return self.default or None
             way = ratio >= MARGIN
+            if not are_settled(times) and calls + 1 < MOST_CALLS:
+                self._times[key] = calls + 1, times
+                return way or None
+            self._times.pop(key, None)
         if len(self.ways) < MOST_KEYS:
             self.ways[key] = way
             if ratio is not None:
@@ -193,12 +202,12 @@ def can_time(x: Tensor) -> bool:
     )
 
 
-def _ratio_alone(unit: Unit, args: tuple[Any, ...]) -> float | None:
+def _ratio_alone(unit: Unit, args: tuple[Any, ...], times: list[list[float]]) -> float | None:
     """`speed_ratio`, but None while another choice is made, and if one way fails: the call itself then says why."""
     if not _lock.acquire(blocking=False):
         return None
     try:
-        return speed_ratio(unit, args)
+        return speed_ratio(unit, args, times)
     except Exception:
         return None
     finally:

@@ -17,31 +17,41 @@ Tensor = torch.Tensor
 clock = time.perf_counter
 # rounds, in which both ways take turns: at least; at most; and where a ratio beyond CLEAR, or below its inverse, is enough
 LEAST_ROUNDS, MOST_ROUNDS, CLEAR_ROUNDS, CLEAR = 3, 40, 2, 1.5
-# the seconds after which there are no more than least; and on a machine that does other work too, where times do not settle
-SECONDS, UNSETTLED_SECONDS = 0.05, 0.5
-# the two shortest times of a way that has settled
+# the seconds after which there are no more rounds than least
+SECONDS = 0.05
+# the two shortest times of a way are so near if nothing else disturbed them
 SETTLED = 1.1
 
 
-def speed_ratio(unit: Any, args: tuple[Any, ...]) -> float:
-    """The time of a unit's original way over that of its fused one: forward, and backward if gradients are recorded."""
+def speed_ratio(unit: Any, args: tuple[Any, ...], times: list[list[float]]) -> float:
+    """The time of a unit's original way over that of its fused one: forward, and backward if gradients are recorded.
+
+    times: those of both ways, of earlier calls too; new ones are appended.
+    """
     twin, inputs = unit.twin(), [detached(value) for value in args]
     leaves = [*tensors_of(inputs), *twin.parameters()] if torch.is_grad_enabled() else []
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
     state = torch.get_rng_state()
     ways = twin.original, twin.fused
-    times: list[list[float]] = [[], []]
+    new: list[list[float]] = [[], []]
     try:
         with torch._C.DisableTorchFunction():
             # the first call compiles
             for way in ways:
                 _seconds(way, inputs, leaves)
-            while not _are_enough(times):
-                for way, own in zip(ways, times, strict=True):
+            while not _are_enough(new):
+                for way, own in zip(ways, new, strict=True):
                     own.append(_seconds(way, inputs, leaves))
     finally:
         torch.set_rng_state(state)
+    for own, before in zip(new, times, strict=True):
+        before += own
     return _ratio(times)
+
+
+def are_settled(times: list[list[float]]) -> bool:
+    """Whether the shortest time of each way was met twice: on a machine that does other work too it may not be."""
+    return all(sorted(own)[1] <= SETTLED * min(own) for own in times if len(own) > 1)
 
 
 def _ratio(times: list[list[float]]) -> float:
@@ -52,11 +62,10 @@ def _ratio(times: list[list[float]]) -> float:
 def _are_enough(times: list[list[float]]) -> bool:
     """Whether the times of both ways tell which is shorter."""
     rounds, spent = len(times[0]), sum(map(sum, times))
-    if rounds < CLEAR_ROUNDS or rounds >= MOST_ROUNDS or spent > UNSETTLED_SECONDS:
-        return rounds >= LEAST_ROUNDS
-    is_settled = all(sorted(own)[1] <= SETTLED * min(own) for own in times)
-    is_clear = not 1 / CLEAR < _ratio(times) < CLEAR
-    return is_settled and (is_clear or (rounds >= LEAST_ROUNDS and spent > SECONDS))
+    if rounds < CLEAR_ROUNDS or rounds >= MOST_ROUNDS:
+        return rounds >= MOST_ROUNDS
+    is_clear = are_settled(times) and not 1 / CLEAR < _ratio(times) < CLEAR
+    return is_clear or (rounds >= LEAST_ROUNDS and spent > SECONDS)
 
 
 def _seconds(way: Any, inputs: Sequence[Any], leaves: Sequence[Tensor]) -> float:

@@ -9,4 +9,4 @@ import pytest
 def fused_ways(monkeypatch):
     choice = sys.modules.get("fastgrad.torch.choice")
     if choice is not None:
-        monkeypatch.setattr(choice, "speed_ratio", lambda unit, args: 2.0)
+        monkeypatch.setattr(choice, "speed_ratio", lambda unit, args, times: 2.0)
