@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
 from fastgrad.torch.choice import Choice, first_gradient
 from fastgrad.torch.fusion import ConvolutionStep, ResidualPattern, apply_steps
@@ -16,7 +17,30 @@ from fastgrad.torch.layers import PATCHES, known_class, needs_original_layers
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.twin import twin
 
+Tensor = torch.Tensor
 NO_SCRIPT = "accelerate: TorchScript and torch.fx cannot take an accelerated model: call undo() of its report first"
+
+
+class _GradientFormat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+        return dy.contiguous()
+
+
+def with_gradient_format(x: Tensor) -> Tensor:
+    """x, such that its gradient is contiguous if x is.
+
+    That of fused layers has channels last. PyTorch's layers before them would be slow on it, and no time of the unit would tell.
+    """
+    if is_dynamo_compiling() or not (
+        x.requires_grad and x.dim() == 4 and torch.is_grad_enabled() and x.is_contiguous()
+    ):
+        return x
+    return _GradientFormat.apply(x)
 
 
 class ForwardReplacement:
@@ -94,7 +118,9 @@ class BlockReplacement(ForwardReplacement):
 
     def fused(self, x: Any) -> Any:
         layers = self._layers()
-        return self.original(x) if layers is None else self.pattern(layers, x)  # type: ignore[misc]
+        if layers is None:
+            return self.original(x)
+        return self.pattern(layers, with_gradient_format(x))  # type: ignore[misc]
 
     def _layers(self) -> list[Any] | None:
         if self.pattern is None and not torch.compiler.is_compiling():
@@ -125,7 +151,7 @@ class LayerReplacement(ForwardReplacement):
         if x.dim() != 4 or needs_original_layers() or not self.can_fuse():
             return self.original(x)
         layers = (self.module, None, None) if isinstance(self.module, nn.Conv2d) else (None, self.module, None)
-        return apply_steps([ConvolutionStep(*layers)], x)
+        return apply_steps([ConvolutionStep(*layers)], with_gradient_format(x))
 
     def can_fuse(self) -> bool:
         return known_class(self.module, PATCHES[1:]) is not None

@@ -10,7 +10,7 @@ from torch import nn
 from fastgrad.torch.choice import MOST_KEYS, Choice, first_gradient, has_key, key_of
 from fastgrad.torch.fusion import ChainStep, ConvolutionStep, Plan, apply_layers, apply_steps
 from fastgrad.torch.layers import known_class, runs_layers_in_order
-from fastgrad.torch.replacement import ForwardReplacement
+from fastgrad.torch.replacement import ForwardReplacement, with_gradient_format
 from fastgrad.torch.twin import twin
 
 Tensor = torch.Tensor
@@ -31,7 +31,8 @@ class Run:
     def __call__(self, x: Tensor) -> Tensor:
         return apply_steps(self.steps, x)
 
-    fused = __call__
+    def fused(self, x: Tensor) -> Tensor:
+        return apply_steps(self.steps, with_gradient_format(x))
 
     def original(self, x: Tensor) -> Tensor:
         return apply_layers(self.layers, x)

@@ -16,9 +16,9 @@ Tensor = torch.Tensor
 # tests put their own in its place
 clock = time.perf_counter
 # rounds, in which both ways take turns: at least; at most; and where a ratio beyond CLEAR, or below its inverse, is enough
-LEAST_ROUNDS, MOST_ROUNDS, CLEAR_ROUNDS, CLEAR = 3, 40, 2, 1.5
+LEAST_ROUNDS, MOST_ROUNDS, CLEAR_ROUNDS, CLEAR = 4, 40, 2, 1.5
 # the seconds after which there are no more rounds than least
-SECONDS = 0.05
+SECONDS = 0.1
 # the two shortest times of a way are so near if nothing else disturbed them
 SETTLED = 1.1
 

@@ -505,6 +505,19 @@ def test_layers_alone_keep_the_memory_format(memory_format, clock):
     torch.testing.assert_close(layer(x[0, :3]), layer(x[:1, :3])[0])
 
 
+@pytest.mark.parametrize("make", [images, Block, Alone])
+def test_the_gradient_of_an_input_has_its_memory_format(make, clock):
+    """What comes before, PyTorch's, would be slow on another, and the time of the unit would not tell."""
+    net, x, strides = make(), input_of(make), []
+    fgt.accelerate(net)
+    clock.fused = 0.5
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        inputs = (x + 0).to(memory_format=memory_format).requires_grad_()
+        inputs.register_hook(lambda grad: strides.append(grad.stride()))
+        net(inputs).square().sum().backward()
+        assert strides[-1] == inputs.stride()
+
+
 @pytest.mark.parametrize(
     "change",
     [
