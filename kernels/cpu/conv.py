@@ -138,7 +138,7 @@ def conv_part(thread_index, thread_count, record, like):
                 for j in range(first, last, conv.output_block):
                     nc, c = min(conv.output_block, last - j), advance(z, j - first)  # (n, nc)
                     b, b_row, b_panel = panels, width, width * kc
-                    if conv.w_column == 1 and ((n <= FEW_ROWS and small_w) or is_odd(nc, lanes(like))):
+                    if conv.w_in_order and ((n <= FEW_ROWS and small_w) or is_odd(nc, lanes(like))):
                         # w as it lies
                         at = group * conv.w_group + k * conv.w_row + j
                         b, b_row, b_panel = advance(pointer(conv.w, like), at), conv.w_row, width
@@ -225,7 +225,7 @@ def _forward(
     describe(conv, x, x.shape[3] // channels, K, z.shape[1], z.shape[2], scratch[lowered_size:], thread_count)
     describe_taps(conv, kh, kw, stride, pads, dilation, runs)
     conv.w, conv.w_taps, conv.w_depth, conv.w_row, conv.w_column = address(w), address(w_taps), channels, K, 1
-    conv.w_group = K // conv.groups
+    conv.w_group, conv.w_in_order = K // conv.groups, True
     for tap in range(kh * kw):
         w_taps[tap] = tap * channels * K
     describe_blocks(conv, lowered, thread_count, VECTORS * lanes(data(w)))

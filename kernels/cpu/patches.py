@@ -16,13 +16,13 @@ from .gemm import clear
 # taps: values of a patch, of one group; step_h, step_w: pixels of x from one of the output to the next; in_place: whether the patches
 # are x itself; out_image, out_row, out_pixel: values between those of the output, and phases: whether its pixels are apart;
 # w_taps (taps / w_depth,), int64: where w has each tap, w_depth values of a patch by outputs, w_row and w_column apart, and w_group from
-# group to group; pixel_block, tap_block, output_block: pixels, values of a patch and outputs at a time; by_outputs: whether threads
-# share the outputs, not the pixels; lowered: all patches, lowered_row values apart; chunks: of the pixels, sums (chunks, taps, K): dw of
-# each; scratch: scratch_size values a thread; activate: address of a kernel of activation.py; b, residual, z, y, dz, dw, db and
-# parameter: as in conv2d_forward and conv2d_backward, null for None
+# group to group; w_in_order: whether its rows are those of a patch, one after another; pixel_block, tap_block, output_block: pixels, values
+# of a patch and outputs at a time; by_outputs: whether threads share the outputs, not the pixels; lowered: all patches, lowered_row
+# values apart; chunks: of the pixels, sums (chunks, taps, K): dw of each; scratch: scratch_size values a thread; activate: address of a
+# kernel of activation.py; b, residual, z, y, dz, dw, db and parameter: as in conv2d_forward and conv2d_backward, null for None
 CONV = np.dtype(
     [(name, "i8") for name in "N H W C groups K rows columns step_h step_w runs n_runs taps in_place".split()]
-    + [(name, "i8") for name in "x w w_taps w_depth w_row w_column w_group".split()]
+    + [(name, "i8") for name in "x w w_taps w_depth w_row w_column w_group w_in_order".split()]
     + [(name, "i8") for name in "pixel_block tap_block output_block by_outputs lowered lowered_row".split()]
     + [(name, "i8") for name in "b residual z y out_image out_row out_pixel phases activate".split()]
     + [(name, "i8") for name in "dz dw db chunks sums scratch scratch_size itemsize".split()]

@@ -505,7 +505,7 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, activation, rng)
     for size, options in ((3, {"padding": (1, 1)}), (1, {}), (3, {"stride": (2, 2)}), (3, {"groups": 10})):
         problem = random_conv(rng, 2, (5, 7), 10, 20, size, dtype, residual=True, activation=activation, **options)
         kernel_run(backend, problem, (1, 1, 1, 1) if "padding" in options else (0, 0, 0, 0), within=within)
-    # phases of few channels, folded into an image that ends within one
+    # dx of few channels, whose products are added to an image that ends within a step
     problem = random_conv(rng, 2, (5, 7), 2, 15, 3, dtype, residual=True, activation=activation, stride=(2, 2))
     kernel_run(backend, problem, (0, 0, 0, 0), within=within)
     for buffer in buffers:
