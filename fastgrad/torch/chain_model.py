@@ -91,7 +91,7 @@ class ChainModel:
             self.linears.append(module)
             self.activations.append(check.activation(OP, "identity"))
             self.views.append(module._parameters.values())
-        elif kind is nn.Flatten or (known is not None and _activation(module) is not None):
+        elif kind is nn.Flatten or known in {*FUNCTIONS.values(), nn.Identity}:
             if kind not in WITHOUT_SETTINGS:
                 self.views.append(vars(module).values())
             self._add(name, module)
@@ -131,7 +131,8 @@ class ChainModel:
             raise _unsupported(name, f"the forward of {kind} cannot be traced ({error})") from error
         last = None
         for node in nodes:
-            what = f"the forward of {kind} calls {getattr(node.target, '__name__', node.target)}"
+            verb = "reads" if node.op == "get_attr" else "calls"
+            what = f"the forward of {kind} {verb} {getattr(node.target, '__name__', node.target)}"
             if node.op == "placeholder" and (last is None or not node.users):
                 last = last or node
                 continue
