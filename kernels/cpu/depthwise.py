@@ -136,6 +136,15 @@ def _rows_kernel(size, stride, transposed):
     return kernel(TILE)(rows)
 
 
+@device_function
+def lines_alike(bounds, l, n, g, group):
+    """Of rows g to g + group of the kernel the first and the end of those that line l meets, and the next line that meets others."""
+    first, end, m = max(g, bounds[l, 0]), min(g + group, bounds[l, 0] + bounds[l, 1]), l + 1
+    while m < n and first == max(g, bounds[m, 0]) and end == min(g + group, bounds[m, 0] + bounds[m, 1]):
+        m += 1
+    return first, max(first, end), m
+
+
 def _products_kernel(size, stride):
     """One vector of channels, from c on, of the sums of dw over the n lines of a tile, which undoes the products."""
     group = kernel_rows(size)
@@ -147,13 +156,10 @@ def _products_kernel(size, stride):
         for g in range(0, size, group):
             l = 0
             while l < n:
-                # lines that meet the same rows of the kernel
-                first, end, m = max(g, bounds[l, 0]), min(g + group, bounds[l, 0] + bounds[l, 1]), l + 1
-                while m < n and first == max(g, bounds[m, 0]) and end == min(g + group, bounds[m, 0] + bounds[m, 1]):
-                    m += 1
+                first, end, m = lines_alike(bounds, l, n, g, group)
                 source = bounds[l, 2] + first - bounds[l, 0]
                 row_products(
-                    size, stride, max(0, end - first), m - l, advance(pointer(tile.x, like), source * x_row + c), x_row,
+                    size, stride, end - first, m - l, advance(pointer(tile.x, like), source * x_row + c), x_row,
                     tile.W, C, tile.left, advance(pointer(tile.z, like), l * tile.columns * C + c), tile.columns,
                     advance(pointer(tile.sums, like), first * size * lanes(like)), tile.z_ahead,
                 )  # fmt: skip
