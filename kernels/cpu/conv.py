@@ -205,13 +205,13 @@ def lowered_row(taps, itemsize):
 
 
 @device_function
-def launch(launcher, thread_count, kernels, record, runs, w_taps):
-    conv = record[0]
-    if conv.by_outputs and not conv.in_place:
-        run_kernel(launcher, kernels[LOWER_PART], thread_count, record, (runs, w_taps))
-    run_kernel(launcher, kernels[PRODUCT_PART], thread_count, record, (runs, w_taps))
-    if conv.by_outputs and conv.y and (conv.residual or conv.activate):
-        run_kernel(launcher, kernels[ACTIVATION_PART], thread_count, record, (runs, w_taps))
+def has_part(conv, part):
+    """Whether the convolution needs the kernel of this number."""
+    if part == LOWER_PART:
+        return conv.by_outputs != 0 and conv.in_place == 0
+    if part == ACTIVATION_PART:
+        return conv.by_outputs != 0 and conv.y != 0 and (conv.residual != 0 or conv.activate != 0)
+    return part == PRODUCT_PART
 
 
 @driver
@@ -231,7 +231,9 @@ def _forward(
     describe_blocks(conv, lowered, thread_count, VECTORS * lanes(data(w)))
     conv.b, conv.residual = address_or_null(b), address_or_null(residual)
     conv.z, conv.y, conv.activate, conv.parameter = address(z), address(y), function, parameter
-    launch(launcher, thread_count, kernels, record, runs, w_taps)
+    for part in range(CLEAR_PART):
+        if has_part(conv, part):
+            run_kernel(launcher, kernels[part], thread_count, record, (runs, w_taps))
 
 
 @device_function
@@ -283,7 +285,9 @@ def _input_gradient(launcher, thread_count, kernels, dz, w, stride, pads, dilati
             conv.out_row = stride[0] * dx.shape[2] * C
             conv.z = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize
             describe_blocks(conv, lowered, thread_count, VECTORS * lanes(data(w)))
-            launch(launcher, thread_count, kernels, record, runs, w_taps)
+            for part in range(CLEAR_PART):
+                if has_part(conv, part):
+                    run_kernel(launcher, kernels[part], thread_count, record, (runs, w_taps))
 
 
 _KERNELS = Addresses(conv_lower_part, conv_part, conv_activation_part, conv_clear_part)
