@@ -173,4 +173,5 @@ def _copy(item: Any) -> Any:
 def _copy_array(value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray) or device.on_gpu(value) or not hasattr(value, "__array__"):
         return value
-    return np.array(value, order="C", copy=True)
+    # of a tensor an array over its memory, which np.array would ask for a copy in a way that it has not
+    return np.array(np.asarray(value), order="C")
