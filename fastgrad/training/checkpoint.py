@@ -17,12 +17,14 @@ from fastgrad.core import device
 from fastgrad.core.errstate import silent
 from fastgrad.nn.model import Model, views
 from fastgrad.training.file_replacement import check_regular, checked_path, os_error, replace_file
-from fastgrad.training.trainer import Trainer
+from fastgrad.training.trainer_interface import TrainerInterface as Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
 # what is read into float32 or float64, whichever the model has
 FLOATS = "F16", "BF16", "F32", "F64"
 OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
+# the best weights of a fit with patience
+BEST = "best."
 # float64, in which Adam's corrections are computed, has no larger whole numbers in a row
 STEPS = 2**53
 
@@ -63,20 +65,27 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
         >>> bool((model.params == other.params).all())
         True
     """
+    write("save", path, model)
+
+
+def write(
+    op: str, path: Any, model: Any, arrays: dict[str, Any] | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """save, of a fit with more arrays, whose names begin with BEST, and metadata; op is for messages."""
     from safetensors.numpy import save as serialized
 
     if isinstance(model, Trainer):
         # a step may be in progress, if this runs in a signal's handler
         with model.lock, model._steps.after_last_update():
-            metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
-            metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_on_host(_arrays("save", model)), metadata)
+            texts = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
+            texts |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
+            content = serialized(_on_host(_arrays(op, model) | (arrays or {})), texts | (metadata or {}))
     else:
-        content = serialized(_on_host(_arrays("save", model)))
+        content = serialized(_on_host(_arrays(op, model)))
     try:
-        replace_file(Path(os.path.realpath(checked_path("save", path))), content)
+        replace_file(Path(os.path.realpath(checked_path(op, path))), content)
     except OSError as error:
-        raise os_error("save", path, error) from error
+        raise os_error(op, path, error) from error
 
 
 def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True) -> LoadedNames:
@@ -120,7 +129,8 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
         # reading a pipe or a device may block
         check_regular(os.stat(checked_path("load", path)))
         with safe_open(path, "numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            # what a fit wrote beside its trainer is for the fit that goes on
+            parts = {name: file.get_slice(name) for name in file.keys() if not name.startswith(BEST)}  # noqa: SIM118
             if isinstance(model, Model):
                 parts = {name: part for name, part in parts.items() if not name.startswith(OPTIMIZER)}
             mask = _mask(path, model, any(name.startswith(MASK) for name in parts))
