@@ -59,7 +59,7 @@ SIMULATED = [
     "health/test_health.py::test_what_is_not_finite_is_counted",
     "health/test_health.py::test_outputs_are_described[float32-cuda-1.0-0.0-shape2]",
     "gpu/test_cuda.py::test_ratios_of_updates_are_the_references",
-    "gpu/test_cuda.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
+    "gpu/test_cuda_lstm.py::test_an_lstm_on_cuda_is_the_reference[float32-all-True]",
     "kernels/test_lstm.py::test_an_empty_sequence_gives_zeros_and_its_states_pass_through[float32-cuda-True]",
     "kernels/test_pool.py::test_zeros_of_either_sign_are_equal",
     "kernels/test_pool.py::test_one_pixel_is_its_own_maximum_and_mean[float32-avg_pool2d-cuda]",
