@@ -32,7 +32,8 @@ def test_the_command_prints_and_draws_an_experiment(cpu, capsys, tmp_path):
     [
         (["--init", "glorot"], "init must be one of zeros, constant, normal"),
         (["--init", "normal:a"], "numbers after colons"),
-        (["--init", "he_normal:1"], "init 'he_normal' takes no option"),
+        (["--init", "xavier_normal:1"], "init 'xavier_normal' takes no option"),
+        (["--init", "he_normal:1"], "the mode of init 'he_normal' must be one of fan_in, fan_out"),
         (["--init", "constant:1:2"], "takes at most 1 numbers"),
         (["--activation", "step"], "activation must be one of identity, relu"),
         (["--depth", "0"], "depth must be an integer of at least 1, got 0"),
