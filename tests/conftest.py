@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def no_gpu():
     from fastgrad.core.backend import missing
 
     return missing("cuda")
+
+
+@pytest.fixture(autouse=True)
+def fused_ways(request, monkeypatch):
+    """In tests of adapters accelerated models are fused wherever they can be; tests of the choice set their own times."""
+    choice = sys.modules.get("fastgrad.torch.choice")
+    if choice is not None and request.path.parent.name == "adapters":
+        monkeypatch.setattr(choice, "speed_ratio", lambda unit, args, times: 2.0)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import fastgrad as fg
 import fastgrad.kernels.cuda
 from fastgrad.core import device as gpu
 
+pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
 
 class FakeCuda:
     def __init__(self, devices, capability, cublas):

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+
+pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
+
 from launch_counts import names_of, traffic_of
 from lstms import random_lstm
 from tolerances import assert_close
