@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from arrays import bits
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -27,13 +28,6 @@ KERAS = [*(name for name in PYTORCH if name != "projected"), "reverse"]
 # PyTorch says so of float32
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 ONNX = ["one", "reverse", "bidirectional", "peephole", "both_ways_peephole"]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def layers(options, dtype="float32"):

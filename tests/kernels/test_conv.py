@@ -18,6 +18,7 @@ from convs import (
     random_conv,
     torch_conv_run,
 )
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -515,13 +516,6 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, activation, rng)
 
 
 # bad input, exact messages
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 @pytest.fixture

@@ -6,15 +6,12 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from bench_machine import MACHINE
 from matplotlib import image
 
 from bench import nets
 from bench.harness.workers import Contender, WorkerError
 from bench.peers import FASTGRAD
-
-MACHINE = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0) | {
-    "processor": "a processor", "threads": 1, "versions": {"numpy": "2.0"}, "gpu": "Nothing ran on a GPU: none"
-}  # fmt: skip
 
 
 class LocalWorkers:

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 
 import pytest
+from bench_machine import MACHINE
 from matplotlib import image
 
 from bench import threads
@@ -12,10 +13,6 @@ from bench.harness.report import Row
 from bench.harness.workers import Workers
 from bench.peers import FASTGRAD, REFERENCE
 from bench.workloads.scaling import THREADS
-
-MACHINE = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0) | {
-    "processor": "a processor", "threads": 2, "versions": {"numpy": "2.0"}, "gpu": "Nothing ran on a GPU: none"
-}  # fmt: skip
 
 
 @pytest.mark.full
