@@ -78,10 +78,11 @@ def _unpatched(kind: Any) -> bool:
     )
 
 
-def known_class(layer: Any) -> type[nn.Module] | None:
+def known_class(layer: Any, patches: tuple[str, ...] = PATCHES) -> type[nn.Module] | None:
     """The class of a layer that is exactly PyTorch's own: no subclass, nothing patched, hooked or parametrised; or None.
 
-    Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too.
+    Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too. patches: the attributes that
+    it must not have.
     """
     kind = type(layer)
     if kind not in METHODS or not _unpatched(kind):
@@ -89,7 +90,7 @@ def known_class(layer: Any) -> type[nn.Module] | None:
     if has_hooks(layer):
         return None
     attributes = layer.__dict__
-    for name in PATCHES:
+    for name in patches:
         if name in attributes:
             return None
     if kind is nn.Conv2d and layer.padding_mode != "zeros":
