@@ -28,7 +28,7 @@ class Notice:
         self._open = []
 
     def begin(self, names, seconds):
-        """A compilation begins of kernels of these names; seconds: how long it takes, about, or 0."""
+        """A compilation begins of kernels of these names; seconds: how long it takes, about."""
         self._open.append((names, seconds, self.clock()))
 
     def end(self):
@@ -51,7 +51,8 @@ class Notice:
 def line(names, seconds):
     """What is written."""
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    takes = f"about {max(1, round(seconds))} s, once" if seconds else "some seconds, once"
+    # a short one may be the first of many
+    takes = f"about {round(seconds)} s, once" if seconds >= 2 * PATIENCE else "some seconds, once"
     folders = cache.folders()[-1:]
     kept = f"they are kept in {folders[0].parent}" if folders else "there is no folder to keep them in"
     return f"fastgrad compiles its kernels for this machine ({', '.join(names[:MOST_NAMES])}{more}): {takes}; {kept}"
