@@ -1,17 +1,23 @@
 """Compilation in several processes, and the line that tells of it: what workers compile is loaded, and nothing depends on a worker."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import environment
 
 pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here")
 
+import compilations
+
 from fastgrad.kernels.cpu import warmup
 from fastgrad.kernels.cpu.engine import cache, compile, notice, workers
+from fastgrad.kernels.cpu.engine.intrinsics import carray
 
 
 @pytest.fixture
@@ -130,7 +136,13 @@ def read_only(monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
 
 
+def one_core(monkeypatch):
+    monkeypatch.delenv("FASTGRAD_COMPILE_PROCESSES")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+
+
 NO_WORKERS = {
+    "one core": one_core,
     "the variable": lambda m: m.setenv("FASTGRAD_COMPILE_PROCESSES", "1"),
     "a worker": lambda m: m.setattr(workers, "_is_worker", True),
     "an embedded interpreter": lambda m: m.setattr(sys, "executable", ""),
@@ -191,6 +203,70 @@ def test_a_step_uses_the_kernels_of_its_net_alone(tmp_path):
     assert f"they are kept in {tmp_path}" in line
     assert line.count("\n") == 1
     assert silent == ""
+
+
+PROGRAM = Path(compilations.__file__)
+AS_MODULE = "import compilations; compilations.compile_few()"
+# how an interpreter may come to compile: (arguments, standard input)
+INTERPRETERS = {
+    "a file": ([str(PROGRAM), "here"], ""),
+    "a command": (["-c", AS_MODULE], ""),
+    "standard input": (["-"], AS_MODULE),
+    "a session": (["-i", "-q", "-c", ""], f"{AS_MODULE}\n"),
+    "a notebook's kernel": (["-c", f"import code; code.InteractiveInterpreter().runsource({AS_MODULE!r})"], ""),
+    "no main module": (["-c", f"import sys; del sys.modules['__main__']; {AS_MODULE}"], ""),
+    "a frozen program": (["-c", f"import sys; sys.frozen = True; {AS_MODULE}"], ""),
+    "a forked child": (["-W", "ignore", str(PROGRAM), "fork"], ""),
+    "a spawned child": ([str(PROGRAM), "spawn"], ""),
+}
+
+
+def start(folder, arguments, **options):
+    """A process with a cache of its own that compiles with a worker."""
+    variables = environment(FASTGRAD_CACHE_DIR=str(folder), FASTGRAD_COMPILE_PROCESSES="2")
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen([sys.executable, *arguments], env=variables, **options)
+
+
+def compiled_files(folder):
+    return [file.name for version in folder.iterdir() for file in version.iterdir()]
+
+
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+def test_every_kind_of_interpreter_compiles_and_leaves_no_process(tmp_path, interpreter):
+    if interpreter == "a forked child" and not hasattr(os, "fork"):
+        pytest.skip("the system has no fork")
+    arguments, written = INTERPRETERS[interpreter]
+    process = start(tmp_path, arguments)
+    output, errors = process.communicate(written, timeout=300)
+    assert output == "compiled\n"
+    # a session shows where it waits for input
+    assert errors.replace(">>> ", "").strip() == ""
+    assert process.returncode == 0
+
+
+def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(tmp_path):
+    processes = [start(tmp_path, [str(PROGRAM), "here"]) for _ in range(3)]
+    assert [process.communicate(timeout=300) for process in processes] == [("compiled\n", "")] * 3
+    names = compiled_files(tmp_path)
+    assert len(names) == len(compilations.FEW)
+    assert not any(name.endswith(".part") for name in names)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the system does not list processes in files")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_signal_ends_the_workers_too(tmp_path, number):
+    process = start(tmp_path, [str(PROGRAM), "many"])
+    worker = Path("/proc", process.stdout.readline().strip(), "stat")
+    assert worker.exists()
+    process.send_signal(getattr(signal, number))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert ("KeyboardInterrupt" in errors) == (number == "SIGINT")
+    # another process may have to take notice of its end
+    until(lambda: not worker.exists() or worker.read_text().rpartition(")")[2].split()[0] == "Z")
+    # what had not begun was not compiled
+    assert len(compiled_files(tmp_path)) < len(compilations.jobs())
 
 
 @pytest.fixture
@@ -264,6 +340,29 @@ def test_a_function_that_returns_what_it_was_given_counts_references():
     before = sys.getrefcount(values)
     assert caller(values) == 2
     assert sys.getrefcount(values) == before
+
+
+RECORD = np.dtype([("n", "i8")])
+
+
+def test_a_kernel_or_function_of_kernels_that_allocates_is_refused():
+    size = compile.driver_function(lambda n: np.empty(n).size)
+    half = compile.driver_function(lambda values: values[:2])
+
+    def allocates(thread_index, thread_count, record, like):
+        job = carray(record, 1)[0]
+        job.n = size(job.n)
+
+    def counts(thread_index, thread_count, record, like):
+        half(carray(record, 4))[0].n = 1
+
+    for function in allocates, counts:
+        with pytest.raises(TypeError, match=f"{function.__name__} allocates or counts references"):
+            compile.Kernel(function, RECORD).address(np.dtype("f4"))
+    allocating = compile.device_function(lambda n: np.empty(n).size)
+    with pytest.raises(Exception, match="NRT required"):
+        compile.driver(lambda n: allocating(n))(3)
+    assert compile.driver(lambda n: size(n))(3) == 3
 
 
 def test_warmup_of_one_op_leaves_out_the_others():

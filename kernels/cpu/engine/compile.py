@@ -35,8 +35,14 @@ if numba.config.DISABLE_JIT:
 
 # the lock inside Numba's, whose own acquire is Python, in which a handler may raise
 compiler_lock = global_compiler_lock._lock
-# the process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away
-atexit.register(compiler_lock.acquire)
+
+
+@atexit.register
+def _wait_for_compiler():
+    """The process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away."""
+    workers.stop()
+    compiler_lock.acquire()
+
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 # a function that only kernels call needs no way in from Python or C

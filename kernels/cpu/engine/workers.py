@@ -3,7 +3,8 @@
 Each is a new Python (no fork, no multiprocessing, which would run the user's script again), with this one's module path. It says which
 cache, versions and settings it has; where they are not this process' own it ends. Then it takes jobs from its standard input, one at a
 time, and answers when each is done. This process works through the same jobs meanwhile. If a worker dies or does not answer, its job is
-compiled here; what no worker has put into the cache is compiled where it is needed, as without workers.
+compiled here; what no worker has put into the cache is compiled where it is needed, as without workers. When this process ends, by
+Ctrl-C too, so do its workers.
 
 No workers: without a folder that can be written; without a Python to start (embedded, frozen); in a worker; with one core; or with
 FASTGRAD_COMPILE_PROCESSES=1. That variable is how many processes compile at once, this one included.
@@ -33,8 +34,14 @@ LAST_SECONDS = 120
 MARK = b"fastgrad:"
 START = "import sys, json; sys.path[:] = json.loads(sys.stdin.readline()); from {}.workers import main; main()"
 
-# set in workers
-_is_worker = False
+# set in workers, and where the process is about to end
+_is_worker = _is_ending = False
+
+
+def stop():
+    """Begin no other job: the process is about to end."""
+    global _is_ending
+    _is_ending = True
 
 
 def processes() -> int:
@@ -134,7 +141,7 @@ def compile_all(jobs, done=lambda job: None, wait=lambda: None):
             for _ in range(count - 1):
                 workers.append(Worker(queue, done))
         while True:
-            while queue:
+            while queue and not _is_ending:
                 # a worker may take the last one meanwhile
                 with contextlib.suppress(IndexError):
                     job = queue.popleft()
@@ -144,7 +151,7 @@ def compile_all(jobs, done=lambda job: None, wait=lambda: None):
             _wait_for(workers, wait)
             while workers:
                 workers.pop().end()
-            if not queue:
+            if not queue or _is_ending:
                 return
     finally:
         for worker in workers:
@@ -160,7 +167,7 @@ def _wait_for(workers, wait):
     """Wait for the workers' last jobs."""
     for _ in range(10 * LAST_SECONDS):
         alive = [worker for worker in workers if worker.thread.is_alive()]
-        if not alive:
+        if not alive or _is_ending:
             return
         alive[0].thread.join(0.1)
         wait()
