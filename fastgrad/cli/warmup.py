@@ -1,6 +1,7 @@
 """The command `python -m fastgrad warmup`: compile the kernels of the "cpu" backend into the cache ahead of time, in several processes."""
 
 import argparse
+import os
 import threading
 import time
 from typing import Any
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace) -> None:
     from fastgrad.kernels.cpu import warmup
     from fastgrad.kernels.cpu.engine import workers
 
+    # the bar tells more than the line of a compilation
+    os.environ["FASTGRAD_QUIET"] = "1"
     start, lock = time.perf_counter(), threading.Lock()
     jobs = warmup.warmup_jobs(options.only, DTYPES[options.dtype] if options.dtype else "fd")
     with tqdm(total=len(jobs), unit="kernel") as bar:

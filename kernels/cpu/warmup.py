@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import types
-from . import gemm
+from . import gemm, winograd
 from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, joint_norm
 from .conv import conv2d_backward, conv2d_forward
@@ -20,6 +20,7 @@ from .loss import cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .packing import gather_rows
+from .pool import max_pool2d_forward
 from .pruning import prune_smallest
 from .sparse import compressed
 from .training_step import dense_chain_gradients, dense_chain_step
@@ -96,14 +97,16 @@ def _batch_norm(dtype):
 
 def _conv(dtype):
     identity = types.ACTIVATIONS["identity"]
-    # conv.py; two channels, each with a kernel of its own, for depthwise.py; enough of everything for winograd.py
-    for size, width, channels, outputs in ((1, 1, 1, 1), (1, 1, 1, 2), (3, 4, 8, 8)):
+    # conv.py and conv_weights.py; conv_inputs.py; two channels, each with a kernel of its own, for depthwise.py; enough for winograd.py
+    many = winograd.CHANNELS
+    for size, width, channels, outputs in ((1, 1, 1, 1), (3, 3, 1, 1), (1, 1, 1, 2), (3, 16, many, many)):
         image, w = np.ones((1, width, width, outputs), dtype), np.ones((size, size, channels, outputs), dtype)
         geometry = types.Geometry((1, 1), (size // 2,) * 4, (1, 1))
         saved = types.LayerSaved(image.copy(), image.copy())
         conv2d_forward(image, w, None, geometry, None, identity, saved)
         gradients = types.ConvGradients(image.copy(), image.copy(), w.copy(), None)
         conv2d_backward(image, image, w, geometry, identity, saved, gradients)
+    max_pool2d_forward(image, (1, 1), (1, 1), (0,) * 4, image.copy())
 
 
 def _lstm(dtype):
@@ -132,11 +135,12 @@ def _sparse(dtype):
     compressed(np.ones((1, 1), dtype), 1.0)
 
 
+CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "winograd_weights", "pool"
 # by what a user asks for: the files whose kernels it needs, and calls of its drivers with the seconds that they compile
 GROUPS = {
     "chain": (("training_step", "dense", "dropout"), {_step: 8.0, _dense: 4.0}),
     "lstm": (("lstm", "packing"), {_lstm: 4.0}),
-    "conv": (("conv", "depthwise", "winograd", "pool"), {_conv: 6.0}),
+    "conv": (CONVOLUTIONS, {_conv: 6.0}),
     "batch_norm": (("batch_norm",), {_batch_norm: 3.0}),
     "health": (("health",), {_health: 2.0}),
     "pruning": (("pruning",), {_pruning: 1.0}),

@@ -372,6 +372,28 @@ def test_warmup_of_one_op_leaves_out_the_others():
     every, lstm = warmup.warmup_jobs(), warmup.warmup_jobs(["lstm"], "f")
     assert modules(lstm) >= {"lstm", "gemm", "update_rules"}
     assert not modules(lstm) & {"conv", "winograd", "sparse", "training_step", "batch_norm"}
+    # a new file belongs to a group, or is for all
+    common = {"gemm", "activation", "loss", "optim", "update_rules", "clip", "init"}
+    assert modules(every) - {name for names, _ in warmup.GROUPS.values() for name in names} <= common
     assert {job.char for job in lstm} == {"f"}
     assert {*lstm} < {*every}
     assert {*every} == {job for group in warmup.GROUPS for job in warmup.warmup_jobs([group])}
+
+
+WARMUP = """
+import sys
+from fastgrad.kernels.cpu import warmup
+from fastgrad.kernels.cpu.engine.pipeline import DriverCompiler
+
+for job in warmup.warmup_jobs(chars="f"):
+    if isinstance(job, warmup.CallJob):
+        job.compile()
+modules = [module for name, module in list(sys.modules.items()) if name.startswith("fastgrad.kernels.cpu.")]
+functions = {id(f): f for module in modules for f in vars(module).values() if hasattr(f, "overloads")}
+drivers = [driver for driver in functions.values() if driver._compiler.pipeline_class is DriverCompiler]
+print(len(drivers) > 20, [driver.py_func.__qualname__ for driver in drivers if not driver.overloads])
+"""
+
+
+def test_warmup_calls_every_driver():
+    assert run(WARMUP)[0] == "True []\n"
