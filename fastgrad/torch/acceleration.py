@@ -126,7 +126,7 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool) -> set
 def _compare_whole(model: nn.Module, report: Report) -> None:
     """Have a model of more than one unit compare its steps with PyTorch's."""
     units = list(report._choices.values())
-    whole = report._choices.get(WHOLE)
+    whole: Any = report._choices.get(WHOLE)
     if whole is None:
         forward = model.__dict__.get("forward")
         inner = getattr(forward, "__self__", None)
