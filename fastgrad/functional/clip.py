@@ -12,6 +12,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.array_list import ArrayList, check_same_shapes
 from fastgrad.core.errstate import silent
+from fastgrad.functional.units import array_norms, scale_arrays, scales_to, unit_counts
 
 ON_NONFINITE = "raise", "skip", "ignore"
 PER = "all", "array", "unit"
@@ -88,7 +89,7 @@ def clip_together(
     check.choice(op, "on_nonfinite", on_nonfinite, ON_NONFINITE)
     if names is not None:
         check.sequence(op, "names", names, len(arrays.flat))
-    norms, counts = _norms(arrays, p)
+    norms, counts = array_norms(arrays, p)
     norm = arrays.kernels.joint_norm(norms, p)
     bad = [str(i) if names is None else names[i] for i in np.flatnonzero(counts).tolist()] if counts.any() else []
     if bad and on_nonfinite == "raise":
@@ -96,7 +97,7 @@ def clip_together(
     scale = max_norm / (norm + EPS)
     if scale >= 1 or (bad and on_nonfinite == "skip"):
         return Clipped(norm, 1.0, norms, bad)
-    _scale(arrays, None, np.full(len(norms), scale))
+    scale_arrays(arrays, None, np.full(len(norms), scale))
     return Clipped(norm, scale, norms, bad)
 
 
@@ -127,8 +128,8 @@ def clip_grad_norm_each(grads: Any, max_norm: float, norm_type: float = 2.0) -> 
     op = "clip_grad_norm_each"
     max_norm, p = check.number(op, "max_norm", max_norm, zero=False), _norm_type(op, norm_type)
     arrays = ArrayList(op, "grads", grads)
-    norms, _ = _norms(arrays, p)
-    _scale(arrays, None, _at_most_one(max_norm, norms + EPS))
+    norms, _ = array_norms(arrays, p)
+    scale_arrays(arrays, None, scales_to(max_norm, norms + EPS))
     return norms
 
 
@@ -210,9 +211,9 @@ def clip_grad_adaptive(grads: Any, params: Any, clipping: float = 0.01, eps: flo
     arrays = ArrayList(op, "grads", grads)
     weights = ArrayList(op, "params", params, arrays.flat[0], written=False)
     check_same_shapes(op, "grads", arrays.flat, "params", weights.flat)
-    widths = units(op, "grads", arrays.flat)
-    (norms, _), (sizes, _) = _norms(arrays, 2.0, widths), _norms(weights, 2.0, widths)
-    _scale(arrays, widths, _at_most_one(clipping * np.maximum(sizes, eps), norms))
+    widths = unit_counts(op, "grads", arrays.flat)
+    (norms, _), (sizes, _) = array_norms(arrays, 2.0, widths), array_norms(weights, 2.0, widths)
+    scale_arrays(arrays, widths, scales_to(clipping * np.maximum(sizes, eps), norms))
 
 
 def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
@@ -246,48 +247,17 @@ def project_weights(params: Any, max_norm: float, per: str = "all") -> None:
     max_norm = check.number(op, "max_norm", max_norm, zero=False)
     check.choice(op, "per", per, PER)
     arrays = ArrayList(op, "params", params)
-    widths = units(op, "params", arrays.flat) if per == "unit" else None
-    norms, _ = _norms(arrays, 2.0, widths)
+    widths = unit_counts(op, "params", arrays.flat) if per == "unit" else None
+    norms, _ = array_norms(arrays, 2.0, widths)
     if per == "all":
         norms = np.full(len(norms), arrays.kernels.joint_norm(norms, 2.0))
-    _scale(arrays, widths, _at_most_one(max_norm, norms))
+    scale_arrays(arrays, widths, scales_to(max_norm, norms))
 
 
 def _norm_type(op: str, value: float) -> float:
     """p, for which PyTorch too takes "inf"; a number that is too large for a float is no infinity that was asked for."""
     infinite = value == "inf" if isinstance(value, str) else isinstance(value, float | np.floating) and value == np.inf
     return np.inf if infinite else check.number(op, "norm_type", value, zero=False)
-
-
-def units(op: str, name: str, arrays: list[np.ndarray]) -> np.ndarray:
-    """The number of units of each array, int64 (n,): the size of the last axis, or 1 for an array of one axis."""
-    widths = np.ones(len(arrays), np.int64)
-    for i, array in enumerate(arrays):
-        if array.ndim > 1:
-            if array.ndim not in (2, 4):
-                raise ValueError(f"{op}: {name}[{i}] must have 1, 2 or 4 axes, got {array.shape}")
-            widths[i] = max(array.shape[-1], 1)
-    return widths
-
-
-def _norms(arrays: ArrayList, p: float, widths: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Norms of all units, and for each array the number of values that are not finite."""
-    count = len(arrays.flat)
-    norms, counts = np.empty(count if widths is None else int(widths.sum())), np.empty(count, np.int64)
-    arrays.kernels.array_norms(arrays.flat, widths, p, norms, counts)
-    return norms, counts
-
-
-@silent
-def _at_most_one(limits: Any, norms: np.ndarray) -> np.ndarray:
-    """limits / norms where norms are larger."""
-    return np.divide(limits, norms, out=np.ones_like(norms), where=norms > limits)
-
-
-def _scale(arrays: ArrayList, widths: np.ndarray | None, scales: np.ndarray) -> None:
-    if (scales != 1).any():
-        arrays.kernels.scale_arrays(arrays.flat, widths, scales)
-        arrays.write()
 
 
 def _clamp(op: str, name: str, value: Any, limit: float) -> None:

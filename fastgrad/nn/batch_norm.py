@@ -11,7 +11,8 @@ from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation, Affine, Running
 from fastgrad.nn.context import ForwardContext
-from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import views
+from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
 
 
 @foreign_keywords

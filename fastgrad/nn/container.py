@@ -3,7 +3,7 @@
 A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,15 +12,13 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.random import generator
 from fastgrad.nn import summary
+from fastgrad.nn.children import check_children, dtype_of, mask_of, slices
 from fastgrad.nn.compaction import compact_layers
 from fastgrad.nn.context import Backward, ForwardContext
-from fastgrad.nn.dense import Dense, DenseChain
+from fastgrad.nn.dense import DenseChain
 from fastgrad.nn.model import Model
-from fastgrad.nn.plan import chain_plan
+from fastgrad.nn.plan import chain_plan, is_chain, join_chains
 from fastgrad.nn.sequence import SequenceModel
-
-# these classes exactly: a subclass may compute something else
-CHAINS: tuple[Any, ...] = Dense, DenseChain
 
 
 class Container(SequenceModel):
@@ -33,10 +31,10 @@ class Container(SequenceModel):
         self.recurrent, self.images, self.reads_ahead = (
             any(getattr(child, name) for child in children.values()) for name in ("recurrent", "images", "reads_ahead")
         )
-        super().__init__(shapes, _dtype(children), seed)
+        super().__init__(shapes, dtype_of(children), seed)
         self._params[...] = values
         if any(child._mask is not None for child in children.values()):
-            self._set_mask(np.concatenate([_mask(child) for child in children.values()]))
+            self._set_mask(np.concatenate([mask_of(child) for child in children.values()]))
         rng = generator(seed)
         for child in children.values():
             child.container_type = type(self).__name__
@@ -57,12 +55,12 @@ class Container(SequenceModel):
 
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
-        for child, part in _slices(self.children.values()):
+        for child, part in slices(self.children.values()):
             child._bind_parameters(params[part], grads[part])
 
     def _set_mask(self, mask: np.ndarray | None) -> None:
         super()._set_mask(mask)
-        for child, part in _slices(self.children.values()):
+        for child, part in slices(self.children.values()):
             child._set_mask(None if mask is None else mask[part])
 
     def _path(self, step: int) -> str:
@@ -86,42 +84,6 @@ class Container(SequenceModel):
         if self.seed is None:
             for child in self.children.values():
                 child._restart(rng)
-
-
-def _slices(models: Iterable[Model]) -> Iterator[tuple[Model, slice]]:
-    """Each model with its part of the flat arrays of all."""
-    offset = 0
-    for model in models:
-        yield model, slice(offset, offset + model.params.size)
-        offset += model.params.size
-
-
-def _mask(child: Model) -> np.ndarray:
-    return np.ones(child.params.size, np.bool_) if child._mask is None else child._mask
-
-
-def _dtype(children: dict[str, Model]) -> np.dtype:
-    """The dtype of the children that have parameters, or of the first child."""
-    return next((child.dtype for child in children.values() if child.params.size), next(iter(children.values())).dtype)
-
-
-def check_children(op: str, children: dict[str, Any]) -> None:
-    """Raise unless children are models of one dtype that belong to no other model and are not on a GPU."""
-    earlier: list[Model] = []
-    for label, child in children.items():
-        if not isinstance(child, Model):
-            raise TypeError(f"{op}: {label} must be a layer of fastgrad.nn, got {type(child).__name__}")
-        if child.container_type or any(child is other for other in earlier):
-            raise ValueError(f"{op}: {label} is part of a {child.container_type or op} already; a layer belongs to one")
-        if child.on_gpu:
-            raise ValueError(
-                f"{op}: {label} is on a GPU; make the model of parts that are not, and move it whole with to()"
-            )
-        earlier.append(child)
-    dtype = _dtype(children)
-    for label, child in children.items():
-        if child.dtype != dtype and child.params.size:
-            raise TypeError(f"{op}: {label} must be {dtype}, got {child.dtype}")
 
 
 class Sequential(Container):
@@ -185,7 +147,7 @@ class Sequential(Container):
             small = on_host.compact()
             small.to("cuda")
             return small
-        layers = compact_layers(self.layers, DenseChain, _is_chain, join_chains, _compact_copy)
+        layers = compact_layers(self.layers, DenseChain, is_chain, join_chains, _compact_copy)
         return Sequential(*layers, seed=self.seed)
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
@@ -218,7 +180,7 @@ class Sequential(Container):
 
     def _path(self, step: int) -> str:
         # of layers that run as one chain the first one's
-        paths = chain_plan(_leaves(self.layers), lambda leaf: _is_chain(leaf[1]), lambda run: run[0])
+        paths = chain_plan(_leaves(self.layers), lambda leaf: is_chain(leaf[1]), lambda run: run[0])
         return paths[step][0]
 
     def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
@@ -254,33 +216,16 @@ class Sequential(Container):
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
         # the models that a forward calls, in order; and the chain, if that is all there is
-        self._plan = chain_plan([layer for _, layer in _leaves(self.layers)], _is_chain, join_chains)
-        for step, part in _slices(self._plan):
+        self._plan = chain_plan([layer for _, layer in _leaves(self.layers)], is_chain, join_chains)
+        for step, part in slices(self._plan):
             step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
-        self._chain = only if type(only) in CHAINS else None
-
-
-def _is_chain(layer: Model) -> bool:
-    return type(layer) in CHAINS
+        self._chain = only if only is not None and is_chain(only) else None
 
 
 def _compact_copy(layer: Model) -> Model:
     """A copy of a layer that is not dense: of an inner Sequential a compact one."""
     return layer.compact() if type(layer) is Sequential else deepcopy(layer)
-
-
-def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
-    """Chains that follow each other as one chain; `_bind_parameters` binds it to the memory of their parameters."""
-    if len(chains) == 1:
-        return chains[0]
-    first = chains[0]
-    whole = object.__new__(type(first))
-    whole._name = DenseChain._name
-    sizes = [first.n_in, *(n for chain in chains for n in chain.sizes[1:])]
-    activations = [f for chain in chains for f in chain._activations]
-    whole._set_layers(sizes, activations, [bias for chain in chains for bias in chain._has_bias], first.dtype, None)
-    return whole
 
 
 def _leaves(layers: Sequence[Model], path: str = "") -> list[tuple[str, Model]]:

@@ -14,7 +14,8 @@ from fastgrad.functional.geometry import Pair
 from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import Activation, Geometry
 from fastgrad.nn.context import ForwardContext
-from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import views
+from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
 
 
 @foreign_keywords

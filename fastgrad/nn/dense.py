@@ -17,7 +17,8 @@ from fastgrad.kernels.types import SIGMOID, SOFTMAX, Activation
 from fastgrad.nn import summary
 from fastgrad.nn.compaction import compact_chain
 from fastgrad.nn.context import IDENTITY, ForwardContext, activation_name
-from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward, views
+from fastgrad.nn.model import Model, views
+from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
 from fastgrad.nn.sequence import TimeRows
 
 

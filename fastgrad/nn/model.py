@@ -1,8 +1,4 @@
-"""Model, the base of all layers: parameters in one flat array, their gradients in another, and named views into both.
-
-StateSnapshot restores what a failed step has changed. ResidualLayer is the base of layers that can add a residual before their activation,
-so that a residual block ends in one fused call.
-"""
+"""Model, the base of all layers: parameters in one flat array, their gradients in another, and named views into both."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.kernels.types import Activation
 from fastgrad.nn import summary
-from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name, before_loss
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name
 
 
 class Model:
@@ -277,25 +272,6 @@ class Model:
         self._set_mask(self._mask)
 
 
-class StateSnapshot:
-    """Statistics and generators of a model, to be restored if a forward in training that changes them fails."""
-
-    def __init__(self, model: Model) -> None:
-        self._statistics = [(a, a.copy()) for a in model.statistics().values()]
-        self._generators = [(g, g.bit_generator.state) for g in model._generators()]
-
-    def restore_unless(self, fine: Any) -> None:
-        """Restore statistics on a GPU where `fine`, an array () of bool, is False; the host does not wait. Generators stay."""
-        for a, before in self._statistics:
-            a[...] = np.where(fine, a, before)
-
-    def restore(self) -> None:
-        for a, before in self._statistics:
-            a[...] = before
-        for g, state in self._generators:
-            g.bit_generator.state = state
-
-
 def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Views of these shapes into flat, one after the other."""
     found, offset = {}, 0
@@ -304,24 +280,3 @@ def views(flat: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         found[name] = flat[offset : offset + size].reshape(shape)
         offset += size
     return found
-
-
-# (dx, dresidual) of dy; dresidual may be anything without a residual, and dx without want_dx
-ResidualLayerBackward = Callable[[np.ndarray], tuple[Any, Any]]
-
-
-class ResidualLayer(Model):
-    """Base of layers y = act(f(x) + residual), with f what the layer computes; `output` is the layer's activation."""
-
-    def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        y, _, backward = self._forward(x, ForwardContext(training, logits))
-        return y, backward
-
-    def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
-        y, backward = self._forward_residual(x, context, before_loss(self.output, context.logits))
-        return y, None, lambda dy: backward(dy)[0]
-
-    def _forward_residual(
-        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
-    ) -> tuple[np.ndarray, ResidualLayerBackward]:
-        raise NotImplementedError

@@ -8,9 +8,11 @@ from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import Activation
 from fastgrad.nn import summary
-from fastgrad.nn.container import Container, Sequential, check_children
+from fastgrad.nn.children import check_children
+from fastgrad.nn.container import Container, Sequential
 from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name, before_loss
-from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
+from fastgrad.nn.model import Model
+from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
 
 # the step of the shortcut, beside those of the body, which count from 0
 SHORTCUT = -1

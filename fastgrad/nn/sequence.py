@@ -15,7 +15,9 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
 from fastgrad.functional.packing import PackedBatch, above, checked_lengths, pack, packed_batch, unpack
 from fastgrad.nn.context import Backward, ForwardContext
-from fastgrad.nn.model import Model, ResidualLayerBackward, StateSnapshot
+from fastgrad.nn.model import Model
+from fastgrad.nn.residual_layer import ResidualLayerBackward
+from fastgrad.nn.state_snapshot import StateSnapshot
 
 
 class SequenceModel(Model):

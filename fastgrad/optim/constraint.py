@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.functional.clip import PER, units
+from fastgrad.functional.clip import PER
+from fastgrad.functional.units import unit_counts
 from fastgrad.kernels import types
 
 
@@ -92,7 +93,7 @@ class MaxNorm(Constraint):
 
     def over(self, op: str, name: str, arrays: list[np.ndarray]) -> types.Constraint:
         weights = np.array([a.ndim > 1 for a in arrays], np.int64)  # (n,)
-        widths = weights * units(op, name, arrays) if self.per == "unit" else weights
+        widths = weights * unit_counts(op, name, arrays) if self.per == "unit" else weights
         kind = types.MAX_NORM if self.per == "all" else types.MAX_NORM_EACH
         return types.Constraint(kind, float(self.max_norm), widths)
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from fastgrad.core import check
-from fastgrad.optim import Optimizer
+from fastgrad.optim.optimizer import Optimizer
 
 NO_LOCK = nullcontext()
 CLIP_NORM = "The largest norm of the gradient; infinity where nothing is clipped."

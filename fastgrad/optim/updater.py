@@ -14,8 +14,8 @@ from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
-from fastgrad.optim import Optimizer
 from fastgrad.optim.constraint import Constraint, kernel_constraint
+from fastgrad.optim.optimizer import Optimizer
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
 
 

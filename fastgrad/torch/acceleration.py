@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
-from fastgrad.torch.choice import Choice
+from fastgrad.torch.choice import Choice, ModelChoice
 from fastgrad.torch.fusion import ResidualPattern
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
+from fastgrad.torch.model_replacement import ModelReplacement
 from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
-from fastgrad.torch.report import Report, stored_choices
+from fastgrad.torch.report import WHOLE, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.runs import Run, SequentialReplacement
 from fastgrad.torch.tensors import FLOATS
@@ -33,9 +34,10 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     replaced as a whole.
 
     At its first call with a shape, in training or evaluation, each of them is timed both ways, on copies, and then goes the
-    faster way. The report says which. Which one it is may differ from run to run, and with it the last digits of results:
-    give a stored report, or False. Nothing is timed under torch.compile, autocast, a checkpoint or
-    torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
+    faster way. The next calls of the model, about ten, go in turns with all of them and by PyTorch's layers alone: where
+    PyTorch is faster in the whole, it stays PyTorch. The report says which. Which one it is may differ from run to run, and
+    with it the last digits of results: give a stored report, or False. Nothing is timed under torch.compile, autocast, a
+    checkpoint or torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
     patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
@@ -74,6 +76,8 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     for name, module in model.named_modules():
         if module not in handled:
             handled |= _replace(name, module, report, choose is not False)
+    if choose is not False:
+        _compare_whole(model, report)
     try:
         report._use(stored)
     except ValueError:
@@ -119,8 +123,30 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool) -> set
     return set()
 
 
+def _compare_whole(model: nn.Module, report: Report) -> None:
+    """Have a model of more than one unit compare its steps with PyTorch's."""
+    units = list(report._choices.values())
+    whole: Any = report._choices.get(WHOLE)
+    if whole is None:
+        forward = model.__dict__.get("forward")
+        inner = getattr(forward, "__self__", None)
+        if not units or (len(units) == 1 and (inner is not None or isinstance(model, AcceleratedLSTM))):
+            return
+        whole = ModelChoice()
+        _install(WHOLE, ModelReplacement(model, inner, whole), report)
+    for unit in units:
+        unit.whole = None if unit is whole else whole
+
+
 def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement, report: Report) -> set[nn.Module]:
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
+    if isinstance(replacement, ModelReplacement):
+        if name:
+            # the whole is now the model that this is a part of
+            replacement.undo(module)
+            return _replace(name, module, report, True)
+        _record(WHOLE, replacement.choice, partial(replacement.undo, module), report)
+        return set() if replacement.inner is None else _report_again(name, module, replacement.inner, report)
     report.left.append((name, "is accelerated already"))
     _record(name, replacement.choice, partial(replacement.undo, module), report)
     if not isinstance(replacement, SequentialReplacement):

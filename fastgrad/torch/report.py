@@ -9,6 +9,8 @@ from typing import Any
 from fastgrad.torch.choice import WAYS, Choice
 
 NO_NAME = "(the model)"
+# the unit of the whole model's choice
+WHOLE = "(in the whole)"
 FORM = 'a dictionary {unit: {shape and mode: {"way": "fastgrad" or "PyTorch", "ratio": a number or null}}}'
 
 
@@ -53,6 +55,8 @@ class Report:
                     f"  {name or NO_NAME}: {what}",
                     *(f"    {line}" for line in (choice.lines() if choice else [])),
                 ]
+        if WHOLE in self._choices and self._choices[WHOLE].ways:
+            lines += ["in the whole:", *(f"  {line}" for line in self._choices[WHOLE].lines())]
         return "\n".join(lines)
 
     def _use(self, stored: dict[str, dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ dropout. A model loads from either. `save` writes a new file in the same folder,
 one. `load` checks the whole file before it changes anything.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad.core import device
-from fastgrad.core.errstate import silent
 from fastgrad.nn.model import Model, views
+from fastgrad.training.checkpoint_metadata import OPTIMIZER, read_metadata, trainer_metadata
 from fastgrad.training.file_replacement import check_regular, checked_path, os_error, replace_file
+from fastgrad.training.stored_arrays import check_stored, stored_value
 from fastgrad.training.trainer_interface import TrainerInterface as Trainer
 
-DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
-# what is read into float32 or float64, whichever the model has
-FLOATS = "F16", "BF16", "F32", "F64"
-OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
+MASK = "mask."
 # the best weights of a fit with patience
 BEST = "best."
 # float64, in which Adam's corrections are computed, has no larger whole numbers in a row
@@ -77,9 +74,8 @@ def write(
     if isinstance(model, Trainer):
         # a step may be in progress, if this runs in a signal's handler
         with model.lock, model._steps.after_last_update():
-            texts = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
-            texts |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_on_host(_arrays(op, model) | (arrays or {})), texts | (metadata or {}))
+            texts = trainer_metadata(model) | (metadata or {})
+            content = serialized(_on_host(_arrays(op, model) | (arrays or {})), texts)
     else:
         content = serialized(_on_host(_arrays(op, model)))
     try:
@@ -138,7 +134,7 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
             arrays = {name: a for name, a in arrays.items() if not name.startswith(MASK)} | masks
             names = _check(path, arrays, parts, strict)
             arrays = {name: a for name, a in arrays.items() if name in parts}
-            values = {name: _value(path, file, name, parts[name], a.dtype) for name, a in arrays.items()}
+            values = {name: stored_value(path, file, name, parts[name], a.dtype) for name, a in arrays.items()}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"load: {path}: not a whole safetensors file: {error}") from error
@@ -160,7 +156,7 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
         step_count = int(values[OPTIMIZER + "step"][0])
         if not 0 <= step_count < STEPS:
             raise ValueError(f"load: {path}: {OPTIMIZER}step must be at least 0 and below 2**53, got {step_count}")
-        states, val_losses = _metadata(path, model, metadata)
+        states, val_losses = read_metadata(path, model, metadata)
     with model.lock:
         model._refuse_nested("load")
         for generator, state in states:
@@ -171,47 +167,6 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
         _copy(values, {name: a for name, a in arrays.items() if whole or not name.startswith(OPTIMIZER)})
         model.model._set_mask(mask)
     return names
-
-
-def _metadata(
-    path: Any, trainer: Trainer, metadata: dict[str, str]
-) -> tuple[list[tuple[np.random.Generator, dict[str, Any]]], list[float]]:
-    """From the metadata of a trainer's file: the state of each generator, and the validation losses."""
-    if missing := [name for name in (OPTIMIZER + "name", VAL_LOSSES, RNG) if name not in metadata]:
-        raise ValueError(f"load: {path}: the file has no metadata {', '.join(missing)}")
-    if (name := metadata[OPTIMIZER + "name"]) != _optimizer(trainer):
-        raise ValueError(f"load: {path}: the state of {name}, but the trainer's optimizer is {_optimizer(trainer)}")
-    # a model with other dropout layers than the file's keeps its own generators
-    states = [(g, _state(path, name, metadata[name], g)) for name, g in _generators(trainer) if name in metadata]
-    losses = _parse(path, VAL_LOSSES, metadata[VAL_LOSSES])
-    try:
-        if not isinstance(losses, list) or any(type(loss) not in (int, float) for loss in losses):
-            raise ValueError
-        # NaN and infinity are floats too
-        return states, [float(loss) for loss in losses]
-    except (ValueError, OverflowError):
-        raise ValueError(f"load: {path}: metadata {VAL_LOSSES} must be a list of floats") from None
-
-
-def _state(path: Any, name: str, text: str, generator: np.random.Generator) -> dict[str, Any]:
-    """The state of a generator from metadata, after a test in a new generator of the same kind."""
-    state = _parse(path, name, text)
-    trial = type(generator.bit_generator)()
-    try:
-        trial.state = state
-        # an increment of PCG64 is odd; with an even one its period is short
-        if trial.state == state and state["state"]["inc"] % 2 and state["has_uint32"] in (0, 1):
-            return state
-    except (ValueError, TypeError, KeyError, OverflowError):
-        pass
-    raise ValueError(f"load: {path}: metadata {name} must be the state of a {type(trial).__name__} generator")
-
-
-def _parse(path: Any, name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"load: {path}: metadata {name} must be JSON: {error}") from None
 
 
 def _on_host(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -248,15 +203,6 @@ def _mask(path: Any, model: Model | Trainer, pruned: bool) -> np.ndarray | None:
     return device.to_gpu(mask) if model.on_gpu else mask
 
 
-def _optimizer(trainer: Trainer) -> str:
-    return type(trainer.optimizer).__name__
-
-
-def _generators(trainer: Trainer) -> list[tuple[str, np.random.Generator]]:
-    layers = trainer.model._generators()
-    return [(RNG, trainer.rng), *((f"{RNG}.{i}", generator) for i, generator in enumerate(layers))]
-
-
 def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any], strict: bool) -> LoadedNames:
     names = LoadedNames([name for name in arrays if name not in parts], sorted(parts.keys() - arrays))
     if strict and names.missing:
@@ -264,36 +210,9 @@ def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any], stri
     if strict and names.unexpected:
         raise ValueError(f"load: {path}: the model has no {', '.join(names.unexpected)}")
     for name, array in arrays.items():
-        if name not in parts:
-            continue
-        part = parts[name]
-        shape, code = tuple(part.get_shape()), part.get_dtype()
-        if shape != array.shape:
-            raise ValueError(f"load: {path}: {name} must be {array.shape}, got {shape}")
-        if DTYPES.get(code) != array.dtype and not (array.dtype.kind == "f" and code in FLOATS):
-            raise TypeError(f"load: {path}: {name} must be {array.dtype}, got {DTYPES.get(code, code)}")
+        if name in parts:
+            check_stored(path, name, parts[name], array)
     return names
-
-
-@silent
-def _value(path: Any, file: Any, name: str, part: Any, dtype: np.dtype) -> np.ndarray:
-    """An array of the file, in this dtype."""
-    stored = _bfloat16(path, name) if part.get_dtype() == "BF16" else file.get_tensor(name)
-    value = stored.astype(dtype, copy=False)
-    if value is not stored and (np.isfinite(stored) & ~np.isfinite(value)).any():
-        raise ValueError(f"load: {path}: {name} has a value that is infinite in {dtype}")
-    return value
-
-
-def _bfloat16(path: Any, name: str) -> np.ndarray:
-    """An array of bfloat16, which NumPy has not, as float32, of which it is the upper half."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + size + start)
-        upper = np.frombuffer(file.read(end - start), "<u2")
-    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
 def _with_own_masks(model: Model, mask: np.ndarray | None, missing: list[str]) -> np.ndarray | None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.kernels import types
-from fastgrad.nn.model import Model, StateSnapshot
+from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
+from fastgrad.nn.state_snapshot import StateSnapshot
 from fastgrad.schedule import Schedule
 from fastgrad.training.batches import ArraySource, BatchSource, Part, is_source
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size

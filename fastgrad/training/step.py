@@ -3,8 +3,7 @@
 There are two paths. If the model is one chain of dense layers and there is one process, a step is one compiled call, and an epoch is a few:
 Pace says how many batches a call computes. Any other step is forward, loss and backward (of a chain one call), the all-reduce, and
 update_arrays. Both paths read and write the model's flat arrays, keep their scratch memory, and end with a status: if it is not OK,
-parameters and state are as before. The kernel that makes an update counts it, so the count is right wherever an exception comes.
-rule.hyper[0] is the step's learning rate.
+parameters and state are as before. The kernel that makes an update counts it, so the count is right at any exception.
 
 On a GPU the host waits at the end of an epoch only, and for an all-reduce (all_reduce.py). The results and the status of a step stay on the
 GPU, and an update is made only if the one before it was. A health observer is passed to the steps that it measures.
@@ -24,7 +23,8 @@ from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Batches, Net, UpdateRule
 from fastgrad.nn.context import before_loss
-from fastgrad.nn.model import Model, StateSnapshot
+from fastgrad.nn.model import Model
+from fastgrad.nn.state_snapshot import StateSnapshot
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
 from fastgrad.training.data import LOGIT_LOSSES, EpochPlan, TrainingData, select_rows, windows
 from fastgrad.training.gradients import layer_gradients

@@ -572,7 +572,7 @@ def test_the_report_says_what_will_be_chosen_what_was_and_that_it_is_undone(cloc
         "  3 to 4: a dense layer with its activation\n    is chosen at the first call\n"
         "left:\n  2: LayerNorm stays PyTorch's"
     )
-    first, second = (step for step in net.forward.__self__.plan.steps if isinstance(step, Run))
+    first, second = (step for step in net.forward.__self__.inner.plan.steps if isinstance(step, Run))
     end = "1 thread"
     first.choice.stored = {f"5 x 4, training, no gradient of the input, {end}": {"way": "fastgrad", "ratio": 1.424}}
     second.choice.stored = {f"5 x 6, training, {end}": {"way": "PyTorch", "ratio": 0.81}}

@@ -1,6 +1,7 @@
 """Every backend exports the functions of the contract with its arguments, from files of the same name."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,13 @@ def test_at_most_8_arguments_are_positional(name):
 def test_an_op_has_the_same_file_name_everywhere(backend):
     ours, theirs = files(functions(backend)), files(functions(reference))
     assert ours == {name: theirs[name] for name in ours}
+
+
+def test_an_op_has_a_test_file_of_its_name():
+    """The library's own engine has tests by other names."""
+    missing = {
+        name
+        for name in files(functions(reference)).values()
+        if not Path(__file__).with_name(f"test_{name}.py").exists()
+    }
+    assert missing == set()

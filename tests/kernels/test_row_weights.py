@@ -3,26 +3,20 @@
 import numpy as np
 import pytest
 from arrays import bits, numerical_gradient, unwritten
-from chains import clone, random_net, random_target, torch_activation
+from chains import NO_UPDATE, clone, random_problem, torch_activation
 from tolerances import assert_close, relative
 
 from fastgrad.kernels import reference, types
-from fastgrad.kernels.types import ACTIVATIONS, ADAM, LOSSES, OK, SGD, Batches
+from fastgrad.kernels.types import ACTIVATIONS, ADAM, LOSSES, OK, Batches
 
-STILL = {"optimizer": SGD, "hyper": [0.0, 0, 0, 0, 0, 0, 0]}
 WIDTHS = [9, 16, 11]
 
 
 def problem(rng, n, dtype, loss="mse", widths=WIDTHS, **options):
     """(net, x, target, row_weights), one weight in five 0."""
-    net = random_net(rng, widths, ["tanh"] * (len(widths) - 2) + ["identity"], dtype, n, loss=loss, **options)
-    weights = (rng.random(n) * (rng.random(n) > 0.2)).astype(dtype)
-    return (
-        net,
-        rng.standard_normal((n, widths[0])).astype(dtype),
-        random_target(rng, loss, n, widths[-1], dtype),
-        weights,
-    )
+    activations = ["tanh"] * (len(widths) - 2) + ["identity"]
+    net, x, target = random_problem(rng, n, widths, activations, dtype, loss, **options)
+    return net, x, target, (rng.random(n) * (rng.random(n) > 0.2)).astype(dtype)
 
 
 def step(backend, net, x, target, row_weights, l2):
@@ -46,7 +40,7 @@ def whole_loss(record, row_weights, n, l2):
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("l2", [0.0, 0.7])
 def test_reference_gradient_is_the_central_difference(loss, weighted, l2, rng):
-    net, x, target, weights = problem(rng, 6, np.float64, loss, [3, 5, 4], **STILL)
+    net, x, target, weights = problem(rng, 6, np.float64, loss, [3, 5, 4], **NO_UPDATE)
     weights = weights if weighted else None
     step(reference, net, x, target, weights, l2)
     analytic = net.grads.copy()
@@ -59,7 +53,7 @@ def test_reference_gradient_is_the_central_difference(loss, weighted, l2, rng):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("l2", [0.0, 0.7])
 def test_matches_pytorch(backend, dtype, loss, l2, rng, torch):
-    net, x, target, weights = problem(rng, 33, dtype, loss, **STILL)
+    net, x, target, weights = problem(rng, 33, dtype, loss, **NO_UPDATE)
     record = step(backend, net, x, target, weights, l2)
     functions = "cross_entropy binary_cross_entropy_with_logits mse_loss poisson_nll_loss".split()
     function = getattr(torch.nn.functional, functions[net.loss])
@@ -95,7 +89,7 @@ def test_matches_pytorch(backend, dtype, loss, l2, rng, torch):
 )
 @pytest.mark.parametrize("loss", LOSSES)
 def test_matches_the_reference(backend, dtype, n, widths, loss, rng):
-    net, x, target, weights = problem(rng, n, dtype, loss, widths, **STILL)
+    net, x, target, weights = problem(rng, n, dtype, loss, widths, **NO_UPDATE)
     weights[0] = 1
     exact = clone(net)
     for name in ("params", "grads", "state", "work"):
@@ -120,7 +114,7 @@ def test_weights_of_one_change_nothing(backend, dtype, loss, rng):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_row_of_weight_two_is_there_twice_and_one_of_zero_is_not_there(backend, dtype, loss, rng):
-    net, x, target, _ = problem(rng, 33, dtype, loss, **STILL)
+    net, x, target, _ = problem(rng, 33, dtype, loss, **NO_UPDATE)
     weights = rng.integers(0, 3, 33)
     other = clone(net)
     record = step(backend, net, x, target, weights.astype(dtype), 0.5)

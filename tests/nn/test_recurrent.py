@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, with_threads
 from error_messages import refuses
+from lstms import lstm_layer, random_states, sequences
 from tolerances import assert_close
 
 import fastgrad as fg
-from fastgrad.core import allocator
-from fastgrad.core.backend import kernels
 from fastgrad.nn import LSTM, Dense, Sequential
 
 pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
@@ -27,21 +26,6 @@ NETS = {
 TORCH = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b": "bias_ih", "w_proj": "weight_hr"}
 POOLS = [None, "last", "mean"]
 LENGTHS = [None, [4, 0, 7, 1]]
-
-
-def lstm(dtype="float64", seed=1, **options):
-    return LSTM(3, 5, dtype=dtype, seed=seed, **options)
-
-
-def batch(dtype="float64", n=4, steps=7):
-    return np.random.default_rng(2).standard_normal((n, steps, 3)).astype(dtype)
-
-
-def random_state(layer, n=4):
-    rng = np.random.default_rng(6)
-    rows = layer.num_layers * layer.directions, n
-    width = layer.proj_size or layer.hidden_size
-    return tuple(rng.standard_normal((*rows, w)).astype(layer.dtype) for w in (width, layer.hidden_size))
 
 
 def torch_name(name):
@@ -67,8 +51,8 @@ def torch_lstm(torch, layer):
 @pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize("net", NETS)
 def test_outputs_states_and_gradients_are_those_of_pytorch(in_force, dtype, net, states, lengths, training, torch):
-    layer = lstm(dtype, **NETS[net])
-    x, state = batch(dtype), random_state(layer) if states else None
+    layer = lstm_layer(dtype, **NETS[net])
+    x, state = sequences(dtype), random_states(layer) if states else None
     y, backward = layer.forward(x, training, lengths=lengths, state=state)
     dy = np.random.default_rng(3).standard_normal(y.shape).astype(dtype)
     dx = backward(dy)
@@ -99,8 +83,8 @@ def test_outputs_states_and_gradients_are_those_of_pytorch(in_force, dtype, net,
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("net", ["one", "projected"])
 def test_gradients_are_central_differences(in_force, net, pool, lengths, training):
-    layer = lstm(peephole=True, pool=pool, **NETS[net])
-    x, state = batch(), random_state(layer)
+    layer = lstm_layer(peephole=True, pool=pool, **NETS[net])
+    x, state = sequences(), random_states(layer)
     y, backward = layer.forward(x, training, lengths=lengths, state=state)
     dy = np.random.default_rng(4).standard_normal(y.shape)
     dx = backward(dy).copy()
@@ -129,10 +113,10 @@ def flipped(x, lengths):
 @pytest.mark.parametrize("net", ["one", "layers", "projected"])
 def test_reverse_is_the_layer_over_sequences_in_the_reverse_order(in_force, dtype, net, pool, lengths):
     options = {**NETS[net], "bidirectional": False, "peephole": True, "pool": pool}
-    layer, twin = lstm(dtype, reverse=True, **options), lstm(dtype, **options)
+    layer, twin = lstm_layer(dtype, reverse=True, **options), lstm_layer(dtype, **options)
     assert layer.parameters().keys() == twin.parameters().keys()
     assert bits(layer.params) == bits(twin.params)
-    x, state = batch(dtype), random_state(layer)
+    x, state = sequences(dtype), random_states(layer)
     y, backward = layer.forward(x, True, lengths=lengths, state=state)
     expected, twin_backward = twin.forward(flipped(x, lengths), True, lengths=lengths, state=state)
     dy = np.random.default_rng(4).standard_normal(y.shape).astype(dtype)
@@ -153,7 +137,7 @@ def test_reverse_reads_ahead_and_refuses_windows_and_a_second_direction(numpy_ba
     both = LSTM(3, 5, bidirectional=True, seed=0)
     for name in ("w_ih", "w_hh", "b"):
         both.parameters()[f"0.reverse.{name}"][...] = layer.parameters()[f"0.{name}"]
-    x = batch("float32")
+    x = sequences("float32")
     assert_close("lstm", layer.predict(x), both.predict(x)[..., 5:], size=1)
     assert bits(copy.deepcopy(layer).predict(x)) == bits(pickle.loads(pickle.dumps(layer)).predict(x))
     assert bits(copy.deepcopy(layer).predict(x)) == bits(layer.predict(x))
@@ -166,8 +150,8 @@ def test_reverse_reads_ahead_and_refuses_windows_and_a_second_direction(numpy_ba
 @pytest.mark.parametrize("lengths", LENGTHS, ids=["full", "ragged"])
 @pytest.mark.parametrize("net", NETS)
 def test_pools_are_of_the_sequences_own_steps(in_force, dtype, net, lengths):
-    every, last, mean = (lstm(dtype, pool=pool, **NETS[net]) for pool in POOLS)
-    x = batch(dtype)
+    every, last, mean = (lstm_layer(dtype, pool=pool, **NETS[net]) for pool in POOLS)
+    x = sequences(dtype)
     y, (h_n, _) = every.run(x, lengths=lengths)
     ends = lengths or [7] * 4
     for n, end in enumerate(ends):
@@ -183,15 +167,15 @@ def test_pools_are_of_the_sequences_own_steps(in_force, dtype, net, lengths):
 
 
 def test_names_shapes_and_sizes():
-    layer = lstm(num_layers=2, bidirectional=True, proj_size=2, peephole=True)
+    layer = lstm_layer(num_layers=2, bidirectional=True, proj_size=2, peephole=True)
     shapes = {name: a.shape for name, a in layer.parameters().items()}
     first = {"w_ih": (3, 20), "w_hh": (2, 20), "b": (20,), "peephole": (3, 5), "w_proj": (5, 2)}
     second = {**first, "w_ih": (4, 20)}
     ways = {"0.": first, "0.reverse.": first, "1.": second, "1.reverse.": second}
     assert shapes == {way + name: shape for way, arrays in ways.items() for name, shape in arrays.items()}
     assert (layer.n_in, layer.n_out) == (3, 4)
-    assert list(lstm().parameters()) == ["0.w_ih", "0.w_hh", "0.b"]
-    assert lstm().n_out == 5
+    assert list(lstm_layer().parameters()) == ["0.w_ih", "0.w_hh", "0.b"]
+    assert lstm_layer().n_out == 5
     for arrays, flat in ((layer.parameters(), layer.params), (layer.gradients(), layer.grads)):
         assert bits(np.concatenate([a.ravel() for a in arrays.values()])) == bits(flat)
         assert all(np.shares_memory(a, flat) for a in arrays.values())
@@ -216,7 +200,7 @@ def test_initial_values_are_uniform_and_the_forget_bias_is_added(dtype):
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize("net", NETS)
 def test_forward_predict_run_and_call_agree(in_force, dtype, net):
-    layer, x = lstm(dtype, **NETS[net]), batch(dtype)
+    layer, x = lstm_layer(dtype, **NETS[net]), sequences(dtype)
     for lengths in LENGTHS:
         y, _ = layer.forward(x, lengths=lengths)
         found = [
@@ -233,7 +217,7 @@ def test_forward_predict_run_and_call_agree(in_force, dtype, net):
 @pytest.mark.parametrize("window", [1, 3, 7])
 @pytest.mark.parametrize("net", ["one", "layers"])
 def test_windows_that_pass_their_state_on_are_the_whole_sequence(in_force, dtype, net, window):
-    layer, x = lstm(dtype, **NETS[net]), batch(dtype)
+    layer, x = lstm_layer(dtype, **NETS[net]), sequences(dtype)
     lengths = np.array([4, 0, 7, 1])
     for ends in (None, lengths):
         expected, last = layer.run(x, lengths=ends)
@@ -250,7 +234,7 @@ def test_windows_that_pass_their_state_on_are_the_whole_sequence(in_force, dtype
 @pytest.mark.emulated(0)
 def test_a_sequential_runs_from_the_states_of_its_layers(in_force):
     model = Sequential(LSTM(3, 5, 2), Dense(5, 4, "tanh"), LSTM(4, 2), Dense(2, 3, "softmax"), seed=1)
-    x = batch("float32")
+    x = sequences("float32")
     expected = model.predict(x)
     state, found = None, []
     for t in range(7):
@@ -261,10 +245,10 @@ def test_a_sequential_runs_from_the_states_of_its_layers(in_force):
 
 
 def test_states_begin_as_zeros_and_are_not_written(in_force):
-    layer, x = lstm(num_layers=2), batch()
-    zeros = tuple(np.zeros_like(a) for a in random_state(layer))
+    layer, x = lstm_layer(num_layers=2), sequences()
+    zeros = tuple(np.zeros_like(a) for a in random_states(layer))
     assert bits(layer.run(x, zeros)[0]) == bits(layer.predict(x))
-    state = random_state(layer)
+    state = random_states(layer)
     before = [bits(a) for a in (*state, x)]
     _, ends = layer.run(x, state)
     layer.forward(x, True, state=state)[1](layer.predict(x))
@@ -272,56 +256,10 @@ def test_states_begin_as_zeros_and_are_not_written(in_force):
     assert not any(np.shares_memory(a, b) for a in ends for b in state)
 
 
-def calls(monkeypatch, *names):
-    """The arguments with which kernels of these names are called from now on."""
-    found = {name: [] for name in names}
-    for name in names:
-        inner = getattr(kernels(), name)
-
-        def seen(*arguments, name=name, inner=inner):
-            found[name].append(arguments)
-            return inner(*arguments)
-
-        monkeypatch.setattr(kernels(), name, seen)
-    return found
-
-
-@pytest.mark.emulated(0)
-def test_rows_are_copied_on_the_way_in_and_out_alone(in_force, monkeypatch):
-    layer, x = lstm(num_layers=3, bidirectional=True), batch()
-    found = calls(monkeypatch, "gather_rows", "scatter_rows")
-    y, backward = layer.forward(x, True)
-    backward(y)
-    assert [len(seen) for seen in found.values()] == [1, 0]
-    y, backward = layer.forward(x, True, lengths=[4, 2, 7, 1])
-    backward(y)
-    assert [len(seen) for seen in found.values()] == [3, 2]
-    stacked = Sequential(LSTM(3, 5, 1, True), LSTM(10, 5, 1, True), Dense(10, 2), LSTM(2, 2), seed=0)
-    y, backward = stacked.forward(x.astype(np.float32), True)
-    backward(y)
-    assert [len(seen) for seen in found.values()] == [4, 2]
-
-
-def test_evaluation_keeps_nothing_for_backward(in_force, monkeypatch):
-    layer, x = lstm(num_layers=2), batch()
-    found = calls(monkeypatch, "lstm_forward")["lstm_forward"]
-
-    def saved(arguments):
-        *_, saved, _ = arguments
-        return saved.c, saved.tanh_c
-
-    layer.predict(x)
-    layer.run(x, random_state(layer))
-    assert [saved(arguments) for arguments in found] == [(None, None)] * 4
-    del found[:]
-    layer.forward(x)
-    assert all(a is not None for arguments in found for a in saved(arguments))
-
-
 @pytest.mark.parametrize("shape", [(0, 7, 3), (4, 0, 3), (0, 0, 3)])
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_sequences_and_no_steps(in_force, pool, shape):
-    layer = lstm(num_layers=2, bidirectional=True, pool=pool)
+    layer = lstm_layer(num_layers=2, bidirectional=True, pool=pool)
     y, backward = layer.forward(np.zeros(shape))
     assert y.shape == ((shape[0], 10) if pool else (*shape[:2], 10))
     assert not y.any()
@@ -333,8 +271,8 @@ def test_no_sequences_and_no_steps(in_force, pool, shape):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, pool, layout):
-    layer = lstm(num_layers=2, bidirectional=True, pool=pool)
-    x, state = batch(), random_state(layer)
+    layer = lstm_layer(num_layers=2, bidirectional=True, pool=pool)
+    x, state = sequences(), random_states(layer)
     y, backward = layer.forward(x, state=state)
     dy = np.random.default_rng(4).standard_normal(y.shape)
     expected = [y, backward(dy), layer.grads.copy()]
@@ -347,7 +285,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, pool, layout
 
 
 def test_backward_may_be_called_again_and_results_outside_training_are_independent(in_force):
-    layer, x = lstm(num_layers=2, bidirectional=True), batch()
+    layer, x = lstm_layer(num_layers=2, bidirectional=True), sequences()
     y, backward = layer.forward(x)
     dy = np.random.default_rng(4).standard_normal(y.shape)
     first = backward(dy)
@@ -362,7 +300,7 @@ def test_backward_may_be_called_again_and_results_outside_training_are_independe
 
 @pytest.mark.emulated(0)
 def test_dropout_is_for_training_alone_and_from_the_seed(in_force):
-    x = batch("float32")
+    x = sequences("float32")
     layer, same, other = (LSTM(3, 5, 2, dropout=0.5, seed=seed) for seed in (1, 1, 2))
     other.params[...] = layer.params
     plain = LSTM(3, 5, 2, seed=1)
@@ -381,7 +319,7 @@ def test_dropout_is_for_training_alone_and_from_the_seed(in_force):
 
 
 def test_dropout_is_the_same_on_any_number_of_threads(cpu):
-    x = batch("float32", 64, 50)
+    x = sequences("float32", 64, 50)
 
     def found():
         layer = LSTM(3, 40, 2, True, dropout=0.5, seed=1)
@@ -395,8 +333,8 @@ def test_dropout_is_the_same_on_any_number_of_threads(cpu):
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_through_dropout_are_central_differences(in_force, pool):
-    layer = lstm(num_layers=2, bidirectional=True, dropout=0.5, pool=pool)
-    x, before = batch(), layer._rng.bit_generator.state
+    layer = lstm_layer(num_layers=2, bidirectional=True, dropout=0.5, pool=pool)
+    x, before = sequences(), layer._rng.bit_generator.state
 
     def forward():
         layer._rng.bit_generator.state = before
@@ -413,7 +351,7 @@ def test_gradients_through_dropout_are_central_differences(in_force, pool):
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(in_force):
     if in_force == "numpy":
         pytest.skip("NumPy's products depend on the number of rows")
-    x = batch("float32", 9, 30)
+    x = sequences("float32", 9, 30)
     lengths = np.array([3, 30, 0, 7, 29, 30, 1, 16, 8])
     for pool in POOLS:
         layer = LSTM(3, 20, 2, True, pool=pool, seed=1)
@@ -427,9 +365,9 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(in_force):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("whole", [False, True])
 def test_copies_are_whole_and_apart(in_force, whole, copied):
-    layer = lstm(num_layers=2, bidirectional=True, peephole=True, pool="mean")
+    layer = lstm_layer(num_layers=2, bidirectional=True, peephole=True, pool="mean")
     model = Sequential(layer, Dense(10, 3, dtype="float64")) if whole else layer
-    x = batch()
+    x = sequences()
     model.forward(x, True)
     twin = copied(model)
     before = bits(model(x))
@@ -444,7 +382,7 @@ def test_copies_are_whole_and_apart(in_force, whole, copied):
 
 
 def test_saved_and_loaded(tmp_path, dtype):
-    layer = lstm(dtype, num_layers=2, bidirectional=True, proj_size=2, peephole=True)
+    layer = lstm_layer(dtype, num_layers=2, bidirectional=True, proj_size=2, peephole=True)
     fg.save(tmp_path / "layer", layer)
     values = layer.params.copy()
     layer.params[...] = 0
@@ -452,7 +390,7 @@ def test_saved_and_loaded(tmp_path, dtype):
     assert bits(layer.params) == bits(values)
     message = f"load: {tmp_path / 'layer'}: the model has no 0.reverse.b, 0.reverse.peephole"
     with pytest.raises(ValueError, match=message):
-        fg.load(tmp_path / "layer", lstm(dtype, num_layers=2, proj_size=2, peephole=True))
+        fg.load(tmp_path / "layer", lstm_layer(dtype, num_layers=2, proj_size=2, peephole=True))
 
 
 def test_bad_settings():
@@ -473,7 +411,7 @@ def test_bad_settings():
 
 
 def test_bad_input_changes_nothing(in_force):
-    layer, x = lstm(num_layers=2, bidirectional=True), batch()
+    layer, x = lstm_layer(num_layers=2, bidirectional=True), sequences()
     before = bits(layer.params), bits(layer.grads)
     for call in (layer.forward, layer.predict, layer.run):
         refuses(ValueError, "LSTM: x must be (N, T, C) = (_, _, 3), got (4, 7)", call, x[:, :, 0])
@@ -486,7 +424,7 @@ def test_bad_input_changes_nothing(in_force):
         refuses(ValueError, "LSTM: lengths must be in 0..7, got 8 at index 1", call, x, lengths=[1, 8, 3, 2])
     message = "LSTM.predict: lengths must be integers (N,) = (4,), got (5,)"
     refuses(ValueError, message, layer.predict, x, 3, lengths=[1] * 5)
-    h, c = random_state(layer)
+    h, c = random_states(layer)
     for call in (layer.forward, layer.run):
         message = "LSTM: state[0] must be (layers, N, P) = (4, 4, 5), got (2, 4, 5)"
         refuses(ValueError, message, call, x, state=(h[:2], c))
@@ -507,40 +445,6 @@ def test_bad_input_changes_nothing(in_force):
     refuses(ValueError, message, rows.run, x[:, 0].astype(np.float32), [None])
     model = Sequential(LSTM(3, 2), Dense(2, 2))
     refuses(ValueError, "Sequential: state must have length 2, got 1", model.run, x.astype(np.float32), [None])
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"peephole": True}, {"proj_size": 3}, {"peephole": True, "bidirectional": True}]
-)
-def test_training_takes_the_gates_memory_and_makes_the_same_gradients(in_force, dtype, rng, options):
-    model = fg.nn.LSTM(4, 9, num_layers=2, dtype=dtype.name, **options)
-    x = rng.standard_normal((5, 7, 4)).astype(dtype)
-    found = []
-    for training in (False, True):
-        y, backward = model.forward(x, training, lengths=[7, 2, 0, 5, 7])
-        dx = backward(np.cos(y))
-        found.append([bits(a) for a in (y, dx, model.grads)])
-    assert found[0] == found[1]
-    with pytest.raises(RuntimeError, match="backward has run"):
-        backward(np.cos(y))
-
-
-def test_no_more_is_held_for_backward_than_gates_cells_and_the_input(in_force, rng, monkeypatch):
-    # powers of two, which memory does not round
-    rows, columns, hidden = 8 * 64, 16, 32
-    model = fg.nn.LSTM(columns, hidden)
-    monkeypatch.setattr(allocator, "LARGE", 1)
-    monkeypatch.setattr(allocator, "_memory", allocator.Allocator())
-    y, _backward = model.forward(rng.standard_normal((8, 64, columns), np.float32), training=True)
-    lent = [
-        (size, count > allocator.FREE)
-        for size, blocks in allocator._memory._blocks.items()
-        for count in allocator.counts(blocks, len(blocks))
-    ]
-    # those it begins with; the last ones are let go with the state
-    states = 2 * 8 * hidden
-    held = sum(size for size, is_lent in lent if is_lent) // 4 - y.size - states
-    assert held == rows * (4 * hidden + hidden + hidden + columns)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 2, "peephole": True}])

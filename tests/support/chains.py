@@ -9,6 +9,10 @@ from arrays import unwritten
 from fastgrad.kernels import types
 from fastgrad.kernels.types import ACTIVATIONS
 
+TARGETS = ("cross_entropy", "one_hot", "binary_cross_entropy", "mse", "poisson_nll")
+# rates of 0, so that a step only takes the gradient
+NO_UPDATE = {"optimizer": types.SGD, "hyper": [0.0, 0, 0, 0, 0, 0, 0]}
+
 
 @dataclass
 class Chain:
@@ -192,6 +196,14 @@ def random_target(rng, loss, n, classes, dtype, one_hot=False):
     if loss == "poisson_nll":
         return rng.poisson(2, (n, classes)).astype(dtype)
     return rng.standard_normal((n, classes)).astype(dtype)
+
+
+def random_problem(rng, n, widths, activations, dtype, target="mse", **options):
+    """(net, x, target) of a net that is trained; target is one of TARGETS."""
+    loss = "cross_entropy" if target == "one_hot" else target
+    net = random_net(rng, widths, activations, dtype, n, loss=loss, **options)
+    x = rng.standard_normal((n, widths[0])).astype(dtype)
+    return net, x, random_target(rng, loss, n, widths[-1], dtype, one_hot=target == "one_hot")
 
 
 def torch_activation(activation, z):

@@ -178,3 +178,21 @@ def assert_all_close(found, expected, least=0, scale=1):
     for name, actual in found.items():
         size = np.abs(expected[name][np.isfinite(expected[name])]).max(initial=least)
         assert_close("lstm", actual, expected[name], scale * size)
+
+
+def lstm_layer(dtype="float64", seed=1, **options):
+    """A small layer; options are those of fg.nn.LSTM."""
+    return fg.nn.LSTM(3, 5, dtype=dtype, seed=seed, **options)
+
+
+def sequences(dtype="float64", n=4, steps=7):
+    """A batch for lstm_layer."""
+    return np.random.default_rng(2).standard_normal((n, steps, 3)).astype(dtype)
+
+
+def random_states(layer, n=4):
+    """h and c of a layer."""
+    rng = np.random.default_rng(6)
+    rows = layer.num_layers * layer.directions, n
+    width = layer.proj_size or layer.hidden_size
+    return tuple(rng.standard_normal((*rows, w)).astype(layer.dtype) for w in (width, layer.hidden_size))
