@@ -12,6 +12,8 @@ from torch import nn
 
 from fastgrad.torch.fusion import ChainStep, ConvolutionStep, ResidualPattern
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
+from fastgrad.torch.graph import ConvNode, Graph
+from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
 from fastgrad.torch.replacement import (
     LSTM_FORWARD,
     AcceleratedLSTM,
@@ -86,11 +88,27 @@ def accelerate(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    report, handled = Report(), set()
+    report, handled, graphs = Report(), set(), graphs_of(model)
+    nodes = {layer: node for graph in graphs.values() for node in graph.fused for layer in node.layers}
     for name, module in model.named_modules():
-        if module not in handled:
+        if module not in handled and module not in nodes:
             handled |= _replace(name, module, report)
+    _replace_graphs(model, graphs, handled, report)
     return report
+
+
+def _replace_graphs(model: nn.Module, graphs: dict[nn.Module, Graph], handled: set[nn.Module], report: Report) -> None:
+    """Replace the forwards of modules that have a graph, and report what is fused only there."""
+    names = {module: name for name, module in model.named_modules()}
+    for module, graph in graphs.items():
+        if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), GraphReplacement):
+            continue
+        nodes = [node for node in graph.fused if not handled.issuperset(node.layers)]
+        for node in nodes:
+            inside = dict.fromkeys((names[node.layers[0]], names[node.layers[-1]]))
+            report.replaced.append(("..".join(inside), str(node)))
+        if nodes or any(isinstance(node, ConvNode) for node in graph.fused):
+            _install(module, GraphReplacement(module), report)
 
 
 def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:

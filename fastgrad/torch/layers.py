@@ -26,9 +26,9 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
 }
 # what an instance has only if someone put it there in the place of its class's
-PATCHES = (
+PATCHES = frozenset((
     "forward", "_call_impl", "_compiled_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "_check_input_dim",
-)  # fmt: skip
+))  # fmt: skip
 # the dictionaries of hooks on all modules
 GLOBAL_HOOKS: list[Any] = [
     getattr(torch.nn.modules.module, f"_global_{name}_hooks")
@@ -60,7 +60,7 @@ METHODS: dict[Any, tuple[Any, ...]] = {
 }
 
 
-def _unpatched(kind: Any) -> bool:
+def unpatched(kind: Any) -> bool:
     """Whether a known class still computes with these methods. Spelled out, so that torch.compile can trace it."""
     forward, call, implementation, wrapped, last = METHODS[kind]
     if kind is nn.Conv2d:
@@ -84,7 +84,7 @@ def known_class(layer: Any) -> type[nn.Module] | None:
     Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too.
     """
     kind = type(layer)
-    if kind not in METHODS or not _unpatched(kind):
+    if kind not in METHODS or not unpatched(kind):
         return None
     if has_hooks(layer):
         return None
@@ -153,6 +153,11 @@ def has_hooks(layer: nn.Module) -> bool:
         or hooks["_backward_hooks"]
         or hooks["_backward_pre_hooks"]
     )
+
+
+def hooks_of(layer: nn.Module) -> list[dict[int, Any]]:
+    """The dictionaries of a layer's own hooks."""
+    return [layer.__dict__[f"_{name}_hooks"] for name in ("forward", "forward_pre", "backward", "backward_pre")]
 
 
 def pointwise_activation(layer: Any) -> str | tuple[str, float] | None:

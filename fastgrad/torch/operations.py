@@ -1,0 +1,180 @@
+"""What the operations of a Tape are: activations, sums, operations on images in any memory format; and CallNode, which calls one as it is."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastgrad.torch.layers import PATCHES, has_hooks, known_class, pointwise_activation
+from fastgrad.torch.stand_ins import Method, Value
+from fastgrad.torch.tape import Operation, Read
+from fastgrad.torch.tensors import in_memory_format
+
+Tensor = torch.Tensor
+# activations as functions or methods, which end with _ in place, and their parameter with its default
+ACTIVATIONS: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(("relu", "relu6", "silu", "sigmoid", "tanh", "selu"), ("", None)),
+    "leaky_relu": ("negative_slope", 0.01),
+    "elu": ("alpha", 1.0),
+    "gelu": ("approximate", "none"),
+}
+ADDITIONS = {"add", "add_", "iadd"}
+# operations that make a new tensor, or write in place, and whose values do not depend on the memory format of images, which it follows
+AGNOSTIC = {
+    *ACTIVATIONS,
+    *"hardswish hardsigmoid hardtanh mish softplus logsigmoid clamp exp log sqrt rsqrt abs neg pow square softmax".split(),
+    *"add sub mul truediv div maximum minimum iadd isub imul itruediv cat concat mean sum amax amin".split(),
+    *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate conv2d batch_norm dropout2d pad".split(),
+}
+# what makes no tensor, or one that shares its memory with the argument
+VIEWS = set(
+    "size dim numel getattr getitem flatten view reshape permute transpose chunk split squeeze unsqueeze contiguous".split()
+)
+AGNOSTIC_LAYERS = {
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Mish,
+    nn.Softplus, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.Dropout2d, nn.Dropout, nn.ZeroPad2d,
+}  # fmt: skip
+
+
+def name_of(operation: Operation) -> str:
+    """The name of a function or method of PyTorch's, or of an operator; "" for anything else."""
+    function = operation.function
+    if isinstance(function, Method):
+        return function.name
+    if operation.module is not None or isinstance(function, Read):
+        return ""
+    package = (getattr(function, "__module__", None) or "").partition(".")[0]
+    return function.__name__ if package in ("torch", "_operator") or function is getattr else ""
+
+
+def is_known_layer(layer: Any) -> bool:
+    """Whether a layer is PyTorch's own, one of those whose operation does not depend on the memory format."""
+    if known_class(layer) is not None:
+        return True
+    if type(layer) not in AGNOSTIC_LAYERS or has_hooks(layer) or not PATCHES.isdisjoint(layer.__dict__):
+        return False
+    # what it drops depends on the order in memory
+    return type(layer) is not nn.Dropout or not layer.training
+
+
+def is_agnostic(operation: Operation) -> bool:
+    """Whether an operation may get images with channels last in memory where PyTorch's would be contiguous."""
+    if operation.module is not None:
+        return is_known_layer(operation.module)
+    name = name_of(operation)
+    if name == "getattr" or name in ("size", "dim", "numel"):
+        return True
+    if name == "dropout":
+        return operation.kwargs.get("training", True) is False
+    return name.rstrip("_") in AGNOSTIC
+
+
+def is_pure(operation: Operation) -> bool:
+    """Whether an operation writes to none of its arguments."""
+    name = name_of(operation)
+    is_in_place = operation.kwargs.get("inplace", False) or any(a is True for a in operation.args[1:])
+    if operation.module is not None:
+        return is_known_layer(operation.module) and not getattr(operation.module, "inplace", False)
+    is_known = name in VIEWS or (name in AGNOSTIC and name not in ("iadd", "isub", "imul", "itruediv"))
+    return not is_in_place and (is_known or isinstance(operation.function, Read))
+
+
+def known_layer(operation: Operation) -> type[nn.Module] | None:
+    """The class of the layer of PyTorch's own that an operation calls with one argument, or None."""
+    is_call = operation.module is not None and len(operation.args) == 1 and not operation.kwargs
+    return known_class(operation.module) if is_call else None
+
+
+def is_addition(operation: Operation) -> bool:
+    """Whether an operation adds two values."""
+    two = len(operation.args) == 2 and not operation.kwargs and all(isinstance(a, Value) for a in operation.args)
+    return two and name_of(operation) in ADDITIONS
+
+
+def activation_name(operation: Operation) -> str | tuple[str, float] | None:
+    """The activation that an operation computes of its one tensor, as fastgrad names it, or None."""
+    first, *rest = (*operation.args, None)
+    rest, kwargs = rest[:-1], dict(operation.kwargs)
+    if not isinstance(first, Value):
+        return None
+    if operation.module is not None:
+        is_plain = not rest and not kwargs and known_class(operation.module) is not None
+        return pointwise_activation(operation.module) if is_plain else None
+    name = name_of(operation).rstrip("_")
+    if name not in ACTIVATIONS:
+        return None
+    kwargs.pop("inplace", None)
+    parameter, value = ACTIVATIONS[name]
+    if parameter:
+        value = kwargs.pop(parameter, rest.pop(0) if rest else value)
+    if kwargs or not all(isinstance(r, bool) for r in rest) or isinstance(value, Value):
+        return None
+    if name == "gelu":
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(value)
+    if not parameter:
+        return name
+    return (name, float(value)) if value >= 0 else None
+
+
+def values_of(structure: Any) -> Iterator[int]:
+    """The indices of the values in a nested structure."""
+    if isinstance(structure, Value):
+        yield structure.fg_index
+    elif isinstance(structure, slice):
+        yield from values_of((structure.start, structure.stop, structure.step))
+    elif isinstance(structure, tuple | list | dict):
+        for item in structure.values() if isinstance(structure, dict) else structure:
+            yield from values_of(item)
+
+
+def filled(structure: Any, values: list[Any]) -> Any:
+    """A nested structure with tensors in the place of its values."""
+    if isinstance(structure, Value):
+        return values[structure.fg_index]
+    if isinstance(structure, slice):
+        return slice(*filled((structure.start, structure.stop, structure.step), values))
+    if isinstance(structure, dict):
+        return {key: filled(item, values) for key, item in structure.items()}
+    if isinstance(structure, tuple | list) and not isinstance(structure, torch.Size):
+        items = [filled(item, values) for item in structure]
+        return type(structure)(*items) if hasattr(structure, "_fields") else type(structure)(items)
+    return structure
+
+
+def shown(indices: list[int] | tuple[int, ...], values: list[Any], hidden: list[bool]) -> None:
+    """Give values, where they are hidden, the memory format of PyTorch's."""
+    for i in indices:
+        if hidden[i]:
+            values[i], hidden[i] = in_memory_format(values[i], False), False
+
+
+class CallNode:
+    """The call of an operation as it is."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation, self.output, self.dead = operation, operation.output, list[int]()
+        self.inputs = list(dict.fromkeys(values_of((operation.args, operation.kwargs))))
+        self.is_agnostic = is_agnostic(operation)
+        self._is_flat = not operation.kwargs and all(isinstance(a, Value) for a in operation.args)
+
+    def run(self, values: list[Any], hidden: list[bool]) -> None:
+        """Write the output into values, and whether it is hidden."""
+        function, args, kwargs, _, output = self.operation
+        is_hidden = any(hidden[i] for i in self.inputs)
+        if is_hidden and not (self.is_agnostic and all(hidden[i] or _is_contiguous(values[i]) for i in self.inputs)):
+            shown(self.inputs, values, hidden)
+            is_hidden = False
+        y = function(*[values[i] for i in self.inputs]) if self._is_flat else function(*filled(args, values), **filled(kwargs, values))
+        if is_hidden and isinstance(y, tuple):
+            y = type(y)(in_memory_format(item, False) if isinstance(item, Tensor) else item for item in y)
+        values[output] = y
+        hidden[output] = is_hidden and isinstance(y, Tensor) and y.dim() > 2 and _has_channels_last(y)
+
+
+def _is_contiguous(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.is_contiguous()
+
+
+def _has_channels_last(y: Tensor) -> bool:
+    return not y.is_contiguous() or (y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last))
