@@ -105,10 +105,17 @@ def _replace_graphs(model: nn.Module, graphs: dict[nn.Module, Graph], handled: s
             continue
         nodes = [node for node in graph.fused if not handled.issuperset(node.layers)]
         for node in nodes:
-            inside = dict.fromkeys((names[node.layers[0]], names[node.layers[-1]]))
-            report.replaced.append(("..".join(inside), str(node)))
+            report.replaced.append((_span(names[node.layers[0]], names[node.layers[-1]]), str(node)))
         if nodes or any(isinstance(node, ConvNode) for node in graph.fused):
             _install(module, GraphReplacement(module), report)
+
+
+def _span(first: str, last: str) -> str:
+    """One name of layers from the first to the last: "stem.0..1" of "stem.0" and "stem.1"."""
+    if first == last:
+        return first
+    parent = first.rpartition(".")[0] + "."
+    return f"{first}..{last.removeprefix(parent) if parent != '.' else last}"
 
 
 def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
@@ -135,8 +142,6 @@ def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
         return _replace_sequential(name, module, report)
     elif (pattern := residual_pattern(module)) is not None:
         return _replace_block(name, module, pattern, report)
-    elif _looks_like_a_block(module):
-        report.left.append((name, "looks like a residual block, but its forward computes something else"))
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):
         report.left.append((name, _why_left(module)))
     return set()
@@ -213,8 +218,3 @@ def _replace_block(name: str, module: nn.Module, pattern: ResidualPattern, repor
     why = "has layers with hooks" if any(map(has_hooks, inside)) else next(filter(None, map(_unsupported, inside)), "")
     report.left.append((name, why or "is a residual block of other layers"))
     return set()
-
-
-def _looks_like_a_block(module: Any) -> bool:
-    kinds = {"conv1": nn.Conv2d, "bn1": nn.BatchNorm2d, "conv2": nn.Conv2d, "bn2": nn.BatchNorm2d}
-    return all(type(getattr(module, name, None)) is kind for name, kind in kinds.items())

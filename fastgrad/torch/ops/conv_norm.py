@@ -20,9 +20,9 @@ from fastgrad.functional import geometry
 from fastgrad.functional.batch_norm import move_statistics
 from fastgrad.kernels.types import Activation, Affine, ConvGradients, Geometry, LayerSaved, NormGradients, Running, Statistics
 from fastgrad.torch.layers import activation_layer
-from fastgrad.torch.ops.conv import _kernel_layout
+from fastgrad.torch.ops.conv import kernel_layout, weight_layout
 from fastgrad.torch.registration import refuse_second_derivative
-from fastgrad.torch.tensors import FLOATS, LAST_AXES, RESULT_SAVED, TENSOR_TYPES, channels_second, is_channels_last, saves_copy
+from fastgrad.torch.tensors import FLOATS, LAST_AXES, RESULT_SAVED, TENSOR_TYPES, channels_second, saves_copy
 
 Tensor = torch.Tensor
 OP = "conv_norm"
@@ -167,7 +167,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Any, residual: Any, layer: ConvNo
 
     def ours() -> tuple[Tensor, Tensor | None]:
         saved = layer_saved(empty((n, *size, outputs), xs.dtype), f)
-        kernels().conv2d_forward(xs, _kernel_layout(weight.detach().numpy()), b, space, added, f, saved)
+        kernels().conv2d_forward(xs, kernel_layout(weight.detach().numpy()), b, space, added, f, saved)
         return channels_second(saved.y), channels_second(saved.z) if f.needs_input else None
 
     def pytorchs() -> tuple[Tensor, Tensor | None]:
@@ -288,13 +288,13 @@ def _conv_gradients(dz: Tensor, x: Any, weight: Tensor, shape: torch.Size, layer
 
     def input_gradient() -> Tensor:
         dx = empty(xs.shape, xs)
-        gradients(_kernel_layout(weight.detach().numpy()), dx, None, None)
+        gradients(kernel_layout(weight.detach().numpy()), dx, None, None)
         return channels_second(dx)
 
     def weight_gradient() -> tuple[Tensor | None, Tensor | None]:
         dw, db = empty(layout, xs) if wants[1] else None, np.empty(layout[3], xs.dtype) if wants[2] else None
         gradients(np.empty(layout, xs.dtype), None, dw, db)
-        return None if dw is None else _weight_layout(dw, weight), None if db is None else torch.from_numpy(db)
+        return None if dw is None else weight_layout(dw, weight), None if db is None else torch.from_numpy(db)
 
     dx = dw = db = None
     ways: Any
@@ -305,9 +305,3 @@ def _conv_gradients(dz: Tensor, x: Any, weight: Tensor, shape: torch.Size, layer
         ways = weight_gradient, lambda: pytorchs([False, wants[1], wants[2]])[1:]
         dw, db = fastest(ways, layer.ways, ("dw", shape, dz.dtype))
     return dx, dw, db
-
-
-def _weight_layout(dw: np.ndarray, weight: Tensor) -> Tensor:
-    """dw (kh, kw, C, K) as a tensor (K, C, kh, kw) with the memory format of the weight, so that autograd need not copy it."""
-    last = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
-    return torch.from_numpy(dw).permute(3, 2, 0, 1).contiguous(memory_format=last)
