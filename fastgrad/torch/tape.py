@@ -77,6 +77,8 @@ class Tape:
         self.entered: list[nn.Module] = []
         self.codes: list[tuple[FunctionType, CodeType]] = []
         self.size, self._dropped = inputs, set[int]()
+        # copies of lists and dictionaries that the code got, with what they are of
+        self._given: list[tuple[Any, Any]] = []
         try:
             self.output = self._copy(self._enter(module, tuple(Value(self, i, True) for i in range(inputs)), {}))
         except Exception as error:
@@ -167,12 +169,19 @@ class Tape:
                     continue
         copy = FunctionType(code.replace(), scope, function.__name__, defaults)
         copy.__kwdefaults__ = function.__kwdefaults__
-        return copy(*args, **kwargs)
+        result = copy(*args, **kwargs)
+        if any(given != value for given, value in self._given):
+            raise RefusedError(f"{function.__qualname__} writes to a list or dictionary")
+        return result
 
     def _stand_in(self, value: Any, owner: ModuleStandIn | None) -> Any:
         """The stand-in of a value; owner: the module of whose class it is an attribute, or None."""
-        if isinstance(value, SETTINGS) or (isinstance(value, tuple | list | dict) and first_value(value) is None):
-            return self._copy(value)
+        if isinstance(value, SETTINGS):
+            return value
+        if isinstance(value, tuple | list | dict):
+            copy = self._copy(value)
+            self._given.append((copy, value))
+            return copy
         if isinstance(value, nn.Module):
             return ModuleStandIn(self, value)
         if isinstance(value, ModuleType):
