@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fastgrad.torch.fusion import ChainStep, ConvolutionStep, ResidualPattern
-from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
-from fastgrad.torch.graph import ConvNode, Graph
+from fastgrad.torch.graph import Graph
 from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
+from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
+from fastgrad.torch.nodes import ConvNode
 from fastgrad.torch.replacement import (
     LSTM_FORWARD,
     AcceleratedLSTM,
@@ -151,6 +152,9 @@ def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement,
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
     report._undo.append(partial(replacement.undo, module))
+    if isinstance(replacement, GraphReplacement):
+        # its children have replacements of their own
+        return set()
     if not isinstance(replacement, SequentialReplacement):
         return set(module.modules())
     return {

@@ -11,74 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.fusion import ChainStep
 from fastgrad.torch.layers import METHODS, NORMS, PATCHES, activation_layer, has_hooks, hooks_of, unpatched
-from fastgrad.torch.operations import (
-    CallNode,
-    activation_name,
-    filled,
-    is_addition,
-    is_known_layer,
-    is_pure,
-    known_layer,
-    shown,
-    values_of,
-)
-from fastgrad.torch.ops.conv_norm import ConvNorm
+from fastgrad.torch.nodes import CallNode, ChainNode, ConvNode, filled, shown
+from fastgrad.torch.operations import activation_name, is_addition, is_known_layer, is_pure, known_layer, values_of
+from fastgrad.torch.ops.conv_norm_layer import ConvNorm
 from fastgrad.torch.tape import METHODS as CALLS
 from fastgrad.torch.tape import Operation, Tape
-from fastgrad.torch.tensors import TENSOR_TYPES, is_channels_last
+from fastgrad.torch.tensors import TENSOR_TYPES
 
 Tensor = torch.Tensor
 # what a module whose code is recorded may not have; its forward may be fastgrad's
 PATCHED = PATCHES - {"forward"}
-
-
-class ConvNode:
-    """act(norm(conv(x)) + residual) as one layer. calls: the same one by one."""
-
-    def __init__(self, operations: list[Operation], layer: ConvNorm, x: int, residual: int | None) -> None:
-        self.calls, self.layer, self.x, self.residual = list(map(CallNode, operations)), layer, x, residual
-        self.output, self.dead = operations[-1].output, [operation.output for operation in operations[:-1]]
-        self.inputs = [x] if residual is None else [x, residual]
-        self.layers = [a for a in (layer.conv, layer.norm) if a is not None]
-
-    def run(self, values: list[Any], hidden: list[bool]) -> None:
-        x, layer = values[self.x], self.layer
-        residual = None if self.residual is None else values[self.residual]
-        if not layer.takes(x, residual):
-            for call in self.calls:
-                call.run(values, hidden)
-            return
-        last = not hidden[self.x] and is_channels_last(x)
-        if not last and layer.conv is not None:
-            last = is_channels_last(layer.conv._parameters["weight"])
-        values[self.output], hidden[self.output] = layer(x, residual), not last and x.dim() > 2
-
-    def __str__(self) -> str:
-        return str(self.layer)
-
-
-class ChainNode:
-    """Dense layers in a row, each with its activation. calls: the same one by one."""
-
-    def __init__(self, operations: list[Operation], pairs: list[tuple[Any, Any]], x: int) -> None:
-        self.calls, self.step, self.x, self.inputs = list(map(CallNode, operations)), ChainStep(pairs), x, [x]
-        self.output, self.dead = operations[-1].output, [operation.output for operation in operations[:-1]]
-        self.layers = self.step.linears
-        self.dtype = self.layers[0].weight.dtype
-
-    def run(self, values: list[Any], hidden: list[bool]) -> None:
-        shown(self.inputs, values, hidden)
-        x = values[self.x]
-        if type(x) in TENSOR_TYPES and x.dtype is self.dtype and x.dim():
-            values[self.output] = self.step(x)
-            return
-        for call in self.calls:
-            call.run(values, hidden)
-
-    def __str__(self) -> str:
-        return str(self.step)
 
 
 class Graph:
@@ -142,7 +85,12 @@ class Graph:
                 return False
         for parameters, name in self._parameters:
             p = parameters[name]
-            if type(p) not in TENSOR_TYPES or p.dtype is not self.dtype or not p.is_cpu or p.layout is not torch.strided:
+            if (
+                type(p) not in TENSOR_TYPES
+                or p.dtype is not self.dtype
+                or not p.is_cpu
+                or p.layout is not torch.strided
+            ):
                 return False
         if any(self._hooks) or not all(map(has_hooks, self._hooked)):
             return False
@@ -180,7 +128,7 @@ def nodes_of(tape: Tape) -> list[Any]:
     for i in values_of(tape.output):
         users.setdefault(i, []).append(len(operations))
     taken: dict[int, Any] = {}
-    for at, operation in enumerate(operations):
+    for at in range(len(operations)):
         if at not in taken and (group := _Group(operations, users, taken, at).node()):
             steps, node = group
             taken.update(dict.fromkeys(steps))
@@ -192,7 +140,9 @@ def nodes_of(tape: Tape) -> list[Any]:
 class _Group:
     """The operations from one on that one node can compute, each the only user of what the one before returns."""
 
-    def __init__(self, operations: list[Operation], users: dict[int, list[int]], taken: dict[int, Any], first: int) -> None:
+    def __init__(
+        self, operations: list[Operation], users: dict[int, list[int]], taken: dict[int, Any], first: int
+    ) -> None:
         self.operations, self.users, self.taken, self.steps = operations, users, taken, [first]
 
     def node(self) -> tuple[list[int], Any] | None:
@@ -217,16 +167,17 @@ class _Group:
         if addition is not None:
             (residual,) = (i for i in values_of(addition.args) if i != before)
         activation = self._next(activation_name)
-        name = "identity" if activation is None else activation_name(activation)
+        name: Any = "identity" if activation is None else activation_name(activation)
         steps = [self.operations[at] for at in self.steps]
-        return self.steps, ConvNode(steps, ConvNorm(conv, norm, name), x, residual)  # type: ignore[arg-type]
+        return self.steps, ConvNode(steps, ConvNorm(conv, norm, name), x, residual)
 
     def _chain(self, x: int) -> tuple[list[int], Any] | None:
         pairs: list[tuple[Any, Any]] = []
         linear: Any = self.operations[self.steps[0]]
         while linear is not None:
             activation = self._next(lambda o: known_layer(o) is nn.Softmax or activation_name(o))
-            pairs.append((linear.module, None if activation is None else activation.module or activation_layer(activation_name(activation))))
+            name: Any = None if activation is None else activation_name(activation)
+            pairs.append((linear.module, activation and (activation.module or activation_layer(name))))
             linear = self._next(lambda o: known_layer(o) is nn.Linear)
         if len(self.steps) == 1:
             return None

@@ -59,7 +59,6 @@ class GraphReplacement(ForwardReplacement):
         self._credit = float(CREDIT)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        module = self.module
         if torch.compiler.is_compiling() or self.stopped or kwargs or len(args) != 1 or needs_original_layers():
             return self._other(*args, **kwargs)
         graph = self._graph() if type(args[0]) in TENSOR_TYPES and skips_dispatcher("graph", args[0]) else None

@@ -1,17 +1,14 @@
-"""What the operations of a Tape are: activations, sums, operations on images in any memory format; and CallNode, which calls one as it is."""
+"""What the operations of a Tape are: activations, sums, operations on images in any memory format."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastgrad.torch.layers import PATCHES, has_hooks, known_class, pointwise_activation
 from fastgrad.torch.stand_ins import Method, Value
 from fastgrad.torch.tape import Operation, Read
-from fastgrad.torch.tensors import in_memory_format
 
-Tensor = torch.Tensor
 # activations as functions or methods, which end with _ in place, and their parameter with its default
 ACTIVATIONS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("relu", "relu6", "silu", "sigmoid", "tanh", "selu"), ("", None)),
@@ -126,55 +123,3 @@ def values_of(structure: Any) -> Iterator[int]:
     elif isinstance(structure, tuple | list | dict):
         for item in structure.values() if isinstance(structure, dict) else structure:
             yield from values_of(item)
-
-
-def filled(structure: Any, values: list[Any]) -> Any:
-    """A nested structure with tensors in the place of its values."""
-    if isinstance(structure, Value):
-        return values[structure.fg_index]
-    if isinstance(structure, slice):
-        return slice(*filled((structure.start, structure.stop, structure.step), values))
-    if isinstance(structure, dict):
-        return {key: filled(item, values) for key, item in structure.items()}
-    if isinstance(structure, tuple | list) and not isinstance(structure, torch.Size):
-        items = [filled(item, values) for item in structure]
-        return type(structure)(*items) if hasattr(structure, "_fields") else type(structure)(items)
-    return structure
-
-
-def shown(indices: list[int] | tuple[int, ...], values: list[Any], hidden: list[bool]) -> None:
-    """Give values, where they are hidden, the memory format of PyTorch's."""
-    for i in indices:
-        if hidden[i]:
-            values[i], hidden[i] = in_memory_format(values[i], False), False
-
-
-class CallNode:
-    """The call of an operation as it is."""
-
-    def __init__(self, operation: Operation) -> None:
-        self.operation, self.output, self.dead = operation, operation.output, list[int]()
-        self.inputs = list(dict.fromkeys(values_of((operation.args, operation.kwargs))))
-        self.is_agnostic = is_agnostic(operation)
-        self._is_flat = not operation.kwargs and all(isinstance(a, Value) for a in operation.args)
-
-    def run(self, values: list[Any], hidden: list[bool]) -> None:
-        """Write the output into values, and whether it is hidden."""
-        function, args, kwargs, _, output = self.operation
-        is_hidden = any(hidden[i] for i in self.inputs)
-        if is_hidden and not (self.is_agnostic and all(hidden[i] or _is_contiguous(values[i]) for i in self.inputs)):
-            shown(self.inputs, values, hidden)
-            is_hidden = False
-        y = function(*[values[i] for i in self.inputs]) if self._is_flat else function(*filled(args, values), **filled(kwargs, values))
-        if is_hidden and isinstance(y, tuple):
-            y = type(y)(in_memory_format(item, False) if isinstance(item, Tensor) else item for item in y)
-        values[output] = y
-        hidden[output] = is_hidden and isinstance(y, Tensor) and y.dim() > 2 and _has_channels_last(y)
-
-
-def _is_contiguous(value: Any) -> bool:
-    return not isinstance(value, Tensor) or value.is_contiguous()
-
-
-def _has_channels_last(y: Tensor) -> bool:
-    return not y.is_contiguous() or (y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last))

@@ -7,16 +7,14 @@ what is not inside of one is not recorded at all.
 """
 
 import builtins
-import dis
-import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from fastgrad.torch.bytecode import is_harmless, names_of
 from fastgrad.torch.layers import PATCHES, SEQUENTIAL, has_hooks, known_class
 from fastgrad.torch.stand_ins import CONTAINERS, ModuleStandIn, Namespace, RefusedError, Value, first_value
 
@@ -32,14 +30,12 @@ BUILTINS = {
         " sum tuple zip AssertionError NotImplementedError RuntimeError TypeError ValueError"
     ).split()
 }
-# they write to more than locals, or handle exceptions
-REFUSED = "STORE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "DELETE_GLOBAL", "IMPORT_", "PUSH_EXC_INFO", "BEFORE_", "LOAD_BUILD_CLASS"
 METHODS = {name: getattr(nn.Module, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__")}
 METHODS["__getattribute__"] = object.__getattribute__
 
 
 class Operation(NamedTuple):
-    """A recorded call function(*args, **kwargs), in which Values stand for outputs of others; module: the module whose call it is, or None."""
+    """A recorded call function(*args, **kwargs), in which Values stand for outputs of others; module: the one whose call it is, or None."""
 
     function: Callable
     args: tuple
@@ -87,7 +83,9 @@ class Tape:
 
     def add(self, function: Any, args: Any = (), kwargs: Any = None, module: nn.Module | None = None) -> Value:
         """Record a call."""
-        self.operations.append(Operation(function, self._copy(tuple(args)), self._copy(kwargs or {}), module, self.size))
+        self.operations.append(
+            Operation(function, self._copy(tuple(args)), self._copy(kwargs or {}), module, self.size)
+        )
         self.size += 1
         return Value(self, self.size - 1)
 
@@ -156,7 +154,9 @@ class Tape:
         if not isinstance(function, FunctionType):
             raise RefusedError("a forward that is no Python function")
         code, defaults = function.__code__, function.__defaults__
-        if not is_harmless(code) or not all(isinstance(v, SETTINGS) for v in (*(defaults or ()), *(function.__kwdefaults__ or {}).values())):
+        if not is_harmless(code) or not all(
+            isinstance(v, SETTINGS) for v in (*(defaults or ()), *(function.__kwdefaults__ or {}).values())
+        ):
             raise RefusedError(f"the code of {function.__qualname__}")
         self.codes.append((function, code))
         scope: dict[str, Any] = {"__builtins__": {**BUILTINS, "isinstance": self._isinstance}}
@@ -237,22 +237,3 @@ class Tape:
             items = [self._copy(value) for value in structure]
             return type(structure)(*items) if hasattr(structure, "_fields") else type(structure)(items)
         raise RefusedError(f"{type(structure).__name__} in a call")
-
-
-@lru_cache(1024)
-def is_harmless(code: CodeType) -> bool:
-    """Whether code writes to its locals only, and is a plain function without variables of an outer one."""
-    if code.co_freevars or code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        return False
-    return _has_harmless_steps(code)
-
-
-def _has_harmless_steps(code: CodeType) -> bool:
-    steps = all(not step.opname.startswith(REFUSED) for step in dis.get_instructions(code))
-    return steps and all(_has_harmless_steps(inner) for inner in code.co_consts if isinstance(inner, CodeType))
-
-
-def names_of(code: CodeType) -> list[str]:
-    """The names in code and in the comprehensions and functions inside it."""
-    inner = [names_of(value) for value in code.co_consts if isinstance(value, CodeType)]
-    return list(dict.fromkeys([*code.co_names, *(name for names in inner for name in names)]))

@@ -34,7 +34,9 @@ def conv(n_in=3, n_out=4, size=3, **options):
     return nn.Conv2d(n_in, n_out, size, padding=size // 2, **options)
 
 
-@attributes(conv1=nn.Conv2d(3, 4, 3), conv2=nn.Conv2d(4, 6, 3), drop=nn.Dropout(0.25), fc1=nn.Linear(24, 5), fc2=nn.Linear(5, 3))
+@attributes(
+    conv1=nn.Conv2d(3, 4, 3), conv2=nn.Conv2d(4, 6, 3), drop=nn.Dropout(0.25), fc1=nn.Linear(24, 5), fc2=nn.Linear(5, 3)
+)
 def mnist(self, x):
     x = F.relu(self.conv1(x))
     x = F.relu(self.conv2(x))
@@ -136,7 +138,21 @@ def viewed(self, x):
     return h.view(h.size(0), -1)
 
 
-NETS = [mnist, bottleneck, pre_activation, gated, u_net, shuffled, used_twice, into_x, between, broadcast, tokens, lists, viewed]
+NETS = [
+    mnist,
+    bottleneck,
+    pre_activation,
+    gated,
+    u_net,
+    shuffled,
+    used_twice,
+    into_x,
+    between,
+    broadcast,
+    tokens,
+    lists,
+    viewed,
+]
 
 
 COUNT = {used_twice: 2, lists: 2}
@@ -182,7 +198,7 @@ def test_a_net_computes_what_it_did(kind, last):
         expected, y = (results(model.train(training), x) for model in (theirs, ours))
         torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
         assert ours.forward.__self__.graphs[training] is not None
-        assert [a.stride() for a in y[:COUNT.get(kind, 1)]] == [a.stride() for a in expected[:COUNT.get(kind, 1)]]
+        assert [a.stride() for a in y[: COUNT.get(kind, 1)]] == [a.stride() for a in expected[: COUNT.get(kind, 1)]]
     with torch.no_grad():
         torch.testing.assert_close(outputs(ours.eval()(x)), outputs(theirs.eval()(x)), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
@@ -357,7 +373,7 @@ def test_a_hook_that_is_gone_lets_the_layer_be_fused_again():
     fused = len(graphs[True].fused)
     handle = net.conv2.register_forward_hook(lambda module, args, y: None)
     net(x)
-    assert len(graphs[True].fused) < fused + 1 and str(graphs[True].fused[1]) != "convolution and batch norm and relu"
+    assert str(graphs[True].fused[1]) == "batch norm and relu"
     handle.remove()
     net(x)
     assert len(graphs[True].fused) == fused

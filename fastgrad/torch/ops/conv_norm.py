@@ -1,149 +1,48 @@
 """act(norm(conv(x)) + residual) as one torch.autograd.Function, for layers of a recorded graph, whose settings are checked before.
 
-Images have channels last in memory. A convolution, and each of its two gradients, is fastgrad's or PyTorch's: at the first call with a shape
-both are timed on its tensors, and the faster one stays.
+Images have channels last in memory. A convolution, and each of its two gradients, is fastgrad's or PyTorch's: at the first call with a
+shape both are timed on its tensors, and the faster one stays.
 """
 
-from collections.abc import Callable, Sequence
-from math import prod
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.functional import geometry
 from fastgrad.functional.batch_norm import move_statistics
-from fastgrad.kernels.types import Activation, Affine, ConvGradients, Geometry, LayerSaved, NormGradients, Running, Statistics
-from fastgrad.torch.layers import activation_layer
+from fastgrad.kernels.types import (
+    Affine,
+    ConvGradients,
+    Geometry,
+    LayerSaved,
+    NormGradients,
+    Running,
+    Statistics,
+)
 from fastgrad.torch.ops.conv import kernel_layout, weight_layout
+from fastgrad.torch.ops.conv_norm_layer import IDENTITY, OP, ConvNorm, fastest
 from fastgrad.torch.registration import refuse_second_derivative
-from fastgrad.torch.tensors import FLOATS, LAST_AXES, RESULT_SAVED, TENSOR_TYPES, channels_second, saves_copy
+from fastgrad.torch.tensors import LAST_AXES, RESULT_SAVED, channels_second, saves_copy
 
 Tensor = torch.Tensor
-OP = "conv_norm"
 RUNNING = "running_mean", "running_var"
-IDENTITY = check.activation(OP, "identity")
-# seconds after which a way is not timed again
-ENOUGH = 0.02
 
 
-class ConvNorm:
-    """act(norm(conv(x)) + residual) of layers, whose settings stay; conv or norm may be None."""
-
-    def __init__(self, conv: Any, norm: Any, activation: str | tuple[str, float]) -> None:
-        self.conv, self.norm, self.activation = conv, norm, activation
-        self.f, self.after = check.activation(OP, activation), activation_layer(activation)
-        self.conv_f = IDENTITY if norm else self.f
-        # by shape: the way that is faster of each direction, and the geometry
-        self.ways: dict[Any, int] = {}
-        self._spaces: dict[Any, Any] = {}
-        tensors = [p for layer in (conv, norm) if layer is not None for p in (*layer._parameters.values(), *layer._buffers.values())]
-        self._dtypes = tuple({p.dtype for p in tensors if p is not None and p.dtype in FLOATS}) or FLOATS
-        if conv is not None:
-            self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-            self.padding = (0, 0) if conv.padding == "valid" else conv.padding
-            same = [d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-            self.padding_numbers = same if conv.padding == "same" else self.padding
-        if norm is not None:
-            self.training = norm.training or norm.running_mean is None
-            self.counts = norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
-            self.has_running = norm.running_mean is not None and (not norm.training or norm.track_running_stats)
-
-    @staticmethod
-    def fits(conv: Any) -> bool:
-        """Whether the kernels compute a convolution: they know no padding that a window lies within."""
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if isinstance(conv.padding, str):
-            # PyTorch's gradients take the same padding on both sides
-            return conv.padding == "valid" or not any(r % 2 for r in reach)
-        return all(p <= r for p, r in zip(conv.padding, reach, strict=True))
-
-    def space(self, shape: torch.Size) -> tuple[Geometry | None, tuple[int, ...] | None]:
-        """For x of a shape: the geometry, and the shape of y; None for a shape that PyTorch's layers have to deal with."""
-        space = self._spaces.get(shape)
-        if space is None:
-            space = self._spaces[shape] = self._space(shape)
-        return space
-
-    def conv_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """The shape of the convolution's output for x of a shape."""
-        y_shape: Any = self.space(shape)[1]
-        return y_shape
-
-    def _space(self, shape: torch.Size) -> tuple[Geometry | None, tuple[int, ...] | None]:
-        conv, norm, y_shape, space = self.conv, self.norm, tuple(shape), None
-        if 0 in shape:
-            return None, None
-        if conv is not None:
-            if len(shape) != 4 or shape[1] != conv.in_channels:
-                return None, None
-            reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, conv.kernel_size, strict=True)]
-            windows: Any = (reach[0], reach[1]), tuple(shape[2:]), self.stride, self.padding
-            try:
-                pads, size = geometry.windows(OP, "the kernel's reach", *windows, half=False)
-            except ValueError:
-                return None, None
-            y_shape, space = (shape[0], conv.out_channels, *size), Geometry(self.stride, pads, self.dilation)
-        if norm is not None:
-            ranks = (4,) if type(norm) is nn.BatchNorm2d else (2, 3)
-            rows = prod(y_shape) // y_shape[1] if len(y_shape) > 1 else 0
-            if len(y_shape) not in ranks or y_shape[1] != norm.num_features or rows <= self.training:
-                return None, None
-        return space, y_shape
-
-    def takes(self, x: Any, residual: Any) -> bool:
-        """Whether the layer can be computed for these."""
-        if type(x) not in TENSOR_TYPES or x.dtype not in self._dtypes:
-            return False
-        shape = self.space(x.shape)[1]
-        if residual is None:
-            return shape is not None
-        return type(residual) in TENSOR_TYPES and residual.dtype is x.dtype and residual.shape == shape
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """y, with channels last in memory."""
-        conv, norm = self.conv, self.norm
-        weight, bias = (None, None) if conv is None else (conv._parameters["weight"], conv._parameters["bias"])
-        gamma, beta = (None, None) if norm is None else (norm._parameters["weight"], norm._parameters["bias"])
-        if norm is not None and gamma is None:
-            gamma = x.new_ones(norm.num_features)
-        if norm is not None and beta is None:
-            beta = x.new_zeros(norm.num_features)
-        if torch.is_grad_enabled():
-            return _ConvNorm.apply(x, weight, bias, gamma, beta, residual, self)
-        return _run(x, weight, bias, gamma, beta, residual, self)[0]
-
-    def __str__(self) -> str:
-        f = self.activation if isinstance(self.activation, str) else self.activation[0]
-        names = "convolution" if self.conv is not None else "", "batch norm" if self.norm is not None else "", f
-        return " and ".join(name for name in names if name not in ("", "identity"))
-
-
-def fastest(ways: Sequence[Callable[[], Any]], chosen: dict[Any, int], key: Any) -> Any:
-    """The result of one of two functions that compute the same. At the first call with a key both are timed, and the faster one stays."""
-    at = chosen.get(key)
-    if at is None:
-        times = []
-        for way in ways:
-            # what is compiled and allocated at the first call is none of the later ones' time
-            way()
-            times.append(_time(way))
-        if max(times) < ENOUGH:
-            for _ in range(3):
-                times = [min(t, _time(way)) for t, way in zip(times, ways, strict=True)]
-        at = chosen[key] = times.index(min(times))
-    return ways[at]()
-
-
-def _time(way: Callable[[], Any]) -> float:
-    start = perf_counter()
-    way()
-    return perf_counter() - start
+def conv_norm(layer: ConvNorm, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """y, with channels last in memory, of what the layer takes."""
+    conv, norm = layer.conv, layer.norm
+    weight, bias = (None, None) if conv is None else (conv._parameters["weight"], conv._parameters["bias"])
+    gamma, beta = (None, None) if norm is None else (norm._parameters["weight"], norm._parameters["bias"])
+    if norm is not None and gamma is None:
+        gamma = x.new_ones(norm.num_features)
+    if norm is not None and beta is None:
+        beta = x.new_zeros(norm.num_features)
+    if torch.is_grad_enabled():
+        return _ConvNorm.apply(x, weight, bias, gamma, beta, residual, layer)
+    return _run(x, weight, bias, gamma, beta, residual, layer)[0]
 
 
 def image(t: Tensor) -> np.ndarray:
@@ -180,7 +79,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Any, residual: Any, layer: ConvNo
         return fastest((ours, pytorchs), layer.ways, ("forward", x.shape, x.dtype))
 
 
-def _normalise(x: Tensor, gamma: Tensor, beta: Tensor, residual: Any, layer: ConvNorm) -> tuple[Tensor, Tensor | None, Statistics]:
+def _normalise(
+    x: Tensor, gamma: Tensor, beta: Tensor, residual: Any, layer: ConvNorm
+) -> tuple[Tensor, Tensor | None, Statistics]:
     """act(norm(x) + residual); z, the activation's input, if its backward reads that; mean and rstd."""
     norm, f, xs = layer.norm, layer.f, image(x)
     momentum, buffers = norm.momentum or 0.0, norm._buffers
@@ -192,7 +93,10 @@ def _normalise(x: Tensor, gamma: Tensor, beta: Tensor, residual: Any, layer: Con
     rows = xs.reshape(-1, xs.shape[-1])
     saved = layer_saved(empty(rows.shape, rows.dtype), f)
     statistics = Statistics(*np.empty((2, rows.shape[1])))
-    affine, added = Affine(vector(gamma), vector(beta)), None if residual is None else image(residual).reshape(rows.shape)
+    affine, added = (
+        Affine(vector(gamma), vector(beta)),
+        None if residual is None else image(residual).reshape(rows.shape),
+    )
     move_statistics(rows, Running(mean, var, momentum, True), layer.training, norm.eps, statistics)
     if layer.training and layer.has_running:
         for name in RUNNING:
@@ -218,7 +122,9 @@ def _run(x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, l
 
 class _ConvNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm
+    ) -> Tensor:
         y, norm_input, statistics, read = _run(x, weight, bias, gamma, beta, residual, layer)
         wants_dw = ctx.needs_input_grad[1]
         # what only a gradient that nobody asks for would read is not kept
@@ -238,7 +144,7 @@ class _ConvNorm(torch.autograd.Function):
         else:
             dz, dgamma, dbeta = _activation_gradient(dys, ys, layer), None, None
             dresidual = dz
-        dx = None if dz is None else channels_second(dz)
+        dx: Any = None if dz is None else channels_second(dz)
         dw = db = None
         if weight is not None:
             dx, dw, db = _conv_gradients(dx, x, weight, ctx.shape, layer, wants)
@@ -251,7 +157,7 @@ def _norm_gradients(ctx: Any, dy: np.ndarray, y: np.ndarray, x: np.ndarray, gamm
     wants_dx = ctx.needs_input_grad[0] or ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     # where there was a residual the kernel needs its gradient
     dx, dz = (empty(x.shape, x) if wanted else None for wanted in (wants_dx, ctx.has_residual))
-    rows = [None if a is None else a.reshape(-1, width) for a in (dy, x, y, dz, dx)]
+    rows: list[Any] = [None if a is None else a.reshape(-1, width) for a in (dy, x, y, dz, dx)]
     affine, dgamma, dbeta = Affine(vector(gamma), vector(beta)), np.empty(width, x.dtype), np.empty(width, x.dtype)
     kernels().batch_norm_backward(
         rows[0], rows[1], ctx.statistics, affine, layer.f, layer.training, LayerSaved(rows[2], rows[2]),
@@ -281,7 +187,9 @@ def _conv_gradients(dz: Tensor, x: Any, weight: Tensor, shape: torch.Size, layer
 
     def pytorchs(wants: list[bool]) -> Any:
         bias_sizes = [weight.shape[0]] if wants[2] else None
-        return torch.ops.aten.convolution_backward(dz, channels_second(xs), weight.detach(), bias_sizes, *options, wants)
+        return torch.ops.aten.convolution_backward(
+            dz, channels_second(xs), weight.detach(), bias_sizes, *options, wants
+        )
 
     def gradients(w: np.ndarray, dx: Any, dw: Any, db: Any) -> None:
         kernels().conv2d_backward(dzs, xs, w, space, IDENTITY, LayerSaved(dzs, dzs), ConvGradients(dzs, dx, dw, db))
