@@ -58,9 +58,12 @@ class Report:
 def accelerate(model: nn.Module) -> Report:
     """Replace in a PyTorch model, in place, what fastgrad fuses: nothing else about it changes.
 
-    Chains of nn.Linear and activations, nn.Conv2d and nn.BatchNorm with what follows, both in nn.Sequential; nn.LSTM;
-    and residual blocks like torchvision's BasicBlock, known by their forward's code. Parameters, buffers and their
-    names stay, so that an optimizer and checkpoints go on; so do hooks on modules that are replaced as a whole.
+    Chains of nn.Linear and activations; nn.Conv2d and nn.BatchNorm with what is added to them and the activation that
+    follows; nn.LSTM. In nn.Sequential, and in the code of a model's own forward with its functions, such as
+    F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does more
+    than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by itself.
+    Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules that are
+    replaced as a whole.
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
     patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
