@@ -1,7 +1,8 @@
 """The layout of a convolution's weights: PyTorch's (K, C, kh, kw), and (kh, kw, C, K) as kernels read them.
 
 Both are a transposed matrix, (K, C taps) and (C taps, K), whose rows are then in another order. They are copied in tiles of TILE rows
-by LINE columns through a buffer in cache, so that of either matrix whole cache lines are read and written. A thread has a range of the columns.
+by LINE columns through a buffer in cache, so that of either matrix whole cache lines are read and written. A thread has a range of
+the columns.
 """
 
 import numpy as np
