@@ -3,8 +3,11 @@
 A functional forward returns (result, backward); backward(upstream) returns gradients in the order of the inputs.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from fastgrad import convert, gpu, health, init, nn, optim, schedule
 from fastgrad.core.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
+from fastgrad.core.foreign_names import unknown_name
 from fastgrad.functional.batch_norm import batch_norm
 from fastgrad.functional.clip import (
     clip_grad_adaptive,
@@ -20,7 +23,7 @@ from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, p
 from fastgrad.functional.lstm import lstm, lstm_cell
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.optim.updater import Updater
-from fastgrad.pruning import GradualPruning, prune
+from fastgrad.pruning import GradualPruning, prune, remove_masks
 from fastgrad.training.checkpoint import load, save
 from fastgrad.training.trainer import Trainer
 
@@ -59,6 +62,7 @@ __all__ = [
     "poisson_nll",
     "project_weights",
     "prune",
+    "remove_masks",
     "save",
     "schedule",
     "set_num_threads",
@@ -66,10 +70,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        # read at its first use, since this takes 10 ms
-        from importlib.metadata import version
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-        return version("fastgrad")
-    raise AttributeError(f"module 'fastgrad' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            # read at its first use, since this takes 10 ms
+            from importlib.metadata import version
+
+            return version("fastgrad")
+        raise unknown_name(__name__, name)

@@ -37,12 +37,12 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
     """Read the state_dict of a torch.nn.LSTM.
 
     Args:
-        layer: The LSTM that is written to. It has no peephole, which PyTorch's has not.
+        layer: The LSTM that is written to. It has neither peephole nor reverse, which PyTorch's has not.
         state_dict: By name, for each layer and direction: weight_ih_l0 (4H, C), weight_hh_l0 (4H, P), and where they
             are part of it bias_ih_l0 and bias_hh_l0 (4H,), which are added, and weight_hr_l0 (P, H).
 
     Raises:
-        ValueError: A name is missing or unknown, a shape is another one, or the layer has a peephole.
+        ValueError: A name is missing or unknown, a shape is another one, or the layer has a peephole or reverse.
         TypeError: layer is no fg.nn.LSTM, state_dict no mapping, or a value of another dtype than the layer.
 
     Example:
@@ -52,7 +52,7 @@ def from_torch(layer: LSTM, state_dict: Mapping[str, Any]) -> None:
         True
     """
     op = "from_torch"
-    _refuse(op, layer, "PyTorch", "peephole")
+    _refuse(op, layer, "PyTorch", "peephole", "reverse")
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     suffixes = _torch_suffixes(layer)
     if not isinstance(state_dict, Mapping):
@@ -90,14 +90,14 @@ def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
     """The state_dict of the same torch.nn.LSTM, in NumPy arrays.
 
     Args:
-        layer: The LSTM. It has no peephole, which PyTorch's has not.
+        layer: The LSTM. It has neither peephole nor reverse, which PyTorch's has not.
 
     Returns:
         New arrays by name, for each layer and direction: weight_ih_l0 (4H, C), weight_hh_l0 (4H, P), bias_ih_l0 (4H,),
         which is b, bias_hh_l0 (4H,), which is 0, and with a projection weight_hr_l0 (P, H).
 
     Raises:
-        ValueError: The layer has a peephole.
+        ValueError: The layer has a peephole or reverse.
         TypeError: layer is no fg.nn.LSTM.
 
     Example:
@@ -105,7 +105,7 @@ def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
         >>> {name: array.shape for name, array in state_dict.items()}
         {'weight_ih_l0': (16, 3), 'weight_hh_l0': (16, 4), 'bias_ih_l0': (16,), 'bias_hh_l0': (16,)}
     """
-    _refuse("to_torch", layer, "PyTorch", "peephole")
+    _refuse("to_torch", layer, "PyTorch", "peephole", "reverse")
     state = {}
     for suffix, w in zip(_torch_suffixes(layer), layer._weights, strict=True):
         state["weight_ih" + suffix], state["weight_hh" + suffix] = w.w_ih.T.copy(), w.w_hh.T.copy()
@@ -117,6 +117,8 @@ def to_torch(layer: LSTM) -> dict[str, np.ndarray]:
 
 def from_keras(layer: LSTM, weights: Sequence[Any]) -> None:
     """Read get_weights() of a keras.layers.LSTM, or of Bidirectional over one.
+
+    A layer with reverse is Keras's with go_backwards, whose sequences come out in the reverse order of steps.
 
     Args:
         layer: The LSTM that is written to. It has no peephole and no projection, which Keras's has not.
@@ -181,7 +183,7 @@ def to_keras(layer: LSTM) -> list[np.ndarray]:
 def from_onnx(layer: LSTM, W: Any, R: Any, B: Any = None, P: Any = None) -> None:
     """Read the inputs W, R, B and P of an ONNX LSTM node.
 
-    D is the number of directions: 2 where the layer is bidirectional.
+    D is the number of directions: 2 where the layer is bidirectional. A layer with reverse is a node of direction "reverse".
 
     Args:
         layer: The LSTM that is written to. It has num_layers 1 and no projection: ONNX has a node for each layer.

@@ -1,4 +1,4 @@
-"""Pruning by magnitude: `prune`, of arrays or a model at once; GradualPruning, a schedule of pruning while a model trains."""
+"""Pruning by magnitude: `prune`, of arrays or a model; `remove_masks`; GradualPruning, a schedule of pruning while a model trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +112,45 @@ def _prune_model(
     else:
         model_mask[...] = mask
     return model.masks()
+
+
+def remove_masks(model: Model, names: Sequence[str] | None = None) -> None:
+    """Take the pruning masks off a model. What was pruned is still 0, and training may move it again.
+
+    A Trainer goes on without them. A GradualPruning that has a date to come prunes again then.
+
+    Args:
+        model: The model.
+        names: Names of its parameters whose masks are taken off; None for all.
+
+    Raises:
+        ValueError: A name is unknown, or the model is part of another one.
+        TypeError: model is no model of fg.nn, or names no list or tuple.
+
+    Example:
+        >>> model = fg.nn.Dense(4, 3, seed=0)
+        >>> masks = fg.prune(model, amount=0.5)
+        >>> fg.remove_masks(model)
+        >>> model.masks(), int((model.w == 0).sum())
+        ({}, 6)
+    """
+    op = "remove_masks"
+    if not isinstance(model, Model):
+        raise TypeError(f"{op}: model must be a layer of fastgrad.nn, got {type(model).__name__}")
+    if model.container_type:
+        raise ValueError(f"{op}: the model is part of a {model.container_type}; give that, with names")
+    if names is None:
+        model._set_mask(None)
+        return
+    check.sequence(op, "names", names)
+    for i, name in enumerate(names):
+        check.choice(op, f"names[{i}]", name, model._shapes)
+    if model._mask is not None:
+        mask = model._mask.copy()
+        arrays = views(mask, model._shapes)
+        for name in names:
+            arrays[name][...] = True
+        model._set_mask(None if mask.all() else mask)
 
 
 def names_of(op: str, model: Model, names: Any, units: bool) -> list[str]:

@@ -4,12 +4,15 @@ A schedule may also read the validation losses. Your own schedule is a subclass 
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import unknown_name
 
 __all__ = [
     "Cosine",
@@ -269,6 +272,9 @@ class Rates(Schedule):
         # a copy: the list is the caller's
         object.__setattr__(self, "rates", tuple(check.number("Rates", f"rates[{i}]", r) for i, r in enumerate(rates)))
 
+    def __repr__(self) -> str:
+        return f"Rates({reprlib.repr(self.rates)})"
+
     def rate(self, step: int, losses: Sequence[float]) -> float:
         if step >= len(self.rates):
             raise ValueError(
@@ -301,3 +307,9 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
             f"{type(lr).__name__}: the rate of update {step + 1} must be at least 0 and finite, got {rate}"
         )
     return rate
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

@@ -86,6 +86,9 @@ class ChainGradients(NamedTuple):
 class Net(NamedTuple):
     """A chain in flat arrays: table (L, 5), int64, and parameters (L,), float64, of the activations, as training_step.py describes them;
     loss, one of LOSSES; params and grads (P,); work, scratch of workspace_size.
+
+    In the backend "cpu" params may be an AddressList of each layer's w, an array (n_out, n_in) as PyTorch has it, and b: then w is turned
+    in grads and in the rule's state too, and the offsets of the table are theirs.
     """
 
     table: Any

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +88,14 @@ def no_gpu():
     return missing("cuda")
 
 
+@pytest.fixture(autouse=True)
+def fused_ways(request, monkeypatch):
+    """In tests of adapters accelerated models are fused wherever they can be; tests of the choice set their own times."""
+    choice = sys.modules.get("fastgrad.torch.choice")
+    if choice is not None and request.path.parent.name == "adapters":
+        monkeypatch.setattr(choice, "speed_ratio", lambda unit, args, times: 2.0)
+
+
 @pytest.fixture(scope="session")
 def emulator():
     """The CUDA backend's executor from here on: ptxsim, or in a process for it Numba's simulator."""
@@ -99,6 +108,14 @@ def emulator():
     device.use(emulator)
     yield emulator
     device.use(None)
+
+
+@pytest.fixture
+def launches(emulator):
+    """Launches from here on."""
+    emulator.launches.clear()
+    emulator.xp.products = 0
+    return emulator.launches
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """fastgrad in PyTorch: the loops of torch_cpu.py with fastgrad's modules, optimisers and `accelerate`."""
 
+import numpy as np
+
 import fastgrad.torch as fgt
 from bench.peers import torch_cpu
 
@@ -10,6 +12,18 @@ class TorchStep(torch_cpu.Step):
         model = torch_cpu.build(net)
         fgt.accelerate(model)
         return model
+
+
+class TorchWholeStep(torch_cpu.Step):
+    def restart(self):
+        super().restart()
+        self.step = fgt.training_step(self.model, self.criterion, self.optimizer, self.clip_norm)
+
+    def call(self, x, y):
+        return self.step(x, y)
+
+    def fetch(self, loss):
+        return np.asarray(loss)
 
 
 class TorchShared(torch_cpu.Shared):
@@ -26,3 +40,9 @@ class TorchLstm(torch_cpu.Lstm):
 class TorchUpdate(torch_cpu.Update):
     clip = staticmethod(fgt.clip_grad_norm_)
     adam = fgt.Adam
+
+
+class TorchOutside(torch_cpu.TorchOutside):
+    def __init__(self, net):
+        super().__init__(net)
+        fgt.accelerate(self.model)

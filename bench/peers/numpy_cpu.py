@@ -48,6 +48,7 @@ __all__ = [
     "TorchShared",
     "TorchStep",
     "TorchUpdate",
+    "TorchWholeStep",
     "Update",
     "setup",
 ]
@@ -79,6 +80,6 @@ class HeNormal(Runner):
         return self.weights.outcome(w)
 
 
-TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+TorchStep, TorchWholeStep, TorchLstm, TorchUpdate = Step, Step, Lstm, Update
 # all rows are in one process
 TorchShared = Step

@@ -50,7 +50,7 @@ class Step(Runner):
         self.net = net
         self.inputs = [(as_torch(x), torch.as_tensor(y)) for x, y in net.batches()]
         self.model = model = self.build(net)
-        criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
+        self.criterion = criterion = nn.CrossEntropyLoss() if net.loss == "cross_entropy" else nn.BCEWithLogitsLoss()
         self.parameters = list(model.parameters())
         self.first = copy.deepcopy(model.state_dict())
         self.loss = self.prepare(lambda x, y: criterion(model(x), y))
@@ -407,6 +407,36 @@ class HeNormal(Runner):
         return self.weights.outcome(w.numpy().T)
 
 
+class TorchOutside(Runner):
+    """A net of torchvision, as it is. torchvision has its own import time and operators: it is loaded for this alone."""
+
+    def __init__(self, net):
+        from torchvision import models
+
+        torch.manual_seed(0)
+        has_auxiliary = net.builder in ("googlenet", "inception_v3")
+        options = {"aux_logits": False, "init_weights": True} if has_auxiliary else {}
+        images, labels = net.arrays()
+        self.inputs = [(torch.as_tensor(images), torch.as_tensor(labels))]
+        self.model = getattr(models, net.builder)(weights=None, **options)
+        self.first = copy.deepcopy(self.model.state_dict())
+
+    def restart(self):
+        self.model.load_state_dict(self.first)
+        torch.manual_seed(1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+
+    def call(self, x, y):
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def fetch(self, loss):
+        return loss.numpy(force=True)
+
+
 class Call(Runner):
     """fastgrad's module."""
 
@@ -445,7 +475,7 @@ class CallBack(Call):
 
 
 # the loops without fastgrad
-TorchStep, TorchLstm, TorchUpdate = Step, Lstm, Update
+TorchStep, TorchWholeStep, TorchLstm, TorchUpdate = Step, Step, Lstm, Update
 
 
 class TorchShared(Shared):

@@ -14,9 +14,10 @@ from bench.workloads.gemm import GEMMS
 from bench.workloads.gpu import CUDA
 from bench.workloads.init import WEIGHTS
 from bench.workloads.lstm import LSTMS
+from bench.workloads.nets import OUTSIDE
 from bench.workloads.residual import BLOCKS
 from bench.workloads.scaling import SCALING
 
-# of the benchmarks, of the chart of sizes and of the grid of convolutions
+# of the benchmarks, of the chart of sizes, of the grid of convolutions and of torchvision's nets
 BENCHMARKS = [*STEPS, *FITS, *BLOCKS, FORWARD, *GEMMS, *LSTMS, *CONVS, *NORMS, *CLIPS, *WEIGHTS, *ADAPTERS, *CUDA]
-WORKLOADS = {workload.name: workload for workload in (*BENCHMARKS, *SCALING, *GRID.values())}
+WORKLOADS = {workload.name: workload for workload in (*BENCHMARKS, *SCALING, *GRID.values(), *OUTSIDE)}

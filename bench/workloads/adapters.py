@@ -21,6 +21,13 @@ class TorchNet(Net):
     tolerance = 5e-3
 
 
+@dataclass(frozen=True)
+class TorchWholeStep(TorchNet):
+    """Such a loop over a model as it is, with fgt.training_step in the place of all five lines."""
+
+    runner = "TorchWholeStep"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shared(TorchNet):
     """Such a loop on several processes of one thread each, under DistributedDataParallel, which share the rows of a batch."""
@@ -92,6 +99,10 @@ ADAPTERS = [
     TorchNet("torch-784", "accelerated 784-64-64-10 relu, N=128", "mnist28", 128, sizes=(784, 64, 64, 10), target_ratio=2),
     TorchNet("torch-50x256", "accelerated 50 x 256 tanh, N=128", "mnist16", 128, sizes=(256,) * 51 + (10,), activation="tanh",
              target_ratio=2.5),
+    TorchWholeStep("torch-step-784", "training_step of 784-64-64-10 relu, N=128", "mnist28", 128, sizes=(784, 64, 64, 10),
+                   target_ratio=2.2),
+    TorchWholeStep("torch-step-50x256", "training_step of 50 x 256 tanh, N=128, clipped", "mnist16", 128, sizes=(256,) * 51 + (10,),
+                   activation="tanh", clip_norm=1.0, target_ratio=1.8),
     Shared("torch-shared", "accelerated 50 x 256 tanh, N=2048, 2 processes of a thread", "mnist16", 2048,
            sizes=(256,) * 51 + (10,), activation="tanh", target_alone=1.7),
     Call("call", "20-10-1 relu, N=32, forward", "breast_cancer", 32, sizes=(20, 10, 1), target_more=MORE),

@@ -1,7 +1,10 @@
-"""Workloads of `python -m bench.scaling`: nets of many widths, LSTMs of many lengths, batches of many sizes."""
+"""Workloads of `python -m bench.scaling`: nets of many widths, LSTMs of many lengths, batches of many sizes; and of `bench.threads`."""
 
-from bench.workloads.dense import Net
-from bench.workloads.lstm import Lstm
+from dataclasses import replace
+
+from bench.workloads.dense import STEPS, Net
+from bench.workloads.lstm import LSTMS, Lstm
+from bench.workloads.residual import BLOCKS
 
 
 def powers(first, last):
@@ -24,4 +27,14 @@ def net(name, width, batch):
 WIDTHS = {n: net(f"scaling-width-{n}", n, 32) for n in powers(8, 4096)}
 LENGTHS = {n: Lstm(f"scaling-length-{n}", 32, n, 64, 128) for n in powers(1, 1024)}
 BATCH_SIZES = {n: net(f"scaling-batch-{n}", 128, n) for n in powers(1, 1024)}
-SCALING = [*WIDTHS.values(), *LENGTHS.values(), *BATCH_SIZES.values()]
+# {threads: workload} of each
+THREADS = [
+    {n: replace(workload, name=f"threads-{workload.name}-{n}", threads=n) for n in powers(1, 64)}
+    for workload in (*STEPS, *LSTMS, *BLOCKS) if workload.name in ("step-784", "step-50x256", "lstm-32", "block-conv")
+]  # fmt: skip
+SCALING = [
+    *WIDTHS.values(),
+    *LENGTHS.values(),
+    *BATCH_SIZES.values(),
+    *(w for sizes in THREADS for w in sizes.values()),
+]

@@ -90,6 +90,9 @@ class Report:
             lines.append(f"{layers[0]}{more}: {illness}, {verdicts[layers[0]].cause}; try {cure}")
         return "\n".join(lines)
 
+    # a notebook shows this
+    __repr__ = __str__
+
     def plot(self, path: Any = None) -> Any:
         """Gradient norm by layer and over time, as a picture. Needs fastgrad[plot].
 

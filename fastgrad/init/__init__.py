@@ -1,7 +1,7 @@
 """Initial weights: f(shape, rng, dtype) draws them from a numpy Generator or a seed, with the same bits on every backend and thread count.
 
-A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and its first option
-(("normal", 0.01)), or a function of (shape, rng), such as functools.partial(fg.init.he_normal, activation="tanh").
+A float32 array gets the values of a float64 one, rounded. A model's `init` is a name of these, a pair of the name and an option
+(("normal", 0.01), ("he_normal", "fan_out")), or a function of (shape, rng): functools.partial(fg.init.he_normal, activation="tanh").
 
 fan_in is how many values go into one output, fan_out how many outputs one value goes into: C_in and C_out of a dense w (C_in, C_out), and
 kh kw times as much of a convolution's (kh, kw, C_in / groups, C_out), where C_out counts whole, as in PyTorch. An LSTM's w_ih (C, 4H)
@@ -11,8 +11,11 @@ Weights from normal with an L2 term in the loss: weight_decay of fg.optim's SGD 
 0.5 * weight_decay * (params**2).sum(), whose gradient is added to the loss's; the loss that is reported is without it.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from fastgrad.core.foreign_names import unknown_name
 from fastgrad.init.choice import INITS as INITS
-from fastgrad.init.distributions import constant, normal, uniform, zeros
+from fastgrad.init.distributions import constant, normal, truncated_normal, uniform, zeros
 from fastgrad.init.gains import fans, gain
 from fastgrad.init.scaled import (
     fan_in_uniform,
@@ -36,8 +39,14 @@ __all__ = [
     "lecun_uniform",
     "normal",
     "orthogonal",
+    "truncated_normal",
     "uniform",
     "xavier_normal",
     "xavier_uniform",
     "zeros",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

@@ -9,8 +9,9 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.errstate import silent
 from fastgrad.init import distributions, scaled
+from fastgrad.init.gains import MODES
 
-DISTRIBUTIONS = "zeros constant normal uniform"
+DISTRIBUTIONS = "zeros constant normal truncated_normal uniform"
 SCALED = "fan_in_uniform xavier_uniform xavier_normal he_uniform he_normal lecun_uniform lecun_normal orthogonal"
 INITS: dict[str, Callable[..., np.ndarray]] = {
     name: getattr(module, name)
@@ -18,7 +19,16 @@ INITS: dict[str, Callable[..., np.ndarray]] = {
     for name in names.split()
 }
 # the option that the second of a pair is
-OPTIONS = {"constant": "value", "normal": "std", "uniform": "limit", "fan_in_uniform": "c", "orthogonal": "gain"}
+OPTIONS = {
+    "constant": "value",
+    "normal": "std",
+    "truncated_normal": "std",
+    "uniform": "limit",
+    "fan_in_uniform": "c",
+    "he_uniform": "mode",
+    "he_normal": "mode",
+    "orthogonal": "gain",
+}
 
 
 def init_function(op: str, init: Any) -> Callable[..., np.ndarray]:
@@ -31,7 +41,11 @@ def init_function(op: str, init: Any) -> Callable[..., np.ndarray]:
         return INITS[name]
     if name not in OPTIONS:
         raise ValueError(f"{op}: init {name!r} takes no option; {', '.join(OPTIONS)} do")
-    check.finite(op, f"the {OPTIONS[name]} of init {name!r}", option[0])
+    what = f"the {OPTIONS[name]} of init {name!r}"
+    if OPTIONS[name] == "mode":
+        check.choice(op, what, option[0], MODES)
+    else:
+        check.finite(op, what, option[0])
     return functools.partial(INITS[name], **{OPTIONS[name]: option[0]})
 
 

@@ -1,4 +1,4 @@
-"""Initial weights of one distribution whatever their shape: zeros, constant, normal and uniform."""
+"""Initial weights of one distribution whatever their shape: zeros, constant, normal, truncated normal and uniform."""
 
 from typing import Any
 
@@ -13,6 +13,8 @@ from fastgrad.core.random import draw_key, generator
 from fastgrad.init.gains import Shape
 
 Rng = np.random.Generator | int
+# where truncated_normal is cut, in standard deviations
+CUT = 2.0
 
 
 def zeros(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:
@@ -87,6 +89,44 @@ def normal(
     return draw_normal(
         "normal", shape, rng, dtype, check.number("normal", "std", std), check.finite("normal", "mean", mean)
     )
+
+
+@silent
+def truncated_normal(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, std: float = 0.05, mean: float = 0.0
+) -> np.ndarray:
+    """Normal, without the values further than two standard deviations from the mean, in whose place others are drawn.
+
+    The values that are left have the standard deviation 0.8796 std. As TruncatedNormal of Keras.
+
+    Args:
+        shape: Any shape of at least one axis.
+        rng: A numpy Generator, or a seed: an integer from 0.
+        dtype: float32 or float64.
+        std: The standard deviation before the cut, at least 0. As a model's init: ("truncated_normal", std).
+        mean: The mean, a finite number.
+
+    Returns:
+        The array, of this shape and dtype.
+
+    Raises:
+        ValueError: std or mean is out of its range, the dtype is another one, or the shape has no axis.
+        TypeError: shape is no tuple or list of integers, std or mean no number, or rng no Generator and no integer.
+
+    Example:
+        >>> w = fg.init.truncated_normal((100, 100), 0, std=0.01)
+        >>> bool((abs(w) <= 0.02).all()), 0.008 < float(w.std()) < 0.009
+        (True, True)
+    """
+    op = "truncated_normal"
+    std, mean = check.number(op, "std", std), check.finite(op, "mean", mean)
+    out, source = empty_weights(op, shape, dtype), checked_generator(op, rng)
+    # in float64, so that the same values are drawn again for float32
+    values = draw_normal(op, (out.size,), source, np.float64, 1.0)
+    while (far := np.flatnonzero(np.abs(values) > CUT)).size:
+        values[far] = draw_normal(op, (far.size,), source, np.float64, 1.0)
+    out[...] = (mean + std * values).reshape(out.shape)
+    return out
 
 
 def uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, limit: float = 0.05) -> np.ndarray:

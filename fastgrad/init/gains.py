@@ -11,6 +11,9 @@ Shape = tuple[int, ...]
 # as PyTorch's calculate_gain, for each activation's code; of a leaky relu see gain
 GAINS = {types.IDENTITY: 1.0, types.SIGMOID: 1.0, types.TANH: 5 / 3, types.RELU: math.sqrt(2), types.SELU: 0.75}
 
+# the numbers that fans returns
+MODES = "fan_in", "fan_out"
+
 
 def fans(shape: Shape, gates: int = 1) -> tuple[int, int]:
     """fan_in and fan_out of an array of this shape.
@@ -76,6 +79,12 @@ def fans_of(op: str, shape: Shape, gates: int = 1) -> tuple[int, int]:
     if shape[-1] % gates:
         raise ValueError(f"{op}: gates must divide the last axis, {shape[-1]}, got {gates}")
     return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1] // gates
+
+
+def fan_of(op: str, shape: Shape, mode: str) -> int:
+    """The fan of this name."""
+    check.choice(op, "mode", mode, MODES)
+    return fans_of(op, shape)[MODES.index(mode)]
 
 
 def gain_of(op: str, activation: Any) -> float:

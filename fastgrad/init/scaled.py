@@ -9,7 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.backend import kernels
 from fastgrad.core.random import draw_key
 from fastgrad.init.distributions import Rng, checked_generator, draw_normal, draw_uniform, empty_weights
-from fastgrad.init.gains import Shape, fans_of, gain_of
+from fastgrad.init.gains import Shape, fan_of, fans_of, gain_of
 
 Form = str | tuple[str, float]
 
@@ -103,20 +103,25 @@ def xavier_normal(
     return draw_normal(op, shape, rng, dtype, gain_of(op, activation) * math.sqrt(2 / sum(fans_of(op, shape, gates))))
 
 
-def he_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu") -> np.ndarray:
-    """Uniform on +-gain sqrt(3 / fan_in).
+def he_uniform(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu", mode: str = "fan_in"
+) -> np.ndarray:
+    """Uniform on +-gain sqrt(3 / fan).
 
     Args:
         shape: (C_in, C_out) or (kh, kw, C_in / groups, C_out).
         rng: A numpy Generator, or a seed: an integer from 0.
         dtype: float32 or float64.
         activation: The activation that follows, by whose gain the values are scaled.
+        mode: "fan_in", which keeps the spread of outputs, or "fan_out", that of gradients. As a model's init:
+            ("he_uniform", "fan_out").
 
     Returns:
         The array, of this shape and dtype.
 
     Raises:
-        ValueError: The shape is of another form, the activation has no known gain, or the dtype is another one.
+        ValueError: The shape is of another form, the activation has no known gain, mode is unknown, or the dtype is
+            another one.
         TypeError: An axis is no integer, or rng no Generator and no integer.
 
     Example:
@@ -125,26 +130,31 @@ def he_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activat
         True
 
     References:
-        He et al. 2015, "Delving Deep into Rectifiers", eq. 10.
+        He et al. 2015, "Delving Deep into Rectifiers", eq. 10; "fan_out": eq. 14.
     """
     op = "he_uniform"
-    return draw_uniform(op, shape, rng, dtype, gain_of(op, activation) * math.sqrt(3 / fans_of(op, shape)[0]))
+    return draw_uniform(op, shape, rng, dtype, gain_of(op, activation) * math.sqrt(3 / fan_of(op, shape, mode)))
 
 
-def he_normal(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu") -> np.ndarray:
-    """Normal with standard deviation gain / sqrt(fan_in).
+def he_normal(
+    shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activation: Form = "relu", mode: str = "fan_in"
+) -> np.ndarray:
+    """Normal with standard deviation gain / sqrt(fan).
 
     Args:
         shape: (C_in, C_out) or (kh, kw, C_in / groups, C_out).
         rng: A numpy Generator, or a seed: an integer from 0.
         dtype: float32 or float64.
         activation: The activation that follows, by whose gain the values are scaled.
+        mode: "fan_in", which keeps the spread of outputs, or "fan_out", that of gradients. As a model's init:
+            ("he_normal", "fan_out").
 
     Returns:
         The array, of this shape and dtype.
 
     Raises:
-        ValueError: The shape is of another form, the activation has no known gain, or the dtype is another one.
+        ValueError: The shape is of another form, the activation has no known gain, mode is unknown, or the dtype is
+            another one.
         TypeError: An axis is no integer, or rng no Generator and no integer.
 
     Example:
@@ -153,10 +163,10 @@ def he_normal(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64, *, activati
         ((3, 3, 16, 32), dtype('float32'))
 
     References:
-        He et al. 2015, "Delving Deep into Rectifiers", eq. 10.
+        He et al. 2015, "Delving Deep into Rectifiers", eq. 10; "fan_out": eq. 14.
     """
     op = "he_normal"
-    return draw_normal(op, shape, rng, dtype, gain_of(op, activation) / math.sqrt(fans_of(op, shape)[0]))
+    return draw_normal(op, shape, rng, dtype, gain_of(op, activation) / math.sqrt(fan_of(op, shape, mode)))
 
 
 def lecun_uniform(shape: Shape, rng: Rng, dtype: DTypeLike = np.float64) -> np.ndarray:

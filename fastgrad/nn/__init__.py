@@ -1,5 +1,8 @@
 """Layers, and models made of them."""
 
+from typing import TYPE_CHECKING, Any
+
+from fastgrad.core.foreign_names import unknown_name
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
@@ -27,3 +30,8 @@ __all__ = [
     "Residual",
     "Sequential",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
 from fastgrad.kernels.types import Activation, Affine, Running
@@ -13,6 +14,7 @@ from fastgrad.nn.context import ForwardContext
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
+@foreign_keywords
 class BatchNorm(ResidualLayer):
     """Batch normalisation of n channels.
 

@@ -1,14 +1,16 @@
-"""The compaction of a chain of dense layers: a smaller chain with the same outputs, without the units that pruning has cut off."""
+"""The compaction of dense layers, in a chain or a row of layers: the same outputs, without the units that pruning has cut off."""
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 
-from fastgrad.core.check import PARAMETERS
 from fastgrad.functional.dense import dense_chain
-from fastgrad.kernels.types import ACTIVATIONS, SOFTMAX, Activation
+from fastgrad.kernels.types import SOFTMAX, Activation
+from fastgrad.nn.context import activation_name
+from fastgrad.nn.dropout import Dropout
 
 
 def compact_chain(chain: Any, chain_type: Any) -> Any:
@@ -34,7 +36,7 @@ def compact_chain(chain: Any, chain_type: Any) -> Any:
         used[layer + 1] = used[layer + 1] & ~constant
         biases[layer + 1] = _biases_with_constants(activation, b, constant, weights[layer + 1], biases[layer + 1])
     bias = any(b is not None for b in biases)
-    activations = [_name(f) for f in chain._activations]
+    activations = [activation_name(f) for f in chain._activations]
     compact = chain_type([int(k.sum()) for k in used], activations, init="zeros", dtype=chain.dtype, bias=bias)
     for w, b, into_w, into_b, cut in zip(weights, biases, compact.weights, compact.biases, pairwise(used), strict=True):
         into_w[...] = w[np.ix_(*cut)]
@@ -43,6 +45,69 @@ def compact_chain(chain: Any, chain_type: Any) -> Any:
     if chain._mask is not None:
         compact._set_mask(_masks(chain, chain._mask, compact, used))
     return compact
+
+
+def compact_layers(
+    layers: Sequence[Any],
+    chain_type: Any,
+    is_chain: Callable[[Any], bool],
+    join: Callable[[list[Any]], Any],
+    copied: Callable[[Any], Any],
+) -> list[Any]:
+    """Copies of layers in a row, in which dense layers that follow each other, or have dropout between them, are compacted as one chain.
+
+    is_chain and join are those of the planner: whether a layer is dense, and dense layers as one chain. copied copies any other layer.
+    """
+    copies: list[Any] = []
+    for dense, group in groupby(layers, lambda layer: is_chain(layer) or type(layer) is Dropout):
+        run = list(group)
+        chains = [layer for layer in run if is_chain(layer)]
+        if dense and chains:
+            small = iter(_split(compact_chain(_joined(chains, join), chain_type), chains))
+            copies += [next(small) if is_chain(layer) else deepcopy(layer) for layer in run]
+        else:
+            copies += [copied(layer) for layer in run]
+    for layer in copies:
+        layer.container_type = ""
+        _keep(layer)
+    return copies
+
+
+def _joined(chains: list[Any], join: Callable[[list[Any]], Any]) -> Any:
+    """One chain with the parameters and masks of these."""
+    if len(chains) == 1:
+        return chains[0]
+    whole = join(chains)
+    whole.params[...] = np.concatenate([chain.params for chain in chains])
+    if any(chain._mask is not None for chain in chains):
+        masks = [np.ones(chain.params.size, np.bool_) if chain._mask is None else chain._mask for chain in chains]
+        whole._set_mask(np.concatenate(masks))
+    return whole
+
+
+def _split(whole: Any, like: list[Any]) -> list[Any]:
+    """A chain as several, each of as many layers and of the type of one in `like`."""
+    parts, layer, offset = [], 0, 0
+    for chain in like:
+        end = layer + len(chain.sizes) - 1
+        part = object.__new__(type(chain))
+        part._init = chain._init
+        settings = whole._activations[layer:end], whole._has_bias[layer:end], whole.dtype, chain.seed
+        part._set_layers(list(whole.sizes[layer : end + 1]), *settings)
+        place = slice(offset, offset + part.params.size)
+        part.params[...] = whole.params[place]
+        if whole._mask is not None:
+            part._set_mask(whole._mask[place].copy())
+        parts.append(part)
+        layer, offset = end, place.stop
+    return parts
+
+
+def _keep(model: Any) -> None:
+    """Let a model that becomes part of another keep its weights and generators, whatever they are."""
+    model._drawn = None
+    for child in getattr(model, "children", {}).values():
+        _keep(child)
 
 
 def _used_units(chain: Any) -> list[np.ndarray]:
@@ -61,18 +126,10 @@ def _biases_with_constants(
     """The next layer's biases plus what constant units add to it: the output of two small layers, the first with an input of 0."""
     units, nothing = w[constant], np.zeros((1, int(constant.sum())), w.dtype)
     start = None if b is None else b[constant]
-    y, _ = dense_chain(np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [_name(activation), "identity"])
-    return y[0] if into is not None or y.any() else None
-
-
-def _name(activation: Activation) -> str | tuple[str, float]:
-    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
-    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return (
-        exact[0]
-        if exact
-        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
+    y, _ = dense_chain(
+        np.zeros((1, 1), w.dtype), [nothing, units], [start, into], [activation_name(activation), "identity"]
     )
+    return y[0] if into is not None or y.any() else None
 
 
 def _masks(chain: Any, mask: np.ndarray, compact: Any, used: list[np.ndarray]) -> np.ndarray:

@@ -4,12 +4,15 @@ A Sequential runs neighbouring dense layers as one DenseChain: see nn/plan.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.random import generator
+from fastgrad.nn import summary
+from fastgrad.nn.compaction import compact_layers
 from fastgrad.nn.context import Backward, ForwardContext
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.model import Model
@@ -27,9 +30,8 @@ class Container(SequenceModel):
         self.children = children
         shapes = {f"{name}.{key}": shape for name, child in children.items() for key, shape in child._shapes.items()}
         values = np.concatenate([child.params for child in children.values()])
-        self.recurrent, self.images, self.bidirectional = (
-            any(getattr(child, name) for child in children.values())
-            for name in ("recurrent", "images", "bidirectional")
+        self.recurrent, self.images, self.reads_ahead = (
+            any(getattr(child, name) for child in children.values()) for name in ("recurrent", "images", "reads_ahead")
         )
         super().__init__(shapes, _dtype(children), seed)
         self._params[...] = values
@@ -39,6 +41,9 @@ class Container(SequenceModel):
         for child in children.values():
             child.container_type = type(self).__name__
             child._restart(rng)
+
+    def __repr__(self) -> str:
+        return summary.table(self)
 
     def statistics(self) -> dict[str, np.ndarray]:
         return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
@@ -59,6 +64,23 @@ class Container(SequenceModel):
         super()._set_mask(mask)
         for child, part in _slices(self.children.values()):
             child._set_mask(None if mask is None else mask[part])
+
+    def _path(self, step: int) -> str:
+        """The path from this model to the child that runs in a step of its forward pass, for errors: ".layers[2]"."""
+        raise NotImplementedError
+
+    def _inside(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a child's function returns. Its errors get the child's path: "Sequential.layers[2].body: Conv2d: ..."."""
+        try:
+            return function(*arguments)
+        except (ValueError, TypeError) as error:
+            # an inner container has written the end of the path
+            end, message = getattr(error, "_layer", ("", error.args[0] if len(error.args) == 1 else None))
+            if isinstance(message, str):
+                path = self._path(step) + end
+                error._layer = path, message  # type: ignore[union-attr]
+                error.args = (f"{type(self).__name__}{path}: {message}",)
+            raise
 
     def _restart(self, rng: np.random.Generator) -> None:
         if self.seed is None:
@@ -140,10 +162,36 @@ class Sequential(Container):
         for layer in layers:
             self.n_out = self.n_out if layer.keeps_width else layer.n_out
 
+    def compact(self) -> "Sequential":
+        """A new model with the same outputs, without the hidden units of dense layers that pruning has cut off.
+
+        Those are units between two dense layers, or with dropout between these too, whose incoming or whose outgoing
+        weights are all 0, as of DenseChain.compact. Units that another layer reads stay, and other layers are copied.
+
+        Returns:
+            A Sequential with the masks of the weights that are left.
+
+        Example:
+            >>> layers = fg.nn.Dense(4, 8, "relu"), fg.nn.Dropout(0.5), fg.nn.Dense(8, 3)
+            >>> model = fg.nn.Sequential(*layers, seed=0)
+            >>> masks = fg.prune(model, amount=0.5, units=True)
+            >>> {name: array.shape for name, array in model.compact().parameters().items()}
+            {'0.w': (4, 4), '0.b': (4,), '2.w': (4, 3), '2.b': (3,)}
+        """
+        if self.on_gpu:
+            on_host: Sequential = deepcopy(self)
+            on_host.container_type = ""
+            on_host.to("cpu")
+            small = on_host.compact()
+            small.to("cuda")
+            return small
+        layers = compact_layers(self.layers, DenseChain, _is_chain, join_chains, _compact_copy)
+        return Sequential(*layers, seed=self.seed)
+
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         ends, backwards = [], []
-        for step, step_context in self._contexts(context):
-            x, end, step_backward = step._forward(x, step_context)
+        for i, (step, step_context) in enumerate(self._contexts(context)):
+            x, end, step_backward = self._inside(i, step._forward, x, step_context)
             ends.append(end)
             backwards.append(step_backward)
 
@@ -156,10 +204,22 @@ class Sequential(Container):
 
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any]:
         ends = []
-        for step, step_context in self._contexts(context):
-            x, end = step._infer(x, step_context)
+        for i, (step, step_context) in enumerate(self._contexts(context)):
+            x, end = self._inside(i, step._infer, x, step_context)
             ends.append(end)
         return x, self._state_of(ends)
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        rows = []
+        for key, layer in self.children.items():
+            layer_rows, shape = layer._rows(summary.join(name, key), shape)
+            rows += layer_rows
+        return rows, shape
+
+    def _path(self, step: int) -> str:
+        # of layers that run as one chain the first one's
+        paths = chain_plan(_leaves(self.layers), lambda leaf: _is_chain(leaf[1]), lambda run: run[0])
+        return paths[step][0]
 
     def _contexts(self, context: ForwardContext) -> Iterator[tuple[Model, ForwardContext]]:
         """Every step of the plan with its context."""
@@ -194,7 +254,7 @@ class Sequential(Container):
     def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
         super()._bind_parameters(params, grads)
         # the models that a forward calls, in order; and the chain, if that is all there is
-        self._plan = chain_plan(_leaves(self.layers), _is_chain, join_chains)
+        self._plan = chain_plan([layer for _, layer in _leaves(self.layers)], _is_chain, join_chains)
         for step, part in _slices(self._plan):
             step._bind_parameters(params[part], grads[part])
         only = self._plan[0] if len(self._plan) == 1 else None
@@ -203,6 +263,11 @@ class Sequential(Container):
 
 def _is_chain(layer: Model) -> bool:
     return type(layer) in CHAINS
+
+
+def _compact_copy(layer: Model) -> Model:
+    """A copy of a layer that is not dense: of an inner Sequential a compact one."""
+    return layer.compact() if type(layer) is Sequential else deepcopy(layer)
 
 
 def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
@@ -218,13 +283,19 @@ def join_chains(chains: Sequence[DenseChain]) -> DenseChain:
     return whole
 
 
-def _leaves(layers: Sequence[Model]) -> list[Model]:
-    """The layers in order, with the layers of inner Sequentials in their place, unless they have an LSTM: then their state is a list."""
-    return [
-        leaf
-        for layer in layers
-        for leaf in (_leaves(layer.layers) if type(layer) is Sequential and not layer.recurrent else [layer])
-    ]
+def _leaves(layers: Sequence[Model], path: str = "") -> list[tuple[str, Model]]:
+    """The layers in order, each after its path.
+
+    The layers of inner Sequentials stand in their place, unless they have an LSTM: then their state is a list.
+    """
+    leaves: list[tuple[str, Model]] = []
+    for i, layer in enumerate(layers):
+        place = f"{path}.layers[{i}]"
+        if type(layer) is Sequential and not layer.recurrent:
+            leaves += _leaves(layer.layers, place)
+        else:
+            leaves.append((place, layer))
+    return leaves
 
 
 def _check_order(op: str, layers: tuple[Model, ...]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fastgrad.core.check import PARAMETERS
 from fastgrad.functional.packing import PackedBatch
 from fastgrad.kernels.types import ACTIVATIONS, SIGMOID, SOFTMAX, Activation
 
@@ -43,3 +44,13 @@ class ForwardContext(NamedTuple):
 def before_loss(activation: Activation, logits: bool) -> Activation:
     """The activation; but identity for a softmax or sigmoid if logits are asked for."""
     return IDENTITY if logits and activation.code in (SOFTMAX, SIGMOID) else activation
+
+
+def activation_name(activation: Activation) -> str | tuple[str, float]:
+    """An activation as a user writes it: a name, or a pair of a name and a parameter."""
+    exact = [name for name, known in ACTIVATIONS.items() if known == activation]
+    return (
+        exact[0]
+        if exact
+        else next((name, activation.parameter) for name in PARAMETERS if ACTIVATIONS[name].code == activation.code)
+    )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.conv import run
@@ -16,6 +17,7 @@ from fastgrad.nn.context import ForwardContext
 from fastgrad.nn.model import ResidualLayer, ResidualLayerBackward, views
 
 
+@foreign_keywords
 class Conv2d(ResidualLayer):
     """A convolution layer of images.
 
@@ -71,7 +73,8 @@ class Conv2d(ResidualLayer):
     ) -> None:
         op = type(self).__name__
         self.n_in, self.n_out = check.count(op, "n_in", n_in), check.count(op, "n_out", n_out)
-        size, self.groups = geometry.pair(op, "size", size), check.count(op, "groups", groups)
+        self.size = size = geometry.pair(op, "size", size)
+        self.groups = check.count(op, "groups", groups)
         for name, n in (("n_in", self.n_in), ("n_out", self.n_out)):
             if n % self.groups:
                 raise ValueError(f"{op}: groups must divide {name}, {n}, got {self.groups}")

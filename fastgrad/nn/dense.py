@@ -9,16 +9,19 @@ import numpy as np
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.dense import run
 from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import SIGMOID, SOFTMAX, Activation
+from fastgrad.nn import summary
 from fastgrad.nn.compaction import compact_chain
-from fastgrad.nn.context import IDENTITY, ForwardContext
+from fastgrad.nn.context import IDENTITY, ForwardContext, activation_name
 from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward, views
 from fastgrad.nn.sequence import TimeRows
 
 
+@foreign_keywords
 class DenseChain(ResidualLayer):
     """Dense layers in a row, which run as one call.
 
@@ -95,6 +98,29 @@ class DenseChain(ResidualLayer):
             self._logit_table[-1, 4] = IDENTITY.code
         self.activation_parameters = np.array([f.parameter for f in activations])  # (L,)
         Model.__init__(self, shapes, dtype, seed)
+
+    def __str__(self) -> str:
+        return summary.table(self)
+
+    def _settings(self) -> dict[str, Any]:
+        *hidden, output = map(activation_name, self._activations)
+        same = len({*hidden}) < 2
+        return {
+            "sizes": list(self.sizes),
+            "activation": (hidden or ["relu"])[0] if same else [*hidden, output],
+            "output": output if same and output != "identity" else None,
+            "bias": self._has_bias[0],
+            "dtype": self.dtype,
+        }
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        rows = []
+        for i, (w, b, activation) in enumerate(zip(self._weights, self._biases, self._activations, strict=True)):
+            settings = {"n_in": w.shape[0], "n_out": w.shape[1], "activation": activation_name(activation)}
+            layer = summary.call(Dense, settings | {"bias": b is not None, "dtype": self.dtype})
+            shape = (*shape[:-1], w.shape[1])
+            rows.append(summary.Row(summary.join(name, str(i)), layer, shape, w.size + (0 if b is None else b.size)))
+        return rows, shape
 
     @property
     def _chain(self) -> "DenseChain":
@@ -185,6 +211,7 @@ class DenseChain(ResidualLayer):
             w[...] = checked_weights(type(self).__name__, self._init(w.shape, rng), w)
 
 
+@foreign_keywords
 class Dense(DenseChain):
     """A dense layer.
 
@@ -216,6 +243,8 @@ class Dense(DenseChain):
     """
 
     _name = "{array}"
+    # a layer prints itself as one line
+    __str__, _settings, _rows = Model.__repr__, Model._settings, Model._rows
 
     def __init__(
         self,

@@ -5,11 +5,13 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import copy_of, empty
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import draw_key, generator
 from fastgrad.nn.context import Backward
 from fastgrad.nn.pool import ParameterFreeLayer
 
 
+@foreign_keywords
 class Dropout(ParameterFreeLayer):
     """Sets a share of the values to 0 in training, and scales the others.
 

@@ -9,6 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import draw_key, generator
 from fastgrad.functional.lstm import run_rows
 from fastgrad.functional.packing import pack, packed_batch, unpack
@@ -22,6 +23,7 @@ State = tuple[np.ndarray, np.ndarray]
 STATE_FORMS = "(layers, N, P)", "(layers, N, H)"
 
 
+@foreign_keywords
 class LSTM(SequenceModel):
     """LSTM layers on top of each other, in one direction or in two.
 
@@ -45,12 +47,15 @@ class LSTM(SequenceModel):
         forget_bias: What is added to the initial bias of the gate f, at least 0.
         pool: None for every step's output; "last", that after each sequence's last step; or "mean", the mean over each
             sequence's steps, 0 if it has none.
+        reverse: Whether the only direction runs every sequence from its last step to its first. y stays in the order of
+            the steps, and "last" is the output after the first step. It comes without bidirectional.
         dtype: "float32" or "float64", of parameters and inputs.
         seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
             becomes part of.
 
     Raises:
-        ValueError: A number is out of its range, dropout comes with one layer, or pool or dtype is unknown.
+        ValueError: A number is out of its range, dropout comes with one layer, reverse with bidirectional, or pool or
+            dtype is unknown.
         TypeError: A number is of another type.
 
     Example:
@@ -82,6 +87,7 @@ class LSTM(SequenceModel):
         forget_bias: float = 0.0,
         *,
         pool: str | None = None,
+        reverse: bool = False,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -89,7 +95,10 @@ class LSTM(SequenceModel):
         self.n_in = self.input_size = check.count(op, "input_size", input_size)
         self.hidden_size = check.count(op, "hidden_size", hidden_size)
         self.num_layers = check.count(op, "num_layers", num_layers)
-        self.bidirectional = bool(bidirectional)
+        self.bidirectional, self.reverse = bool(bidirectional), bool(reverse)
+        if self.bidirectional and self.reverse:
+            raise ValueError(f"{op}: reverse is for one direction, and bidirectional has both")
+        self.reads_ahead = self.bidirectional or self.reverse
         self.dropout = check.number(op, "dropout", dropout, below=1)
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"{op}: dropout is between layers and needs num_layers of at least 2")
@@ -168,7 +177,8 @@ class LSTM(SequenceModel):
             [empty((len(self._weights), len(batch.order), width), h) for width in self._widths] for _ in range(2)
         )
         h_0[...], c_0[...] = state or (0, 0)
-        layers, batches = [], (batch, PackedBatch(batch.order, batch.offsets, True))
+        reversed_batch = PackedBatch(batch.order, batch.offsets, True)
+        layers, batches = [], (reversed_batch,) if self.reverse else (batch, reversed_batch)
         training = context.training
         for layer in range(self.num_layers):
             xs, key = h, None

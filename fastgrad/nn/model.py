@@ -13,14 +13,15 @@ import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.kernels.types import Activation
-from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
+from fastgrad.nn import summary
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name, before_loss
 
 
 class Model:
     """The base class of all layers and models: named parameters in one flat array, and their gradients in another.
 
     Write into the views of the parameters (`dense.w[...] = w`), not over them. Subclasses are made by their own
-    arguments.
+    arguments. print(model) is a table of the layers of a model, and one line of a single layer.
 
     Args:
         shapes: The shape of each parameter by name, in the order in which they lie in params.
@@ -34,6 +35,8 @@ class Model:
         >>> model = fg.nn.Dense(4, 3, seed=0)
         >>> isinstance(model, fg.nn.Model), model.params.shape
         (True, (15,))
+        >>> print(model)
+        Dense(4, 3)
         >>> {name: array.shape for name, array in model.parameters().items()}
         {'w': (4, 3), 'b': (3,)}
     """
@@ -52,7 +55,7 @@ class Model:
     # whether it makes one row of each sequence or image
     pools = False
     # whether it reads sequences from their ends too, so that they cannot be run window by window
-    bidirectional = False
+    reads_ahead = False
     # the chain of a model of dense layers alone; None for any other
     _chain: Any = None
     # the pruning mask of params, flat (P,); None if nothing is pruned
@@ -248,6 +251,19 @@ class Model:
         """Draw the weights again from the owner's generator, unless a seed was given or they were changed since."""
         if self.seed is None and zlib.crc32(self._params.data) == self._drawn:
             self._start(rng)
+
+    def __repr__(self) -> str:
+        return summary.call(type(self), self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments of the call that makes such a model, by name, and perhaps more: what repr shows."""
+        activation = activation_name(self.output)
+        return {"activation": activation, "bias": "b" in self._shapes, "n": vars(self).get("n_in"), **vars(self)}
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        """The rows of a table of layers, and the shape of the output. shape: that of the input."""
+        shape = summary.output_shape(self, shape)
+        return [summary.Row(name, repr(self), shape, self.params.size)], shape
 
     def __getstate__(self) -> dict[str, Any]:
         # left out of copies and pickles: views that are copied are no views of the flat arrays

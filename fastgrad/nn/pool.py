@@ -1,9 +1,12 @@
 """Pooling layers of images (N, H, W, C): MaxPool2d, AvgPool2d, GlobalAvgPool2d; and Flatten, which makes rows of images."""
 
+from typing import Any
+
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import copy_of
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.geometry import Pair
@@ -27,6 +30,7 @@ class ParameterFreeLayer(Model):
         """There is nothing to draw."""
 
 
+@foreign_keywords
 class MaxPool2d(ParameterFreeLayer):
     """The largest value of every window of images, as fg.max_pool2d.
 
@@ -57,10 +61,14 @@ class MaxPool2d(ParameterFreeLayer):
         self.padding = padding
         geometry.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
 
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "stride": None if self.stride == self.size else self.stride}
+
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
 
 
+@foreign_keywords
 class AvgPool2d(MaxPool2d):
     """The mean of every window of images, as fg.avg_pool2d.
 
@@ -112,6 +120,7 @@ class GlobalAvgPool2d(ParameterFreeLayer):
         return global_avg_pool2d(x)
 
 
+@foreign_keywords
 class Flatten(ParameterFreeLayer):
     """Images as rows.
 

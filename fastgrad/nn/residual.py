@@ -7,9 +7,13 @@ from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
 from fastgrad.kernels.types import Activation
+from fastgrad.nn import summary
 from fastgrad.nn.container import Container, Sequential, check_children
-from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, before_loss
+from fastgrad.nn.context import IDENTITY, Backward, ForwardContext, activation_name, before_loss
 from fastgrad.nn.model import Model, ResidualLayer, ResidualLayerBackward
+
+# the step of the shortcut, beside those of the body, which count from 0
+SHORTCUT = -1
 
 
 class Residual(Container):
@@ -82,16 +86,16 @@ class Residual(Container):
         context, (steps, last) = context._replace(logits=False), self._body_plan
         added, shortcut_backward = x, None
         if self.shortcut is not None:
-            added, _, shortcut_backward = self.shortcut._forward(x, context)
+            added, _, shortcut_backward = self._inside(SHORTCUT, self.shortcut._forward, x, context)
         h, backwards = x, []
-        for step in steps:
-            h, _, step_backward = step._forward(h, context)
+        for i, step in enumerate(steps):
+            h, _, step_backward = self._inside(i, step._forward, h, context)
             backwards.append(step_backward)
             context = context._replace(want_dx=True)
         if last is None:
             y, sum_backward = self._sum(h, added, activation)
         else:
-            y, sum_backward = last._forward_residual(h, context, activation, added)
+            y, sum_backward = self._inside(len(steps), last._forward_residual, h, context, activation, added)
 
         @silent
         def backward(dy: np.ndarray) -> np.ndarray:
@@ -108,14 +112,30 @@ class Residual(Container):
     def _infer(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, None]:
         activation = before_loss(self.output, context.logits)
         context, (steps, last) = context._replace(logits=False), self._body_plan
-        added = x if self.shortcut is None else self.shortcut._infer(x, context)[0]
+        added = x if self.shortcut is None else self._inside(SHORTCUT, self.shortcut._infer, x, context)[0]
         h = x
-        for step in steps:
-            h = step._infer(h, context)[0]
-        y, _ = (
-            self._sum(h, added, activation) if last is None else last._forward_residual(h, context, activation, added)
-        )
+        for i, step in enumerate(steps):
+            h, _ = self._inside(i, step._infer, h, context)
+        if last is None:
+            y, _ = self._sum(h, added, activation)
+        else:
+            y, _ = self._inside(len(steps), last._forward_residual, h, context, activation, added)
         return y, None
+
+    def _rows(self, name: str, shape: summary.Shape) -> tuple[list[summary.Row], summary.Shape]:
+        rows, shapes = [], []
+        for key, child in self.children.items():
+            child_rows, child_shape = child._rows(summary.join(name, key), shape)
+            rows += child_rows
+            shapes.append(child_shape)
+        settings = {"activation": activation_name(self.output)}
+        # the sum has no parameters of its own
+        return [summary.Row(name, summary.call(type(self), settings), shapes[0], 0), *rows], shapes[0]
+
+    def _path(self, step: int) -> str:
+        if step == SHORTCUT:
+            return ".shortcut"
+        return ".body" + (self.body._path(step) if isinstance(self.body, Sequential) else "")
 
     @silent
     def _sum(

@@ -6,10 +6,12 @@ gradient. With decoupled, each update takes lr weight_decay p from a parameter p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords, unknown_name
 from fastgrad.kernels import types
 from fastgrad.optim.constraint import MaxNorm, MaxValue
 from fastgrad.schedule import Schedule, check_rate, rate_of
@@ -78,6 +80,7 @@ class Optimizer:
         return np.array([rate, beta1, beta2, eps, self.weight_decay, form, self.decoupled], np.float64)  # (7,)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Gradient descent, with momentum or without.
@@ -131,6 +134,7 @@ class SGD(Optimizer):
         return self._hyper(self.momentum, 0.0, 0.0, self.nesterov)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class Adam(Optimizer):
     """Adam: steps of the first moment by the root of the second.
@@ -186,6 +190,7 @@ class Adam(Optimizer):
         return self._hyper(*self.betas, self.eps, self.eps_hat)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay.
@@ -220,6 +225,7 @@ class AdamW(Adam):
     decoupled: bool = True
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class Adagrad(Optimizer):
     """Adagrad: a rate for each parameter by the sum of its squared gradients.
@@ -264,6 +270,7 @@ class Adagrad(Optimizer):
         return self._hyper(0.0, 0.0, self.eps, self.eps_inside)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
     """RMSprop: a rate for each parameter by the running mean of its squared gradients.
@@ -315,3 +322,9 @@ class RMSprop(Optimizer):
     @property
     def hyper(self) -> np.ndarray:
         return self._hyper(self.momentum, self.alpha, self.eps, self.eps_inside)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name(__name__, name)

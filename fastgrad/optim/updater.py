@@ -10,6 +10,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty_float64, zeros
 from fastgrad.core.array_list import ArrayList, check_disjoint, check_same_shapes, flat_masks
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
@@ -18,6 +19,7 @@ from fastgrad.optim.constraint import Constraint, kernel_constraint
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
 
 
+@foreign_keywords
 class Updater:
     """An optimiser for training code of any kind: it clips gradients and updates arrays in place.
 
@@ -92,6 +94,11 @@ class Updater:
         return kernel_constraint(
             "Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat
         )
+
+    def __repr__(self) -> str:
+        count, plural = len(self.params), "s" * (len(self.params) != 1)
+        sizes = f"{self._size:,} values in {count} array{plural}"
+        return f"{type(self).__name__}({sizes}, {self.optimizer!r}, step_count={self.step_count})"
 
     @property
     def step_count(self) -> int:

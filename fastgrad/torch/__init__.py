@@ -23,6 +23,7 @@ from fastgrad.torch.ops.loss import cross_entropy
 from fastgrad.torch.ops.lstm import lstm
 from fastgrad.torch.ops.packing import pack_padded_sequence, pad_packed_sequence
 from fastgrad.torch.optim import Adam, AdamW
+from fastgrad.torch.step import training_step
 from fastgrad.torch.threads import share_threads
 
 share_threads()
@@ -45,4 +46,5 @@ __all__ = [
     "lstm",
     "pack_padded_sequence",
     "pad_packed_sequence",
+    "training_step",
 ]

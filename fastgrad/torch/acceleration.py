@@ -1,69 +1,46 @@
 """`accelerate`: replaces the layers of a PyTorch model, in place, where fastgrad's kernels fuse them; its Report undoes it.
 
-What replaces them is in replacement.py.
+What replaces them is in replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
 """
 
-from collections.abc import Callable
+import os
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastgrad.torch.fusion import ChainStep, ConvolutionStep, ResidualPattern
+from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
+from fastgrad.torch.choice import Choice
+from fastgrad.torch.fusion import ResidualPattern
 from fastgrad.torch.graph import Graph
 from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
 from fastgrad.torch.nodes import ConvNode
-from fastgrad.torch.replacement import (
-    LSTM_FORWARD,
-    AcceleratedLSTM,
-    BlockReplacement,
-    ForwardReplacement,
-    SequentialReplacement,
-)
+from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
+from fastgrad.torch.report import NO_NAME, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
+from fastgrad.torch.runs import Run, SequentialReplacement
 from fastgrad.torch.tensors import FLOATS
 
 # what could have been fused, had its neighbours been in sight
 FUSABLE = nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d
 
 
-class Report:
-    """What `accelerate` did: print it, or undo it.
-
-    `replaced` and `left` are lists of pairs: the name of a module, and what became of it or why it was left.
-    """
-
-    def __init__(self) -> None:
-        self.replaced: list[tuple[str, str]] = []
-        self.left: list[tuple[str, str]] = []
-        self._undo: list[Callable[[], Any]] = []
-
-    def undo(self) -> None:
-        """Put everything back."""
-        while self._undo:
-            self._undo.pop()()
-
-    def __str__(self) -> str:
-        lines = []
-        for title, rows in (("replaced", self.replaced), ("left", self.left)):
-            lines += [
-                f"{title}:" if rows else f"{title}: nothing",
-                *(f"  {name or '(the model)'}: {what}" for name, what in rows),
-            ]
-        return "\n".join(lines)
-
-
-def accelerate(model: nn.Module) -> Report:
-    """Replace in a PyTorch model, in place, what fastgrad fuses: nothing else about it changes.
+def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str | os.PathLike[str] = True) -> Report:
+    """Replace in a PyTorch model, in place, what fastgrad fuses and where it is faster: nothing else about it changes.
 
     Chains of nn.Linear and activations; nn.Conv2d and nn.BatchNorm with what is added to them and the activation that
-    follows; nn.LSTM. In nn.Sequential, and in the code of a model's own forward with its functions, such as
-    F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does more
-    than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by itself.
-    Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules that are
-    replaced as a whole.
+    follows, or alone; nn.LSTM. In nn.Sequential, and in the code of a model's own forward with its functions, such as
+    F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does
+    more than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by
+    itself. Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules
+    that are replaced as a whole.
+
+    At its first call with a shape, in training or evaluation, each of them is timed both ways, on copies, and then goes the
+    faster way. The report says which. Which one it is may differ from run to run, and with it the last digits of results:
+    give a stored report, or False. Nothing is timed under torch.compile, autocast, a checkpoint or
+    torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
     patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
@@ -72,19 +49,24 @@ def accelerate(model: nn.Module) -> Report:
 
     Args:
         model: A torch.nn.Module. Its layers are replaced in place.
+        choose: True times both ways. False always fuses, and leaves layers alone. A report of the same model, its to_dict()
+            or the path of a file that it saved: choose alike; what was not met then is timed.
 
     Returns:
-        A report of what was replaced, what was left and why; its undo() puts everything back.
+        A report of what was replaced, what was left and why; its save(path) stores its choices, its undo() puts everything
+        back.
 
     Raises:
-        TypeError: model is no torch.nn.Module.
+        TypeError: model is no torch.nn.Module, or choose none of the above.
+        ValueError: choose is not what a report stores, or of another model.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> report = fgt.accelerate(model)
         >>> print(report)
         replaced:
-          0..2: a chain of dense layers
+          0 to 2: a chain of dense layers
+            is chosen at the first call
         left: nothing
         >>> model(torch.zeros(3, 4)).shape
         torch.Size([3, 2])
@@ -92,38 +74,50 @@ def accelerate(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+    stored, chooses = {} if isinstance(choose, bool) else stored_choices(choose), choose is not False
     report, handled, graphs = Report(), set(), graphs_of(model)
-    nodes = {layer: node for graph in graphs.values() for node in graph.fused for layer in node.layers}
+    in_nodes = {layer for graph in graphs.values() for node in graph.fused for layer in node.layers}
+    in_graphs = {module for outer in graphs for module in outer.modules()}
     for name, module in model.named_modules():
-        if module not in handled and module not in nodes:
-            handled |= _replace(name, module, report)
-    _replace_graphs(model, graphs, handled, report)
+        if module not in handled and module not in in_nodes:
+            handled |= _replace(name, module, report, chooses, chooses and module not in in_graphs)
+    _replace_graphs(model, graphs, handled, report, chooses)
+    try:
+        report._use(stored)
+    except ValueError:
+        report.undo()
+        raise
     return report
 
 
-def _replace_graphs(model: nn.Module, graphs: dict[nn.Module, Graph], handled: set[nn.Module], report: Report) -> None:
+def _replace_graphs(
+    model: nn.Module, graphs: dict[nn.Module, Graph], handled: set[nn.Module], report: Report, chooses: bool
+) -> None:
     """Replace the forwards of modules that have a graph, and report what is fused only there."""
     names = {module: name for name, module in model.named_modules()}
     for module, graph in graphs.items():
         if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), GraphReplacement):
             continue
         nodes = [node for node in graph.fused if not handled.issuperset(node.layers)]
-        for node in nodes:
-            report.replaced.append((_span(names[node.layers[0]], names[node.layers[-1]]), str(node)))
         if nodes or any(isinstance(node, ConvNode) for node in graph.fused):
-            _install(module, GraphReplacement(module), report)
+            name = _graph_name(names[module])
+            _install(name, GraphReplacement(module, Choice() if chooses else None), report)
+            report.replaced.append((name, f"{len(graph.fused)} fused steps of {len(graph.nodes)}"))
+        for node in nodes:
+            ends = dict.fromkeys((names[node.layers[0]], names[node.layers[-1]]))
+            report.replaced.append((" to ".join(ends), f"{node}, in the graph"))
 
 
-def _span(first: str, last: str) -> str:
-    """One name of layers from the first to the last: "stem.0..1" of "stem.0" and "stem.1"."""
-    if first == last:
-        return first
-    parent = first.rpartition(".")[0] + "."
-    return f"{first}..{last.removeprefix(parent) if parent != '.' else last}"
+def _graph_name(name: str) -> str:
+    """The name in reports of a module's graph; the module may be another unit too."""
+    return f"the graph of {name or NO_NAME}"
 
 
-def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
-    """Replace a module, if that is possible, and report; returns the inner modules that this deals with."""
+def _replace(name: str, module: nn.Module, report: Report, chooses: bool, takes_layers: bool) -> set[nn.Module]:
+    """Replace a module, if that is possible, and report; returns the inner modules that this deals with.
+
+    takes_layers: whether a convolution or norm alone is replaced too.
+    """
     if forward := module.__dict__.get("forward"):
         replacement = getattr(forward, "__self__", None)
         if isinstance(replacement, ForwardReplacement):
@@ -132,20 +126,28 @@ def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
         return set(module.modules())
     if isinstance(module, AcceleratedLSTM):
         report.left.append((name, "is accelerated already"))
-        report._undo.append(partial(_undo_lstm, module))
+        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
     elif why := _unsupported(module):
         report.left.append((name, why))
     elif type(module) is nn.LSTM and nn.LSTM.forward is LSTM_FORWARD:
         module.__class__ = AcceleratedLSTM  # type: ignore[assignment]
-        report._undo.append(partial(_undo_lstm, module))
+        if chooses:
+            module.__dict__["_choice"] = Choice()
+        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
         report.replaced.append((name, "fgt.LSTM"))
     elif type(module).__module__.startswith("fastgrad."):
         report.left.append((name, "is fastgrad's already"))
         return set(module.modules())
     elif runs_layers_in_order(module) and nn.Sequential in METHODS:
-        return _replace_sequential(name, module, report)
+        return _replace_sequential(name, module, report, chooses)
     elif (pattern := residual_pattern(module)) is not None:
-        return _replace_block(name, module, pattern, report)
+        return _replace_block(name, module, pattern, report, chooses)
+    elif takes_layers and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
+        # where nothing can be timed it stays PyTorch's
+        _install(name, LayerReplacement(module, Choice(default=False)), report)
+        report.replaced.append((name, "convolution" if isinstance(module, nn.Conv2d) else "batch norm"))
+    elif _looks_like_a_block(module):
+        report.left.append((name, "looks like a residual block, but its forward computes something else"))
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):
         report.left.append((name, _why_left(module)))
     return set()
@@ -154,18 +156,30 @@ def _replace(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
 def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement, report: Report) -> set[nn.Module]:
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
-    report._undo.append(partial(replacement.undo, module))
-    if isinstance(replacement, GraphReplacement):
+    is_graph = isinstance(replacement, GraphReplacement)
+    _record(_graph_name(name) if is_graph else name, replacement.choice, partial(replacement.undo, module), report)
+    if is_graph:
         # its children have replacements of their own
         return set()
     if not isinstance(replacement, SequentialReplacement):
         return set(module.modules())
-    return {
-        layer
-        for step in replacement.plan.steps
-        if isinstance(step, ChainStep | ConvolutionStep)
-        for layer in step.layers
-    }
+    for run in replacement.runs():
+        _record(_run_name(name, run), run.choice, None, report)
+    return {layer for run in replacement.runs() for layer in run.layers}
+
+
+def _record(name: str, choice: Choice | None, undo: Any, report: Report) -> None:
+    """Have a report know the choice of a unit and how it is undone, if there are any."""
+    if choice is not None:
+        report._choices[name] = choice
+    if undo is not None:
+        report._undo.append(undo)
+
+
+def _run_name(name: str, run: Run) -> str:
+    """The names of the first and the last layer of a run."""
+    ends = dict.fromkeys((run.names[0], run.names[-1]))
+    return " to ".join(f"{name}.{end}".lstrip(".") for end in ends)
 
 
 def _undo_lstm(module: Any) -> None:
@@ -195,33 +209,34 @@ def _why_left(module: nn.Module) -> str:
     return f"{type(module).__name__} stays PyTorch's"
 
 
-def _replace_sequential(name: str, module: nn.Module, report: Report) -> set[nn.Module]:
-    replacement, handled = SequentialReplacement(module), set()
-    names = {layer: key for key, layer in module._modules.items()}
-    for step in replacement.plan.steps:
-        if isinstance(step, ChainStep | ConvolutionStep):
-            inner = (
-                step.linears if isinstance(step, ChainStep) else [a for a in (step.conv, step.norm) if a is not None]
-            )
-            inside = f"{names[inner[0]]}..{names[inner[-1]]}" if len(inner) > 1 else names[inner[0]]
-            report.replaced.append((f"{name}.{inside}".lstrip("."), str(step)))
-            handled |= set(step.layers)
-    if handled:
-        _install(module, replacement, report)
-    return handled
+def _replace_sequential(name: str, module: nn.Module, report: Report, chooses: bool) -> set[nn.Module]:
+    replacement = SequentialReplacement(module, chooses)
+    for run in replacement.runs():
+        _record(_run_name(name, run), run.choice, None, report)
+        report.replaced.append((_run_name(name, run), str(run)))
+    if replacement.runs():
+        _install(name, replacement, report)
+    return {layer for run in replacement.runs() for layer in run.layers}
 
 
-def _install(module: nn.Module, replacement: ForwardReplacement, report: Report) -> None:
+def _install(name: str, replacement: ForwardReplacement, report: Report) -> None:
     replacement.install()
-    report._undo.append(partial(replacement.undo, module))
+    _record(name, replacement.choice, partial(replacement.undo, replacement.module), report)
 
 
-def _replace_block(name: str, module: nn.Module, pattern: ResidualPattern, report: Report) -> set[nn.Module]:
+def _replace_block(
+    name: str, module: nn.Module, pattern: ResidualPattern, report: Report, chooses: bool
+) -> set[nn.Module]:
     inside = set(module.modules()) - {module}
     if pattern.layers(module) is not None:
-        _install(module, BlockReplacement(module, pattern), report)
+        _install(name, BlockReplacement(module, pattern, Choice() if chooses else None), report)
         report.replaced.append((name, "a residual block"))
         return inside
     why = "has layers with hooks" if any(map(has_hooks, inside)) else next(filter(None, map(_unsupported, inside)), "")
     report.left.append((name, why or "is a residual block of other layers"))
     return set()
+
+
+def _looks_like_a_block(module: Any) -> bool:
+    kinds = {"conv1": nn.Conv2d, "bn1": nn.BatchNorm2d, "conv2": nn.Conv2d, "bn2": nn.BatchNorm2d}
+    return all(type(getattr(module, name, None)) is kind for name, kind in kinds.items())

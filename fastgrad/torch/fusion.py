@@ -44,10 +44,7 @@ def apply_steps(steps: Sequence[Any], x: Tensor) -> Tensor:
 
 
 class Plan:
-    """The steps that run the layers of a Sequential, in order: fused steps, and layers that stay as they are.
-
-    A call first compares the layers, and the class that each is known by, with those of the plan, and plans again if one has changed.
-    """
+    """The steps that run the layers of a Sequential, in order: fused steps, and layers that stay as they are."""
 
     def __init__(self) -> None:
         # the layers, the class that each is known by, and the steps: in one, for threads that plan at the same time
@@ -63,15 +60,19 @@ class Plan:
         self._state = layers, classes, _steps(layers, classes)
         return self._state[2]
 
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+    def steps_of(self, module: nn.Module) -> Sequence[Any]:
+        """The steps of a module's layers. If one of these has changed, or the class that it is known by, it plans again."""
         layers: tuple[Any, ...] = tuple(module._modules.values())
         if needs_original_layers():
-            return apply_layers(layers, x)
+            return layers
         planned, classes, steps = self._state
-        if layers != planned or [known_class(layer) for layer in layers] != classes:
-            # a plan is made outside of traces
-            steps = layers if torch.compiler.is_compiling() else self.update(layers)  # type: ignore[assignment]
-        return apply_steps(steps, x)
+        if layers == planned and [known_class(layer) for layer in layers] == classes:
+            return steps
+        # a plan is made outside of traces
+        return layers if torch.compiler.is_compiling() else self.update(layers)
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        return apply_steps(self.steps_of(module), x)
 
 
 class ChainStep:

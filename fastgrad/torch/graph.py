@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.layers import METHODS, NORMS, PATCHES, activation_layer, has_hooks, hooks_of, unpatched
+from fastgrad.torch.layers import METHODS, NORMS, OTHER_PATCHES, activation_layer, has_hooks, hooks_of, unpatched
 from fastgrad.torch.nodes import CallNode, ChainNode, ConvNode, filled, shown
 from fastgrad.torch.operations import activation_name, is_addition, is_known_layer, is_pure, known_layer, values_of
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm
@@ -20,8 +20,6 @@ from fastgrad.torch.tape import Operation, Tape
 from fastgrad.torch.tensors import TENSOR_TYPES
 
 Tensor = torch.Tensor
-# what a module whose code is recorded may not have; its forward may be fastgrad's
-PATCHED = PATCHES - {"forward"}
 
 
 class Graph:
@@ -72,7 +70,7 @@ class Graph:
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
         for attributes, forward in self._own:
-            if attributes.get("forward") is not forward or not PATCHED.isdisjoint(attributes):
+            if attributes.get("forward") is not forward or not OTHER_PATCHES.isdisjoint(attributes):
                 return False
         for module, kind in self._classes:
             if module.__class__ is not kind:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgrad.torch.choice import Choice
 from fastgrad.torch.graph import Graph
 from fastgrad.torch.layers import needs_original_layers
 from fastgrad.torch.registration import skips_dispatcher
-from fastgrad.torch.replacement import ForwardReplacement
+from fastgrad.torch.replacement import ForwardReplacement, with_gradient_format
 from fastgrad.torch.stand_ins import RefusedError
 from fastgrad.torch.tape import Tape
 from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES
@@ -50,9 +51,9 @@ class GraphReplacement(ForwardReplacement):
     A call first compares all that the graph depends on, and makes it again if that has changed: not at every call, since that takes time.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, choice: Choice | None = None) -> None:
         """The forward that the module has now takes the calls that a graph does not."""
-        super().__init__(module)
+        super().__init__(module, choice)
         inner = getattr(module.__dict__.get("forward"), "__self__", None)
         self.inner: ForwardReplacement | None = inner
         self.graphs: dict[bool, Graph | None] = {}
@@ -61,8 +62,20 @@ class GraphReplacement(ForwardReplacement):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or self.stopped or kwargs or len(args) != 1 or needs_original_layers():
             return self._other(*args, **kwargs)
-        graph = self._graph() if type(args[0]) in TENSOR_TYPES and skips_dispatcher("graph", args[0]) else None
-        return self._other(*args) if graph is None else graph(args)
+        x = args[0]
+        if type(x) not in TENSOR_TYPES or not skips_dispatcher("graph", x):
+            return self._other(x)
+        if self.choice is not None and not self.choice.fuses(self, x):
+            return self._other(x)
+        graph = self._graph()
+        return self._other(x) if graph is None else graph((with_gradient_format(x),))
+
+    def fused(self, x: Any) -> Any:
+        graph = self._graph()
+        return self.original(x) if graph is None else graph((with_gradient_format(x),))
+
+    def can_fuse(self) -> bool:
+        return self._graph() is not None
 
     def _other(self, *args: Any, **kwargs: Any) -> Any:
         if self.inner is not None:

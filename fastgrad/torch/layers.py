@@ -29,6 +29,8 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 PATCHES = frozenset((
     "forward", "_call_impl", "_compiled_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "_check_input_dim",
 ))  # fmt: skip
+# of a module whose forward may be a replacement of fastgrad's
+OTHER_PATCHES = PATCHES - {"forward"}
 # the dictionaries of hooks on all modules
 GLOBAL_HOOKS: list[Any] = [
     getattr(torch.nn.modules.module, f"_global_{name}_hooks")
@@ -78,10 +80,11 @@ def unpatched(kind: Any) -> bool:
     )
 
 
-def known_class(layer: Any) -> type[nn.Module] | None:
+def known_class(layer: Any, patches: frozenset[str] = PATCHES) -> type[nn.Module] | None:
     """The class of a layer that is exactly PyTorch's own: no subclass, nothing patched, hooked or parametrised; or None.
 
-    Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too.
+    Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too. patches: the attributes that
+    it must not have.
     """
     kind = type(layer)
     if kind not in METHODS or not unpatched(kind):
@@ -89,7 +92,7 @@ def known_class(layer: Any) -> type[nn.Module] | None:
     if has_hooks(layer):
         return None
     attributes = layer.__dict__
-    for name in PATCHES:
+    for name in patches:
         if name in attributes:
             return None
     if kind is nn.Conv2d and layer.padding_mode != "zeros":

@@ -17,7 +17,7 @@ import torch
 from fastgrad.optim import Adam as AdamSettings
 from fastgrad.optim import AdamW as AdamWSettings
 from fastgrad.torch.ops.adam import OP
-from fastgrad.torch.optim_state import ParameterBlock, State, memory_order, plain_dict
+from fastgrad.torch.optim_state import ParameterBlock, State, check_rows, memory_order, plain_dict
 from fastgrad.torch.tensors import check_tensor
 
 Tensor = torch.Tensor
@@ -144,13 +144,9 @@ class Adam(torch.optim.Optimizer):
             memory_order(p)
             # a parameter without state has none until it is updated
             entry = self.state.get(p, {})
-            for name in rows:
-                if name in entry and entry[name].shape != p.shape:
-                    raise ValueError(
-                        f"{OP}: {name} of a parameter must be {tuple(p.shape)}, got {tuple(entry[name].shape)}"
-                    )
+            check_rows(OP, p, entry, rows)
             groups.setdefault((p.dtype, float(entry.get("step", 0))), []).append(p)
-        return [ParameterBlock(group, rows, self.state) for group in groups.values()]
+        return [ParameterBlock(group, rows, list(map(self.state.entry, group))) for group in groups.values()]
 
 
 class AdamW(Adam):

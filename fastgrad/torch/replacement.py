@@ -1,26 +1,56 @@
-"""What takes the place of a module's forward in an accelerated model: ForwardReplacement, its kinds, and the class AcceleratedLSTM."""
+"""What takes the place of a module's forward in an accelerated model: ForwardReplacement, of residual blocks and of single layers.
+
+That of an nn.Sequential is in runs.py, that of an nn.LSTM in accelerated_lstm.py.
+"""
 
 import copy
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
-from fastgrad.torch.fusion import Plan, ResidualPattern
-from fastgrad.torch.layers import is_dense, needs_original_layers, runs_layers_in_order
-from fastgrad.torch.lstm_module import LSTM
+from fastgrad.torch.choice import Choice, first_gradient
+from fastgrad.torch.fusion import ConvolutionStep, ResidualPattern, apply_steps
+from fastgrad.torch.layers import OTHER_PATCHES, known_class, needs_original_layers
 from fastgrad.torch.residual_blocks import residual_pattern
+from fastgrad.torch.twin import twin
 
 Tensor = torch.Tensor
-LSTM_FORWARD = nn.LSTM.forward
 NO_SCRIPT = "accelerate: TorchScript and torch.fx cannot take an accelerated model: call undo() of its report first"
 
 
-class ForwardReplacement:
-    """Another forward of a module, until it is stopped. A call that it cannot fuse goes to the forward of the module's class."""
+class _GradientFormat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.stopped = module, False
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+        return dy.contiguous()
+
+
+def with_gradient_format(x: Tensor) -> Tensor:
+    """x, such that its gradient is contiguous if x is.
+
+    That of fused layers has channels last. PyTorch's layers before them would be slow on it, and no time of the unit would tell.
+    """
+    if is_dynamo_compiling() or not (
+        x.requires_grad and x.dim() == 4 and torch.is_grad_enabled() and x.is_contiguous()
+    ):
+        return x
+    return _GradientFormat.apply(x)
+
+
+class ForwardReplacement:
+    """Another forward of a module, until it is stopped. A call that it cannot fuse goes to the forward of the module's class.
+
+    choice: what decides between `fused` and `original`; None is always `fused`. See `choice.Unit` for what it calls.
+    """
+
+    def __init__(self, module: nn.Module, choice: Choice | None = None) -> None:
+        self.module, self.choice, self.stopped = module, choice, False
 
     def install(self) -> None:
         """Set attributes of the module itself, which hide those of its class."""
@@ -41,7 +71,31 @@ class ForwardReplacement:
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and not self.stopped:
+            choice = self.choice
+            if choice is None or choice.fuses(self, args[0]):
+                return self.fused(args[0])
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def fused(self, x: Any) -> Any:
+        """The fused output for x; PyTorch's where the layers cannot be fused at this moment."""
         raise NotImplementedError
+
+    def original(self, x: Any) -> Any:
+        """The output of the module as its class computes it."""
+        return type(self.module).forward(self.module, x)
+
+    def unit_mode(self) -> tuple[bool, bool]:
+        return self.module.training, first_gradient(self.module)
+
+    def can_fuse(self) -> bool:
+        return True
+
+    def twin(self) -> "ForwardReplacement":
+        return type(self)(twin(self.module, {}))
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.module.parameters()
 
     def no_script(self) -> NoReturn:
         """Raise RuntimeError: torch.jit.script calls this to know what to compile."""
@@ -55,35 +109,29 @@ class ForwardReplacement:
         return replica
 
 
-class SequentialReplacement(ForwardReplacement):
-    """The replacement of an nn.Sequential's forward."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self.plan = Plan()
-        self.plan.update(tuple(module._modules.values()))
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.stopped or not runs_layers_in_order(self.module):
-            return type(self.module).forward(self.module, input)
-        return self.plan(self.module, input)
-
-
 class BlockReplacement(ForwardReplacement):
     """The replacement of a residual block's forward."""
 
-    def __init__(self, module: nn.Module, pattern: ResidualPattern | None) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, pattern: ResidualPattern | None, choice: Choice | None = None) -> None:
+        super().__init__(module, choice)
         self.pattern = pattern
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and not self.stopped:
-            if self.pattern is None and not torch.compiler.is_compiling():
-                self.pattern = residual_pattern(self.module)
-            layers = None if self.pattern is None else self.pattern.layers(self.module)
-            if layers is not None:
-                return self.pattern(layers, args[0])  # type: ignore[misc]
-        return type(self.module).forward(self.module, *args, **kwargs)
+    def fused(self, x: Any) -> Any:
+        layers = self._layers()
+        if layers is None:
+            return self.original(x)
+        return self.pattern(layers, with_gradient_format(x))  # type: ignore[misc]
+
+    def _layers(self) -> list[Any] | None:
+        if self.pattern is None and not torch.compiler.is_compiling():
+            self.pattern = residual_pattern(self.module)
+        return None if self.pattern is None else self.pattern.layers(self.module)
+
+    def can_fuse(self) -> bool:
+        return self._layers() is not None
+
+    def twin(self) -> "BlockReplacement":
+        return BlockReplacement(twin(self.module, {}), self.pattern)
 
     def __getstate__(self) -> dict[str, Any]:
         # the code of the forward may be another where this is loaded
@@ -91,45 +139,19 @@ class BlockReplacement(ForwardReplacement):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockReplacement":
         copied = memo[id(self)] = BlockReplacement.__new__(BlockReplacement)
-        copied.__dict__.update({**self.__dict__, "module": copy.deepcopy(self.module, memo)})
+        attributes = {**self.__dict__, "pattern": None}
+        copied.__dict__.update({**copy.deepcopy(attributes, memo), "pattern": self.pattern})
         return copied
 
 
-class AcceleratedLSTM(LSTM):
-    """The class of an accelerated nn.LSTM. Its forward is fgt.LSTM's if that can use its parameters, else PyTorch's."""
+class LayerReplacement(ForwardReplacement):
+    """The replacement of the forward of an nn.Conv2d or nn.BatchNorm2d that the model's own code calls."""
 
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    def fused(self, x: Any) -> Any:
+        if x.dim() != 4 or needs_original_layers() or not self.can_fuse():
+            return self.original(x)
+        layers = (self.module, None, None) if isinstance(self.module, nn.Conv2d) else (None, self.module, None)
+        return apply_steps([ConvolutionStep(*layers)], with_gradient_format(x))
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        if isinstance(input, torch.fx.Proxy):
-            raise RuntimeError(NO_SCRIPT)
-        if needs_original_layers() or not self._can_fuse():
-            return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
-        return super().forward(input, hx)
-
-    def _can_fuse(self) -> bool:
-        parameters = self._parameters
-        if type(self) is not AcceleratedLSTM or nn.LSTM.forward is not LSTM_FORWARD:
-            return False
-        # no generator, which torch.compile would have to trace
-        for name in self._flat_weights_names:  # noqa: SIM110
-            if name not in parameters or not is_dense(parameters[name]):
-                return False
-        return True
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        raise RuntimeError(NO_SCRIPT)
-
-    def undo(self) -> None:
-        """Make the module an nn.LSTM again.
-
-        A class that torch.nn.utils.parametrize has derived from this one becomes one derived from nn.LSTM.
-        """
-        kind = type(self)
-        if kind is not AcceleratedLSTM:
-            body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-            self.__class__ = type(kind.__name__, (nn.LSTM,), body)  # type: ignore[assignment]
-        else:
-            self.__class__ = nn.LSTM  # type: ignore[assignment]
+    def can_fuse(self) -> bool:
+        return known_class(self.module, OTHER_PATCHES) is not None

@@ -9,19 +9,33 @@ one. `load` checks the whole file before it changes anything.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad.core import device
+from fastgrad.core.errstate import silent
 from fastgrad.nn.model import Model, views
 from fastgrad.training.file_replacement import check_regular, checked_path, os_error, replace_file
-from fastgrad.training.trainer import Trainer
+from fastgrad.training.trainer_interface import TrainerInterface as Trainer
 
 DTYPES = {"F32": "float32", "F64": "float64", "I64": "int64", "BOOL": "bool"}
+# what is read into float32 or float64, whichever the model has
+FLOATS = "F16", "BF16", "F32", "F64"
 OPTIMIZER, MASK, VAL_LOSSES, RNG = "optimizer.", "mask.", "val_losses", "rng"
+# the best weights of a fit with patience
+BEST = "best."
 # float64, in which Adam's corrections are computed, has no larger whole numbers in a row
 STEPS = 2**53
+
+
+class LoadedNames(NamedTuple):
+    """The names in which a file and a model differ, which only load with strict=False takes."""
+
+    # of the model, and not in the file: these arrays are as before
+    missing: list[str]
+    # of the file, and not in the model
+    unexpected: list[str]
 
 
 def save(path: str | os.PathLike, model: Model | Trainer) -> None:
@@ -47,44 +61,66 @@ def save(path: str | os.PathLike, model: Model | Trainer) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "model.safetensors")
         ...     fg.save(path, model)
-        ...     fg.load(path, other)
+        ...     names = fg.load(path, other)
         >>> bool((model.params == other.params).all())
         True
     """
+    write("save", path, model)
+
+
+def write(
+    op: str, path: Any, model: Any, arrays: dict[str, Any] | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """save, of a fit with more arrays, whose names begin with BEST, and metadata; op is for messages."""
     from safetensors.numpy import save as serialized
 
     if isinstance(model, Trainer):
         # a step may be in progress, if this runs in a signal's handler
         with model.lock, model._steps.after_last_update():
-            metadata = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
-            metadata |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
-            content = serialized(_on_host(_arrays("save", model)), metadata)
+            texts = {name: json.dumps(g.bit_generator.state) for name, g in _generators(model)}
+            texts |= {OPTIMIZER + "name": _optimizer(model), VAL_LOSSES: json.dumps(model.val_losses)}
+            content = serialized(_on_host(_arrays(op, model) | (arrays or {})), texts | (metadata or {}))
     else:
-        content = serialized(_on_host(_arrays("save", model)))
+        content = serialized(_on_host(_arrays(op, model)))
     try:
-        replace_file(Path(os.path.realpath(checked_path("save", path))), content)
+        replace_file(Path(os.path.realpath(checked_path(op, path))), content)
     except OSError as error:
-        raise os_error("save", path, error) from error
+        raise os_error(op, path, error) from error
 
 
-def load(path: str | os.PathLike, model: Model | Trainer) -> None:
+def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True) -> LoadedNames:
     """Read what save wrote into a model, or into a trainer and its model. After an error all is as before.
 
-    A model also reads a trainer's file. A trainer goes on with the same bits as the one that was saved.
+    A model also reads a trainer's file. A trainer goes on with the same bits as the one that was saved. Values of
+    another floating dtype (float16, bfloat16, float32 or float64) are converted to the model's.
 
     Args:
         path: The file.
-        model: A model of fg.nn with the same names, shapes and dtype, or a Trainer with such a model and an optimiser
-            of the same kind.
+        model: A model of fg.nn with the same names and shapes, or a Trainer with such a model and an optimiser of the
+            same kind.
+        strict: Whether all names must be the same. With False what the file has not stays as it was, and what the model
+            has not is left out. A trainer then also reads a model's file, and keeps its optimiser's state.
+
+    Returns:
+        (missing, unexpected), lists of the names that the file has not and that the model has not, both empty with
+        strict.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is no whole safetensors file, or names, shapes or the optimiser differ.
-        TypeError: A dtype differs, model is neither, or path no path.
+        ValueError: The file is no whole safetensors file, names, shapes or the optimiser differ, or the model's dtype
+            does not hold a value.
+        TypeError: A dtype is another one, model is neither, or path no path.
         RuntimeError: A step or a fit of this thread is under way.
 
     Example:
-        >>> fg.load("model.safetensors", fg.nn.Dense(4, 3))  # doctest: +SKIP
+        >>> import os, tempfile
+        >>> model, other = fg.nn.Sequential(fg.nn.Dense(4, 3)), fg.nn.Sequential(fg.nn.Dense(4, 3), fg.nn.Dense(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.safetensors")
+        ...     fg.save(path, model)
+        ...     names = fg.load(path, other, strict=False)
+        >>> names.missing, names.unexpected
+        (['1.w', '1.b'], [])
     """
     from safetensors import SafetensorError, safe_open
 
@@ -93,38 +129,48 @@ def load(path: str | os.PathLike, model: Model | Trainer) -> None:
         # reading a pipe or a device may block
         check_regular(os.stat(checked_path("load", path)))
         with safe_open(path, "numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            # what a fit wrote beside its trainer is for the fit that goes on
+            parts = {name: file.get_slice(name) for name in file.keys() if not name.startswith(BEST)}  # noqa: SIM118
             if isinstance(model, Model):
                 parts = {name: part for name, part in parts.items() if not name.startswith(OPTIMIZER)}
             mask = _mask(path, model, any(name.startswith(MASK) for name in parts))
             masks = {} if mask is None else _masks(views(mask, _model(model)._shapes))
             arrays = {name: a for name, a in arrays.items() if not name.startswith(MASK)} | masks
-            _check(path, arrays, parts)
-            values = {name: file.get_tensor(name) for name in arrays}
+            names = _check(path, arrays, parts, strict)
+            arrays = {name: a for name, a in arrays.items() if name in parts}
+            values = {name: _value(path, file, name, parts[name], a.dtype) for name, a in arrays.items()}
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"load: {path}: not a whole safetensors file: {error}") from error
     except OSError as error:
         raise os_error("load", path, error) from error
-    for name in masks:
+    for name in masks.keys() & values:
         if values[name].size and values[name].view(np.uint8).max() > 1:
             raise ValueError(f"load: {path}: {name} must be bool, got a byte that is neither 0 nor 1")
-    if isinstance(model, Trainer):
+    mask = _with_own_masks(_model(model), mask, names.missing)
+    if isinstance(model, Model):
+        _copy(values, arrays)
+        model._set_mask(mask)
+        return names
+    # a state belongs to its step count
+    whole = not {OPTIMIZER + "state", OPTIMIZER + "step"} & set(names.missing)
+    states: list[tuple[np.random.Generator, dict[str, Any]]] = []
+    val_losses, step_count = model.val_losses, model.step_count
+    if whole:
         step_count = int(values[OPTIMIZER + "step"][0])
         if not 0 <= step_count < STEPS:
             raise ValueError(f"load: {path}: {OPTIMIZER}step must be at least 0 and below 2**53, got {step_count}")
         states, val_losses = _metadata(path, model, metadata)
-        with model.lock:
-            model._refuse_nested("load")
-            for generator, state in states:
-                generator.bit_generator.state = state
-            model.val_losses = val_losses
+    with model.lock:
+        model._refuse_nested("load")
+        for generator, state in states:
+            generator.bit_generator.state = state
+        model.val_losses = val_losses
+        if whole:
             model.step_count = step_count
-            _copy(values, arrays)
-            model.model._set_mask(mask)
-    else:
-        _copy(values, arrays)
-        model._set_mask(mask)
+        _copy(values, {name: a for name, a in arrays.items() if whole or not name.startswith(OPTIMIZER)})
+        model.model._set_mask(mask)
+    return names
 
 
 def _metadata(
@@ -211,18 +257,54 @@ def _generators(trainer: Trainer) -> list[tuple[str, np.random.Generator]]:
     return [(RNG, trainer.rng), *((f"{RNG}.{i}", generator) for i, generator in enumerate(layers))]
 
 
-def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any]) -> None:
-    if missing := [name for name in arrays if name not in parts]:
-        raise ValueError(f"load: {path}: the file has no {', '.join(missing)}")
-    if unknown := sorted(parts.keys() - arrays):
-        raise ValueError(f"load: {path}: the model has no {', '.join(unknown)}")
+def _check(path: Any, arrays: dict[str, np.ndarray], parts: dict[str, Any], strict: bool) -> LoadedNames:
+    names = LoadedNames([name for name in arrays if name not in parts], sorted(parts.keys() - arrays))
+    if strict and names.missing:
+        raise ValueError(f"load: {path}: the file has no {', '.join(names.missing)}")
+    if strict and names.unexpected:
+        raise ValueError(f"load: {path}: the model has no {', '.join(names.unexpected)}")
     for name, array in arrays.items():
+        if name not in parts:
+            continue
         part = parts[name]
-        shape, dtype = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+        shape, code = tuple(part.get_shape()), part.get_dtype()
         if shape != array.shape:
             raise ValueError(f"load: {path}: {name} must be {array.shape}, got {shape}")
-        if dtype != array.dtype:
-            raise TypeError(f"load: {path}: {name} must be {array.dtype}, got {dtype}")
+        if DTYPES.get(code) != array.dtype and not (array.dtype.kind == "f" and code in FLOATS):
+            raise TypeError(f"load: {path}: {name} must be {array.dtype}, got {DTYPES.get(code, code)}")
+    return names
+
+
+@silent
+def _value(path: Any, file: Any, name: str, part: Any, dtype: np.dtype) -> np.ndarray:
+    """An array of the file, in this dtype."""
+    stored = _bfloat16(path, name) if part.get_dtype() == "BF16" else file.get_tensor(name)
+    value = stored.astype(dtype, copy=False)
+    if value is not stored and (np.isfinite(stored) & ~np.isfinite(value)).any():
+        raise ValueError(f"load: {path}: {name} has a value that is infinite in {dtype}")
+    return value
+
+
+def _bfloat16(path: Any, name: str) -> np.ndarray:
+    """An array of bfloat16, which NumPy has not, as float32, of which it is the upper half."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + size + start)
+        upper = np.frombuffer(file.read(end - start), "<u2")
+    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+
+
+def _with_own_masks(model: Model, mask: np.ndarray | None, missing: list[str]) -> np.ndarray | None:
+    """The file's mask, or None, with the model's own mask of the arrays that the file has not."""
+    own = {name: a for name, a in model.masks().items() if name in missing or MASK + name in missing}
+    if own:
+        mask = np.ones_like(model._mask) if mask is None else mask
+        parts = views(mask, model._shapes)
+        for name, a in own.items():
+            parts[name][...] = a
+    return mask
 
 
 def _copy(values: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:

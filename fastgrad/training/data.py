@@ -69,7 +69,7 @@ def window_size(op: str, model: Model, window: Any) -> int | None:
     """The number of steps of a window; None for whole sequences."""
     if window is None:
         return None
-    if not model.recurrent or model.pools or model.bidirectional:
+    if not model.recurrent or model.pools or model.reads_ahead:
         raise ValueError(f"{op}: window is for models with an LSTM that runs forwards only and pools nothing")
     return check.count(op, "window", window)
 

@@ -1,9 +1,11 @@
-"""Trainer.fit: epochs of updates over batches of rows, validation after each epoch, pruning when it is due, and the end at Ctrl-C."""
+"""Trainer.fit: epochs of updates over batches, validation, callback and checkpoint after each epoch, pruning when it is due, and the end
+at Ctrl-C or by early stopping."""
 
-import sys
+import os
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,21 @@ from fastgrad.kernels import types
 from fastgrad.nn.model import Model, StateSnapshot
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.schedule import Schedule
+from fastgrad.training.batches import ArraySource, BatchSource, Part, is_source
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
+from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.evaluate import evaluate
-from fastgrad.training.history import History, means
+from fastgrad.training.fit_checkpoint import check_folder, read_checkpoint, write_checkpoint
+from fastgrad.training.history import EpochResult, History, means
+from fastgrad.training.progress import epoch_bar, has_bar, show
 
 OP = "Trainer.fit"
 
 
 def fit(
     trainer: Any,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Any,
+    y: Any,
     epochs: int,
     batch_size: int,
     validation: tuple[Any, ...] | None,
@@ -32,82 +38,137 @@ def fit(
     lengths: Any,
     window: int | None,
     drop_last: bool,
+    callback: Callable[[EpochResult], Any] | None,
+    patience: int | None,
+    checkpoint: str | os.PathLike | None,
+    checkpoint_every: int,
+    resume: bool,
 ) -> History:
     """See Trainer.fit."""
+    model, loss = trainer.model, trainer.loss
+    epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
+    every = check.count(OP, "checkpoint_every", checkpoint_every)
+    window = window_size(OP, model, window)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"{OP}: callback must be callable, got {type(callback).__name__}")
+    source: ArraySource | BatchSource
+    if is_source(x, y):
+        if lengths is not None or drop_last:
+            raise ValueError(f"{OP}: lengths and drop_last are for arrays; batches of an iterable are (x, y, lengths)")
+        source = BatchSource(OP, trainer, x, epochs, window, _check_batch)
+    else:
+        source = _array_source(trainer, x, y, lengths, batch_size, window, shuffle, drop_last)
+    held_out = None
+    if validation is not None:
+        check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
+        held_out = checked_data(f"{OP}: validation", model, loss, *validation)
+    stopping = None
+    if patience is not None:
+        if held_out is None:
+            raise ValueError(f"{OP}: patience needs validation, whose loss tells when to stop")
+        stopping = EarlyStopping(model, check.count(OP, "patience", patience))
+    history = History()
+    if checkpoint is not None:
+        check_folder(OP, checkpoint)
+        if resume and os.path.exists(checkpoint):
+            history = read_checkpoint(OP, checkpoint, trainer, stopping)
+    elif resume:
+        raise ValueError(f"{OP}: resume needs checkpoint, the file to go on from")
+    first = len(history.seconds)
+    if isinstance(source, BatchSource):
+        source.start_at(first)
+    _check_schedule(trainer, max(epochs - first, 0) * source.updates if source.updates else None, held_out is not None)
+    try:
+        with epoch_bar(epochs, first) if has_bar(progress) else nullcontext() as bar:
+            for epoch in range(first + 1, epochs + 1):
+                if stopping is not None and stopping.is_over:
+                    break
+                if trainer.loss != loss:
+                    raise RuntimeError(f"{OP}: the callback changed the loss, for which y was not checked")
+                result = _train_epoch(trainer, source, epoch)
+                if held_out is not None:
+                    val_loss, accuracy = evaluate(model, loss, held_out)
+                    trainer.val_losses.append(val_loss)
+                    result = result._replace(val_loss=val_loss, val_accuracy=accuracy)
+                    if stopping is not None:
+                        stopping.measure(val_loss)
+                history.append(result)
+                if bar is not None:
+                    show(bar, history)
+                answer = None if callback is None else callback(result)
+                # a number or an array is no answer
+                stop = isinstance(answer, bool | np.bool_) and bool(answer)
+                is_last = stop or epoch == epochs or (stopping is not None and stopping.is_over)
+                if checkpoint is not None and (is_last or epoch % every == 0):
+                    write_checkpoint(OP, checkpoint, trainer, history, stopping)
+                if stop:
+                    break
+        if stopping is not None:
+            stopping.restore()
+    except KeyboardInterrupt:
+        message = f"Training interrupted by user. {OP}: {history.whole_epochs()} of {epochs} epochs were made"
+        # below this function, Trainer.fit and foreign_keywords
+        warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=4)
+    return history
+
+
+def _array_source(
+    trainer: Any, x: Any, y: Any, lengths: Any, batch_size: int, window: int | None, shuffle: bool, drop_last: bool
+) -> ArraySource:
     model = trainer.model
     data = checked_data(OP, model, trainer.loss, x, y, lengths)
     # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
-    steps = window_size(OP, model, window)
-    epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
-    batch_size = min(batch_size, len(x))
-    held_out = None
-    if validation is not None:
-        check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
-        held_out = checked_data(f"{OP}: validation", model, trainer.loss, *validation)
-    order = np.arange(len(x))
-    short = len(x) % batch_size
-    batches, windows = -(-len(x) // batch_size), -(-x.shape[1] // steps) if steps else 1
+    batch_size = min(batch_size, len(data.x))
+    batches, short = -(-len(data.x) // batch_size), len(data.x) % batch_size
     if drop_last and short:
         batches, short = batches - 1, 0
-    _check_batch_norm(model, data, short or batch_size, batch_size, steps)
-    updates = batches * windows
-    record, sizes, rates = np.zeros((updates, 2)), np.zeros(updates), np.full(updates, trainer._rule.hyper[0])
-    _check_schedule(trainer, epochs * updates, validation is not None)
-    history, part = History(), "window" if steps else "batch"
-    has_bar = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
-    try:
-        with _bar(epochs) if has_bar else nullcontext() as bar:
-            for epoch in range(epochs):
-                started = time.perf_counter()
-                with trainer.lock:
-                    trainer._refuse_nested(OP)
-                    before, generator_state = -1, trainer.rng.bit_generator.state
-                    trainer._running = True
-                    try:
-                        # read here, since a signal handler may make a step until now
-                        before = trainer.step_count
-                        trainer._prune()
-                        if trainer._has_schedule:
-                            rates[:] = [trainer.optimizer.rate(before + i, trainer.val_losses) for i in range(updates)]
-                        if shuffle:
-                            order[:] = np.arange(len(x))
-                            trainer.rng.shuffle(order)
-                        rows = order[: batches * batch_size]
-                        plan = EpochPlan(data, rows, batch_size, steps, rates, before, record, sizes, updates)
-                        _run_epoch(trainer, f"{OP}: epoch {epoch + 1}, {part}", plan, windows)
-                    finally:
-                        trainer._running = False
-                        if trainer.step_count == before:
-                            trainer.rng.bit_generator.state = generator_state
-                        trainer._prune()
-                    count = trainer.step_count - before
-                seconds = time.perf_counter() - started
-                values = dict(zip(("loss", "grad_norm"), means(record[:count], sizes[:count]), strict=True))
-                if held_out is not None:
-                    loss, accuracy = evaluate(model, trainer.loss, held_out)
-                    values["val_loss"] = loss
-                    trainer.val_losses.append(loss)
-                    if accuracy is not None:
-                        values["val_accuracy"] = accuracy
-                # seconds comes last: it has as many values as there are whole epochs
-                for name, value in (values | {"seconds": seconds}).items():
-                    getattr(history, name).append(value)
-                if bar is not None:
-                    bar.set_postfix({name: f"{values[-1]:.4g}" for name, values in vars(history).items() if values})
-                    bar.update()
-    except KeyboardInterrupt:
-        finished = len(history.seconds)
-        for values_of_epochs in vars(history).values():
-            del values_of_epochs[finished:]
-        message = f"Training interrupted by user. {OP}: {finished} of {epochs} epochs were made"
-        warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=3)
-    return history
+    if (short or batch_size) == 1:
+        what, ways = "the last batch has one row", "drop_last=True, which leaves it out, or another batch_size"
+        if batch_size == 1:
+            what, ways = "batches have batch_size = 1 row", "a larger batch_size"
+        _check_batch_norm(f"{OP}: {what}, too few for a batch norm; the way out is {ways}", model, data, window)
+    return ArraySource(trainer, data, batch_size, batches, window, shuffle)
 
 
-def _run_epoch(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
-    """The updates of an epoch, in parts that end where pruning is due."""
-    first = updates = 0
+def _train_epoch(trainer: Any, source: ArraySource | BatchSource, epoch: int) -> EpochResult:
+    """The updates of an epoch, and their means."""
+    started, records, sizes, rate = time.perf_counter(), [], [], 0.0
+    with closing(source.parts(f"{OP}: epoch {epoch}")) as parts:
+        for part in parts:
+            plan, count = _run_part(trainer, part)
+            records.append(plan.record[:count])
+            sizes.append(plan.sizes[:count])
+            rate = float(plan.rates[count - 1]) if count else rate
+    seconds = time.perf_counter() - started
+    loss, norm = means(np.concatenate(records), np.concatenate(sizes))
+    return EpochResult(epoch, loss, None, None, norm, rate, seconds)
+
+
+def _run_part(trainer: Any, part: Part) -> tuple[EpochPlan, int]:
+    """The updates of a part of an epoch: its plan, and how many there were."""
+    plan_after, label, first = part
+    with trainer.lock:
+        trainer._refuse_nested(OP)
+        before, generator_state = -1, trainer.rng.bit_generator.state
+        trainer._running = True
+        try:
+            # read here, since a signal handler may make a step until now
+            before = trainer.step_count
+            trainer._prune()
+            plan = plan_after(before)
+            _run_plan(trainer, label, first, plan)
+        finally:
+            trainer._running = False
+            if trainer.step_count == before:
+                trainer.rng.bit_generator.state = generator_state
+            trainer._prune()
+        return plan, trainer.step_count - before
+
+
+def _run_plan(trainer: Any, label: str, number: int, plan: EpochPlan) -> None:
+    """The updates of a plan, up to each where pruning is due. number: that of the first update, for errors."""
+    first, updates, windows = 0, 0, plan.windows
     while first < plan.batches:
         trainer._rebind_if_changed()
         batches = plan.batches - first
@@ -121,12 +182,18 @@ def _run_epoch(trainer: Any, label: str, plan: EpochPlan, windows: int) -> None:
             trainer._prune()
         first += batches
         if status != types.OK:
-            trainer._fail(f"{label} {updates + 1}", status, plan.data.y)
+            trainer._fail(f"{label} {number + updates}", status, plan.data.y)
 
 
-def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: int, steps: int | None) -> None:
-    """Raise before the first update for a batch of one row that is too small for a batch norm: later, that would end the epoch."""
-    if rows > 1 or not model.statistics():
+def _check_batch(op: str, data: TrainingData, trainer: Any, window: int | None) -> None:
+    """Raise for a batch of an iterable that is too small for a batch norm."""
+    if len(data.x) == 1:
+        _check_batch_norm(f"{op}: the batch has one row, too few for a batch norm", trainer.model, data, window)
+
+
+def _check_batch_norm(message: str, model: Model, data: TrainingData, steps: int | None) -> None:
+    """Raise before the first update if one row is too few for a batch norm: later, that would end the epoch."""
+    if not model.statistics():
         return
     x, lengths, row = data.x[:1], None, 0
     if model.recurrent:
@@ -144,25 +211,16 @@ def _check_batch_norm(model: Model, data: TrainingData, rows: int, batch_size: i
         else:
             model.forward(x, True)
     except ValueError as error:
-        what, ways = "the last batch has one row", "drop_last=True, which leaves it out, or another batch_size"
-        if batch_size == 1:
-            what, ways = "batches have batch_size = 1 row", "a larger batch_size"
-        raise ValueError(f"{OP}: {what}, too few for a batch norm; the way out is {ways} ({error})") from error
+        raise ValueError(f"{message} ({error})") from error
     finally:
         before.restore()
 
 
-def _check_schedule(trainer: Any, updates: int, validated: bool) -> None:
-    """Raise before the first update for a schedule that has no rate for the last of this many updates."""
+def _check_schedule(trainer: Any, updates: int | None, validated: bool) -> None:
+    """Raise before the first update for a schedule that has no rate for the last of this many updates; None: nobody knows how many."""
     lr = trainer.optimizer.lr
     if isinstance(lr, Schedule):
         if lr.validates and not validated:
             raise ValueError(f"{OP}: {type(lr).__name__} needs validation")
-        trainer.optimizer.rate(trainer.step_count + updates - 1, trainer.val_losses)
-
-
-def _bar(epochs: int) -> Any:
-    # created only if it is shown: an interrupt in its destructor would be lost
-    from tqdm import tqdm
-
-    return tqdm(total=epochs, unit="epoch")
+        if updates:
+            trainer.optimizer.rate(trainer.step_count + updates - 1, trainer.val_losses)

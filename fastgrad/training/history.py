@@ -1,22 +1,45 @@
-"""History: the result of Trainer.fit, with the loss, accuracy, gradient norm and seconds of each epoch."""
+"""History: the result of Trainer.fit, lists with a value for each epoch; and EpochResult, the values of one epoch."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastgrad.core.errstate import silent
 
 
+class EpochResult(NamedTuple):
+    """One epoch's values of a History: what the callback of Trainer.fit gets.
+
+    Args:
+        epoch: The number of the epoch, from 1.
+        loss: The mean loss over the epoch's rows, as they were trained on.
+        val_loss: The mean loss of the validation data; None without such data.
+        val_accuracy: Its accuracy; None without, and for the losses that have none.
+        grad_norm: The mean over the updates of the gradient's norm before clipping.
+        learning_rate: The rate of the epoch's last update.
+        seconds: The time of the training alone.
+    """
+
+    epoch: int
+    loss: float
+    val_loss: float | None
+    val_accuracy: float | None
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
 @dataclass
 class History:
-    """What Trainer.fit returns: lists with one value for each epoch.
+    """What Trainer.fit returns: lists with one value for each epoch. It prints the first and the last of each in one line.
 
     Args:
         loss: The mean loss over the epoch's rows, as they were trained on.
         val_loss: The mean loss of the validation data after the epoch; empty without such data.
         val_accuracy: Its accuracy; empty without, and for the losses that have none.
         grad_norm: The mean over the updates of the gradient's norm before clipping.
+        learning_rate: The rate of the epoch's last update.
         seconds: The time of the training alone.
     """
 
@@ -24,7 +47,35 @@ class History:
     val_loss: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        epochs, ends = len(self.seconds), []
+        for name, values in vars(self).items():
+            if values and name != "seconds":
+                ends.append(f"{name} {values[0]:.4g}" + (f" to {values[-1]:.4g}" if epochs > 1 else ""))
+        ends.append(f"{sum(self.seconds):.3g} seconds")
+        return f"History of {epochs} epoch{'s' * (epochs != 1)}: {', '.join(ends)}"
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The number, from 1, of the first epoch with the smallest validation loss; None without such data, or if all are NaN."""
+        losses = [(loss, epoch) for epoch, loss in enumerate(self.val_loss, 1) if loss == loss]
+        return min(losses)[1] if losses else None
+
+    def append(self, result: EpochResult) -> None:
+        """Add an epoch. seconds comes last: it has as many values as there are whole epochs."""
+        for name, values in vars(self).items():
+            if (value := getattr(result, name)) is not None:
+                values.append(value)
+
+    def whole_epochs(self) -> int:
+        """The number of epochs, after the values of an epoch that was interrupted are taken off."""
+        epochs = len(self.seconds)
+        for values in vars(self).values():
+            del values[epochs:]
+        return epochs
 
     def plot(self, path: Any = None) -> Any:
         """Losses, accuracy and gradient norm by epoch, as a picture. Needs fastgrad[plot].

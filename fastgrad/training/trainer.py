@@ -1,6 +1,9 @@
 """Trainer: trains a model with an optimiser and a loss. Its settings, step, fit, evaluate, predict and health."""
 
+import math
+import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import zeros
 from fastgrad.core.backend import kernels
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.fork import give_lock
 from fastgrad.core.lazy import LazyScalar
 from fastgrad.core.random import generator
@@ -17,6 +21,7 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
+from fastgrad.nn.summary import line
 from fastgrad.optim import Adam, Optimizer
 from fastgrad.optim.constraint import Constraint
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
@@ -26,10 +31,14 @@ from fastgrad.training.all_reduce import Reduce
 from fastgrad.training.data import checked_data
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.fit import fit
-from fastgrad.training.history import History
+from fastgrad.training.history import EpochResult, History
 from fastgrad.training.step import TrainStep
 
+# left out of copies and pickles
+REBUILT = "lock", "_running", "_steps", "_rule"
 
+
+@foreign_keywords
 class Trainer:
     """Trains a model in place, with an optimiser and a loss.
 
@@ -41,7 +50,8 @@ class Trainer:
     the kind whose state there is. fit adds to val_losses, a list, which a schedule of the learning rate may read.
 
     step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
-    state and generators are those of a whole number of updates. A signal's handler may save, predict and evaluate; a
+    state and generators are those of a whole number of updates. A copy by copy.deepcopy or pickle has a copy of the
+    model too, and goes on with the same bits. A signal's handler may save, predict and evaluate; a
     step, a fit or a load in it raises RuntimeError while this thread trains. On the backends "numpy" and "cuda" an
     update is several calls, between which an exception may come.
 
@@ -132,6 +142,23 @@ class Trainer:
         give_lock(self)
         self.seed = seed
         self._dtype = model.dtype
+        self._bind()
+
+    def __repr__(self) -> str:
+        named = {"clip_norm": self.clip_norm, "constraint": self.constraint, "pruning": self.pruning}
+        settings = [f"{name}={value!r}" for name, value in named.items() if value not in (None, math.inf)]
+        texts = [line(self.model), repr(self.loss), repr(self.optimizer), *settings, f"step_count={self.step_count}"]
+        return f"{type(self).__name__}({', '.join(texts)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:
+            self._refuse_nested("Trainer: a copy or a pickle")
+            # made anew for the copy's own arrays
+            return {name: value for name, value in vars(self).items() if name not in REBUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _dtype=state["_model"].dtype)
+        give_lock(self)
         self._bind()
 
     @property
@@ -234,10 +261,11 @@ class Trainer:
             self._fail("Trainer.step", status, y)
         return loss
 
+    @foreign_keywords
     def fit(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
+        x: Any,
+        y: np.ndarray | None = None,
         epochs: int = 1,
         batch_size: int = 32,
         validation: tuple[Any, ...] | None = None,
@@ -247,36 +275,61 @@ class Trainer:
         lengths: Any = None,
         window: int | None = None,
         drop_last: bool = False,
+        callback: Callable[[EpochResult], Any] | None = None,
+        patience: int | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> History:
         """Train for some epochs of batches, in a new order each epoch.
+
+        Data that does not fit in memory is an iterable of batches in place of x, without y: a list, a generator, a
+        PyTorch DataLoader; or a function of the epoch, from 1, which returns one. A batch is (x, y) or (x, y, lengths),
+        of any number of rows, and is copied. The next one is made in a thread while this one trains, so at the end of
+        fit one more may have been taken. batch_size and shuffle are for arrays.
 
         At a KeyboardInterrupt (Ctrl-C) it stops, after some 0.1 s in a chain and before the next batch's update in any
         other model, warns, and returns the history of the epochs that were whole; the updates of the last one stay, and
         are counted.
 
         Args:
-            x: The inputs, of the model's dtype: rows (N, C), sequences (N, T, C) or images (N, H, W, C).
-            y: The targets, as the loss takes them.
+            x: The inputs, of the model's dtype: rows (N, C), sequences (N, T, C) or images (N, H, W, C); or an iterable
+                of batches, or a function of the epoch that returns one.
+            y: The targets, as the loss takes them; None with an iterable.
             epochs: The number of epochs, at least 1.
             batch_size: The number of rows of a batch, at least 1; the last batch may be short.
             validation: (x, y), or (x, y, lengths), on which the loss is computed after each epoch; None for none.
             shuffle: Whether the rows of each epoch come in a new order.
-            progress: Whether a bar is shown; None shows it where stderr is a terminal.
+            progress: Whether a bar is shown; None shows it where stderr is a terminal, and in a notebook.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
             window: Run a batch's sequences so many steps at a time, with an update each: states go on from window to
                 window, gradients do not (truncated backpropagation through time). None runs them whole.
             drop_last: Leave a short last batch out; rows that are fewer than batch_size are one batch, which stays.
+            callback: A function of an epoch's result, called after it. The result has epoch, loss, val_loss,
+                val_accuracy, grad_norm, learning_rate and seconds. If it returns True, fit stops. It may save, predict,
+                evaluate, and assign settings other than the loss.
+            patience: Stop after so many epochs in a row without a new smallest validation loss, at least 1. At the end,
+                stopped or not, parameters, statistics and pruning masks are those of the epoch with the smallest one;
+                the optimiser's state, step_count and generators go on from the last epoch. Ctrl-C restores nothing.
+                With reduce, all processes must come to the same validation loss. None stops never.
+            checkpoint: A file that the trainer, the history and the best weights are written to; None for none. load
+                reads it too. A crash leaves the file of before, or the new one, whole.
+            checkpoint_every: Write the file after every so many epochs; after the last one it is always written.
+            resume: Go on after the epoch at which the file was written, if it is there, up to `epochs` in all. With the
+                same data and settings the bits are those of a fit that was never stopped.
 
         Returns:
-            A History with lists of one value for each epoch: loss, grad_norm and seconds, with validation val_loss, and
-            for the cross entropies val_accuracy. Its plot() draws them.
+            A History with lists of one value for each epoch: loss, grad_norm, learning_rate and seconds, with validation
+            val_loss, and for the cross entropies val_accuracy. best_epoch is the epoch with the smallest val_loss. Its
+            plot() draws them.
 
         Raises:
             FloatingPointError: A gradient is not finite; the updates before it stay.
             ValueError: A shape, a length or a class number does not fit, an option is out of its range, or, before the
                 first update, a batch of one row is too small for a batch norm.
             TypeError: An argument is no array, or of another dtype than the model.
-            RuntimeError: A step or a fit of this thread is under way, or reduce failed.
+            RuntimeError: A step or a fit of this thread is under way, reduce failed, or callback changed the loss.
+            OSError: The checkpoint cannot be read or written.
 
         Example:
             >>> trainer = fg.Trainer(fg.nn.DenseChain([1, 4, 1], seed=0), "mse")
@@ -284,8 +337,15 @@ class Trainer:
             >>> history = trainer.fit(x[:48], 2 * x[:48], epochs=3, batch_size=16, validation=(x[48:], 2 * x[48:]))
             >>> len(history.loss), len(history.val_loss), trainer.step_count
             (3, 3, 9)
+            >>> batches = [(x[i : i + 16], 2 * x[i : i + 16]) for i in range(0, 64, 16)]
+            >>> history = trainer.fit(batches, epochs=2, callback=lambda result: print(result.epoch))
+            1
+            2
         """
-        return fit(self, x, y, epochs, batch_size, validation, shuffle, progress, lengths, window, drop_last)
+        return fit(
+            self, x, y, epochs, batch_size, validation, shuffle, progress, lengths, window, drop_last,
+            callback, patience, checkpoint, checkpoint_every, resume,
+        )  # fmt: skip
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
         """The loss, and for classes the accuracy, on data that is not trained on.

@@ -72,6 +72,22 @@ def flat_layers(layers, table, parameters, params, grads, size):
 
 
 @device_function
+def place_tensors(layers, tensors):
+    """Let filled records read weights where PyTorch has them, each w as an array (n_out, n_in), and turn their dw likewise.
+
+    tensors: the addresses of every w and b in order.
+    """
+    n = 0
+    for l in range(len(layers)):
+        layer = layers[l]
+        layer.w, layer.w_row, layer.w_col, layer.dw_turned = tensors[n], 1, layer.n_in, 1
+        n += 1
+        if layer.b:
+            layer.b = tensors[n]
+            n += 1
+
+
+@device_function
 def find_activations(layers, kernels, first, backward):
     """Put the addresses of the activations' kernels into the records of layers; returns False where one is missing.
 

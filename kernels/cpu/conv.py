@@ -2,26 +2,25 @@
 
     z (N H' W', K) = im2row(x) (N H' W', kh kw C) @ w (kh kw C, K)
 
-Forward: im2row copies a few rows of that matrix, patches of x, at a time into scratch, which stays in the second-level cache; w is packed
-into panels once a call. Bias, residual and activation follow while z is in cache. A 1 x 1 kernel of stride 1 reads x in place.
-depthwise.py computes convolutions with one kernel per channel. winograd.py computes those of 3 x 3 and stride 1, where that pays; tiles
-that it flags as not finite are recomputed here.
+A thread takes a block of pixels and lowers it: patches.py copies their patches into scratch, some values of a patch at a time. It packs
+the part of w that these values meet into panels, multiplies, and goes on to the next part. So w is read once a block of pixels, and its
+panels stay in the second-level cache. A 1 x 1 kernel of stride 1 reads x in place. Where pixels are few, the threads share the outputs
+instead, so that each packs only its own part of w; all patches are lowered before. The order of an output's sum is that of w's rows,
+however the work is shared. Bias, residual and activation follow while z is in cache.
 
 dx is a convolution of dz with the kernel rotated by 180 degrees. With a stride, the pixels of dx form stride x stride phases. A phase uses
-only the taps of w that reach it, so nothing is multiplied with the zeros between the pixels of dz. Where a phase has few channels, which
-would leave vectors nearly empty, one convolution computes all phases as channels of one pixel, and pixel_shuffle copies them to their
-pixels (Shi et al. 2016).
+only the taps of w that reach it, so nothing is multiplied with the zeros between the pixels of dz.
 
-dw is a sum over all pixels in their order, taken in blocks of LONG pixels. A thread has rows of dw, so the bits do not depend on threads.
+depthwise.py computes convolutions with one kernel per channel, winograd.py those of 3 x 3 and stride 1, where that pays, conv_inputs.py
+dx of few channels, conv_weights.py dw. Tiles that winograd.py flags as not finite are recomputed here.
 """
 
 import numpy as np
 from numba import carray
 
 from .. import types
-from . import depthwise, winograd
+from . import conv_inputs, conv_weights, depthwise, winograd, winograd_weights
 from .activation import activate, activation_backward, forward_address
-from .dense import column_sums
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import (
     address,
@@ -38,262 +37,203 @@ from .engine.intrinsics import (
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
-from .gemm import clear, pack_b, panel_tiles, tiles
-from .winograd import TILE
+from .gemm import B_BYTES, DEEP, K_MOST, clear, is_odd, pack_b, tiles
+from .patches import CONV, describe, describe_taps, im2row, is_product
 
 IDENTITY = types.ACTIVATIONS["identity"]
-# values of patches beside which panels still fit into the second-level cache; pixels that a weight's gradient takes at a time
-PATCHES, DEPTH = 27_648, 192
-# channels that all phases of an input's gradient have at most to be computed as one pixel: they fit into the vectors of a tile
-PHASE_CHANNELS = 16
-# pixels whose products are summed in one chain: whole steps of DEPTH
-LONG = 43 * DEPTH
-# rows of a weight's gradient that are computed at a time, and values from one patch to the next then: not a power of two, of which the
-# first-level cache has few places
-TAPS, TAPS_ROW = 384, 400
-# a convolution of x (N, H, W, C) in groups of channels to K channels of rows x columns pixels; x is dz where dx is made. Its fields:
-# runs (n_runs, 3), int64: taps side by side in a row of x, by row and column of the first, seen from the pixel, and their number;
-# step_h, step_w: pixels of x from one of the output to the next; out_image, out_row, out_pixel: values between those of the output;
-# panels: w in panel_size values a group; patches: patches_size values a thread; in_place: whether the patches are x itself;
-# flags (N, tiles), uint8, of winograd.py, or null; phases_h, phases_w: phases that are computed as one pixel of K channels, or 0, and
-# image_h, image_w, image_c: the image that pixel_shuffle writes; activate: address of a kernel of activation.py; b, residual, z, y, dz,
-# dw, db and parameter: as in conv2d_forward and conv2d_backward, null for None
-CONV = np.dtype(
-    [
-        (name, "i8")
-        for name in "N H W C groups runs n_runs step_h step_w rows columns K out_image out_row out_pixel".split()
-    ]
-    + [
-        (name, "i8")
-        for name in "x panels panel_size b residual z y activate patches patches_size in_place flags".split()
-    ]
-    + [(name, "i8") for name in "phases_h phases_w image_h image_w image_c".split()]
-    + [(name, "i8") for name in "dz dw db itemsize".split()]
-    + [("parameter", "f8")]
-)
-FORWARD_PART, FLAGGED_PART, WEIGHTS_PART = range(3)
+# values of patches beside which all of w, if small, fits into the second-level cache; pixels at a time elsewhere, which pay for packing w
+PATCHES, PIXELS = 27_648, 768
+# so few pixels a thread, and a w of so many values, are shared by outputs; values of all patches at most that are lowered together
+FEW_PIXELS, LARGE_W, LOWERED = 256, 32_768, 1 << 22
+# pixels at most for which w, if it fits into the second-level cache, is not worth packing
+FEW_ROWS = 4 * ROWS
+# values that panels take at most
+PANELS = max(B_BYTES // 4, 64 * K_MOST)
+LOWER_PART, PRODUCT_PART, ACTIVATION_PART, CLEAR_PART = range(4)
 
 
 @device_function
-def taps_of(conv):
-    """Values of a patch, of one group's channels."""
-    runs, n = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), 0
-    for r in range(conv.n_runs):
-        n += runs[r, 2]
-    return n * (conv.C // conv.groups)
+def pack_w(conv, group, k, kc, j, nc, panels, like):
+    """kc rows of w from the k-th on, as values of a patch meet them, and its columns j..j+nc of the group, in panels."""
+    w_taps, width = carray(void_pointer(conv.w_taps), conv.taps // conv.w_depth, np.int64), VECTORS * lanes(like)
+    done = 0
+    while done < kc:
+        tap, row = (k + done) // conv.w_depth, (k + done) % conv.w_depth
+        rows = min(conv.w_depth - row, kc - done)
+        w = advance(
+            pointer(conv.w, like), w_taps[tap] + group * conv.w_group + row * conv.w_row + j * conv.w_column
+        )  # (rows, nc), w_row and w_column apart
+        pack_b(rows, nc, w, conv.w_row, conv.w_column, advance(panels, done * width), kc)
+        done += rows
 
 
 @device_function
-def im2row(conv, group, first, n, lo, hi, patches, patch_size, like):
-    """patches (n, patch_size): the columns lo..hi of the patches of n pixels of the output, from the first on."""
-    runs, channels = carray(void_pointer(conv.runs), (conv.n_runs, 3), np.int64), conv.C // conv.groups
-    k = 0
-    while k < n:
-        # pixels of one row of the output
-        p = first + k
-        j0 = p % conv.columns
-        pixels, line = min(n - k, conv.columns - j0), p // conv.columns
-        image, i = line // conv.rows, line % conv.rows
-        at = 0
-        for r in range(conv.n_runs):
-            h, length = i * conv.step_h + runs[r, 0], runs[r, 2] * channels
-            # the columns of this run, from its first
-            begin, end = max(lo - at, 0), min(hi - at, length)
-            if begin < end:
-                inside = 0 <= h < conv.H
-                # (W, C), from the group's first channel on
-                x = advance(pointer(conv.x, like), (image * conv.H + h) * conv.W * conv.C + group * channels)
-                for j in range(pixels):
-                    # where the run begins in this row of the image
-                    left = ((j0 + j) * conv.step_w + runs[r, 1]) * channels
-                    patch = advance(patches, (k + j) * patch_size + at + begin - lo)  # (end - begin,)
-                    x_begin = min(end, max(begin, -left)) if inside else end
-                    x_end = max(x_begin, min(end, conv.W * channels - left))
-                    clear(x_begin - begin, patch)
-                    # with groups a run is of one tap, since the next pixel's channels of this group lie C further
-                    copy(x_end - x_begin, advance(x, left * conv.groups + x_begin), advance(patch, x_begin - begin))
-                    clear(end - x_end, advance(patch, x_end - begin))
-            at += length
-        k += pixels
+def place(conv, p, n, j, nc, source, like):
+    """Copy the outputs j..j+nc of n pixels from p on, source (n, nc), to where they are in the output."""
+    for k in range(n):
+        line, column = (p + k) // conv.columns, (p + k) % conv.columns
+        at = line // conv.rows * conv.out_image + line % conv.rows * conv.out_row + column * conv.out_pixel
+        copy(nc, advance(source, k * nc), advance(pointer(conv.z, like), at + j))
 
 
 @device_function
-def pixel_shuffle(conv, line, column, n, z, like):
-    """Copy n pixels z (n, K), each with the channels of all phases, to the pixels of these phases in the image."""
-    image, i = line // conv.rows, line % conv.rows * conv.phases_h
-    j, width = column * conv.phases_w, conv.phases_w * conv.image_c
-    rest = (conv.image_w - j) * conv.image_c
-    for r in range(min(conv.phases_h, conv.image_h - i)):
-        row = ((image * conv.image_h + i + r) * conv.image_w + j) * conv.image_c
-        for k in range(n):
-            pixels = advance(z, k * conv.K + r * width)  # (phases_w, image_c)
-            copy(min(width, rest - k * width), pixels, advance(pointer(conv.z, like), row + k * width))
+def finish(conv, p, n, like):
+    """Residual and activation of n pixels from p on."""
+    z, y = advance(pointer(conv.z, like), p * conv.K), advance(pointer(conv.y, like), p * conv.K)  # (n, K)
+    if conv.residual:
+        map_arrays(add, n * conv.K, (z, advance(pointer(conv.residual, like), p * conv.K)), (z,), ())
+    activate(conv.activate, conv.parameter, n, conv.K, z, y)
 
 
-@device_function
-def convolve(conv, p, n, taps, patches, like):
-    """n pixels of the output from p on; of one row, if rows are not contiguous. patches: scratch for n of `taps` values and n of K."""
-    outputs, line = conv.K // conv.groups, p // conv.columns
-    at = line // conv.rows * conv.out_image + line % conv.rows * conv.out_row + p % conv.columns * conv.out_pixel
-    for group in range(conv.groups):
-        # im2row
-        a, a_row = patches, taps  # (n, taps)
-        if conv.in_place:
-            a, a_row = advance(pointer(conv.x, like), p * conv.C), conv.C  # (n, C)
-        else:
-            im2row(conv, group, p, n, 0, taps, patches, taps, like)
-        # product and bias
-        panels, b = advance(pointer(conv.panels, like), group * conv.panel_size), pointer(conv.b, like)
-        if conv.b:
-            b = advance(b, group * outputs)  # (K / groups,)
-        z = advance(pointer(conv.z, like), at + group * outputs)  # (n, K / groups), out_pixel apart
-        if conv.phases_h:
-            z = advance(patches, n * taps)  # (n, K)
-        panel_tiles(n, outputs, taps, a, a_row, panels, b, 0, z, conv.out_pixel)
-        if conv.phases_h:
-            pixel_shuffle(conv, line, p % conv.columns, n, z, like)
-    # residual and activation
-    if conv.y:
-        z, y = advance(pointer(conv.z, like), at), advance(pointer(conv.y, like), at)  # (n, K)
-        if conv.residual:
-            map_arrays(add, n * conv.K, (z, advance(pointer(conv.residual, like), at)), (z,), ())
-        activate(conv.activate, conv.parameter, n, conv.K, z, y)
+@kernel(CONV)
+def conv_lower_part(thread_index, thread_count, record, like):
+    """The thread's pixels' patches, all of them (pixels, taps), lowered_row apart."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, conv.N * conv.rows * conv.columns, 1)
+    patches = advance(pointer(conv.lowered, like), lo * conv.lowered_row)
+    im2row(conv, 0, lo, hi - lo, 0, conv.taps, patches, conv.lowered_row, like)
+
+
+@kernel(CONV)
+def conv_activation_part(thread_index, thread_count, record, like):
+    """Residual and activation of the thread's pixels."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, conv.N * conv.rows * conv.columns, 1)
+    finish(conv, lo, hi - lo, like)
 
 
 @kernel(CONV, needs=provide_microkernel)
 def conv_part(thread_index, thread_count, record, like):
-    """The thread's pixels of the output, a block at a time: forward, or of dx, which undoes im2row and product."""
+    """The thread's pixels of the output, or its outputs of all pixels: forward, or of dx, which undoes im2row and product."""
     conv = carray(record, 1)[0]
-    taps, pixels = taps_of(conv), conv.N * conv.rows * conv.columns
-    in_line = conv.out_row == conv.columns * conv.out_pixel and conv.out_image == conv.rows * conv.out_row
-    lo, hi = thread_range(thread_index, thread_count, pixels, ROWS if in_line else conv.columns)
-    block = max(ROWS, PATCHES // max(taps, 1) // ROWS * ROWS)
-    patches = advance(pointer(conv.patches, like), thread_index * conv.patches_size)  # (patches_size,)
-    p = lo
-    while p < hi:
-        n = min(block, hi - p)
-        if not in_line:
-            n = min(n, conv.columns - p % conv.columns)
-        convolve(conv, p, n, taps, patches, like)
-        p += n
-
-
-@kernel(CONV, needs=provide_microkernel)
-def conv_flagged_part(thread_index, thread_count, record, like):
-    """Recompute the flagged ones of the thread's tiles: see winograd.py."""
-    conv = carray(record, 1)[0]
-    high, wide = (conv.rows + TILE - 1) // TILE, (conv.columns + TILE - 1) // TILE
-    flags = carray(void_pointer(conv.flags), conv.N * high * wide, np.uint8)
-    patches = advance(pointer(conv.patches, like), thread_index * conv.patches_size)  # (patches_size,)
-    lo, hi = thread_range(thread_index, thread_count, len(flags), 1)
-    for tile in range(lo, hi):
-        if flags[tile]:
-            line, j = tile // wide, tile % wide * TILE
-            image, i = line // high, line % high * TILE
-            for row in range(i, min(i + TILE, conv.rows)):
-                p = (image * conv.rows + row) * conv.columns + j
-                convolve(conv, p, min(TILE, conv.columns - j), taps_of(conv), patches, like)
-
-
-@kernel(CONV, needs=provide_microkernel)
-def conv_weights_part(thread_index, thread_count, record, like):
-    """The thread's rows of dw (kh kw C, K), over all pixels, and its columns of db."""
-    conv = carray(record, 1)[0]
-    taps, outputs = taps_of(conv), conv.K // conv.groups
-    pixels, width = conv.N * conv.rows * conv.columns, VECTORS * lanes(like)
-    # db = sums of dz: undoes the bias
-    if conv.db:
-        lo, hi = thread_range(thread_index, thread_count, conv.K, 16)
-        scratch = conv.patches + thread_index * conv.patches_size * conv.itemsize
-        column_sums(pixels, conv.K, lo, hi, pointer(conv.dz, like), pointer(conv.db, like), scratch)
-    lo, hi = thread_range(thread_index, thread_count, taps, ROWS)
-    if lo == hi or not conv.dw:
-        return
-    # dw = patches^T dz: undoes the product
-    patches = advance(pointer(conv.patches, like), thread_index * conv.patches_size)  # (DEPTH, TAPS_ROW)
-    panels, null = advance(patches, DEPTH * TAPS_ROW), pointer(conv.N * 0, like)  # dz in panels (DEPTH, K / groups)
-    sums = advance(panels, DEPTH * (outputs + 64))  # (TAPS, K / groups)
-    for first in range(lo, hi, TAPS):
-        m = min(TAPS, hi - first)
+    taps, outputs, width = conv.taps, conv.K // conv.groups, VECTORS * lanes(like)
+    lo, hi, first, last = 0, conv.N * conv.rows * conv.columns, 0, outputs
+    if conv.by_outputs:
+        first, last = thread_range(thread_index, thread_count, outputs, width)
+    else:
+        lo, hi = thread_range(thread_index, thread_count, hi, ROWS)
+    # w in panels (tap_block, output_block), and where the output's pixels are apart, its values (pixel_block, last - first)
+    panels = advance(pointer(conv.scratch, like), thread_index * conv.scratch_size)
+    sums, null = advance(panels, PANELS), pointer(0 * lo, like)
+    patches = advance(sums, conv.pixel_block * (last - first)) if conv.phases else sums  # (pixel_block, tap_block)
+    small_w = taps * outputs * conv.itemsize <= B_BYTES
+    packed_once = conv.groups == 1 and conv.tap_block >= taps and conv.output_block >= last - first
+    for p in range(lo, hi if first < last else lo, conv.pixel_block):
+        n = min(conv.pixel_block, hi - p)
         for group in range(conv.groups):
-            dw = advance(pointer(conv.dw, like), first * conv.K + group * outputs)  # (m, K / groups), K apart
-            for i in range(0 if pixels else m):
-                clear(outputs, advance(dw, i * conv.K))
-            for p in range(0, pixels, DEPTH):
-                n = min(DEPTH, pixels - p)
-                # a kernel of 1 x 1 too: its pixels may lie a power of two apart
-                im2row(conv, group, p, n, first, first + m, patches, TAPS_ROW, like)
-                dz = advance(pointer(conv.dz, like), p * conv.K + group * outputs)  # (n, K / groups), K apart
-                pack_b(n, outputs, dz, conv.K, 1, panels, n)
-                c, c_row = (dw, conv.K) if p < LONG else (sums, outputs)  # (m, K / groups)
-                start, start_row, start_col = (null, 0, 0) if p % LONG == 0 else (c, c_row, 1)
-                tiles(
-                    m, outputs, n, patches, 1, TAPS_ROW, 1, 0, panels, width, n * width, start, start_row, start_col, c, c_row
-                )  # fmt: skip
-                if p >= LONG and (p % LONG == LONG - DEPTH or p + n == pixels):
-                    for i in range(m):
-                        row = advance(dw, i * conv.K)  # (K / groups,)
-                        map_arrays(add, outputs, (row, advance(sums, i * outputs)), (row,), ())
+            z, z_row = advance(pointer(conv.z, like), p * conv.K + group * outputs + first), conv.K  # (n, last - first)
+            if conv.phases:
+                z, z_row = sums, last - first
+            for k in range(0, taps, conv.tap_block):
+                kc = min(conv.tap_block, taps - k)
+                # im2row
+                a, a_row = patches, kc  # (n, kc)
+                if conv.in_place:
+                    a, a_row = advance(pointer(conv.x, like), p * conv.C + k), conv.C
+                elif conv.by_outputs:
+                    a, a_row = advance(pointer(conv.lowered, like), p * conv.lowered_row + k), conv.lowered_row
+                else:
+                    im2row(conv, group, p, n, k, k + kc, patches, kc, like)
+                # product and bias
+                for j in range(first, last, conv.output_block):
+                    nc, c = min(conv.output_block, last - j), advance(z, j - first)  # (n, nc)
+                    b, b_row, b_panel = panels, width, width * kc
+                    if conv.w_in_order and ((n <= FEW_ROWS and small_w) or is_odd(nc, lanes(like))):
+                        # w as it lies
+                        at = group * conv.w_group + k * conv.w_row + j
+                        b, b_row, b_panel = advance(pointer(conv.w, like), at), conv.w_row, width
+                    elif not (packed_once and p > lo):
+                        pack_w(conv, group, k, kc, j, nc, panels, like)
+                    start, start_row, start_col = null, 0, 0
+                    if k > 0:
+                        start, start_row, start_col = c, z_row, 1
+                    elif conv.b:
+                        start, start_col = advance(pointer(conv.b, like), group * outputs + j), 1  # (nc,)
+                    tiles(n, nc, kc, a, a_row, 1, a_row, 0, b, b_row, b_panel, start, start_row, start_col, c, z_row)
+            if conv.phases:
+                place(conv, p, n, group * outputs + first, last - first, sums, like)
+        if conv.y and not conv.by_outputs:
+            finish(conv, p, n, like)
+
+
+@kernel(CONV)
+def conv_clear_part(thread_index, thread_count, record, like):
+    """0 in the thread's values of the whole output."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, conv.N * conv.out_image, 16)
+    clear(hi - lo, advance(pointer(conv.z, like), lo))
 
 
 @device_function
-def describe(conv, x, groups, K, rows, columns, patches, thread_count):
-    """Fill in sizes and scratch."""
-    conv.N, conv.H, conv.W, conv.C = x.shape
-    conv.groups, conv.K, conv.rows, conv.columns, conv.x = groups, K, rows, columns, address(x)
-    conv.patches, conv.patches_size, conv.itemsize = address(patches), patches.size // thread_count, patches.itemsize
+def describe_blocks(conv, lowered, thread_count, width):
+    """How the work is shared and cut; lowered: an array for all patches, or an empty one."""
+    outputs, pixels = conv.K // conv.groups, conv.N * conv.rows * conv.columns
+    panels = (outputs + width - 1) // width
+    idle = (thread_count - panels % thread_count) % thread_count
+    conv.lowered_row = lowered_row(conv.taps, conv.itemsize)
+    conv.by_outputs = (
+        thread_count > 1 == conv.groups
+        and pixels <= FEW_PIXELS * thread_count
+        and conv.taps * outputs >= LARGE_W
+        and 8 * idle <= panels
+        and (conv.in_place or pixels * conv.lowered_row <= lowered.size)
+    )
+    conv.lowered = address(lowered)
+    columns = (panels + thread_count - 1) // thread_count * width if conv.by_outputs else panels * width
+    # of w at a time
+    room = B_BYTES // conv.itemsize
+    k_blocks = (conv.taps + DEEP - 1) // DEEP
+    if conv.taps <= K_MOST and conv.taps * columns <= room:
+        k_blocks = 1
+    conv.tap_block = (conv.taps + k_blocks - 1) // k_blocks
+    conv.output_block = max(1, room // (conv.tap_block * width)) * width
+    # of the pixels at a time
+    if conv.by_outputs:
+        conv.pixel_block = max(pixels, 1)
+        return
+    share, most = ((pixels + ROWS - 1) // ROWS + thread_count - 1) // thread_count, PIXELS // ROWS
+    if k_blocks == 1 and conv.output_block >= outputs:
+        most = max(1, min(most if conv.phases else share, PATCHES // conv.taps // ROWS))
+    blocks = max(1, (share + most - 1) // most)
+    conv.pixel_block = max(1, (share + blocks - 1) // blocks) * ROWS
 
 
 @device_function
-def describe_taps(conv, kh, kw, stride, pads, dilation, runs):
-    """The taps of every pixel of the output, a row of the kernel in one run where its pixels lie side by side."""
-    one_run = conv.groups == 1 and dilation[1] == 1
-    conv.step_h, conv.step_w, conv.runs, conv.n_runs = stride[0], stride[1], address(runs), kh if one_run else kh * kw
-    for i in range(kh):
-        for j in range(1 if one_run else kw):
-            run = runs[i if one_run else i * kw + j]
-            run[0], run[1], run[2] = i * dilation[0] - pads[0], j * dilation[1] - pads[1], kw if one_run else 1
-    conv.in_place = is_product(kh, kw, conv.groups, stride, pads)
+def lowered_row(taps, itemsize):
+    """Values from one patch to the next: not a multiple of 2 KiB, of which the first-level cache has few places."""
+    return taps + 16 if taps * itemsize % 2048 == 0 else taps
 
 
 @device_function
-def is_product(kh, kw, groups, stride, pads):
-    """Whether the convolution is the product of the pixels, as they lie, and w."""
-    return kh * kw * groups == 1 and max(stride) == 1 and max(pads) == 0
+def has_part(conv, part):
+    """Whether the convolution needs the kernel of this number."""
+    if part == LOWER_PART:
+        return conv.by_outputs != 0 and conv.in_place == 0
+    if part == ACTIVATION_PART:
+        return conv.by_outputs != 0 and conv.y != 0 and (conv.residual != 0 or conv.activate != 0)
+    return part == PRODUCT_PART
 
 
 @driver
 def _forward(
-    launcher, thread_count, kernels, x, w, b, stride, pads, dilation, residual, function, parameter, z, y, flags, panels_size, scratch
+    launcher, thread_count, kernels, x, w, b, stride, pads, dilation, residual, function, parameter, z, y, lowered_size, scratch
 ):  # fmt: skip
     kh, kw, channels, K = w.shape
-    groups = x.shape[3] // channels
-    outputs, taps = K // groups, kh * kw * channels
-    panels, patches, runs = scratch[:panels_size], scratch[panels_size:], np.empty((kh * kw, 3), np.int64)
+    lowered, runs, w_taps = scratch[:lowered_size], np.empty((kh * kw, 3), np.int64), np.empty(kh * kw, np.int64)
     record = local_zeros(1, CONV)
     conv = record[0]
-    describe(conv, x, groups, K, z.shape[1], z.shape[2], patches, thread_count)
+    describe(conv, x, x.shape[3] // channels, K, z.shape[1], z.shape[2], scratch[lowered_size:], thread_count)
     describe_taps(conv, kh, kw, stride, pads, dilation, runs)
-    conv.panels, conv.panel_size = address(panels), panels.size // groups
-    for group in range(groups):
-        group_w = advance(data(w), group * outputs)  # (taps, K / groups), K apart
-        pack_b(taps, outputs, group_w, K, 1, advance(data(panels), group * conv.panel_size), taps)
-    conv.out_image, conv.out_row, conv.out_pixel = conv.rows * conv.columns * K, conv.columns * K, K
+    conv.w, conv.w_taps, conv.w_depth, conv.w_row, conv.w_column = address(w), address(w_taps), channels, K, 1
+    conv.w_group, conv.w_in_order = K // conv.groups, True
+    for tap in range(kh * kw):
+        w_taps[tap] = tap * channels * K
+    describe_blocks(conv, lowered, thread_count, VECTORS * lanes(data(w)))
     conv.b, conv.residual = address_or_null(b), address_or_null(residual)
     conv.z, conv.y, conv.activate, conv.parameter = address(z), address(y), function, parameter
-    conv.flags = address_or_null(flags)
-    run_kernel(launcher, kernels[FLAGGED_PART if conv.flags else FORWARD_PART], thread_count, record, (runs,))
-
-
-@driver
-def _weight_gradient(launcher, thread_count, kernels, x, dz, stride, pads, dilation, dw, wants_dw, db, scratch):
-    kh, kw, channels, K = dw.shape
-    record, runs = local_zeros(1, CONV), np.empty((kh * kw, 3), np.int64)
-    conv = record[0]
-    describe(conv, x, x.shape[3] // channels, K, dz.shape[1], dz.shape[2], scratch, thread_count)
-    describe_taps(conv, kh, kw, stride, pads, dilation, runs)
-    conv.dz, conv.dw, conv.db = address(dz), address(dw) if wants_dw else 0, address_or_null(db)
-    run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, (runs,))
+    for part in range(CLEAR_PART):
+        if has_part(conv, part):
+            run_kernel(launcher, kernels[part], thread_count, record, (runs, w_taps))
 
 
 @device_function
@@ -307,152 +247,127 @@ def phase_taps(phase, pad, size, step, dilation, taps):
     return n
 
 
-@device_function
-def pack_whole(depth, columns, w, panels):
-    """Contiguous w (depth, columns) into panels. As an argument w stays alive, which its pointer alone would not ensure."""
-    pack_b(depth, columns, data(w), columns, 1, data(panels), depth)
-
-
-@device_function
-def describe_joint_phases(conv, dz, w, stride, pads, dx, patches, runs, panels, thread_count):
-    """One convolution of dz with the kernels of all phases side by side, over all rows and columns of dz that any phase reads."""
-    kh, kw, C, K = w.shape
-    row_taps, column_taps = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
-    top, left = -(kh - 1 - pads[0]) // stride[0], -(kw - 1 - pads[1]) // stride[1]
-    high, wide = (stride[0] - 1 + pads[0]) // stride[0] - top + 1, (stride[1] - 1 + pads[1]) // stride[1] - left + 1
-    columns = stride[0] * stride[1] * C
-    joint_w = np.zeros((high, wide, K, columns), w.dtype)
-    for i in range(stride[0]):
-        for j in range(stride[1]):
-            at = (i * stride[1] + j) * C
-            for a in range(phase_taps(i, pads[0], kh, stride[0], 1, row_taps)):
-                for b in range(phase_taps(j, pads[1], kw, stride[1], 1, column_taps)):
-                    tap = w[row_taps[a, 0], column_taps[b, 0]]
-                    joint_tap = joint_w[row_taps[a, 1] - top, column_taps[b, 1] - left]
-                    for k in range(K):
-                        for c in range(C):
-                            joint_tap[k, at + c] = tap[c, k]
-    pack_whole(high * wide * K, columns, joint_w, panels)
-    rows, pixels = (dx.shape[1] + stride[0] - 1) // stride[0], (dx.shape[2] + stride[1] - 1) // stride[1]
-    describe(conv, dz, 1, columns, rows, pixels, patches, thread_count)
-    conv.step_h = conv.step_w = 1
-    conv.runs, conv.n_runs, conv.panels = address(runs), high, address(panels)
-    conv.out_pixel, conv.z = columns, address(dx)
-    for a in range(high):
-        runs[a, 0], runs[a, 1], runs[a, 2] = top + a, left, wide
-    conv.phases_h, conv.phases_w = stride
-    conv.image_h, conv.image_w, conv.image_c = dx.shape[1], dx.shape[2], C
-
-
 @driver
-def _input_gradient(
-    launcher, thread_count, kernels, dz, w, stride, pads, dilation, dx, flags, joint_phases, panels_size, scratch
-):
+def _input_gradient(launcher, thread_count, kernels, dz, w, stride, pads, dilation, dx, lowered_size, scratch):
     kh, kw, channels, K = w.shape
     C = dx.shape[3]
-    groups = C // channels
-    outputs, width = K // groups, VECTORS * lanes(data(w))
     row_taps, column_taps = np.empty((kh, 2), np.int64), np.empty((kw, 2), np.int64)
-    panels, patches, runs = scratch[:panels_size], scratch[panels_size:], np.empty((kh * kw, 3), np.int64)
+    lowered, runs, w_taps = scratch[:lowered_size], np.empty((kh * kw, 3), np.int64), np.empty(kh * kw, np.int64)
     record = local_zeros(1, CONV)
     conv = record[0]
-    if joint_phases:
-        describe_joint_phases(conv, dz, w, stride, pads, dx, patches, runs, panels, thread_count)
-        run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, (runs,))
-        return
+    if min(kh, kw) < max(stride) or max(dilation) > 1:
+        # there may be pixels that no tap reaches
+        conv.N, conv.out_image, conv.z = 1, dx.size, address(dx)
+        run_kernel(launcher, kernels[CLEAR_PART], thread_count, record, ())
     for i in range(min(stride[0], dx.shape[1])):
         for j in range(min(stride[1], dx.shape[2])):
             m = phase_taps(i, pads[0], kh, stride[0], dilation[0], row_taps)
             n = phase_taps(j, pads[1], kw, stride[1], dilation[1], column_taps)
+            if m * n == 0:
+                continue
             rows = (dx.shape[1] - i + stride[0] - 1) // stride[0]
             columns = (dx.shape[2] - j + stride[1] - 1) // stride[1]
-            describe(conv, dz, groups, C, rows, columns, patches, thread_count)
-            one_run = groups == 1 and n > 0 and column_taps[n - 1, 1] - column_taps[0, 1] == n - 1
+            describe(conv, dz, C // channels, C, rows, columns, scratch[lowered_size:], thread_count)
+            one_run = conv.groups == 1 and column_taps[n - 1, 1] - column_taps[0, 1] == n - 1
             conv.step_h = conv.step_w = 1
             conv.runs, conv.n_runs = address(runs), m if one_run else m * n
-            conv.panels, conv.panel_size = address(panels), panels.size // groups
             for a in range(m):
                 for b in range(n):
                     if not one_run or b == 0:
                         run = runs[a if one_run else a * n + b]
                         run[0], run[1], run[2] = row_taps[a, 1], column_taps[b, 1], n if one_run else 1
-                    tap = row_taps[a, 0] * kw + column_taps[b, 0]
-                    for group in range(groups):
-                        group_w = advance(data(w), tap * channels * K + group * outputs)  # (C / groups, K / groups)
-                        panel = advance(data(panels), group * conv.panel_size + (a * n + b) * outputs * width)
-                        pack_b(outputs, channels, group_w, 1, K, panel, m * n * outputs)
-            conv.in_place = is_product(kh, kw, groups, stride, pads)
+                    w_taps[a * n + b] = (row_taps[a, 0] * kw + column_taps[b, 0]) * channels * K
+            conv.w, conv.w_taps, conv.w_row, conv.w_column = address(w), address(w_taps), 1, K
+            conv.w_depth = conv.w_group = K // conv.groups
+            conv.taps, conv.in_place = m * n * conv.w_depth, is_product(kh, kw, conv.groups, stride, pads)
+            conv.phases = max(stride) > 1
             conv.out_image, conv.out_pixel = dx.size // max(conv.N, 1), stride[1] * C
             conv.out_row = stride[0] * dx.shape[2] * C
-            conv.z, conv.flags = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize, address_or_null(flags)
-            run_kernel(launcher, kernels[FLAGGED_PART if conv.flags else FORWARD_PART], thread_count, record, (runs,))
+            conv.z = address(dx) + (i * dx.shape[2] + j) * C * dx.itemsize
+            describe_blocks(conv, lowered, thread_count, VECTORS * lanes(data(w)))
+            for part in range(CLEAR_PART):
+                if has_part(conv, part):
+                    run_kernel(launcher, kernels[part], thread_count, record, (runs, w_taps))
 
 
-_KERNELS = Addresses(conv_part, conv_flagged_part, conv_weights_part)
-# an output without flagged tiles: conv_part computes all of it
-NO_FLAGS = np.empty((0, 0), np.uint8)
+_KERNELS = Addresses(conv_lower_part, conv_part, conv_activation_part, conv_clear_part)
 
 
-def _scratch_sizes(x, w):
-    """Values of scratch for panels of w or its transpose, and for each thread's patches."""
-    kh, kw, channels, K = w.shape
-    groups, outputs = x.shape[3] // channels, K // (x.shape[3] // channels)
-    # the last panel may have room for columns that w has not
-    size = kh * kw * (channels * (outputs + 64) + outputs * (channels + 64))
-    taps = kh * kw * max(channels, outputs)
-    return groups * size, max(2 * (PATCHES + ROWS * taps), DEPTH * (TAPS_ROW + outputs + 64) + TAPS * outputs)
+def _scratch(depth, pixels, outputs, phases, in_place):
+    """Sizes of scratch: of all patches of `depth` values, if they may be lowered together, and of a thread's blocks."""
+    lowered = 0 if in_place or pixels * (depth + 16) > LOWERED else pixels * (depth + 16)
+    block = min(pixels, PIXELS) + ROWS
+    patches = max(PATCHES + 2 * ROWS * depth, block * min(depth, DEEP))
+    return lowered, PANELS + patches + (block * outputs if phases else 0)
+
+
+def _forward_by_patches(x, w, b, geometry, residual, activation, saved):
+    z, depth = saved.z, w[..., 0].size
+    lowered, each = _scratch(depth, z.size // z.shape[3], 0, False, depth == x.shape[3] and max(geometry.stride) == 1)
+    run(
+        2 * z.size * depth, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), *geometry,
+        *or_empty(x.dtype, 4, residual), forward_address[x.dtype.char, activation.code], activation.parameter,
+        *saved, lowered, scratch=(x.dtype, lowered, each),
+    )  # fmt: skip
+
+
+def _input_gradient_by_patches(dz, w, geometry, groups, dx):
+    (kh, kw, _, K), stride = w.shape, geometry.stride
+    # of the largest phase
+    taps = kh * kw if max(geometry.dilation) > 1 else -(-kh // stride[0]) * -(-kw // stride[1])
+    pixels, depth = len(dx) * -(-dx.shape[1] // stride[0]) * -(-dx.shape[2] // stride[1]), taps * K // groups
+    lowered, each = _scratch(depth, pixels, dx.shape[3], max(stride) > 1, kh * kw * max(stride) == 1)
+    run(
+        2 * dz.size * w[..., 0].size, _input_gradient, _KERNELS[dz.dtype.char], dz, w, *geometry, dx, lowered,
+        scratch=(dz.dtype, lowered, each),
+    )  # fmt: skip
 
 
 def conv2d_forward(x, w, b, geometry, residual, activation, saved):
     """Write saved: z, which is the array y where the activation does not need z, and y (N, H', W', K); b (K,), residual may be None."""
     if depthwise.applies(x, w):
         depthwise.forward(x, w, b, geometry, residual, activation, saved)
-        return
-    z, flags = saved.z, NO_FLAGS
-    if winograd.applies(w, geometry, x.shape[3] // w.shape[2], z):
+    elif winograd.applies(w, geometry, x.shape[3] // w.shape[2], saved.z):
         flags = winograd.convolve(x, w, b, geometry.pads, False, residual, activation, saved)
-        if not flags.any():
-            return
-    panels, patches = _scratch_sizes(x, w)
-    run(
-        2 * z.size * w[..., 0].size, _forward, _KERNELS[x.dtype.char], x, w, *or_empty(x.dtype, 1, b), *geometry,
-        *or_empty(x.dtype, 4, residual), forward_address[x.dtype.char, activation.code], activation.parameter,
-        *saved, flags, panels, scratch=(x.dtype, panels, patches),
-    )  # fmt: skip
+        if flags.any():
+            y = np.empty_like(saved.y)
+            direct = types.LayerSaved(y if saved.z is saved.y else np.empty_like(y), y)
+            _forward_by_patches(x, w, b, geometry, residual, activation, direct)
+            for array, values in zip(saved, direct, strict=True):
+                winograd.replace_tiles(flags, array, values)
+    else:
+        _forward_by_patches(x, w, b, geometry, residual, activation, saved)
+
+
+def _input_gradient_of_all_channels(dz, w, geometry, groups, dx):
+    stride, pads, dilation = geometry
+    flipped = types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
+    if conv_inputs.applies(w, groups):
+        conv_inputs.input_gradient(dz, w, geometry, dx)
+    elif winograd.applies(w, flipped, groups, dx):
+        flags = winograd.convolve(dz, w, None, flipped.pads, True, None, IDENTITY, types.LayerSaved(dx, None))
+        if flags.any():
+            direct = np.empty_like(dx)
+            _input_gradient_by_patches(dz, w, geometry, groups, direct)
+            winograd.replace_tiles(flags, dx, direct)
+    else:
+        _input_gradient_by_patches(dz, w, geometry, groups, dx)
 
 
 def conv2d_backward(dy, x, w, geometry, activation, saved, gradients):
     """Overwrite gradients: dz (N, H', W', K), which is dresidual, dx, dw and db (K,), each of which but dz may be None."""
     dz, dx, dw, db = gradients
     activation_backward(dy, *saved, dz, activation)
-    (stride, pads, dilation), groups = geometry, x.shape[3] // w.shape[2]
-    operations, kernels = 2 * dz.size * w[..., 0].size, _KERNELS[x.dtype.char]
-    channelwise = depthwise.applies(x, w)
+    groups, channelwise = x.shape[3] // w.shape[2], depthwise.applies(x, w)
     if channelwise and dw is not None:
         depthwise.weight_gradient(x, dz, geometry, dw)
     wants_dw = dw is not None and not channelwise
-    if wants_dw and x.size and winograd.applies(w, geometry, groups, dz):
-        winograd.weight_gradient(x, dz, pads, dw)
+    if wants_dw and winograd_weights.pays(x, w, geometry, dz):
+        winograd_weights.weight_gradient(x, dz, geometry.pads, dw)
         wants_dw = not np.isfinite(dw).all()
     if wants_dw or db is not None:
-        arrays = w if dw is None else dw, wants_dw, *or_empty(x.dtype, 1, db)
-        sizes = x.dtype, 0, _scratch_sizes(x, w)[1]
-        run(operations, _weight_gradient, kernels, x, dz, *geometry, *arrays, scratch=sizes)
+        conv_weights.weight_gradient(x, dz, geometry, w if dw is None else dw, wants_dw, db)
     if channelwise and dx is not None:
         depthwise.input_gradient(dz, w, geometry, dx)
     elif dx is not None:
-        flags, flipped = NO_FLAGS, types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
-        if winograd.applies(w, flipped, groups, dx):
-            flags = winograd.convolve(dz, w, None, flipped.pads, True, None, IDENTITY, types.LayerSaved(dx, None))
-            if not flags.any():
-                return
-        panels, patches = _scratch_sizes(x, w)
-        sizes = x.dtype, panels, patches
-        joint_phases = (
-            groups == max(dilation) == 1 < max(stride)
-            and stride[0] * stride[1] * dx.shape[3] <= PHASE_CHANNELS <= w[..., 0, :].size
-        )
-        run(operations, _input_gradient, kernels, dz, w, *geometry, dx, flags, joint_phases, panels, scratch=sizes)
-        if joint_phases and not np.isfinite(dx).all():
-            # an infinity was multiplied with the zeros that stand for taps which a phase has not
-            run(operations, _input_gradient, kernels, dz, w, *geometry, dx, flags, False, panels, scratch=sizes)
+        _input_gradient_of_all_channels(dz, w, geometry, groups, dx)

@@ -208,20 +208,6 @@ def backward_part(thread_index, thread_count, record, like):
     backward_rows(chain, lo, hi, chain.panels + thread_index * SCRATCH * chain.itemsize)
 
 
-@device_function
-def turned_gradient(chain, layer, thread_index, thread_count, a, a_row, a_col, product):
-    """The thread's rows of dw^T = dz^T a."""
-    size = chain.itemsize
-    lo, hi = thread_range(thread_index, thread_count, layer.n_out, ROWS)
-    describe(
-        product, hi - lo, layer.n_in, chain.rows, layer.dz + lo * size, 1, layer.n_out, a, a_row, a_col,
-        0, 0, layer.dw + lo * layer.n_in * size, layer.n_in, chain.panels + thread_index * SCRATCH * size,
-    )  # fmt: skip
-    product[0].sums = 1
-    if hi > lo:
-        call(chain.gemm, 0, 1, product)
-
-
 @kernel(CHAIN)
 def gradients_part(thread_index, thread_count, record, like):
     """The thread's rows of every dw = a^T dz, and its columns of every db."""
@@ -232,41 +218,44 @@ def gradients_part(thread_index, thread_count, record, like):
     a, a_row, a_col = chain.x, chain.x_row, chain.x_col
     for l in range(chain.depth):
         layer = layers[l]
+        # dw = a^T dz, or where it is turned dw^T = dz^T a, some rows at a time, and what is asked of them while they are in cache
+        rows, columns, left, left_row, left_col = layer.n_in, layer.n_out, a, a_col, a_row
+        right, right_row, right_col = layer.dz, layer.n_out, 1
         if layer.dw_turned:
-            turned_gradient(chain, layer, thread_index, thread_count, a, a_row, a_col, product)
-        lo, hi = thread_range(thread_index, thread_count, 0 if layer.dw_turned else layer.n_in, ROWS)
-        # dw = a^T dz, some rows at a time, and what is request of them while they are in cache
+            rows, columns, left, left_row, left_col = layer.n_out, layer.n_in, layer.dz, 1, layer.n_out
+            right, right_row, right_col = a, a_row, a_col
+        lo, hi = thread_range(thread_index, thread_count, rows, ROWS)
         for i in range(lo, hi, GRADIENT_ROWS):
             m = min(GRADIENT_ROWS, hi - i)
-            dw, scratch = layer.dw + i * layer.n_out * size, chain.panels + thread_index * SCRATCH * size
+            dw, scratch = layer.dw + i * columns * size, chain.panels + thread_index * SCRATCH * size
             if l == 0 and chain.nonzeros:
                 sparse_product(chain, chain.sparse_gradient, layer, i, i + m, layer.dz, layer.dw, scratch)
             else:
                 describe(
-                    product, m, layer.n_out, chain.rows, a + i * a_col * size, a_col, a_row, layer.dz, layer.n_out, 1,
-                    0, 0, dw, layer.n_out, scratch,
+                    product, m, columns, chain.rows, left + i * left_row * size, left_row, left_col, right, right_row, right_col,
+                    0, 0, dw, columns, scratch,
                 )  # fmt: skip
                 product[0].sums = 1
                 call(chain.gemm, 0, 1, product)
             if chain.squares:
                 sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)  # (m,)
-                w = pointer(layer.w + i * layer.n_out * size, like)
-                decay_rows(m, layer.n_out, w, pointer(dw, like), chain.decay, sums)
+                w = pointer(layer.w + i * columns * size, like)
+                decay_rows(m, columns, w, pointer(dw, like), chain.decay, sums)
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)  # (m,)
                 for first in range(0, m, FEW_ROWS):
                     last = min(first + FEW_ROWS, m)
                     for r in range(first, last):
-                        sums[r] = squares(pointer(dw + r * layer.n_out * size, like), layer.n_out)
+                        sums[r] = squares(pointer(dw + r * columns * size, like), columns)
                     if chain.watch:
-                        values = dw + first * layer.n_out * size
-                        watch_values(chain, chain.gradient_health, thread_index, l, 0, first, last, layer.n_out, values)
+                        values = dw + first * columns * size
+                        watch_values(chain, chain.gradient_health, thread_index, l, 0, first, last, columns, values)
         # db = the sums of dz over the rows
         if layer.db:
             lo, hi = thread_range(thread_index, thread_count, layer.n_out, 16)
             scratch = chain.panels + thread_index * SCRATCH * size
             column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like), scratch)
-        before += layer.n_in
+        before += rows
         a, a_row, a_col = layer.y, layer.n_out, 1
 
 

@@ -119,14 +119,26 @@ def pack_a(mc, kc, a, a_row, a_col, panels):
         i, t = i + rows, t + 1
 
 
+@inline_function
+def is_odd(columns, lanes):
+    """Whether three rows of so many columns are a tile, which panels would leave half empty."""
+    return columns == WIDE[3] * lanes and WIDE[3] % VECTORS != 0
+
+
 @device_function
 def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start, start_row, start_col, c, c_row):
     """One block of C, a row of tiles after another: a tile of A stays in the first-level cache and B streams past it.
 
-    The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel.
+    The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel. Columns that would half fill
+    a panel are one wider tile of fewer rows, where A and B are read as they lie.
     """
     width = VECTORS * lanes(c)
     i = t = 0
+    if is_odd(nc, lanes(c)) and b_panel == width and a_panel == 0:
+        while i + 3 <= mc:
+            start_i, c_i = advance(start, i * start_row), advance(c, i * c_row)
+            microkernel(3, nc, kc, advance(a, i * a_tile), a_row, a_col, b, b_row, start_i, start_row, c_i, c_row)
+            i += 3
     while i < mc:
         rows, a_t = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel)
         for j in range(0, nc, width):

@@ -49,48 +49,49 @@ BELOW = np.dtype([(name, "i8") for name in "table n masks".split()] + [("thresho
 COST = 8
 
 
+@device_function
+def table_and_masks(pruning):
+    """The rows of the table of a record's arrays, and the masks of all their values, one array after another."""
+    rows = rows_at(pruning.table, pruning.n)
+    return rows, carray(void_pointer(pruning.masks), rows[pruning.n, START], np.uint8)
+
+
 @kernel(SELECT)
 def digits_part(thread_index, thread_count, record, like):
     """Count, by their next digit, the unpruned values that begin with the digits found so far."""
     pruning = carray(record, 1)[0]
-    t, masks = (
-        rows_at(pruning.table, pruning.n),
-        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
-    )
+    rows, masks = table_and_masks(pruning)
     counters = carray(void_pointer(pruning.counters + 8 * COUNTERS * thread_index), COUNTERS, np.int64)
     counters[:] = 0
-    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
-    a, at = first_block(t, pruning.n, lo)
-    while a < pruning.n and t[a, START] + at < hi:
-        size, first = block_size(t, a, at), t[a, PLACE] + at
-        x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
+    lo, hi = thread_range(thread_index, thread_count, rows[pruning.n, START], 64)
+    a, at = first_block(rows, pruning.n, lo)
+    while a < pruning.n and rows[a, START] + at < hi:
+        size, first = block_size(rows, a, at), rows[a, PLACE] + at
+        x = carray(advance(pointer(rows[a, ADDRESS], like), at), size)
         for i in range(size):
             bits = magnitude(x[i]) >> pruning.shift
             # adding 0 is cheaper than guessing where a branch goes
             counters[(bits & ((1 << DIGIT) - 1)) * LANES + i % LANES] += masks[first + i] & (
                 bits >> DIGIT == pruning.begin
             )
-        a, at = next_block(t, pruning.n, a, at)
+        a, at = next_block(rows, pruning.n, a, at)
 
 
 @kernel(SELECT)
 def equals_part(thread_index, thread_count, record, like):
     """Count the unpruned values of each block that equal the value found."""
     pruning = carray(record, 1)[0]
-    t, masks = (
-        rows_at(pruning.table, pruning.n),
-        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
-    )
-    equals = carray(void_pointer(pruning.equals), t[pruning.n, SUMS], np.int64)
-    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
-    a, at = first_block(t, pruning.n, lo)
-    while a < pruning.n and t[a, START] + at < hi:
-        size, first, count = block_size(t, a, at), t[a, PLACE] + at, 0
-        x = carray(advance(pointer(t[a, ADDRESS], like), at), size)
+    rows, masks = table_and_masks(pruning)
+    equals = carray(void_pointer(pruning.equals), rows[pruning.n, SUMS], np.int64)
+    lo, hi = thread_range(thread_index, thread_count, rows[pruning.n, START], 64)
+    a, at = first_block(rows, pruning.n, lo)
+    while a < pruning.n and rows[a, START] + at < hi:
+        size, first, count = block_size(rows, a, at), rows[a, PLACE] + at, 0
+        x = carray(advance(pointer(rows[a, ADDRESS], like), at), size)
         for i in range(size):
             count += masks[first + i] & (magnitude(x[i]) == pruning.begin)
-        equals[sums_of(t, a, at)] = count
-        a, at = next_block(t, pruning.n, a, at)
+        equals[sums_of(rows, a, at)] = count
+        a, at = next_block(rows, pruning.n, a, at)
 
 
 @inline_function
@@ -103,16 +104,13 @@ def from_on(x, mask, least):
 def prune_part(thread_index, thread_count, record, like):
     """Prune smaller values, and of the equal ones the first of each block."""
     pruning = carray(record, 1)[0]
-    t, masks = (
-        rows_at(pruning.table, pruning.n),
-        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
-    )
-    going = carray(void_pointer(pruning.going), t[pruning.n, SUMS], np.int64)
-    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
-    a, at = first_block(t, pruning.n, lo)
-    while a < pruning.n and t[a, START] + at < hi:
-        size, first, left = block_size(t, a, at), t[a, PLACE] + at, going[sums_of(t, a, at)]
-        values = advance(pointer(t[a, ADDRESS], like), at)
+    rows, masks = table_and_masks(pruning)
+    going = carray(void_pointer(pruning.going), rows[pruning.n, SUMS], np.int64)
+    lo, hi = thread_range(thread_index, thread_count, rows[pruning.n, START], 64)
+    a, at = first_block(rows, pruning.n, lo)
+    while a < pruning.n and rows[a, START] + at < hi:
+        size, first, left = block_size(rows, a, at), rows[a, PLACE] + at, going[sums_of(rows, a, at)]
+        values = advance(pointer(rows[a, ADDRESS], like), at)
         x, i = carray(values, size), 0
         while left:
             if masks[first + i] and magnitude(x[i]) == pruning.begin:
@@ -121,7 +119,7 @@ def prune_part(thread_index, thread_count, record, like):
             i += 1
         mask = data(masks[first:])
         map_arrays(from_on, size, (hide_alias(values), hide_alias(mask)), (values, mask), (pruning.begin,))
-        a, at = next_block(t, pruning.n, a, at)
+        a, at = next_block(rows, pruning.n, a, at)
 
 
 @device_function
@@ -135,11 +133,11 @@ def counted(counters, digit):
 
 
 @driver
-def _prune(launcher, thread_count, kernels, t, n, masks, count, bits):
+def _prune(launcher, thread_count, kernels, rows, n, masks, count, bits):
     record, counters = local(1, SELECT), np.empty((thread_count, COUNTERS), np.int64)
-    equals, going = np.empty(t[n, SUMS], np.int64), np.zeros(t[n, SUMS], np.int64)
+    equals, going = np.empty(rows[n, SUMS], np.int64), np.zeros(rows[n, SUMS], np.int64)
     pruning, left = record[0], count
-    pruning.table, pruning.n, pruning.masks, pruning.counters = address(t), n, address(masks), address(counters)
+    pruning.table, pruning.n, pruning.masks, pruning.counters = address(rows), n, address(masks), address(counters)
     pruning.equals, pruning.going, pruning.begin = address(equals), address(going), 0
     # the first digit is short by what is no multiple
     shift = (bits - 1) // DIGIT * DIGIT
@@ -189,19 +187,16 @@ def not_below(x, mask, threshold):
 def below_part(thread_index, thread_count, record, like):
     """Prune values below the threshold in the thread's blocks."""
     pruning = carray(record, 1)[0]
-    t, masks = (
-        rows_at(pruning.table, pruning.n),
-        carray(void_pointer(pruning.masks), rows_at(pruning.table, pruning.n)[pruning.n, START], np.uint8),
-    )
-    lo, hi = thread_range(thread_index, thread_count, t[pruning.n, START], 64)
-    a, at = first_block(t, pruning.n, lo)
-    while a < pruning.n and t[a, START] + at < hi:
-        size, mask = block_size(t, a, at), data(masks[t[a, PLACE] + at :])
-        x = advance(pointer(t[a, ADDRESS], like), at)
+    rows, masks = table_and_masks(pruning)
+    lo, hi = thread_range(thread_index, thread_count, rows[pruning.n, START], 64)
+    a, at = first_block(rows, pruning.n, lo)
+    while a < pruning.n and rows[a, START] + at < hi:
+        size, mask = block_size(rows, a, at), data(masks[rows[a, PLACE] + at :])
+        x = advance(pointer(rows[a, ADDRESS], like), at)
         map_arrays(
             not_below, size, (hide_alias(x), hide_alias(mask)), (x, mask), (real(pruning.threshold, carray(x, 1)[0]),)
         )
-        a, at = next_block(t, pruning.n, a, at)
+        a, at = next_block(rows, pruning.n, a, at)
 
 
 def prune_below(arrays, masks, threshold):

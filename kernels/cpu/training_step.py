@@ -16,9 +16,9 @@ from numba import carray
 
 from .. import types
 from .activation import BACKWARD, FORWARD
-from .chain import CHAIN, LAYER, describe_chain, find_activations, flat_layers, layers_of, needs_input
+from .chain import CHAIN, LAYER, describe_chain, find_activations, flat_layers, layers_of, needs_input, place_tensors
 from .dense import backward_rows, forward_rows, gradients_part
-from .engine.array_table import COLUMNS, SUMS, add_array
+from .engine.array_table import ADDRESS, COLUMNS, SUMS, AddressList, add_array
 from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, kernel
 from .engine.intrinsics import (
     address,
@@ -221,20 +221,23 @@ def list_arrays(table, flat, size, widths, rows):
 @driver
 def _train(
     launcher, thread_count, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights, l2, mean, health, updates, panels,
+    optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights, l2, mean, health, updates, tensors, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
     nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
-    health: address of a HEALTH, or 0. updates (1,), or empty: counts them.
+    health: address of a HEALTH, or 0. updates (1,), or empty: counts them. tensors: the addresses of place_tensors in place of params,
+    or empty.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
     chain_record, train_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
     chain, train = chain_record[0], train_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
+    if len(tensors):
+        place_tensors(layers, tensors)
     layers[depth - 1].code = fused_code(kind, layers[depth - 1].code)
     # kernels that this net is the first one to use, see Addresses
     if not find_activations(layers, kernels, ACTIVATIONS, True) or not kernels[LOSS_KERNELS + kind]:
@@ -249,10 +252,11 @@ def _train(
     n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
     rows = len(order) if len(order) else len(x)
     batch_size = min(batch_size, rows)
-    inputs = 0
+    # rows of all dw
+    dw_rows = 0
     for l in range(depth):
-        inputs += table[l, 0]
-    weight_squares = np.zeros(inputs if l2 else 0)
+        dw_rows += table[l, 1 if len(tensors) else 0]
+    weight_squares = np.zeros(dw_rows if l2 else 0)
 
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
     arrays, gradients = tables[0], tables[1]
@@ -264,12 +268,14 @@ def _train(
         carray(void_pointer(restriction), 1, RESTRICTION)[0].widths if restriction else 0,
         arrays,
     )
+    for a in range(len(tensors)):
+        arrays[a, ADDRESS] = tensors[a]
 
     blocks = arrays[n_arrays, SUMS]
     # arrays for health lie behind the norms
-    scratch = np.empty(inputs + (watch_size(table, batch_size, thread_count, blocks) if health else 0))
-    norms, labels = scratch[:inputs], np.empty(batch_size if by_class else 0, np.int64)
-    watch = scratch[inputs:]
+    scratch = np.empty(dw_rows + (watch_size(table, batch_size, thread_count, blocks) if health else 0))
+    norms, labels = scratch[:dw_rows], np.empty(batch_size if by_class else 0, np.int64)
+    watch = scratch[dw_rows:]
     reports = local_zeros(1, REPORT)
     report = reports[0]
     if health:
@@ -330,7 +336,7 @@ def _train(
         if not math.isfinite(norm):
             return types.NONFINITE, batch
         describe_update(
-            update, params.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
+            update, grads.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         status = run_update(
@@ -373,11 +379,16 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     table, parameters, loss, params, grads, work = net
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     order, batch_size, rates = batches
-    if state.size != len(state) * params.size or grads.size != params.size:
+    tensors = _NO_ORDER
+    if type(params) is AddressList:
+        # its sizes are the caller's care
+        tensors, params = params.addresses, grads
+    size = params.size
+    if state.size != len(state) * size or grads.size != size:
         # kernels take from the table of layers where the values of all three lie
-        raise ValueError(f"dense_chain_step: state and grads must have {params.size} values a row like params")
+        raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
-    operations, char, nonzeros = 2 * batch_size * params.size, x.dtype.char, _NO_ORDER
+    operations, char, nonzeros = 2 * batch_size * size, x.dtype.char, _NO_ORDER
     restriction = None if masks is None and constraint is None else restriction_of(masks, constraint)
     if isinstance(x, types.Nonzeros):
         addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
@@ -387,7 +398,7 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
         EMPTY[char, 1] if row_weights is None else row_weights, l2, mean,
-        0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
+        0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates, tensors,
     )  # fmt: skip
     result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
     if result[0] == MISSING:
@@ -405,7 +416,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     """
     # the row numbers of Nonzeros are always read
     order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
-    rule = NO_UPDATE, np.empty((0, net.params.size), x.dtype), _NO_HYPER, math.inf, None, None
+    rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None
     batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
     return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, mean)[0]
 

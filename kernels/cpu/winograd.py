@@ -3,7 +3,11 @@
     y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a 3 x 3 kernel, y: a tile of 4 x 4 pixels of the output
 
 The product of the two 6 x 6 matrices is taken point by point. For each of the 36 points it is a matrix product over all tiles and
-channels. dx is the same with w rotated by 180 degrees. dw sums, for each point, products over all tiles, and transforms the sums by G.
+channels. dx is the same with w rotated by 180 degrees; for dw see winograd_weights.py.
+
+Where tiles are many, all of w goes through G into panels first, and a thread takes some tiles at a time through all three steps. Where they
+are few, w has far more values than they: then a thread has some outputs, and makes the panels of these a block at a time, in cache. The
+order of the sums is the same.
 
 The transforms evaluate polynomials at 0, +-1/sqrt(2), +-sqrt(2) and infinity. Their rounding errors are about those of the sums
 themselves; with 0, +-1, +-2 they are three times as large. The values of a tile depend on the pixels of that tile alone.
@@ -24,38 +28,40 @@ from .engine.intrinsics import (
     lanes,
     local_zeros,
     pointer,
+    prefetch,
     real,
     run_kernel,
     void_pointer,
 )
-from .engine.microkernel import ROWS, VECTORS, provide_microkernel
+from .engine.microkernel import VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
 from .engine.vector_math import fma
-from .gemm import clear, pack_b, panel_tiles, tiles
+from .gemm import B_BYTES, clear, pack_b, panel_tiles, tiles
 
 TILE, SIDE, POINTS = 4, 6, 36
-# tiles that go through the products at a time and fit with them into the second-level cache; those of a weight's gradient
-TILES, DEEP_TILES = 24, 48
-# tiles whose products are summed in one chain, about
-LONG = 8192
+# tiles that go through the products at a time and fit with them into the second-level cache
+TILES = 24
 # values of a kernel that are transformed at a time
-CHUNK = 512
+CHUNK = 256
+# with so many times fewer values of tiles than of the kernel, a thread makes the panels that it multiplies with; their room
+FEW, POINTS_ROOM = 2, B_BYTES // 4 + POINTS * (CHUNK + 16)
 # fewer channels or outputs are not worth the transforms
 CHANNELS = 8
 ROOT, HALF_ROOT, QUARTER_ROOT, TWO_ROOTS = 2**0.5, 0.5**0.5, 0.125**0.5, 8**0.5
 TWO_THIRDS, THIRD, SIXTH, ROOT_THIRD, ROOT_SIXTH = 2 / 3, 1 / 3, 1 / 6, 2**0.5 / 3, 2**0.5 / 6
 # a convolution of x (N, H, W, C) to z (N, rows, columns, K), with the kernel's corner for its first pixel at -top, -left of x; for dx, x
-# is dz and w is rotated by 180 degrees, `flip`. Its fields: high, wide: tiles of an output; lines: N high of tiles; u (36, C, K): w
-# through G; panels: u in panel_size values a point; sums (2, 36, C, K): the points of dw; flags (N, high * wide), uint8: tiles with a
+# is dz and w is rotated by 180 degrees, `flip`. Its fields: high, wide: tiles of an output; lines: N high of tiles; panels: w
+# through G, panel_size values a point; sums (2, 36, C, K): the points of dw; flags (N, high * wide), uint8: tiles with a
 # value that is not finite; scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward
-# and conv2d_backward, null for None
+# and conv2d_backward, null for None; v and m: all tiles' points before and after the products, where tiles are few
 WINOGRAD = np.dtype(
     [(name, "i8") for name in "N H W C K rows columns top left high wide lines flip activate".split()]
-    + [(name, "i8") for name in "x w u panels panel_size b residual z y dz dw sums flags scratch scratch_size".split()]
+    + [(name, "i8") for name in "x w panels panel_size b residual z y dz dw sums v m flags".split()]
+    + [(name, "i8") for name in "scratch scratch_size itemsize".split()]
     + [("parameter", "f8")]
 )
-KERNEL_PART, PANELS_PART, FORWARD_PART, SUMS_PART, WEIGHTS_PART = range(5)
+PANELS_PART, FORWARD_PART, POINTS_PART, PRODUCTS_PART, OUTPUTS_PART = range(5)
 
 
 @inline_function
@@ -93,25 +99,6 @@ def output_transform_bias(a, b, c, d, e, f, bias, check):
     first, second, third, fourth = output_transform(a, b, c, d, e, f)
     first, second, third, fourth = first + bias, second + bias, third + bias, fourth + bias
     return first, second, third, fourth, fma(first + second + (third + fourth), real(0, a), check)
-
-
-@inline_function
-def upstream_transform(a, b, c, d):
-    """A, on four values."""
-    even, odd = fma(real(0.5, a), c, a), fma(real(QUARTER_ROOT, a), d, real(HALF_ROOT, a) * b)
-    far_even, far_odd = fma(real(2, a), c, a), fma(real(TWO_ROOTS, a), d, real(ROOT, a) * b)
-    return a, even + odd, even - odd, far_even + far_odd, far_even - far_odd, d
-
-
-@inline_function
-def gradient_transform(a, b, c, d, e, f):
-    """G^T, on six values."""
-    even, odd, far_even, far_odd = b + c, c - b, d + e, d - e
-    return (
-        fma(real(-TWO_THIRDS, a), even, fma(real(SIXTH, a), far_even, a)),
-        fma(real(ROOT_THIRD, a), odd, real(ROOT_SIXTH, a) * far_odd),
-        fma(real(THIRD, a), far_even - even, f),
-    )
 
 
 @device_function
@@ -181,37 +168,48 @@ def image_points(lo, hi, conv, lines, channel, channels, tile, n, v):
             map_arrays(input_transform, channels, pixels, pointers6(points, n * channels), ())
 
 
-@kernel(WINOGRAD)
-def winograd_kernel_part(thread_index, thread_count, record, like):
-    """G w G^T: the thread's values of u (36, C, K), or (36, K, C) as w's where it is rotated for dx."""
-    conv = carray(record, 1)[0]
-    size = conv.C * conv.K
-    lo, hi = thread_range(thread_index, thread_count, size, CHUNK)
-    scratch = thread_scratch(conv, thread_index, like)  # (6, 3, CHUNK)
-    w, u = pointer(conv.w, like), pointer(conv.u, like)  # (9, C, K) and (36, C, K)
-    for at in range(lo, hi, CHUNK):
-        n = min(CHUNK, hi - at)
+@device_function
+def kernel_points(conv, k, kc, j, nc, scratch, points, step, like):
+    """points (36, kc, a panel's width), `step` apart: G w G^T of kc channels from the k-th on and nc outputs from the j-th on.
+
+    scratch: 27 * CHUNK values.
+    """
+    width = VECTORS * lanes(like)
+    size, middle = conv.C * conv.K, advance(scratch, 9 * CHUNK)  # taps (9, CHUNK) and (6, 3, CHUNK)
+    row, column = (1, conv.C) if conv.flip else (conv.K, 1)
+    for first in range(0, kc, CHUNK // width):
+        m = min(CHUNK // width, kc - first)
+        for tap in range(9):
+            w = advance(pointer(conv.w, like), (8 - tap if conv.flip else tap) * size + (k + first) * row + j * column)
+            if column == 1:
+                # of the next rows, which lie far from each other
+                for r in range(m, 2 * m):
+                    prefetch(advance(w, r * row))
+            pack_b(m, nc, w, row, column, advance(scratch, tap * CHUNK), m)
         # G w, by columns of taps
-        for j in range(3):
-            first, step = (8 - j, -3) if conv.flip else (j, 3)
-            taps = pointers3(advance(w, first * size + at), step * size)
-            map_arrays(kernel_transform, n, taps, pointers6(advance(scratch, j * CHUNK), 3 * CHUNK), ())
+        for c in range(3):
+            taps = pointers3(advance(scratch, c * CHUNK), 3 * CHUNK)
+            map_arrays(kernel_transform, m * width, taps, pointers6(advance(middle, c * CHUNK), 3 * CHUNK), ())
         # (G w) G^T, by rows
         for i in range(SIDE):
-            taps = pointers3(advance(scratch, 3 * i * CHUNK), CHUNK)
-            map_arrays(kernel_transform, n, taps, pointers6(advance(u, SIDE * i * size + at), size), ())
+            taps = pointers3(advance(middle, 3 * i * CHUNK), CHUNK)
+            target = pointers6(advance(points, SIDE * i * step + first * width), step)
+            map_arrays(kernel_transform, m * width, taps, target, ())
 
 
 @kernel(WINOGRAD)
 def winograd_panels_part(thread_index, thread_count, record, like):
-    """The thread's points of u in panels, as the products read them; transposed where w is rotated for dx."""
+    """The thread's panels of G w G^T (36, C, K), or some channels of them."""
     conv = carray(record, 1)[0]
-    lo, hi = thread_range(thread_index, thread_count, POINTS, 1)
-    for p in range(lo, hi):
-        u = advance(pointer(conv.u, like), p * conv.C * conv.K)  # (C, K), or (K, C)
-        panels = advance(pointer(conv.panels, like), p * conv.panel_size)  # (C, K) in panels
-        row, column = (1, conv.C) if conv.flip else (conv.K, 1)
-        pack_b(conv.C, conv.K, u, row, column, panels, conv.C)
+    width = VECTORS * lanes(like)
+    rows = CHUNK // width
+    blocks = (conv.C + rows - 1) // rows
+    lo, hi = thread_range(thread_index, thread_count, (conv.K + width - 1) // width * blocks, 1)
+    scratch = thread_scratch(conv, thread_index, like)
+    for at in range(lo, hi):
+        j, k = at // blocks * width, at % blocks * rows
+        points = advance(pointer(conv.panels, like), j * conv.C + k * width)
+        kernel_points(conv, k, min(rows, conv.C - k), j, min(width, conv.K - j), scratch, points, conv.panel_size, like)
 
 
 @device_function
@@ -303,95 +301,59 @@ def winograd_part(thread_index, thread_count, record, like):
             line_outputs(conv, first + line, line * conv.wide, n, m, sums, zeros, like)
 
 
-@device_function
-def upstream_columns(conv, line, lines, zeros, like):
-    """lines (6, 4 wide, K) = A dz: the line's four rows of dz, transformed from above to below, before zeros."""
-    image, i = line // conv.high, line % conv.high
-    dz = advance(pointer(conv.dz, like), image * conv.rows * conv.columns * conv.K)  # (rows, columns, K)
-    n, size, row = TILE * conv.wide * conv.K, conv.columns * conv.K, TILE * i
-    rows = (advance(dz, row * size), *image_rows(dz, conv.rows, row + 1, size, zeros))
-    for r in range(SIDE):
-        clear(n - size, advance(lines, r * n + size))
-    map_arrays(upstream_transform, size, rows, pointers6(lines, n), ())
-
-
-@device_function
-def upstream_points(lo, hi, conv, lines, tile, n, d):
-    """d (hi - lo rows of 6 points, n tiles, K) = (A dz) A^T: the line's columns, as its tiles from the tile-th on."""
-    size = TILE * conv.wide * conv.K
-    for i in range(lo, hi):
-        for j in range(conv.wide):
-            pixels = pointers4(advance(lines, i * size + TILE * j * conv.K), conv.K)
-            points = advance(d, ((i - lo) * SIDE * n + tile + j) * conv.K)  # (6, K), n * K apart
-            map_arrays(upstream_transform, conv.K, pixels, pointers6(points, n * conv.K), ())
-
-
-@device_function
-def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
-    """Sums over all tiles, for the rows lo..hi of points and so many channels."""
-    block = (DEEP_TILES + conv.wide - 1) // conv.wide
-    zeros, size = scratch, max(conv.W * conv.C, conv.columns * conv.K)  # zeros (size,)
-    lines = advance(zeros, size)  # (6, line_size), then (6, 4 wide, K)
-    v = advance(lines, SIDE * max(line_size(conv), TILE * conv.wide * conv.K))  # (6 rows of points, n, channels)
-    d = advance(v, POINTS * block * conv.wide * conv.C)  # (6 rows of points, n, K)
-    null, width = pointer(conv.N * 0, like), VECTORS * lanes(like)
-    # lines that are summed in one chain, a multiple of block; later chains are summed behind the first one's sums, and added to them
-    chain = max(LONG // (block * conv.wide), 1) * block
-    clear(size, zeros)
-    for first in range(0, conv.lines, block):
-        count = min(block, conv.lines - first)
-        n = count * conv.wide
-        # B^T x B and A dz A^T
-        for line in range(count):
-            image_columns(conv, first + line, lines, zeros, like)
-            image_points(lo, hi, conv, lines, channel, channels, line * conv.wide, n, v)
-            upstream_columns(conv, first + line, lines, zeros, like)
-            upstream_points(lo, hi, conv, lines, line * conv.wide, n, d)
-        # products, added up
-        for p in range((hi - lo) * SIDE):
-            a, b = advance(v, p * n * channels), advance(d, p * n * conv.K)  # (n, channels) and (n, K)
-            sums = advance(pointer(conv.sums, like), ((SIDE * lo + p) * conv.C + channel) * conv.K)  # (channels, K)
-            c = sums if first < chain else advance(sums, POINTS * conv.C * conv.K)
-            start, start_row, start_col = (null, 0, 0) if first % chain == 0 else (c, conv.K, 1)
-            tiles(channels, conv.K, n, a, 1, channels, 1, 0, b, conv.K, width, start, start_row, start_col, c, conv.K)
-            if first >= chain and ((first + block) % chain == 0 or first + block >= conv.lines):
-                map_arrays(add, channels * conv.K, (sums, c), (sums,), ())
+@kernel(WINOGRAD)
+def winograd_points_part(thread_index, thread_count, record, like):
+    """B^T x B of the thread's lines of tiles, for all products: v (36, tiles, C)."""
+    conv = carray(record, 1)[0]
+    lo, hi = thread_range(thread_index, thread_count, conv.lines, 1)
+    zeros = thread_scratch(conv, thread_index, like)  # (W C,)
+    lines = advance(zeros, conv.W * conv.C)  # (6, line_size)
+    clear(conv.W * conv.C, zeros)
+    for line in range(lo, hi):
+        image_columns(conv, line, lines, zeros, like)
+        tiles_n = conv.lines * conv.wide
+        image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, tiles_n, pointer(conv.v, like))
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
-def winograd_sums_part(thread_index, thread_count, record, like):
-    """The thread's points of sums (36, C, K), which undoes the products: over all tiles in their order.
-
-    More than six threads share the channels too.
-    """
+def winograd_products_part(thread_index, thread_count, record, like):
+    """The thread's outputs of all products, m (36, tiles, K). It makes its panels of G w G^T a block at a time."""
     conv = carray(record, 1)[0]
-    blocks = (thread_count + SIDE - 1) // SIDE
-    begin, end = thread_range(thread_index, thread_count, SIDE * blocks, 1)
-    for block in range(begin // SIDE, (end + SIDE - 1) // SIDE):
-        lo, hi = max(begin - block * SIDE, 0), min(end - block * SIDE, SIDE)
-        channel, last = thread_range(block, blocks, conv.C, ROWS)
-        if channel < last:
-            add_block_sums(conv, lo, hi, channel, last - channel, thread_scratch(conv, thread_index, like), like)
+    width = VECTORS * lanes(like)
+    lo, hi = thread_range(thread_index, thread_count, conv.K, width)
+    n, depth, null = conv.lines * conv.wide, block_channels(conv, width), pointer(0 * lo, like)
+    scratch = thread_scratch(conv, thread_index, like)  # (27, CHUNK)
+    panels, step = advance(scratch, 27 * CHUNK), depth * width + 16  # (36, depth, width), step apart
+    for j in range(lo, hi, width):
+        nc = min(width, hi - j)
+        for k in range(0, conv.C, depth):
+            kc = min(depth, conv.C - k)
+            kernel_points(conv, k, kc, j, nc, scratch, panels, step, like)
+            for p in range(POINTS):
+                a = advance(pointer(conv.v, like), p * n * conv.C + k)  # (n, kc), C apart
+                c = advance(pointer(conv.m, like), p * n * conv.K + j)  # (n, nc), K apart
+                start, start_row = (c, conv.K) if k > 0 else (null, 0)
+                b = advance(panels, p * step)
+                tiles(n, nc, kc, a, conv.C, 1, conv.C, 0, b, width, 0, start, start_row, 0, c, conv.K)
 
 
 @kernel(WINOGRAD)
-def winograd_weights_part(thread_index, thread_count, record, like):
-    """G^T sums G: the thread's values of dw (3, 3, C, K), which undoes the transform of the kernel."""
+def winograd_outputs_part(thread_index, thread_count, record, like):
+    """A^T m A, bias, residual and activation of the thread's lines of tiles."""
     conv = carray(record, 1)[0]
-    size = conv.C * conv.K
-    lo, hi = thread_range(thread_index, thread_count, size, CHUNK)
-    scratch = thread_scratch(conv, thread_index, like)  # (3, 6, CHUNK)
-    sums, dw = pointer(conv.sums, like), pointer(conv.dw, like)  # (36, C, K) and (9, C, K)
-    for at in range(lo, hi, CHUNK):
-        n = min(CHUNK, hi - at)
-        # G^T sums, by columns of points
-        for j in range(SIDE):
-            points = pointers6(advance(sums, j * size + at), SIDE * size)
-            map_arrays(gradient_transform, n, points, pointers3(advance(scratch, j * CHUNK), SIDE * CHUNK), ())
-        # (G^T sums) G, by rows
-        for i in range(3):
-            points = pointers6(advance(scratch, i * SIDE * CHUNK), CHUNK)
-            map_arrays(gradient_transform, n, points, pointers3(advance(dw, 3 * i * size + at), size), ())
+    lo, hi = thread_range(thread_index, thread_count, conv.lines, 1)
+    zeros = thread_scratch(conv, thread_index, like)  # (K,)
+    sums = advance(zeros, conv.K)  # (4, 6, wide, K), and (5, K)
+    clear(conv.K, zeros)
+    for line in range(lo, hi):
+        line_outputs(conv, line, line * conv.wide, conv.lines * conv.wide, pointer(conv.m, like), sums, zeros, like)
+
+
+@device_function
+def block_channels(conv, width):
+    """Channels whose panels of 36 points fit into the second-level cache, whole chunks of kernel_points."""
+    rows = CHUNK // width
+    return max(1, B_BYTES // (POINTS * width * conv.itemsize * rows)) * rows
 
 
 @device_function
@@ -401,40 +363,32 @@ def describe(conv, x, K, rows, columns, top, left, scratch, thread_count):
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
     conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
     conv.lines, conv.x = conv.N * conv.high, address(x)
-    conv.scratch, conv.scratch_size = address(scratch), scratch.size // thread_count
+    conv.scratch, conv.scratch_size, conv.itemsize = address(scratch), scratch.size // thread_count, x.itemsize
 
 
 @driver
 def _convolve(
-    launcher, thread_count, kernels, x, w, b, top, left, flip, residual, function, parameter, z, y, flags, points_size, scratch
+    launcher, thread_count, kernels, x, w, b, top, left, flip, residual, function, parameter, z, y, flags, few_tiles, points_size, scratch
 ):  # fmt: skip
     record = local_zeros(1, WINOGRAD)
     conv = record[0]
     points = scratch[:points_size]
     describe(conv, x, z.shape[3], z.shape[1], z.shape[2], top, left, scratch[points_size:], thread_count)
-    size = w[0, 0].size
     conv.w, conv.flip = address(w), flip
-    conv.u, conv.panels = address(points), address(points[POINTS * size :])
-    conv.panel_size = points.size // POINTS - size
-    run_kernel(launcher, kernels[KERNEL_PART], thread_count, record, ())
-    run_kernel(launcher, kernels[PANELS_PART], thread_count, record, ())
     conv.b, conv.residual, conv.flags = address_or_null(b), address_or_null(residual), address(flags)
     conv.z, conv.y, conv.activate, conv.parameter = address(z), address_or_null(y), function, parameter
-    run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
-
-
-@driver
-def _weight_gradient(launcher, thread_count, kernels, x, dz, top, left, dw, sums_size, scratch):
-    record = local_zeros(1, WINOGRAD)
-    conv = record[0]
-    describe(conv, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, scratch[sums_size:], thread_count)
-    conv.dz, conv.dw, conv.sums = address(dz), address(dw), address(scratch)
-    run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
-    run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, ())
+    if few_tiles:
+        conv.v, conv.m = address(points), address(points[POINTS * conv.lines * conv.wide * conv.C :])
+        for part in range(POINTS_PART, OUTPUTS_PART + 1):
+            run_kernel(launcher, kernels[part], thread_count, record, (points,))
+    else:
+        conv.panels, conv.panel_size = address(points), points.size // POINTS
+        run_kernel(launcher, kernels[PANELS_PART], thread_count, record, (points,))
+        run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, (points,))
 
 
 _KERNELS = Addresses(
-    winograd_kernel_part, winograd_panels_part, winograd_part, winograd_sums_part, winograd_weights_part
+    winograd_panels_part, winograd_part, winograd_points_part, winograd_products_part, winograd_outputs_part
 )
 
 
@@ -460,32 +414,29 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
     n, _, width, channels = x.shape
     rows, columns, K = z.shape[1:]
     high, wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
-    # the last panel has more columns than w
-    points = POINTS * (2 * size + 64 * channels)
-    tiles = (TILES + wide - 1) // wide * wide
+    n_tiles, tiles_at_once = n * high * wide, (TILES + wide - 1) // wide * wide
+    few_tiles = n_tiles * (channels + K) * FEW < size
     pixels = max(width * channels, K) + SIDE * (TILE * wide + 2) * channels + (SIDE * TILE * wide + TILE + 1) * K
-    scratch_size = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
+    if few_tiles:
+        points, each = POINTS * n_tiles * (channels + K), max(pixels, 27 * CHUNK + POINTS_ROOM)
+    else:
+        # the last panel has more columns than w
+        points, each = (
+            POINTS * (size + 64 * channels),
+            max(27 * CHUNK, pixels + POINTS * tiles_at_once * (channels + K)),
+        )
     flags = np.zeros((n, high * wide), np.uint8)
     run(
         2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], flip,
         *or_empty(dtype, 4, residual), forward_address[dtype.char, activation.code], activation.parameter,
-        z, *or_empty(dtype, 4, y), flags, points, scratch=(dtype, points, scratch_size),
+        z, *or_empty(dtype, 4, y), flags, few_tiles, points, scratch=(dtype, points, each),
     )  # fmt: skip
     return flags
 
 
-def weight_gradient(x, dz, pads, dw):
-    """Write dw (3, 3, C, K) of x and dz, as in conv2d_backward; where one is not finite, others may be wrong."""
-    dtype = x.dtype
-    _, _, width, channels = x.shape
-    columns, K = dz.shape[2:]
-    wide = (columns + TILE - 1) // TILE
-    tiles = (DEEP_TILES + wide - 1) // wide * wide
-    pixels = max(width * channels, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * K)
-    scratch_size = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
-    # twice: see add_block_sums
-    sums = 2 * POINTS * channels * K
-    run(
-        2 * dz.size * 9 * channels, _weight_gradient, _KERNELS[dtype.char], x, dz, *pads[:2], dw, sums,
-        scratch=(dtype, sums, scratch_size),
-    )  # fmt: skip
+def replace_tiles(flags, z, values):
+    """Copy the flagged tiles from values to z (N, rows, columns, K)."""
+    n, rows, columns, _ = z.shape
+    tiles = flags.reshape(n, (rows + TILE - 1) // TILE, -1).astype(bool)
+    pixels = tiles.repeat(TILE, axis=1).repeat(TILE, axis=2)[:, :rows, :columns]
+    z[pixels] = values[pixels]

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from arrays import bits
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -19,20 +20,14 @@ OPTIONS = {
     "both": {"num_layers": 2, "bidirectional": True},
     "projected": {"num_layers": 2, "bidirectional": True, "proj_size": 2},
     "peephole": {"peephole": True},
+    "reverse": {"reverse": True},
     "both_ways_peephole": {"bidirectional": True, "peephole": True},
 }
-PYTORCH = [name for name in OPTIONS if "peephole" not in name]
-KERAS = [name for name in PYTORCH if name != "projected"]
+PYTORCH = [name for name in OPTIONS if "peephole" not in name and name != "reverse"]
+KERAS = [*(name for name in PYTORCH if name != "projected"), "reverse"]
 # PyTorch says so of float32
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-ONNX = ["one", "bidirectional", "peephole", "both_ways_peephole"]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
+ONNX = ["one", "reverse", "bidirectional", "peephole", "both_ways_peephole"]
 
 
 def layers(options, dtype="float32"):
@@ -116,10 +111,12 @@ import sys
 import numpy as np
 import keras
 x = np.load(sys.argv[1])
-for name, bidirectional, units in (("one", False, [5]), ("layers", False, [5, 5]), ("bidirectional", True, [5]), ("both", True, [5, 5])):
+for name, bidirectional, units in (("one", False, [5]), ("layers", False, [5, 5]), ("bidirectional", True, [5]), ("both", True, [5, 5]),
+                                  ("reverse", False, [5])):
     model = keras.Sequential([keras.Input(x.shape[1:])])
     for i, n in enumerate(units):
-        layer = keras.layers.LSTM(n, return_sequences=True, seed=i, bias_initializer=keras.initializers.RandomNormal(seed=i))
+        layer = keras.layers.LSTM(n, return_sequences=True, seed=i, bias_initializer=keras.initializers.RandomNormal(seed=i),
+                                  go_backwards=name == "reverse")
         model.add(keras.layers.Bidirectional(layer) if bidirectional else layer)
     weights = model.get_weights()
     y = np.asarray(model(x))
@@ -141,12 +138,14 @@ def test_keras(tmp_path):
         results = np.load(tmp_path / f"{options}.npz")
         weights = [results[name] for name in results.files if name.startswith("arr_")]
         ours, _ = layers(options)
+        # what Keras computes backwards comes out in the order in which it was computed
+        order = slice(None, None, -1 if options == "reverse" else 1)
         fg.convert.from_keras(ours, weights)
-        assert_close("lstm", ours(x), results["y"], size=1)
+        assert_close("lstm", ours(x), results["y"][:, order], size=1)
         for a, b in zip(fg.convert.to_keras(ours), weights, strict=True):
             assert bits(a) == bits(b)
         fg.convert.from_keras(ours, [w + np.float32(0.125) for w in weights])
-        assert_close("lstm", ours(x), results["moved"], size=1)
+        assert_close("lstm", ours(x), results["moved"][:, order], size=1)
 
 
 def onnx_lstm(onnx, layer, x):
@@ -157,7 +156,7 @@ def onnx_lstm(onnx, layer, x):
     inputs = {"X": x.swapaxes(0, 1), "W": w, "R": r, "B": b} | ({} if p is None else {"P": p})
     # between B and P: lengths and initial states
     names = ["X", "W", "R", "B"] + ([] if p is None else ["", "", "", "P"])
-    direction = "bidirectional" if layer.bidirectional else "forward"
+    direction = "bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward"
     node = onnx.helper.make_node("LSTM", names, ["Y"], hidden_size=layer.hidden_size, direction=direction)
     kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = onnx.helper.make_graph(
@@ -170,7 +169,7 @@ def onnx_lstm(onnx, layer, x):
     return y.transpose(2, 0, 1, 3).reshape(*x.shape[:2], -1)
 
 
-@pytest.mark.parametrize("options", ["one", "peephole"])
+@pytest.mark.parametrize("options", ["one", "reverse", "peephole"])
 def test_to_onnx_is_what_the_reference_evaluator_runs(in_force, dtype, options):
     onnx = pytest.importorskip("onnx")
     ours, _ = layers(options, dtype)
@@ -257,6 +256,8 @@ def test_layers_that_the_library_has_not():
     refuses(ValueError, "to_keras: the layer has proj_size, which Keras's LSTM has not", convert.to_keras, projected)
     refuses(ValueError, "to_keras: the layer has peephole, which Keras's LSTM has not", convert.to_keras, peephole)
     refuses(ValueError, "to_onnx: the layer has proj_size, which ONNX's LSTM has not", convert.to_onnx, projected)
+    reverse = LSTM(3, 5, reverse=True)
+    refuses(ValueError, "to_torch: the layer has reverse, which PyTorch's LSTM has not", convert.to_torch, reverse)
     message = "to_onnx: the layer must have num_layers 1, got 2; ONNX has a node for each"
     refuses(ValueError, message, convert.to_onnx, two)
     refuses(TypeError, "to_torch: layer must be an fg.nn.LSTM, got Dense", convert.to_torch, Dense(3, 5))

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import buffers, replacement  # noqa: E402
+from fastgrad.torch import buffers, runs  # noqa: E402
 
 
 class Block(nn.Module):
@@ -67,19 +67,22 @@ def test_a_model_keeps_its_numbers_parameters_and_names():
     report = fgt.accelerate(net)
     assert torch.equal(state, torch.random.get_rng_state())
     assert report.replaced == [
-        ("stem.0..1", "convolution and batch norm and relu"),
+        ("stem.0 to stem.2", "convolution and batch norm and relu"),
         ("blocks.0", "a residual block"),
         ("blocks.1", "a residual block"),
+        ("blocks.2.conv1", "convolution"),
+        ("blocks.2.bn1", "batch norm"),
+        ("blocks.2.conv2", "convolution"),
+        ("blocks.2.bn2", "batch norm"),
         ("lstm", "fgt.LSTM"),
-        ("head.0", "a dense layer with its activation"),
-        ("head.3..5", "a chain of dense layers"),
-        ("blocks.2.conv1..bn1", "convolution and batch norm and relu"),
-        ("blocks.2.conv2..bn2", "convolution and batch norm and relu"),
-        ("head.3..last", "a chain of dense layers"),
+        ("head.0 to head.1", "a dense layer with its activation"),
+        ("head.3 to head.5", "a chain of dense layers"),
     ]
     assert report.left == [
         ("stem.3", "MaxPool2d stays PyTorch's"),
+        ("blocks.2", "looks like a residual block, but its forward computes something else"),
         ("head.2", "Dropout stays PyTorch's"),
+        ("last", "has no neighbour in an nn.Sequential to be fused with"),
     ]
     assert all(p is q for p, q in zip(net.parameters(), parameters, strict=True))
     assert list(net.state_dict()) == names
@@ -124,7 +127,7 @@ def test_hooks_are_kept_or_what_has_them_is_left():
     net.register_forward_hook(lambda module, inputs, output: seen.append("net"))
     handle = net[2].register_forward_hook(lambda module, inputs, output: seen.append("layer"))
     report = fgt.accelerate(net)
-    assert report.replaced == [("0", "a dense layer with its activation")]
+    assert report.replaced == [("0 to 1", "a dense layer with its activation")]
     assert report.left == [("2", "has hooks")]
     net(torch.ones(2, 4))
     assert seen == ["layer", "net"]
@@ -291,7 +294,7 @@ def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)
     again = pickle.loads(pickle.dumps(net))
-    assert isinstance(again.forward.__self__, replacement.SequentialReplacement)
+    assert isinstance(again.forward.__self__, runs.SequentialReplacement)
     torch.testing.assert_close(again(torch.ones(2, 4)), net(torch.ones(2, 4)))
 
 

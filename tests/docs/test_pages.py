@@ -7,7 +7,8 @@ A page says at its head what it needs besides the extra [test], and whether it t
     full: true
     ---
 
-The blocks of README.md run by themselves, each a program of its own.
+A block that imports PyTorch, JAX or Keras is left out where that is not installed. The blocks of README.md run by themselves, each a
+program of its own.
 """
 
 import ast
@@ -22,9 +23,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # a block may be indented, in a list or a tab
-BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```python(?: title=.*?)?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 HEAD = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 SECONDS = 300
+PEERS = {"torch", "jax", "keras"}
 
 
 def head(text):
@@ -41,10 +43,11 @@ def programs(text):
 
 
 def whole_program(text):
-    """The blocks of a page as one program, each line where it is in the page."""
+    """The blocks of a page as one program, each line where it is in the page, but for those that import a peer which is missing."""
     program = ""
     for block in programs(text):
-        program += block[program.count("\n") :]
+        if all(map(importlib.util.find_spec, imported(block) & PEERS)):
+            program += block[program.count("\n") :]
     return program
 
 
@@ -53,6 +56,8 @@ def run(program, name, folder):
     path = folder / f"{name.replace('/', '_')}.py"
     path.write_text(program, "utf-8")
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "FASTGRAD_BACKEND": "cpu"}
+    if importlib.util.find_spec("jax"):
+        environment.setdefault("KERAS_BACKEND", "jax")
     command = [sys.executable, "-W", "error", str(path)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert result.returncode == 0, f"{name}: {result.stderr[-4000:]}"

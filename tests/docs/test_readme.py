@@ -51,6 +51,13 @@ def test_the_benchmark_table_names_its_best_peers():
                 assert ratio == pytest.approx(float(best[1]), rel=0.01), row[0]
 
 
+def test_the_picture_of_sizes_is_shown_once_it_is_there():
+    """`python -m bench.scaling --output docs/img` makes it; then the page's comment around it goes, and scaling.json."""
+    shown = re.sub(r"<!--.*?-->", "", BENCHMARKS, flags=re.DOTALL)
+    assert "](img/scaling.png)" in BENCHMARKS
+    assert ("](img/scaling.png)" in shown) == (ROOT / "docs" / "img" / "scaling.png").exists()
+
+
 def seconds(cell):
     number, unit = cell.split()
     return float(number) * {"us": 1e-6, "ms": 1e-3, "s": 1, "MiB": 1}[unit]

@@ -65,8 +65,8 @@ def test_the_public_names_of_a_page_are_there(path):
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_the_files_of_a_page_are_there(path):
     files = {span for span in spans(path) if re.fullmatch(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./]*", span)}
-    # foo is the op that a page tells how to add, results are what a run leaves
-    named = [file for file in sorted(files) if "foo" not in file and not file.startswith("bench/results")]
+    # symlog is the op that a page tells how to add, results are what a run leaves
+    named = [file for file in sorted(files) if "symlog" not in file and not file.startswith("bench/results")]
     assert [file for file in named if not (ROOT / file).exists()] == []
 
 
@@ -77,7 +77,7 @@ def test_the_identifiers_of_a_developer_page_are_in_the_code(path):
     }
     # the page's own programs define some
     own = set(re.findall(r"\w+", "\n".join(match[0] for match in FENCE.finditer(path.read_text("utf-8")))))
-    files = {file.stem for file in CODE} | {"py", "md", "toml", "foo"}
+    files = {file.stem for file in CODE} | {"py", "md", "toml", "symlog"}
     assert sorted(identifiers - words() - own - files) == []
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from arrays import bits
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -56,13 +57,6 @@ def agrees(gpu, op, function, arrays, *upstreams, **options):
         assert isinstance(ours, FakeArray)
         assert ours.dtype == wanted.dtype
         assert_close(op, host(ours), wanted, size=10, terms=50)
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 DENSE = {"x": (5, 4), "w": (4, 3), "b": (3,), "residual": (5, 3)}

@@ -7,6 +7,7 @@ import pytest
 from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from chains import torch_activation
 from emulation import emulated
+from error_messages import refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -435,13 +436,6 @@ def test_a_sample_alone_has_the_bits_it_has_in_a_batch_in_evaluation(cpu, dtype,
         alone = run(part, training=False, activation=name)
         for n in ("y", "dx", "dresidual"):
             assert bits(alone[n]) == bits(together[n][rows])
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def test_bad_input_is_named_and_leaves_the_running_statistics(in_force, rng):

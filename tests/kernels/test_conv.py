@@ -18,6 +18,7 @@ from convs import (
     random_conv,
     torch_conv_run,
 )
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -69,6 +70,14 @@ LARGE = {
     "depthwise_stride": (2, (30, 45), 40, 40, 5, {"groups": 40, "stride": 2, "padding": 2}),
     "wide": (1, (3, 400), 16, 16, (1, 9), {"padding": "same"}),
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
+    # of kernels/cpu/conv.py: outputs shared by threads, w in several blocks, and tiles of three vectors, in either dtype
+    "few_pixels": (2, (5, 6), 130, 128, 3, {"stride": 2, "padding": 1}),
+    "few_pixels_1x1": (1, 5, 200, 192, 1, {}),
+    "blocks": (2, (31, 29), 120, 500, 1, {}),
+    "three_vectors": (2, (19, 18), 10, 24, 3, {"stride": 2}),
+    "three_vectors_1x1": (2, (19, 18), 10, 12, 1, {}),
+    # of kernels/cpu/conv_inputs.py and conv_weights.py
+    "many_pixels": (3, (65, 67), 3, 16, 3, {"padding": 1, "stride": (1, 2)}),
 }
 
 
@@ -497,7 +506,7 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, activation, rng)
     for size, options in ((3, {"padding": (1, 1)}), (1, {}), (3, {"stride": (2, 2)}), (3, {"groups": 10})):
         problem = random_conv(rng, 2, (5, 7), 10, 20, size, dtype, residual=True, activation=activation, **options)
         kernel_run(backend, problem, (1, 1, 1, 1) if "padding" in options else (0, 0, 0, 0), within=within)
-    # phases of few channels, folded into an image that ends within one
+    # dx of few channels, whose products are added to an image that ends within a step
     problem = random_conv(rng, 2, (5, 7), 2, 15, 3, dtype, residual=True, activation=activation, stride=(2, 2))
     kernel_run(backend, problem, (0, 0, 0, 0), within=within)
     for buffer in buffers:
@@ -507,13 +516,6 @@ def test_nothing_outside_the_buffers_is_written(backend, dtype, activation, rng)
 
 
 # bad input, exact messages
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from arrays import bits, unwritten, with_threads
+from error_messages import refuses
 from scipy import stats
 
 import fastgrad as fg
@@ -24,12 +25,6 @@ def drawn(backend, name, size, dtype="float64", key=KEY, arguments=None):
     out = unwritten(size, dtype)
     getattr(backend, name)(out, key, *(arguments or DRAWS[name]))
     return out
-
-
-def refuses(error, message, function, *args, **options):
-    with pytest.raises(error) as caught:
-        function(*args, **options)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -106,6 +101,8 @@ FORMULAS = {
     "zeros": (0, 0),
     "constant": (0, 0),
     "normal": (0.05, None),
+    # limit is that of truncated values too
+    "truncated_normal": (0.05 * stats.truncnorm(-2, 2).std(), 0.1),
     "uniform": (0.05 / math.sqrt(3), 0.05),
     "fan_in_uniform": (1 / math.sqrt(900), 1 / math.sqrt(300)),
     "xavier_uniform": (math.sqrt(2 / 500), math.sqrt(6 / 500)),
@@ -129,6 +126,8 @@ def test_weights_have_the_mean_deviation_and_distribution_of_their_formula(in_fo
     assert w.std() == pytest.approx(deviation, rel=0.015)
     if deviation:
         distribution = stats.norm(0, deviation) if limit is None else stats.uniform(-limit, 2 * limit)
+        if name == "truncated_normal":
+            distribution = stats.truncnorm(-2, 2, 0, limit / 2)
         assert stats.kstest(w, distribution.cdf).pvalue > 1e-3
 
 
@@ -167,11 +166,42 @@ def test_options_move_the_values():
     assert 0.99 * limit < np.abs(fg.init.fan_in_uniform((50, 100), 0, c=2.0)).max() <= limit
 
 
+def test_truncated_values_are_normal_ones_but_for_those_drawn_again(in_force):
+    w, far = (
+        fg.init.truncated_normal((200, 300), 4, std=0.5, mean=1.0),
+        fg.init.normal((200, 300), 4, std=0.5, mean=1.0),
+    )
+    near = np.abs(far - 1) <= 1
+    assert 0.03 < 1 - near.mean() < 0.06
+    np.testing.assert_allclose(w[near], far[near], rtol=1e-12, atol=1e-15)
+    assert np.abs(w - 1).max() <= 1
+    assert bits(fg.init.truncated_normal((7, 5), 1, "float32")) == bits(
+        fg.init.truncated_normal((7, 5), 1).astype("float32")
+    )
+    assert (fg.init.truncated_normal((5,), 0, mean=2.0, std=0.0) == 2).all()
+    assert fg.init.truncated_normal((0, 5), 0).shape == (0, 5)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (3, 5, 8, 16)])
+@pytest.mark.parametrize("name", ["he_normal", "he_uniform"])
+def test_fan_out_divides_by_the_other_fan_as_pytorch_does(torch, name, shape):
+    init, (fan_in, fan_out) = getattr(fg.init, name), fg.init.fans(shape)
+    by_in, by_out = (init(shape, 3, activation="tanh", mode=mode) for mode in ("fan_in", "fan_out"))
+    np.testing.assert_allclose(by_out, by_in * math.sqrt(fan_in / fan_out), rtol=1e-12)
+    weights = torch.empty(*(shape[::-1] if len(shape) == 2 else (16, 8, 3, 5)))
+    theirs = {"he_normal": torch.nn.init.kaiming_normal_, "he_uniform": torch.nn.init.kaiming_uniform_}[name]
+    theirs(weights, mode="fan_out", nonlinearity="tanh", generator=torch.Generator().manual_seed(0))
+    assert by_out.std() == pytest.approx(weights.std().item(), rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("pair", "function"),
     [
         (("constant", 0.5), functools.partial(fg.init.constant, value=0.5)),
         (("normal", 0.01), functools.partial(fg.init.normal, std=0.01)),
+        (("truncated_normal", 0.01), functools.partial(fg.init.truncated_normal, std=0.01)),
+        (("he_normal", "fan_out"), functools.partial(fg.init.he_normal, mode="fan_out")),
+        (("he_uniform", "fan_out"), functools.partial(fg.init.he_uniform, mode="fan_out")),
         (("uniform", 0.2), functools.partial(fg.init.uniform, limit=0.2)),
         (("fan_in_uniform", 2), functools.partial(fg.init.fan_in_uniform, c=2)),
         (("orthogonal", 1.5), functools.partial(fg.init.orthogonal, gain=1.5)),
@@ -273,6 +303,8 @@ SHAPES = "shape must be (C_in, C_out) or (kh, kw, C_in, C_out), each at least 1,
         (ValueError, "normal: std must be at least 0 and finite, got -1", "normal", ((5,), 0), {"std": -1}),
         (ValueError, "normal: mean must be finite, got nan", "normal", ((5,), 0), {"mean": math.nan}),
         (TypeError, "constant: value must be a number, got str", "constant", ((5,), 0), {"value": "1"}),
+        (ValueError, "truncated_normal: std must be at least 0 and finite, got -1", "truncated_normal", ((5,), 0), {"std": -1}),
+        (ValueError, "he_uniform: mode must be one of fan_in, fan_out; got 'both'", "he_uniform", ((5, 5), 0), {"mode": "both"}),
         (ValueError, "uniform: limit must be at least 0 and finite, got inf", "uniform", ((5,), 0), {"limit": math.inf}),
         (ValueError, "fan_in_uniform: c must be at least 0 and finite, got -1", "fan_in_uniform", ((5, 5), 0), {"c": -1}),
         (ValueError, "orthogonal: gain must be at least 0 and finite, got -1", "orthogonal", ((5, 5), 0), {"gain": -1}),
@@ -294,8 +326,9 @@ def test_bad_arguments_are_refused(error, message, name, arguments, options):
     [
         (ValueError, f"Dense: init must be one of {KNOWN}; got 'glorot'", "glorot"),
         (ValueError, f"Dense: init must be one of {KNOWN}; got 3", 3),
-        (ValueError, "Dense: init 'he_normal' takes no option; constant, normal, uniform, fan_in_uniform, orthogonal do",
-         ("he_normal", 2)),
+        (ValueError, "Dense: init 'lecun_normal' takes no option; constant, normal, truncated_normal, uniform, fan_in_uniform, "
+         "he_uniform, he_normal, orthogonal do", ("lecun_normal", 2)),
+        (ValueError, "Dense: the mode of init 'he_normal' must be one of fan_in, fan_out; got 2", ("he_normal", 2)),
         (TypeError, "Dense: the std of init 'normal' must be a number, got str", ("normal", "0.1")),
         (ValueError, "normal: std must be at least 0 and finite, got -1.0", ("normal", -1.0)),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from convs import POOLS, geometry, pool_forward, pool_run, random_pool, torch_pool_run
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -394,13 +395,6 @@ def test_kernels_take_uneven_padding_and_write_every_output_and_nothing_else(bac
 
 
 # bad input, exact messages
-
-
-def refuses(error, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(error) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 POOL_FUNCTIONS = ("max_pool2d", "avg_pool2d")

@@ -535,3 +535,60 @@ def test_gradients_have_the_same_bits_on_any_number_of_threads(cpu, dtype, rng):
         return bits(gradients(cpu, own, x, target, **options)[1]), bits(own.grads)
 
     assert len(set(with_threads(run))) == 1
+
+
+def scattered(net):
+    """The arrays of every w, turned, and b, each in memory of its own; and the net over their addresses."""
+    from fastgrad.kernels.cpu import AddressList
+
+    arrays = []
+    for k, m, w, b, _ in net.table.tolist():
+        arrays.append(net.params[w : w + k * m].reshape(k, m).T.copy(order="C"))
+        arrays += [net.params[b : b + m].copy()] if b >= 0 else []
+    addresses, sizes = ([f(a) for a in arrays] for f in (lambda a: a.ctypes.data, np.size))
+    other = clone(net)
+    other.params = AddressList(np.array(addresses, np.int64), np.array(sizes, np.int64), net.params.dtype)
+    return arrays, other
+
+
+def turned(net, flat):
+    """The values of flat with every w turned."""
+    flat = flat.copy()
+    for k, m, w, _, _ in net.table.tolist():
+        flat[..., w : w + k * m] = (
+            flat[..., w : w + k * m].reshape(*flat.shape[:-1], m, k).swapaxes(-1, -2).reshape(*flat.shape[:-1], k * m)
+        )
+    return flat
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("n", "widths"), [(1, [1, 1]), (7, [5, 3]), (33, [17, 40, 9, 5]), (64, [600, 130, 4])])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_of_scattered_turned_weights_are_those_of_flat_ones(cpu, dtype, optimizer, n, widths, bias, rng):
+    code, hyper = OPTIMIZERS[optimizer]
+    settings = {"optimizer": code, "hyper": hyper, "clip_norm": 0.1, "bias": bias}
+    net, x, target = problem(rng, n, widths, ["tanh"] * (len(widths) - 1), dtype, **settings)
+    arrays, other = scattered(net)
+    for number in range(3):
+        status, loss, norm = step(cpu, net, x, target, number)
+        assert step(cpu, other, x, target, number) == (status, pytest.approx(loss), pytest.approx(norm))
+    rel = relative("100_steps", dtype)
+    for a, b in ((net.grads, other.grads), (net.state, other.state)):
+        np.testing.assert_allclose(turned(net, b), a, rtol=rel, atol=rel * np.abs(a).max(initial=0))
+    values = iter(arrays)
+    for k, m, w, b, _ in net.table.tolist():
+        pairs = [(next(values).T.ravel(), net.params[w : w + k * m])]
+        pairs += [(next(values), net.params[b : b + m])] if b >= 0 else []
+        for mine, flat in pairs:
+            np.testing.assert_allclose(mine, flat, rtol=rel, atol=rel)
+
+
+def test_scattered_weights_have_the_same_bits_on_any_number_of_threads(cpu, dtype, rng):
+    net, x, target = problem(rng, 128, [256, 200, 10], ["relu", "identity"], dtype, clip_norm=0.1)
+
+    def run():
+        arrays, other = scattered(net)
+        assert step(cpu, other, x, target)[0] == OK
+        return tuple(bits(a) for a in (*arrays, other.grads, other.state))
+
+    assert len(set(with_threads(run))) == 1

@@ -321,7 +321,7 @@ def test_a_failed_step_leaves_the_running_statistics(in_force, bad):
     refuses(ValueError, "Trainer.step: y must be in 0..2, got 3 at index 0", trainer.step, x, y + 3)
     assert state_of(trainer) == before
     # the first batch norm has seen the image when the last one, of one row, refuses
-    message = "BatchNorm: x must have more than one value a channel in training, got (1, 6)"
+    message = "Sequential.layers[9]: BatchNorm: x must have more than one value a channel in training, got (1, 6)"
     refuses(ValueError, message, trainer.step, x[:1], y[:1])
     assert state_of(trainer) == before
     refuses(ValueError, message, trainer.model.forward, x[:1], True)
@@ -447,11 +447,12 @@ def test_bad_input_of_layers(in_force):
     refuses(TypeError, message, BatchNorm(2, dtype="float64"), x)
     refuses(ValueError, "Flatten: n_out must be H W C = 84 of images (4, 7, 6, 2), got 80", Flatten(80), x)
     model = Sequential(Conv2d(2, 3, 3), Flatten(), Dense(12, 4))
-    refuses(ValueError, "Dense.predict: x must be (N, C) = (_, 12), got (4, 60)", model, x)
+    message = "Sequential.layers[2]: Dense.predict: x must be (N, C) = (_, 12), got (4, 60)"
+    refuses(ValueError, message, model, x)
     block = Residual(Conv2d(2, 2, 3, activation="relu"))
     message = "Residual: shortcut must be like the body's output = (4, 5, 4, 2), got (4, 7, 6, 2)"
     refuses(ValueError, message, block, x)
-    message = "Conv2d: residual must be (N, H', W', K) = (4, 5, 4, 2), got (4, 7, 6, 2)"
+    message = "Residual.body: Conv2d: residual must be (N, H', W', K) = (4, 5, 4, 2), got (4, 7, 6, 2)"
     refuses(ValueError, message, Residual(Conv2d(2, 2, 3)), x)
     message = "Residual: lengths and state are for models with an LSTM"
     refuses(ValueError, message, block.predict, x, lengths=[1, 2, 3, 4])

@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.nn import Dense, DenseChain, Sequential
 
 SIZES = [4, 6, 5, 3]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def models(dtype="float32", output="softmax"):
@@ -268,8 +262,8 @@ def test_bad_settings_of_layers():
     refuses(ValueError, "DenseChain: dtype must be float32 or float64, got 'f5'", DenseChain, [4, 3], dtype="f5")
     refuses(ValueError, "DenseChain: dtype must be float32 or float64, got None", DenseChain, [4, 3], dtype=None)
     known = (
-        "zeros, constant, normal, uniform, fan_in_uniform, xavier_uniform, xavier_normal, he_uniform, he_normal, "
-        "lecun_uniform, lecun_normal, orthogonal"
+        "zeros, constant, normal, truncated_normal, uniform, fan_in_uniform, xavier_uniform, xavier_normal, "
+        "he_uniform, he_normal, lecun_uniform, lecun_normal, orthogonal"
     )
     refuses(ValueError, f"DenseChain: init must be one of {known}; got 'glorot'", DenseChain, [4, 3], init="glorot")
     refuses(ValueError, "DenseChain: activations must have length 1, got 2", DenseChain, [4, 3], ["relu", "relu"])
@@ -331,21 +325,20 @@ def test_a_saved_file_is_read_by_safetensors_and_by_the_same_net_in_another_form
 
 
 @pytest.mark.parametrize(
-    ("sizes", "dtype", "kind", "message"),
+    ("sizes", "message"),
     [
-        ([4, 6], "float32", ValueError, "load: {}: the file has no 1.w, 1.b"),
-        ([4, 6, 3, 2], "float32", ValueError, "load: {}: the model has no 2.b, 2.w"),
-        ([4, 5, 3], "float32", ValueError, "load: {}: 0.w must be (4, 6), got (4, 5)"),
-        ([4, 6, 3], "float64", TypeError, "load: {}: 0.w must be float32, got float64"),
+        ([4, 6], "load: {}: the file has no 1.w, 1.b"),
+        ([4, 6, 3, 2], "load: {}: the model has no 2.b, 2.w"),
+        ([4, 5, 3], "load: {}: 0.w must be (4, 6), got (4, 5)"),
     ],
-    ids=["missing", "unknown", "shape", "dtype"],
+    ids=["missing", "unknown", "shape"],
 )
-def test_a_failed_load_changes_nothing(tmp_path, sizes, dtype, kind, message):
+def test_a_failed_load_changes_nothing(tmp_path, sizes, message):
     model = DenseChain([4, 6, 3])
     before = bits(model.params)
     path = tmp_path / "net"
-    fg.save(path, DenseChain(sizes, dtype=dtype))
-    refuses(kind, message.format(path), fg.load, path, model)
+    fg.save(path, DenseChain(sizes))
+    refuses(ValueError, message.format(path), fg.load, path, model)
     assert bits(model.params) == before
 
 

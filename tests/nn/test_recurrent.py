@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, with_threads
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -26,13 +27,6 @@ NETS = {
 TORCH = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b": "bias_ih", "w_proj": "weight_hr"}
 POOLS = [None, "last", "mean"]
 LENGTHS = [None, [4, 0, 7, 1]]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def lstm(dtype="float64", seed=1, **options):
@@ -120,6 +114,52 @@ def test_gradients_are_central_differences(in_force, net, pool, lengths, trainin
         one = layer.params[i : i + 1]
         assert_close("numerical", analytic[i : i + 1], numerical_gradient(objective, one), size=10)
     assert_close("numerical", dx, numerical_gradient(objective, x), size=10)
+
+
+def flipped(x, lengths):
+    """Each sequence's own steps in the reverse order."""
+    y = x.copy()
+    for i, n in enumerate(lengths or [x.shape[1]] * len(x)):
+        y[i, :n] = x[i, :n][::-1]
+    return y
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=["full", "ragged"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("net", ["one", "layers", "projected"])
+def test_reverse_is_the_layer_over_sequences_in_the_reverse_order(in_force, dtype, net, pool, lengths):
+    options = {**NETS[net], "bidirectional": False, "peephole": True, "pool": pool}
+    layer, twin = lstm(dtype, reverse=True, **options), lstm(dtype, **options)
+    assert layer.parameters().keys() == twin.parameters().keys()
+    assert bits(layer.params) == bits(twin.params)
+    x, state = batch(dtype), random_state(layer)
+    y, backward = layer.forward(x, True, lengths=lengths, state=state)
+    expected, twin_backward = twin.forward(flipped(x, lengths), True, lengths=lengths, state=state)
+    dy = np.random.default_rng(4).standard_normal(y.shape).astype(dtype)
+    dx = backward(dy)
+    twin_dx = twin_backward(dy if pool else flipped(dy, lengths))
+    assert_close("lstm", y, expected if pool else flipped(expected, lengths), size=1)
+    assert_close("lstm", dx, flipped(twin_dx, lengths), size=5)
+    assert_close("lstm", layer.grads, twin.grads, size=np.abs(twin.grads).max(), terms=7)
+    ends, twin_ends = layer.run(x, state, lengths)[1], twin.run(flipped(x, lengths), state, lengths)[1]
+    for end, twin_end in zip(ends, twin_ends, strict=True):
+        assert_close("lstm", end, twin_end, size=1)
+
+
+def test_reverse_reads_ahead_and_refuses_windows_and_a_second_direction(numpy_backend):
+    message = "LSTM: reverse is for one direction, and bidirectional has both"
+    refuses(ValueError, message, LSTM, 3, 5, bidirectional=True, reverse=True)
+    layer = LSTM(3, 5, reverse=True, seed=0)
+    both = LSTM(3, 5, bidirectional=True, seed=0)
+    for name in ("w_ih", "w_hh", "b"):
+        both.parameters()[f"0.reverse.{name}"][...] = layer.parameters()[f"0.{name}"]
+    x = batch("float32")
+    assert_close("lstm", layer.predict(x), both.predict(x)[..., 5:], size=1)
+    assert bits(copy.deepcopy(layer).predict(x)) == bits(pickle.loads(pickle.dumps(layer)).predict(x))
+    assert bits(copy.deepcopy(layer).predict(x)) == bits(layer.predict(x))
+    message = "Trainer.fit: window is for models with an LSTM that runs forwards only and pools nothing"
+    trainer = fg.Trainer(Sequential(layer, Dense(5, 2)))
+    refuses(ValueError, message, trainer.fit, x, np.zeros((4, 7), np.int64), window=3)
 
 
 @pytest.mark.emulated(0)

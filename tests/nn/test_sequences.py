@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
+from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -21,13 +22,6 @@ LOSSES = [
     ("binary_cross_entropy", "sigmoid"),
     ("mse", "tanh"),
 ]
-
-
-def refuses(kind, message, function, *arguments, **options):
-    """The call raises this kind of error with exactly this message."""
-    with pytest.raises(kind) as caught:
-        function(*arguments, **options)
-    assert str(caught.value) == message
 
 
 def model(pool=None, output="softmax", dtype="float32", seed=7, **options):

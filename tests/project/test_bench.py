@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bench_machine import MACHINE
 from matplotlib import image
 
 import bench
@@ -35,9 +36,6 @@ from bench.workloads.residual import BLOCKS, Dense, Mean, version_1
 from bench.workloads.scaling import BATCH_SIZES, LENGTHS, WIDTHS
 from fastgrad.core.backend import missing
 
-MACHINE = dict.fromkeys(("gflops_one", "gflops_all", "triad_gbytes"), 1.0) | {
-    "processor": "a processor", "threads": 1, "versions": {"numpy": "2.0"}, "gpu": "Nothing ran on a GPU: none"
-}  # fmt: skip
 OTHERS = [("PyTorch", "torch"), ("JAX", "jax")]
 ALL = [(FASTGRAD, "numpy"), *OTHERS]
 

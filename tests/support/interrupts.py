@@ -47,6 +47,10 @@ def fit(trainer):
     trainer.fit(xs, ys, epochs=3, batch_size=16, shuffle=False, progress=False)
 
 
+def fit_batches(trainer):
+    trainer.fit(((x, y) for _ in range(24)), progress=False)
+
+
 def update(trainer):
     trainer.step(grads)
 
@@ -64,6 +68,8 @@ WAYS = {
     "chain_fit": (chain, fit),
     "layers_step": (layers, step),
     "layers_fit": (layers, fit),
+    "chain_batches": (chain, fit_batches),
+    "layers_batches": (layers, fit_batches),
     "pruned_fit": (pruned, fit),
     "updater": (updater, update),
 }
@@ -75,7 +81,7 @@ def interrupt(*_):
 
 def wrong_of(make, train):
     """How often of so many times a trainer was not as after the updates that it had counted."""
-    once = step if train is fit else train
+    once = step if train in (fit, fit_batches) else train
     trainer = make()
     after = [digest(trainer)]
     for _ in range(UPDATES):

@@ -3,12 +3,23 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from tolerances import assert_close
 
 import fastgrad as fg
 
 # the order of the gradients
 INPUTS = ("x", "w_ih", "w_hh", "b", "h_0", "c_0", "peephole", "w_proj")
 UPSTREAMS = ("dy", "dh_n", "dc_n")
+# what a gate may have on top, with P on either side of H
+OPTIONS = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "no_states": {"states": False},
+    "peephole": {"peephole": True},
+    "projection": {"projected": 5},
+    "wide_projection": {"projected": 19},
+    "peephole_projection_no_bias": {"peephole": True, "projected": 3, "bias": False},
+}
 
 
 @dataclass
@@ -156,3 +167,14 @@ def torch_steps(torch, problem):
     (total + (h * p.dh_n).sum() + (cs * p.dc_n).sum()).backward()
     norms = np.array([float(h_t.grad.norm()) for _, h_t in sorted(hs, key=lambda pair: pair[0])])
     return c_of_steps, norms
+
+
+def assert_all_close(found, expected, least=0, scale=1):
+    """Errors are measured against the largest value of an array, or `least`, where sums of a few terms may cancel.
+
+    With inputs of this scale z, and so its rounding, is as much larger.
+    """
+    assert found.keys() == expected.keys()
+    for name, actual in found.items():
+        size = np.abs(expected[name][np.isfinite(expected[name])]).max(initial=least)
+        assert_close("lstm", actual, expected[name], scale * size)

@@ -64,7 +64,15 @@ DAMAGED = {
     "a state of another shape": (array("optimizer.state", np.zeros((2, 5), "f4")), r"optimizer.state must be \(2, "),
     "a mask of bytes": (array("mask.0.w", np.ones((4, 6), np.uint8)), "mask.0.w must be bool, got U8"),
     "a mask that is no bool": (array("mask.0.w", np.full((4, 6), 7, np.uint8).view(bool)), "neither 0 nor 1"),
-    "half precision": (array("0.w", np.zeros((4, 6), np.float16)), "0.w must be float32, got F16"),
+    "weights of integers": (array("0.w", np.zeros((4, 6), np.int64)), "0.w must be float32, got int64"),
+    "a value that float32 does not hold": (
+        array("0.w", np.full((4, 6), 1e300)),
+        "0.w has a value that is infinite in float32",
+    ),
+    "a state that float32 does not hold": (
+        lambda arrays, about: ({**arrays, "optimizer.state": np.full(arrays["optimizer.state"].shape, 1e300)}, about),
+        "optimizer.state has a value that is infinite in float32",
+    ),
     "no state": (without("optimizer.state"), "the file has no optimizer.state"),
     "no losses": (without("val_losses"), "the file has no metadata val_losses"),
     "no generator": (without("rng"), "the file has no metadata rng"),

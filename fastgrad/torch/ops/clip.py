@@ -70,7 +70,7 @@ def clip_grad_norm_(
     limit = sys.float_info.max if max_norm == np.inf else max_norm
     if torch.compiler.is_compiling():
         return _clip.op(grads, limit, norm_type, error_if_nonfinite)
-    return _run(grads, limit, norm_type, error_if_nonfinite)
+    return clip_gradients(grads, limit, norm_type, error_if_nonfinite)
 
 
 def _number(name: str, value: Any) -> float:
@@ -95,7 +95,7 @@ class _TensorList:
         """Nothing: none is a copy."""
 
 
-def _run(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+def clip_gradients(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     handling = "raise" if error_if_nonfinite else "ignore"
     addresses = address_list(list(grads))
     gradients = (
@@ -116,7 +116,7 @@ def _fake(grads: Sequence[Tensor], max_norm: Any, norm_type: Any, error_if_nonfi
 
 _clip = Operator(
     f"{OP}(Tensor(a!)[] grads, float max_norm, float norm_type, bool error_if_nonfinite) -> Tensor",
-    _run,
+    clip_gradients,
     _fake,
     ("grads",),
 )

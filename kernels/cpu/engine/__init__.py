@@ -8,5 +8,5 @@
     microkernel.py                          the inner kernel of the matrix product, a block transpose
     array_table.py, object_memory.py        lists of arrays; NumPy arrays and lists as they lie in memory
 
-Ops are written with these files. LLVM code is here only, and in sparse.py and depthwise.py.
+Ops are written with these files. LLVM code is here only, and in sparse.py and depthwise_row.py.
 """

@@ -140,10 +140,11 @@ def settings() -> dict[str, object]:
 def _source(function):
     """Where a function of the backend, and each function that its closure holds, is in the sources, on which the folder's name depends.
 
-    None for a function of elsewhere, or if the closure holds something else.
+    None for a function of elsewhere, or if the closure holds something other than those and integers.
     """
-    cells = [getattr(cell.cell_contents, "py_func", None) for cell in function.__closure__ or ()]
-    captured = [_source(inner) if inner else None for inner in cells]
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    inner = [cell if isinstance(cell, int) else getattr(cell, "py_func", None) for cell in cells]
+    captured = [cell if cell is None or isinstance(cell, int) else _source(cell) for cell in inner]
     if None in captured or not function.__module__.startswith(f"{__package__.rpartition('.')[0]}."):
         return None
     return function.__module__, function.__qualname__, function.__code__.co_firstlineno, captured

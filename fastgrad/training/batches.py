@@ -1,0 +1,177 @@
+"""BatchSource and ArraySource: where the batches of a fit come from, an iterable or arrays, as parts of an epoch.
+
+A part is an EpochPlan: a whole epoch of arrays, or a batch of an iterable. The next batch of an iterable is made, and copied, in a thread
+while this one trains: a generator may yield one buffer again and again, and the rows of a memory-mapped array are read there.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from contextvars import copy_context
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check, device
+from fastgrad.schedule import Schedule
+from fastgrad.training.data import EpochPlan, TrainingData, checked_data
+
+# a plan of the updates after so many others, with what its updates are called in errors and the number of the first
+Part = tuple[Callable[[int], EpochPlan], str, int]
+
+
+class ArraySource:
+    """Epochs of batches of rows of arrays, each in a new order where they are shuffled."""
+
+    def __init__(
+        self, trainer: Any, data: TrainingData, batch_size: int, batches: int, window: int | None, shuffle: bool
+    ) -> None:
+        self._trainer, self._data, self._batch_size, self._batches = trainer, data, batch_size, batches
+        self._window, self._shuffle, self._order = window, shuffle, np.arange(len(data.x))
+        # updates of an epoch
+        self.updates: int | None = batches * window_count(data, window)
+
+    def parts(self, op: str) -> Generator[Part, None, None]:
+        yield self._plan, f"{op}, {'window' if self._window else 'batch'}", 1
+
+    def _plan(self, step: int) -> EpochPlan:
+        if self._shuffle:
+            self._order[:] = np.arange(len(self._order))
+            self._trainer.rng.shuffle(self._order)
+        rows = self._order[: self._batches * self._batch_size]
+        return plan_of(self._trainer, self._data, rows, self._batch_size, self._window, step)
+
+
+class BatchSource:
+    """Epochs of the batches (x, y) or (x, y, lengths) of an iterable, or of those that a function of the epoch returns.
+
+    check_batch(op, data, trainer, window): raises for a batch that is too small.
+    """
+
+    updates: int | None = None
+
+    def __init__(
+        self, op: str, trainer: Any, batches: Any, epochs: int, window: int | None, check_batch: Callable[..., None]
+    ) -> None:
+        self._trainer, self._batches, self._window, self._check_batch = trainer, batches, window, check_batch
+        self._epoch = 0
+        if isinstance(batches, Iterator) and epochs > 1:
+            raise ValueError(
+                f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}; "
+                "a function of the epoch that returns an iterable has one for each"
+            )
+
+    def start_at(self, epoch: int) -> None:
+        """Go on with this epoch."""
+        self._epoch = epoch
+
+    def parts(self, op: str) -> Generator[Part, None, None]:
+        self._epoch += 1
+        batches = self._batches if isinstance(self._batches, Iterable) else self._batches(self._epoch)
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"{op}: the function must return an iterable of batches, got {type(batches).__name__}")
+        number = 0
+        with closing(prefetched(map(_copy, iter(batches)))) as items:
+            while True:
+                label = f"{op}, batch {number + 1}"
+                try:
+                    item = next(items)
+                except StopIteration:
+                    break
+                except Exception as error:
+                    error.add_note(
+                        f"{label}: this came out of the iterable; the {number} batches before it were trained on"
+                    )
+                    raise
+                number += 1
+                yield self._part(label, item, number)
+        if not number:
+            raise ValueError(f"{op}: the iterable has no batch")
+
+    def _part(self, label: str, item: Any, number: int) -> Part:
+        def plan(step: int) -> EpochPlan:
+            trainer = self._trainer
+            check.sequence(label, "a batch (x, y)", item, 3 if trainer.model.recurrent and len(item) == 3 else 2)
+            data = checked_data(label, trainer.model, trainer.loss, *item)
+            data = data._replace(x=check.contiguous(data.x))
+            self._check_batch(label, data, trainer, self._window)
+            return plan_of(trainer, data, np.arange(len(data.x)), len(data.x), self._window, step)
+
+        return (plan, f"{label}, window", 1) if self._window else (plan, label.removesuffix(f" {number}"), number)
+
+
+def is_source(x: Any, y: Any) -> bool:
+    """Whether x is an iterable of batches, or a function that returns one, in place of an array."""
+    return (
+        y is None
+        and not isinstance(x, np.ndarray)
+        and not device.on_gpu(x)
+        and (isinstance(x, Iterable) or callable(x))
+    )
+
+
+def window_count(data: TrainingData, window: int | None) -> int:
+    """The largest number of updates of a batch."""
+    return -(-data.x.shape[1] // window) if window else 1
+
+
+def plan_of(
+    trainer: Any, data: TrainingData, rows: np.ndarray, batch_size: int, window: int | None, step: int
+) -> EpochPlan:
+    """The plan of updates with these rows, after `step` others."""
+    updates, optimizer = -(-len(rows) // batch_size) * window_count(data, window), trainer.optimizer
+    if isinstance(optimizer.lr, Schedule):
+        rates = np.array([optimizer.rate(step + i, trainer.val_losses) for i in range(updates)])
+    else:
+        rates = np.full(updates, optimizer.hyper[0])
+    return EpochPlan(data, rows, batch_size, window, rates, step, np.zeros((updates, 2)), np.zeros(updates), updates)
+
+
+def prefetched(items: Iterator[Any]) -> Generator[Any, None, None]:
+    """The items of an iterator, each made in a thread while the one before it is used."""
+    requests: SimpleQueue[bool] = SimpleQueue()
+    answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    # the chosen backend and NumPy's error state are those of the caller
+    context = copy_context()
+
+    def work() -> None:
+        while requests.get():
+            answer: tuple[Any, BaseException | None]
+            try:
+                answer = context.run(next, items), None
+            except BaseException as error:
+                answer = None, error
+            answers.put(answer)
+            # a batch is not held while the next one is made
+            del answer
+
+    thread = Thread(target=work, name="fastgrad-batches", daemon=True)
+    try:
+        thread.start()
+        requests.put(True)
+        while True:
+            item, error = answers.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            requests.put(True)
+            yield item
+    finally:
+        requests.put(False)
+        # an iterable that waits for its own data must not hold up Ctrl-C
+        if thread.ident is not None:
+            thread.join(0.05)
+
+
+def _copy(item: Any) -> Any:
+    """A batch with arrays of its own; tensors and other arrays on the host are taken as NumPy's."""
+    return tuple(map(_copy_array, item)) if isinstance(item, tuple | list) else item
+
+
+def _copy_array(value: Any) -> Any:
+    if isinstance(value, np.ma.MaskedArray) or device.on_gpu(value) or not hasattr(value, "__array__"):
+        return value
+    # of a tensor an array over its memory, which np.array would ask for a copy in a way that it has not
+    return np.array(np.asarray(value), order="C")
