@@ -14,9 +14,8 @@ from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
 from fastgrad.torch.choice import Choice
 from fastgrad.torch.fusion import ResidualPattern
 from fastgrad.torch.graph import Graph
-from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
+from fastgrad.torch.graph_replacement import GraphChoice, GraphReplacement, graphs_of
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
-from fastgrad.torch.nodes import ConvNode
 from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
 from fastgrad.torch.report import NO_NAME, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
@@ -75,12 +74,14 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     stored, chooses = {} if isinstance(choose, bool) else stored_choices(choose), choose is not False
-    report, handled, graphs = Report(), set(), graphs_of(model)
+    report, graphs = Report(), graphs_of(model)
+    # the modules that each replacement deals with
+    handled: dict[nn.Module, set[nn.Module]] = {}
     in_nodes = {layer for graph in graphs.values() for node in graph.fused for layer in node.layers}
     in_graphs = {module for outer in graphs for module in outer.modules()}
     for name, module in model.named_modules():
-        if module not in handled and module not in in_nodes:
-            handled |= _replace(name, module, report, chooses, chooses and module not in in_graphs)
+        if module not in in_nodes and not any(module in inner for inner in handled.values()):
+            handled[module] = _replace(name, module, report, chooses, chooses and module not in in_graphs)
     _replace_graphs(model, graphs, handled, report, chooses)
     try:
         report._use(stored)
@@ -91,21 +92,37 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
 
 
 def _replace_graphs(
-    model: nn.Module, graphs: dict[nn.Module, Graph], handled: set[nn.Module], report: Report, chooses: bool
+    model: nn.Module,
+    graphs: dict[nn.Module, Graph],
+    handled: dict[nn.Module, set[nn.Module]],
+    report: Report,
+    chooses: bool,
 ) -> None:
-    """Replace the forwards of modules that have a graph, and report what is fused only there."""
+    """Replace the forwards of modules that have a graph, if that fuses more than their own replacements."""
     names = {module: name for name, module in model.named_modules()}
     for module, graph in graphs.items():
         if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), GraphReplacement):
             continue
-        nodes = [node for node in graph.fused if not handled.issuperset(node.layers)]
-        if nodes or any(isinstance(node, ConvNode) for node in graph.fused):
-            name = _graph_name(names[module])
-            _install(name, GraphReplacement(module, Choice() if chooses else None), report)
-            report.replaced.append((name, f"{len(graph.fused)} fused steps of {len(graph.nodes)}"))
-        for node in nodes:
+        if handled.get(module, set()).issuperset(layer for node in graph.fused for layer in node.layers):
+            continue
+        name, replacement = (
+            _graph_name(names[module]),
+            GraphReplacement(module, GraphChoice(module) if chooses else None),
+        )
+        _record_convolutions(name, replacement, report)
+        _install(name, replacement, report)
+        report.replaced.append((name, f"{len(graph.fused)} fused steps of {len(graph.nodes)}"))
+        for node in graph.fused:
             ends = dict.fromkeys((names[node.layers[0]], names[node.layers[-1]]))
-            report.replaced.append((" to ".join(ends), f"{node}, in the graph"))
+            row = " to ".join(ends), f"{node}, in {name}"
+            report.replaced.append(row)
+            report._graphs[row] = name
+
+
+def _record_convolutions(name: str, replacement: GraphReplacement, report: Report) -> None:
+    """Have a report know the choices of the convolutions in a graph."""
+    for settings, choice in replacement.convolutions.items():
+        _record(f"{settings}, in {name}", choice, None, report)
 
 
 def _graph_name(name: str) -> str:
@@ -156,11 +173,12 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, takes_
 def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement, report: Report) -> set[nn.Module]:
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
-    is_graph = isinstance(replacement, GraphReplacement)
-    _record(_graph_name(name) if is_graph else name, replacement.choice, partial(replacement.undo, module), report)
-    if is_graph:
+    if isinstance(replacement, GraphReplacement):
+        _record(_graph_name(name), replacement.choice, partial(replacement.undo, module), report)
+        _record_convolutions(_graph_name(name), replacement, report)
         # its children have replacements of their own
         return set()
+    _record(name, replacement.choice, partial(replacement.undo, module), report)
     if not isinstance(replacement, SequentialReplacement):
         return set(module.modules())
     for run in replacement.runs():

@@ -13,7 +13,15 @@ from torch import nn
 
 from fastgrad.torch.layers import METHODS, NORMS, OTHER_PATCHES, activation_layer, has_hooks, hooks_of, unpatched
 from fastgrad.torch.nodes import CallNode, ChainNode, ConvNode, filled, shown
-from fastgrad.torch.operations import activation_name, is_addition, is_known_layer, is_pure, known_layer, values_of
+from fastgrad.torch.operations import (
+    activation_name,
+    is_addition,
+    is_known_layer,
+    is_pure,
+    is_pytorchs,
+    known_layer,
+    values_of,
+)
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm
 from fastgrad.torch.tape import METHODS as CALLS
 from fastgrad.torch.tape import Operation, Tape
@@ -30,6 +38,8 @@ class Graph:
         self.fused = [node for node in self.nodes if not isinstance(node, CallNode)]
         # modules of others that are called as they are
         self.called = [o.module for o in tape.operations if o.module is not None and not is_known_layer(o.module)]
+        # whether all that is called as it is belongs to PyTorch, without hooks
+        self.is_pytorchs = all(map(is_pytorchs, tape.operations))
         _drop(self.nodes, set(values_of(tape.output)))
         modules = dict.fromkeys(o.module for o in tape.operations if o.module is not None)
         layers, entered = list(filter(is_known_layer, modules)), dict.fromkeys(tape.entered)

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.choice import Choice
+from fastgrad.torch.choice import MOST_CALLS, Choice, can_time, key_of
 from fastgrad.torch.graph import Graph
-from fastgrad.torch.layers import needs_original_layers
+from fastgrad.torch.layers import known_class, needs_original_layers
+from fastgrad.torch.nodes import ConvNode
+from fastgrad.torch.ops.conv_norm_layer import ConvNorm
 from fastgrad.torch.registration import skips_dispatcher
 from fastgrad.torch.replacement import ForwardReplacement, with_gradient_format
 from fastgrad.torch.stand_ins import RefusedError
 from fastgrad.torch.tape import Tape
 from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES
+from fastgrad.torch.twin import detached, twin
 
 # graphs that may be made one after the other, and calls after which there may be one more
 CREDIT, CALLS = 8, 50
@@ -45,28 +48,59 @@ def graphs_of(module: nn.Module) -> dict[nn.Module, Graph]:
     return graphs
 
 
+class GraphChoice(Choice):
+    """The choice of a graph: of the whole, and of each convolution in it. Convolutions with the same settings have one choice."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        kinds = [m for m in module.modules() if known_class(m) is nn.Conv2d and ConvNorm.fits(m)]
+        self.convolutions = {settings_of(conv): Choice() for conv in kinds}
+
+    def lines(self) -> list[str]:
+        inner = [f"{n}: {line}" for n, choice in self.convolutions.items() if choice.ways for line in choice.lines()]
+        return [*super().lines(), *inner]
+
+
+def settings_of(conv: Any) -> str:
+    """What the time of a convolution depends on, besides the image, in words."""
+    height, width = conv.kernel_size
+    words = [f"convolution {height}x{width} from {conv.in_channels} to {conv.out_channels} channels"]
+    for name, value, usual in (("stride", conv.stride, (1, 1)), ("dilation", conv.dilation, (1, 1))):
+        if value != usual:
+            words.append(f"{name} {value[0]}" if value[0] == value[1] else f"{name} {value}")
+    padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
+    if padding != (height // 2, width // 2):
+        words.append(f"padding {padding}")
+    return ", ".join([*words, *([f"{conv.groups} groups"] if conv.groups > 1 else [])])
+
+
 class GraphReplacement(ForwardReplacement):
     """The replacement of the forward of any module whose code a Tape can record.
 
     A call first compares all that the graph depends on, and makes it again if that has changed: not at every call, since that takes time.
     """
 
-    def __init__(self, module: nn.Module, choice: Choice | None = None) -> None:
+    choice: GraphChoice | None
+
+    def __init__(self, module: nn.Module, choice: GraphChoice | None = None) -> None:
         """The forward that the module has now takes the calls that a graph does not."""
         super().__init__(module, choice)
         inner = getattr(module.__dict__.get("forward"), "__self__", None)
         self.inner: ForwardReplacement | None = inner
+        self.convolutions = {} if choice is None else choice.convolutions
         self.graphs: dict[bool, Graph | None] = {}
         self._credit = float(CREDIT)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or self.stopped or kwargs or len(args) != 1 or needs_original_layers():
             return self._other(*args, **kwargs)
-        x = args[0]
+        (x,) = args
         if type(x) not in TENSOR_TYPES or not skips_dispatcher("graph", x):
             return self._other(x)
-        if self.choice is not None and not self.choice.fuses(self, x):
-            return self._other(x)
+        if self.choice is not None:
+            self._choose_convolutions(self.choice, x)
+            if not self.choice.fuses(self, x):
+                return self._other(x)
         graph = self._graph()
         return self._other(x) if graph is None else graph((with_gradient_format(x),))
 
@@ -75,7 +109,32 @@ class GraphReplacement(ForwardReplacement):
         return self.original(x) if graph is None else graph((with_gradient_format(x),))
 
     def can_fuse(self) -> bool:
-        return self._graph() is not None
+        """Whether the graph can be timed: it calls no code of others, which may do anything."""
+        graph = self._graph()
+        return graph is not None and graph.is_pytorchs
+
+    def twin(self) -> "GraphReplacement":
+        """It shares the choices of convolutions."""
+        replacement = GraphReplacement(twin(self.module, {}))
+        replacement.convolutions = self.convolutions
+        return replacement
+
+    def _choose_convolutions(self, choice: GraphChoice, x: Any) -> None:
+        """Before the whole is timed: the choices of convolutions, by calls of a twin."""
+        if key_of(self.unit_mode(), x) in choice.ways or not can_time(x) or not self.can_fuse():
+            return
+        copied, state = self.twin(), torch.get_rng_state()
+        try:
+            with torch._C.DisableTorchFunction():
+                for _ in range(MOST_CALLS):
+                    copied.fused(detached(x))
+                    if not any(inner.is_open for inner in self.convolutions.values()):
+                        return
+        except Exception:
+            # the call itself says why
+            return
+        finally:
+            torch.set_rng_state(state)
 
     def _other(self, *args: Any, **kwargs: Any) -> Any:
         if self.inner is not None:
@@ -97,6 +156,9 @@ class GraphReplacement(ForwardReplacement):
             return None
         self._credit -= 1
         graph = self.graphs[training] = graph_of(self.module)
+        for node in [] if graph is None else graph.fused:
+            if isinstance(node, ConvNode) and node.layer.conv is not None:
+                node.layer.choice = self.convolutions.get(settings_of(node.layer.conv))
         return graph
 
     def __getstate__(self) -> dict[str, Any]:

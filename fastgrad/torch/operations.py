@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from fastgrad.torch.layers import PATCHES, has_hooks, known_class, pointwise_activation
+from fastgrad.torch.layers import OTHER_PATCHES, PATCHES, has_hooks, known_class, pointwise_activation
+from fastgrad.torch.ops.conv_norm_layer import overruns
 from fastgrad.torch.stand_ins import Method, Value
 from fastgrad.torch.tape import Operation, Read
 
@@ -16,13 +17,15 @@ ACTIVATIONS: dict[str, tuple[str, Any]] = {
     "elu": ("alpha", 1.0),
     "gelu": ("approximate", "none"),
 }
+# packages whose code a call of may be repeated
+QUIET = "torch.", "torchvision.", "fastgrad."
 ADDITIONS = {"add", "add_", "iadd"}
 # operations that make a new tensor, or write in place, and whose values do not depend on the memory format of images, which it follows
 AGNOSTIC = {
     *ACTIVATIONS,
     *"hardswish hardsigmoid hardtanh mish softplus logsigmoid clamp exp log sqrt rsqrt abs neg pow square softmax".split(),
     *"add sub mul truediv div maximum minimum iadd isub imul itruediv cat concat mean sum amax amin".split(),
-    *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate conv2d batch_norm dropout2d pad".split(),
+    *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate batch_norm dropout2d pad".split(),
 }
 # what makes no tensor, or one that shares its memory with the argument
 VIEWS = set(
@@ -55,10 +58,26 @@ def is_known_layer(layer: Any) -> bool:
     return type(layer) is not nn.Dropout or not layer.training
 
 
+def is_pytorchs(operation: Operation) -> bool:
+    """Whether an operation is code of PyTorch's or torchvision's alone, without hooks: nobody sees a call of it."""
+    if operation.module is not None:
+        return all(map(_is_plain, operation.module.modules()))
+    if name_of(operation) or isinstance(operation.function, Read):
+        return True
+    return (getattr(operation.function, "__module__", None) or "").startswith(QUIET)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return (
+        type(layer).__module__.startswith(QUIET) and not has_hooks(layer) and OTHER_PATCHES.isdisjoint(layer.__dict__)
+    )
+
+
 def is_agnostic(operation: Operation) -> bool:
     """Whether an operation may get images with channels last in memory where PyTorch's would be contiguous."""
-    if operation.module is not None:
-        return is_known_layer(operation.module)
+    layer: Any = operation.module
+    if layer is not None:
+        return is_known_layer(layer) and not (isinstance(layer, nn.Conv2d) and overruns(layer))
     name = name_of(operation)
     if name == "getattr" or name in ("size", "dim", "numel"):
         return True

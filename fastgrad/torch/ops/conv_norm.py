@@ -1,7 +1,7 @@
 """act(norm(conv(x)) + residual) as one torch.autograd.Function, for layers of a recorded graph, whose settings are checked before.
 
-Images have channels last in memory. A convolution, and each of its two gradients, is fastgrad's or PyTorch's: at the first call with a
-shape both are timed on its tensors, and the faster one stays.
+Images have channels last in memory. A convolution, and each of its two gradients, is fastgrad's or PyTorch's, as the layer's choice says;
+norm, sum and activation are fastgrad's.
 """
 
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import move_statistics
@@ -22,10 +21,17 @@ from fastgrad.kernels.types import (
     Running,
     Statistics,
 )
-from fastgrad.torch.ops.conv import kernel_layout, weight_layout
-from fastgrad.torch.ops.conv_norm_layer import IDENTITY, OP, ConvNorm, fastest
+from fastgrad.torch.ops.conv_norm_layer import OP, ConvNorm
+from fastgrad.torch.ops.conv_products import (
+    NO_ACTIVATION,
+    convolve,
+    image,
+    input_gradient,
+    vector,
+    weight_gradient,
+)
 from fastgrad.torch.registration import refuse_second_derivative
-from fastgrad.torch.tensors import LAST_AXES, RESULT_SAVED, channels_second, saves_copy
+from fastgrad.torch.tensors import RESULT_SAVED, channels_second, saves_copy
 
 Tensor = torch.Tensor
 RUNNING = "running_mean", "running_var"
@@ -40,43 +46,10 @@ def conv_norm(layer: ConvNorm, x: Tensor, residual: Tensor | None = None) -> Ten
         gamma = x.new_ones(norm.num_features)
     if norm is not None and beta is None:
         beta = x.new_zeros(norm.num_features)
+    ways = layer.ways(x)
     if torch.is_grad_enabled():
-        return _ConvNorm.apply(x, weight, bias, gamma, beta, residual, layer)
-    return _run(x, weight, bias, gamma, beta, residual, layer)[0]
-
-
-def image(t: Tensor) -> np.ndarray:
-    """(N, H, W, C), contiguous; of (N, C, L) or (N, C) likewise."""
-    t = t.detach()
-    if t.dim() == 4:
-        return check.contiguous(t.contiguous(memory_format=torch.channels_last).numpy().transpose(LAST_AXES[4]))
-    return check.contiguous(t.numpy().transpose(LAST_AXES[t.dim()]))
-
-
-def vector(t: Tensor) -> np.ndarray:
-    return check.contiguous(t.detach().numpy())
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Any, residual: Any, layer: ConvNorm) -> tuple[Tensor, Tensor | None]:
-    """act(conv(x) + residual), or conv(x) if a norm follows; and z, the activation's input, if its backward reads that."""
-    f, xs, (space, _) = layer.conv_f, image(x), layer.space(x.shape)
-    b = None if bias is None else vector(bias)
-    added = None if residual is None else image(residual)
-    n, outputs, *size = layer.conv_shape(x.shape)
-
-    def ours() -> tuple[Tensor, Tensor | None]:
-        saved = layer_saved(empty((n, *size, outputs), xs.dtype), f)
-        kernels().conv2d_forward(xs, kernel_layout(weight.detach().numpy()), b, space, added, f, saved)
-        return channels_second(saved.y), channels_second(saved.z) if f.needs_input else None
-
-    def pytorchs() -> tuple[Tensor, Tensor | None]:
-        z = torch.conv2d(channels_second(xs), weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        if residual is not None:
-            z += residual
-        return (z, None) if f is IDENTITY else (layer.after(z), z if f.needs_input else None)
-
-    with torch.no_grad():
-        return fastest((ours, pytorchs), layer.ways, ("forward", x.shape, x.dtype))
+        return _ConvNorm.apply(x, weight, bias, gamma, beta, residual, layer, ways)
+    return _run(x, weight, bias, gamma, beta, residual, layer, ways[0])[0]
 
 
 def _normalise(
@@ -106,11 +79,11 @@ def _normalise(
     return channels_second(saved.y.reshape(xs.shape)), z, statistics
 
 
-def _run(x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm) -> tuple:
+def _run(x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm, is_ours: bool) -> tuple:
     """y; the norm's input, mean and rstd, or None; and what the activation's backward reads: y, z, a copy of y or None."""
     y, statistics = x, (None, None)
     if weight is not None:
-        y, z = _convolve(x, weight, bias, None if layer.norm else residual, layer)
+        y, z = convolve(layer, is_ours, x, weight, bias, None if layer.norm else residual)
     norm_input = y if layer.norm else None
     if layer.norm is not None:
         y, z, statistics = _normalise(y, gamma, beta, residual, layer)
@@ -123,13 +96,15 @@ def _run(x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, l
 class _ConvNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm
-    ) -> Tensor:
-        y, norm_input, statistics, read = _run(x, weight, bias, gamma, beta, residual, layer)
+        ctx: Any, x: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any, residual: Any, layer: ConvNorm,
+        ways: tuple[bool, ...],
+    ) -> Tensor:  # fmt: skip
+        y, norm_input, statistics, read = _run(x, weight, bias, gamma, beta, residual, layer, ways[0])
         wants_dw = ctx.needs_input_grad[1]
         # what only a gradient that nobody asks for would read is not kept
         ctx.save_for_backward(x if wants_dw else None, weight, gamma, beta, norm_input, read)
         ctx.statistics, ctx.layer, ctx.shape, ctx.has_residual = statistics, layer, x.shape, residual is not None
+        ctx.ways = ways
         return y
 
     @staticmethod
@@ -147,8 +122,12 @@ class _ConvNorm(torch.autograd.Function):
         dx: Any = None if dz is None else channels_second(dz)
         dw = db = None
         if weight is not None:
-            dx, dw, db = _conv_gradients(dx, x, weight, ctx.shape, layer, wants)
-        return dx, dw, db, dgamma, dbeta, channels_second(dresidual) if ctx.has_residual else None, None
+            upstream, dx, (_, of_input, of_weight) = dx, None, ctx.ways
+            if wants[0]:
+                dx = input_gradient(layer, of_input, upstream, ctx.shape, weight)
+            if wants[1] or wants[2]:
+                dw, db = weight_gradient(layer, of_weight, upstream, x, ctx.shape, weight, wants[1:3])
+        return dx, dw, db, dgamma, dbeta, channels_second(dresidual) if ctx.has_residual else None, None, None
 
 
 def _norm_gradients(ctx: Any, dy: np.ndarray, y: np.ndarray, x: np.ndarray, gamma: Tensor, beta: Tensor) -> tuple:
@@ -168,48 +147,9 @@ def _norm_gradients(ctx: Any, dy: np.ndarray, y: np.ndarray, x: np.ndarray, gamm
 
 def _activation_gradient(dy: np.ndarray, y: np.ndarray, layer: ConvNorm) -> np.ndarray:
     """dz of act(z)."""
-    if layer.f is IDENTITY:
+    if layer.f is NO_ACTIVATION:
         return dy
     dz, nothing = empty(dy.shape, dy), np.empty((1, 1, dy.shape[3], dy.shape[3]), dy.dtype)
     windows = Geometry((1, 1), (0, 0, 0, 0), (1, 1))
     kernels().conv2d_backward(dy, dy, nothing, windows, layer.f, LayerSaved(y, y), ConvGradients(dz, None, None, None))
     return dz
-
-
-def _conv_gradients(dz: Tensor, x: Any, weight: Tensor, shape: torch.Size, layer: ConvNorm, wants: Any) -> tuple:
-    """Those of dx, dw and db that are wanted."""
-    space, dzs = layer.space(shape)[0], image(dz)
-    n, channels, *size = shape
-    # where x is not kept, only its shape is read
-    xs = empty((n, *size, channels), dzs) if x is None else image(x)
-    layout = (*weight.shape[2:], weight.shape[1], weight.shape[0])
-    options = layer.stride, layer.padding_numbers, layer.dilation, False, [0, 0], layer.groups
-
-    def pytorchs(wants: list[bool]) -> Any:
-        bias_sizes = [weight.shape[0]] if wants[2] else None
-        return torch.ops.aten.convolution_backward(
-            dz, channels_second(xs), weight.detach(), bias_sizes, *options, wants
-        )
-
-    def gradients(w: np.ndarray, dx: Any, dw: Any, db: Any) -> None:
-        kernels().conv2d_backward(dzs, xs, w, space, IDENTITY, LayerSaved(dzs, dzs), ConvGradients(dzs, dx, dw, db))
-
-    def input_gradient() -> Tensor:
-        dx = empty(xs.shape, xs)
-        gradients(kernel_layout(weight.detach().numpy()), dx, None, None)
-        return channels_second(dx)
-
-    def weight_gradient() -> tuple[Tensor | None, Tensor | None]:
-        dw, db = empty(layout, xs) if wants[1] else None, np.empty(layout[3], xs.dtype) if wants[2] else None
-        gradients(np.empty(layout, xs.dtype), None, dw, db)
-        return None if dw is None else weight_layout(dw, weight), None if db is None else torch.from_numpy(db)
-
-    dx = dw = db = None
-    ways: Any
-    if wants[0]:
-        ways = input_gradient, lambda: pytorchs([True, False, False])[0]
-        dx = fastest(ways, layer.ways, ("dx", shape, dz.dtype))
-    if wants[1] or wants[2]:
-        ways = weight_gradient, lambda: pytorchs([False, wants[1], wants[2]])[1:]
-        dw, db = fastest(ways, layer.ways, ("dw", shape, dz.dtype))
-    return dx, dw, db

@@ -1,8 +1,6 @@
-"""ConvNorm: what is fixed about the layers that conv_norm computes, by shape where it depends on that; and the faster of two ways."""
+"""ConvNorm: what is fixed about the layers that conv_norm computes, by shape where it depends on that."""
 
-from collections.abc import Callable, Sequence
 from math import prod
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -11,13 +9,15 @@ from torch import nn
 from fastgrad.core import check
 from fastgrad.functional import geometry
 from fastgrad.kernels.types import Geometry
+from fastgrad.torch.choice import Choice
 from fastgrad.torch.layers import activation_layer
+from fastgrad.torch.ops.conv_products import NO_ACTIVATION, OF_INPUT, OF_WEIGHT, OUTPUT, Product
 from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES
 
+Tensor = torch.Tensor
 OP = "conv_norm"
-IDENTITY = check.activation(OP, "identity")
-# seconds after which a way is not timed again
-ENOUGH = 0.02
+# float32 numbers of the largest vector
+VECTOR = 16
 
 
 class ConvNorm:
@@ -26,9 +26,11 @@ class ConvNorm:
     def __init__(self, conv: Any, norm: Any, activation: str | tuple[str, float]) -> None:
         self.conv, self.norm, self.activation = conv, norm, activation
         self.f, self.after = check.activation(OP, activation), activation_layer(activation)
-        self.conv_f = IDENTITY if norm else self.f
-        # by shape: the way that is faster of each direction, and the geometry
-        self.ways: dict[Any, int] = {}
+        self.conv_f = NO_ACTIVATION if norm else self.f
+        # between fastgrad's kernels and PyTorch's for the convolution; None is always fastgrad's
+        self.choice: Choice | None = None
+        self._products = [Product(self, name) for name in (OUTPUT, OF_INPUT, OF_WEIGHT)]
+        # the geometry by shape
         self._spaces: dict[Any, Any] = {}
         tensors = [
             p
@@ -98,30 +100,29 @@ class ConvNorm:
             return shape is not None
         return type(residual) in TENSOR_TYPES and residual.dtype is x.dtype and residual.shape == shape
 
+    def ways(self, x: Tensor) -> tuple[bool, ...]:
+        """Whether output, gradient of the input and gradients of the weight are computed by fastgrad's kernels for x."""
+        choice, conv = self.choice, self.conv
+        if choice is None or conv is None:
+            return True, True, True
+        records = torch.is_grad_enabled()
+        is_weight_needed = records and conv._parameters["weight"].requires_grad and not overruns(conv)
+        needed = True, records and x.requires_grad, is_weight_needed
+        return tuple(
+            not is_needed or bool(choice.fuses(product, x, more=product.name))
+            for product, is_needed in zip(self._products, needed, strict=True)
+        )
+
     def __str__(self) -> str:
         f = self.activation if isinstance(self.activation, str) else self.activation[0]
         names = "convolution" if self.conv is not None else "", "batch norm" if self.norm is not None else "", f
         return " and ".join(name for name in names if name not in ("", "identity"))
 
 
-def fastest(ways: Sequence[Callable[[], Any]], chosen: dict[Any, int], key: Any) -> Any:
-    """The result of one of two functions that compute the same. At the first call with a key both are timed, and the faster one stays;
-    where PyTorch is asked for the same numbers in every run, it is the first one."""
-    at = 0 if torch.are_deterministic_algorithms_enabled() else chosen.get(key)
-    if at is None:
-        times = []
-        for way in ways:
-            # what is compiled and allocated at the first call is none of the later ones' time
-            way()
-            times.append(_time(way))
-        if max(times) < ENOUGH:
-            for _ in range(3):
-                times = [min(t, _time(way)) for t, way in zip(times, ways, strict=True)]
-        at = chosen[key] = times.index(min(times))
-    return ways[at]()
+def overruns(conv: nn.Conv2d) -> bool:
+    """Whether PyTorch's gradient of a convolution's weight may write past its buffer if images have channels last in memory.
 
-
-def _time(way: Callable[[], Any]) -> float:
-    start = perf_counter()
-    way()
-    return perf_counter() - start
+    oneDNN's does (https://github.com/uxlfoundation/oneDNN/issues/6035) for strided windows of one pixel and fewer channels than a
+    vector has numbers; PyTorch 2.13 and 2.14 have it. What is no multiple of the vector is left out too.
+    """
+    return conv.kernel_size == (1, 1) and conv.stride != (1, 1) and conv.in_channels // conv.groups % VECTOR != 0
