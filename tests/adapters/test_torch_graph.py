@@ -12,7 +12,12 @@ from torch.nn import functional as F  # noqa: E402
 from torch_models import DOUBLE, assert_the_same  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
+from fastgrad.torch.choice import Choice  # noqa: E402
 from fastgrad.torch.graph_replacement import GraphReplacement  # noqa: E402
+from fastgrad.torch.ops.conv_norm_layer import ConvNorm  # noqa: E402
+from fastgrad.torch.ops.conv_products import OF_INPUT, OF_WEIGHT, OUTPUT  # noqa: E402
+
+PRODUCTS = OUTPUT, OF_INPUT, OF_WEIGHT
 
 
 def attributes(**layers):
@@ -181,9 +186,21 @@ def results(model, x):
     return [*ys, x.grad, *(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small operators on more threads than a busy machine has take a hundred times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("ways", [{}, dict.fromkeys(PRODUCTS, False)], ids=["fastgrad", "PyTorch"])
 @pytest.mark.parametrize("kind", NETS, ids=[kind.__name__ for kind in NETS])
-def test_a_net_computes_what_it_did(kind, last):
+def test_a_net_computes_what_it_did(kind, ways, last, monkeypatch):
+    """ways: those of convolutions; the rest is fused."""
+    monkeypatch.setattr(Choice, "fuses", lambda self, unit, x, more="": ways.get(more, True))
     torch.manual_seed(0)
     theirs = kind()
     ours, x = copy.deepcopy(theirs), images()
@@ -260,7 +277,7 @@ def test_code_that_does_more_than_compute_is_not_recorded(forward, capsys):
     theirs = kind()
     theirs.calls, theirs.kept = 0, []
     ours = copy.deepcopy(theirs)
-    fgt.accelerate(ours)
+    fgt.accelerate(ours, choose=False)
     LOG.clear()
     assert not capsys.readouterr().out
     assert ours.calls == len(ours.kept) == 0
@@ -284,7 +301,7 @@ def test_a_child_that_is_not_recorded_is_called():
 
     theirs = Net().double()
     ours = copy.deepcopy(theirs)
-    fgt.accelerate(ours)
+    fgt.accelerate(ours, choose=False)
     assert isinstance(ours.forward.__self__, GraphReplacement)
     assert ours.child.calls == 0
     assert_the_same(theirs, ours, images())
@@ -350,7 +367,7 @@ def test_a_change_after_a_call_is_seen(name):
     theirs, x = kind(), images()
     theirs.mode, theirs.weights, theirs.last = "helper", [0.5, 2.0], None
     ours = copy.deepcopy(theirs)
-    fgt.accelerate(ours)
+    fgt.accelerate(ours, choose=False)
     before = SCALE, helper
     try:
         torch.testing.assert_close(results(ours, x), results(theirs, x), rtol=1e-9, atol=1e-9)
@@ -367,7 +384,7 @@ def test_a_change_after_a_call_is_seen(name):
 
 def test_a_hook_that_is_gone_lets_the_layer_be_fused_again():
     net, x = bottleneck(), images()
-    fgt.accelerate(net)
+    fgt.accelerate(net, choose=False)
     graphs = net.forward.__self__.graphs
     net(x)
     fused = len(graphs[True].fused)
@@ -382,7 +399,7 @@ def test_a_hook_that_is_gone_lets_the_layer_be_fused_again():
 def test_other_inputs_run_as_pytorchs():
     net, x = mnist().eval(), images()
     plain = copy.deepcopy(net)
-    fgt.accelerate(net)
+    fgt.accelerate(net, choose=False)
     for other in (images()[:0], images()[0].expand(2, 3, 8, 8), images(8)[..., ::1]):
         torch.testing.assert_close(net(other), plain(other))
     for wrong in (x.float(), x[:, :2], x[..., :2, :2]):
@@ -395,7 +412,7 @@ def test_other_inputs_run_as_pytorchs():
 def test_a_compiled_net_is_pytorchs():
     net, x = bottleneck().eval(), images()
     expected = net(x)
-    fgt.accelerate(net)
+    fgt.accelerate(net, choose=False)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), expected)
 
@@ -407,12 +424,45 @@ def test_a_setting_that_changes_at_every_call_does_not_make_a_graph_at_every_cal
     real = graph_replacement.graph_of
     net = attributes(conv=conv(), bn=nn.BatchNorm2d(4))(by_settings)()
     net.mode, net.weights, net.last = "tanh", [1.0], None
-    fgt.accelerate(net)
+    fgt.accelerate(net, choose=False)
     monkeypatch.setattr(graph_replacement, "graph_of", lambda module: made.append(1) or real(module))
     plain, x = copy.deepcopy(net), images()
-    fgt.accelerate(plain).undo()
+    fgt.accelerate(plain, choose=False).undo()
     for i in range(30):
         for model in (net, plain):
             model.weights = [i / 10]
         torch.testing.assert_close(net(x), plain(x))
     assert 2 < len(made) < 10
+
+
+@pytest.mark.parametrize(
+    ("conv", "is_ours"),
+    [
+        (nn.Conv2d(3, 4, 1, 2), True),
+        (nn.Conv2d(24, 4, 1, (1, 2)), True),
+        (nn.Conv2d(32, 4, 1, 2, groups=4), True),
+        (nn.Conv2d(32, 4, 1, 2), False),
+        (nn.Conv2d(3, 4, 1), False),
+        (nn.Conv2d(3, 4, 3, 2, 1), False),
+    ],
+)
+def test_pytorchs_gradient_that_writes_past_its_buffer_is_never_taken(conv, is_ours, monkeypatch):
+    """Of a strided window of one pixel over few channels that are last in memory. Its process would crash, or not."""
+    monkeypatch.setattr(Choice, "fuses", lambda self, unit, x, more="": False)
+    layer = ConvNorm(conv, None, "identity")
+    layer.choice = Choice()
+    assert layer.ways(torch.zeros(2, conv.in_channels, 6, 6).requires_grad_()) == (False, False, is_ours)
+
+
+def test_a_convolution_in_a_net_that_would_write_past_its_buffer_gets_contiguous_images(monkeypatch):
+    """It is called as it is where the node does not take its input."""
+    kind = attributes(first=conv(), second=nn.Conv2d(4, 3, 1, 2, bias=False))(
+        lambda self, x: self.second(self.first(x))
+    )
+    net, x, layouts = kind(), images(), []
+    fgt.accelerate(net, choose=False)
+    monkeypatch.setattr(ConvNorm, "takes", lambda self, x, residual: self.conv is not net.second)
+    expected = net.second(net.first(x))
+    monkeypatch.setattr(F, "conv2d", lambda x, *args: layouts.append(x.is_contiguous()) or torch.conv2d(x, *args))
+    torch.testing.assert_close(net(x), expected)
+    assert layouts == [True]
