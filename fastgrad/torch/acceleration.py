@@ -1,6 +1,6 @@
 """`accelerate`: replaces the layers of a PyTorch model, in place, where fastgrad's kernels fuse them; its Report undoes it.
 
-What replaces them is in replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
+What replaces them is in graph_units.py, replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
 """
 
 import os
@@ -13,11 +13,11 @@ from torch import nn
 from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
 from fastgrad.torch.choice import Choice
 from fastgrad.torch.fusion import ResidualPattern
-from fastgrad.torch.graph import Graph
-from fastgrad.torch.graph_replacement import GraphChoice, GraphReplacement, graphs_of
+from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
+from fastgrad.torch.graph_units import record_graph, replace_graphs
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
 from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
-from fastgrad.torch.report import NO_NAME, Report, stored_choices
+from fastgrad.torch.report import Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.runs import Run, SequentialReplacement
 from fastgrad.torch.tensors import FLOATS
@@ -81,8 +81,8 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     in_graphs = {module for outer in graphs for module in outer.modules()}
     for name, module in model.named_modules():
         if module not in in_nodes and not any(module in inner for inner in handled.values()):
-            handled[module] = _replace(name, module, report, chooses, chooses and module not in in_graphs)
-    _replace_graphs(model, graphs, handled, report, chooses)
+            handled[module] = _replace(name, module, report, chooses, module in in_graphs)
+    replace_graphs(model, graphs, handled, report, chooses)
     try:
         report._use(stored)
     except ValueError:
@@ -91,49 +91,10 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     return report
 
 
-def _replace_graphs(
-    model: nn.Module,
-    graphs: dict[nn.Module, Graph],
-    handled: dict[nn.Module, set[nn.Module]],
-    report: Report,
-    chooses: bool,
-) -> None:
-    """Replace the forwards of modules that have a graph, if that fuses more than their own replacements."""
-    names = {module: name for name, module in model.named_modules()}
-    for module, graph in graphs.items():
-        if isinstance(getattr(module.__dict__.get("forward"), "__self__", None), GraphReplacement):
-            continue
-        if handled.get(module, set()).issuperset(layer for node in graph.fused for layer in node.layers):
-            continue
-        name, replacement = (
-            _graph_name(names[module]),
-            GraphReplacement(module, GraphChoice(module) if chooses else None),
-        )
-        _record_convolutions(name, replacement, report)
-        _install(name, replacement, report)
-        report.replaced.append((name, f"{len(graph.fused)} fused steps of {len(graph.nodes)}"))
-        for node in graph.fused:
-            ends = dict.fromkeys((names[node.layers[0]], names[node.layers[-1]]))
-            row = " to ".join(ends), f"{node}, in {name}"
-            report.replaced.append(row)
-            report._graphs[row] = name
-
-
-def _record_convolutions(name: str, replacement: GraphReplacement, report: Report) -> None:
-    """Have a report know the choices of the convolutions in a graph."""
-    for settings, choice in replacement.convolutions.items():
-        _record(f"{settings}, in {name}", choice, None, report)
-
-
-def _graph_name(name: str) -> str:
-    """The name in reports of a module's graph; the module may be another unit too."""
-    return f"the graph of {name or NO_NAME}"
-
-
-def _replace(name: str, module: nn.Module, report: Report, chooses: bool, takes_layers: bool) -> set[nn.Module]:
+def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_graph: bool) -> set[nn.Module]:
     """Replace a module, if that is possible, and report; returns the inner modules that this deals with.
 
-    takes_layers: whether a convolution or norm alone is replaced too.
+    in_graph: whether it is inside of a module that has a graph: then convolutions and norms alone are left to that.
     """
     if forward := module.__dict__.get("forward"):
         replacement = getattr(forward, "__self__", None)
@@ -143,14 +104,14 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, takes_
         return set(module.modules())
     if isinstance(module, AcceleratedLSTM):
         report.left.append((name, "is accelerated already"))
-        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
     elif why := _unsupported(module):
         report.left.append((name, why))
     elif type(module) is nn.LSTM and nn.LSTM.forward is LSTM_FORWARD:
         module.__class__ = AcceleratedLSTM  # type: ignore[assignment]
         if chooses:
             module.__dict__["_choice"] = Choice()
-        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
         report.replaced.append((name, "fgt.LSTM"))
     elif type(module).__module__.startswith("fastgrad."):
         report.left.append((name, "is fastgrad's already"))
@@ -159,11 +120,11 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, takes_
         return _replace_sequential(name, module, report, chooses)
     elif (pattern := residual_pattern(module)) is not None:
         return _replace_block(name, module, pattern, report, chooses)
-    elif takes_layers and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
+    elif chooses and not in_graph and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
         # where nothing can be timed it stays PyTorch's
-        _install(name, LayerReplacement(module, Choice(default=False)), report)
+        report._install(name, LayerReplacement(module, Choice(default=False)))
         report.replaced.append((name, "convolution" if isinstance(module, nn.Conv2d) else "batch norm"))
-    elif _looks_like_a_block(module):
+    elif not in_graph and _looks_like_a_block(module):
         report.left.append((name, "looks like a residual block, but its forward computes something else"))
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):
         report.left.append((name, _why_left(module)))
@@ -174,24 +135,15 @@ def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement,
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
     if isinstance(replacement, GraphReplacement):
-        _record(_graph_name(name), replacement.choice, partial(replacement.undo, module), report)
-        _record_convolutions(_graph_name(name), replacement, report)
+        record_graph(name, replacement, partial(replacement.undo, module), report)
         # its children have replacements of their own
         return set()
-    _record(name, replacement.choice, partial(replacement.undo, module), report)
+    report._record(name, replacement.choice, partial(replacement.undo, module))
     if not isinstance(replacement, SequentialReplacement):
         return set(module.modules())
     for run in replacement.runs():
-        _record(_run_name(name, run), run.choice, None, report)
+        report._record(_run_name(name, run), run.choice, None)
     return {layer for run in replacement.runs() for layer in run.layers}
-
-
-def _record(name: str, choice: Choice | None, undo: Any, report: Report) -> None:
-    """Have a report know the choice of a unit and how it is undone, if there are any."""
-    if choice is not None:
-        report._choices[name] = choice
-    if undo is not None:
-        report._undo.append(undo)
 
 
 def _run_name(name: str, run: Run) -> str:
@@ -230,16 +182,11 @@ def _why_left(module: nn.Module) -> str:
 def _replace_sequential(name: str, module: nn.Module, report: Report, chooses: bool) -> set[nn.Module]:
     replacement = SequentialReplacement(module, chooses)
     for run in replacement.runs():
-        _record(_run_name(name, run), run.choice, None, report)
+        report._record(_run_name(name, run), run.choice, None)
         report.replaced.append((_run_name(name, run), str(run)))
     if replacement.runs():
-        _install(name, replacement, report)
+        report._install(name, replacement)
     return {layer for run in replacement.runs() for layer in run.layers}
-
-
-def _install(name: str, replacement: ForwardReplacement, report: Report) -> None:
-    replacement.install()
-    _record(name, replacement.choice, partial(replacement.undo, replacement.module), report)
 
 
 def _replace_block(
@@ -247,7 +194,7 @@ def _replace_block(
 ) -> set[nn.Module]:
     inside = set(module.modules()) - {module}
     if pattern.layers(module) is not None:
-        _install(name, BlockReplacement(module, pattern, Choice() if chooses else None), report)
+        report._install(name, BlockReplacement(module, pattern, Choice() if chooses else None))
         report.replaced.append((name, "a residual block"))
         return inside
     why = "has layers with hooks" if any(map(has_hooks, inside)) else next(filter(None, map(_unsupported, inside)), "")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ class Report:
                     *(f"    {line}" for line in (choice.lines() if choice else [])),
                 ]
         return "\n".join(lines)
+
+    def _record(self, name: str, choice: Choice | None, undo: Callable[[], Any] | None) -> None:
+        """Know the choice of a unit, and how it is undone, if there are any."""
+        if choice is not None:
+            self._choices[name] = choice
+        if undo is not None:
+            self._undo.append(undo)
+
+    def _install(self, name: str, replacement: Any) -> None:
+        """Replace a module's forward, and know of it."""
+        replacement.install()
+        self._record(name, replacement.choice, partial(replacement.undo, replacement.module))
 
     def _use(self, stored: dict[str, dict[str, Any]]) -> None:
         """Have units choose as it is stored. Raises ValueError if a name is of none of them."""

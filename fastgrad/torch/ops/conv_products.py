@@ -95,7 +95,8 @@ class Product:
     """One product of a layer's convolution, as a unit of a Choice: it is timed alone."""
 
     def __init__(self, layer: Any, name: str) -> None:
-        self.layer, self.name, self._dz = layer, name, None
+        self.layer, self.name = layer, name
+        self._dz: Tensor | None = None
 
     def fused(self, x: Tensor) -> Any:
         return self._run(x, True)
