@@ -21,6 +21,7 @@ from fastgrad.torch.operations import (
     is_pytorchs,
     known_layer,
     values_of,
+    writes_outside,
 )
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm
 from fastgrad.torch.tape import METHODS as CALLS
@@ -38,8 +39,9 @@ class Graph:
         self.fused = [node for node in self.nodes if not isinstance(node, CallNode)]
         # modules of others that are called as they are
         self.called = [o.module for o in tape.operations if o.module is not None and not is_known_layer(o.module)]
-        # whether all that is called as it is belongs to PyTorch, without hooks
-        self.is_pytorchs = all(map(is_pytorchs, tape.operations))
+        self.writes_outside = writes_outside(tape.operations, tape.inputs)
+        # whether nobody sees a call of it with other modules: no code of others is called, and nothing of others written to
+        self.is_quiet = all(map(is_pytorchs, tape.operations)) and not self.writes_outside
         _drop(self.nodes, set(values_of(tape.output)))
         modules = dict.fromkeys(o.module for o in tape.operations if o.module is not None)
         layers, entered = list(filter(is_known_layer, modules)), dict.fromkeys(tape.entered)

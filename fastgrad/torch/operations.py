@@ -7,7 +7,7 @@ from torch import nn
 
 from fastgrad.torch.layers import OTHER_PATCHES, PATCHES, has_hooks, known_class, pointwise_activation
 from fastgrad.torch.ops.conv_norm_layer import overruns
-from fastgrad.torch.stand_ins import Method, Value
+from fastgrad.torch.stand_ins import OPERATORS, Method, Value
 from fastgrad.torch.tape import Operation, Read
 
 # activations as functions or methods, which end with _ in place, and their parameter with its default
@@ -27,6 +27,7 @@ AGNOSTIC = {
     *"add sub mul truediv div maximum minimum iadd isub imul itruediv cat concat mean sum amax amin".split(),
     *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate batch_norm dropout2d pad".split(),
 }
+WRITERS = {"batch_norm", "setitem", *(f"i{name.rstrip('_')}" for name in OPERATORS)}
 # what makes no tensor, or one that shares its memory with the argument
 VIEWS = set(
     "size dim numel getattr getitem flatten view reshape permute transpose chunk split squeeze unsqueeze contiguous".split()
@@ -71,6 +72,36 @@ def _is_plain(layer: nn.Module) -> bool:
     return (
         type(layer).__module__.startswith(QUIET) and not has_hooks(layer) and OTHER_PATCHES.isdisjoint(layer.__dict__)
     )
+
+
+def writes_outside(operations: list[Operation], inputs: int) -> bool:
+    """Whether operations may write to an input (these are the first values), a parameter or a buffer, or to what shares their memory."""
+    shared = set(range(inputs))
+    for operation in operations:
+        if isinstance(operation.function, Read):
+            shared.add(operation.output)
+        elif not shared.isdisjoint(values_of((operation.args, operation.kwargs))):
+            if _may_write(operation):
+                return True
+            if not _makes_new(operation):
+                shared.add(operation.output)
+    return False
+
+
+def _may_write(operation: Operation) -> bool:
+    """Whether an operation may write to an argument."""
+    if operation.module is not None:
+        return any(getattr(layer, "inplace", False) or not _is_plain(layer) for layer in operation.module.modules())
+    name, kwargs = name_of(operation), operation.kwargs
+    is_in_place = kwargs.get("inplace", False) or "out" in kwargs or any(a is True for a in operation.args[1:])
+    return not name or name.endswith("_") or name in WRITERS or is_in_place
+
+
+def _makes_new(operation: Operation) -> bool:
+    """Whether what an operation returns surely shares no memory with an argument, if it does not write."""
+    if operation.module is not None:
+        return known_class(operation.module) in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+    return name_of(operation) in (AGNOSTIC - {"pad", "dropout2d", "interpolate"})
 
 
 def is_agnostic(operation: Operation) -> bool:

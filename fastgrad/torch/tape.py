@@ -72,7 +72,7 @@ class Tape:
         self.copies: list[tuple[dict, dict]] = []
         self.entered: list[nn.Module] = []
         self.codes: list[tuple[FunctionType, CodeType]] = []
-        self.size, self._dropped = inputs, set[int]()
+        self.inputs, self.size, self._dropped = inputs, inputs, set[int]()
         # copies of lists and dictionaries that the code got, with what they are of
         self._given: list[tuple[Any, Any]] = []
         try:

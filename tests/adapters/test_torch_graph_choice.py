@@ -211,3 +211,64 @@ def test_a_product_does_not_keep_what_it_was_timed_with(clock):
     step(net, image())
     for node in net.forward.__self__.graphs[True].fused:
         assert all(product._dz is None for product in node.layer._products)
+
+
+class IntoInput(nn.Module):
+    """It writes to its input, or to what shares memory with it."""
+
+    def __init__(self, is_view):
+        super().__init__()
+        self.conv, self.bn, self.is_view = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), is_view
+        self.double()
+
+    def forward(self, x):
+        h = F.relu(self.bn(self.conv(x)))
+        if self.is_view:
+            return h + x[:, :, 1:].mul_(2).sum()
+        x += h
+        return x
+
+
+class IntoParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.scale = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Parameter(torch.ones(3, 1, 1))
+        self.double()
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x))) * self.scale.mul_(2)
+
+
+@pytest.mark.parametrize("make", [lambda: IntoInput(False), lambda: IntoInput(True), IntoParameter])
+def test_what_writes_to_its_input_or_a_parameter_is_not_called_to_be_timed(make, clock):
+    torch.manual_seed(0)
+    theirs = make()
+    net, results = copy.deepcopy(theirs), []
+    report = fgt.accelerate(net)
+    for model in (theirs, net):
+        x = image()
+        with torch.no_grad():
+            results.append([model(x), x, *model.parameters()])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+    assert isinstance(net.forward.__self__, GraphReplacement)
+    assert "graph" not in clock.timed
+    assert GRAPH not in report.to_dict()
+
+
+class IntoInputFirst(IntoInput):
+    def forward(self, x):
+        x += 1
+        return F.relu(self.bn(self.conv(x)))
+
+
+def test_an_input_with_gradient_may_be_written_to(clock):
+    torch.manual_seed(0)
+    theirs = IntoInputFirst(False)
+    net, results = copy.deepcopy(theirs), []
+    fgt.accelerate(net)
+    for model in (theirs, net):
+        x = image().requires_grad_()
+        model(x * 1).square().sum().backward()
+        results.append([x.grad, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+    assert isinstance(net.forward.__self__, GraphReplacement)
