@@ -27,7 +27,7 @@ AGNOSTIC = {
     *"add sub mul truediv div maximum minimum iadd isub imul itruediv cat concat mean sum amax amin".split(),
     *"max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate batch_norm dropout2d pad".split(),
 }
-WRITERS = {"batch_norm", "setitem", *(f"i{name.rstrip('_')}" for name in OPERATORS)}
+WRITERS = {"setitem", *(f"i{name.rstrip('_')}" for name in OPERATORS)}
 # what makes no tensor, or one that shares its memory with the argument
 VIEWS = set(
     "size dim numel getattr getitem flatten view reshape permute transpose chunk split squeeze unsqueeze contiguous".split()
@@ -81,7 +81,9 @@ def writes_outside(operations: list[Operation], inputs: int) -> bool:
         if isinstance(operation.function, Read):
             shared.add(operation.output)
         elif not shared.isdisjoint(values_of((operation.args, operation.kwargs))):
-            if _may_write(operation):
+            # operators and methods in place write to the first argument alone
+            is_in_place = name_of(operation).endswith("_") or name_of(operation) in WRITERS
+            if _may_write(operation) and not (is_in_place and shared.isdisjoint(values_of(operation.args[:1]))):
                 return True
             if not _makes_new(operation):
                 shared.add(operation.output)
@@ -94,7 +96,7 @@ def _may_write(operation: Operation) -> bool:
         return any(getattr(layer, "inplace", False) or not _is_plain(layer) for layer in operation.module.modules())
     name, kwargs = name_of(operation), operation.kwargs
     is_in_place = kwargs.get("inplace", False) or "out" in kwargs or any(a is True for a in operation.args[1:])
-    return not name or name.endswith("_") or name in WRITERS or is_in_place
+    return not name or name.endswith("_") or name in {*WRITERS, "batch_norm"} or is_in_place
 
 
 def _makes_new(operation: Operation) -> bool:
