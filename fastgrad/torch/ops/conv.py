@@ -13,6 +13,7 @@ from fastgrad.functional import geometry
 from fastgrad.functional.conv import slopes
 from fastgrad.functional.geometry import Pair
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
+from fastgrad.torch.ops.conv_weights import kernel_layout, weight_layout
 from fastgrad.torch.registration import Operator, autograd_function, cast_product, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
@@ -202,31 +203,6 @@ def _image(name: str, value: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous."""
     image = check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4)
     return geometry.images(OP, channels_last(image))
-
-
-def kernel_layout(w: np.ndarray) -> np.ndarray:
-    """(kh, kw, C, K) of (K, C, kh, kw)."""
-    outputs, channels, *size = w.shape
-    taps = empty((*size, channels, outputs), w)
-    if w.flags.c_contiguous and w.flags.aligned:
-        kernels().weights_to_taps(w, taps)
-    elif (last := w.transpose(0, 2, 3, 1)).flags.c_contiguous and w.flags.aligned:
-        kernels().weights_to_taps(last.reshape(outputs, -1, 1, 1), taps.reshape(1, 1, -1, outputs))
-    else:
-        taps[...] = w.transpose(2, 3, 1, 0)
-    return taps
-
-
-def weight_layout(w: np.ndarray, like: Tensor) -> Tensor:
-    """A tensor (K, C, kh, kw) of (kh, kw, C, K), in the memory format of `like`, so that autograd need not copy a gradient."""
-    *size, channels, outputs = w.shape
-    if is_channels_last(like):
-        last = empty((outputs, *size, channels), w)
-        kernels().weights_from_taps(w.reshape(1, 1, -1, outputs), last.reshape(outputs, -1, 1, 1))
-        return channels_second(last)
-    weight = empty((outputs, channels, *size), w)
-    kernels().weights_from_taps(w, weight)
-    return torch.from_numpy(weight)
 
 
 def _fake(

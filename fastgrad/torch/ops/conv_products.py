@@ -13,7 +13,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.kernels.types import ConvGradients, LayerSaved
-from fastgrad.torch.ops.conv import kernel_layout, weight_layout
+from fastgrad.torch.ops.conv_weights import kernel_layout, weight_layout
 from fastgrad.torch.tensors import LAST_AXES, channels_second
 
 Tensor = torch.Tensor
