@@ -101,7 +101,7 @@ class Choice:
                     self.whole.is_disturbed = True
                 ratio = _ratio_alone(unit, args, times)
             if ratio is None:
-                return self.default or None
+                return (min(times[0]) >= MARGIN * min(times[1]) or None) if calls else (self.default or None)
             way = ratio >= MARGIN
             if not are_settled(times) and calls + 1 < MOST_CALLS:
                 self._times[key] = calls + 1, times
@@ -131,6 +131,11 @@ class Choice:
         if len(alike) < MOST_SHAPES:
             return None
         return min(alike, key=lambda timed: abs(log((prod(timed[0]) + 1) / (prod(key[0]) + 1))))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a key is to be timed again at the next call with it."""
+        return bool(self._times)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The ways by the texts of their keys, for JSON."""

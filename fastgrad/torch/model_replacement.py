@@ -32,9 +32,9 @@ class ModelReplacement(ForwardReplacement):
 
     choice: ModelChoice
 
-    def __init__(self, module: nn.Module, inner: ForwardReplacement | None, choice: ModelChoice) -> None:
+    def __init__(self, module: nn.Module, choice: ModelChoice) -> None:
         super().__init__(module, choice)
-        self.inner = inner
+        self.inner: ForwardReplacement | None = None
         # of keys that are not yet chosen: timed calls, and the times of PyTorch's way and of the units'
         self._times: dict[Key, tuple[int, list[list[float]]]] = {}
 

@@ -24,6 +24,7 @@ from .pool import max_pool2d_forward
 from .pruning import prune_smallest
 from .sparse import compressed
 from .training_step import dense_chain_gradients, dense_chain_step
+from .weights import weights_from_taps
 
 
 class CallJob(NamedTuple):
@@ -106,6 +107,7 @@ def _conv(dtype):
         conv2d_forward(image, w, None, geometry, None, identity, saved)
         gradients = types.ConvGradients(image.copy(), image.copy(), w.copy(), None)
         conv2d_backward(image, image, w, geometry, identity, saved, gradients)
+        weights_from_taps(w, w.transpose(3, 2, 0, 1).copy())
     max_pool2d_forward(image, (1, 1), (1, 1), (0,) * 4, image.copy())
 
 
@@ -135,7 +137,7 @@ def _sparse(dtype):
     compressed(np.ones((1, 1), dtype), 1.0)
 
 
-CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "winograd_weights", "pool"
+CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "winograd_weights", "pool", "weights"
 # by what a user asks for: the files whose kernels it needs, and calls of its drivers with the seconds that they compile
 GROUPS = {
     "chain": (("training_step", "dense", "dropout"), {_step: 8.0, _dense: 4.0}),

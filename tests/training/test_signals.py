@@ -72,7 +72,9 @@ def test_fit_returns_the_whole_epochs_of_an_interrupted_training(in_force, form)
 @pytest.mark.parametrize("form", ["chain", "layers"])
 def test_a_step_of_a_handler_right_after_an_epoch_is_none_of_the_epochs(in_force, form):
     x, y = data()
-    net = DenseChain([4, 6, 3], seed=0) if form == "chain" else Sequential(Dense(4, 6), BatchNorm(6), Dense(6, 3), seed=0)
+    net = (
+        DenseChain([4, 6, 3], seed=0) if form == "chain" else Sequential(Dense(4, 6), BatchNorm(6), Dense(6, 3), seed=0)
+    )
     trainer, steps = fg.Trainer(net), []
 
     def step_once():
