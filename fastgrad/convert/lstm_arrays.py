@@ -36,14 +36,18 @@ def kind(value: Any) -> str:
 
 
 def lstm_array(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # a tensor is converted without an import of its library
-    if hasattr(value, "detach"):
-        try:
-            value = value.detach().cpu().numpy()
-        except TypeError:
-            # a dtype that NumPy does not have
-            raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}") from None
-    return check.array(op, name, value, form, shape, dtype, of_model=True)
+    return check.array(op, name, on_host(op, name, value, str(dtype)), form, shape, dtype, of_model=True)
+
+
+def on_host(op: str, name: str, value: Any, dtypes: str) -> Any:
+    """A tensor of PyTorch as an array of NumPy, without an import of its library; any other value as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        return value.detach().cpu().numpy()
+    except TypeError:
+        # a dtype that NumPy does not have
+        raise TypeError(f"{op}: {name} must be {dtypes}, got {value.dtype}") from None
 
 
 def write(layer: LSTM, weights: list[LSTMWeights]) -> None:

@@ -1,0 +1,13 @@
+"""Keras over PyTorch or JAX where TensorFlow is not installed."""
+
+import importlib.util
+import os
+
+import pytest
+
+
+def import_keras():
+    """The module keras; skips where it, or a backend of it, is not installed."""
+    if importlib.util.find_spec("tensorflow") is None:
+        os.environ.setdefault("KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "jax")
+    return pytest.importorskip("keras")
