@@ -21,6 +21,8 @@ from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 # layers that have an activation
 ACTIVE = Dense, Conv2d, BatchNorm
+# activations that may as well come before a MaxPool2d as after it: the largest value stays the largest
+RISING = {"relu", "relu6", "clipped_relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "softplus"}
 
 
 class Spec:
@@ -108,10 +110,13 @@ class Reading:
         self.add(Flatten, {})
 
     def activate(self, activation: str | tuple[str, float]) -> None:
-        """Give the last layer its activation."""
-        last = self.last()
+        """Give the last layer its activation, or the one before a Flatten or a MaxPool2d."""
         if activation == "identity":
             return
+        name = activation[0] if isinstance(activation, tuple) else activation
+        passed = {Flatten} if name != "softmax" else set()
+        passed |= {MaxPool2d} if name in RISING else set()
+        last = next((spec for spec in reversed(self.specs) if spec.kind not in passed), None)
         if last is None or last.kind not in ACTIVE or "activation" in last.arguments:
             self.refuse(
                 "is an activation, and fg.nn has these in Dense, Conv2d and BatchNorm alone, one each: "

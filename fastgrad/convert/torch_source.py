@@ -20,7 +20,8 @@ def model_from_torch(module: Any, image_size: int | tuple[int, int] | None = Non
 
     The module is an nn.Sequential, also of others, whose layers come in their place; or a single layer. Known are
     Linear, Conv2d, BatchNorm1d and BatchNorm2d, LSTM as the last layer, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1)
-    before a Flatten, Flatten, Dropout, Identity, and activations after a Linear, a Conv2d or a BatchNorm.
+    before a Flatten, Flatten, Dropout, Identity, and activations after a Linear, a Conv2d or a BatchNorm, where rising
+    ones may come after a MaxPool2d.
 
     Images are (N, H, W, C) here, and sequences (N, T, C), whatever batch_first is. The weights after a Flatten are
     permuted, so that the outputs are equal. A batch norm has the same momentum, eps and running statistics. Whether

@@ -167,6 +167,30 @@ def test_activations(dtype, name, torch, rng):
     assert torch.equal(back(torch.from_numpy(x)), theirs(torch.from_numpy(x)))
 
 
+def test_activations_after_a_pool_and_a_flatten_come_before_them(torch, rng):
+    nn = torch.nn
+    layers = (
+        nn.Conv2d(3, 4, 3),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 3),
+        nn.Flatten(),
+        nn.SiLU(),
+        nn.Linear(12, 2),
+    )
+    theirs = nn.Sequential(*layers).double()
+    model = fg.convert.model_from_torch(theirs, (9, 12))
+    kinds = "Conv2d MaxPool2d Conv2d Flatten Dense"
+    assert [type(layer).__name__ for layer in model.layers] == kinds.split()
+    x = rng.standard_normal((2, 3, *SIZE))
+    tensor = torch.from_numpy(x).requires_grad_()
+    expected = theirs(tensor)
+    y, backward = model.forward(ours_of(x), training=True)
+    close(y, expected.detach().numpy())
+    expected.sum().backward()
+    np.testing.assert_allclose(backward(np.ones_like(y)), ours_of(tensor.grad.numpy()), rtol=1e-9, atol=1e-12)
+
+
 def test_lstm_as_the_last_layer(torch, rng):
     theirs = torch.nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True, dropout=0.25).eval()
     model = fg.convert.model_from_torch(theirs)
@@ -265,7 +289,10 @@ REFUSED = {
     ),
     "activation first": (lambda nn: nn.Sequential(nn.ReLU()), f'layer "0" (ReLU) {HINT[1]}'),
     "two activations": (lambda nn: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Tanh()), f'layer "2" (Tanh) {HINT[1]}'),
-    "activation of a pool": (lambda nn: nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), f'layer "1" (ReLU) {HINT[1]}'),
+    "activation of a pool": (
+        lambda nn: nn.Sequential(nn.Conv2d(3, 3, 3), nn.MaxPool2d(2), nn.SiLU()),
+        f'layer "2" (SiLU) {HINT[1]}',
+    ),
     "after an LSTM": (
         lambda nn: nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2)),
         'layer "1" (Linear) comes after an LSTM, whose outputs in PyTorch are a tuple',
