@@ -114,7 +114,7 @@ class Reading:
         if activation == "identity":
             return
         name = activation[0] if isinstance(activation, tuple) else activation
-        passed = {Flatten} if name != "softmax" else set()
+        passed: set[type[Model]] = {Flatten} if name != "softmax" else set()
         passed |= {MaxPool2d} if name in RISING else set()
         last = next((spec for spec in reversed(self.specs) if spec.kind not in passed), None)
         if last is None or last.kind not in ACTIVE or "activation" in last.arguments:
