@@ -1,5 +1,6 @@
 """LSTM weights to and from PyTorch, Keras and ONNX: the libraries' own outputs from ours, and back to the same bits."""
 
+import os
 import subprocess
 import sys
 from itertools import product
@@ -129,11 +130,11 @@ for name, bidirectional, units in (("one", False, [5]), ("layers", False, [5, 5]
 @pytest.mark.full
 def test_keras(tmp_path):
     """In a process of its own: TensorFlow's threads and warnings stay there."""
-    import_keras()
+    environment = {**os.environ, "KERAS_BACKEND": import_keras().backend.backend()}
     x = sequences()
     np.save(tmp_path / "x.npy", x)
     arguments = [sys.executable, "-c", KERAS_PROGRAM, tmp_path / "x.npy", tmp_path]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for options in KERAS:
         results = np.load(tmp_path / f"{options}.npz")
