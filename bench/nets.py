@@ -96,10 +96,12 @@ def picture(results):
     axes.barh([net.title for net in nets], np.subtract(ratios, 1), left=1,
               color=["#2a6f97" if value >= 1 else "#c1554d" for value in ratios])  # fmt: skip
     for row, value in enumerate(ratios):
-        axes.text(max(value, 1) * 1.01, row, f"{value:.2f}", va="center", fontsize=7)
+        axes.text(1.01, row, f"{value:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.01)
+    # an axis with some length where all ratios are near 1
+    axes.set_xlim(min(0.8, *ratios) * 0.9, max(1.25, *ratios) * 1.1)
+    axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=7)
