@@ -8,26 +8,26 @@ from .. import types
 from .activation import FORWARD
 from .engine.compile import device_function
 from .engine.intrinsics import address, carray, void_pointer
+from .engine.matrix import MATRIX, Matrix, rows_apart, set_field
 from .engine.object_memory import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose;
 # code: of the activation; activate, differentiate: addresses of its kernels, 0 for the identity
 LAYER = np.dtype(
-    [(name, "i8") for name in "n_in n_out w w_row w_col b z y dz dw dw_turned db".split()]
-    + [(name, "i8") for name in "code activate differentiate".split()]
-    + [("parameter", "f8")]
+    [(name, "i8") for name in "n_in n_out b z y dz dw dw_turned db code activate differentiate".split()]
+    + [("w", MATRIX), ("parameter", "f8")]
 )
 # layers: address of the LAYER records; norms: of one float64 a row of every dw, its sum of squares, or 0; squares: of one a row of every
 # contiguous w, its sum of squares, and then decay w is added to dw; or 0; gemm: of gemm_part;
 # watch: of a WATCH of health.py, or 0, and then output_health and gradient_health: of kernels of health.py; nonzeros: of a NONZEROS of
 # sparse.py in place of x, or 0, and then sparse_forward and sparse_gradient: of kernels of sparse.py
 CHAIN = np.dtype(
-    [(name, "i8") for name in "rows depth layers x x_row x_col residual dy dx norms squares panels itemsize".split()]
+    [(name, "i8") for name in "rows depth layers residual dy dx norms squares panels itemsize".split()]
     + [
         (name, "i8")
         for name in "gemm watch output_health gradient_health nonzeros sparse_forward sparse_gradient".split()
     ]
-    + [("decay", "f8")]
+    + [("x", MATRIX), ("decay", "f8")]
 )
 LAYER_BYTES = LAYER.itemsize
 needs_input = device_function(types.needs_input)
@@ -43,14 +43,15 @@ def layers_of(chain):
 def describe_chain(chain, layers, rows, x, x_row, size, panels, gemm):
     """Fill the record of a chain of dense rows x, which has no gradients, health and nonzeros yet."""
     chain.depth, chain.layers, chain.rows, chain.itemsize = len(layers), address(layers), rows, size
-    chain.x, chain.x_row, chain.x_col, chain.panels, chain.gemm = x, x_row, 1, panels, gemm
+    chain.panels, chain.gemm = panels, gemm
+    set_field(chain.x, rows_apart(x, x_row))
 
 
 @device_function
 def describe_layer(layer, n_in, n_out, w, b, dw, db):
     """Fill the record of a layer of contiguous w."""
-    layer.n_in, layer.n_out, layer.w, layer.w_row, layer.w_col, layer.b = n_in, n_out, w, n_out, 1, b
-    layer.dw, layer.dw_turned, layer.db = dw, 0, db
+    layer.n_in, layer.n_out, layer.b, layer.dw, layer.dw_turned, layer.db = n_in, n_out, b, dw, 0, db
+    set_field(layer.w, rows_apart(w, n_out))
 
 
 @device_function
@@ -79,7 +80,8 @@ def place_tensors(layers, tensors):
     n = 0
     for l in range(len(layers)):
         layer = layers[l]
-        layer.w, layer.w_row, layer.w_col, layer.dw_turned = tensors[n], 1, layer.n_in, 1
+        set_field(layer.w, Matrix(tensors[n], 1, layer.n_in))
+        layer.dw_turned = 1
         n += 1
         if layer.b:
             layer.b = tensors[n]
@@ -133,13 +135,13 @@ def read_chain(record, layers, x, lists, functions, parameters, none, size, pane
     strides, chain = word(x + HEAD, STRIDES), record[0]
     rows = word(word(x + HEAD, SHAPE), 0)
     describe_chain(chain, layers, rows, word(x + HEAD, DATA), word(strides, 0) // size, size, panels, gemm)
-    chain.x_col = word(strides, 1) // size
+    chain.x.col = word(strides, 1) // size
     for l in range(len(layers)):
         layer, w, dw = layers[l], fields_of(weights, l, none), fields_of(dweights, l, none)
         shape, strides = word(w, SHAPE), word(w, STRIDES)
         b, db = data_of(biases, l, none), data_of(dbiases, l, none)
         describe_layer(layer, word(shape, 0), word(shape, 1), word(w, DATA), b, data_of(dweights, l, none), db)
-        layer.w_row, layer.w_col = word(strides, 0) // size, word(strides, 1) // size
+        layer.w.row, layer.w.col = word(strides, 0) // size, word(strides, 1) // size
         layer.dw_turned = 1 - (low_word(dw, FLAGS) & 1) if dw else 0
         y = data_of(outputs, l, none)
         z = data_of(zs, l, none) if functions[l, 2] else y

@@ -34,10 +34,11 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.matrix import Matrix, null_matrix, rows_apart, submatrix
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
-from .gemm import B_BYTES, DEEP, K_MOST, clear, is_odd, pack_b, tiles
+from .gemm import B_BYTES, DEEP, K_MOST, Panels, clear, is_odd, pack_b, tiles, tiles_in_place
 from .patches import CONV, describe, describe_taps, im2row, is_product
 
 IDENTITY = types.ACTIVATIONS["identity"]
@@ -63,7 +64,7 @@ def pack_w(conv, group, k, kc, j, nc, panels, like):
         w = advance(
             pointer(conv.w, like), w_taps[tap] + group * conv.w_group + row * conv.w_row + j * conv.w_column
         )  # (rows, nc), w_row and w_column apart
-        pack_b(rows, nc, w, conv.w_row, conv.w_column, advance(panels, done * width), kc)
+        pack_b(rows, nc, Matrix(w, conv.w_row, conv.w_column), advance(panels, done * width), kc)
         done += rows
 
 
@@ -114,42 +115,44 @@ def conv_part(thread_index, thread_count, record, like):
         lo, hi = thread_range(thread_index, thread_count, hi, ROWS)
     # w in panels (tap_block, output_block), and where the output's pixels are apart, its values (pixel_block, last - first)
     panels = advance(pointer(conv.scratch, like), thread_index * conv.scratch_size)
-    sums, null = advance(panels, PANELS), pointer(0 * lo, like)
+    sums = advance(panels, PANELS)
     patches = advance(sums, conv.pixel_block * (last - first)) if conv.phases else sums  # (pixel_block, tap_block)
     small_w = taps * outputs * conv.itemsize <= B_BYTES
     packed_once = conv.groups == 1 and conv.tap_block >= taps and conv.output_block >= last - first
     for p in range(lo, hi if first < last else lo, conv.pixel_block):
         n = min(conv.pixel_block, hi - p)
         for group in range(conv.groups):
-            z, z_row = advance(pointer(conv.z, like), p * conv.K + group * outputs + first), conv.K  # (n, last - first)
+            z = rows_apart(
+                advance(pointer(conv.z, like), p * conv.K + group * outputs + first), conv.K
+            )  # (n, last - first)
             if conv.phases:
-                z, z_row = sums, last - first
+                z = rows_apart(sums, last - first)
             for k in range(0, taps, conv.tap_block):
                 kc = min(conv.tap_block, taps - k)
                 # im2row
-                a, a_row = patches, kc  # (n, kc)
+                a = rows_apart(patches, kc)  # (n, kc)
                 if conv.in_place:
-                    a, a_row = advance(pointer(conv.x, like), p * conv.C + k), conv.C
+                    a = rows_apart(advance(pointer(conv.x, like), p * conv.C + k), conv.C)
                 elif conv.by_outputs:
-                    a, a_row = advance(pointer(conv.lowered, like), p * conv.lowered_row + k), conv.lowered_row
+                    a = rows_apart(advance(pointer(conv.lowered, like), p * conv.lowered_row + k), conv.lowered_row)
                 else:
                     im2row(conv, group, p, n, k, k + kc, patches, kc, like)
                 # product and bias
                 for j in range(first, last, conv.output_block):
-                    nc, c = min(conv.output_block, last - j), advance(z, j - first)  # (n, nc)
-                    b, b_row, b_panel = panels, width, width * kc
+                    nc, c = min(conv.output_block, last - j), submatrix(z, 0, j - first)  # (n, nc)
+                    b = Panels(panels, width, width * kc)
                     if conv.w_in_order and ((n <= FEW_ROWS and small_w) or is_odd(nc, lanes(like))):
                         # w as it lies
                         at = group * conv.w_group + k * conv.w_row + j
-                        b, b_row, b_panel = advance(pointer(conv.w, like), at), conv.w_row, width
+                        b = Panels(advance(pointer(conv.w, like), at), conv.w_row, width)
                     elif not (packed_once and p > lo):
                         pack_w(conv, group, k, kc, j, nc, panels, like)
-                    start, start_row, start_col = null, 0, 0
+                    start = null_matrix(like)
                     if k > 0:
-                        start, start_row, start_col = c, z_row, 1
+                        start = c
                     elif conv.b:
-                        start, start_col = advance(pointer(conv.b, like), group * outputs + j), 1  # (nc,)
-                    tiles(n, nc, kc, a, a_row, 1, a_row, 0, b, b_row, b_panel, start, start_row, start_col, c, z_row)
+                        start = rows_apart(advance(pointer(conv.b, like), group * outputs + j), 0)  # (nc,)
+                    tiles(n, nc, kc, tiles_in_place(a), b, start, c)
             if conv.phases:
                 place(conv, p, n, group * outputs + first, last - first, sums, like)
         if conv.y and not conv.by_outputs:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .engine.compile import Addresses, device_function, driver, kernel
 from .engine.intrinsics import address, advance, carray, data, lanes, local_zeros, pointer, run_kernel
+from .engine.matrix import Matrix, null_matrix, rows_apart
 from .engine.microkernel import provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
@@ -59,7 +60,7 @@ def conv_inputs_part(thread_index, thread_count, record, like):
     """The thread's rows of dx (N H, W, C)."""
     conv = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, conv.N * conv.H, 1)
-    taps, null = conv.kh * conv.kw * conv.C, pointer(0 * lo, like)
+    taps = conv.kh * conv.kw * conv.C
     products = advance(pointer(conv.scratch, like), thread_index * conv.scratch_size)  # (columns, taps)
     clear((hi - lo) * conv.W * conv.C, advance(pointer(conv.dx, like), lo * conv.W * conv.C))
     reach = (conv.kh - 1) * conv.dilation_h
@@ -69,9 +70,10 @@ def conv_inputs_part(thread_index, thread_count, record, like):
         first = max(0, -((reach - conv.top - h_lo) // conv.step_h))
         last = min(conv.rows, (h_hi - 1 + conv.top) // conv.step_h + 1)
         for i in range(first, last):
-            dz = advance(pointer(conv.dz, like), (image * conv.rows + i) * conv.columns * conv.K)  # (columns, K)
+            at = (image * conv.rows + i) * conv.columns * conv.K
+            dz = rows_apart(advance(pointer(conv.dz, like), at), conv.K)  # (columns, K)
             panels = pointer(conv.panels, like)  # (K, taps) in panels
-            panel_tiles(conv.columns, taps, conv.K, dz, conv.K, panels, null, 0, products, taps)
+            panel_tiles(conv.columns, taps, conv.K, dz, panels, null_matrix(like), rows_apart(products, taps))
             for r in range(conv.kh):
                 h = i * conv.step_h + r * conv.dilation_h - conv.top
                 if h_lo <= h < h_hi:
@@ -90,7 +92,7 @@ def _input_gradient(launcher, thread_count, kernels, dz, w, stride, pads, dilati
     conv.dilation_h, conv.dilation_w = dilation
     conv.top, conv.left = pads[0], pads[1]
     panels, rest = scratch[:panels_size], scratch[panels_size:]
-    pack_b(conv.K, conv.kh * conv.kw * conv.C, data(w), 1, conv.K, data(panels), conv.K)
+    pack_b(conv.K, conv.kh * conv.kw * conv.C, Matrix(data(w), 1, conv.K), data(panels), conv.K)
     conv.dz, conv.dx, conv.panels = address(dz), address(dx), address(panels)
     conv.scratch, conv.scratch_size = address(rest), rest.size // thread_count
     run_kernel(launcher, kernels[0], thread_count, record, (panels, rest, w))

@@ -13,10 +13,11 @@ import numpy as np
 from .dense import column_sums
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
 from .engine.intrinsics import address, address_or_null, advance, carray, copy, lanes, local_zeros, pointer, run_kernel
+from .engine.matrix import null_matrix, rows_apart, submatrix, transposed
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
-from .gemm import LONG, clear, is_odd, pack_b, reads_well, tiles
+from .gemm import LONG, Panels, clear, is_odd, pack_b, reads_well, tiles, tiles_in_place
 from .patches import CONV, describe, describe_taps, im2row
 
 # pixels at a time at most
@@ -31,7 +32,7 @@ SUMS_PART, ADD_PART = range(2)
 @device_function
 def chunk_products(conv, chunk, lo, hi, scratch, like):
     """The rows lo..hi of the chunk's sums (taps, K)."""
-    outputs, width, null = conv.K // conv.groups, VECTORS * lanes(like), pointer(0 * lo, like)
+    outputs, width = conv.K // conv.groups, VECTORS * lanes(like)
     first, last = thread_range(chunk, conv.chunks, conv.N * conv.rows * conv.columns, 1)
     blocks = (last - first + DEPTH - 1) // DEPTH
     patches, panels = (
@@ -47,29 +48,28 @@ def chunk_products(conv, chunk, lo, hi, scratch, like):
     for t in range(lo, hi, TAPS):
         m = min(TAPS, hi - t)
         for group in range(conv.groups):
-            sums = advance(
-                pointer(conv.sums, like), (chunk * conv.taps + t) * conv.K + group * outputs
-            )  # (m, K / groups), K apart
+            at = (chunk * conv.taps + t) * conv.K + group * outputs
+            sums = rows_apart(advance(pointer(conv.sums, like), at), conv.K)  # (m, K / groups)
             for i in range(0 if blocks else m):
-                clear(outputs, advance(sums, i * conv.K))
-            start, start_row, start_col = null, 0, 0
+                clear(outputs, submatrix(sums, i, 0).at)
+            start = null_matrix(like)
             for block in range(blocks):
                 p, end = thread_range(block, blocks, last - first, 1)
                 p, n = p + first, end - p
                 # patches
-                a, a_col = patches, TAPS_ROW  # (n, m)
+                a = rows_apart(patches, TAPS_ROW)  # (n, m)
                 if x_in_place:
-                    a, a_col = advance(pointer(conv.x, like), p * conv.C + t), conv.C
+                    a = rows_apart(advance(pointer(conv.x, like), p * conv.C + t), conv.C)
                 else:
                     im2row(conv, group, p, n, t, t + m, patches, TAPS_ROW, like)
                 # product
-                b = advance(pointer(conv.dz, like), p * conv.K + group * outputs)  # (n, K / groups), K apart
-                b_row, b_panel = conv.K, width
+                dz = advance(pointer(conv.dz, like), p * conv.K + group * outputs)  # (n, K / groups), K apart
+                b = Panels(dz, conv.K, width)
                 if not dz_in_place:
-                    pack_b(n, outputs, b, conv.K, 1, panels, n)
-                    b, b_row, b_panel = panels, width, n * width
-                tiles(m, outputs, n, a, 1, a_col, 1, 0, b, b_row, b_panel, start, start_row, start_col, sums, conv.K)
-                start, start_row, start_col = sums, conv.K, 1
+                    pack_b(n, outputs, rows_apart(dz, conv.K), panels, n)
+                    b = Panels(panels, width, n * width)
+                tiles(m, outputs, n, tiles_in_place(transposed(a)), b, start, sums)
+                start = sums
 
 
 @kernel(CONV, needs=provide_microkernel)

@@ -42,6 +42,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.matrix import Matrix, field_matrix, rows_apart, transposed
 from .engine.microkernel import ROWS
 from .engine.object_memory import readable
 from .engine.thread_pool import run, thread_range
@@ -79,29 +80,27 @@ def forward_rows(chain, thread_index, lo, hi, panels, like):
     """Rows lo..hi, the thread's, through all layers."""
     product, activation = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
-    a, a_row, a_col, units = chain.x + lo * chain.x_row * size, chain.x_row, chain.x_col, 0
+    a, units = Matrix(chain.x.at + lo * chain.x.row * size, chain.x.row, chain.x.col), 0
     for l in range(chain.depth):
         layer = layers[l]
         at = lo * layer.n_out * size
         # z = a w, from the bias or from what else it begins with
-        start, start_row = layer.b, 0
+        start = rows_apart(layer.b, 0)
         if l == chain.depth - 1 and chain.residual:
             add_bias(hi - lo, layer.n_out, chain.residual + at, layer.b, layer.z + at, like)
-            start, start_row = layer.z + at, layer.n_out
+            start = rows_apart(layer.z + at, layer.n_out)
         if l == 0 and chain.nonzeros:
-            sparse_product(chain, chain.sparse_forward, layer, lo, hi, layer.w, layer.z, panels)
+            sparse_product(chain, chain.sparse_forward, layer, lo, hi, layer.w.at, layer.z, panels)
         else:
-            describe(
-                product, hi - lo, layer.n_out, layer.n_in, a, a_row, a_col, layer.w, layer.w_row, layer.w_col,
-                start, start_row, layer.z + at, layer.n_out, panels,
-            )  # fmt: skip
+            z = rows_apart(layer.z + at, layer.n_out)
+            describe(product, (hi - lo, layer.n_out, layer.n_in), a, field_matrix(layer.w), start, z, panels)
             call(chain.gemm, 0, 1, product)
         # y = f(z)
         activate_rows(chain, layer.activate, layer, lo, hi, activation)
         if chain.watch:
             watch_values(chain, chain.output_health, thread_index, l, units, lo, hi, layer.n_out, layer.y)
             units += padded(layer.n_out)
-        a, a_row, a_col = layer.y + at, layer.n_out, 1
+        a = rows_apart(layer.y + at, layer.n_out)
 
 
 @device_function
@@ -145,12 +144,12 @@ def backward_rows(chain, lo, hi, panels):
         # dz = da f'(z), in place
         activate_rows(chain, layer.differentiate, layer, lo, hi, activation)
         # da of the layer below = dz w^T, to where its dz will be
-        da = layers[l - 1].dz if l else chain.dx
-        if da:
-            describe(
-                product, hi - lo, layer.n_in, layer.n_out, layer.dz + lo * layer.n_out * size, layer.n_out, 1,
-                layer.w, layer.w_col, layer.w_row, 0, 0, da + lo * layer.n_in * size, layer.n_in, panels,
-            )  # fmt: skip
+        da_at = layers[l - 1].dz if l else chain.dx
+        if da_at:
+            sizes = hi - lo, layer.n_in, layer.n_out
+            dz = rows_apart(layer.dz + lo * layer.n_out * size, layer.n_out)
+            da = rows_apart(da_at + lo * layer.n_in * size, layer.n_in)
+            describe(product, sizes, dz, transposed(field_matrix(layer.w)), rows_apart(0, 0), da, panels)
             call(chain.gemm, 0, 1, product)
 
 
@@ -215,15 +214,13 @@ def gradients_part(thread_index, thread_count, record, like):
     product = local(1, GEMM)
     layers, size = layers_of(chain), chain.itemsize
     norms, before = chain.norms, 0
-    a, a_row, a_col = chain.x, chain.x_row, chain.x_col
+    a = field_matrix(chain.x)
     for l in range(chain.depth):
         layer = layers[l]
         # dw = a^T dz, or where it is turned dw^T = dz^T a, some rows at a time, and what is asked of them while they are in cache
-        rows, columns, left, left_row, left_col = layer.n_in, layer.n_out, a, a_col, a_row
-        right, right_row, right_col = layer.dz, layer.n_out, 1
+        rows, columns, left, right = layer.n_in, layer.n_out, transposed(a), rows_apart(layer.dz, layer.n_out)
         if layer.dw_turned:
-            rows, columns, left, left_row, left_col = layer.n_out, layer.n_in, layer.dz, 1, layer.n_out
-            right, right_row, right_col = a, a_row, a_col
+            rows, columns, left, right = columns, rows, transposed(right), a
         lo, hi = thread_range(thread_index, thread_count, rows, ROWS)
         for i in range(lo, hi, GRADIENT_ROWS):
             m = min(GRADIENT_ROWS, hi - i)
@@ -231,15 +228,14 @@ def gradients_part(thread_index, thread_count, record, like):
             if l == 0 and chain.nonzeros:
                 sparse_product(chain, chain.sparse_gradient, layer, i, i + m, layer.dz, layer.dw, scratch)
             else:
-                describe(
-                    product, m, columns, chain.rows, left + i * left_row * size, left_row, left_col, right, right_row, right_col,
-                    0, 0, dw, columns, scratch,
-                )  # fmt: skip
+                left_i = Matrix(left.at + i * left.row * size, left.row, left.col)
+                sizes, out = (m, columns, chain.rows), rows_apart(dw, columns)
+                describe(product, sizes, left_i, right, rows_apart(0, 0), out, scratch)
                 product[0].sums = 1
                 call(chain.gemm, 0, 1, product)
             if chain.squares:
                 sums = carray(void_pointer(chain.squares + (before + i) * 8), m, np.float64)  # (m,)
-                w = pointer(layer.w + i * columns * size, like)
+                w = pointer(layer.w.at + i * columns * size, like)
                 decay_rows(m, columns, w, pointer(dw, like), chain.decay, sums)
             if norms:
                 sums = carray(void_pointer(norms + (before + i) * 8), m, np.float64)  # (m,)
@@ -256,7 +252,7 @@ def gradients_part(thread_index, thread_count, record, like):
             scratch = chain.panels + thread_index * SCRATCH * size
             column_sums(chain.rows, layer.n_out, lo, hi, pointer(layer.dz, like), pointer(layer.db, like), scratch)
         before += rows
-        a, a_row, a_col = layer.y, layer.n_out, 1
+        a = rows_apart(layer.y, layer.n_out)
 
 
 @driver
@@ -384,7 +380,7 @@ def infer_part(thread_index, thread_count, record, like):
     layers = carray(void_pointer(layers_at), whole.depth, LAYER)  # (L,)
     chain, size = chains[0], whole.itemsize
     chain.residual, chain.watch, chain.nonzeros = 0, 0, 0
-    describe_chain(chain, layers, whole.rows, whole.x, whole.x_row, size, whole.panels, whole.gemm)
+    describe_chain(chain, layers, whole.rows, whole.x.at, whole.x.row, size, whole.panels, whole.gemm)
     widest = 0
     for l in range(whole.depth):
         layers[l] = layers_of(whole)[l]
@@ -402,7 +398,7 @@ def infer_part(thread_index, thread_count, record, like):
         layers[l].z = buffers + 2 * most * widest * size if needs_input(layers[l].code) else layers[l].y
     keeps_z = last.z != last.y
     for i in range(lo, hi, max(most, 1)):
-        chain.x = whole.x + i * chain.x_row * size
+        chain.x.at = whole.x.at + i * chain.x.row * size
         last.y = whole.dy + i * last.n_out * size
         if not keeps_z:
             last.z = last.y

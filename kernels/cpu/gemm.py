@@ -7,6 +7,8 @@ adds to C. So the sum of an element has one order, whatever is packed or blocked
 `matmul` is the op. Other kernels call gemm_part by its address, or use `panel_tiles`, for a B that they have packed, and `tiles`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .engine.compile import device_function, driver, inline_function, kernel
@@ -15,7 +17,6 @@ from .engine.intrinsics import (
     advance,
     carray,
     copy,
-    is_null,
     lanes,
     local,
     pointer,
@@ -23,6 +24,7 @@ from .engine.intrinsics import (
     run_kernel,
     vector_bits,
 )
+from .engine.matrix import MATRIX, array_matrix, matrix_of, null_matrix, rows_apart, set_field, submatrix, transposed
 from .engine.microkernel import ROWS, VECTORS, WIDE, microkernel, provide_microkernel, transpose
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
@@ -67,14 +69,14 @@ def tile_rows(left):
 
 
 @device_function
-def pack_b(kc, nc, b, b_row, b_col, panels, depth):
+def pack_b(kc, nc, b, panels, depth):
     """Panels of VECTORS vectors' columns, each (depth, width) contiguous, of which kc rows are written, and no columns past the last."""
-    n = lanes(b)
+    n = lanes(panels)
     width = VECTORS * n
-    if b_col == 1:
+    if b.col == 1:
         # row by row, not panel by panel: each page of B is met once
         for k in range(kc):
-            row, place = advance(b, k * b_row), advance(panels, k * width)
+            row, place = submatrix(b, k, 0).at, advance(panels, k * width)
             for j in range(0, nc - width + 1, width):
                 copy(VECTORS * n, advance(row, j), advance(place, j * depth))
             j = nc - nc % width
@@ -82,51 +84,51 @@ def pack_b(kc, nc, b, b_row, b_col, panels, depth):
         return
     for j in range(0, nc, width):
         columns = min(width, nc - j)
-        panel, block = advance(panels, j * depth), advance(b, j * b_col)
+        panel, block = advance(panels, j * depth), submatrix(b, 0, j)
         done = 0
-        if b_row == 1 and columns == width:
+        if b.row == 1 and columns == width:
             done = kc - kc % n
             for k in range(0, done, n):
                 for v in range(0, width, n):
-                    transpose(advance(block, v * b_col + k), b_col, advance(panel, k * width + v), width)
+                    transpose(submatrix(block, k, v).at, b.col, advance(panel, k * width + v), width)
         for k in range(done, kc):
-            copy_strided(columns, advance(block, k * b_row), b_col, advance(panel, k * width))
+            copy_strided(columns, submatrix(block, k, 0).at, b.col, advance(panel, k * width))
 
 
 @device_function
-def pack_a(mc, kc, a, a_row, a_col, panels):
+def pack_a(mc, kc, a, panels):
     """A panel a tile, one after another, each (kc, ROWS): for every k the values of the tile's rows side by side.
 
     Whole vectors are written in the order of k; the rest of a vector beyond ROWS is overwritten by the next one.
     """
-    n = lanes(a)
+    n = lanes(panels)
     whole = max(0, mc // ROWS - 1) if mc % ROWS else mc // ROWS
     done = 0
-    if a_row == 1:
+    if a.row == 1:
         for k in range(kc):
-            column, place = advance(a, k * a_col), advance(panels, k * ROWS)
+            column, place = submatrix(a, 0, k).at, advance(panels, k * ROWS)
             wide = min(whole, max(0, mc - ROWS_COPIED) // ROWS + 1) if k < kc - 1 and mc >= ROWS_COPIED else 0
             for t in range(wide):
                 copy(ROWS_COPIED, advance(column, t * ROWS), advance(place, t * kc * ROWS))
             for t in range(wide, whole):
                 copy(ROWS, advance(column, t * ROWS), advance(place, t * kc * ROWS))
         done = whole
-    elif a_col == 1:
+    elif a.col == 1:
         read = max(n, ROWS)
         while done < whole and done * ROWS + read <= mc:
-            rows, panel = advance(a, done * ROWS * a_row), advance(panels, done * kc * ROWS)
+            rows, panel = submatrix(a, done * ROWS, 0), advance(panels, done * kc * ROWS)
             for k in range(0, kc - n + 1, n):
                 for r in range(0, ROWS, n):
                     first = max(0, min(r, ROWS - n))
-                    transpose(advance(rows, first * a_row + k), a_row, advance(panel, k * ROWS + first), ROWS)
+                    transpose(submatrix(rows, first, k).at, a.row, advance(panel, k * ROWS + first), ROWS)
             for k in range(kc - kc % n, kc):
-                copy_strided(ROWS, advance(rows, k), a_row, advance(panel, k * ROWS))
+                copy_strided(ROWS, submatrix(rows, 0, k).at, a.row, advance(panel, k * ROWS))
             done += 1
     i, t = done * ROWS, done
     while i < mc:
         rows = tile_rows(mc - i)
         for k in range(kc):
-            copy_strided(rows, advance(a, i * a_row + k * a_col), a_row, advance(panels, (t * kc + k) * ROWS))
+            copy_strided(rows, submatrix(a, i, k).at, a.row, advance(panels, (t * kc + k) * ROWS))
         i, t = i + rows, t + 1
 
 
@@ -136,63 +138,85 @@ def is_odd(columns, lanes):
     return columns == WIDE[3] * lanes and WIDE[3] % VECTORS != 0
 
 
-@device_function
-def tiles(mc, nc, kc, a, a_row, a_col, a_tile, a_panel, b, b_row, b_panel, start, start_row, start_col, c, c_row):
-    """One block of C, a row of tiles after another: a tile of A stays in the first-level cache and B streams past it.
-
-    The tile of A from row i, the t-th, lies at i * a_tile + t * a_panel, the t-th panel of B at t * b_panel. Columns that would half fill
-    a panel are one wider tile of fewer rows, where A and B are read as they lie.
+class Tiles(NamedTuple):
+    """The tiles of A in memory. In the tile from row i, the t-th, which lies at i * tile + t * panel from `at`, values lie row and col
+    apart: tile is row and panel 0 where A is read as it lies, tile is 0 and panel a panel's size where it is in panels.
     """
-    width = VECTORS * lanes(c)
+
+    at: int
+    row: int
+    col: int
+    tile: int
+    panel: int
+
+
+class Panels(NamedTuple):
+    """The panels of VECTORS vectors' columns of B in memory: `panel` values from one to the next, in each of which rows lie `row` apart."""
+
+    at: int
+    row: int
+    panel: int
+
+
+@inline_function
+def tiles_in_place(a):
+    """The tiles of a matrix that is read as it lies."""
+    return Tiles(a.at, a.row, a.col, a.row, 0)
+
+
+@device_function
+def tiles(mc, nc, kc, a, b, start, c):
+    """One block of C = start + A @ B, a row of tiles after another: a tile of A stays in the first-level cache and B streams past it.
+
+    a: Tiles; b: Panels; start and c: matrices of contiguous rows. Columns that would half fill a panel are one wider tile of fewer rows,
+    where A and B are read as they lie.
+    """
+    width = VECTORS * lanes(c.at)
     i = t = 0
-    if is_odd(nc, lanes(c)) and b_panel == width and a_panel == 0:
+    if is_odd(nc, lanes(c.at)) and b.panel == width and a.panel == 0:
         while i + 3 <= mc:
-            start_i, c_i = advance(start, i * start_row), advance(c, i * c_row)
-            microkernel(3, nc, kc, advance(a, i * a_tile), a_row, a_col, b, b_row, start_i, start_row, c_i, c_row)
+            a_i, start_i, c_i = advance(a.at, i * a.tile), submatrix(start, i, 0), submatrix(c, i, 0)
+            microkernel(3, nc, kc, a_i, a.row, a.col, b.at, b.row, start_i.at, start.row, c_i.at, c.row)
             i += 3
     while i < mc:
-        rows, a_t = tile_rows(mc - i), advance(a, i * a_tile + t * a_panel)
+        rows, a_t = tile_rows(mc - i), advance(a.at, i * a.tile + t * a.panel)
         for j in range(0, nc, width):
-            b_j, c_ij = advance(b, j // width * b_panel), advance(c, i * c_row + j)
-            start_ij = advance(start, i * start_row + j * start_col)
-            if start_col and start_row:
+            b_j, start_ij, c_ij = advance(b.at, j // width * b.panel), submatrix(start, i, j), submatrix(c, i, j)
+            if start.col and start.row:
                 for r in range(rows):
-                    prefetch(advance(start_ij, r * start_row + width))
-            microkernel(rows, min(width, nc - j), kc, a_t, a_row, a_col, b_j, b_row, start_ij, start_row, c_ij, c_row)
+                    prefetch(submatrix(start_ij, r, width).at)
+            columns = min(width, nc - j)
+            microkernel(rows, columns, kc, a_t, a.row, a.col, b_j, b.row, start_ij.at, start.row, c_ij.at, c.row)
         i, t = i + rows, t + 1
 
 
 @device_function
-def few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row):
+def few_rows(M, N, K, a, b, start, c):
     """At most three rows: wider tiles, over B where it lies."""
-    wide, width = lanes(c) * WIDE[M], VECTORS * lanes(c)
+    wide, width = lanes(c.at) * WIDE[M], VECTORS * lanes(c.at)
     j = 0
     while j < N:
         columns = wide if N - j >= wide else min(width, N - j)
-        b_j, start_j = advance(b, j), advance(start, j * start_col)
-        microkernel(M, columns, K, a, a_row, a_col, b_j, b_row, start_j, start_row, advance(c, j), c_row)
+        b_j, start_j, c_j = submatrix(b, 0, j), submatrix(start, 0, j), submatrix(c, 0, j)
+        microkernel(M, columns, K, a.at, a.row, a.col, b_j.at, b.row, start_j.at, start.row, c_j.at, c.row)
         j += columns
 
 
 @device_function
-def panel_tiles(mc, nc, K, a, a_row, panels, start, start_row, c, c_row):
-    """C = start + A @ B for B in panels over all of K, block by block as above. A null start is zero, start_row 0 a bias."""
-    width, start_col, itemsize = VECTORS * lanes(c), 1, VECTOR_BYTES // lanes(c)
-    if is_null(start):
-        start_row = start_col = 0
+def panel_tiles(mc, nc, K, a, panels, start, c):
+    """C = start + A @ B for B in panels over all of K, block by block as above. A start of row 0 is a bias."""
+    width, itemsize = VECTORS * lanes(c.at), VECTOR_BYTES // lanes(c.at)
     k_blocks = max(1, (K + DEEP - 1) // DEEP)
     k_block = max(1, (K + k_blocks - 1) // k_blocks)
     n_block = max(1, B_BYTES // (k_block * itemsize * width)) * width
     for k0 in range(0, max(K, 1), k_block):
         kc = min(k_block, K - k0)
         if k0 > 0:
-            start, start_row, start_col = c, c_row, 1
+            start = c
         for j in range(0, nc, n_block):
-            b_j, start_j = advance(panels, j * K + k0 * width), advance(start, j * start_col)
-            tiles(
-                mc, min(n_block, nc - j), kc, advance(a, k0), a_row, 1, a_row, 0, b_j, width, width * K, start_j, start_row, start_col,
-                advance(c, j), c_row,
-            )  # fmt: skip
+            b = Panels(advance(panels, j * K + k0 * width), width, width * K)
+            a_k, start_j, c_j = tiles_in_place(submatrix(a, 0, k0)), submatrix(start, 0, j), submatrix(c, 0, j)
+            tiles(mc, min(n_block, nc - j), kc, a_k, b, start_j, c_j)
 
 
 @inline_function
@@ -213,46 +237,35 @@ def copies_a(N, k_block, a_row, a_col, itemsize):
 
 
 @device_function
-def blocked(M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
-    """C[M, N] = start + A[M, K] @ B[K, N]; start null is zero, start_row 0 a bias, start = c accumulates; panels: SCRATCH values."""
-    start_col = 1
-    if is_null(start):
-        start_row = start_col = 0  # it stays null under the tiles' offsets
-    width = VECTORS * lanes(c)
-    itemsize = VECTOR_BYTES // lanes(c)
+def blocked(M, N, K, a, b, start, c, panels):
+    """C[M, N] = start + A[M, K] @ B[K, N], matrices; a start of row 0 is a bias, start = c accumulates; panels: SCRATCH values."""
+    width = VECTORS * lanes(c.at)
+    itemsize = VECTOR_BYTES // lanes(c.at)
     depth = min(K_MOST, max(DEEP, B_BYTES // ((N + width - 1) // width * width * itemsize)))
     k_blocks = max(1, (K + depth - 1) // depth)
     k_block = max(1, (K + k_blocks - 1) // k_blocks)
     n_block = max(1, B_BYTES // (k_block * itemsize * width)) * width
-    b_in_place = b_col == 1 and (M < 4 * ROWS or (k_blocks == 1 and reads_well(K, b_row, itemsize)))
+    b_in_place = b.col == 1 and (M < 4 * ROWS or (k_blocks == 1 and reads_well(K, b.row, itemsize)))
     if b_in_place and M <= 3:
-        few_rows(M, N, K, a, a_row, a_col, b, b_row, start, start_row, start_col, c, c_row)
+        few_rows(M, N, K, a, b, start, c)
         return
-    a_copied = copies_a(N, k_block, a_row, a_col, itemsize)
+    a_copied = copies_a(N, k_block, a.row, a.col, itemsize)
     row_block = A_SCRATCH // k_block // ROWS * ROWS if a_copied else M
     for i0 in range(0, M, row_block):
         mc = min(row_block, M - i0)
         for k0 in range(0, max(K, 1), k_block):
             kc = min(k_block, K - k0)
-            a_k = advance(a, i0 * a_row + k0 * a_col)
-            a_step, a_next, a_tile, a_panel = a_row, a_col, a_row, 0
+            a_k = tiles_in_place(submatrix(a, i0, k0))
             if a_copied:
-                pack_a(mc, kc, a_k, a_row, a_col, panels)
-                a_k, a_step, a_next, a_tile, a_panel = panels, 1, ROWS, 0, kc * ROWS
+                pack_a(mc, kc, submatrix(a, i0, k0), panels)
+                a_k = Tiles(panels, 1, ROWS, 0, kc * ROWS)
             for j0 in range(0, N, n_block):
                 nc = min(n_block, N - j0)
-                b_k, b_step, b_panel = advance(b, k0 * b_row + j0 * b_col), b_row, width
+                b_k = Panels(submatrix(b, k0, j0).at, b.row, width)
                 if not b_in_place:
-                    pack_b(kc, nc, b_k, b_row, b_col, advance(panels, A_SCRATCH), kc)
-                    b_k, b_step, b_panel = advance(panels, A_SCRATCH), width, width * kc
-                c_k = advance(c, i0 * c_row + j0)
-                start_k, s_row, s_col = advance(start, i0 * start_row + j0 * start_col), start_row, start_col
-                if k0 > 0:
-                    start_k, s_row, s_col = c_k, c_row, 1
-                tiles(
-                    mc, nc, kc, a_k, a_step, a_next, a_tile, a_panel, b_k, b_step, b_panel,
-                    start_k, s_row, s_col, c_k, c_row,
-                )  # fmt: skip
+                    pack_b(kc, nc, submatrix(b, k0, j0), advance(panels, A_SCRATCH), kc)
+                    b_k = Panels(advance(panels, A_SCRATCH), width, width * kc)
+                tiles(mc, nc, kc, a_k, b_k, submatrix(c if k0 > 0 else start, i0, j0), submatrix(c, i0, j0))
 
 
 @device_function
@@ -278,9 +291,9 @@ def add_rows(rows, columns, source, target, target_row):
         map_arrays(add, columns, (row, advance(source, i * columns)), (row,), ())
 
 
-# start: 0 is zero, and with start_row 0 a bias; start = c accumulates; sums: 1 where K is a batch's rows, which may be many
+# start: none is zero, row 0 a bias; start = c accumulates; sums: 1 where K is a batch's rows, which may be many
 GEMM = np.dtype(
-    [(name, "i8") for name in "M N K a a_row a_col b b_row b_col start start_row c c_row panels sums".split()]
+    [(name, "i8") for name in "M N K panels sums".split()] + [(name, MATRIX) for name in "a b start c".split()]
 )
 
 
@@ -297,83 +310,60 @@ def gemm_part(thread_index, thread_count, record, like):
     rows, columns = thread_range(thread_index, thread_count, product.M, ROWS), (0, product.N)
     n_panels = (product.N + width - 1) // width
     idle = (thread_count - n_panels % thread_count) % thread_count
-    if 8 * idle <= n_panels and (product.a_col == 1 or product.N >= product.M):
+    if 8 * idle <= n_panels and (product.a.col == 1 or product.N >= product.M):
         rows, columns = (0, product.M), thread_range(thread_index, thread_count, product.N, width)
     M, N = rows[1] - rows[0], columns[1] - columns[0]
     if M == 0 or N == 0:
         return
-    a, a_row, a_col = advance(pointer(product.a, like), rows[0] * product.a_row), product.a_row, product.a_col
-    b, b_row, b_col = advance(pointer(product.b, like), columns[0] * product.b_col), product.b_row, product.b_col
-    c, c_row, panels = (
-        advance(pointer(product.c, like), rows[0] * product.c_row + columns[0]),
-        product.c_row,
-        pointer(product.panels, like),
-    )
-    start, panels, none = (
-        pointer(product.start, like),
-        advance(panels, thread_index * SCRATCH),
-        pointer(0 * product.K, like),
-    )
-    if product.start:
-        start = advance(start, rows[0] * product.start_row + columns[0])
+    a, b = submatrix(matrix_of(product.a, like), rows[0], 0), submatrix(matrix_of(product.b, like), 0, columns[0])
+    start, c = matrix_of(product.start, like), submatrix(matrix_of(product.c, like), rows[0], columns[0])
+    start = submatrix(start, rows[0], columns[0])
+    panels = advance(pointer(product.panels, like), thread_index * SCRATCH)
     # pieces of C, and how many terms are summed in one chain: of a long sum the pieces fit into `turned`, where later chains go
     turned, piece_rows, piece_columns, terms = advance(panels, TURNED_AT), M, N, max(product.K, 1)
-    turns = b_row == 1 and b_col != 1 and product.start == 0 and 2 * M <= N and M <= TURNED_ROWS
+    turns = b.row == 1 and b.col != 1 and product.start.at == 0 and 2 * M <= N and M <= TURNED_ROWS
     if product.sums and product.K > LONG:
         turns, terms, piece_columns = False, LONG, min(N, TURNED_SIZE // ROWS)
         piece_rows = TURNED_SIZE // piece_columns
     elif turns:
-        M, N, a, a_row, a_col, b, b_row, b_col = N, M, b, b_col, b_row, a, a_col, a_row
+        M, N, a, b = N, M, transposed(b), transposed(a)
         piece_rows, piece_columns = TURNED_COLUMNS, N
     for j in range(0, N, piece_columns):
-        n, b_j = min(piece_columns, N - j), advance(b, j * b_col)
+        n = min(piece_columns, N - j)
         for i in range(0, M, piece_rows):
-            m, a_i, at = min(piece_rows, M - i), advance(a, i * a_row), i * c_row + j
-            start_k, start_row = advance(start, i * product.start_row + j) if product.start else none, product.start_row
+            m, c_ij = min(piece_rows, M - i), submatrix(c, i, j)
             for k in range(0, max(product.K, 1), terms):
-                target, target_row = advance(c, at), c_row
-                if turns or k > 0:
-                    target, target_row = turned, n
+                target = rows_apart(turned, n) if turns or k > 0 else c_ij
+                start_k = null_matrix(like) if k > 0 else submatrix(start, i, j)
+                depth = min(terms, product.K - k)
+                blocked(m, n, depth, submatrix(a, i, k), submatrix(b, k, j), start_k, target, panels)
                 if k > 0:
-                    start_k, start_row = none, 0
-                depth, a_k, b_k = min(terms, product.K - k), advance(a_i, k * a_col), advance(b_j, k * b_row)
-                blocked(
-                    m, n, depth, a_k, a_row, a_col, b_k, b_row, b_col, start_k, start_row, target, target_row, panels
-                )
-                if k > 0:
-                    add_rows(m, n, turned, advance(c, at), c_row)
+                    add_rows(m, n, turned, c_ij.at, c.row)
             if turns:
-                transpose_rows(m, n, turned, n, advance(c, i), c_row)
+                transpose_rows(m, n, turned, n, submatrix(c, 0, i).at, c.row)
 
 
 @device_function
-def describe(record, M, N, K, a, a_row, a_col, b, b_row, b_col, start, start_row, c, c_row, panels):
-    """Fill a GEMM record."""
+def describe(record, sizes, a, b, start, c, panels):
+    """Fill a GEMM record; sizes: M, N and K; a, b, start and c: matrices with addresses."""
     product = record[0]
-    product.M, product.N, product.K = M, N, K
-    product.a, product.a_row, product.a_col = a, a_row, a_col
-    product.b, product.b_row, product.b_col = b, b_row, b_col
-    product.start, product.start_row = start, start_row
-    product.c, product.c_row, product.panels, product.sums = c, c_row, panels, 0
+    product.M, product.N, product.K = sizes
+    product.panels, product.sums = panels, 0
+    set_field(product.a, a)
+    set_field(product.b, b)
+    set_field(product.start, start)
+    set_field(product.c, c)
 
 
 @driver
 def _matmul(launcher, thread_count, function, a, b, out, accumulate, scratch):
-    record, size, panels = local(1, GEMM), out.itemsize, address(scratch)
-    a_row, a_col, b_row, b_col = a.strides[0] // size, a.strides[1] // size, b.strides[0] // size, b.strides[1] // size
-    c_row, start = out.strides[0] // size, address(out) if accumulate else 0
-    if out.strides[1] == size or out.shape[1] == 1:
-        describe(
-            record, out.shape[0], out.shape[1], a.shape[1], address(a), a_row, a_col, address(b), b_row, b_col,
-            start, c_row, address(out), c_row, panels,
-        )  # fmt: skip
-    else:
+    record, M, N, K = local(1, GEMM), out.shape[0], out.shape[1], a.shape[1]
+    a_matrix, b_matrix, c = array_matrix(a), array_matrix(b), array_matrix(out)
+    if c.col != 1 and N != 1:
         # C^T = B^T @ A^T
-        c_row = out.strides[1] // size
-        describe(
-            record, out.shape[1], out.shape[0], a.shape[1], address(b), b_col, b_row, address(a), a_col, a_row,
-            start, c_row, address(out), c_row, panels,
-        )  # fmt: skip
+        M, N, a_matrix, b_matrix, c = N, M, transposed(b_matrix), transposed(a_matrix), transposed(c)
+    start = rows_apart(c.at if accumulate else 0, c.row)
+    describe(record, (M, N, K), a_matrix, b_matrix, start, rows_apart(c.at, c.row), address(scratch))
     run_kernel(launcher, function, thread_count, record, ())
 
 

@@ -26,6 +26,7 @@ from .engine.intrinsics import (
     carray,
     copy,
     data,
+    is_null,
     lanes,
     local,
     local_zeros,
@@ -34,23 +35,32 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.matrix import (
+    MATRIX,
+    array_matrix,
+    field_matrix,
+    matrix_of,
+    null_matrix,
+    rows_apart,
+    set_field,
+    submatrix,
+    transposed,
+)
 from .engine.microkernel import VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, map_values, squares, times
 from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, transpose_rows
 from .packing import offsets_of, order_of
 
-# w (K, N) with its strides, and the panels of this depth whose columns from `start` on it becomes
-PACK = np.dtype([(name, "i8") for name in "w w_row w_col K N panels depth start".split()])
-# a matrix's address, 0 where there is none, and the values from row to row and from column to column; row is 0 for a matrix in panels
-MATRIX = np.dtype([(name, "i8") for name in "at row col".split()])
+# w (K, N), and the panels of this depth whose columns from `start` on it becomes
+PACK = np.dtype([(name, "i8") for name in "K N panels depth start".split()] + [("w", MATRIX)])
 # addresses of arrays, 0 where there is none, values from row to row (_row), and sizes
 LSTM = np.dtype(
     # N, T, R; C, H and P; X: columns of x that stand beside h in the products in time, C or 0; ones: 1 if there is a bias
     [(name, "i8") for name in "n steps rows C H P X ones itemsize reverse accumulate order offsets".split()]
     # of each thread gemm_part's panels (SCRATCH,), and c and tanh c of a row (2, H), if they are not kept; all threads' states
     + [(name, "i8") for name in "gemm scratch cells states".split()]
-    # as the products in time read them
+    # as the products in time read them; row is 0 for a matrix in panels
     + [(name, MATRIX) for name in "w_ih w_hh w_proj".split()]
     # a forward's arrays, as reference/lstm.py has them
     + [(name, "i8") for name in "xs xs_row b peephole h_0 c_0 gates c tanh_c h h_row h_n c_n".split()]
@@ -115,13 +125,13 @@ def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, 
     if rows == 0:
         return
     if not w.row:
-        panel_tiles(rows, N, K, a, a_row, pointer(w.at, a), start, start_row, c, c_row)
+        begin = null_matrix(a) if is_null(start) else rows_apart(start, start_row)
+        panel_tiles(rows, N, K, rows_apart(a, a_row), pointer(w.at, a), begin, rows_apart(c, c_row))
         return
     record, scratch = local(1, GEMM), lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    describe(
-        record, rows, N, K, address_at(a), a_row, min(rows, 1), w.at, w.row, w.col, address_at(start), start_row, address_at(c),
-        c_row, scratch,
-    )  # fmt: skip
+    begin = rows_apart(address_at(start), start_row)
+    out = rows_apart(address_at(c), c_row)
+    describe(record, (rows, N, K), rows_apart(address_at(a), a_row), field_matrix(w), begin, out, scratch)
     call(lstm.gemm, 0, 1, record)
 
 
@@ -186,13 +196,13 @@ def pack_part(thread_index, thread_count, record, like):
     pack = carray(record, 1)[0]
     width = VECTORS * lanes(like)
     lo, hi = thread_range(thread_index, thread_count, pack.N, width)
-    w, column = values_at(pack.w, lo * pack.w_col, like), pack.start + lo  # (K, hi - lo)
+    w, column = submatrix(matrix_of(pack.w, like), 0, lo), pack.start + lo  # (K, hi - lo)
     # the first ones may lie in a panel that another w's columns begin
     rest = min(hi - lo, -column % width)
     panel = values_at(pack.panels, (column - column % width) * pack.depth + column % width, like)  # (depth, width)
-    pack_b(pack.K, rest, w, pack.w_row, pack.w_col, panel, pack.depth)
+    pack_b(pack.K, rest, w, panel, pack.depth)
     panel = values_at(pack.panels, (column + rest) * pack.depth, like)  # (depth, width)
-    pack_b(pack.K, hi - lo - rest, advance(w, rest * pack.w_col), pack.w_row, pack.w_col, panel, pack.depth)
+    pack_b(pack.K, hi - lo - rest, submatrix(w, 0, rest), panel, pack.depth)
 
 
 @kernel(LSTM, needs=provide_microkernel)
@@ -306,10 +316,11 @@ def weight_gradient(lstm, thread_index, thread_count, M, N, a, a_row, b, dw):
     lo, hi = thread_range(thread_index, thread_count, N, VECTORS * lanes(a))
     if hi == lo or M == 0:
         return
-    record, c = local(1, GEMM), address_at(advance(dw, lo))
-    start, scratch = c if lstm.accumulate else 0, lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    b = advance(b, lo)  # (R, hi - lo)
-    describe(record, M, hi - lo, lstm.rows, address_at(a), 1, a_row, address_at(b), N, 1, start, N, c, N, scratch)
+    record, at = local(1, GEMM), address_at(advance(dw, lo))
+    start, scratch = at if lstm.accumulate else 0, lstm.scratch + thread_index * SCRATCH * lstm.itemsize
+    a_matrix = transposed(rows_apart(address_at(a), a_row))  # (M, R)
+    b_matrix = rows_apart(address_at(advance(b, lo)), N)  # (R, hi - lo)
+    describe(record, (M, hi - lo, lstm.rows), a_matrix, b_matrix, rows_apart(start, N), rows_apart(at, N), scratch)
     record[0].sums = 1
     call(lstm.gemm, 0, 1, record)
 
@@ -382,10 +393,10 @@ def scratch_sizes(n, C, H, P, projects):
 
 
 @device_function
-def strides_of(w, transposed):
-    """Of w, or its transpose: from row to row and from column to column."""
-    row, column = w.strides[0] // w.itemsize, w.strides[1] // w.itemsize
-    return (column, row) if transposed else (row, column)
+def weights_matrix(w, transpose):
+    """The matrix of w, or of its transpose."""
+    matrix = array_matrix(w)
+    return transposed(matrix) if transpose else matrix
 
 
 @device_function
@@ -394,8 +405,8 @@ def describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates
     lstm.n, lstm.steps, lstm.rows, lstm.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
     lstm.C, lstm.H, lstm.P, lstm.itemsize = xs.shape[1], c_0.shape[1], h_0.shape[1], xs.itemsize
     lstm.order, lstm.offsets, lstm.h_0, lstm.c_0 = address(order), address(offsets), address(h_0), address(c_0)
-    lstm.xs, lstm.xs_row, lstm.peephole = address(xs), strides_of(xs, False)[0], address_or_null(peephole)
-    lstm.h, lstm.h_row, lstm.gates = address(h), strides_of(h, False)[0], address(gates)
+    lstm.xs, lstm.xs_row, lstm.peephole = address(xs), array_matrix(xs).row, address_or_null(peephole)
+    lstm.h, lstm.h_row, lstm.gates = address(h), array_matrix(h).row, address(gates)
     lstm.c, lstm.tanh_c = address_or_null(c), address_or_null(tanh_c)
 
 
@@ -437,8 +448,8 @@ def fill_panels(launcher, thread_count, kernels, transposed, w, rows, columns, p
     """w (rows, columns), or its transpose, into panels, behind `start` rows of another w, columns if transposed."""
     record = local(1, PACK)
     pack = record[0]
-    pack.w, pack.depth, pack.panels, pack.start = address(w), depth, panels, start
-    pack.w_row, pack.w_col = strides_of(w, transposed)
+    pack.depth, pack.panels, pack.start = depth, panels, start
+    set_field(pack.w, weights_matrix(w, transposed))
     pack.K, pack.N = (columns, rows) if transposed else (rows, columns)
     if not transposed:
         pack.start, pack.panels = 0, panels + start * VECTORS * lanes(data(w)) * w.itemsize
@@ -448,20 +459,21 @@ def fill_panels(launcher, thread_count, kernels, transposed, w, rows, columns, p
 @device_function
 def describe_matrix(matrix, mode, transposed, w, w_rows, w_columns, scratch):
     """w (w_rows, w_columns), or its transpose, for products that read it as it lies, or from a copy."""
-    matrix.at, (matrix.row, matrix.col) = address(w), strides_of(w, transposed)
+    set_field(matrix, weights_matrix(w, transposed))
     rows, columns = (w_columns, w_rows) if transposed else (w_rows, w_columns)
     if matrix.col != 1 and not (transposed and mode == IN_PLACE):
         transpose_rows(columns, rows, data(w), matrix.col, pointer(scratch, data(w)), columns)
-        matrix.at, matrix.row, matrix.col = scratch, columns, 1
+        set_field(matrix, rows_apart(scratch, columns))
 
 
 @device_function
 def launch_product(launcher, thread_count, kernels, transposed, w_ih, lstm, a, a_row, start, c):
     """For all steps at once c = start + a @ w_ih, or its transpose; a, start and c are addresses."""
     record = local(1, GEMM)
-    (w_row, w_col), C, columns = strides_of(w_ih, transposed), lstm.C, 4 * lstm.H
+    C, columns = lstm.C, 4 * lstm.H
     K, N = (columns, C) if transposed else (C, columns)
-    describe(record, lstm.rows, N, K, a, a_row, 1, address(w_ih), w_row, w_col, start, 0, c, N, lstm.scratch)
+    w, out = weights_matrix(w_ih, transposed), rows_apart(c, N)
+    describe(record, (lstm.rows, N, K), rows_apart(a, a_row), w, rows_apart(start, 0), out, lstm.scratch)
     run_kernel(launcher, kernels[GEMM_PART], thread_count, record, ())
 
 
@@ -491,7 +503,7 @@ def _backward(
     record = local_zeros(1, LSTM)
     lstm, wants_dx = record[0], dxs.size > 0
     describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
-    lstm.dh, lstm.dh_row = address(dh) if has_dh else 0, strides_of(dh, False)[0]
+    lstm.dh, lstm.dh_row = address(dh) if has_dh else 0, array_matrix(dh).row
     lstm.dh_n, lstm.dc_n, lstm.squares = address_or_null(dh_n), address_or_null(dc_n), address_or_null(squares)
     lstm.dz, lstm.dxs, lstm.dh_0, lstm.dc_0 = address(dz), address(dxs), address(dh_0), address(dc_0)
     lstm.dw_ih, lstm.dw_hh, lstm.db, lstm.ones = address(dw_ih), address(dw_hh), address_or_null(db), min(1, db.size)

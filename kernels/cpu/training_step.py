@@ -112,7 +112,7 @@ def train_part(thread_index, thread_count, record, like):
     if train.order:
         order = carray(void_pointer(train.order), chain.rows, np.int64)  # (N,)
         if not chain.nonzeros:
-            gather(chain.x_row, order, pointer(train.rows_x, like), pointer(chain.x, like), lo, hi)
+            gather(chain.x.row, order, pointer(train.rows_x, like), pointer(chain.x.at, like), lo, hi)
         if train.labels:
             labels = carray(void_pointer(train.labels), chain.rows, np.int64)  # (N,)
             all_labels = carray(void_pointer(train.rows_target), 1, np.int64)
@@ -300,8 +300,8 @@ def _train(
         if by_class and has_bad_label(target, order, first, n, n_out):
             return types.BAD_LABEL, batch
 
-        chain.rows, chain.x = n, lay_out(layers, address(work), n, size)
-        train.target, train.labels = chain.x + n * x_size, address(labels) if by_class else 0
+        chain.rows, chain.x.at = n, lay_out(layers, address(work), n, size)
+        train.target, train.labels = chain.x.at + n * x_size, address(labels) if by_class else 0
         train.losses = train.target + n * n_out * size
         losses = (train.losses - address(work)) // size
         if chain.nonzeros:
@@ -309,7 +309,7 @@ def _train(
         if len(order):
             train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
         else:
-            chain.x = address(x)
+            chain.x.at = address(x)
             train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
         columns = 1 if kind == types.CROSS_ENTROPY else n_out
         weight = sum_of(row_weights, order, first, n)

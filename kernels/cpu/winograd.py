@@ -33,11 +33,12 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.matrix import Matrix, null_matrix, rows_apart
 from .engine.microkernel import VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
 from .engine.vector_math import fma
-from .gemm import B_BYTES, clear, pack_b, panel_tiles, tiles
+from .gemm import B_BYTES, Panels, clear, pack_b, panel_tiles, tiles, tiles_in_place
 
 TILE, SIDE, POINTS = 4, 6, 36
 # tiles that go through the products at a time and fit with them into the second-level cache
@@ -185,7 +186,7 @@ def kernel_points(conv, k, kc, j, nc, scratch, points, step, like):
                 # of the next rows, which lie far from each other
                 for r in range(m, 2 * m):
                     prefetch(advance(w, r * row))
-            pack_b(m, nc, w, row, column, advance(scratch, tap * CHUNK), m)
+            pack_b(m, nc, Matrix(w, row, column), advance(scratch, tap * CHUNK), m)
         # G w, by columns of taps
         for c in range(3):
             taps = pointers3(advance(scratch, c * CHUNK), 3 * CHUNK)
@@ -277,8 +278,8 @@ def winograd_part(thread_index, thread_count, record, like):
     conv = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, conv.lines, 1)
     block = (TILES + conv.wide - 1) // conv.wide
-    # zeros for a row that is none of the image's, or a bias; no start of sums
-    zeros, null = thread_scratch(conv, thread_index, like), pointer(conv.N * 0, like)  # (W C or K,)
+    # zeros for a row that is none of the image's, or a bias
+    zeros = thread_scratch(conv, thread_index, like)  # (W C or K,)
     lines = advance(zeros, max(conv.W * conv.C, conv.K))  # (6, line_size)
     sums = advance(lines, SIDE * line_size(conv))  # (4, 6, wide, K), and (5, K)
     v = advance(sums, (SIDE * TILE * conv.wide + TILE + 1) * conv.K)  # (36, n, C)
@@ -293,9 +294,10 @@ def winograd_part(thread_index, thread_count, record, like):
             image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, n, v)
         # products with u
         for p in range(POINTS):
-            a, c = advance(v, p * n * conv.C), advance(m, p * n * conv.K)  # (n, C) and (n, K)
+            a = rows_apart(advance(v, p * n * conv.C), conv.C)  # (n, C)
+            c = rows_apart(advance(m, p * n * conv.K), conv.K)  # (n, K)
             panels = advance(pointer(conv.panels, like), p * conv.panel_size)  # (C, K) in panels
-            panel_tiles(n, conv.K, conv.C, a, conv.C, panels, null, 0, c, conv.K)
+            panel_tiles(n, conv.K, conv.C, a, panels, null_matrix(like), c)
         # A^T m A, bias, residual and activation
         for line in range(count):
             line_outputs(conv, first + line, line * conv.wide, n, m, sums, zeros, like)
@@ -321,7 +323,7 @@ def winograd_products_part(thread_index, thread_count, record, like):
     conv = carray(record, 1)[0]
     width = VECTORS * lanes(like)
     lo, hi = thread_range(thread_index, thread_count, conv.K, width)
-    n, depth, null = conv.lines * conv.wide, block_channels(conv, width), pointer(0 * lo, like)
+    n, depth = conv.lines * conv.wide, block_channels(conv, width)
     scratch = thread_scratch(conv, thread_index, like)  # (27, CHUNK)
     panels, step = advance(scratch, 27 * CHUNK), depth * width + 16  # (36, depth, width), step apart
     for j in range(lo, hi, width):
@@ -330,11 +332,10 @@ def winograd_products_part(thread_index, thread_count, record, like):
             kc = min(depth, conv.C - k)
             kernel_points(conv, k, kc, j, nc, scratch, panels, step, like)
             for p in range(POINTS):
-                a = advance(pointer(conv.v, like), p * n * conv.C + k)  # (n, kc), C apart
-                c = advance(pointer(conv.m, like), p * n * conv.K + j)  # (n, nc), K apart
-                start, start_row = (c, conv.K) if k > 0 else (null, 0)
-                b = advance(panels, p * step)
-                tiles(n, nc, kc, a, conv.C, 1, conv.C, 0, b, width, 0, start, start_row, 0, c, conv.K)
+                a = rows_apart(advance(pointer(conv.v, like), p * n * conv.C + k), conv.C)  # (n, kc)
+                c = rows_apart(advance(pointer(conv.m, like), p * n * conv.K + j), conv.K)  # (n, nc)
+                b = Panels(advance(panels, p * step), width, 0)
+                tiles(n, nc, kc, tiles_in_place(a), b, c if k > 0 else null_matrix(like), c)
 
 
 @kernel(WINOGRAD)

@@ -8,11 +8,12 @@ depend on the threads.
 
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel
 from .engine.intrinsics import address, advance, carray, lanes, local_zeros, pointer, real, run_kernel
+from .engine.matrix import null_matrix, rows_apart, transposed
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays
 from .engine.vector_math import fma
-from .gemm import clear, tiles
+from .gemm import Panels, clear, tiles, tiles_in_place
 from .winograd import (
     CHUNK,
     HALF_ROOT,
@@ -97,7 +98,7 @@ def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
     lines = advance(zeros, size)  # (6, line_size), then (6, 4 wide, K)
     v = advance(lines, SIDE * max(line_size(conv), TILE * conv.wide * conv.K))  # (6 rows of points, n, channels)
     d = advance(v, POINTS * block * conv.wide * conv.C)  # (6 rows of points, n, K)
-    null, width = pointer(conv.N * 0, like), VECTORS * lanes(like)
+    width = VECTORS * lanes(like)
     # lines that are summed in one chain, a multiple of block; later chains are summed behind the first one's sums, and added to them
     chain = max(LONG // (block * conv.wide), 1) * block
     clear(size, zeros)
@@ -112,11 +113,12 @@ def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
             upstream_points(lo, hi, conv, lines, line * conv.wide, n, d)
         # products, added up
         for p in range((hi - lo) * SIDE):
-            a, b = advance(v, p * n * channels), advance(d, p * n * conv.K)  # (n, channels) and (n, K)
+            a = rows_apart(advance(v, p * n * channels), channels)  # (n, channels)
+            b = Panels(advance(d, p * n * conv.K), conv.K, width)  # (n, K)
             sums = advance(pointer(conv.sums, like), ((SIDE * lo + p) * conv.C + channel) * conv.K)  # (channels, K)
             c = sums if first < chain else advance(sums, POINTS * conv.C * conv.K)
-            start, start_row, start_col = (null, 0, 0) if first % chain == 0 else (c, conv.K, 1)
-            tiles(channels, conv.K, n, a, 1, channels, 1, 0, b, conv.K, width, start, start_row, start_col, c, conv.K)
+            start = null_matrix(like) if first % chain == 0 else rows_apart(c, conv.K)
+            tiles(channels, conv.K, n, tiles_in_place(transposed(a)), b, start, rows_apart(c, conv.K))
             if first >= chain and ((first + block) % chain == 0 or first + block >= conv.lines):
                 map_arrays(add, channels * conv.K, (sums, c), (sums,), ())
 

@@ -7,6 +7,7 @@
     vector_loops.py, reductions.py          loops over arrays, and sums and counts of them
     vector_math.py, random.py               exp, log, tanh, ...; random numbers
     microkernel.py                          the inner kernel of the matrix product, a block transpose
+    matrix.py                               matrices: a place and two strides
     array_table.py, object_memory.py        lists of arrays; NumPy arrays and lists as they lie in memory
 
 Ops are written with these files. LLVM code is here only, and in sparse.py and depthwise_row.py.
