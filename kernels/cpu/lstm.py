@@ -19,16 +19,11 @@ from .engine import vector_math
 from .engine.compile import Addresses, device_function, driver, driver_function, inline_function, kernel
 from .engine.intrinsics import (
     address,
-    address_at,
     address_or_null,
     advance,
-    call,
     carray,
     copy,
     data,
-    is_null,
-    lanes,
-    local,
     local_zeros,
     pointer,
     real,
@@ -38,22 +33,34 @@ from .engine.intrinsics import (
 from .engine.matrix import (
     MATRIX,
     array_matrix,
-    field_matrix,
-    matrix_of,
-    null_matrix,
-    rows_apart,
-    set_field,
-    submatrix,
-    transposed,
 )
-from .engine.microkernel import VECTORS, provide_microkernel
+from .engine.microkernel import provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, map_values, squares, times
-from .gemm import GEMM, SCRATCH, clear, describe, gemm_part, pack_b, panel_tiles, transpose_rows
+from .gemm import SCRATCH, clear, gemm_part
 from .packing import offsets_of, order_of
+from .recurrence import (
+    BACKWARD_PART,
+    FEW_ROWS,
+    FEW_STEPS,
+    FORWARD_PART,
+    GEMM_PART,
+    IN_PANELS,
+    IN_PLACE,
+    IN_ROWS,
+    WEIGHTS_PART,
+    copy_states,
+    describe_matrix,
+    fill_panels,
+    launch_product,
+    pack_part,
+    step_product,
+    step_sequences,
+    thread_sequences,
+    values_at,
+    weight_gradient,
+)
 
-# w (K, N), and the panels of this depth whose columns from `start` on it becomes
-PACK = np.dtype([(name, "i8") for name in "K N panels depth start".split()] + [("w", MATRIX)])
 # addresses of arrays, 0 where there is none, values from row to row (_row), and sizes
 LSTM = np.dtype(
     # N, T, R; C, H and P; X: columns of x that stand beside h in the products in time, C or 0; ones: 1 if there is a bias
@@ -70,28 +77,6 @@ LSTM = np.dtype(
     # dh_whole (R, P) = dL/dh_t
     + [(name, "i8") for name in "inputs r dh_whole".split()]
 )
-IN_PANELS, IN_PLACE, IN_ROWS = range(3)
-FEW_ROWS, FEW_STEPS = 3, 4
-# places among _KERNELS
-GEMM_PART, PACK_PART, FORWARD_PART, BACKWARD_PART, WEIGHTS_PART = range(5)
-
-
-@inline_function
-def values_at(base, offset, like):
-    """Pointer to the value at this offset from an address."""
-    return advance(pointer(base, like), offset)
-
-
-@device_function
-def thread_sequences(thread_index, thread_count, n):
-    """How many of the first n sequences are the thread's."""
-    return (n - thread_index + thread_count - 1) // thread_count
-
-
-@device_function
-def step_sequences(offsets, steps, t):
-    """How many sequences have step t; 0 before the first step and after the last."""
-    return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
 
 
 @device_function
@@ -102,37 +87,6 @@ def thread_states(lstm, thread_index, thread_count, like):
     state_x = values_at(lstm.states, (width + 2 * lstm.H) * before, like)
     state_c = advance(state_x, sequences * width)
     return state_x, advance(state_x, lstm.X), width, state_c, advance(state_c, sequences * lstm.H)
-
-
-@device_function
-def copy_states(lstm, thread_index, thread_count, columns, states, states_row, array, store):
-    """Copy the states of the thread's sequences from an array (N, columns), zeros if it is null, or with `store` to it."""
-    order = order_of(lstm)
-    for i in range(thread_sequences(thread_index, thread_count, lstm.n)):
-        row = advance(states, i * states_row)  # (columns,)
-        values = values_at(array, order[thread_index + i * thread_count] * columns, states)  # (columns,)
-        if store:
-            copy(columns, row, values)
-        elif array:
-            copy(columns, values, row)
-        else:
-            clear(columns, row)
-
-
-@device_function
-def step_product(lstm, thread_index, rows, N, K, a, a_row, w, start, start_row, c, c_row):
-    """c (rows, N) = start + a (rows, K) @ w (K, N), a MATRIX; a null start is zero, start_row 0 a bias."""
-    if rows == 0:
-        return
-    if not w.row:
-        begin = null_matrix(a) if is_null(start) else rows_apart(start, start_row)
-        panel_tiles(rows, N, K, rows_apart(a, a_row), pointer(w.at, a), begin, rows_apart(c, c_row))
-        return
-    record, scratch = local(1, GEMM), lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    begin = rows_apart(address_at(start), start_row)
-    out = rows_apart(address_at(c), c_row)
-    describe(record, (rows, N, K), rows_apart(address_at(a), a_row), field_matrix(w), begin, out, scratch)
-    call(lstm.gemm, 0, 1, record)
 
 
 @inline_function
@@ -188,21 +142,6 @@ def gates_backward(H, gates, tanh_c, c_before, dr, peephole, has_peephole, dz, d
         map_arrays(gate_gradients_peephole, H, sources + peepholes, targets, ())
     else:
         map_arrays(gate_gradients, H, sources, targets, ())
-
-
-@kernel(PACK, needs=provide_microkernel)
-def pack_part(thread_index, thread_count, record, like):
-    """The thread's columns of w (K, N) into panels."""
-    pack = carray(record, 1)[0]
-    width = VECTORS * lanes(like)
-    lo, hi = thread_range(thread_index, thread_count, pack.N, width)
-    w, column = submatrix(matrix_of(pack.w, like), 0, lo), pack.start + lo  # (K, hi - lo)
-    # the first ones may lie in a panel that another w's columns begin
-    rest = min(hi - lo, -column % width)
-    panel = values_at(pack.panels, (column - column % width) * pack.depth + column % width, like)  # (depth, width)
-    pack_b(pack.K, rest, w, panel, pack.depth)
-    panel = values_at(pack.panels, (column + rest) * pack.depth, like)  # (depth, width)
-    pack_b(pack.K, hi - lo - rest, submatrix(w, 0, rest), panel, pack.depth)
 
 
 @kernel(LSTM, needs=provide_microkernel)
@@ -311,21 +250,6 @@ def lstm_backward_part(thread_index, thread_count, record, like):
 
 
 @device_function
-def weight_gradient(lstm, thread_index, thread_count, M, N, a, a_row, b, dw):
-    """The thread's columns of dw (M, N) = a (R, M)^T @ b (R, N), added to what dw holds if the gradients accumulate."""
-    lo, hi = thread_range(thread_index, thread_count, N, VECTORS * lanes(a))
-    if hi == lo or M == 0:
-        return
-    record, at = local(1, GEMM), address_at(advance(dw, lo))
-    start, scratch = at if lstm.accumulate else 0, lstm.scratch + thread_index * SCRATCH * lstm.itemsize
-    a_matrix = transposed(rows_apart(address_at(a), a_row))  # (M, R)
-    b_matrix = rows_apart(address_at(advance(b, lo)), N)  # (R, hi - lo)
-    describe(record, (M, hi - lo, lstm.rows), a_matrix, b_matrix, rows_apart(start, N), rows_apart(at, N), scratch)
-    record[0].sums = 1
-    call(lstm.gemm, 0, 1, record)
-
-
-@device_function
 def peephole_gradient(lstm, thread_index, thread_count, like):
     """The thread's columns of the peepholes' gradients (3, H): the sums of dz_i c_{t-1}, dz_f c_{t-1} and dz_o c_t."""
     H, order, offsets = lstm.H, order_of(lstm), offsets_of(lstm)
@@ -371,15 +295,19 @@ def weights_part(thread_index, thread_count, record, like):
     dw_ih, dw_hh, db = pointer(lstm.dw_ih, like), pointer(lstm.dw_hh, like), pointer(lstm.db, like)
     # dw_ih, dw_hh and db (C + P + ones, 4H) = inputs^T dz, in one product where they lie one after another
     if lstm.dw_hh == lstm.dw_ih + C * row_bytes and (not ones or lstm.db == lstm.dw_hh + P * row_bytes):
-        weight_gradient(lstm, thread_index, thread_count, columns, 4 * H, inputs, columns, dz, dw_ih)
+        weight_gradient(lstm, thread_index, thread_count, columns, 4 * H, inputs, columns, dz, 4 * H, dw_ih, 4 * H)
     else:
-        weight_gradient(lstm, thread_index, thread_count, C, 4 * H, inputs, columns, dz, dw_ih)
-        weight_gradient(lstm, thread_index, thread_count, P, 4 * H, advance(inputs, C), columns, dz, dw_hh)
-        weight_gradient(lstm, thread_index, thread_count, ones, 4 * H, advance(inputs, C + P), columns, dz, db)
+        weight_gradient(lstm, thread_index, thread_count, C, 4 * H, inputs, columns, dz, 4 * H, dw_ih, 4 * H)
+        weight_gradient(
+            lstm, thread_index, thread_count, P, 4 * H, advance(inputs, C), columns, dz, 4 * H, dw_hh, 4 * H
+        )
+        weight_gradient(
+            lstm, thread_index, thread_count, ones, 4 * H, advance(inputs, C + P), columns, dz, 4 * H, db, 4 * H
+        )
     # dw_proj (H, P) = r^T dh
     if lstm.dw_proj:
         r, dh_whole = pointer(lstm.r, like), pointer(lstm.dh_whole, like)  # (R, H), (R, P)
-        weight_gradient(lstm, thread_index, thread_count, H, P, r, H, dh_whole, pointer(lstm.dw_proj, like))
+        weight_gradient(lstm, thread_index, thread_count, H, P, r, H, dh_whole, P, pointer(lstm.dw_proj, like), P)
     if lstm.dpeephole:
         peephole_gradient(lstm, thread_index, thread_count, like)
 
@@ -390,13 +318,6 @@ def scratch_sizes(n, C, H, P, projects):
     # the last panel may have more columns than w
     panels = 4 * H * (C + P) + 64 * max(4 * H, C + P)
     return n * (C + P + 2 * H), panels, 4 * H * C, (H * P + 64 * max(H, P)) if projects else 0
-
-
-@device_function
-def weights_matrix(w, transpose):
-    """The matrix of w, or of its transpose."""
-    matrix = array_matrix(w)
-    return transposed(matrix) if transpose else matrix
 
 
 @device_function
@@ -441,40 +362,6 @@ def describe_weights(lstm, launcher, thread_count, kernels, transposed, with_x, 
     if projects:
         describe_matrix(lstm.w_proj, mode, transposed, w_proj, H, P, w_proj_scratch)
     return rest, mode
-
-
-@device_function
-def fill_panels(launcher, thread_count, kernels, transposed, w, rows, columns, panels, depth, start):
-    """w (rows, columns), or its transpose, into panels, behind `start` rows of another w, columns if transposed."""
-    record = local(1, PACK)
-    pack = record[0]
-    pack.depth, pack.panels, pack.start = depth, panels, start
-    set_field(pack.w, weights_matrix(w, transposed))
-    pack.K, pack.N = (columns, rows) if transposed else (rows, columns)
-    if not transposed:
-        pack.start, pack.panels = 0, panels + start * VECTORS * lanes(data(w)) * w.itemsize
-    run_kernel(launcher, kernels[PACK_PART], thread_count, record, ())
-
-
-@device_function
-def describe_matrix(matrix, mode, transposed, w, w_rows, w_columns, scratch):
-    """w (w_rows, w_columns), or its transpose, for products that read it as it lies, or from a copy."""
-    set_field(matrix, weights_matrix(w, transposed))
-    rows, columns = (w_columns, w_rows) if transposed else (w_rows, w_columns)
-    if matrix.col != 1 and not (transposed and mode == IN_PLACE):
-        transpose_rows(columns, rows, data(w), matrix.col, pointer(scratch, data(w)), columns)
-        set_field(matrix, rows_apart(scratch, columns))
-
-
-@device_function
-def launch_product(launcher, thread_count, kernels, transposed, w_ih, lstm, a, a_row, start, c):
-    """For all steps at once c = start + a @ w_ih, or its transpose; a, start and c are addresses."""
-    record = local(1, GEMM)
-    C, columns = lstm.C, 4 * lstm.H
-    K, N = (columns, C) if transposed else (C, columns)
-    w, out = weights_matrix(w_ih, transposed), rows_apart(c, N)
-    describe(record, (lstm.rows, N, K), rows_apart(a, a_row), w, rows_apart(start, 0), out, lstm.scratch)
-    run_kernel(launcher, kernels[GEMM_PART], thread_count, record, ())
 
 
 @driver
