@@ -20,6 +20,7 @@ from fastgrad.functional.clip import (
 )
 from fastgrad.functional.conv import conv2d
 from fastgrad.functional.dense import dense, dense_chain
+from fastgrad.functional.gru import gru, gru_cell
 from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from fastgrad.functional.lstm import lstm, lstm_cell
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -52,6 +53,8 @@ __all__ = [
     "get_num_threads",
     "global_avg_pool2d",
     "gpu",
+    "gru",
+    "gru_cell",
     "health",
     "init",
     "load",

@@ -18,6 +18,10 @@ from .types import (
     ChainSaved,
     ConvGradients,
     Geometry,
+    GRUGradients,
+    GRUSaved,
+    GRUUpstream,
+    GRUWeights,
     LayerSaved,
     LSTMGradients,
     LSTMSaved,
@@ -126,6 +130,32 @@ class Backend(Protocol):
         saved: LSTMSaved,
         gradients: LSTMGradients,
         accumulate: bool,
+    ) -> None: ...
+
+    # gru.py
+    def gru_forward(
+        self,
+        xs: Array,
+        weights: GRUWeights,
+        h_0: Array,
+        batch: PackedBatch,
+        saved: GRUSaved,
+        h_n: Array,
+        *,
+        reset_after: bool,
+    ) -> None: ...
+    def gru_backward(
+        self,
+        upstream: GRUUpstream,
+        xs: Array,
+        weights: GRUWeights,
+        h_0: Array,
+        batch: PackedBatch,
+        saved: GRUSaved,
+        gradients: GRUGradients,
+        accumulate: bool,
+        *,
+        reset_after: bool,
     ) -> None: ...
 
     # packing.py

@@ -2,7 +2,7 @@
 
 - Integer codes: activations, losses, optimisers, constraints, status; and the names that users give them (ACTIVATIONS, LOSSES).
 - NamedTuples that group the arguments of a kernel: the operands of an op, the arrays saved for backward, the gradients.
-- Sizes and views of buffers: chain_buffers, lstm_buffers, workspace_size.
+- Sizes and views of buffers: chain_buffers, lstm_buffers, gru_buffers, workspace_size.
 - Nonzeros: a sparse matrix by rows (CSR). Watch: at which training steps health is measured, and where it is written.
 
 Compiled kernels receive codes as integers, not as types, so a new architecture compiles nothing. Codes are no IntEnum: a member as an
@@ -141,7 +141,7 @@ class States(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """The layout of packed rows, see packing.py: order (N,) and offsets (T + 1,), int64. With reverse an LSTM goes from each
+    """The layout of packed rows, see packing.py: order (N,) and offsets (T + 1,), int64. With reverse a recurrent op goes from each
     sequence's last step to its first.
     """
 
@@ -191,6 +191,56 @@ class LSTMGradients(NamedTuple):
     dxs: Any
     weights: LSTMWeights
     start: States
+    squares: Any
+
+
+class GRUWeights(NamedTuple):
+    """w_ih (C, 3H), w_hh (H, 3H), and b (3H,) and b_hn (H,), each of which may be None; or their gradients.
+
+    Gates are in the order r, z, n. b_hn is the bias of n's part of h; it is None where r multiplies h before the product.
+    """
+
+    w_ih: Any
+    w_hh: Any
+    b: Any = None
+    b_hn: Any = None
+
+
+class GRUSaved(NamedTuple):
+    """gates (R, 3H) = r, z, n; reset (R, H) = h_{t-1} w_hn + b_hn, or where r multiplies h before the product r h_{t-1}; h (R, H)."""
+
+    gates: Any
+    reset: Any
+    h: Any
+
+
+def gru_buffer_size(rows: int, hidden: int) -> int:
+    """Values in the buffer of a GRU's forward over so many rows."""
+    return 4 * rows * hidden
+
+
+def gru_buffers(buffer: Any, h: Any, hidden: int) -> GRUSaved:
+    """The arrays that a forward writes: its output h (R, H), and views into a buffer of gru_buffer_size values."""
+    rows, size = len(h), len(h) * hidden
+    return GRUSaved(buffer[: 3 * size].reshape(rows, 3 * hidden), buffer[3 * size : 4 * size].reshape(rows, hidden), h)
+
+
+class GRUUpstream(NamedTuple):
+    """The upstream gradients dh (R, H) and dh_n (N, H), each of which may be None."""
+
+    dh: Any
+    dh_n: Any
+
+
+class GRUGradients(NamedTuple):
+    """What a GRU's backward writes: dz (R, 3H), which may be the gates; dxs (R, C) or None; the gradients of the weights and of
+    h_0 (N, H); squares (R,), float64, the squared norm of dL/dh of each row, over all paths, or None.
+    """
+
+    dz: Any
+    dxs: Any
+    weights: GRUWeights
+    h_0: Any
     squares: Any
 
 

@@ -10,14 +10,16 @@ convert/lstm_arrays.py has the layouts of PyTorch, Keras and ONNX; the formulas 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, zeros
+from fastgrad.kernels.types import GRUWeights, States
 from fastgrad.kernels.types import LSTMWeights as LSTMWeights
-from fastgrad.kernels.types import States
+
+Weights = TypeVar("Weights", LSTMWeights, GRUWeights)
 
 
 def checked_weights(
@@ -33,15 +35,15 @@ def checked_weights(
         w_proj = check.contiguous(check.array(op, "w_proj", w_proj, "(H, P)", (hidden, None), x))
         outputs = w_proj.shape[1]
     form = "(H, 4H)" if w_proj is None else "(P, 4H)"
-    w_hh = _contiguous(op, "w_hh", w_hh, form, (outputs, columns), x)
+    w_hh = contiguous(op, "w_hh", w_hh, form, (outputs, columns), x)
     if b is not None:
-        b = _contiguous(op, "b", b, "(4H,)", (columns,), x)
+        b = contiguous(op, "b", b, "(4H,)", (columns,), x)
     if peephole is not None:
-        peephole = _contiguous(op, "peephole", peephole, "(3, H)", (3, hidden), x)
+        peephole = contiguous(op, "peephole", peephole, "(3, H)", (3, hidden), x)
     return LSTMWeights(w_ih, w_hh, b, peephole, w_proj)
 
 
-def _contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+def contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     """check.contiguous of check.array, after a short test that most arrays pass, which saves three calls."""
     if (
         type(value) is np.ndarray
@@ -59,8 +61,8 @@ def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[s
     w_hh = weights.w_hh
     h_shape, c_shape = (n, len(w_hh)), (n, w_hh.shape[1] // 4)
     return States(
-        zeros(h_shape, w_hh) if h is None else _contiguous(op, names[0], h, "(N, P)", h_shape, w_hh),
-        zeros(c_shape, w_hh) if c is None else _contiguous(op, names[1], c, "(N, H)", c_shape, w_hh),
+        zeros(h_shape, w_hh) if h is None else contiguous(op, names[0], h, "(N, P)", h_shape, w_hh),
+        zeros(c_shape, w_hh) if c is None else contiguous(op, names[1], c, "(N, H)", c_shape, w_hh),
     )
 
 
@@ -73,13 +75,13 @@ def empty_gradients(weights: LSTMWeights) -> LSTMWeights:
     return LSTMWeights(w[:C], w[C : C + P], None if b is None else w[-1], *others)
 
 
-def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: LSTMWeights) -> LSTMWeights:
-    """A caller's arrays for gradients, one for each weight that is not None, checked, as LSTMWeights."""
-    names = [name for name, w in zip(LSTMWeights._fields, weights, strict=True) if w is not None]
+def checked_gradients(op: str, gradients: Sequence[np.ndarray], weights: Weights) -> Weights:
+    """A caller's arrays for gradients, one for each weight that is not None, checked, in the group of the weights."""
+    names = [name for name, w in zip(weights._fields, weights, strict=True) if w is not None]
     check.sequence(op, "gradients", gradients, len(names))
     for name, gradient in zip(names, gradients, strict=True):
         w = getattr(weights, name)
         check.array(op, f"gradients of {name}", gradient, f"like {name}", w.shape, w)
         if not check.is_contiguous(gradient):
             raise ValueError(f"{op}: gradients of {name} must be C-contiguous and writable, to be added to in place")
-    return LSTMWeights(**dict(zip(names, gradients, strict=True)))
+    return type(weights)(**dict(zip(names, gradients, strict=True)))

@@ -15,6 +15,7 @@ from .engine import compile, intrinsics, thread_pool
 from .engine.array_table import AddressList
 from .engine.object_memory import plain
 from .engine.workers import longest_first
+from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
 from .loss import cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
@@ -123,6 +124,17 @@ def _lstm(dtype):
     gather_rows(one[None], batch, one.copy())
 
 
+def _gru(dtype):
+    one, w = np.ones((1, 1), dtype), np.ones((1, 3), dtype)
+    batch, weights = types.PackedBatch(np.zeros(1, np.int64), np.arange(2)), types.GRUWeights(w, w, w[0], one[0])
+    saved = types.GRUSaved(w.copy(), one.copy(), one.copy())
+    gru_forward(one, weights, one, batch, saved, one.copy(), reset_after=True)
+    dweights = types.GRUWeights(w.copy(), w.copy(), w[0].copy(), one[0].copy())
+    dgru = types.GRUGradients(w.copy(), one.copy(), dweights, one.copy(), None)
+    gru_backward(types.GRUUpstream(one, None), one, weights, one, batch, saved, dgru, False, reset_after=True)
+    gather_rows(one[None], batch, one.copy())
+
+
 def _health(dtype):
     one = np.ones((1, 1), dtype)
     array_health([one], np.empty((1, 4)))
@@ -141,7 +153,8 @@ CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "
 # by what a user asks for: the files whose kernels it needs, and calls of its drivers with the seconds that they compile
 GROUPS = {
     "chain": (("training_step", "dense", "dropout"), {_step: 8.0, _dense: 4.0}),
-    "lstm": (("lstm", "packing"), {_lstm: 4.0}),
+    "lstm": (("lstm", "packing", "recurrence"), {_lstm: 4.0}),
+    "gru": (("gru", "packing", "recurrence"), {_gru: 4.0}),
     "conv": (CONVOLUTIONS, {_conv: 6.0}),
     "batch_norm": (("batch_norm",), {_batch_norm: 3.0}),
     "health": (("health",), {_health: 2.0}),
@@ -154,7 +167,8 @@ COMMON = {_start: 1.0, _update: 4.0}
 
 def warmup_jobs(groups=tuple(GROUPS), chars="fd"):
     """Jobs that compile all kernels and drivers of these groups and of what all need, kernels first, which drivers load."""
-    left_out = {name for group in GROUPS if group not in groups for name in GROUPS[group][0]}
+    wanted = {name for group in groups for name in GROUPS[group][0]}
+    left_out = {name for names, _ in GROUPS.values() for name in names} - wanted
     kernels = [
         compile.KernelJob(kernel.name, char)
         for char in chars

@@ -10,12 +10,11 @@ therefore multiply rows of all N sequences; the results of sequences that have e
 copy of one step's dz (N, 4H). If all sequences are full, which the shapes show, it reads the rows of the step in dz itself.
 """
 
-import contextlib
 import math
 
-from numba import cuda, float64
+from numba import cuda
 
-from ..reference.lstm import steps
+from ..reference.packing import steps
 from ..types import PackedBatch
 from .activation import sigmoid
 from .engine import device
@@ -25,18 +24,16 @@ from .engine.device import (
     Integers,
     Real,
     Values,
-    Wide,
     blocks,
     device_function,
-    fetch,
     grid_start,
     grid_stride,
     kernel,
     launch,
-    wide_kernel,
 )
-from .engine.reductions import add_across, add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
-from .packing import device_packing, sequences_at, step_blocks
+from .engine.reductions import add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
+from .packing import device_packing, sequences_at
+from .recurrence import accumulated, row_squares, row_stride, start_or_before, value_before
 
 # options of a launch: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h;
 # a copy of one step to write; the whole dL/dh to keep; dL/dr, of a projection
@@ -92,14 +89,6 @@ def lstm_outputs(
         p = i // columns
         value = projected[i]
         state_h[i], h[(row + p) * h_row + i - p * columns] = value, value
-
-
-@device_function
-def value_before(offsets, steps, t, p, j, columns, row, values, order, start):
-    """A value of a sequence at step t, or of its start state if it has no step t."""
-    if p < sequences_at(offsets, steps, t):
-        return values[(offsets[t] + p) * row + j]
-    return start[order[p] * columns + j]
 
 
 @device_function
@@ -176,20 +165,6 @@ def lstm_gradients(
             step_dz[step_at + 2 * hidden], step_dz[step_at + 3 * hidden] = dz_g, dz_o
 
 
-@kernel
-def rows_before(
-    dtype: Real, steps: Integer, direction: Integer, columns: Integer, row: Integer,
-    order: Integers, offsets: Integers, values: Values, start: Values, rows: Values,
-):  # fmt: skip
-    """rows (R, columns): for each row the row of the same sequence at the step before, or its start state."""
-    for t in range(cuda.blockIdx.y, steps, cuda.gridDim.y):
-        for i in range(grid_start(), sequences_at(offsets, steps, t) * columns, grid_stride()):
-            p = i // columns
-            j = i - p * columns
-            value = value_before(offsets, steps, t - direction, p, j, columns, row, values, order, start)
-            rows[offsets[t] * columns + i] = value
-
-
 @device_function
 def write_sum(shared, value, width, partials, at, inside):
     """Write the sum over a tile's rows to partials, for columns inside of the matrix."""
@@ -228,20 +203,6 @@ def sum_gradients(
         write_sum(shared, p_i, width, peephole_partials, at, inside)
         write_sum(shared, p_f, width, peephole_partials, at + hidden, inside)
         write_sum(shared, p_o, width, peephole_partials, at + 2 * hidden, inside)
-
-
-@wide_kernel
-def square_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, values: Values, squares: Wide):
-    """The sum of squares of each row, by `width` threads side by side."""
-    shared, total = cuda.shared.array(BLOCK, float64), 0.0
-    lane = cuda.threadIdx.x & (width - 1)
-    row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
-    for column in range(lane, columns if row < rows else 0, width):
-        value = float64(values[row * columns + column])
-        total += value * value
-    total = add_across(shared, total, width)
-    if lane == 0 and row < rows:
-        squares[row] = total
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
@@ -295,9 +256,7 @@ def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumul
             with accumulated(gradient, accumulate) as out:
                 sum_rows(partials, out.reshape(-1))
     if squares is not None:
-        norms, width = xp.empty(rows), tile_width(columns)
-        launch(square_rows, dtype, -(-rows // (BLOCK // width)), rows, columns, width, whole, norms)
-        fetch(norms, squares)
+        row_squares(whole, squares)
 
 
 def differentiate_steps(upstream, weights, start, batch, saved, gradients, whole, r):
@@ -332,16 +291,6 @@ def differentiate_steps(upstream, weights, start, batch, saved, gradients, whole
     gradients.start.c[order] = state_dc
 
 
-def start_or_before(values, start, batch):
-    """For each row the row of the same sequence at the step before, or its start state."""
-    order, offsets, reverse = batch
-    n, columns, step_count, dtype = *start.shape, len(offsets) - 1, values.dtype
-    before = device.xp.empty(values.shape, dtype)
-    sizes = step_count, -1 if reverse else 1, columns, row_stride(values)
-    launch(rows_before, dtype, step_blocks(n * columns, step_count), *sizes, order, offsets, values, start, before)
-    return before
-
-
 def gradient_sums(dz, c_before, c, biased):
     """Sums by block for the bias (blocks, 4H) and the peepholes (blocks, 3H), each None if it is not needed."""
     rows, hidden = len(dz), dz.shape[1] // 4
@@ -354,17 +303,3 @@ def gradient_sums(dz, c_before, c, biased):
         options = BIAS * biased + PEEPHOLE * has_peephole
         launch(sum_gradients, dz.dtype, grid, rows, hidden, tile_width(hidden), options, dz, c_before, c, *partials)
     return partials
-
-
-@contextlib.contextmanager
-def accumulated(gradient, accumulate):
-    """An array to write: the gradient itself, or with `accumulate` a scratch array that is added to it at the end."""
-    out = device.xp.empty_like(gradient) if accumulate else gradient
-    yield out
-    if accumulate:
-        gradient += out
-
-
-def row_stride(array):
-    """Values from a row to the next."""
-    return array.strides[0] // array.itemsize

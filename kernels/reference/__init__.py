@@ -9,6 +9,7 @@ from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout_forward
+from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
@@ -43,6 +44,8 @@ __all__ = [
     "dense_chain_step",
     "dropout_forward",
     "gather_rows",
+    "gru_backward",
+    "gru_forward",
     "joint_norm",
     "lstm_backward",
     "lstm_forward",

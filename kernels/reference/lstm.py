@@ -22,6 +22,7 @@ lie apart, and w_ih and w_hh may be the transposes of contiguous arrays.
 import numpy as np
 
 from .activation import sigmoid
+from .packing import rows_before, steps
 
 
 def lstm_forward(xs, weights, start, batch, saved, end):
@@ -105,22 +106,3 @@ def lstm_backward(upstream, xs, weights, start, batch, saved, gradients, accumul
     if squares is not None:
         squares[...] = (dh_whole.astype(np.float64) ** 2).sum(axis=1)
     dstart.h[order], dstart.c[order] = state_dh, state_dc
-
-
-def steps(batch):
-    """The steps in the order in which they run."""
-    last = len(batch.offsets) - 1
-    return range(last - 1, -1, -1) if batch.reverse else range(last)
-
-
-def rows_before(values, start, batch):
-    """For each row the row of the same sequence at the step before, or its start state."""
-    order, offsets, reverse = batch
-    before = np.empty_like(values)
-    for t in range(len(offsets) - 1):
-        n, step_before = offsets[t + 1] - offsets[t], t + 1 if reverse else t - 1
-        n_before = offsets[step_before + 1] - offsets[step_before] if 0 <= step_before < len(offsets) - 1 else 0
-        n_before = min(n_before, n)
-        before[offsets[t] : offsets[t] + n_before] = values[offsets[step_before] : offsets[step_before] + n_before]
-        before[offsets[t] + n_before : offsets[t + 1]] = start[order[n_before:n]]
-    return before
