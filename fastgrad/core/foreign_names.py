@@ -32,6 +32,7 @@ NAMES = {
     "globalaveragepooling2d": "fg.nn.GlobalAvgPool2d()",
     "adaptiveavgpool2d": "fg.nn.GlobalAvgPool2d(), which makes one value of each channel",
     "lstmcell": "the function fg.lstm_cell; fg.nn.LSTM runs step by step with run",
+    "grucell": "the function fg.gru_cell; fg.nn.GRU runs step by step with run",
     "bidirectional": "fg.nn.LSTM(input_size, hidden_size, bidirectional=True)",
     "multiheadattention": "there is no attention",
     "module": "fg.nn.Model",
@@ -94,7 +95,7 @@ NAMES = {
 NAMES |= {"batchnorm2d": NAMES["batchnorm1d"], "batchnorm3d": NAMES["batchnorm1d"], "dropout2d": NAMES["dropout1d"]}
 # what is in another module of fastgrad
 MEMBERS = {
-    "fg.nn": "BatchNorm Dense DenseChain Dropout Flatten GlobalAvgPool2d LSTM MaxPool2d AvgPool2d Model Residual ResNet Sequential",
+    "fg.nn": "BatchNorm Dense DenseChain Dropout Flatten GlobalAvgPool2d GRU LSTM MaxPool2d AvgPool2d Model Residual ResNet Sequential",
     "fg.optim": "Adagrad Adam AdamW MaxNorm MaxValue Optimizer RMSprop SGD",
     "fg": "Trainer Updater",
 }

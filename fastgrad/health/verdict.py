@@ -28,8 +28,8 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Container
 from fastgrad.nn.context import IDENTITY
 from fastgrad.nn.dense import DenseChain
-from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
+from fastgrad.nn.recurrent import RecurrentModel
 from fastgrad.nn.residual import Residual
 
 RANGE, FAR, LARGE, UPDATE, HALF = 1e3, 1e6, 1e3, 0.1, 0.5
@@ -51,7 +51,7 @@ class Traits(NamedTuple):
     # whether the model has any of them
     batch_norm: bool = False
     residual: bool = False
-    # the forget_bias of an LSTM
+    # the forget_bias of an LSTM; NaN of a GRU, which has none; None of what is not recurrent
     forget_bias: float | None = None
     clip_norm: float = math.inf
 
@@ -79,12 +79,12 @@ def verdict(
     """
     norm, dead, saturated, ratio = (values[name] for name in ("grad_norm", "dead", "saturated", "update_ratio"))
     code = None if activation is None else activation.code
-    # an LSTM has no choice of activation, and none can be in a Residual
-    lstm = traits.forget_bias is not None
+    # an LSTM or a GRU has no choice of activation, and none can be in a Residual
+    recurrent = traits.forget_bias is not None
     clip = ["clip_norm=1.0" if traits.clip_norm == math.inf else "a smaller clip_norm"] if traits.clip_norm > 1 else []
     rate, init = "a smaller learning rate", _init(traits, code)
-    batch_norm = [] if traits.batch_norm or lstm else ["nn.BatchNorm before the activation"]
-    residual = [] if traits.residual or lstm else ["nn.Residual around the layers"]
+    batch_norm = [] if traits.batch_norm or recurrent else ["nn.BatchNorm before the activation"]
+    residual = [] if traits.residual or recurrent else ["nn.Residual around the layers"]
     # residuals let gradients grow unless there is batch norm too
     hold = batch_norm or residual
     if values["nonfinite"]:
@@ -151,7 +151,7 @@ def model_traits(model: Model) -> list[Traits]:
             )
             init = getattr(leaf, "_init", None)
             name = None if init is None or followed else getattr(getattr(init, "func", init), "__name__", "")
-            forget_bias = leaf.forget_bias if isinstance(leaf, LSTM) else None
+            forget_bias = getattr(leaf, "forget_bias", math.nan) if isinstance(leaf, RecurrentModel) else None
             traits.append(Traits(kind, name, block is not None, norms, residuals, forget_bias))
     return traits
 

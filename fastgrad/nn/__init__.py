@@ -8,6 +8,7 @@ from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -15,6 +16,7 @@ from fastgrad.nn.residual import Residual
 from fastgrad.nn.resnet import ResNet
 
 __all__ = [
+    "GRU",
     "LSTM",
     "AvgPool2d",
     "BatchNorm",
