@@ -165,6 +165,41 @@ def lstm(backend, attributes, x, w, r, b=None, lengths=None, h_0=None, c_0=None,
     return [y, h_n, c_n] if batch_first else [y.transpose(1, 2, 0, 3), h_n.swapaxes(0, 1), c_n.swapaxes(0, 1)]
 
 
+def gru(backend, attributes, x, w, r, b=None, lengths=None, h_0=None):
+    """fg.gru a direction. ONNX has the gates in the order z, r, h (our n), two biases, time first unless layout is 1."""
+    known = {"direction", "hidden_size", "layout", "linear_before_reset"}
+    if set(attributes) - known:
+        raise LeftOut(", ".join(sorted(set(attributes) - known)))
+    batch_first, hidden = attributes.get("layout", 0), attributes["hidden_size"]
+    reset_after = bool(attributes.get("linear_before_reset", 0))
+
+    def in_order(gates):
+        """(directions, 3H, ...) in the order r, z, n."""
+        z, reset, n = np.split(gates, 3, axis=1)
+        return np.concatenate([reset, z, n], axis=1)
+
+    if not batch_first:
+        x, h_0 = (a if a is None or not a.size else a.swapaxes(0, 1) for a in (x, h_0))
+    w_ih, w_hh = (in_order(a).swapaxes(1, 2) for a in (w, r))
+    bias, b_hn = None, [None, None]
+    if b is not None:
+        of_x, of_h = (in_order(part) for part in np.split(b, 2, axis=1))
+        bias = of_x + of_h
+        if reset_after:
+            bias[:, 2 * hidden :], b_hn = of_x[:, 2 * hidden :], of_h[:, 2 * hidden :]
+    results = []
+    directions = {b"forward": [False], b"reverse": [True]}.get(attributes.get("direction", b"forward"), [False, True])
+    for d, reverse in enumerate(directions):
+        with fg.use_backend(next(name for name, module in BACKENDS.items() if module == backend.__name__)):
+            result, _ = fg.gru(
+                x, w_ih[d], w_hh[d], None if bias is None else bias[d], b_hn[d], reset_after=reset_after,
+                h_0=None if h_0 is None else h_0[:, d], lengths=lengths, reverse=reverse,
+            )  # fmt: skip
+        results.append(result)
+    y, h_n = (np.stack(each, axis=-2) for each in zip(*results, strict=True))
+    return [y, h_n] if batch_first else [y.transpose(1, 2, 0, 3), h_n.swapaxes(0, 1)]
+
+
 def batch_normalization(backend, attributes, x, gamma, beta, mean, var):
     """fg.batch_norm, channels last. ONNX's momentum is the share of the old statistics, and its running variance is biased."""
     training = bool(attributes.get("training_mode", 0))
@@ -312,6 +347,7 @@ OPS = {
     "Conv": conv,
     "Elu": elu,
     "Gelu": gelu,
+    "GRU": gru,
     "Gemm": gemm,
     "GlobalAveragePool": global_avg_pool,
     "Identity": identity,
@@ -462,4 +498,22 @@ def test_lstm_of_random_weights_matches_the_reference_evaluator(backend, peephol
     expected = ReferenceEvaluator(node).run(None, arrays)
     actual = lstm(backend, {"hidden_size": hidden}, *(arrays.get(name) for name in names))
     for ours, theirs in zip(actual[:2], expected, strict=True):
+        assert_close("onnx", ours, theirs, np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("linear_before_reset", [0, 1])
+def test_gru_of_random_weights_matches_the_reference_evaluator(backend, linear_before_reset, rng):
+    """As for the LSTM, and for both conventions of the reset gate."""
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    steps, n, c, hidden = 5, 3, 4, 6
+    shapes = {"X": (steps, n, c), "W": (1, 3 * hidden, c), "R": (1, 3 * hidden, hidden), "B": (1, 6 * hidden)}
+    shapes["initial_h"] = (1, n, hidden)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    names = ["X", "W", "R", "B", "", "initial_h"]
+    options = {"hidden_size": hidden, "linear_before_reset": linear_before_reset}
+    expected = ReferenceEvaluator(onnx.helper.make_node("GRU", names, ["Y", "Y_h"], **options)).run(None, arrays)
+    actual = gru(backend, options, *(arrays.get(name) for name in names))
+    for ours, theirs in zip(actual, expected, strict=True):
         assert_close("onnx", ours, theirs, np.abs(theirs).max())

@@ -126,11 +126,11 @@ def test_a_sequential_with_a_gru_learns_in_windows_and_with_lengths(cpu):
     """Whether the first value is above 0."""
     x = np.random.default_rng(0).standard_normal((64, 9, 3)).astype(np.float32)
     net = Sequential(GRU(3, 16, pool="last"), Dense(16, 2), seed=0)
-    trainer = fg.Trainer(net, fg.optim.Adam(1e-2), loss="cross_entropy", seed=0)
+    trainer = fg.Trainer(net, "cross_entropy", fg.optim.Adam(1e-2), seed=0)
     history = trainer.fit(x, (x[:, 0, 0] > 0).astype(np.int64), lengths=np.full(64, 5), epochs=30, batch_size=16)
     assert history.loss[-1] < 0.3 * history.loss[0]
     steps = Sequential(GRU(3, 16), Dense(16, 2), seed=0)
-    trainer = fg.Trainer(steps, fg.optim.Adam(1e-2), loss="cross_entropy", seed=0)
+    trainer = fg.Trainer(steps, "cross_entropy", fg.optim.Adam(1e-2), seed=0)
     history = trainer.fit(x, (x[:, :, 0] > 0).astype(np.int64), window=4, epochs=20, batch_size=16)
     assert history.loss[-1] < 0.5 * history.loss[0]
 
