@@ -20,6 +20,7 @@ from fastgrad.functional.clip import (
 )
 from fastgrad.functional.conv import conv2d
 from fastgrad.functional.dense import dense, dense_chain
+from fastgrad.functional.layer_norm import layer_norm
 from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from fastgrad.functional.lstm import lstm, lstm_cell
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
@@ -54,6 +55,7 @@ __all__ = [
     "gpu",
     "health",
     "init",
+    "layer_norm",
     "load",
     "lstm",
     "lstm_cell",

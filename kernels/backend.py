@@ -157,6 +157,28 @@ class Backend(Protocol):
         gradients: NormGradients,
     ) -> None: ...
 
+    # layer_norm.py
+    def layer_norm_forward(
+        self,
+        x: Array,
+        affine: Affine,
+        eps: float,
+        residual: Array | None,
+        activation: Activation,
+        statistics: Statistics,
+        saved: LayerSaved,
+    ) -> None: ...
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        statistics: Statistics,
+        affine: Affine,
+        activation: Activation,
+        saved: LayerSaved,
+        gradients: NormGradients,
+    ) -> None: ...
+
     # conv.py
     def conv2d_forward(
         self,

@@ -221,7 +221,7 @@ class Running(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """mean and rstd (C,), float64, that a batch norm subtracts and multiplies by."""
+    """mean and rstd, float64, that a batch norm subtracts and multiplies by, (C,), or a layer norm, (M,)."""
 
     mean: Any
     rstd: Any
@@ -235,7 +235,7 @@ class Affine(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """What a batch norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
+    """What a norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
 
     dz: Any
     dx: Any

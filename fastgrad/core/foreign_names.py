@@ -25,6 +25,7 @@ NAMES = {
     "convtranspose2d": "there are no transposed convolutions",
     "batchnorm1d": "fg.nn.BatchNorm(n), for rows, sequences and images",
     "batchnormalization": "fg.nn.BatchNorm(n), with momentum=0.01, eps=1e-3, unbiased=False as Keras's",
+    "layernormalization": "fg.nn.LayerNorm(n), with eps=1e-3 as Keras's",
     "dropout1d": "fg.nn.Dropout(rate)",
     "embedding": "there is no embedding layer; the rows of an array are w[indices], which an fg.Updater can train",
     "maxpooling2d": "fg.nn.MaxPool2d(size)",
@@ -94,7 +95,8 @@ NAMES = {
 NAMES |= {"batchnorm2d": NAMES["batchnorm1d"], "batchnorm3d": NAMES["batchnorm1d"], "dropout2d": NAMES["dropout1d"]}
 # what is in another module of fastgrad
 MEMBERS = {
-    "fg.nn": "BatchNorm Dense DenseChain Dropout Flatten GlobalAvgPool2d LSTM MaxPool2d AvgPool2d Model Residual ResNet Sequential",
+    "fg.nn": "AvgPool2d BatchNorm Dense DenseChain Dropout Flatten GlobalAvgPool2d LSTM LayerNorm MaxPool2d Model ResNet Residual "
+    "Sequential",
     "fg.optim": "Adagrad Adam AdamW MaxNorm MaxValue Optimizer RMSprop SGD",
     "fg": "Trainer Updater",
 }

@@ -16,6 +16,7 @@ from .engine.array_table import AddressList
 from .engine.object_memory import plain
 from .engine.workers import longest_first
 from .health import array_health, output_health
+from .layer_norm import layer_norm_backward, layer_norm_forward
 from .loss import cross_entropy, mse
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
@@ -96,6 +97,14 @@ def _batch_norm(dtype):
     batch_norm_backward(one, one, statistics, affine, identity, True, saved, gradients)
 
 
+def _layer_norm(dtype):
+    one, identity = np.ones((1, 1), dtype), types.ACTIVATIONS["identity"]
+    statistics, affine = types.Statistics(np.zeros(1), np.ones(1)), types.Affine(one[0].copy(), one[0].copy())
+    saved, gradients = types.LayerSaved(one.copy(), one.copy()), types.NormGradients(None, one.copy(), *affine)
+    layer_norm_forward(one, affine, 1e-5, None, identity, statistics, saved)
+    layer_norm_backward(one, one, statistics, affine, identity, saved, gradients)
+
+
 def _conv(dtype):
     identity = types.ACTIVATIONS["identity"]
     # conv.py and conv_weights.py; conv_inputs.py; two channels, each with a kernel of its own, for depthwise.py; enough for winograd.py
@@ -144,6 +153,7 @@ GROUPS = {
     "lstm": (("lstm", "packing"), {_lstm: 4.0}),
     "conv": (CONVOLUTIONS, {_conv: 6.0}),
     "batch_norm": (("batch_norm",), {_batch_norm: 3.0}),
+    "layer_norm": (("layer_norm",), {_layer_norm: 2.0}),
     "health": (("health",), {_health: 2.0}),
     "pruning": (("pruning",), {_pruning: 1.0}),
     "sparse": (("sparse",), {_sparse: 1.0}),

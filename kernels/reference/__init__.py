@@ -11,6 +11,7 @@ from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout_forward
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
+from .layer_norm import layer_norm_backward, layer_norm_forward
 from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
@@ -44,6 +45,8 @@ __all__ = [
     "dropout_forward",
     "gather_rows",
     "joint_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "lstm_backward",
     "lstm_forward",
     "max_pool2d_backward",

@@ -13,6 +13,7 @@ RELATIVE = {
     "dense_chain":     (2e-6, 4e-15),
     "lstm":            (4e-6, 1e-14),
     "batch_norm":      (2e-6, 4e-15),
+    "layer_norm":      (2e-6, 4e-15),
     "conv":            (2e-6, 4e-15),
     "pool":            (1e-6, 2e-15),
     "loss":            (2e-6, 4e-15),
