@@ -101,6 +101,43 @@ def test_batch_norm_is_pytorchs(in_force, shape, act, training, last):
     assert (mean._version > before) == training
 
 
+@pytest.mark.parametrize("act", ["identity", "relu", "silu", "elu"])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((5, 3), 1), ((4, 3, 5), 1), ((4, 3, 5), 2), ((2, 3, 4, 5), 3), ((7,), 1), ((0, 4), 1)]
+)
+def test_layer_norm_is_pytorchs(in_force, shape, axes, act):
+    x, residual = draw(*shape), draw(*shape, seed=5)
+    gamma, beta = draw(*shape[-axes:], seed=1), draw(*shape[-axes:], seed=2)
+    expected = ACTS[act](F.layer_norm(x, shape[-axes:], gamma, beta, 1e-3) + residual)
+    results = fgt.layer_norm(x, gamma, beta, eps=1e-3, activation=act, residual=residual)
+    same(results, expected, [x, gamma, beta, residual])
+    views = x.t(), residual.t()
+    if x.dim() == 2 and len(x):
+        gamma, beta = draw(shape[0], seed=1), draw(shape[0], seed=2)
+        expected = ACTS[act](F.layer_norm(views[0], shape[:1], gamma, beta) + views[1])
+        same(
+            fgt.layer_norm(views[0], gamma, beta, activation=act, residual=views[1]),
+            expected,
+            [x, gamma, beta, residual],
+        )
+
+
+def test_a_layer_norm_names_what_does_not_fit():
+    x, vector = torch.ones(2, 3), torch.ones(3)
+    with pytest.raises(
+        ValueError, match=r"layer_norm: x must be \(\.\.\., \*gamma\.shape\) .* got \(2, 3\) and \(2,\)"
+    ):
+        fgt.layer_norm(x, vector[:2], vector[:2])
+    with pytest.raises(ValueError, match=r"layer_norm: beta must be like gamma = \(3,\), got \(2,\)"):
+        fgt.layer_norm(x, vector, vector[:2])
+    with pytest.raises(ValueError, match=r"layer_norm: residual must be like x = \(2, 3\), got \(3,\)"):
+        fgt.layer_norm(x, vector, vector, residual=vector)
+    with pytest.raises(ValueError, match="layer_norm: activation softmax needs a gamma of one axis"):
+        fgt.layer_norm(x, x, x, activation="softmax")
+    with pytest.raises(TypeError, match=r"layer_norm: gamma must be float32, got float64"):
+        fgt.layer_norm(x, vector.double(), vector)
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize(
     "options", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"groups": 2, "dilation": 2, "padding": (2, 1)}]
@@ -322,6 +359,10 @@ CASES = {
         lambda x, g, b, r: fgt.batch_norm(x, g, b, activation="silu", residual=r),
         (*norm_inputs(2, 3, 2, 2)[:3], draw(2, 3, 2, 2, seed=3)),
     ),
+    "layer_norm": lambda: (
+        lambda x, g, b, r: fgt.layer_norm(x, g, b, activation="silu", residual=r),
+        (draw(4, 2, 3), draw(2, 3, seed=1), draw(2, 3, seed=2), draw(4, 2, 3, seed=3)),
+    ),
     "conv2d": lambda: (lambda x, w, b, r: fgt.conv2d(x, w, b, activation="silu", residual=r), conv_inputs()),
     "cross_entropy": lambda: (lambda x: fgt.cross_entropy(x, torch.tensor([0, 1, 3, 2, 0])), (draw(5, 4),)),
     "lstm": lambda: (
@@ -363,6 +404,9 @@ def registered():
         (x, gamma, beta, *running, draw(2, 3, 4, 5, seed=3), True, 0.1, 1e-5, ACTIVATIONS["silu"].code, 0.0),
     )
     yield "batch_norm", (x, gamma, beta, *running, None, False, 0.1, 1e-5, 1, 0.0)
+    x, vectors = draw(4, 3), (draw(3, seed=1), draw(3, seed=2))
+    yield "layer_norm", (x, *vectors, draw(4, 3, seed=3), 1e-5, ACTIVATIONS["silu"].code, 0.0)
+    yield "layer_norm", (x, *vectors, None, 1e-5, 1, 0.0)
     yield "conv2d", (*conv_inputs(), [1, 1], [0, 0, 0, 0], [1, 1], 1, ACTIVATIONS["gelu"].code, 0.0)
     yield "conv2d", (*conv_inputs(False)[:2], None, None, [2, 1], [1, 0, 1, 0], [1, 1], 1, 0, 0.0)
     yield "cross_entropy", (draw(5, 4), torch.tensor([0, 1, 3, 2, 0]), "mean")
@@ -419,6 +463,10 @@ AUTOCAST = {
     "batch_norm": (
         lambda x: fgt.batch_norm(x, torch.ones(4), torch.ones(4)),
         lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True),
+    ),
+    "layer_norm": (
+        lambda x: fgt.layer_norm(x, torch.ones(4), torch.ones(4)),
+        lambda x: F.layer_norm(x, (4,), torch.ones(4), torch.ones(4)),
     ),
     "cross_entropy": (
         lambda x: fgt.cross_entropy(x, torch.tensor([0, 3])),

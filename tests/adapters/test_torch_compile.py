@@ -53,6 +53,7 @@ ENTRIES = {
     "LSTM": lambda: (fgt.LSTM(3, 4, 2, batch_first=True), SEQUENCE),
     "BatchNorm1d": lambda: (fgt.BatchNorm1d(3, activation="silu"), ROWS),
     "BatchNorm2d": lambda: (fgt.BatchNorm2d(3, activation="relu"), IMAGE),
+    "LayerNorm": lambda: (fgt.LayerNorm(3, activation="silu"), ROWS),
     "ResidualBlock": lambda: (fgt.ResidualBlock(3, 4), IMAGE),
     "accelerate": lambda: (accelerated(), IMAGE),
 }

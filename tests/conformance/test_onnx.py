@@ -27,10 +27,12 @@ from fastgrad.kernels.types import (
     SELU,
     SGD,
     Activation,
+    Affine,
     Chain,
     ChainSaved,
     Geometry,
     LayerSaved,
+    Statistics,
     UpdateRule,
 )
 
@@ -177,6 +179,20 @@ def batch_normalization(backend, attributes, x, gamma, beta, mean, var):
     return [np.moveaxis(y, -1, 1), mean, var]
 
 
+def layer_normalization(backend, attributes, x, gamma, beta=None):
+    """fg.layer_norm over the axes from `axis` on. The case's further outputs are mean and rstd."""
+    axis = attributes.get("axis", -1) % x.ndim
+    rows = int(np.prod(x.shape[:axis]))
+    features = x.size // rows
+    beta = np.zeros_like(gamma) if beta is None else beta
+    affine, like = Affine(gamma.reshape(features), beta.reshape(features)), x.reshape(rows, features)
+    statistics, y = Statistics(np.empty(rows), np.empty(rows)), np.empty_like(like)
+    eps, identity = attributes.get("epsilon", 1e-5), ACTIVATIONS["identity"]
+    backend.layer_norm_forward(like, affine, eps, None, identity, statistics, LayerSaved(y, y))
+    shape = *x.shape[:axis], *[1] * (x.ndim - axis)
+    return [y.reshape(x.shape), *(a.astype(x.dtype).reshape(shape) for a in statistics)]
+
+
 def windows(attributes, image, size):
     """(size, stride, pads, dilation, (H', W')) of a node over an image of two axes, or of one, which is then one row."""
     if len(size) > 2:
@@ -316,6 +332,7 @@ OPS = {
     "GlobalAveragePool": global_avg_pool,
     "Identity": identity,
     "LSTM": lstm,
+    "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "MatMul": matmul,
     "MaxPool": max_pool,
