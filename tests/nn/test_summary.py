@@ -16,6 +16,7 @@ from fastgrad.nn import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    LayerNorm,
     MaxPool2d,
     Model,
     Residual,
@@ -39,6 +40,7 @@ LINES = {
     "Conv2d(4, 8, (3, 5), stride=(2, 1), groups=2, bias=False)": lambda: Conv2d(
         4, 8, (3, 5), stride=(2, 1), groups=2, bias=False
     ),
+    "LayerNorm(8, 'relu', eps=0.001)": lambda: LayerNorm(8, "relu", 1e-3),
     "BatchNorm(8, 'relu', momentum=0.01, unbiased=False)": lambda: BatchNorm(8, "relu", 0.01, unbiased=False),
     "Dropout(0.2)": lambda: Dropout(0.2, seed=1),
     "MaxPool2d((2, 3))": lambda: MaxPool2d((2, 3)),
