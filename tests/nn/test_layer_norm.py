@@ -5,6 +5,7 @@ import pytest
 from arrays import bits
 
 import fastgrad as fg
+from fastgrad.health.verdict import model_traits
 from fastgrad.nn import Dense, LayerNorm, Residual, Sequential
 
 
@@ -46,6 +47,9 @@ def test_it_trains_is_saved_and_has_the_bits_of_a_row_alone(in_force, tmp_path, 
 def test_health_knows_it_for_a_norm(in_force, rng):
     model = Sequential(*(part for _ in range(3) for part in (Dense(8, 8), LayerNorm(8, "tanh"))), Dense(8, 2), seed=0)
     x, labels = rng.standard_normal((32, 8), np.float32), rng.integers(0, 2, 32)
-    trainer = fg.Trainer(model, health_every=1)
+    trainer = fg.Trainer(model, health=True)
     trainer.step(x, labels)
-    assert "LayerNorm" in str(trainer.health)
+    assert "LayerNorm" in str(trainer.health())
+    traits = model_traits(model)
+    assert [t.kind for t in traits] == ["Dense before a layer norm", "LayerNorm"] * 3 + ["Dense"]
+    assert all(t.norm for t in traits)
