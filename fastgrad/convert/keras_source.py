@@ -138,7 +138,7 @@ def _zero_padding(reading: KerasReading, layer: Any) -> None:
 
 def _batch_norm(reading: KerasReading, layer: Any) -> None:
     last = layer.input_spec.ndim - 1
-    reading.need(layer.axis in (-1, last), f"axis {axes[0] if len(axes) == 1 else axes}, not the last,")
+    reading.need(layer.axis in (-1, last), f"axis {layer.axis}, not the last,")
     reading.need(layer.center and layer.scale, "center=False or scale=False")
     arrays = _arrays(layer, "gamma", "beta", "running_mean", "running_var")
     # without the last digit of 1 - 0.99
