@@ -18,7 +18,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.fork import give_lock
-from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.loss_arguments import checked_labels
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Net, UpdateRule
 from fastgrad.optim.setting import clip_norm_of

@@ -14,7 +14,7 @@ from .engine import compile, intrinsics, thread_pool
 from .engine.array_table import AddressList
 from .engine.object_memory import plain
 from .health import array_health, output_health
-from .loss import cross_entropy, mse
+from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .packing import gather_rows
@@ -38,7 +38,7 @@ def _call_drivers(dtype):
     """Every function that Python calls, on the smallest arrays."""
     one, flat, none = np.ones((1, 1), dtype), np.zeros(2, dtype), np.zeros((0, 2), dtype)
     table, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
-    net = types.Net(table, parameters, types.CROSS_ENTROPY, flat, flat.copy(), np.empty(16, dtype))
+    net = types.Net(table, parameters, types.Loss(types.CROSS_ENTROPY), flat, flat.copy(), np.empty(16, dtype))
     rule = types.UpdateRule(types.SGD, none, np.zeros(7), np.inf, None, None)
     for target in (one, np.zeros(1, np.int64)):
         dense_chain_step(one, target, net, rule, 0, np.empty(2))
@@ -69,8 +69,7 @@ def _call_drivers(dtype):
             one, chain, types.ChainSaved(y, y), types.ChainGradients(dz, None, dw, [None] * len(weights))
         )
     gemm.matmul(one, one, one.copy())
-    mse(one, one, one.copy(), one.copy(), 1.0)
-    cross_entropy(one, np.zeros(1, np.int64), flat[:1].copy(), one.copy(), 1.0)
+    loss_gradient(one, one, types.Loss(types.MSE), one.copy(), one.copy())
     statistics, affine = types.Statistics(np.zeros(1), np.ones(1)), types.Affine(flat[:1].copy(), flat[:1].copy())
     saved, gradients = types.LayerSaved(one.copy(), one.copy()), types.NormGradients(None, one.copy(), *affine)
     batch_norm_statistics(one, types.Running(None, None, 0.1, True), True, 1e-5, statistics)

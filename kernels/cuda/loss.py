@@ -1,12 +1,14 @@
-"""Losses and their gradients times `scale`, and the sum of the losses in float64; formulas: kernels/reference/loss.py.
+"""Losses and their gradients, and the sums of a mean in float64; formulas: kernels/reference/loss.py.
 
-Two launches: one writes losses and gradients, and a sum for each block; the other adds those sums. The total stays on the device as a 0-d
-array, so only a caller that reads its value waits. cross_entropy reads logits, and target probabilities, twice: once for the largest logit
-and the sum of exponentials together, as softmax does, and once to write.
+Two launches: one writes losses and gradients, and two sums for each block; the other adds those sums. The sums stay on the device, so only
+a caller that reads their values waits. Where the mean is over weights, two launches before these add the weights up, and the scale
+of the gradients is computed from their sum on the device. cross_entropy reads logits, and target probabilities, twice: once for the largest
+logit and the sum of exponentials together, as softmax does, and once to write.
 """
 
 import math
 
+import numpy as np
 from numba import cuda, float64
 
 from .. import types
@@ -20,6 +22,7 @@ from .engine.device import (
     Real,
     Values,
     Wide,
+    WideNumber,
     blocks,
     device_function,
     flat,
@@ -34,80 +37,183 @@ from .engine.reductions import add_across, add_down, larger, largest_across, til
 
 
 @device_function
-def write_block_sum(value, partials):
-    """Write the sum over the block's threads to its element of partials."""
-    total = add_down(cuda.shared.array(BLOCK, float64), value, 1)
+def block_sum(value):
+    """The sum over the block's threads."""
+    return add_down(cuda.shared.array(BLOCK, float64), value, 1)
+
+
+@device_function
+def write_block_sums(cost, right, partials):
+    """Write the sums over the block's threads to its elements of partials (2, blocks)."""
+    total = block_sum(cost)
+    if cuda.threadIdx.x == 0:
+        partials[cuda.blockIdx.x] = total
+    total = block_sum(right)
+    if cuda.threadIdx.x == 0:
+        partials[cuda.gridDim.x + cuda.blockIdx.x] = total
+
+
+@device_function
+def scale_of(scale, has_count, count, columns):
+    """The scale of the gradients: that of the host, or 1 / (count columns), 0 where the rows of the mean have no weight."""
+    if not has_count:
+        return scale
+    return 1.0 / (count[0] * columns) if count[0] * columns != 0.0 else 0.0
+
+
+@wide_kernel
+def row_counts(
+    dtype: Real, rows: Integer, columns: Integer, ignore_index: Integer, by_class: Integer, has_weights: Integer,
+    has_row_weights: Integer, labels: Integers, weights: Values, row_weights: Values, partials: Wide,
+):  # fmt: skip
+    """Sums by block of the weights that rows have in the mean."""
+    total = 0.0
+    for row in range(grid_start(), rows, grid_stride()):
+        weight = float64(row_weights[row]) if has_row_weights else 1.0
+        if by_class:
+            label = labels[row]
+            if label == ignore_index:
+                weight = 0.0
+            elif has_weights and label >= 0 and label < columns:
+                weight *= float64(weights[label])
+        total += weight
+    total = block_sum(total)
     if cuda.threadIdx.x == 0:
         partials[cuda.blockIdx.x] = total
 
 
 @wide_kernel
 def cross_entropy_rows(
-    dtype: Real, rows: Integer, columns: Integer, width: Integer, by_class: Integer, scale: Number,
-    logits: Values, labels: Integers, targets: Values, losses: Values, dlogits: Values, partials: Wide,
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, ignore_index: Integer, by_class: Integer, has_weights: Integer,
+    has_row_weights: Integer, has_count: Integer, own: Number, other: Number, scale: WideNumber, logits: Values, labels: Integers,
+    targets: Values, weights: Values, row_weights: Values, count: Wide, losses: Values, dlogits: Values, partials: Wide,
 ):  # fmt: skip
-    """A row by `width` threads side by side. labels (rows,) with by_class, else targets (rows, columns)."""
+    """A row by `width` threads side by side. labels (rows,) with by_class, else targets (rows, columns). own, other: the parts of the
+    target and of every class in the smoothed target."""
     shared = cuda.shared.array(BLOCK, dtype)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     end = columns if row < rows else 0
+    label = labels[row] if by_class and end > 0 else -1
     largest, total, weight = dtype(-math.inf), dtype(0), dtype(0)
+    # columns of the first largest logit and target, as numbers that the reductions take
+    first, largest_target, first_target = dtype(columns), dtype(-math.inf), dtype(columns)
     for column in range(lane, end, width):
-        value = logits[row * columns + column]
+        at = row * columns + column
+        value = logits[at]
         last_largest = largest
         largest = larger(value, largest)
         if largest > last_largest:
             total = total * math.exp(last_largest - largest) + dtype(1)
+            first = dtype(column)
         elif value > dtype(-math.inf):
             total += math.exp(value - largest)
-        if not by_class:
-            weight += targets[row * columns + column]
+        target = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
+        if target > largest_target:
+            largest_target, first_target = target, dtype(column)
+        target = own * target + other
+        weight += weights[column] * target if has_weights else target
     row_largest = largest_across(shared, largest, width)
     total = add_across(shared, total * math.exp(largest - row_largest) if total > dtype(0) else total, width)
-    weight = dtype(1) if by_class else add_across(shared, weight, width)
-    label = labels[row] if by_class and end > 0 else -1
+    weight = add_across(shared, weight, width)
+    first = -largest_across(shared, -first if largest == row_largest else -dtype(columns), width)
+    if by_class:
+        first_target = dtype(label)
+    else:
+        row_target = largest_across(shared, largest_target, width)
+        first_target = -largest_across(
+            shared, -first_target if largest_target == row_target else -dtype(columns), width
+        )
+    is_ignored = by_class and label == ignore_index
     # of no class: the gradient becomes NaN, so that no update is made of it
-    bad_label = by_class and (label < 0 or label >= columns)
+    bad_label = by_class and not is_ignored and (label < 0 or label >= columns)
+    row_weight = row_weights[row] if has_row_weights and end > 0 else dtype(1)
+    factor = dtype(scale_of(scale, has_count, count, 1.0)) * row_weight
     cost = dtype(0)
     for column in range(lane, end, width):
         at = row * columns + column
         shifted = logits[at] - row_largest
         target = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
+        target = own * target + other
+        if has_weights:
+            target = weights[column] * target
         if bad_label:
             target = dtype(math.nan)
-        dlogits[at] = (math.exp(shifted) / total * weight - target) * scale
+        slope = (math.exp(shifted) / total * weight - target) * factor
+        dlogits[at] = dtype(0) if is_ignored else slope
         cost -= times(target, shifted)
     cost = add_across(shared, cost, width)
-    is_writer = lane == 0 and end > 0
+    is_writer, right = lane == 0 and end > 0, 0.0
     if is_writer:
-        cost += weight * math.log(total)
+        cost = dtype(0) if is_ignored else (cost + weight * math.log(total)) * row_weight
+        if cost == cost and first == first_target and not is_ignored and not bad_label:
+            right = float64(row_weight)
+            if by_class and has_weights:
+                right *= float64(weights[label])
         if bad_label:
             # which is no cost of any class
             cost = dtype(-math.inf)
         losses[row] = cost
-    write_block_sum(float64(cost) if is_writer else 0.0, partials)
+    write_block_sums(float64(cost) if is_writer else 0.0, right, partials)
 
 
 @wide_kernel
 def loss_values(
-    dtype: Real, n: Integer, loss: Integer, scale: Number,
-    y: Values, targets: Values, losses: Values, dy: Values, partials: Wide,
+    dtype: Real, n: Integer, columns: Integer, loss: Integer, has_weights: Integer, has_row_weights: Integer, has_count: Integer,
+    parameter: Number, scale: WideNumber, y: Values, targets: Values, weights: Values, row_weights: Values, count: Wide,
+    losses: Values, dy: Values, partials: Wide,
 ):  # fmt: skip
-    """Losses of single values: mse, poisson_nll and binary_cross_entropy."""
-    total = 0.0
+    """Losses of single values: all but cross_entropy."""
+    total, right = 0.0, 0.0
+    value_scale = dtype(scale_of(scale, has_count, count, float64(columns)))
     for i in range(grid_start(), n, grid_stride()):
         z, t = y[i], targets[i]
+        is_right = False
         if loss == types.MSE:
             cost, slope = (z - t) * (z - t), dtype(2) * (z - t)
         elif loss == types.POISSON_NLL:
             rate = math.exp(z)
             cost, slope = rate - times(t, z), rate - t
+        elif loss == types.MAE:
+            cost, slope = abs(z - t), sign(z - t)
+        elif loss == types.HUBER:
+            cost, slope = huber_cost(z - t, parameter), huber_slope(z - t, parameter)
         else:
-            cost, slope = binary_cost(z, t), sigmoid(z) - t
-        losses[i] = cost
-        dy[i] = slope * scale
-        total += float64(cost)
-    write_block_sum(total, partials)
+            weight = weights[i % columns] if has_weights else dtype(1)
+            cost, slope = binary_cost(z, t, weight), sigmoid(z) * (dtype(1) + (weight - dtype(1)) * t) - weight * t
+            is_right = cost == cost and (z > dtype(0)) == (t > dtype(0.5))
+        factor = row_weights[i // columns] if has_row_weights else dtype(1)
+        losses[i] = cost * factor
+        dy[i] = slope * value_scale * factor
+        total += float64(cost * factor)
+        right += float64(factor) if is_right else 0.0
+    write_block_sums(total, right, partials)
+
+
+@wide_kernel
+def loss_sums(
+    dtype: Real, blocks: Integer, columns: Integer, mean: Integer, has_count: Integer, rows: WideNumber, scale: WideNumber, count: Wide,
+    partials: Wide, before: Integers, status: Integers, record: Wide, sums: Wide,
+):  # fmt: skip
+    """sums (3,), as loss_gradient returns them, of partials (2, blocks); status: that before, or BAD_LABEL, which a loss of -inf
+    stands for; and record[0], the loss, where that is OK."""
+    cost, right = 0.0, 0.0
+    for i in range(cuda.threadIdx.x, blocks, BLOCK):
+        cost += partials[i]
+        right += partials[blocks + i]
+    cost = block_sum(cost)
+    right = block_sum(right)
+    if cuda.threadIdx.x == 0:
+        outcome = before[0]
+        if outcome == types.OK and cost == -math.inf:
+            outcome = types.BAD_LABEL
+        status[0] = outcome
+        if mean:
+            cost *= scale_of(scale, has_count, count, float64(columns))
+        sums[0], sums[1] = cost, count[0] if has_count else rows
+        sums[2] = right / float64(columns)
+        if outcome == types.OK:
+            record[0] = cost
 
 
 @device_function
@@ -117,54 +223,86 @@ def times(t, log_p):
 
 
 @device_function
-def binary_cost(z, t):
-    """-t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z))."""
-    return times(real(1, t) - t if z > real(0, z) else t, abs(z)) + softplus(-abs(z))
+def binary_cost(z, t, weight):
+    """-weight t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z))."""
+    one = real(1, t)
+    linear = times(one - t if z > real(0, z) else weight * t, abs(z))
+    return linear + (one + (weight - one) * t) * softplus(-abs(z))
 
 
-def class_losses(logits, labels, losses, dlogits, scale):
-    """cross_entropy, which returns the sums by block; -inf for a block with a label that is no class."""
-    rows, columns = logits.shape
-    width = tile_width(columns)
-    grid, by_class = -(-rows // (BLOCK // width)), labels.ndim == 1
-    partials = device.xp.empty(grid)
-    flat_labels = flat(labels)
-    targets = (flat_labels, None) if by_class else (None, flat_labels)
-    with written(losses) as costs, written(dlogits) as gradient:
-        arrays = flat(logits), *targets, costs, gradient, partials
-        launch(cross_entropy_rows, logits.dtype, grid, rows, columns, width, by_class, scale, *arrays)
-    return partials
+@device_function
+def sign(value):
+    """-1, 0 or 1; NaN of NaN."""
+    return real(1, value) if value > real(0, value) else (real(-1, value) if value < real(0, value) else value)
 
 
-def value_losses(loss, y, target, losses, dy, scale):
-    """A loss of single values, which returns the sums by block."""
-    partials = device.xp.empty(blocks(y.size))
+@device_function
+def huber_cost(difference, delta):
+    size, half = abs(difference), real(0.5, delta)
+    return half * difference * difference if size < delta else delta * (size - half * delta)
+
+
+@device_function
+def huber_slope(difference, delta):
+    return delta if difference > delta else (-delta if difference < -delta else difference)
+
+
+def counted_weight(target, loss, columns, row_weights, dtype):
+    """The sum of the rows' weights in the mean, (1,) on the device; None where it is the number of rows."""
+    by_class = target.ndim == 1
+    labels = target if by_class and (loss.weights is not None or loss.ignore_index != types.NO_LABEL) else None
+    if labels is None and row_weights is None:
+        return None
+    rows = len(target)
+    partials, weights = device.xp.empty(blocks(rows)), loss.weights if by_class else None
+    flags = labels is not None, weights is not None, row_weights is not None
+    launch(
+        row_counts, dtype, partials.size, rows, columns, loss.ignore_index, *flags, flat(labels), flat(weights), flat(row_weights), partials
+    )  # fmt: skip
+    return total_of(partials, dtype).reshape(1)
+
+
+def write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, record, sums):
+    """loss_gradient, which writes sums (3,), status and record[0] as loss_sums has them. Returns the weight of counted_weight, or None."""
+    rows, columns = y.shape
+    values, dtype = 1 if loss.by_row else columns, y.dtype
+    row_weights, weights, target = flat(row_weights), flat(loss.weights), flat(target)
+    count = counted_weight(target, loss, columns, row_weights, dtype)
+    scale = 1 / (rows * values) if mean and rows * values else 1.0
+    # of a sum no count is needed for the gradients
+    scale_count = count if mean else None
+    has_weights, has_row_weights = loss.weights is not None, row_weights is not None
+    flags = has_weights, has_row_weights, scale_count is not None
     with written(losses) as costs, written(dy) as gradient:
-        launch(
-            loss_values, y.dtype, partials.size, y.size, loss, scale, flat(y), flat(target), costs, gradient, partials
-        )
-    return partials
+        if loss.by_row:
+            width, by_class = tile_width(columns), target.ndim == 1
+            grid = -(-rows // (BLOCK // width))
+            partials = device.xp.empty((2, grid))
+            # the kernel adds up smoothed targets of at least one class
+            smoothing = 1 - loss.parameter, loss.parameter / max(columns, 1)
+            launch(
+                cross_entropy_rows, dtype, grid, rows, columns, width, loss.ignore_index, by_class, *flags, *smoothing, scale, flat(y),
+                target if by_class else None, None if by_class else target, weights, row_weights, scale_count, costs, gradient, partials,
+            )  # fmt: skip
+        else:
+            grid = blocks(y.size)
+            partials = device.xp.empty((2, grid))
+            launch(
+                loss_values, dtype, grid, y.size, columns, loss.code, *flags, loss.parameter, scale, flat(y), target, weights, row_weights,
+                scale_count, costs, gradient, partials,
+            )  # fmt: skip
+    launch(
+        loss_sums, dtype, 1, grid, max(values, 1), mean, count is not None, rows, scale, count, partials, before, status, record, sums
+    )  # fmt: skip
+    return count
 
 
-def cross_entropy(logits, labels, losses, dlogits, scale):
-    """losses (N,) and dlogits (N, C) are written; labels int64 (N,) or of the logits' dtype (N, C)."""
-    return total_of(class_losses(logits, labels, losses, dlogits, scale), logits.dtype)
+def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
+    """losses (N,) of cross_entropy or (N, K), and dy (N, K) are written; target int64 (N,) or of y's dtype (N, K).
 
-
-def binary_cross_entropy(logits, targets, losses, dlogits, scale):
-    """losses and dlogits are written, of the logits' shape."""
-    return _elementwise(types.BINARY_CROSS_ENTROPY, logits, targets, losses, dlogits, scale)
-
-
-def mse(y, target, losses, dy, scale):
-    """losses and dy are written, of y's shape."""
-    return _elementwise(types.MSE, y, target, losses, dy, scale)
-
-
-def poisson_nll(z, target, losses, dz, scale):
-    """losses and dz are written, of z's shape."""
-    return _elementwise(types.POISSON_NLL, z, target, losses, dz, scale)
-
-
-def _elementwise(loss, y, target, losses, dy, scale):
-    return total_of(value_losses(loss, y, target, losses, dy, scale), y.dtype)
+    Returns (3,), float64, on the device: the mean or the sum of the losses, the sum of the rows' weights, and that of the right rows.
+    """
+    xp, sums = device.xp, device.xp.zeros(3)
+    before, status = xp.zeros(1, np.int64), xp.empty(1, np.int64)
+    write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, sums, sums)
+    return sums

@@ -25,6 +25,7 @@ from fastgrad.functional.packing import packed_batch
 from fastgrad.kernels import reference, types
 from fastgrad.kernels.types import (
     ACTIVATIONS,
+    LOSSES,
     Affine,
     ConvGradients,
     Geometry,
@@ -229,7 +230,7 @@ def test_rows_wider_than_a_block(emulated, dtype, rng):
         y, dz, losses, dlogits = (unwritten(shape, kind) for shape in ((3, 1500), (3, 1500), 3, (3, 1500)))
         kernels.activation_forward(z.astype(kind), y, f)
         kernels.activation_backward(dy.astype(kind), None, y, dz, f)
-        kernels.cross_entropy(z.astype(kind), labels, losses, dlogits, 1.0)
+        kernels.loss_gradient(z.astype(kind), labels, LOSSES["cross_entropy"], losses, dlogits, mean=False)
         found.append((y, dz, losses, dlogits))
     for ours, exact in zip(*found, strict=True):
         assert_close("loss", ours, exact, size=np.abs(exact).max(), terms=1500)
