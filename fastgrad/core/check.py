@@ -32,10 +32,10 @@ def array(
     sizes = value.shape
     if sizes != shape:
         if len(sizes) != len(shape):
-            raise ValueError(f"{op}: {name} must be {sizes(form, shape)}, got {sizes}")
+            raise ValueError(f"{op}: {name} must be {shape_text(form, shape)}, got {sizes}")
         for expected, n in zip(shape, sizes, strict=True):
             if expected is not None and expected != n:
-                raise ValueError(f"{op}: {name} must be {sizes(form, shape)}, got {sizes}")
+                raise ValueError(f"{op}: {name} must be {shape_text(form, shape)}, got {sizes}")
     return value
 
 
@@ -229,7 +229,7 @@ def dtype(op: str, value: Any) -> np.dtype:
     return dtype
 
 
-def sizes(form: str, shape: Sequence[int | None]) -> str:
+def shape_text(form: str, shape: Sequence[int | None]) -> str:
     known = ", ".join("_" if n is None else str(n) for n in shape)
     return form if all(n is None for n in shape) else f"{form} = ({known}{',' if len(shape) == 1 else ''})"
 

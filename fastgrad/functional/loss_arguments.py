@@ -49,12 +49,13 @@ def checked_weights(
     if not is_real:
         raise TypeError(f"{op}: {name} must be numbers {form}, got {getattr(value, 'dtype', type(value).__name__)}")
     if array.shape != shape and not (scalar and array.ndim == 0):
-        raise ValueError(f"{op}: {name} must be {check.sizes(form, shape)}, got {array.shape}")
+        raise ValueError(f"{op}: {name} must be {check.shape_text(form, shape)}, got {array.shape}")
     with np.errstate(over="ignore"):
         # a copy: the caller may write to the array before it is used
         array = array.astype(like.dtype)
     if values or not on_gpu:
-        bad = device.to_host(~((array >= 0) & (array < np.inf)))
+        bad = ~((array >= 0) & (array < np.inf))
+        bad = device.to_host(bad) if on_gpu else np.asarray(bad)
         if bad.any():
             index = tuple(int(i) for i in np.argwhere(bad)[0])
             at = f" at index {index[0] if len(index) == 1 else index}" if index else ""

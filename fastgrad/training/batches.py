@@ -112,7 +112,7 @@ class BatchSource:
 
 def check_arguments(op: str, name: str, value: Any) -> None:
     """value must be (x, y), (x, y, lengths) or (x, y, lengths, sample_weight)."""
-    check.sequence(op, f"{name} (x, y), (x, y, lengths) or (x, y, lengths, sample_weight)", value)
+    check.sequence(op, name, value)
     if not 2 <= len(value) <= 4:
         raise ValueError(
             f"{op}: {name} must be (x, y), (x, y, lengths) or (x, y, lengths, sample_weight), got {len(value)} values"

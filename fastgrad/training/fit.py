@@ -12,6 +12,7 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.kernels import types
+from fastgrad.kernels.types import Loss
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.nn.state_snapshot import StateSnapshot
@@ -24,6 +25,7 @@ from fastgrad.training.fit_checkpoint import check_folder, read_checkpoint, writ
 from fastgrad.training.history import EpochResult, History, accuracy_of, means
 from fastgrad.training.progress import epoch_bar, has_bar, show
 from fastgrad.training.row_weights import by_class, class_weights
+from fastgrad.training.settings import kernel_loss
 
 OP = "Trainer.fit"
 
@@ -50,8 +52,8 @@ def fit(
 ) -> History:
     """See Trainer.fit."""
     model, loss = trainer.model, trainer.loss
-    trainer._rebind_if_changed()
-    weighted = _class_weighted(trainer, class_weight)
+    loss_of_data = kernel_loss(loss, model)
+    weighted = _class_weighted(model, loss_of_data, class_weight)
     epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
     every = check.count(OP, "checkpoint_every", checkpoint_every)
     window = window_size(OP, model, window)
@@ -67,12 +69,12 @@ def fit(
             raise ValueError(f'{OP}: class_weight "balanced" is for arrays; of an iterable the labels are not known')
         source = BatchSource(OP, trainer, x, epochs, window, _check_batch, weighted)
     else:
-        data = weighted(checked_data(OP, model, trainer._kernel_loss, x, y, lengths, sample_weight))
+        data = weighted(checked_data(OP, model, loss_of_data, x, y, lengths, sample_weight))
         source = _array_source(trainer, data, batch_size, window, shuffle, drop_last)
     held_out = None
     if validation is not None:
         check_arguments(OP, "validation", validation)
-        held_out = checked_data(f"{OP}: validation", model, trainer._kernel_loss, *validation)
+        held_out = checked_data(f"{OP}: validation", model, loss_of_data, *validation)
     stopping = None
     if patience is not None:
         if held_out is None:
@@ -98,7 +100,7 @@ def fit(
                     raise RuntimeError(f"{OP}: the callback changed the loss, for which y was not checked")
                 result = _train_epoch(trainer, source, epoch)
                 if held_out is not None:
-                    val_loss, accuracy = evaluate(model, trainer._kernel_loss, held_out)
+                    val_loss, accuracy = evaluate(model, kernel_loss(loss, model), held_out)
                     trainer.val_losses.append(val_loss)
                     result = result._replace(val_loss=val_loss, val_accuracy=accuracy)
                     if stopping is not None:
@@ -157,11 +159,10 @@ def _train_epoch(trainer: Any, source: ArraySource | BatchSource, epoch: int) ->
     return EpochResult(epoch, loss, accuracy, None, None, norm, rate, seconds)
 
 
-def _class_weighted(trainer: Any, class_weight: Any) -> Callable[[TrainingData], TrainingData]:
+def _class_weighted(model: Model, loss: Loss, class_weight: Any) -> Callable[[TrainingData], TrainingData]:
     """A function of data that gives its rows the weights of their classes."""
     if class_weight is None:
         return lambda data: data
-    model, loss = trainer.model, trainer._kernel_loss
     of_class = class_weights(OP, class_weight, loss, model.n_out, model.params)
 
     def weighted(data: TrainingData) -> TrainingData:

@@ -21,14 +21,14 @@ def checked_sample_weight(
     return weights[:, None].repeat(rows[1], 1) if by_sequence else weights
 
 
-def class_weights(op: str, value: Any, loss: types.Loss, classes: int, like: Any) -> np.ndarray | None:
+def class_weights(op: str, value: Any, loss: types.Loss, classes: int | None, like: Any) -> np.ndarray | None:
     """class_weight of fit, a dictionary or numbers (C,), as an array (C,); None for "balanced"."""
     if not loss.by_row and not (loss.code == types.BINARY_CROSS_ENTROPY and classes == 1):
         raise ValueError(
             f"{op}: class_weight is for cross_entropy, and for binary_cross_entropy of one output; "
             "fg.loss.BinaryCrossEntropy has pos_weight"
         )
-    classes = classes if loss.by_row else 2
+    classes = (classes or 0) if loss.by_row else 2
     if isinstance(value, str):
         check.choice(op, "class_weight", value, ("balanced",))
         return None
@@ -46,7 +46,7 @@ def by_class(
     lengths: np.ndarray | None,
     loss: types.Loss,
     of_class: np.ndarray | None,
-    classes: int,
+    classes: int | None,
     dtype: np.dtype,
 ) -> np.ndarray:
     """The rows' weights times those of their classes, of_class (C,); None balances them over the labels that are counted.
@@ -57,6 +57,7 @@ def by_class(
     if not loss.by_row:
         labels, classes = (y[..., 0] > 0.5).astype(np.int64), 2
     else:
+        classes = classes or 0
         labels = y if y.dtype == np.int64 else y.argmax(axis=-1)
     known = (labels >= 0) & (labels < classes) & (labels != loss.ignore_index)
     labels = xp.where(known, labels, 0)
