@@ -9,6 +9,8 @@ import numpy as np
 from fastgrad.functional.loss_arguments import checked_weights, class_loss, huber_loss
 from fastgrad.kernels import types
 
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
+
 
 class Loss:
     """The base class of losses: settings alone."""

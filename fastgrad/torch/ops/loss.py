@@ -102,9 +102,9 @@ def _run(
         if not counted.any():
             # of nothing, as PyTorch has it
             loss = math.nan
-    is_one = isinstance(loss, float)
-    losses_tensor = torch.tensor(loss, dtype=logits.dtype) if is_one else torch.from_numpy(loss.reshape(shape))
     gradient = np.ascontiguousarray(np.moveaxis(dlogits.reshape(by_class.shape), -1, axis))
+    is_one = isinstance(loss, float)
+    losses_tensor = torch.tensor(loss, dtype=logits.dtype) if is_one else torch.from_numpy(np.reshape(loss, shape))
     return losses_tensor, torch.from_numpy(gradient)
 
 
