@@ -1,9 +1,9 @@
 """Losses and their gradients, and the sums of a mean in float64; formulas: kernels/reference/loss.py.
 
-Two launches: one writes losses and gradients, and two sums for each block; the other adds those sums. The sums stay on the device, so only
-a caller that reads their values waits. Where the mean is over weights, two launches before these add the weights up, and the scale
-of the gradients is computed from their sum on the device. cross_entropy reads logits, and target probabilities, twice: once for the largest
-logit and the sum of exponentials together, as softmax does, and once to write.
+Two launches: one writes losses and gradients, and two sums for each block; the other adds those sums (loss_mean.py). The sums stay on the
+device, so only a caller that reads their values waits. Where the mean is over weights, two launches before these add them up.
+cross_entropy reads logits, and target probabilities, twice: once for the largest logit and the sum of exponentials together, as softmax
+does, and once to write.
 """
 
 import math
@@ -22,7 +22,6 @@ from .engine.device import (
     Real,
     Values,
     Wide,
-    WideNumber,
     blocks,
     device_function,
     flat,
@@ -33,13 +32,8 @@ from .engine.device import (
     wide_kernel,
     written,
 )
-from .engine.reductions import add_across, add_down, larger, largest_across, tile_width, total_of
-
-
-@device_function
-def block_sum(value):
-    """The sum over the block's threads."""
-    return add_down(cuda.shared.array(BLOCK, float64), value, 1)
+from .engine.reductions import add_across, larger, largest_across, tile_width
+from .loss_mean import block_sum, loss_sums, mean_weight
 
 
 @device_function
@@ -53,40 +47,11 @@ def write_block_sums(cost, right, partials):
         partials[cuda.gridDim.x + cuda.blockIdx.x] = total
 
 
-@device_function
-def scale_of(scale, has_count, count, columns):
-    """The scale of the gradients: that of the host, or 1 / (count columns), 0 where the rows of the mean have no weight."""
-    if not has_count:
-        return scale
-    return 1.0 / (count[0] * columns) if count[0] * columns != 0.0 else 0.0
-
-
-@wide_kernel
-def row_counts(
-    dtype: Real, rows: Integer, columns: Integer, ignore_index: Integer, by_class: Integer, has_weights: Integer,
-    has_row_weights: Integer, labels: Integers, weights: Values, row_weights: Values, partials: Wide,
-):  # fmt: skip
-    """Sums by block of the weights that rows have in the mean."""
-    total = 0.0
-    for row in range(grid_start(), rows, grid_stride()):
-        weight = float64(row_weights[row]) if has_row_weights else 1.0
-        if by_class:
-            label = labels[row]
-            if label == ignore_index:
-                weight = 0.0
-            elif has_weights and label >= 0 and label < columns:
-                weight *= float64(weights[label])
-        total += weight
-    total = block_sum(total)
-    if cuda.threadIdx.x == 0:
-        partials[cuda.blockIdx.x] = total
-
-
 @wide_kernel
 def cross_entropy_rows(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, ignore_index: Integer, by_class: Integer, has_weights: Integer,
-    has_row_weights: Integer, has_count: Integer, own: Number, other: Number, scale: WideNumber, logits: Values, labels: Integers,
-    targets: Values, weights: Values, row_weights: Values, count: Wide, losses: Values, dlogits: Values, partials: Wide,
+    has_row_weights: Integer, has_scale: Integer, own: Number, other: Number, scale: Number, logits: Values, labels: Integers,
+    targets: Values, weights: Values, row_weights: Values, mean_scale: Values, losses: Values, dlogits: Values, partials: Wide,
 ):  # fmt: skip
     """A row by `width` threads side by side. labels (rows,) with by_class, else targets (rows, columns). own, other: the parts of the
     target and of every class in the smoothed target."""
@@ -95,61 +60,61 @@ def cross_entropy_rows(
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     end = columns if row < rows else 0
     label = labels[row] if by_class and end > 0 else -1
+    is_ignored = by_class and label == ignore_index
+    # of no class: the gradient becomes NaN, so that no update is made of it
+    bad_label = by_class and not is_ignored and (label < 0 or label >= columns)
+    # of no column where there is no label, or a bad one; columns are int32, which takes one register, not two
+    own_column = np.int32(label) if 0 <= label < columns else np.int32(-1)
     largest, total, weight = dtype(-math.inf), dtype(0), dtype(0)
-    # columns of the first largest logit and target, as numbers that the reductions take
-    first, largest_target, first_target = dtype(columns), dtype(-math.inf), dtype(columns)
-    for column in range(lane, end, width):
+    largest_target = dtype(-math.inf)
+    for column in range(np.int32(lane), np.int32(end), np.int32(width)):
         at = row * columns + column
         value = logits[at]
         last_largest = largest
         largest = larger(value, largest)
         if largest > last_largest:
             total = total * math.exp(last_largest - largest) + dtype(1)
-            first = dtype(column)
         elif value > dtype(-math.inf):
             total += math.exp(value - largest)
-        target = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
-        if target > largest_target:
-            largest_target, first_target = target, dtype(column)
+        target = (dtype(1) if column == own_column else dtype(0)) if by_class else targets[at]
+        largest_target = target if target > largest_target else largest_target
         target = own * target + other
         weight += weights[column] * target if has_weights else target
     row_largest = largest_across(shared, largest, width)
     total = add_across(shared, total * math.exp(largest - row_largest) if total > dtype(0) else total, width)
     weight = add_across(shared, weight, width)
-    first = -largest_across(shared, -first if largest == row_largest else -dtype(columns), width)
-    if by_class:
-        first_target = dtype(label)
-    else:
-        row_target = largest_across(shared, largest_target, width)
-        first_target = -largest_across(
-            shared, -first_target if largest_target == row_target else -dtype(columns), width
-        )
-    is_ignored = by_class and label == ignore_index
-    # of no class: the gradient becomes NaN, so that no update is made of it
-    bad_label = by_class and not is_ignored and (label < 0 or label >= columns)
-    row_weight = row_weights[row] if has_row_weights and end > 0 else dtype(1)
-    factor = dtype(scale_of(scale, has_count, count, 1.0)) * row_weight
-    cost = dtype(0)
-    for column in range(lane, end, width):
+    row_target = largest_across(shared, largest_target, width)
+    # columns of the first largest logit and target
+    first, first_target = np.int32(columns), np.int32(columns)
+    if bad_label:
+        weight = dtype(math.nan)
+    factor = mean_scale[0] if has_scale else scale
+    if has_row_weights and end > 0:
+        factor *= row_weights[row]
+    cost = weight * math.log(total) if lane == 0 else dtype(0)
+    for column in range(np.int32(lane), np.int32(end), np.int32(width)):
         at = row * columns + column
         shifted = logits[at] - row_largest
-        target = (dtype(1) if column == label else dtype(0)) if by_class else targets[at]
+        target = (dtype(1) if column == own_column else dtype(0)) if by_class else targets[at]
+        if shifted == dtype(0):
+            first = min(first, column)
+        if target == row_target:
+            first_target = min(first_target, column)
         target = own * target + other
         if has_weights:
             target = weights[column] * target
-        if bad_label:
-            target = dtype(math.nan)
         slope = (math.exp(shifted) / total * weight - target) * factor
         dlogits[at] = dtype(0) if is_ignored else slope
         cost -= times(target, shifted)
     cost = add_across(shared, cost, width)
+    is_right = largest_across(shared, -dtype(first), width) == largest_across(shared, -dtype(first_target), width)
     is_writer, right = lane == 0 and end > 0, 0.0
     if is_writer:
-        cost = dtype(0) if is_ignored else (cost + weight * math.log(total)) * row_weight
-        if cost == cost and first == first_target and not is_ignored and not bad_label:
-            right = float64(row_weight)
-            if by_class and has_weights:
-                right *= float64(weights[label])
+        # read again, which takes fewer registers than to keep it
+        row_weight = row_weights[row] if has_row_weights else dtype(1)
+        cost = dtype(0) if is_ignored else cost * row_weight
+        if cost == cost and is_right and not is_ignored and not bad_label:
+            right = float64(row_weight * weights[own_column] if by_class and has_weights else row_weight)
         if bad_label:
             # which is no cost of any class
             cost = dtype(-math.inf)
@@ -159,13 +124,13 @@ def cross_entropy_rows(
 
 @wide_kernel
 def loss_values(
-    dtype: Real, n: Integer, columns: Integer, loss: Integer, has_weights: Integer, has_row_weights: Integer, has_count: Integer,
-    parameter: Number, scale: WideNumber, y: Values, targets: Values, weights: Values, row_weights: Values, count: Wide,
+    dtype: Real, n: Integer, columns: Integer, loss: Integer, has_weights: Integer, has_row_weights: Integer, has_scale: Integer,
+    parameter: Number, scale: Number, y: Values, targets: Values, weights: Values, row_weights: Values, mean_scale: Values,
     losses: Values, dy: Values, partials: Wide,
 ):  # fmt: skip
     """Losses of single values: all but cross_entropy."""
     total, right = 0.0, 0.0
-    value_scale = dtype(scale_of(scale, has_count, count, float64(columns)))
+    value_scale = mean_scale[0] if has_scale else scale
     for i in range(grid_start(), n, grid_stride()):
         z, t = y[i], targets[i]
         is_right = False
@@ -188,32 +153,6 @@ def loss_values(
         total += float64(cost * factor)
         right += float64(factor) if is_right else 0.0
     write_block_sums(total, right, partials)
-
-
-@wide_kernel
-def loss_sums(
-    dtype: Real, blocks: Integer, columns: Integer, mean: Integer, has_count: Integer, rows: WideNumber, scale: WideNumber, count: Wide,
-    partials: Wide, before: Integers, status: Integers, record: Wide, sums: Wide,
-):  # fmt: skip
-    """sums (3,), as loss_gradient returns them, of partials (2, blocks); status: that before, or BAD_LABEL, which a loss of -inf
-    stands for; and record[0], the loss, where that is OK."""
-    cost, right = 0.0, 0.0
-    for i in range(cuda.threadIdx.x, blocks, BLOCK):
-        cost += partials[i]
-        right += partials[blocks + i]
-    cost = block_sum(cost)
-    right = block_sum(right)
-    if cuda.threadIdx.x == 0:
-        outcome = before[0]
-        if outcome == types.OK and cost == -math.inf:
-            outcome = types.BAD_LABEL
-        status[0] = outcome
-        if mean:
-            cost *= scale_of(scale, has_count, count, float64(columns))
-        sums[0], sums[1] = cost, count[0] if has_count else rows
-        sums[2] = right / float64(columns)
-        if outcome == types.OK:
-            record[0] = cost
 
 
 @device_function
@@ -247,32 +186,16 @@ def huber_slope(difference, delta):
     return delta if difference > delta else (-delta if difference < -delta else difference)
 
 
-def counted_weight(target, loss, columns, row_weights, dtype):
-    """The sum of the rows' weights in the mean, (1,) on the device; None where it is the number of rows."""
-    by_class = target.ndim == 1
-    labels = target if by_class and (loss.weights is not None or loss.ignore_index != types.NO_LABEL) else None
-    if labels is None and row_weights is None:
-        return None
-    rows = len(target)
-    partials, weights = device.xp.empty(blocks(rows)), loss.weights if by_class else None
-    flags = labels is not None, weights is not None, row_weights is not None
-    launch(
-        row_counts, dtype, partials.size, rows, columns, loss.ignore_index, *flags, flat(labels), flat(weights), flat(row_weights), partials
-    )  # fmt: skip
-    return total_of(partials, dtype).reshape(1)
-
-
 def write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, record, sums):
-    """loss_gradient, which writes sums (3,), status and record[0] as loss_sums has them. Returns the weight of counted_weight, or None."""
+    """loss_gradient, which writes sums (3,), status and record[0] as loss_sums has them. Returns the weight of mean_weight, or None."""
     rows, columns = y.shape
     values, dtype = 1 if loss.by_row else columns, y.dtype
     row_weights, weights, target = flat(row_weights), flat(loss.weights), flat(target)
-    count = counted_weight(target, loss, columns, row_weights, dtype)
+    count, mean_scale = mean_weight(target, loss, columns, row_weights, weights, values, dtype)
     scale = 1 / (rows * values) if mean and rows * values else 1.0
-    # of a sum no count is needed for the gradients
-    scale_count = count if mean else None
-    has_weights, has_row_weights = loss.weights is not None, row_weights is not None
-    flags = has_weights, has_row_weights, scale_count is not None
+    # the gradients of a sum need no count
+    mean_scale = mean_scale if mean else None
+    flags = weights is not None, row_weights is not None, mean_scale is not None
     with written(losses) as costs, written(dy) as gradient:
         if loss.by_row:
             width, by_class = tile_width(columns), target.ndim == 1
@@ -282,14 +205,14 @@ def write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, r
             smoothing = 1 - loss.parameter, loss.parameter / max(columns, 1)
             launch(
                 cross_entropy_rows, dtype, grid, rows, columns, width, loss.ignore_index, by_class, *flags, *smoothing, scale, flat(y),
-                target if by_class else None, None if by_class else target, weights, row_weights, scale_count, costs, gradient, partials,
+                target if by_class else None, None if by_class else target, weights, row_weights, mean_scale, costs, gradient, partials,
             )  # fmt: skip
         else:
             grid = blocks(y.size)
             partials = device.xp.empty((2, grid))
             launch(
                 loss_values, dtype, grid, y.size, columns, loss.code, *flags, loss.parameter, scale, flat(y), target, weights, row_weights,
-                scale_count, costs, gradient, partials,
+                mean_scale, costs, gradient, partials,
             )  # fmt: skip
     launch(
         loss_sums, dtype, 1, grid, max(values, 1), mean, count is not None, rows, scale, count, partials, before, status, record, sums
