@@ -22,6 +22,7 @@ PEER = "PyTorch"
 NETS = list(dict.fromkeys(net.builder for net in OUTSIDE))
 ROW = 0.24  # inches
 TURN = 0.5  # seconds of steps in a row
+WARM_UP = 12  # steps before a net is timed: `accelerate` compares whole steps in its first ten or so
 # largest relative difference of the first losses; the second step's has passed through every gradient
 TOLERANCE = 0.02
 
@@ -35,6 +36,8 @@ def compare(workers, net, rounds, progress):
         losses[name] = worker.ask("load", net.name)
     if not np.allclose(losses[FASTGRAD], losses[PEER], rtol=TOLERANCE):
         raise WorkerError(f"the losses differ: {losses[FASTGRAD]}, PyTorch's {losses[PEER]}")
+    for worker in contenders.values():
+        worker.ask("time", WARM_UP)
     counts = {name: worker.ask("calibrate", TURN) for name, worker in contenders.items()}
     seconds = {name: [] for name in contenders}
     for turn in range(rounds):

@@ -6,6 +6,7 @@ A functional forward returns (result, backward); backward(upstream) returns grad
 from typing import TYPE_CHECKING, Any
 
 from fastgrad import convert, gpu, health, init, loss, nn, optim, schedule
+from fastgrad.convert.onnx_export import export_onnx
 from fastgrad.core.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.core.foreign_names import unknown_name
 from fastgrad.functional.batch_norm import batch_norm
@@ -47,6 +48,7 @@ __all__ = [
     "cross_entropy",
     "dense",
     "dense_chain",
+    "export_onnx",
     "get_num_threads",
     "global_avg_pool2d",
     "gpu",

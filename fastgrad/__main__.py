@@ -16,8 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     text = 'What is installed, which backends run, and how the "cpu" backend is set up.'
     commands.add_parser("info", help=text, description=text).set_defaults(run=lambda options: info.run())
-    text = 'Compile the kernels of the "cpu" backend into the cache, which takes some minutes.'
-    commands.add_parser("warmup", help=text, description=text).set_defaults(run=lambda options: warmup.run())
+    text = 'Compile the kernels of the "cpu" backend into the cache, which takes a minute or two.'
+    subparser = commands.add_parser("warmup", help=text, description=text)
+    warmup.arguments(subparser)
+    subparser.set_defaults(run=warmup.run)
     text = "Train a deep net on digits for some steps, and tell and draw how its gradients fare."
     subparser = commands.add_parser("health", help=text, description=text)
     health.arguments(subparser)

@@ -11,6 +11,8 @@ from backends import BACKENDS
 from selection import split_full, split_quick
 from summary import summary_lines
 
+# tests compare what is on stderr, in this process and in those that they start
+os.environ.setdefault("FASTGRAD_QUIET", "1")
 # of each function so many cases on emulated kernels, whose launches take milliseconds; a mark `emulated` says another number
 EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 # options that choose tests by hand, of which none is then left out

@@ -24,6 +24,7 @@ def run() -> None:
         print(f"backend {fastgrad.backend()}: unknown, but named by FASTGRAD_BACKEND")
     if missing("cpu"):
         return
+    from fastgrad.kernels.cpu import warmup
     from fastgrad.kernels.cpu.engine import cache, intrinsics, thread_pool
 
     print(f"threads: {thread_pool.get_num_threads()}")
@@ -32,6 +33,9 @@ def run() -> None:
     for folder in folders:
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(f"cache: {folder}, {size / 1e6:.1f} MB{'' if os.access(folder, os.W_OK) else ', not writable'}")
+    compiled, kernels = warmup.count_compiled()
+    rest = "" if compiled == kernels else "; python -m fastgrad warmup compiles the rest"
+    print(f"compiled: {compiled} of {kernels} kernels{rest}")
     if not folders:
         print("cache: none, since no folder can be had that others cannot write to; each process compiles its kernels")
 

@@ -104,12 +104,12 @@ def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:
         dtype = like
     else:
         return device.empty(shape, like.dtype)
-    n = prod(shape) * dtype.itemsize
-    if n < LARGE:
+    needed = prod(shape) * dtype.itemsize
+    if needed < LARGE:
         return np.empty(shape, dtype)
     # similar sizes share their blocks: there are eight sizes from a power of two to the next
-    step = 1 << n.bit_length() - 4
-    size = (n + step - 1) // step * step
+    step = 1 << needed.bit_length() - 4
+    size = (needed + step - 1) // step * step
     return np.ndarray(shape, dtype, _memory.take(size))
 
 

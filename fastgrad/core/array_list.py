@@ -77,15 +77,15 @@ def check_disjoint(op: str, name: str, arrays: list[Any]) -> None:
     bounds_of = getattr(np.lib, "array_utils", np).byte_bounds
     bounds = sorted((*bounds_of(a), i) for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.size)
     open_bounds: list[tuple[int, int]] = []
-    for start, end, i in bounds:
-        open_bounds = [(other, j) for other, j in open_bounds if other > start]
-        for _, j in open_bounds:
-            if np.shares_memory(arrays[i], arrays[j]):
-                first, second = sorted((i, j))
+    for start, end, index in bounds:
+        open_bounds = [(other_end, other) for other_end, other in open_bounds if other_end > start]
+        for _, other in open_bounds:
+            if np.shares_memory(arrays[index], arrays[other]):
+                first, second = sorted((index, other))
                 raise ValueError(
                     f"{op}: {name} must be arrays of their own, {name}[{first}] and {name}[{second}] share memory"
                 )
-        open_bounds.append((end, i))
+        open_bounds.append((end, index))
 
 
 def check_same_shapes(op: str, name: str, arrays: list[np.ndarray], other: str, others: list[np.ndarray]) -> None:

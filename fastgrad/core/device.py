@@ -46,7 +46,7 @@ def _fault() -> str:
     """What is wrong with the installed CuPy, the GPU or its libraries, or an empty string."""
     try:
         cupy = importlib.import_module("cupy")
-        version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
+        version = tuple(int(number) for number in cupy.__version__.split(".")[:2])
         if version < LEAST_CUPY:
             return f"CuPy must be at least {_version_text(LEAST_CUPY)}, got {cupy.__version__}"
         if not cupy.cuda.runtime.getDeviceCount():

@@ -189,7 +189,7 @@ def _check(op: str, keywords: dict[str, Any], function: Callable[..., Any]) -> N
     """Raise TypeError for a keyword that the function has not, and that is in the tables."""
     known = inspect.signature(function).parameters
     for keyword in keywords:
-        here = [name for name in KEYWORDS.get(keyword, "").split() if name in known]
-        text = f"here it is {here[0]!r}" if here else SENTENCES.get(keyword)
+        names = [name for name in KEYWORDS.get(keyword, "").split() if name in known]
+        text = f"here it is {names[0]!r}" if names else SENTENCES.get(keyword)
         if keyword not in known and text:
             raise TypeError(f"{op}: there is no argument {keyword!r}; {text}") from None

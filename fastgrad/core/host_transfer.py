@@ -27,8 +27,8 @@ class HostArrayAdapter:
 
         def call(*arguments: Any, updates: Any = None, **named: Any) -> Any:
             copies: dict[Any, tuple[np.ndarray, Any]] = {}
-            on_gpu = [_to_gpu(a, copies) for a in arguments]
-            result = function(*on_gpu, **{key: _to_gpu(a, copies) for key, a in named.items()})
+            on_gpu = [_to_gpu(argument, copies) for argument in arguments]
+            result = function(*on_gpu, **{name: _to_gpu(argument, copies) for name, argument in named.items()})
             for host, copy in copies.values():
                 if host.flags.writeable:
                     host[...] = copy.get()
@@ -47,7 +47,7 @@ class HostArrayAdapter:
 def _to_gpu(value: Any, copies: dict[Any, tuple[np.ndarray, Any]]) -> Any:
     # a constraint's widths are read on the host
     if isinstance(value, list | tuple) and not isinstance(value, Constraint):
-        values = [_to_gpu(v, copies) for v in value]
+        values = [_to_gpu(element, copies) for element in value]
         return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     if not isinstance(value, np.ndarray):
         return value
@@ -60,5 +60,5 @@ def _to_gpu(value: Any, copies: dict[Any, tuple[np.ndarray, Any]]) -> Any:
 
 def _to_host(result: Any) -> Any:
     if isinstance(result, tuple):
-        return tuple(_to_host(r) for r in result)
+        return tuple(_to_host(element) for element in result)
     return result.get()[()] if device.on_gpu(result) else result

@@ -39,7 +39,7 @@ class LazyScalar:
 
 
 def _first(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *other: function(float(self), *(float(o) if isinstance(o, LazyScalar) else o for o in other))
+    return lambda self, *others: function(float(self), *(float(x) if isinstance(x, LazyScalar) else x for x in others))
 
 
 def _second(function: Callable[..., Any]) -> Callable[..., Any]:

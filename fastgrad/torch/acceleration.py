@@ -1,6 +1,6 @@
 """`accelerate`: replaces the layers of a PyTorch model, in place, where fastgrad's kernels fuse them; its Report undoes it.
 
-What replaces them is in replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
+What replaces them is in graph_units.py, replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
 """
 
 import os
@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
-from fastgrad.torch.choice import Choice
+from fastgrad.torch.choice import Choice, ModelChoice
 from fastgrad.torch.fusion import ResidualPattern
+from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
+from fastgrad.torch.graph_units import record_graph, replace_graphs
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
+from fastgrad.torch.model_replacement import ModelReplacement
 from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
-from fastgrad.torch.report import Report, stored_choices
+from fastgrad.torch.report import WHOLE, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.runs import Run, SequentialReplacement
 from fastgrad.torch.tensors import FLOATS
@@ -27,15 +30,18 @@ FUSABLE = nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d
 def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str | os.PathLike[str] = True) -> Report:
     """Replace in a PyTorch model, in place, what fastgrad fuses and where it is faster: nothing else about it changes.
 
-    Chains of nn.Linear and activations, nn.Conv2d and nn.BatchNorm with what follows, both in nn.Sequential; nn.LSTM;
-    residual blocks like torchvision's BasicBlock, known by their forward's code; and nn.Conv2d and nn.BatchNorm2d alone.
-    Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules that are
-    replaced as a whole.
+    Chains of nn.Linear and activations; nn.Conv2d and nn.BatchNorm with what is added to them and the activation that
+    follows, or alone; nn.LSTM. In nn.Sequential, and in the code of a model's own forward with its functions, such as
+    F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does
+    more than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by
+    itself. Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules
+    that are replaced as a whole.
 
     At its first call with a shape, in training or evaluation, each of them is timed both ways, on copies, and then goes the
-    faster way. The report says which. Which one it is may differ from run to run, and with it the last digits of results:
-    give a stored report, or False. Nothing is timed under torch.compile, autocast, a checkpoint or
-    torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
+    faster way. The next calls of the model, about ten, go in turns with all of them and by PyTorch's layers alone: where
+    PyTorch is faster in the whole, it stays PyTorch. The report says which. Which one it is may differ from run to run, and
+    with it the last digits of results: give a stored report, or False. Nothing is timed under torch.compile, autocast, a
+    checkpoint or torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
     patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
@@ -69,11 +75,19 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    stored = {} if isinstance(choose, bool) else stored_choices(choose)
-    report, handled = Report(), set()
+    stored, chooses = {} if isinstance(choose, bool) else stored_choices(choose), choose is not False
+    before = _taken_off(model)
+    report, graphs = Report(), graphs_of(model)
+    # the modules that each replacement deals with
+    handled: dict[nn.Module, set[nn.Module]] = {}
+    in_nodes = {layer for graph in graphs.values() for node in graph.fused for layer in node.layers}
+    in_graphs = {module for outer in graphs for module in outer.modules()}
     for name, module in model.named_modules():
-        if module not in handled:
-            handled |= _replace(name, module, report, choose is not False)
+        if module not in in_nodes and not any(module in inner for inner in handled.values()):
+            handled[module] = _replace(name, module, report, chooses, module in in_graphs)
+    replace_graphs(model, graphs, handled, report, chooses)
+    if chooses:
+        _compare_whole(model, report, before)
     try:
         report._use(stored)
     except ValueError:
@@ -82,8 +96,11 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     return report
 
 
-def _replace(name: str, module: nn.Module, report: Report, chooses: bool) -> set[nn.Module]:
-    """Replace a module, if that is possible, and report; returns the inner modules that this deals with."""
+def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_graph: bool) -> set[nn.Module]:
+    """Replace a module, if that is possible, and report; returns the inner modules that this deals with.
+
+    in_graph: whether it is inside of a module that has a graph: then convolutions and norms alone are left to that.
+    """
     if forward := module.__dict__.get("forward"):
         replacement = getattr(forward, "__self__", None)
         if isinstance(replacement, ForwardReplacement):
@@ -92,14 +109,14 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool) -> set
         return set(module.modules())
     if isinstance(module, AcceleratedLSTM):
         report.left.append((name, "is accelerated already"))
-        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
     elif why := _unsupported(module):
         report.left.append((name, why))
     elif type(module) is nn.LSTM and nn.LSTM.forward is LSTM_FORWARD:
         module.__class__ = AcceleratedLSTM  # type: ignore[assignment]
         if chooses:
             module.__dict__["_choice"] = Choice()
-        _record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module), report)
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
         report.replaced.append((name, "fgt.LSTM"))
     elif type(module).__module__.startswith("fastgrad."):
         report.left.append((name, "is fastgrad's already"))
@@ -108,34 +125,54 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool) -> set
         return _replace_sequential(name, module, report, chooses)
     elif (pattern := residual_pattern(module)) is not None:
         return _replace_block(name, module, pattern, report, chooses)
-    elif chooses and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
+    elif chooses and not in_graph and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
         # where nothing can be timed it stays PyTorch's
-        _install(name, LayerReplacement(module, Choice(default=False)), report)
+        report._install(name, LayerReplacement(module, Choice(default=False)))
         report.replaced.append((name, "convolution" if isinstance(module, nn.Conv2d) else "batch norm"))
-    elif _looks_like_a_block(module):
+    elif not in_graph and _looks_like_a_block(module):
         report.left.append((name, "looks like a residual block, but its forward computes something else"))
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):
         report.left.append((name, _why_left(module)))
     return set()
 
 
+def _taken_off(model: nn.Module) -> ModelReplacement | None:
+    """Take off what compares a model as a whole, and what does so with parts of it; returns the model's own."""
+    own = None
+    for module in model.modules():
+        replacement = getattr(module.__dict__.get("forward"), "__self__", None)
+        if isinstance(replacement, ModelReplacement):
+            replacement.undo(module)
+            own = replacement if module is model else own
+    return own
+
+
+def _compare_whole(model: nn.Module, report: Report, before: ModelReplacement | None) -> None:
+    """Have a model of more than one unit compare its steps with PyTorch's. before: what did so until now."""
+    units = list(report._choices.values())
+    inner = getattr(model.__dict__.get("forward"), "__self__", None)
+    if not units or (len(units) == 1 and (inner is not None or isinstance(model, AcceleratedLSTM))):
+        return
+    whole = before or ModelReplacement(model, ModelChoice())
+    whole.inner, whole.stopped = inner, False
+    report._install(WHOLE, whole)
+    for unit in units:
+        unit.whole = whole.choice
+
+
 def _report_again(name: str, module: nn.Module, replacement: ForwardReplacement, report: Report) -> set[nn.Module]:
     """Report a module that is accelerated already, perhaps as a copy; this report undoes it too. Returns the modules that it deals with."""
     report.left.append((name, "is accelerated already"))
-    _record(name, replacement.choice, partial(replacement.undo, module), report)
+    if isinstance(replacement, GraphReplacement):
+        record_graph(name, replacement, partial(replacement.undo, module), report)
+        # its children have replacements of their own
+        return set()
+    report._record(name, replacement.choice, partial(replacement.undo, module))
     if not isinstance(replacement, SequentialReplacement):
         return set(module.modules())
     for run in replacement.runs():
-        _record(_run_name(name, run), run.choice, None, report)
+        report._record(_run_name(name, run), run.choice, None)
     return {layer for run in replacement.runs() for layer in run.layers}
-
-
-def _record(name: str, choice: Choice | None, undo: Any, report: Report) -> None:
-    """Have a report know the choice of a unit and how it is undone, if there are any."""
-    if choice is not None:
-        report._choices[name] = choice
-    if undo is not None:
-        report._undo.append(undo)
 
 
 def _run_name(name: str, run: Run) -> str:
@@ -174,16 +211,11 @@ def _why_left(module: nn.Module) -> str:
 def _replace_sequential(name: str, module: nn.Module, report: Report, chooses: bool) -> set[nn.Module]:
     replacement = SequentialReplacement(module, chooses)
     for run in replacement.runs():
-        _record(_run_name(name, run), run.choice, None, report)
+        report._record(_run_name(name, run), run.choice, None)
         report.replaced.append((_run_name(name, run), str(run)))
     if replacement.runs():
-        _install(name, replacement, report)
+        report._install(name, replacement)
     return {layer for run in replacement.runs() for layer in run.layers}
-
-
-def _install(name: str, replacement: ForwardReplacement, report: Report) -> None:
-    replacement.install()
-    _record(name, replacement.choice, partial(replacement.undo, replacement.module), report)
 
 
 def _replace_block(
@@ -191,7 +223,7 @@ def _replace_block(
 ) -> set[nn.Module]:
     inside = set(module.modules()) - {module}
     if pattern.layers(module) is not None:
-        _install(name, BlockReplacement(module, pattern, Choice() if chooses else None), report)
+        report._install(name, BlockReplacement(module, pattern, Choice() if chooses else None))
         report.replaced.append((name, "a residual block"))
         return inside
     why = "has layers with hooks" if any(map(has_hooks, inside)) else next(filter(None, map(_unsupported, inside)), "")

@@ -6,8 +6,10 @@ choice moves no running statistics, fires no hooks and leaves no gradients; the 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import log, prod
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +65,9 @@ class Choice:
     stored: the ways of an earlier choice by the texts of their keys, as `to_dict` gives them.
     """
 
+    # that of the model which the unit is a part of
+    whole: "ModelChoice | None" = None
+
     def __init__(self, default: bool = True) -> None:
         self.default = default
         self.ways: dict[Key, bool] = {}
@@ -79,32 +84,46 @@ class Choice:
         """
         if not has_key(x):
             return self.default or None
+        if self.whole is not None and self.whole.is_original():
+            return None
         key = key_of(unit.unit_mode(), x, more)
         way = self.ways.get(key)
         return self._first(key, unit, x, args or (x,)) if way is None else way
 
     def _first(self, key: Key, unit: Unit, x: Tensor, args: tuple[Any, ...]) -> bool | None:
         """Choose the way of a key that is met for the first time."""
-        stored, nearest = self.stored.get(key_text(key)), self._nearest(key)
-        if stored is not None and not key[-1]:
-            way, ratio = WAYS[stored["way"]], stored["ratio"]
-        elif nearest is not None:
-            way, ratio = self.ways[nearest], None
-        else:
+        way, ratio = self.known(key)
+        if way is None:
             calls, times = self._times.get(key, (0, [[], []]))
-            ratio = _ratio_alone(unit, args, times) if can_time(x) and unit.can_fuse() else None
+            ratio = None
+            if x.dtype in FLOATS and can_time(x) and unit.can_fuse():
+                if self.whole is not None:
+                    self.whole.is_disturbed = True
+                ratio = _ratio_alone(unit, args, times)
             if ratio is None:
-                return self.default or None
+                return (min(times[0]) >= MARGIN * min(times[1]) or None) if calls else (self.default or None)
             way = ratio >= MARGIN
             if not are_settled(times) and calls + 1 < MOST_CALLS:
                 self._times[key] = calls + 1, times
                 return way or None
             self._times.pop(key, None)
+        self.keep(key, way, ratio)
+        return way
+
+    def known(self, key: Key) -> tuple[bool | None, float | None]:
+        """The way and the ratio of a key that was not met yet, as stored or as of the nearest; None where neither tells."""
+        stored = self.stored.get(key_text(key))
+        if stored is not None and not key[-1]:
+            return WAYS[stored["way"]], stored["ratio"]
+        nearest = self._nearest(key)
+        return None if nearest is None else self.ways[nearest], None
+
+    def keep(self, key: Key, way: bool, ratio: float | None) -> None:
+        """Have calls with a key go a way from now on."""
         if len(self.ways) < MOST_KEYS:
             self.ways[key] = way
             if ratio is not None:
                 self.ratios[key] = ratio
-        return way
 
     def _nearest(self, key: Key) -> Key | None:
         """Of the keys with a ratio that differ in the shape alone, the one of the nearest size, if these are MOST_SHAPES."""
@@ -112,6 +131,11 @@ class Choice:
         if len(alike) < MOST_SHAPES:
             return None
         return min(alike, key=lambda timed: abs(log((prod(timed[0]) + 1) / (prod(key[0]) + 1))))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a key is to be timed again at the next call with it."""
+        return bool(self._times)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The ways by the texts of their keys, for JSON."""
@@ -130,6 +154,33 @@ class Choice:
             lines.append(f"{faster}{ratio:.2f}x on {key_text(key)}")
         others = len(self.ways) - len(lines)
         return [*lines, *([f"{others} more shapes: as the nearest of these"] if others else [])]
+
+
+class ModelChoice(Choice):
+    """The choice of a whole model: its units by their own choices, or PyTorch's layers alone.
+
+    is_disturbed: set when a unit is timed; the time of the model's call is then worth nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_disturbed = False
+        # the threads that are in a call of PyTorch's layers alone
+        self._original_threads: set[int] = set()
+
+    def is_original(self) -> bool:
+        """Whether the units that this thread calls are PyTorch's. In a checkpoint they are not: its second forward is outside."""
+        return get_ident() in self._original_threads and not has_saved_tensor_hooks()
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """A block in which the units that this thread calls are PyTorch's."""
+        thread = get_ident()
+        self._original_threads.add(thread)
+        try:
+            yield
+        finally:
+            self._original_threads.discard(thread)
 
 
 def has_key(x: Any) -> bool:
@@ -182,10 +233,9 @@ def key_text(key: Key) -> str:
 
 
 def can_time(x: Tensor) -> bool:
-    """Whether a unit can be timed at this moment, such that nobody sees it and the time is that of other calls too."""
+    """Whether a call with x can be timed at this moment, such that nobody sees it and the time is that of other calls too."""
     return (
         x.is_cpu
-        and x.dtype in FLOATS
         and x.layout is torch.strided
         and x.numel() > 0
         and not needs_original_layers()

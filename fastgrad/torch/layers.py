@@ -26,9 +26,11 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
 }
 # what an instance has only if someone put it there in the place of its class's
-PATCHES = (
+PATCHES = frozenset((
     "forward", "_call_impl", "_compiled_call_impl", "_wrapped_call_impl", "_slow_forward", "_conv_forward", "_check_input_dim",
-)  # fmt: skip
+))  # fmt: skip
+# of a module whose forward may be a replacement of fastgrad's
+OTHER_PATCHES = PATCHES - {"forward"}
 # the dictionaries of hooks on all modules
 GLOBAL_HOOKS: list[Any] = [
     getattr(torch.nn.modules.module, f"_global_{name}_hooks")
@@ -60,7 +62,7 @@ METHODS: dict[Any, tuple[Any, ...]] = {
 }
 
 
-def _unpatched(kind: Any) -> bool:
+def unpatched(kind: Any) -> bool:
     """Whether a known class still computes with these methods. Spelled out, so that torch.compile can trace it."""
     forward, call, implementation, wrapped, last = METHODS[kind]
     if kind is nn.Conv2d:
@@ -78,14 +80,14 @@ def _unpatched(kind: Any) -> bool:
     )
 
 
-def known_class(layer: Any, patches: tuple[str, ...] = PATCHES) -> type[nn.Module] | None:
+def known_class(layer: Any, patches: frozenset[str] = PATCHES) -> type[nn.Module] | None:
     """The class of a layer that is exactly PyTorch's own: no subclass, nothing patched, hooked or parametrised; or None.
 
     Parameters must be dense floats on the CPU. Asked at every call, under torch.compile too. patches: the attributes that
     it must not have.
     """
     kind = type(layer)
-    if kind not in METHODS or not _unpatched(kind):
+    if kind not in METHODS or not unpatched(kind):
         return None
     if has_hooks(layer):
         return None
@@ -154,6 +156,11 @@ def has_hooks(layer: nn.Module) -> bool:
         or hooks["_backward_hooks"]
         or hooks["_backward_pre_hooks"]
     )
+
+
+def hooks_of(layer: nn.Module) -> list[dict[int, Any]]:
+    """The dictionaries of a layer's own hooks."""
+    return [layer.__dict__[f"_{name}_hooks"] for name in ("forward", "forward_pre", "backward", "backward_pre")]
 
 
 def pointwise_activation(layer: Any) -> str | tuple[str, float] | None:

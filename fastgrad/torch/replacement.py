@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 from fastgrad.torch.choice import Choice, first_gradient
 from fastgrad.torch.fusion import ConvolutionStep, ResidualPattern, apply_steps
-from fastgrad.torch.layers import PATCHES, known_class, needs_original_layers
+from fastgrad.torch.layers import OTHER_PATCHES, known_class, needs_original_layers
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.twin import twin
 
@@ -154,4 +154,4 @@ class LayerReplacement(ForwardReplacement):
         return apply_steps([ConvolutionStep(*layers)], with_gradient_format(x))
 
     def can_fuse(self) -> bool:
-        return known_class(self.module, PATCHES[1:]) is not None
+        return known_class(self.module, OTHER_PATCHES) is not None

@@ -3,12 +3,15 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastgrad.torch.choice import WAYS, Choice
 
 NO_NAME = "(the model)"
+# the unit of the whole model's choice
+WHOLE = "(in the whole)"
 FORM = 'a dictionary {unit: {shape and mode: {"way": "fastgrad" or "PyTorch", "ratio": a number or null}}}'
 
 
@@ -23,6 +26,8 @@ class Report:
         self.replaced: list[tuple[str, str]] = []
         self.left: list[tuple[str, str]] = []
         self._choices: dict[str, Choice] = {}
+        # the rows of what is fused in a graph, and the graph's name
+        self._graphs: dict[tuple[str, str], str] = {}
         self._undo: list[Callable[[], Any]] = []
         self._is_undone = False
 
@@ -42,18 +47,32 @@ class Report:
 
     def __str__(self) -> str:
         went_back = {name for name, choice in self._choices.items() if choice.ways and not any(choice.ways.values())}
-        replaced = [(name, what) for name, what in self.replaced if name not in went_back]
-        left = [*self.left, *((name, what) for name, what in self.replaced if name in went_back)]
+        replaced = [row for row in self.replaced if self._graphs.get(row, row[0]) not in went_back]
+        left = [*self.left, *(row for row in self.replaced if self._graphs.get(row, row[0]) in went_back)]
         lines = ["undone: all is PyTorch's own again; it was"] if self._is_undone else []
         for title, rows in (("replaced", replaced), ("left", left)):
             lines.append(f"{title}:" if rows else f"{title}: nothing")
             for name, what in rows:
-                choice = self._choices.get(name)
+                choice = None if (name, what) in self._graphs else self._choices.get(name)
                 lines += [
                     f"  {name or NO_NAME}: {what}",
                     *(f"    {line}" for line in (choice.lines() if choice else [])),
                 ]
+        if WHOLE in self._choices and self._choices[WHOLE].ways:
+            lines += ["in the whole:", *(f"  {line}" for line in self._choices[WHOLE].lines())]
         return "\n".join(lines)
+
+    def _record(self, name: str, choice: Choice | None, undo: Callable[[], Any] | None) -> None:
+        """Know the choice of a unit, and how it is undone, if there are any."""
+        if choice is not None:
+            self._choices[name] = choice
+        if undo is not None:
+            self._undo.append(undo)
+
+    def _install(self, name: str, replacement: Any) -> None:
+        """Replace a module's forward, and know of it."""
+        replacement.install()
+        self._record(name, replacement.choice, partial(replacement.undo, replacement.module))
 
     def _use(self, stored: dict[str, dict[str, Any]]) -> None:
         """Have units choose as it is stored. Raises ValueError if a name is of none of them."""

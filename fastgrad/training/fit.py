@@ -180,17 +180,18 @@ def _run_part(trainer: Any, part: Part) -> tuple[EpochPlan, int]:
         before, generator_state = -1, trainer.rng.bit_generator.state
         trainer._running = True
         try:
-            # read here, since a signal handler may make a step until now
+            # read here, and the count below, since a signal handler may make a step before and after
             before = trainer.step_count
             trainer._prune()
             plan = plan_after(before)
             _run_plan(trainer, label, first, plan)
         finally:
+            count = trainer.step_count - before
             trainer._running = False
-            if trainer.step_count == before:
+            if count == 0:
                 trainer.rng.bit_generator.state = generator_state
             trainer._prune()
-        return plan, trainer.step_count - before
+        return plan, count
 
 
 def _run_plan(trainer: Any, label: str, number: int, plan: EpochPlan) -> None:

@@ -9,11 +9,10 @@ driver, and call it with `activate` and `differentiate` on the rows that they ha
 """
 
 import numpy as np
-from numba import carray
 
 from .engine import vector_math
 from .engine.compile import Choice, device_function, inline_function, kernel
-from .engine.intrinsics import address_at, address_of, advance, call, copy, local, pointer, real
+from .engine.intrinsics import address_at, address_of, advance, call, carray, copy, local, pointer, real
 from .engine.thread_pool import launch, thread_range
 from .engine.vector_loops import map_values, map_values_times
 

@@ -16,7 +16,6 @@ Sizes of chunks and blocks do not depend on the number of threads, and so neithe
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .activation import (
@@ -31,11 +30,12 @@ from .activation import (
     relu,
     relu_slope,
 )
-from .engine.compile import Addresses, device_function, driver, inline_function, kernel, or_empty
+from .engine.compile import Addresses, device_function, driver, driver_function, inline_function, kernel, or_empty
 from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
+    carray,
     copy,
     data,
     local,
@@ -426,7 +426,7 @@ def repeat_columns(norm, vector):
         copy(norm.C, data(vector), data(vector[at:]))
 
 
-@device_function
+@driver_function
 def describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, n_vectors, scratch, thread_count):
     """Fill in sizes and scratch; returns vectors (n_vectors, more than W), of which the first are high, scale and shift of wide rows."""
     norm.M, norm.C = x.shape

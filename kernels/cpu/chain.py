@@ -3,12 +3,11 @@ of lists of arrays, which are read from the memory of the Python objects (engine
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .activation import FORWARD
 from .engine.compile import device_function
-from .engine.intrinsics import address, void_pointer
+from .engine.intrinsics import address, carray, void_pointer
 from .engine.object_memory import DATA, FLAGS, HEAD, ITEMS, SHAPE, STRIDES, low_word, word
 
 # addresses of a layer's arrays, 0 where there is none; z is y but where the activation keeps both; dw is C-contiguous, or its transpose;

@@ -6,7 +6,6 @@ That is rare.
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.array_table import (
     ADDRESS,
@@ -22,11 +21,12 @@ from .engine.array_table import (
     sums_of,
     table,
 )
-from .engine.compile import device_function, driver, inline_function, kernel
+from .engine.compile import device_function, driver, driver_function, inline_function, kernel
 from .engine.intrinsics import (
     address,
     address_of,
     advance,
+    carray,
     data,
     local,
     local_zeros,
@@ -195,7 +195,7 @@ def finish_norms(table, n, power, p, least, sums, counts, norms, nonfinite, doub
     return any_doubtful
 
 
-@device_function
+@driver_function
 def norms_again(launcher, thread_count, kernel, table, n, power, p, sums, counts, norms, doubtful):
     """Compute doubtful norms again, from values divided by the largest of their unit."""
     array_mask, units = np.empty(n, np.bool_), norms.size

@@ -16,7 +16,6 @@ dx of few channels, conv_weights.py dw. Tiles that winograd.py flags as not fini
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from . import conv_inputs, conv_weights, depthwise, winograd, winograd_weights
@@ -26,6 +25,7 @@ from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
+    carray,
     copy,
     data,
     lanes,

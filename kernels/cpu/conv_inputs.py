@@ -9,10 +9,9 @@ the threads share the rows.
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import Addresses, device_function, driver, kernel
-from .engine.intrinsics import address, advance, data, lanes, local_zeros, pointer, run_kernel
+from .engine.intrinsics import address, advance, carray, data, lanes, local_zeros, pointer, run_kernel
 from .engine.microkernel import provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays

@@ -9,11 +9,10 @@ not depend on the threads.
 """
 
 import numpy as np
-from numba import carray
 
 from .dense import column_sums
 from .engine.compile import Addresses, device_function, driver, kernel, or_empty
-from .engine.intrinsics import address, address_or_null, advance, copy, lanes, local_zeros, pointer, run_kernel
+from .engine.intrinsics import address, address_or_null, advance, carray, copy, lanes, local_zeros, pointer, run_kernel
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays

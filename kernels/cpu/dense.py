@@ -10,7 +10,6 @@ own, called by address: each is compiled once, and only if a chain uses it. chai
 from functools import lru_cache
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .activation import ACTIVATION, FORWARD, backward_address, forward_address
@@ -34,6 +33,7 @@ from .engine.intrinsics import (
     address_or_null,
     advance,
     call,
+    carray,
     data,
     local,
     local_zeros,

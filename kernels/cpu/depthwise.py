@@ -18,7 +18,6 @@ A thread has lines of the output, or slices and channels of dw.
 """
 
 import numpy as np
-from numba import carray
 
 from .activation import activate, forward_address
 from .depthwise_row import (
@@ -36,6 +35,7 @@ from .engine.intrinsics import (
     address_or_null,
     advance,
     call,
+    carray,
     lanes,
     local,
     local_zeros,

@@ -4,10 +4,9 @@ No mask is stored: the loop computes the random number of value i from the key a
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import kernel
-from .engine.intrinsics import address_of, advance, pointer, real
+from .engine.intrinsics import address_of, advance, carray, pointer, real
 from .engine.random import random
 from .engine.thread_pool import launch, thread_range
 

@@ -8,10 +8,21 @@ adds to C. So the sum of an element has one order, whatever is packed or blocked
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import device_function, driver, inline_function, kernel
-from .engine.intrinsics import address, advance, copy, is_null, lanes, local, pointer, prefetch, run_kernel, vector_bits
+from .engine.intrinsics import (
+    address,
+    advance,
+    carray,
+    copy,
+    is_null,
+    lanes,
+    local,
+    pointer,
+    prefetch,
+    run_kernel,
+    vector_bits,
+)
 from .engine.microkernel import ROWS, VECTORS, WIDE, microkernel, provide_microkernel, transpose
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays

@@ -6,12 +6,11 @@ float32, the values in the dtype of the output. `orthogonal` is the reference's 
 """
 
 import numpy as np
-from numba import carray
 
 from ..reference import orthogonal
 from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
 from .engine.compile import inline_function, kernel
-from .engine.intrinsics import address_of, advance, local, pointer, real
+from .engine.intrinsics import address_of, advance, carray, local, pointer, real
 from .engine.random import GAMMA, mixed
 from .engine.thread_pool import launch, thread_range
 

@@ -7,7 +7,6 @@ use; training_step.py calls it by its address.
 """
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .engine import vector_math
@@ -17,6 +16,7 @@ from .engine.intrinsics import (
     address_of,
     advance,
     call,
+    carray,
     data,
     local,
     local_zeros,

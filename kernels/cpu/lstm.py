@@ -13,17 +13,17 @@ How a step multiplies depends on the sizes:
 """
 
 import numpy as np
-from numba import carray
 
 from .dense import SUMMED_ROWS
 from .engine import vector_math
-from .engine.compile import Addresses, device_function, driver, inline_function, kernel
+from .engine.compile import Addresses, device_function, driver, driver_function, inline_function, kernel
 from .engine.intrinsics import (
     address,
     address_at,
     address_or_null,
     advance,
     call,
+    carray,
     copy,
     data,
     lanes,
@@ -399,7 +399,7 @@ def describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates
     lstm.c, lstm.tanh_c = address_or_null(c), address_or_null(tanh_c)
 
 
-@device_function
+@driver_function
 def describe_weights(lstm, launcher, thread_count, kernels, transposed, with_x, w_ih, w_hh, projects, w_proj, scratch):
     """The weights, or their transposes, as products in time will read them, and the scratch: the address of its rest, and the mode.
 

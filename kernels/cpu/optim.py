@@ -12,7 +12,6 @@ update. Where it cannot, the update runs on copies, which are checked and then c
 import math
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .clip import (
@@ -44,7 +43,16 @@ from .engine.array_table import (
     sums_of,
     table,
 )
-from .engine.compile import MISSING, Addresses, device_function, driver, inline_function, kernel, routine
+from .engine.compile import (
+    MISSING,
+    Addresses,
+    device_function,
+    driver,
+    driver_function,
+    inline_function,
+    kernel,
+    routine,
+)
 from .engine.intrinsics import (
     address,
     address_at,
@@ -52,6 +60,7 @@ from .engine.intrinsics import (
     address_or_null,
     advance,
     call,
+    carray,
     copy,
     data,
     hide_alias,
@@ -221,7 +230,7 @@ def needed_kernels(rule, moved):
     return [*places, CHANGES] if moved else places
 
 
-@device_function
+@driver_function
 def update_all(launcher, thread_count, record, params):
     """The update that a record describes, and its constraint."""
     arrays, longest = record[0], 0
@@ -274,7 +283,7 @@ def constrained_update(launcher, thread_count, record, like):
     arrays.status = types.OK
 
 
-@device_function
+@driver_function
 def norm_of(launcher, thread_count, kernel, arrays, n):
     """The norm of all values of a table's arrays. kernel: square_arrays_part."""
     sums, record = np.empty(arrays[n, SUMS]), local_zeros(1, ARRAYS)

@@ -4,10 +4,9 @@ A thread has a range of the time steps.
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import Addresses, device_function, driver, kernel
-from .engine.intrinsics import address, advance, copy, local, pointer, run_kernel, void_pointer
+from .engine.intrinsics import address, advance, carray, copy, local, pointer, run_kernel, void_pointer
 from .engine.thread_pool import run, thread_range
 from .gemm import clear, copy_strided
 

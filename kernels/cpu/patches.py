@@ -5,10 +5,9 @@ lie side by side in x: a row of the kernel where its pixels lie side by side and
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import device_function, inline_function
-from .engine.intrinsics import address, advance, copy, lanes, pointer, void_pointer
+from .engine.intrinsics import address, advance, carray, copy, lanes, pointer, void_pointer
 from .gemm import clear
 
 # a convolution of x (N, H, W, C) in groups of channels to K channels of rows x columns pixels; x is dz where dx is made. Its fields:

@@ -5,10 +5,9 @@ images, since windows that overlap add to the same pixels of dx.
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.compile import device_function, driver, inline_function, kernel
-from .engine.intrinsics import address, address_of, advance, copy, pointer, real, run_kernel
+from .engine.intrinsics import address, address_of, advance, carray, copy, pointer, real, run_kernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear

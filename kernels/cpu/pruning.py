@@ -7,7 +7,6 @@ computed before that pass, so blocks are independent.
 """
 
 import numpy as np
-from numba import carray
 
 from .engine.array_table import (
     ADDRESS,
@@ -26,6 +25,7 @@ from .engine.intrinsics import (
     address,
     address_of,
     advance,
+    carray,
     data,
     hide_alias,
     local,

@@ -12,12 +12,12 @@ masked. In longer ones the last vector ends where the row ends, and overlaps the
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from .. import types as names
 from .engine.compile import device_function, kernel
-from .engine.intrinsics import Emitter, address_of, advance, lanes, many_registers, pointer, void_pointer
+from .engine.intrinsics import Emitter, address_of, advance, carray, lanes, many_registers, pointer, void_pointer
 from .engine.thread_pool import launch, thread_range
 from .gemm import LONG
 

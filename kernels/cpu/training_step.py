@@ -12,7 +12,6 @@ Parameters and gradients are flat arrays. In an epoch a thread gathers the rows 
 import math
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .activation import BACKWARD, FORWARD
@@ -26,6 +25,7 @@ from .engine.intrinsics import (
     address_or_null,
     advance,
     call,
+    carray,
     data,
     local,
     local_zeros,
@@ -370,7 +370,7 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     arguments = (
-        operations, _train, _KERNELS[char], x, nonzeros, target, order, batch_size, table, parameters,
+        operations, _train, _KERNELS.get(char, _NO_ORDER), x, nonzeros, target, order, batch_size, table, parameters,
         code, loss_parameter, EMPTY[char, 1] if loss_weights is None else loss_weights, ignore_index, params, grads, work,
         optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
@@ -378,11 +378,11 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
         _NO_COUNTS if counts is None else counts, tensors,
     )  # fmt: skip
-    result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
+    result = run(*arguments, scratch=(x.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
         needed = _needed_kernels(table, code, rule, len(nonzeros) > 0, watch is not None)
-        _KERNELS.provide(char, needed)
-        result = run(*arguments, scratch=(x.dtype, 0, SCRATCH))
+        _KERNELS.provide(char, needed, _train, (0, 1, *arguments[2:], EMPTY[char, 1]))
+        result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(x.dtype, 0, SCRATCH))
     return result
 
 

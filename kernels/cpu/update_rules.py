@@ -9,11 +9,10 @@ cache memory does, with 28 bytes a float32 value.
 import math
 
 import numpy as np
-from numba import carray
 
 from .. import types
 from .engine.compile import device_function, inline_function, kernel
-from .engine.intrinsics import advance, pointer, real, void_pointer
+from .engine.intrinsics import advance, carray, pointer, real, void_pointer
 from .engine.vector_loops import map_arrays
 
 # one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;

@@ -17,7 +17,6 @@ again, without transforms; it does the same with a dw that is not finite.
 """
 
 import numpy as np
-from numba import carray
 
 from .activation import activate, forward_address
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel, or_empty
@@ -25,6 +24,7 @@ from .engine.intrinsics import (
     address,
     address_or_null,
     advance,
+    carray,
     lanes,
     local_zeros,
     pointer,

@@ -6,10 +6,8 @@ For each of the 36 points the sum is a matrix product over all tiles, in their o
 depend on the threads.
 """
 
-from numba import carray
-
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel
-from .engine.intrinsics import address, advance, lanes, local_zeros, pointer, real, run_kernel
+from .engine.intrinsics import address, advance, carray, lanes, local_zeros, pointer, real, run_kernel
 from .engine.microkernel import ROWS, VECTORS, provide_microkernel
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays

@@ -70,19 +70,29 @@ def test_a_model_keeps_its_numbers_parameters_and_names():
         ("stem.0 to stem.2", "convolution and batch norm and relu"),
         ("blocks.0", "a residual block"),
         ("blocks.1", "a residual block"),
-        ("blocks.2.conv1", "convolution"),
-        ("blocks.2.bn1", "batch norm"),
-        ("blocks.2.conv2", "convolution"),
-        ("blocks.2.bn2", "batch norm"),
         ("lstm", "fgt.LSTM"),
         ("head.0 to head.1", "a dense layer with its activation"),
         ("head.3 to head.5", "a chain of dense layers"),
+        ("the graph of (the model)", "10 fused steps of 18"),
+        *(
+            (layers, f"{what}, in the graph of (the model)")
+            for layers, what in [
+                ("stem.0 to stem.1", "convolution and batch norm and relu"),
+                ("blocks.0.conv1 to blocks.0.bn1", "convolution and batch norm and relu"),
+                ("blocks.0.conv2 to blocks.0.bn2", "convolution and batch norm and relu"),
+                ("blocks.1.downsample.0 to blocks.1.downsample.1", "convolution and batch norm"),
+                ("blocks.1.conv1 to blocks.1.bn1", "convolution and batch norm and relu"),
+                ("blocks.1.conv2 to blocks.1.bn2", "convolution and batch norm and relu"),
+                ("blocks.2.conv1 to blocks.2.bn1", "convolution and batch norm and relu"),
+                ("blocks.2.conv2 to blocks.2.bn2", "convolution and batch norm and relu"),
+                ("head.0", "a dense layer with its activation"),
+                ("head.3 to last", "a chain of dense layers"),
+            ]
+        ),
     ]
     assert report.left == [
         ("stem.3", "MaxPool2d stays PyTorch's"),
-        ("blocks.2", "looks like a residual block, but its forward computes something else"),
         ("head.2", "Dropout stays PyTorch's"),
-        ("last", "has no neighbour in an nn.Sequential to be fused with"),
     ]
     assert all(p is q for p, q in zip(net.parameters(), parameters, strict=True))
     assert list(net.state_dict()) == names

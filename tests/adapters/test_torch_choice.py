@@ -1,4 +1,7 @@
-"""fgt.accelerate's choice between fastgrad's way and PyTorch's: it follows the clock, and nothing else of a call shows that it was made."""
+"""fgt.accelerate's choice between fastgrad's way and PyTorch's: it follows the clock, and nothing else of a call shows that it was made.
+
+Here of units that are in no graph; test_torch_graph_choice.py has graphs.
+"""
 
 import contextlib
 import copy
@@ -17,7 +20,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch_models import Block, Recurrent, dense, images, input_of  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
-from fastgrad.torch import choice, fusion, timing  # noqa: E402
+from fastgrad.torch import acceleration, choice, fusion, timing  # noqa: E402
 from fastgrad.torch.accelerated_lstm import AcceleratedLSTM  # noqa: E402
 from fastgrad.torch.replacement import BlockReplacement, LayerReplacement  # noqa: E402
 from fastgrad.torch.runs import Run  # noqa: E402
@@ -91,6 +94,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch):
+    """As if no forward could be recorded."""
+    monkeypatch.setattr(acceleration, "graphs_of", lambda module: {})
 
 
 @pytest.fixture
@@ -572,7 +581,7 @@ def test_the_report_says_what_will_be_chosen_what_was_and_that_it_is_undone(cloc
         "  3 to 4: a dense layer with its activation\n    is chosen at the first call\n"
         "left:\n  2: LayerNorm stays PyTorch's"
     )
-    first, second = (step for step in net.forward.__self__.plan.steps if isinstance(step, Run))
+    first, second = (step for step in net.forward.__self__.inner.plan.steps if isinstance(step, Run))
     end = "1 thread"
     first.choice.stored = {f"5 x 4, training, no gradient of the input, {end}": {"way": "fastgrad", "ratio": 1.424}}
     second.choice.stored = {f"5 x 6, training, {end}": {"way": "PyTorch", "ratio": 0.81}}

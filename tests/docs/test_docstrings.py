@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keras_import import import_keras
 
 import fastgrad as fg
 
@@ -24,9 +25,18 @@ ALIASES = {
     "fastgrad.jax": {"jax": "jax", "jnp": "jax.numpy", "fgj": "fastgrad.jax"},
     "fastgrad.sklearn": {"sklearn": "sklearn"},
 }
+# examples of these need a library
+PEERS = {
+    "fastgrad.convert.model_from_torch": "torch",
+    "fastgrad.convert.model_to_torch": "torch",
+    "fastgrad.convert.model_from_keras": "keras",
+    "fastgrad.convert.model_to_keras": "keras",
+    "fastgrad.export_onnx": "onnx",
+}
 # modules whose public functions and classes have all sections
 MODULES = [
     "fastgrad.convert",
+    "fastgrad.convert.onnx_export",
     "fastgrad.core.backend",
     "fastgrad.functional.batch_norm",
     "fastgrad.functional.clip",
@@ -143,6 +153,8 @@ def check_contents(value, text, is_member):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_of_every_public_name_runs(name):
     aliases = aliases_of(name)
+    if peer := PEERS.get(name):
+        import_keras() if peer == "keras" else pytest.importorskip(peer)
     example = doctest.DocTestParser().get_doctest(docstring(value_of(name)), aliases, name, None, None)
     failures = []
     with fg.use_backend("numpy"):

@@ -7,8 +7,8 @@ A page says at its head what it needs besides the extra [test], and whether it t
     full: true
     ---
 
-A block that imports PyTorch, JAX or Keras is left out where that is not installed. The blocks of README.md run by themselves, each a
-program of its own.
+A block that imports PyTorch, JAX, Keras or ONNX Runtime is left out where that is not installed. The blocks of README.md run by themselves,
+each a program of its own.
 """
 
 import ast
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^( *)```python(?: title=.*?)?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 HEAD = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 SECONDS = 300
-PEERS = {"torch", "jax", "keras"}
+PEERS = {"torch", "jax", "keras", "onnxruntime"}
 
 
 def head(text):

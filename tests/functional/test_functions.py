@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient
 from dense_inputs import DENSE, arrays
-from error_messages import refuses
+from error_messages import refuses, refuses_other_types
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -249,20 +249,11 @@ def test_wrong_shapes_are_named():
 @pytest.mark.parametrize("name", DENSE)
 def test_lists_integers_and_other_dtypes_are_refused(name):
     inputs = arrays(np.float32, **DENSE)
-
-    def fails(value, message):
-        refuses(TypeError, f"dense: {name} must be {message}", fg.dense, **{**inputs, name: value})
-
-    one_dtype = "" if name == "x" else "float32, got float64 (one call has one dtype)"
-    fails(inputs[name].tolist(), "a NumPy array, got list; np.asarray(value, dtype) makes one")
-    fails(np.ma.array(inputs[name]), "a NumPy array, got MaskedArray; np.asarray(value, dtype) makes one")
-    for kind in ("int64", "bool", "float16", "complex64", ">f4"):
-        fails(inputs[name].astype(kind), f"float32 or float64 in native byte order, got {np.dtype(kind)}")
-    if one_dtype:
-        fails(inputs[name].astype(np.float64), one_dtype)
-    else:
-        mixed = {**inputs, "x": inputs["x"].astype(np.float64)}
-        refuses(TypeError, "dense: w must be float64, got float32 (one call has one dtype)", fg.dense, **mixed)
+    refuses_other_types(
+        "dense", name, inputs[name], lambda value: fg.dense(**{**inputs, name: value}), first=name == "x"
+    )
+    mixed = {**inputs, "x": inputs["x"].astype(np.float64)}
+    refuses(TypeError, "dense: w must be float64, got float32 (one call has one dtype)", fg.dense, **mixed)
 
 
 def test_bad_upstreams_and_targets_are_refused():

@@ -7,7 +7,7 @@ from convs import (
     INPUTS,
     random_conv,
 )
-from error_messages import refuses
+from error_messages import refuses, refuses_other_types
 
 import fastgrad as fg
 from fastgrad.kernels.types import ACTIVATIONS
@@ -47,15 +47,9 @@ def test_wrong_shapes_are_named(inputs, name, shape, message):
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_lists_integers_and_other_dtypes_are_refused(inputs, name):
-    def fails(value, message):
-        refuses(TypeError, f"conv2d: {name} must be {message}", fg.conv2d, **{**inputs, name: value})
-
-    fails(inputs[name].tolist(), "a NumPy array, got list; np.asarray(value, dtype) makes one")
-    fails(np.ma.array(inputs[name]), "a NumPy array, got MaskedArray; np.asarray(value, dtype) makes one")
-    for kind in ("int64", "bool", "float16", "complex64", ">f4"):
-        fails(inputs[name].astype(kind), f"float32 or float64 in native byte order, got {np.dtype(kind)}")
-    if name != "x":
-        fails(inputs[name].astype(np.float64), "float32, got float64 (one call has one dtype)")
+    refuses_other_types(
+        "conv2d", name, inputs[name], lambda value: fg.conv2d(**{**inputs, name: value}), first=name == "x"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from arrays import bits
-from error_messages import refuses
+from error_messages import refuses, refuses_other_types
 from lstms import INPUTS, random_lstm
 
 import fastgrad as fg
@@ -62,19 +62,9 @@ def test_wrong_shapes_beside_a_projection_are_named(inputs):
 @pytest.mark.parametrize("name", INPUTS)
 def test_lists_integers_and_other_dtypes_are_refused(inputs, name):
     inputs = {**inputs, "w_proj": np.ones((3, 3), np.float32)}
-
-    def fails(value, message):
-        refuses(TypeError, f"lstm: {name} must be {message}", fg.lstm, **{**inputs, name: value})
-
-    fails(inputs[name].tolist(), "a NumPy array, got list; np.asarray(value, dtype) makes one")
-    fails(np.ma.array(inputs[name]), "a NumPy array, got MaskedArray; np.asarray(value, dtype) makes one")
-    for kind in ("int64", "bool", "float16", "complex64", ">f4"):
-        fails(inputs[name].astype(kind), f"float32 or float64 in native byte order, got {np.dtype(kind)}")
-    if name != "x":
-        fails(inputs[name].astype(np.float64), "float32, got float64 (one call has one dtype)")
-    else:
-        mixed = {**inputs, "x": inputs["x"].astype(np.float64)}
-        refuses(TypeError, "lstm: w_ih must be float64, got float32 (one call has one dtype)", fg.lstm, **mixed)
+    refuses_other_types("lstm", name, inputs[name], lambda value: fg.lstm(**{**inputs, name: value}), first=name == "x")
+    mixed = {**inputs, "x": inputs["x"].astype(np.float64)}
+    refuses(TypeError, "lstm: w_ih must be float64, got float32 (one call has one dtype)", fg.lstm, **mixed)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
 from convs import POOLS, geometry, pool_forward, pool_run, random_pool, torch_pool_run
-from error_messages import refuses
+from error_messages import refuses, refuses_other_types
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -404,18 +404,15 @@ POOL_FUNCTIONS = ("max_pool2d", "avg_pool2d")
 def test_bad_images_are_refused(op):
     size = () if op == "global_avg_pool2d" else (2,)
 
-    def fails(error, x, message):
-        refuses(error, f"{op}: x must {message}", getattr(fg, op), x, *size)
+    def fails(x, message):
+        refuses(ValueError, f"{op}: x must {message}", getattr(fg, op), x, *size)
 
     x = np.ones((2, 5, 4, 3), np.float32)
-    fails(ValueError, x[0], "be (N, H, W, C), got (5, 4, 3)")
-    fails(ValueError, x[:, :0], "have at least one row, column and channel, got (2, 0, 4, 3)")
-    fails(ValueError, x[:, :, :0], "have at least one row, column and channel, got (2, 5, 0, 3)")
-    fails(ValueError, x[..., :0], "have at least one row, column and channel, got (2, 5, 4, 0)")
-    fails(TypeError, x.tolist(), "be a NumPy array, got list; np.asarray(value, dtype) makes one")
-    fails(TypeError, np.ma.array(x), "be a NumPy array, got MaskedArray; np.asarray(value, dtype) makes one")
-    for kind in ("int64", "bool", "float16", ">f4"):
-        fails(TypeError, x.astype(kind), f"be float32 or float64 in native byte order, got {np.dtype(kind)}")
+    fails(x[0], "be (N, H, W, C), got (5, 4, 3)")
+    fails(x[:, :0], "have at least one row, column and channel, got (2, 0, 4, 3)")
+    fails(x[:, :, :0], "have at least one row, column and channel, got (2, 5, 0, 3)")
+    fails(x[..., :0], "have at least one row, column and channel, got (2, 5, 4, 0)")
+    refuses_other_types(op, "x", x, lambda value: getattr(fg, op)(value, *size), first=True)
 
 
 @pytest.mark.parametrize("op", POOL_FUNCTIONS)

@@ -157,6 +157,13 @@ def chain(dtype="float32", activation="tanh"):
     return DenseChain([12, 9, 7, 4], activation, "softmax", dtype=dtype, seed=2)
 
 
+def model_of(form, dtype):
+    """A chain, or layers."""
+    if form == "chain":
+        return chain(dtype)
+    return Sequential(Dense(12, 9, "relu", dtype=dtype), Dense(9, 4, "softmax", dtype=dtype))
+
+
 @pytest.mark.emulated(0)
 def test_a_pruned_chain_trains_as_pytorchs(in_force, rng, torch):
     """Against PyTorch's masks over Adam, whose hidden weights keep moving under the mask."""
@@ -259,13 +266,10 @@ def test_training_goes_on_from_a_file_with_the_same_bits(in_force, tmp_path, dty
     x, y = digits(rng, dtype)
 
     def trained():
-        model = (
-            chain(dtype)
-            if form == "chain"
-            else Sequential(Dense(12, 9, "relu", dtype=dtype), Dense(9, 4, "softmax", dtype=dtype))
-        )
         schedule = fg.GradualPruning(0.8, begin=3, end=20, every=4)
-        return fg.Trainer(model, optimizer=Adam(0.01), constraint=fg.optim.MaxNorm(2.0), pruning=schedule)
+        return fg.Trainer(
+            model_of(form, dtype), optimizer=Adam(0.01), constraint=fg.optim.MaxNorm(2.0), pruning=schedule
+        )
 
     whole, again = trained(), trained()
     whole.fit(x, y, 2, 16, progress=False)
@@ -321,12 +325,7 @@ def test_epochs_prune_when_steps_do(in_force, dtype, form, rng):
     x, y = digits(rng, dtype, 40)
 
     def trained(pruning):
-        model = (
-            chain(dtype)
-            if form == "chain"
-            else Sequential(Dense(12, 9, "relu", dtype=dtype), Dense(9, 4, "softmax", dtype=dtype))
-        )
-        return fg.Trainer(model, optimizer=Adam(0.01), pruning=pruning)
+        return fg.Trainer(model_of(form, dtype), optimizer=Adam(0.01), pruning=pruning)
 
     schedule = fg.GradualPruning(0.9, begin=2, end=15, every=3, scope="global")
     epochs, steps, loop = trained(schedule), trained(schedule), trained(None)

@@ -1,6 +1,7 @@
 """python -m fastgrad: what it prints, and that a user's error is one line and a status."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def test_info_tells_versions_backends_threads_vectors_and_cache(tmp_path):
     assert re.search(r"^threads: \d+$", out, re.MULTILINE)
     assert "vectors: 128 bits" in lines
     assert re.search(rf"^cache: {re.escape(str(folder))}\S*, 0.0 MB$", out, re.MULTILINE)
+    assert re.search(r"^compiled: 0 of \d+ kernels; python -m fastgrad warmup compiles the rest$", out, re.MULTILINE)
 
 
 def test_info_tells_what_is_missing_of_the_adapters_libraries(monkeypatch, capsys):
@@ -71,16 +73,33 @@ def test_wrong_arguments_are_told_in_usage_lines(arguments):
     assert "Traceback" not in err
 
 
-def test_warmup_runs_every_task_with_progress(monkeypatch, capsys):
+class Job:
+    """A job of workers.py; too short for a process of its own."""
+
+    seconds = 0.1
+
+    def __init__(self, label, compile):
+        self.label, self.compile = label, compile
+
+
+def test_warmup_runs_every_job_with_progress(monkeypatch, capsys):
     from fastgrad.__main__ import main
     from fastgrad.kernels.cpu import warmup
 
-    done = []
-    tasks = [("gemm float32", lambda: done.append("gemm")), ("step float32", lambda: done.append("step"))]
-    monkeypatch.setattr(warmup, "warmup_tasks", lambda: tasks)
+    done, asked = [], []
+
+    def jobs(groups, chars):
+        asked.append((groups, chars))
+        return [Job("gemm", lambda: done.append("gemm")), Job("step", lambda: done.append("step"))]
+
+    monkeypatch.setattr(warmup, "warmup_jobs", jobs)
     assert main(["warmup"]) == 0
     assert done == ["gemm", "step"]
-    assert "2/2" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "2/2" in err
+    assert re.fullmatch(r"2 kernels and drivers in \d+ s\n", out)
+    assert main(["warmup", "--only", "lstm", "conv", "--dtype", "float64"]) == 0
+    assert asked == [(tuple(warmup.GROUPS), "fd"), (["lstm", "conv"], "d")]
 
 
 def test_an_error_of_warmup_is_one_line(monkeypatch, capsys):
@@ -90,18 +109,21 @@ def test_an_error_of_warmup_is_one_line(monkeypatch, capsys):
     def fails():
         raise OSError("no space left")
 
-    monkeypatch.setattr(warmup, "warmup_tasks", lambda: [("gemm", fails)])
+    monkeypatch.setattr(warmup, "warmup_jobs", lambda groups, chars: [Job("gemm", fails)])
     assert main(["warmup"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "fastgrad: no space left"
 
 
-def test_the_tasks_of_warmup_are_labelled_calls():
+def test_the_jobs_of_warmup_have_labels_and_can_be_sent():
+    from fastgrad.cli import warmup as command
     from fastgrad.kernels.cpu import warmup
 
-    tasks = warmup.warmup_tasks()
-    assert tasks
-    assert all(isinstance(label, str) and callable(task) for label, task in tasks)
-    assert len({label for label, _ in tasks}) == len(tasks)
+    jobs = warmup.warmup_jobs()
+    assert jobs
+    assert all(isinstance(job.label, str) and job.seconds > 0 for job in jobs)
+    assert pickle.loads(pickle.dumps(jobs)) == jobs
+    assert len({*jobs}) == len(jobs)
+    assert tuple(warmup.GROUPS) == command.GROUPS
 
 
 @pytest.mark.full
@@ -124,8 +146,8 @@ def compiled(cache, *rest):
     raise AssertionError(f"{cache.function.__name__} was compiled")
 
 Cache.load_overload, Cache.save_overload = counted, compiled
-for _, task in warmup.warmup_tasks():
-    task()
+for job in warmup.warmup_jobs():
+    job.compile()
 assert len(asked) > len(compile.KERNELS)
 asked.clear()
 for dtype in ("float32", "float64"):

@@ -128,10 +128,9 @@ def forked_child_of_a_busy_parent():
 
 def meeting_kernel():
     """A new kernel, compiled in each process, whose parts wait for each other for some seconds; each that meets all others says so."""
-    from numba import carray
-
     from fastgrad.kernels.cpu.engine import atomics
     from fastgrad.kernels.cpu.engine.compile import kernel
+    from fastgrad.kernels.cpu.engine.intrinsics import carray
     from fastgrad.kernels.cpu.engine.thread_pool import wait
 
     @kernel(np.dtype([("begun", "i8"), ("met", "i8")]))
@@ -279,10 +278,9 @@ def multiprocessing_fork():
 
 def every_part_once():
     """Many launches of next to nothing, in which threads meet at every part."""
-    from numba import carray
-
     from fastgrad.kernels.cpu.engine import atomics, thread_pool
     from fastgrad.kernels.cpu.engine.compile import kernel
+    from fastgrad.kernels.cpu.engine.intrinsics import carray
 
     @kernel(np.dtype([("counts", "i8")]))
     def count_part(part, parts, job, like):

@@ -3,9 +3,11 @@
 import threading
 
 import numpy as np
+import pytest
 
 import fastgrad as fg
 from fastgrad.nn import Dense, DenseChain, Sequential
+from fastgrad.optim import Adam
 
 PATIENCE = 60
 
@@ -81,3 +83,32 @@ def parts(n, batch_size, shares):
 def close(found, expected, dtype):
     tolerance = 2e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_a_failed_reduce_changes_nothing(new_model, state):
+    """Of a step and of a fit, where reduce raises midway; state(trainer) is what must stay, and go on as without."""
+    x, y = data()
+    failing = []
+
+    def reduce(values):
+        if failing:
+            values[: values.size // 2] = 12.0
+            raise ConnectionResetError("the other end is gone")
+
+    trainer, other = (fg.Trainer(new_model(), optimizer=Adam(0.01), reduce=reduce) for _ in range(2))
+    for one in (trainer, other):
+        one.step(x, y)
+    before = state(trainer)
+    failing.append(True)
+    for call in (lambda: trainer.step(x, y), lambda: trainer.fit(x, y, batch_size=8, shuffle=False)):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert str(caught.value) == (
+            "Trainer: reduce failed, and no update was made: ConnectionResetError: the other end is gone"
+        )
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        assert state(trainer) == before
+    failing.clear()
+    for one in (trainer, other):
+        one.step(x, y)
+    assert state(trainer) == state(other)

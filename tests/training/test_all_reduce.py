@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import bits
-from ranks import PATIENCE, close, data, model, parts, shared
+from ranks import PATIENCE, assert_a_failed_reduce_changes_nothing, close, data, model, parts, shared
 
 import fastgrad as fg
 from fastgrad.nn import LSTM, BatchNorm, Dense, Sequential
@@ -152,30 +152,7 @@ def test_an_all_reduce_that_fails_midway_changes_nothing(in_force, form):
         statistics = [bits(a) for a in trainer.model.statistics().values()]
         return bits(trainer.model.params), bits(trainer.state), trainer.step_count, statistics
 
-    x, y = data()
-    failing = []
-
-    def reduce(values):
-        if failing:
-            values[: values.size // 2] = 12.0
-            raise ConnectionResetError("the other end is gone")
-
-    trainer, other = (fg.Trainer(net(), optimizer=Adam(0.01), reduce=reduce) for _ in range(2))
-    for t in (trainer, other):
-        t.step(x, y)
-    before = state(trainer)
-    failing.append(True)
-    message = "Trainer: reduce failed, and no update was made: ConnectionResetError: the other end is gone"
-    for call in (lambda: trainer.step(x, y), lambda: trainer.fit(x, y, batch_size=8, shuffle=False)):
-        with pytest.raises(RuntimeError) as found:
-            call()
-        assert str(found.value) == message
-        assert isinstance(found.value.__cause__, ConnectionResetError)
-        assert state(trainer) == before
-    failing.clear()
-    for t in (trainer, other):
-        t.step(x, y)
-    assert state(trainer) == state(other)
+    assert_a_failed_reduce_changes_nothing(net, state)
 
 
 def test_fit_keeps_the_updates_before_an_all_reduce_that_fails(in_force):

@@ -69,6 +69,25 @@ def test_fit_returns_the_whole_epochs_of_an_interrupted_training(in_force, form)
     assert trainer.step_count == 13
 
 
+@pytest.mark.parametrize("form", ["chain", "layers"])
+def test_a_step_of_a_handler_right_after_an_epoch_is_none_of_the_epochs(in_force, form):
+    x, y = data()
+    net = (
+        DenseChain([4, 6, 3], seed=0) if form == "chain" else Sequential(Dense(4, 6), BatchNorm(6), Dense(6, 3), seed=0)
+    )
+    trainer, steps = fg.Trainer(net), []
+
+    def step_once():
+        if trainer.step_count == 5 and not trainer._running and not steps:
+            steps.append(trainer.step(x, y))
+
+    trainer._prune = step_once
+    history = trainer.fit(x, y, epochs=2, batch_size=8)
+    assert len(steps) == 1
+    assert trainer.step_count == 11
+    assert len(history.loss) == 2
+
+
 def test_an_interrupt_before_an_epochs_first_update_leaves_the_shuffling(in_force):
     x, y = data()
     trainer = fg.Trainer(DenseChain([4, 6, 3], seed=0), reduce=interrupted_after(0))

@@ -13,10 +13,10 @@ from fastgrad.functional import geometry
 from fastgrad.functional.conv import slopes
 from fastgrad.functional.geometry import Pair
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
+from fastgrad.torch.ops.conv_weights import kernel_layout, weight_layout
 from fastgrad.torch.registration import Operator, autograd_function, cast_product, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import (
     RESULT_SAVED,
-    SECOND_AXES,
     array,
     channels_last,
     channels_second,
@@ -156,7 +156,7 @@ def _run(
         added = check.array(OP, "residual", added, "(N, K, H', W')", (n, outputs, *image_out), xs.dtype)
         added = check.contiguous(channels_last(added))
     saved = layer_saved(empty((n, *image_out, outputs), xs.dtype), f)
-    kernels().conv2d_forward(xs, _kernel_layout(w), b, _geometry(stride, pads, dilation), added, f, saved)
+    kernels().conv2d_forward(xs, kernel_layout(w), b, _geometry(stride, pads, dilation), added, f, saved)
     return channels_second(saved.y), torch.from_numpy(saved.z if f.needs_input else saved_copy(f, saved.y))
 
 
@@ -178,15 +178,19 @@ def _run_backward(
     """
     f, xs, dys = Activation(code, parameter), _image("x", x), _image("dy", dy)
     ys = _image("y", saved) if code in RESULT_SAVED else array(OP, "saved", saved) if saves_copy(code) else dys
-    w = _kernel_layout(array(OP, "weight", weight))
+    w = kernel_layout(array(OP, "weight", weight))
     shapes = xs.shape, w.shape, w.shape[3:]
     dx, dw, db = (empty(shape, xs) if want else None for shape, want in zip(shapes, wants, strict=False))
     dz = slopes(dys, f, of_residual=wants[3])
-    gradients = ConvGradients(dz, dx, dw, db)
-    kernels().conv2d_backward(dys, xs, w, _geometry(stride, pads, dilation), f, LayerSaved(ys, ys), gradients)
-    arrays: Any = dx, dw, db, dz
-    order = SECOND_AXES[4], (3, 2, 0, 1), (0,), SECOND_AXES[4]
-    return [torch.from_numpy(d.transpose(axes)) for d, axes, want in zip(arrays, order, wants, strict=True) if want]
+    arrays = ConvGradients(dz, dx, dw, db)
+    kernels().conv2d_backward(dys, xs, w, _geometry(stride, pads, dilation), f, LayerSaved(ys, ys), arrays)
+    gradients: list[Any] = [
+        None if dx is None else channels_second(dx),
+        None if dw is None else weight_layout(dw, weight),
+        None if db is None else torch.from_numpy(db),
+        channels_second(dz),
+    ]
+    return [d for d, want in zip(gradients, wants, strict=True) if want]
 
 
 def _geometry(*windows: Sequence[int]) -> Geometry:
@@ -199,11 +203,6 @@ def _image(name: str, value: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous."""
     image = check.array(OP, name, array(OP, name, value), "(N, C, H, W)", (None,) * 4)
     return geometry.images(OP, channels_last(image))
-
-
-def _kernel_layout(w: np.ndarray) -> np.ndarray:
-    """(kh, kw, C, K) of (K, C, kh, kw)."""
-    return check.contiguous(w.transpose(2, 3, 1, 0))
 
 
 def _fake(
@@ -226,9 +225,9 @@ def _fake(
 def _fake_backward(
     dy: Any, x: Tensor, weight: Tensor, saved: Any, stride: Any, pads: Any, dilation: Any, code: Any, parameter: Any, wants: Any
 ) -> list[Tensor]:  # fmt: skip
-    outputs, channels, *size = weight.shape
-    dweight = weight.new_empty(*size, channels, outputs).permute(3, 2, 0, 1)
-    gradients = empty_channels_last(x), dweight, weight.new_empty(outputs), empty_channels_last(dy)
+    last = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+    dweight = weight.new_empty(weight.shape).contiguous(memory_format=last)
+    gradients = empty_channels_last(x), dweight, weight.new_empty(len(weight)), empty_channels_last(dy)
     return [d for d, want in zip(gradients, wants, strict=True) if want]
 
 

@@ -1,6 +1,7 @@
 """The engine of the CPU kernels: what they are built from.
 
-    compile.py, cache.py                    decorators of kernels and drivers; compiled code on disk
+    compile.py, pipeline.py                 decorators of kernels and drivers; the compiler behind them
+    cache.py, workers.py, notice.py         compiled code on disk; processes that compile; the line that tells of it
     thread_pool.py, atomics.py, scratch.py  launches on threads; scratch arrays
     intrinsics.py                           addresses, pointers, calls, stack arrays, vector instructions
     vector_loops.py, reductions.py          loops over arrays, and sums and counts of them

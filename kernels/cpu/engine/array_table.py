@@ -21,11 +21,10 @@ fills the table: see object_memory.py.
 """
 
 import numpy as np
-from numba import carray
 
 from . import object_memory
 from .compile import device_function, driver
-from .intrinsics import address_of, void_pointer
+from .intrinsics import address_of, carray, void_pointer
 from .object_memory import DATA, HEAD, ITEMS, NDIM, SHAPE, low_word, word
 
 # columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; how many

@@ -25,9 +25,10 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-import llvmlite
+import llvmlite.binding
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
@@ -150,6 +151,24 @@ def _source(function):
     return function.__module__, function.__qualname__, function.__code__.co_firstlineno, captured
 
 
+def _stored_form(result):
+    """What Numba's CompileResult._rebuild takes, without what only a compilation of callers would need: of the LLVM code the names are
+    left, and of inner functions no environments, which loading would search for in modules that nothing else imports.
+    """
+    (name, kind, (machine_code, _)), fndesc, environment, *others, _ = result._reduce()
+    names = ir.Module()
+    called = {fndesc.llvm_func_name, fndesc.llvm_cfunc_wrapper_name, fndesc.llvm_cpython_wrapper_name}
+    for function in result.library._final_module.functions:
+        if function.name in called and not function.is_declaration:
+            stub = ir.Function(names, ir.FunctionType(ir.VoidType(), ()), function.name)
+            ir.IRBuilder(stub.append_basic_block()).ret_void()
+    for variable in result.library._final_module.global_variables:
+        if variable.name == environment.env_name:
+            ir.GlobalVariable(names, ir.IntType(64), variable.name).initializer = ir.IntType(64)(0)
+    bitcode = llvmlite.binding.parse_assembly(str(names)).as_bitcode()
+    return (name, kind, (machine_code, bitcode)), fndesc, environment, *others, ()
+
+
 class Cache:
     """The cache of one function, with the interface that Numba needs: load_overload and save_overload.
 
@@ -168,6 +187,13 @@ class Cache:
         what = self.source, str(signature), self.options, codegen.magic_tuple(), settings()
         key = ascii(what).encode()
         return f"{self.function.__qualname__}.{hashlib.sha256(key).hexdigest()[:32]}", key
+
+    def holds(self, signature, target_context) -> bool:
+        """Whether there is a file for a signature. It may be one that load_overload does not accept."""
+        if not self.stored:
+            return False
+        name, _ = self._entry(signature, target_context.codegen())
+        return any((folder / name).is_file() for folder in folders())
 
     def load_overload(self, signature, target_context):
         """The compiled function, or None if it must be compiled; no error of a file is raised."""
@@ -190,4 +216,4 @@ class Cache:
         if not self.stored or result.library.has_dynamic_globals:
             return
         with contextlib.suppress(Exception):
-            write(*self._entry(signature, result.codegen), dumps(result._reduce()))
+            write(*self._entry(signature, result.codegen), dumps(_stored_form(result)))

@@ -13,19 +13,21 @@ body of a loop and its scalar tail give the same bits. Fused multiply-adds are w
 
 import _thread
 import atexit
+import importlib
 import threading
 from functools import partial
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numba import from_dtype, njit, types
 from numba.core.ccallback import CFunc
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.runtime.nrt import rtsys
+from numba.core.registry import cpu_target
 
+from . import notice, workers
 from .cache import Cache
+from .pipeline import UNCOUNTED, DriverCompiler, InnerCompiler, KernelCompiler, compilation
 
 if numba.config.DISABLE_JIT:
     # what the backend lacks, as its users are told
@@ -33,8 +35,14 @@ if numba.config.DISABLE_JIT:
 
 # the lock inside Numba's, whose own acquire is Python, in which a handler may raise
 compiler_lock = global_compiler_lock._lock
-# the process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away
-atexit.register(compiler_lock.acquire)
+
+
+@atexit.register
+def _wait_for_compiler():
+    """The process ends after what is being compiled is done: LLVM aborts where the interpreter takes its thread away."""
+    workers.stop()
+    compiler_lock.acquire()
+
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 # a function that only kernels call needs no way in from Python or C
@@ -82,20 +90,52 @@ def uninterrupted(function, *arguments):
 _c_functions = {}
 
 
-def c_function(function, arguments):
+def c_function(function, arguments, allocates=False):
     """Compile a function of these argument types, or load it from the cache; its address is `.address`."""
-    return _c_functions.get((function, arguments)) or uninterrupted(_compile, function, arguments)
+    return _c_functions.get((function, arguments)) or uninterrupted(_compile, function, arguments, allocates)
+
+
+def _new_c_function(function, arguments, allocates):
+    """A C function that is not compiled yet."""
+    options, compiler = (
+        {**_OPTIONS, "_nrt": allocates, "nopython": True},
+        DriverCompiler if allocates else KernelCompiler,
+    )
+    result = CFunc(function, (arguments, types.void), locals={}, options=options, pipeline_class=compiler)
+    result._cache = Cache(function, ("C function", options))
+    _observe(result)
+    return result
 
 
 @global_compiler_lock
-def _compile(function, arguments):
+def _compile(function, arguments, allocates):
     result = _c_functions.get((function, arguments))
     if result is None:
-        result = CFunc(function, (arguments, types.void), locals={}, options={**_OPTIONS, "nopython": True})
-        result._cache = Cache(function, ("C function", _OPTIONS))
+        result = _new_c_function(function, arguments, allocates)
         result.compile()
         _c_functions[function, arguments] = result
     return result
+
+
+def _observe(compiled):
+    """Have a C function or driver tell when it is compiled, and not loaded."""
+    compiler = compiled._compiler
+    compile_now, function = compiler.compile, compiler.py_func
+
+    def compile(arguments, return_type):
+        with compilation([function.__name__], seconds_of(function)):
+            return compile_now(arguments, return_type)
+
+    compiler.compile = compile
+
+
+# compilation takes about so long, in all, and for a byte of code_size of workers.py
+SECONDS, SECONDS_A_BYTE = 0.1, 3e-4
+
+
+def seconds_of(function) -> float:
+    """How long a kernel or driver takes to compile, about."""
+    return SECONDS + SECONDS_A_BYTE * workers.code_size(function)
 
 
 KERNELS: list["Kernel"] = []
@@ -105,8 +145,8 @@ ROUTINES: list["Kernel"] = []
 class Kernel:
     """A function (thread_index, thread_count, record, like), compiled at its first use with a dtype."""
 
-    def __init__(self, function, record, needs=None):
-        self.function, self.record, self.needs = function, record, needs
+    def __init__(self, function, record, needs=None, allocates=False):
+        self.function, self.record, self.needs, self.allocates = function, record, needs, allocates
         self._compiled = {}
 
     def address(self, dtype) -> int:
@@ -114,14 +154,95 @@ class Kernel:
         code = self._compiled.get(dtype.char) or uninterrupted(self._compile, dtype)
         return code.address
 
+    @property
+    def name(self):
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def _arguments(self, dtype):
+        record, scalar = from_dtype(self.record), from_dtype(dtype)
+        return types.int64, types.int64, types.CPointer(record), types.CPointer(scalar)
+
     @global_compiler_lock
     def _compile(self, dtype):
         if self.needs:
             self.needs(dtype)
-        scalar = from_dtype(dtype)
-        arguments = types.int64, types.int64, types.CPointer(from_dtype(self.record)), types.CPointer(scalar)
-        code = self._compiled[dtype.char] = c_function(self.function, arguments)
+        code = self._compiled[dtype.char] = c_function(self.function, self._arguments(dtype), self.allocates)
         return code
+
+    def is_compiled(self, dtype) -> bool:
+        """Whether its machine code is here or in the cache."""
+        if dtype.char in self._compiled:
+            return True
+        code = _new_c_function(self.function, self._arguments(dtype), self.allocates)
+        return code._cache.holds(code._sig, cpu_target.target_context)
+
+
+class KernelJob(NamedTuple):
+    """The compilation of a kernel, as workers.py takes it. name: the kernel's own; char: of a dtype."""
+
+    name: str
+    char: str
+
+    @property
+    def kernel(self):
+        return next(kernel for kernel in KERNELS + ROUTINES if kernel.name == self.name)
+
+    @property
+    def label(self):
+        return self.kernel.function.__name__
+
+    @property
+    def seconds(self):
+        return seconds_of(self.kernel.function)
+
+    def compile(self):
+        self.kernel.address(np.dtype(self.char))
+
+    def is_compiled(self):
+        return self.kernel.is_compiled(np.dtype(self.char))
+
+
+class DriverJob(NamedTuple):
+    """The compilation of a driver for arguments of these types."""
+
+    module: str
+    label: str
+    arguments: tuple[types.Type, ...]
+
+    @property
+    def driver(self):
+        return getattr(importlib.import_module(self.module), self.label)
+
+    @property
+    def seconds(self):
+        return seconds_of(self.driver.py_func)
+
+    def compile(self):
+        uninterrupted(self.driver.compile, self.arguments)
+
+    def is_compiled(self):
+        driver = self.driver
+        return self.arguments in driver.overloads or driver._cache.holds(self.arguments, cpu_target.target_context)
+
+
+def driver_job(driver, *arguments):
+    """The compilation that a call with these arguments needs."""
+    function = driver.py_func
+    return DriverJob(function.__module__, function.__name__, tuple(map(driver.typeof_pyval, arguments)))
+
+
+def prepare(jobs):
+    """Compile what is neither here nor in the cache, in several processes where there are cores. Then it is here, or can be loaded."""
+    uninterrupted(_prepare, jobs)
+
+
+@global_compiler_lock
+def _prepare(jobs):
+    missing = [job for job in jobs if not job.is_compiled()]
+    if len(missing) > 1:
+        labels, seconds = [job.label for job in missing], sum(job.seconds for job in missing)
+        with compilation(labels, seconds / min(workers.processes(), len(missing))):
+            workers.compile_all(workers.longest_first(missing), wait=notice.update)
 
 
 class Addresses(dict):
@@ -136,15 +257,25 @@ class Addresses(dict):
         self.kernels, self.always = (*kernels, *choices), len(kernels)
 
     def __missing__(self, char):
+        prepare([KernelJob(kernel.name, char) for kernel in self.kernels[: self.always]])
+        return self._look_up(char)
+
+    def _look_up(self, char):
         addresses = np.zeros(len(self.kernels), np.int64)
         addresses[: self.always] = [k.address(np.dtype(char)) for k in self.kernels[: self.always]]
         return self.setdefault(char, addresses)
 
-    def provide(self, char, numbers):
-        """Look up the kernels of these numbers; one that is None has no address."""
+    def provide(self, char, numbers, driver=None, arguments=()):
+        """Look up the kernels of these numbers; one that is None has no address. driver, arguments: a call that follows."""
+        kernels = (*self.kernels[: self.always], *(self.kernels[number] for number in numbers))
+        jobs = [KernelJob(kernel.name, char) for kernel in kernels if kernel is not None]
+        prepare([driver_job(driver, *arguments), *jobs] if driver else jobs)
+        addresses = self.get(char)
+        if addresses is None:
+            addresses = self._look_up(char)
         for number in numbers:
             if self.kernels[number] is not None:
-                self[char][number] = self.kernels[number].address(np.dtype(char))
+                addresses[number] = self.kernels[number].address(np.dtype(char))
 
 
 # the status of a driver, see Addresses
@@ -200,7 +331,7 @@ def routine(record):
     """
 
     def decorate(function):
-        ROUTINES.append(Kernel(function, record))
+        ROUTINES.append(Kernel(function, record, allocates=True))
         return ROUTINES[-1]
 
     return decorate
@@ -208,59 +339,23 @@ def routine(record):
 
 def driver(function):
     """A driver called from Python with arrays: compiled at its first call for a dtype, or loaded from the cache."""
-    dispatcher = njit(no_cfunc_wrapper=True, **_OPTIONS)(function)
+    dispatcher = njit(no_cfunc_wrapper=True, pipeline_class=DriverCompiler, **_OPTIONS)(function)
+    _observe(dispatcher)
     dispatcher._cache = Cache(function, ("driver", _OPTIONS))
     dispatcher._compile_for_args = partial(uninterrupted, dispatcher._compile_for_args)
     return dispatcher
 
 
-class _Environments:
-    """In place of a library's code generator, which knows no function of an inner library."""
-
-    @staticmethod
-    def set_env(name, environment):
-        pass
-
-
-class _InnerLibrary(JITCodeLibrary):
-    """LLVM code of a device function, which is optimised and becomes machine code in its callers only.
-
-    Numba would do both for each function by itself, and again in each of its callers, whose code holds it.
-    """
-
-    codegen = _Environments()
-
-    def add_linking_library(self, library):
-        # the memory allocator, which the caller's code has too
-        if library is not rtsys.library:
-            super().add_linking_library(library)
-
-    def get_pointer_to_function(self, name):
-        self._ensure_finalized()
-        return 0
-
-    def _optimize_functions(self, module):
-        module.data_layout = self._codegen._data_layout
-
-    def _optimize_final_module(self):
-        pass
-
-    def _finalize_final_module(self):
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-
-class _InnerCompiler(Compiler):
-    def compile_extra(self, function):
-        self.state.library = _InnerLibrary(self.state.targetctx.codegen(), function.__qualname__)
-        return super().compile_extra(function)
-
-
 def device_function(function):
-    """A function called from kernels, whose machine code holds it."""
-    return njit(pipeline_class=_InnerCompiler, **_INNER)(function)
+    """A function called from kernels and drivers, whose machine code holds it; it allocates nothing."""
+    return njit(pipeline_class=InnerCompiler, **UNCOUNTED, **_INNER)(function)
+
+
+def driver_function(function):
+    """A function called from drivers and routines, whose machine code holds it; it may allocate arrays."""
+    return njit(pipeline_class=InnerCompiler, _nrt=True, **_INNER)(function)
 
 
 def inline_function(function):
     """A small function that must disappear into its caller's loop for the loop to vectorise."""
-    return njit(pipeline_class=_InnerCompiler, forceinline=True, **_INNER)(function)
+    return njit(pipeline_class=InnerCompiler, forceinline=True, **UNCOUNTED, **_INNER)(function)

@@ -188,6 +188,32 @@ def void_pointer(typingctx, address):
 
 
 @intrinsic
+def carray(typingctx, pointer, shape, dtype=None):
+    """The C-contiguous array of this shape at a pointer: n, or (n, m); dtype: of a void pointer's values.
+
+    As numba.carray, which costs a compilation of its own for each kind of arguments: a third of all that a kernel's compilation takes.
+    """
+    sizes = shape.types if isinstance(shape, types.BaseTuple) else (shape,)
+    kind = pointer.dtype if dtype is None else dtype.dtype
+    result = types.Array(kind, len(sizes), "C")
+
+    def codegen(context, builder, signature, args):
+        values = cgutils.unpack_tuple(builder, args[1]) if isinstance(shape, types.BaseTuple) else [args[1]]
+        values = [context.cast(builder, value, size, types.intp) for value, size in zip(values, sizes, strict=True)]
+        data_type = context.get_data_type(kind)
+        size = _I64(context.get_abi_sizeof(data_type))
+        strides = [size]
+        for value in values[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], value))
+        array = context.make_array(result)(context, builder)
+        place = builder.bitcast(args[0], data_type.as_pointer())
+        context.populate_array(array, data=place, shape=values, strides=strides, itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return result(pointer, shape, types.Omitted(None) if dtype is None else dtype), codegen
+
+
+@intrinsic
 def call(typingctx, function, a, b, job):
     """Call the C function at an address with two integers and a job, an array of one record or its address.
 

@@ -8,10 +8,9 @@ Python writes an Image of the objects that a driver reads.
 import ctypes
 
 import numpy as np
-from numba import carray
 
 from .compile import device_function, driver
-from .intrinsics import void_pointer
+from .intrinsics import carray, void_pointer
 
 # what every object begins with, its type last; then, in words of 8 bytes, the fields of an array, and of a list its size and its items
 HEAD = object.__basicsize__

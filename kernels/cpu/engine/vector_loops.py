@@ -6,12 +6,12 @@ how many vectors to interleave.
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import device_function, inline_function
-from .intrinsics import advance, hide_value
+from .intrinsics import advance, carray, hide_value
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 # bytes of a cache line

@@ -43,7 +43,7 @@ class Table:
     def __init__(self, sizes, widths):
         chunks, groups, chunk_offsets, group_offsets = [], [], [], []
         offset = units = partials = 0
-        for a, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+        for array, (size, width) in enumerate(zip(sizes, widths, strict=True)):
             rows, tile = size // width, min(1 << (width - 1).bit_length(), BLOCK)
             step = DEPTH * (BLOCK // tile)
             chunk_offsets.append(len(chunks))
@@ -51,7 +51,7 @@ class Table:
             for column in range(0, width, tile):
                 first = len(chunks)
                 for row in range(0, rows, step):
-                    chunks.append((a, width, tile, column, row, min(row + step, rows), offset, units, partials))
+                    chunks.append((array, width, tile, column, row, min(row + step, rows), offset, units, partials))
                     partials += tile
                 groups.append((first, len(chunks) - first, width, tile, column, units))
             offset, units = offset + size, units + width
@@ -63,7 +63,7 @@ class Table:
 
 
 @lru_cache(maxsize=64)
-def _table(sizes, widths, _):
+def _table(sizes, widths, queue):
     return Table(sizes, widths)
 
 
@@ -76,9 +76,9 @@ def table(arrays, widths=None):
 @device_function
 def chunk_of(chunks, number):
     """(array, width, tile, column, row, end) of a chunk: this thread's column and first row, and the end of rows."""
-    at, t = number * COLUMNS, cuda.threadIdx.x
+    at, thread = number * COLUMNS, cuda.threadIdx.x
     tile = chunks[at + TILE]
-    column, row = chunks[at + COLUMN] + (t & (tile - 1)), chunks[at + ROW] + t // tile
+    column, row = chunks[at + COLUMN] + (thread & (tile - 1)), chunks[at + ROW] + thread // tile
     return chunks[at + ARRAY], chunks[at + WIDTH], tile, column, row, chunks[at + END]
 
 
@@ -91,8 +91,12 @@ def plain(arrays):
     """Whether all of a list (not empty) are arrays of the current device, C-contiguous, aligned and writable, and float32 or float64."""
     dtype, array_type, number = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.device_number()
     return dtype in (np.float32, np.float64) and all(
-        type(a) is array_type and a.dtype == dtype and device.usable(a) and _is_writable(a) and _is_on(a, number)
-        for a in arrays
+        type(array) is array_type
+        and array.dtype == dtype
+        and device.usable(array)
+        and _is_writable(array)
+        and _is_on(array, number)
+        for array in arrays
     )
 
 

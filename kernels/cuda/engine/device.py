@@ -324,7 +324,7 @@ def flat(array):
 
 
 @lru_cache(maxsize=64)
-def _device_copy(values, shape, dtype, xp, _):
+def _device_copy(values, shape, dtype, xp, queue):
     return xp.asarray(np.frombuffer(values, dtype).reshape(shape))
 
 

@@ -1,7 +1,7 @@
 """Sums and maxima in one fixed order, with the same bits every run: over the threads of a block by a tree, over blocks by a second launch.
 
 A tile is the arrangement of BLOCK threads over a matrix (rows, columns): `width` threads side by side, a power of two, and BLOCK / width
-rows. Thread t has column t % width and row t / width. So few columns leave no warp idle, and neighbouring threads read neighbouring values.
+rows. Thread i has column i % width and row i / width. So few columns leave no warp idle, and neighbouring threads read neighbouring values.
 A block goes over TILE_ROWS tiles of rows. All threads of a block must call a reduction; it uses shared memory (BLOCK,), which is free
 again when it returns.
 """
@@ -67,17 +67,17 @@ def reduction(join):
     @device_function
     def join_values(shared, value, span, least):
         """Join the values of each `span` threads side by side pairwise, until `least` values are left."""
-        t = cuda.threadIdx.x
-        lane = t & (span - 1)
-        shared[t] = value
+        thread = cuda.threadIdx.x
+        lane = thread & (span - 1)
+        shared[thread] = value
         cuda.syncthreads()
-        s = span // 2
-        while s >= least:
-            if lane < s:
-                shared[t] = join(shared[t], shared[t + s])
+        distance = span // 2
+        while distance >= least:
+            if lane < distance:
+                shared[thread] = join(shared[thread], shared[thread + distance])
             cuda.syncthreads()
-            s //= 2
-        result = shared[t - lane + (t & (least - 1))]
+            distance //= 2
+        result = shared[thread - lane + (thread & (least - 1))]
         cuda.syncthreads()
         return result
 
@@ -100,23 +100,23 @@ largest_down, largest_across = reduction(larger)
 @device_function
 def sum_before_thread(shared, value):
     """(the sum over the threads before this one, the sum over all)."""
-    t, distance = cuda.threadIdx.x, 1
-    shared[t] = value
+    thread, distance = cuda.threadIdx.x, 1
+    shared[thread] = value
     cuda.syncthreads()
     while distance < BLOCK:
-        other = shared[t - distance] if t >= distance else shared[t] - shared[t]
+        other = shared[thread - distance] if thread >= distance else shared[thread] - shared[thread]
         cuda.syncthreads()
-        shared[t] += other
+        shared[thread] += other
         cuda.syncthreads()
         distance *= 2
-    before, total = shared[t] - value, shared[BLOCK - 1]
+    before, total = shared[thread] - value, shared[BLOCK - 1]
     cuda.syncthreads()
     return before, total
 
 
 @wide_kernel
 def add_partials(dtype: Real, n: Integer, partials: Wide, total: Wide):
-    """total (1,) of parts (n,), by one block."""
+    """total (1,) of partials (n,), by one block."""
     shared, thread_total = cuda.shared.array(BLOCK, float64), 0.0
     for i in range(cuda.threadIdx.x, n, BLOCK):
         thread_total += partials[i]
@@ -126,7 +126,7 @@ def add_partials(dtype: Real, n: Integer, partials: Wide, total: Wide):
 
 
 def total_of(partials, dtype):
-    """The sum () of float64 parts (n,), on the device."""
+    """The sum () of float64 partials (n,), on the device."""
     total = device.xp.zeros(1)
     launch(add_partials, dtype, min(partials.size, 1), partials.size, partials, total)
     return total.reshape(())
@@ -148,7 +148,7 @@ def add_rows(dtype: Real, rows: Integer, columns: Integer, width: Integer, parti
 
 
 def sum_rows(partials, sums):
-    """sums (columns,) of contiguous parts (rows, columns): one launch, or two where one block would take long."""
+    """sums (columns,) of contiguous partials (rows, columns): one launch, or two where one block would take long."""
     rows, columns = partials.shape
     width, across = tile_width(columns), tiles(1, columns)[1]
     rows_at_once = ROWS_OF_A_BLOCK * (BLOCK // width)
