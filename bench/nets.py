@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from tqdm import tqdm
 
 from bench.harness.machine import describe, machine
@@ -96,12 +96,15 @@ def picture(results):
     axes.barh([net.title for net in nets], np.subtract(ratios, 1), left=1,
               color=["#2a6f97" if value >= 1 else "#c1554d" for value in ratios])  # fmt: skip
     for row, value in enumerate(ratios):
-        axes.text(max(value, 1) * 1.01, row, f"{value:.2f}", va="center", fontsize=7)
+        axes.text(1.01, row, f"{value:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.01)
+    # an axis with some length where all ratios are near 1
+    axes.set_xlim(min(0.8, *ratios) * 0.9, max(1.25, *ratios) * 1.1)
+    axes.margins(y=0.01)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(FixedLocator([0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10]))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=7)
     axes.set_title("Training step of torchvision's nets: time of PyTorch / time under accelerate", fontsize=10)
     return figure

@@ -17,7 +17,7 @@ from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
 from fastgrad.torch.graph_units import record_graph, replace_graphs
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
 from fastgrad.torch.model_replacement import ModelReplacement
-from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement
+from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement, replacement_of
 from fastgrad.torch.report import WHOLE, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.runs import Run, SequentialReplacement
@@ -101,9 +101,8 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_gra
 
     in_graph: whether it is inside of a module that has a graph: then convolutions and norms alone are left to that.
     """
-    if forward := module.__dict__.get("forward"):
-        replacement = getattr(forward, "__self__", None)
-        if isinstance(replacement, ForwardReplacement):
+    if module.__dict__.get("forward"):
+        if (replacement := replacement_of(module)) is not None:
             return _report_again(name, module, replacement, report)
         report.left.append((name, "its forward has been replaced"))
         return set(module.modules())
@@ -140,7 +139,7 @@ def _taken_off(model: nn.Module) -> ModelReplacement | None:
     """Take off what compares a model as a whole, and what does so with parts of it; returns the model's own."""
     own = None
     for module in model.modules():
-        replacement = getattr(module.__dict__.get("forward"), "__self__", None)
+        replacement = replacement_of(module)
         if isinstance(replacement, ModelReplacement):
             replacement.undo(module)
             own = replacement if module is model else own
@@ -150,7 +149,7 @@ def _taken_off(model: nn.Module) -> ModelReplacement | None:
 def _compare_whole(model: nn.Module, report: Report, before: ModelReplacement | None) -> None:
     """Have a model of more than one unit compare its steps with PyTorch's. before: what did so until now."""
     units = list(report._choices.values())
-    inner = getattr(model.__dict__.get("forward"), "__self__", None)
+    inner = replacement_of(model)
     if not units or (len(units) == 1 and (inner is not None or isinstance(model, AcceleratedLSTM))):
         return
     whole = before or ModelReplacement(model, ModelChoice())

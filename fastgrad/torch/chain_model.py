@@ -16,7 +16,7 @@ from fastgrad.core import check
 from fastgrad.kernels.types import Activation
 from fastgrad.torch.layers import activation_of, has_hooks, known_class, runs_layers_in_order
 from fastgrad.torch.modules import MLP
-from fastgrad.torch.replacement import ForwardReplacement
+from fastgrad.torch.replacement import replacement_of
 
 Tensor = torch.Tensor
 F: Any = nn.functional
@@ -75,8 +75,7 @@ class ChainModel:
             raise _unsupported(name, f"{kind.__name__} is no nn.Module")
         if has_hooks(module):
             raise _unsupported(name, f"{kind.__name__} has hooks")
-        forward = vars(module).get("forward")
-        if forward is not None and not isinstance(getattr(forward, "__self__", None), ForwardReplacement):
+        if vars(module).get("forward") is not None and replacement_of(module) is None:
             raise _unsupported(name, f"the forward of {kind.__name__} has been replaced")
         attributes = vars(module)
         self.attributes.append(attributes)

@@ -12,7 +12,7 @@ from fastgrad.torch.layers import known_class, needs_original_layers
 from fastgrad.torch.nodes import ConvNode
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm
 from fastgrad.torch.registration import skips_dispatcher
-from fastgrad.torch.replacement import ForwardReplacement, with_gradient_format
+from fastgrad.torch.replacement import ForwardReplacement, replacement_of, with_gradient_format
 from fastgrad.torch.stand_ins import RefusedError
 from fastgrad.torch.tape import Tape
 from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES
@@ -24,8 +24,8 @@ CREDIT, CALLS = 8, 50
 
 def is_replaced(module: nn.Module) -> bool:
     """Whether a module's own forward is a replacement that computes what its class's does."""
-    replacement = getattr(module.__dict__.get("forward"), "__self__", None)
-    return isinstance(replacement, ForwardReplacement) and replacement.module is module
+    replacement = replacement_of(module)
+    return replacement is not None and replacement.module is module
 
 
 def graph_of(module: nn.Module) -> Graph | None:
@@ -85,8 +85,7 @@ class GraphReplacement(ForwardReplacement):
     def __init__(self, module: nn.Module, choice: GraphChoice | None = None) -> None:
         """The forward that the module has now takes the calls that a graph does not."""
         super().__init__(module, choice)
-        inner = getattr(module.__dict__.get("forward"), "__self__", None)
-        self.inner: ForwardReplacement | None = inner
+        self.inner = replacement_of(module)
         self.convolutions = {} if choice is None else choice.convolutions
         self.graphs: dict[bool, Graph | None] = {}
         self._credit = float(CREDIT)

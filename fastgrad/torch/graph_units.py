@@ -8,6 +8,7 @@ from torch import nn
 from fastgrad.torch.graph import Graph
 from fastgrad.torch.graph_replacement import GraphChoice, GraphReplacement
 from fastgrad.torch.nodes import ConvNode
+from fastgrad.torch.replacement import replacement_of
 from fastgrad.torch.report import NO_NAME, Report
 
 # the layers that replacements of modules deal with
@@ -20,8 +21,7 @@ def replace_graphs(
     """Replace the forwards of modules that have a graph, if that fuses more than the replacements in them."""
     names = {module: name for name, module in model.named_modules()}
     for module, graph in graphs.items():
-        is_replaced = isinstance(getattr(module.__dict__.get("forward"), "__self__", None), GraphReplacement)
-        if is_replaced or _adds_nothing(graph, handled):
+        if isinstance(replacement_of(module), GraphReplacement) or _adds_nothing(graph, handled):
             continue
         replacement = GraphReplacement(module, GraphChoice(module) if chooses else None)
         replacement.install()

@@ -43,6 +43,12 @@ def with_gradient_format(x: Tensor) -> Tensor:
     return _GradientFormat.apply(x)
 
 
+def replacement_of(module: nn.Module) -> "ForwardReplacement | None":
+    """What takes the place of a module's forward, or None."""
+    replacement = getattr(module.__dict__.get("forward"), "__self__", None)
+    return replacement if isinstance(replacement, ForwardReplacement) else None
+
+
 class ForwardReplacement:
     """Another forward of a module, until it is stopped. A call that it cannot fuse goes to the forward of the module's class.
 

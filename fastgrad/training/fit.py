@@ -185,10 +185,10 @@ def _run_part(trainer: Any, part: Part) -> tuple[EpochPlan, int]:
             trainer._prune()
             plan = plan_after(before)
             _run_plan(trainer, label, first, plan)
-        finally:
             count = trainer.step_count - before
+        finally:
             trainer._running = False
-            if count == 0:
+            if trainer.step_count == before:
                 trainer.rng.bit_generator.state = generator_state
             trainer._prune()
         return plan, count

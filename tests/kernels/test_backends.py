@@ -1,5 +1,6 @@
 """Every backend exports the functions of the contract with its arguments, from files of the same name."""
 
+import ast
 import inspect
 from pathlib import Path
 
@@ -69,3 +70,10 @@ def test_an_op_has_a_test_file_of_its_name():
         if not Path(__file__).with_name(f"test_{name}.py").exists()
     }
     assert missing == set()
+
+
+def test_cuda_has_every_function_of_the_reference():
+    """Without it the backend refuses to start, which only a GPU would show: its source is read, since it needs packages to import."""
+    tree = ast.parse((Path(reference.__file__).parents[1] / "cuda" / "__init__.py").read_text())
+    (names,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    assert set(reference.__all__) <= set(ast.literal_eval(names))

@@ -36,7 +36,7 @@ def padded(rng, lengths, dtype, columns=5):
 
 
 def gathered(backend, x, batch):
-    rows = unwritten((batch.offsets[-1], x.shape[2]), x.dtype)
+    rows = unwritten((int(batch.offsets[-1]), x.shape[2]), x.dtype)
     backend.gather_rows(x, batch, rows)
     return rows
 

@@ -52,6 +52,18 @@ def test_nets_are_measured_and_drawn(small_nets, tmp_path, capsys):
     assert "1 nets: geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ratio", [1e-4, 0.5, 0.9999, 1, 1 + 1e-9, 3, 1e4])
+def test_the_chart_of_any_ratio(small_nets, ratio):
+    (net,) = nets.OUTSIDE
+    figure = nets.picture({net: {nets.PEER: ratio, FASTGRAD: 1.0}})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert low < min(ratio, 1) <= max(ratio, 1) < high
+    label = axes.texts[0].get_window_extent()
+    assert figure.bbox.x0 <= label.x0 < label.x1 <= figure.bbox.x1
+
+
 def test_a_net_with_other_losses_is_left_out(small_nets, monkeypatch):
     workers = LocalWorkers()
     load = Contender.load

@@ -50,8 +50,9 @@ def check(name, net):
     trainer.predict(x)
     signal.signal(signal.SIGALRM, handler)
     while len(errors) < 15:
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0002, 0.002))
+        # before the timer, which may end at once
         seen = len(counts)
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0002, 0.002))
         while len(counts) == seen:
             trainer.step(x, y)
             while len(counts) == seen and trainer.step_count % 2:
