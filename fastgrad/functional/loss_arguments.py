@@ -104,7 +104,8 @@ def checked_labels(
     host = type(numbers) is np.ndarray
     if numbers.size and (np.maximum.reduce(unsigned, axis=None) if host else unsigned.max()) >= classes:
         value = value if isinstance(value, np.ndarray) else value.get()
-        bad = np.argwhere(((value < 0) | (value >= classes)) & (value != ignore_index))
+        is_ignored = (value == ignore_index) & (ignore_index != types.NO_LABEL)
+        bad = np.argwhere(((value < 0) | (value >= classes)) & ~is_ignored)
         if not len(bad):
             return numbers
         index = tuple(int(i) for i in bad[0])

@@ -20,6 +20,7 @@ from fastgrad.core import device
 from fastgrad.core.allocator import zeros
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
+from fastgrad.kernels.types import Loss
 from fastgrad.nn.model import Model
 
 # puts the sum over all processes, or the mean, into a flat array in place
@@ -34,7 +35,7 @@ DISAGREED = -1
 
 
 def disagreement() -> RuntimeError:
-    what = "parameters, settings of the optimiser, number of updates and number of batches"
+    what = "parameters, loss, settings of the optimiser, number of updates and number of batches"
     return RuntimeError(f"Trainer: reduce: {what} must be the same in all processes; no update was made")
 
 
@@ -46,8 +47,12 @@ class AllReduce:
     # whether they agreed where the epoch began: then the host need not wait for it
     epoch_agreed = False
 
-    def __init__(self, reduce: Reduce, model: Model) -> None:
+    def __init__(self, reduce: Reduce, model: Model, loss: Loss) -> None:
         self._reduce, self._model = reduce, model
+        # values of a row's loss
+        self._columns = 1 if loss.by_row else model.n_out or 0
+        weights = b"" if loss.weights is None else device.to_host(loss.weights).tobytes()
+        self._loss_settings = loss.code, loss.parameter, loss.ignore_index, zlib.crc32(weights)
         self._values = zeros((model.params.size + TAIL,), model.params)
         # bit 32 of the checksum is 0, which gives the sign 1
         bits = np.arange(32, -1, -1)
@@ -55,26 +60,20 @@ class AllReduce:
         self._first = True
 
     @silent
-    def __call__(
-        self, total: Any, rows: int, counts: Any, columns: int, settings: Sequence[float]
-    ) -> tuple[Any, Any, Any]:
+    def __call__(self, total: Any, rows: int, counts: Any, settings: Sequence[float]) -> tuple[Any, Any, Any]:
         """Turn the model's gradients, sums over this process's rows, into means over the rows of all processes.
 
         Returns (mean loss (1,), rows, counts): those of all processes, or their means. total: the sum of the losses of this process's
-        rows, each over so many columns. counts (2,): the weights of rows, and of right rows. settings: what must be the same in all
-        processes; at the first call parameters must be too.
+        rows. counts (2,): the weights of rows, and of right rows. settings: what must be the same in all processes, beside the loss; at
+        the first call parameters must be too.
         """
         values, grads, tail = self._values, self._model.grads, self._values[-TAIL:]
         values[: grads.size] = grads
-        checksum = zlib.crc32(np.array(settings).tobytes())
+        checksum = zlib.crc32(np.array([*self._loss_settings, *settings]).tobytes())
         if self._first:
             checksum = zlib.crc32(device.to_host(self._model.params).data, checksum)
-        tail[LOSS], tail[ROWS], tail[COUNTS:SIGNS], tail[SIGNS:] = (
-            total,
-            rows,
-            counts,
-            1 - 2 * (checksum >> self._bits & 1),
-        )
+        tail[LOSS], tail[ROWS], tail[COUNTS:SIGNS] = total, rows, counts
+        tail[SIGNS:] = 1 - 2 * (checksum >> self._bits & 1)
         self._run()
         # signs that differ between processes add up to less than their number
         self.agreed = (np.abs(tail[SIGNS:]) == tail[SIGNS]).all()
@@ -83,7 +82,7 @@ class AllReduce:
         self._first, self.epoch_agreed = False, True
         grads[...] = values[: grads.size]
         all_counts = tail[COUNTS:SIGNS].astype(np.float64)
-        weight = all_counts[:1] * columns
+        weight = all_counts[:1] * self._columns
         # without weights all sums are 0; and a NaN makes the update fail
         scale = np.where(self.agreed, np.where(weight > 0, 1 / np.where(weight > 0, weight, 1), 0), np.nan)
         kernels(grads).scale_arrays([grads], None, scale)

@@ -71,7 +71,7 @@ def bind(trainer: Any) -> None:
     trainer._rule = UpdateRule(
         optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, constraint
     )
-    all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model)
+    all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model, trainer._kernel_loss)
     observer = HealthObserver(model, health) if health is not None and health.layers else None
     trainer._steps = TrainStep(model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer)
 

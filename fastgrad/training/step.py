@@ -9,7 +9,6 @@ On a GPU the host waits at the end of an epoch only, and for an all-reduce (all_
 GPU, and an update is made only if the one before it was. A health observer is passed to the steps that it measures.
 """
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -71,8 +70,6 @@ class TrainStep:
         self._arrays = list(model.parameters().values()) or [model.params]
         self._gradients = list(model.gradients().values()) or [model.grads]
         self._chain, self._rows, self._record = model._chain, 0, np.zeros(2)
-        weights = None if all_reduce is None else loss.weights
-        self._weights_checksum = 0 if weights is None else zlib.crc32(device.to_host(weights).tobytes())
         self._compiled = self._chain is not None and all_reduce is None
         self._watch: types.Watch | None = None
         self._paces: dict[int, Pace] = {}
@@ -83,31 +80,28 @@ class TrainStep:
                 last = before_loss(chain.output, loss.is_fused_with(chain.output))
                 self._watch = observer.watch([*chain._activations[:-1], last])
 
-    def step(self, data: TrainingData) -> StepResult:
+    def step(self, x: Any, target: Any, lengths: Any = None, weights: Any = None) -> StepResult:
         """One update, on checked data."""
-        x, target, _, weights = data
         step = self._count.item(0)
         observer = self._observer and self._observer.begin(step, 0)
         record = empty_float64(2, self.params) if self._on_gpu else self._record
         if self._compiled:
-            counts: Any = None
+            counts, watch = None, self._watch if observer else None
             if len(x) > self._rows:
                 self._reserve(len(x))
             status = kernels(x).dense_chain_step(
-                x, target, self._net, self._rule, step, record, row_weights=weights, watch=self._watch if observer else None,
-                updates=self._count,
+                x, target, self._net, self._rule, step, record, row_weights=weights, watch=watch, updates=self._count
             )  # fmt: skip
         else:
             if observer is not None:
                 observer.history.reserve(1, self.params)
-            result = self._update(data, record, observer)
+            result = self._update(TrainingData(x, target, lengths, weights), record, observer)
             assert result is not None, "the check of data refuses sequences without a step"
             counts, status = result.counts, result.status
         if observer is not None:
             observer.history.add(step, observer.history.rows[0], status)
-        if self._on_gpu:
-            return StepResult(record[0], record[1], counts, status)
-        return StepResult(record.item(0), record.item(1), counts, status)
+        loss, norm = record if self._on_gpu else record.tolist()
+        return StepResult(loss, norm, counts, status)
 
     def epoch(self, plan: EpochPlan) -> int:
         """The updates of a plan, up to the first that fails; returns its status, or OK."""
@@ -225,20 +219,9 @@ class TrainStep:
             if not self._on_gpu and status != types.OK:
                 return StepResult(np.nan, np.nan, counts, status)
             if self._all_reduce is not None:
-                rule, (code, parameter, _, ignore_index) = self._rule, self._loss
-                settings = (
-                    code,
-                    parameter,
-                    ignore_index,
-                    self._weights_checksum,
-                    rule.optimizer,
-                    *rule.hyper,
-                    rule.clip_norm,
-                    step,
-                    self._epoch_updates,
-                )
-                columns = 1 if self._loss.by_row else self._model.n_out or 0
-                loss, all_rows, counts = self._all_reduce(loss, rows, counts, columns, settings)
+                rule = self._rule
+                settings = rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
+                loss, all_rows, counts = self._all_reduce(loss, rows, counts, settings)
                 # on a GPU this reads the number of all rows, and waits, only without rows of its own
                 if not rows and not all_rows:
                     # a step without rows keeps its statistics, though it makes no update

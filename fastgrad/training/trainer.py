@@ -29,7 +29,7 @@ from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, s
 from fastgrad.pruning import GradualPruning
 from fastgrad.training import settings
 from fastgrad.training.all_reduce import Reduce
-from fastgrad.training.data import TrainingData, checked_data
+from fastgrad.training.data import checked_data
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.fit import fit
 from fastgrad.training.history import EpochResult, History
@@ -255,18 +255,18 @@ class Trainer:
             and sample_weight is None
         ):
             on_gpu, op = self._model.on_gpu, "Trainer.step"
-            data = checked_data(op, self._model, self._kernel_loss, x, y, lengths, sample_weight, values=not on_gpu)
+            x, y, lengths, sample_weight = checked_data(
+                op, self._model, self._kernel_loss, x, y, lengths, sample_weight, values=not on_gpu
+            )
             self._rebind_if_changed()
-            self._shapes = (None, None) if on_gpu else (data.x.shape, data.y.shape)
-        else:
-            data = TrainingData(x, y)
+            self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._has_schedule:
             self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
-        loss, _, _, status = self._steps.step(data)
+        loss, _, _, status = self._steps.step(x, y, lengths, sample_weight)
         if type(loss) is not float:
-            return LazyScalar(loss, status, lambda: self._fail("Trainer.step", int(status), data.y))
+            return LazyScalar(loss, status, lambda: self._fail("Trainer.step", int(status), y))
         if status != types.OK:
-            self._fail("Trainer.step", status, data.y)
+            self._fail("Trainer.step", status, y)
         return loss
 
     @foreign_keywords

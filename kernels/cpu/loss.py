@@ -93,6 +93,12 @@ def weigh_rows(loss, like):
             carray(advance(pointer(loss.right, like), i), 1)[0] *= weight
 
 
+@inline_function
+def is_ignored(label, ignore_index):
+    """Whether a row is left out; NO_LABEL as a label, which NaN becomes as an integer, is a bad one."""
+    return label == ignore_index and label != types.NO_LABEL
+
+
 @device_function
 def first_largest(values, at, n):
     """Column of the first of the largest of n values."""
@@ -152,7 +158,7 @@ def cross_entropy_kernel(thread_index, thread_count, record, like):
         label = labels[i] if by_class else 0
         for j in range(n):
             total += dzs[at + j]
-        if by_class and label == loss.ignore_index:
+        if by_class and is_ignored(label, loss.ignore_index):
             ls[i] = real(0, scale)
             for j in range(n):
                 dzs[at + j] = real(0, scale)
@@ -309,7 +315,7 @@ def sum_of_weights(labels, order, first, n, row_weights, weights, ignore_index):
             weight *= row_weights[row]
         if labels:
             label = all_labels[row]
-            if label == ignore_index:
+            if is_ignored(label, ignore_index):
                 continue
             if 0 <= label < len(weights):
                 weight *= weights[label]
@@ -345,20 +351,29 @@ def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
     code, parameter, weights, ignore_index = loss
     rows, columns = y.shape
     y, target = np.ascontiguousarray(y), np.ascontiguousarray(target)
-    # kernels write where arrays lie one row after the other; of rows without a column they write nothing
-    own_losses, own_dy = np.zeros(losses.shape, y.dtype), np.empty(y.shape, y.dtype)
+    if not columns:
+        # kernels write nothing then
+        losses[...] = 0
+    outputs = [a if _takes_values(a, y, target) else np.empty(a.shape, a.dtype) for a in (losses, dy)]
     row_weights, weights = or_empty(y.dtype, 1, row_weights, weights)
     right, sums = np.zeros(rows, y.dtype), np.empty(3)
     record = np.zeros(1, LOSS)
     record[0] = (
         LOSSES[code].address(y.dtype), rows, columns, 1 if loss.by_row else columns, y.itemsize,
         address_of(y.reshape(-1)), address_of(target.reshape(-1)) if target.dtype == np.int64 else 0,
-        *(address_of(a.reshape(-1)) for a in (target, own_losses, own_dy, right)),
+        *(address_of(a.reshape(-1)) for a in (target, *outputs, right)),
         *(address_of(a) if a.size else 0 for a in (row_weights, _NO_ORDER, weights)), ignore_index, 1.0, parameter,
     )  # fmt: skip
     run(
         COST * y.size, _loss_gradient, loss_part.address(y.dtype), record.view(np.int64), _NO_ORDER, row_weights, weights, mean,
-        own_losses.reshape(-1), right, sums,
+        outputs[0].reshape(-1), right, sums,
     )  # fmt: skip
-    losses[...], dy[...] = own_losses, own_dy
+    for array, values in zip((losses, dy), outputs, strict=True):
+        if values is not array:
+            array[...] = values
     return sums
+
+
+def _takes_values(output, y, target):
+    """Whether kernels may write an output where it lies: row after row, and not over what they read."""
+    return output.flags.carray and not (np.may_share_memory(output, y) or np.may_share_memory(output, target))

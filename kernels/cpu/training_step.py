@@ -49,7 +49,7 @@ from .health import (
     watch_of,
     watch_size,
 )
-from .loss import LOSS, LOSSES, describe_rows, mean_scale, sum_of_weights, total
+from .loss import LOSS, LOSSES, describe_rows, is_ignored, mean_scale, sum_of_weights, total
 from .optim import (
     NO_UPDATE,
     NO_UPDATES,
@@ -146,7 +146,7 @@ def has_bad_label(labels, order, first, n, classes, ignore_index):
     all_labels = carray(void_pointer(labels), 1, np.int64)
     for i in range(first, first + n):
         label = all_labels[order[i] if len(order) else i]
-        if (label < 0 or label >= classes) and label != ignore_index:
+        if (label < 0 or label >= classes) and not is_ignored(label, ignore_index):
             return True
     return False
 

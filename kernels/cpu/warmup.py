@@ -48,7 +48,11 @@ def _net(dtype):
     """(one value (1, 1), two values, a chain of one layer of one unit)."""
     one, flat = np.ones((1, 1), dtype), np.zeros(2, dtype)
     table, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
-    return one, flat, types.Net(table, parameters, types.Loss(types.CROSS_ENTROPY), flat, flat.copy(), np.empty(16, dtype))
+    return (
+        one,
+        flat,
+        types.Net(table, parameters, types.Loss(types.CROSS_ENTROPY), flat, flat.copy(), np.empty(16, dtype)),
+    )
 
 
 def _rule(dtype, state):

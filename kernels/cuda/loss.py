@@ -60,7 +60,7 @@ def cross_entropy_rows(
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     end = columns if row < rows else 0
     label = labels[row] if by_class and end > 0 else -1
-    is_ignored = by_class and label == ignore_index
+    is_ignored = by_class and label == ignore_index and label != types.NO_LABEL
     # of no class: the gradient becomes NaN, so that no update is made of it
     bad_label = by_class and not is_ignored and (label < 0 or label >= columns)
     # of no column where there is no label, or a bad one; columns are int32, which takes one register, not two

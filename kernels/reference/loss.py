@@ -54,6 +54,11 @@ def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
     return np.array([losses.sum(dtype=np.float64) * scale, weight, right_weight])
 
 
+def is_ignored(labels, ignore_index):
+    """Which labels are left out. NO_LABEL as a label, which NaN becomes as an integer, is a bad one."""
+    return (labels == ignore_index) & (labels != types.NO_LABEL)
+
+
 def _cross_entropy(logits, labels, loss, losses, dlogits):
     """Write l_i and dz_ij; returns w_k or 1 of each row, 0 where it is ignored, and whether it is right."""
     _, smoothing, weights, ignore_index = loss
@@ -63,7 +68,8 @@ def _cross_entropy(logits, labels, loss, losses, dlogits):
     counted, ignored, known = np.ones(rows, logits.dtype), np.zeros(rows, np.bool_), np.ones(rows, np.bool_)
     if labels.ndim == 1:
         # read once: another thread may write to them
-        ignored = (labels := labels.copy()) == ignore_index
+        labels = labels.copy()
+        ignored = is_ignored(labels, ignore_index)
         known = ignored | (labels == np.clip(labels, 0, classes - 1))
         labels[ignored | ~known] = 0
         counted = np.where(ignored, dtype(0), weights[labels]) if classes else counted

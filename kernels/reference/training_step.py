@@ -22,7 +22,7 @@ from .. import types
 from ..types import Chain, ChainGradients
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
 from .health import layer_health, update_health
-from .loss import loss_gradient
+from .loss import is_ignored, loss_gradient
 from .optim import apply_constraint, is_sound, norm_of, update, zero_pruned
 
 
@@ -52,7 +52,7 @@ def _gradients(x, target, net, row_weights, l2, mean, counts):
     y, dzs = saved.outputs[-1], [np.empty_like(y) for y in saved.outputs]
     dy = np.empty_like(y)
 
-    known = (target >= 0) & (target < dy.shape[1]) | (target == loss.ignore_index)
+    known = (target >= 0) & (target < dy.shape[1]) | is_ignored(target, loss.ignore_index)
     if target.ndim == 1 and not np.all(known):
         return None
     chain = Chain(x, weights, biases, activations, None)

@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_in_one_rank_is_an_error_in_all(fake_gpu):
 
 
 DISAGREE = (
-    "Trainer: reduce: parameters, settings of the optimiser, number of updates and number of batches must be the same "
+    "Trainer: reduce: parameters, loss, settings of the optimiser, number of updates and number of batches must be the same "
     "in all processes; no update was made"
 )
 
