@@ -14,6 +14,7 @@ from .engine.compile import device_function, driver, inline_function, kernel, or
 from .engine.intrinsics import (
     address,
     address_of,
+    address_or_null,
     advance,
     call,
     carray,
@@ -99,13 +100,11 @@ def is_ignored(label, ignore_index):
     return label == ignore_index and label != types.NO_LABEL
 
 
-@device_function
-def first_largest(values, at, n):
-    """Column of the first of the largest of n values."""
-    column = 0
-    for j in range(1, n):
-        column = j if values[at + j] > values[at + column] else column
-    return column
+@inline_function
+def smoothed(t, own, other, ws, weighted, j):
+    """The probability t of class j after smoothing, times the class's weight."""
+    smooth = own * t + other
+    return ws[j] * smooth if weighted else smooth
 
 
 @kernel(LOSS)
@@ -123,41 +122,45 @@ def cross_entropy_kernel(thread_index, thread_count, record, like):
     rights, scale = carray(pointer(loss.right, like), rows), real(loss.scale, dzs[0])
     # the parts of the target and of every class in the smoothed target
     own, other = real(1 - loss.parameter, scale), real(loss.parameter / n, scale)
+    plain = not weighted and other == 0
     # the losses' part that is linear in the logits
     for i in range(rows):
-        at, largest = i * n, zs[i * n]
+        at, largest, cost = i * n, zs[i * n], real(0, scale)
         for j in range(n):
             largest = zs[at + j] if zs[at + j] > largest else largest
         for j in range(n):
             dzs[at + j] = zs[at + j] - largest
-        ls[i] = real(0, scale)
+        label = labels[i] if by_class else 0
+        known = 0 <= label < n
         if by_class:
-            label = labels[i]
-            if not 0 <= label < n:
-                ls[i] = real(np.nan, scale)
-            else:
-                ls[i] = -times(own * ws[label] if weighted else own, dzs[at + label])
-                if other != 0:
-                    for j in range(n):
-                        ls[i] -= times(other * ws[j] if weighted else other, dzs[at + j])
+            cost = -times(own * ws[label] if weighted else own, dzs[at + label]) if known else real(np.nan, scale)
+            if other != 0:
+                for j in range(n):
+                    cost -= times(other * ws[j] if weighted else other, dzs[at + j])
+        elif plain:
+            for j in range(n):
+                cost -= times(ts[at + j], dzs[at + j])
         else:
             for j in range(n):
-                t = own * ts[at + j] + other
-                ls[i] -= times(ws[j] * t if weighted else t, dzs[at + j])
+                cost -= times(smoothed(ts[at + j], own, other, ws, weighted, j), dzs[at + j])
+        ls[i] = cost
         if loss.right:
-            label = labels[i] if by_class else first_largest(ts, at, n)
-            known = 0 <= label < n
-            is_right = known and dzs[at + label] == 0
+            if not by_class:
+                # column of the first of the largest logits, n where there is a NaN
+                label = 0
+                while label < n and dzs[at + label] != 0:
+                    label += 1
+            is_right = 0 <= label < n and dzs[at + label] == 0
             for j in range(label if is_right else 0):
-                is_right &= dzs[at + j] != 0
+                is_right &= dzs[at + j] != 0 if by_class else ts[at + j] < ts[at + label]
+            for j in range(n if is_right and not by_class else 0):
+                is_right &= ts[at + j] <= ts[at + label]
             rights[i] = real(is_right, scale) * (ws[label] if by_class and known and weighted else real(1, scale))
     map_values(vector_math.exp, rows * n, pointer(loss.dy, like), pointer(loss.dy, like), ())
     # the part of the normalisation, and gradients
     for i in range(rows):
         at, weight, total = i * n, real(0, scale), real(0, scale)
         label = labels[i] if by_class else 0
-        for j in range(n):
-            total += dzs[at + j]
         if by_class and is_ignored(label, loss.ignore_index):
             ls[i] = real(0, scale)
             for j in range(n):
@@ -165,25 +168,25 @@ def cross_entropy_kernel(thread_index, thread_count, record, like):
             if loss.right:
                 rights[i] = real(0, scale)
             continue
+        for j in range(n):
+            total += dzs[at + j]
         known = 0 <= label < n
         if by_class:
             weight = (own * ws[label] if weighted else own) if known else real(np.nan, scale)
             if other != 0:
                 for j in range(n):
                     weight += other * ws[j] if weighted else other
+        elif plain:
+            for j in range(n):
+                weight += ts[at + j]
         else:
             for j in range(n):
-                t = own * ts[at + j] + other
-                weight += ws[j] * t if weighted else t
+                weight += smoothed(ts[at + j], own, other, ws, weighted, j)
         ls[i] += weight * vector_math.log(total)
         if loss.right and ls[i] != ls[i]:
             rights[i] = real(0, scale)
         factor = weight * (scale / total)
-        if not by_class:
-            for j in range(n):
-                t = own * ts[at + j] + other
-                dzs[at + j] = dzs[at + j] * factor - (ws[j] * t if weighted else t) * scale
-        else:
+        if by_class:
             for j in range(n):
                 dzs[at + j] *= factor
             if other != 0:
@@ -191,34 +194,43 @@ def cross_entropy_kernel(thread_index, thread_count, record, like):
                     dzs[at + j] -= (other * ws[j] if weighted else other) * scale
             if known:
                 dzs[at + label] -= (own * ws[label] if weighted else own) * scale
+        elif plain:
+            for j in range(n):
+                dzs[at + j] = dzs[at + j] * factor - ts[at + j] * scale
+        else:
+            for j in range(n):
+                dzs[at + j] = dzs[at + j] * factor - smoothed(ts[at + j], own, other, ws, weighted, j) * scale
     weigh_rows(loss, like)
 
 
 @inline_function
 def binary_cross_entropy_values(loss, n, z, t, losses, dz, scale):
-    # rows of `period` columns with weights of their own, or one row without
-    weighted, period = loss.weights != 0, loss.columns if loss.weights else n
-    for at in range(0, n, period):
-        zs, ts = carray(advance(z, at), period), carray(advance(t, at), period)
-        ls, dzs = carray(advance(losses, at), period), carray(advance(dz, at), period)
-        ps, one = carray(pointer(loss.weights, z), period), real(1, scale)
-        for j in range(period):
-            p = ps[j] if weighted else one
-            # the part that is linear in |z|, without a difference of infinities
-            weight = one - ts[j] if zs[j] > real(0, scale) else p * ts[j]
-            ls[j] = times(weight, abs(zs[j])) + (one + (p - one) * ts[j]) * vector_math.softplus(-abs(zs[j]))
-        for j in range(period):
-            p = ps[j] if weighted else one
-            dzs[j] = (vector_math.sigmoid(zs[j]) * (one + (p - one) * ts[j]) - p * ts[j]) * scale
+    zs, ts, ls, dzs, one = carray(z, n), carray(t, n), carray(losses, n), carray(dz, n), real(1, scale)
+    columns = loss.columns
+    # the part that is linear in |z|, without a difference of infinities
+    if loss.weights:
+        ps = carray(pointer(loss.weights, z), columns)
+        for at in range(0, n, columns):
+            for j in range(columns):
+                i, p = at + j, ps[j]
+                weight, rest = one - ts[i] if zs[i] > real(0, scale) else p * ts[i], one + (p - one) * ts[i]
+                ls[i] = times(weight, abs(zs[i])) + rest * vector_math.softplus(-abs(zs[i]))
+            for j in range(columns):
+                i, p = at + j, ps[j]
+                dzs[i] = (vector_math.sigmoid(zs[i]) * (one + (p - one) * ts[i]) - p * ts[i]) * scale
+    else:
+        for i in range(n):
+            weight = one - ts[i] if zs[i] > real(0, scale) else ts[i]
+            ls[i] = times(weight, abs(zs[i])) + vector_math.softplus(-abs(zs[i]))
+        for i in range(n):
+            dzs[i] = (vector_math.sigmoid(zs[i]) - ts[i]) * scale
     if loss.right:
-        zs, ts, ls = carray(z, n), carray(t, n), carray(losses, n)
-        rights, columns = carray(pointer(loss.right, z), loss.rows), loss.columns
+        rights = carray(pointer(loss.right, z), loss.rows)
         for i in range(loss.rows):
-            count = real(0, scale)
+            count = 0
             for j in range(i * columns, (i + 1) * columns):
-                is_right = ls[j] == ls[j] and (zs[j] > real(0, scale)) == (ts[j] > real(0.5, scale))
-                count += real(1, scale) if is_right else real(0, scale)
-            rights[i] = count
+                count += (ls[j] == ls[j]) & ((zs[j] > real(0, scale)) == (ts[j] > real(0.5, scale)))
+            rights[i] = real(count, scale)
 
 
 @inline_function
@@ -303,21 +315,27 @@ LOSSES = (
 COST = 32
 
 
+_NO_ORDER = np.empty(0, np.int64)
+
+
 @device_function
-def sum_of_weights(labels, order, first, n, row_weights, weights, ignore_index):
-    """The sum of n rows' weights in the mean. labels: address of those of all rows, or 0; order, row_weights, weights: arrays, or empty."""
-    if len(row_weights) == 0 and not (labels and (len(weights) or ignore_index != types.NO_LABEL)):
+def sum_of_weights(loss, labels, order, first, n, row_weights):
+    """The sum of n rows' weights in the mean. labels: address of those of all rows, or 0; order, row_weights: arrays, or empty."""
+    has_rows = len(row_weights) > 0
+    by_class = labels != 0 and (loss.weights != 0 or loss.ignore_index != types.NO_LABEL)
+    if not (has_rows or by_class):
         return np.float64(n)
     all_labels, total_weight = carray(void_pointer(labels), 1, np.int64), 0.0
+    weights = carray(pointer(loss.weights, data(row_weights)), loss.columns)
     for i in range(first, first + n):
         row, weight = order[i] if len(order) else i, 1.0
-        if len(row_weights):
+        if has_rows:
             weight *= row_weights[row]
-        if labels:
+        if by_class:
             label = all_labels[row]
-            if is_ignored(label, ignore_index):
+            if is_ignored(label, loss.ignore_index):
                 continue
-            if 0 <= label < len(weights):
+            if loss.weights != 0 and 0 <= label < loss.columns:
                 weight *= weights[label]
         total_weight += weight
     return total_weight
@@ -330,21 +348,34 @@ def mean_scale(weight, columns):
 
 
 @driver
-def _loss_gradient(launcher, thread_count, part, record, order, row_weights, weights, mean, losses, right, sums):
-    """sums (3,) are written; losses and right are those whose addresses the record has."""
-    loss = carray(void_pointer(address(record)), 1, LOSS)[0]
-    sums[1] = sum_of_weights(loss.labels, order, 0, loss.rows, row_weights, weights, loss.ignore_index)
-    loss.scale = mean_scale(sums[1], loss.losses_of_row) if mean else 1.0
-    run_kernel(launcher, part, thread_count, record, ())
+def _loss_gradient(
+    launcher, thread_count, kernels, rows, columns, losses_of_row, y, labels, target, losses, dy, right, row_weights, weights,
+    ignore_index, parameter, mean, sums,
+):  # fmt: skip
+    """losses, dy, right and sums (3,) are written. kernels: addresses of loss_part and of the loss's; y, labels, target: addresses."""
+    record = local_zeros(1, LOSS)
+    loss = record[0]
+    loss.kernel, loss.rows, loss.columns, loss.losses_of_row, loss.itemsize = (
+        kernels[1],
+        rows,
+        columns,
+        losses_of_row,
+        dy.itemsize,
+    )
+    loss.y, loss.labels, loss.target, loss.dy = y, labels, target, address(dy)
+    loss.losses, loss.right = address(losses), address_or_null(right)
+    loss.row_weights, loss.weights = address_or_null(row_weights), address_or_null(weights)
+    loss.ignore_index, loss.parameter = ignore_index, parameter
+    sums[1] = sum_of_weights(loss, labels, _NO_ORDER, 0, rows, row_weights)
+    loss.scale = mean_scale(sums[1], losses_of_row) if mean else 1.0
+    run_kernel(launcher, kernels[0], thread_count, record, ())
     sums[0] = total(data(losses), losses.size) * loss.scale
-    sums[2] = total(data(right), right.size) / max(loss.losses_of_row, 1)
-
-
-_NO_ORDER = np.empty(0, np.int64)
+    sums[2] = total(data(right), right.size) / max(losses_of_row, 1)
 
 
 def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
-    """losses (N,) of cross_entropy or (N, K), and dy (N, K) are written; target int64 (N,) or of y's dtype (N, K).
+    """losses (N,) of cross_entropy or (N, K), and dy (N, K) are written; target int64 (N,) or of y's dtype (N, K). What is written
+    overlaps nothing that is read.
 
     Returns (3,), float64: the mean or the sum of the losses, the sum of the rows' weights, and that of the right rows.
     """
@@ -354,26 +385,16 @@ def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
     if not columns:
         # kernels write nothing then
         losses[...] = 0
-    outputs = [a if _takes_values(a, y, target) else np.empty(a.shape, a.dtype) for a in (losses, dy)]
+    # kernels write where arrays lie, one row after the other
+    outputs = [a if a.flags.carray else np.zeros(a.shape, a.dtype) for a in (losses, dy)]
     row_weights, weights = or_empty(y.dtype, 1, row_weights, weights)
-    right, sums = np.zeros(rows, y.dtype), np.empty(3)
-    record = np.zeros(1, LOSS)
-    record[0] = (
-        LOSSES[code].address(y.dtype), rows, columns, 1 if loss.by_row else columns, y.itemsize,
-        address_of(y.reshape(-1)), address_of(target.reshape(-1)) if target.dtype == np.int64 else 0,
-        *(address_of(a.reshape(-1)) for a in (target, *outputs, right)),
-        *(address_of(a) if a.size else 0 for a in (row_weights, _NO_ORDER, weights)), ignore_index, 1.0, parameter,
-    )  # fmt: skip
+    right, sums, of_target = np.zeros(rows, y.dtype), np.empty(3), address_of(target.reshape(-1))
     run(
-        COST * y.size, _loss_gradient, loss_part.address(y.dtype), record.view(np.int64), _NO_ORDER, row_weights, weights, mean,
-        outputs[0].reshape(-1), right, sums,
+        COST * y.size, _loss_gradient, (loss_part.address(y.dtype), LOSSES[code].address(y.dtype)), rows, columns,
+        1 if loss.by_row else columns, address_of(y.reshape(-1)), of_target if target.dtype == np.int64 else 0, of_target,
+        outputs[0].reshape(-1), outputs[1].reshape(-1), right, row_weights, weights, ignore_index, parameter, mean, sums,
     )  # fmt: skip
     for array, values in zip((losses, dy), outputs, strict=True):
         if values is not array:
             array[...] = values
     return sums
-
-
-def _takes_values(output, y, target):
-    """Whether kernels may write an output where it lies: row after row, and not over what they read."""
-    return output.flags.carray and not (np.may_share_memory(output, y) or np.may_share_memory(output, target))

@@ -193,8 +193,8 @@ def _train(
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
     nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
-    loss_weights: those of a types.Loss, or empty. health: address of a HEALTH, or 0. updates (1,), or empty: counts them. counts (B, 2),
-    or empty. tensors: the addresses of place_tensors in place of params, or empty.
+    loss_weights: address of those of a types.Loss, or 0. health: address of a HEALTH, or 0. updates (1,), or empty: counts them. counts:
+    address of (B, 2), or 0. tensors: the addresses of place_tensors in place of params, or empty.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
@@ -253,11 +253,10 @@ def _train(
     chain.norms = 0 if optimizer == NO_UPDATE else address(norms)
     chain.squares = address(weight_squares) if l2 else 0
     columns = 1 if kind == types.CROSS_ENTROPY else n_out
-    counts_right = len(counts) > 0 and (kind == types.CROSS_ENTROPY or kind == types.BINARY_CROSS_ENTROPY)
+    counts_right = counts != 0 and (kind == types.CROSS_ENTROPY or kind == types.BINARY_CROSS_ENTROPY)
     loss.kernel, loss.columns, loss.losses_of_row, loss.itemsize = kernels[LOSS_KERNELS + kind], n_out, columns, size
     loss.row_weights = address(row_weights) if len(row_weights) else 0
-    loss.weights = address(loss_weights) if len(loss_weights) else 0
-    loss.ignore_index, loss.parameter = ignore_index, loss_parameter
+    loss.weights, loss.ignore_index, loss.parameter = loss_weights, ignore_index, loss_parameter
     chain.nonzeros = address_or_null(nonzeros)
     chain.sparse_forward, chain.sparse_gradient = kernels[SPARSE_FORWARD], kernels[SPARSE_GRADIENT]
     chain.output_health, chain.gradient_health = kernels[LAYER_OUTPUT], kernels[LAYER_GRADIENT]
@@ -284,7 +283,7 @@ def _train(
         else:
             chain.x = address(x)
             loss.target, loss.labels = (0, all_labels) if by_class else (address(target), 0)
-        weight = sum_of_weights(all_labels, order, first, n, row_weights, loss_weights, ignore_index)
+        weight = sum_of_weights(loss, all_labels, order, first, n, row_weights)
         loss.scale, chain.decay = 1.0, l2 if weight else 0.0
         if mean:
             loss.scale = mean_scale(weight, columns)
@@ -295,9 +294,9 @@ def _train(
         run_kernel(launcher, kernels[GRADIENTS_KERNEL], thread_count, chain_record, (layers, weight_squares, scratch))
 
         record[batch, 0] = sum_values(work, losses, n * columns) * loss.scale
-        if len(counts):
-            counts[batch, 0] = weight
-            counts[batch, 1] = sum_values(work, losses + n * columns, n) / columns if counts_right else 0.0
+        if counts:
+            count = carray(void_pointer(counts + batch * 16), 2, np.float64)
+            count[0], count[1] = weight, sum_values(work, losses + n * columns, n) / columns if counts_right else 0.0
         if l2:
             record[batch, 1 if optimizer == NO_UPDATE else 2] = sum_values(weight_squares, 0, weight_squares.size)
         if optimizer == NO_UPDATE:
@@ -347,7 +346,7 @@ def _needed_kernels(table, loss, rule, nonzeros, watch):
     return places + [UPDATES + place for place in needed_kernels(rule, watch)]
 
 
-_NO_ORDER, _NO_HYPER, _NO_COUNTS = np.empty(0, np.int64), np.zeros(7), np.empty((0, 2))
+_NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
 
 
 def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts, mean=True):
@@ -371,12 +370,12 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     arguments = (
         operations, _train, _KERNELS.get(char, _NO_ORDER), x, nonzeros, target, order, batch_size, table, parameters,
-        code, loss_parameter, EMPTY[char, 1] if loss_weights is None else loss_weights, ignore_index, params, grads, work,
+        code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
         optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
         EMPTY[char, 1] if row_weights is None else row_weights, l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
-        _NO_COUNTS if counts is None else counts, tensors,
+        0 if counts is None else address_of(counts), tensors,
     )  # fmt: skip
     result = run(*arguments, scratch=(x.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
@@ -396,7 +395,6 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
     rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None
     batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
-    counts = counts if counts is None else counts.reshape(1, 2)
     return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, counts, mean)[0]
 
 
@@ -411,7 +409,6 @@ def dense_chain_step(
     """
     # hyper begins with the rate
     batches, record = (_NO_ORDER, len(x), rule.hyper), record.reshape(1, -1)
-    counts = counts if counts is None else counts.reshape(1, 2)
     return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)[0]
 
 
