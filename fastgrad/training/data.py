@@ -64,8 +64,10 @@ def checked_data(
             raise ValueError(
                 f"{op}: x must have at least one step, got {x.shape}{'' if lengths is None else ' and lengths 0'}"
             )
-        if lengths is not None and loss.by_row and isinstance(y, np.ndarray) and y.shape == shape[:2]:
-            y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
+        if lengths is not None and loss.by_row:
+            y = _without_padding(y, shape[:2], lengths)
+        if lengths is not None:
+            sample_weight = _without_padding(sample_weight, shape[:2], lengths)
     if loss.by_row:
         in_range = values and (lengths is None or not model.on_gpu)
         y = checked_labels(op, "y", y, shape, model.params, in_range, of_model=True, ignore_index=loss.ignore_index)
@@ -74,6 +76,13 @@ def checked_data(
         y = check.contiguous(model._array(op, "y", y, form, shape))
     weights = checked_sample_weight(op, sample_weight, shape[:-1], model.params, values)
     return TrainingData(x, y, lengths, weights)
+
+
+def _without_padding(value: Any, shape: tuple[int, ...], lengths: np.ndarray) -> Any:
+    """An array (N, T) of the host with 0 past the ends of sequences; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.shape != shape:
+        return value
+    return np.where(np.arange(shape[1]) < lengths[:, None], value, value.dtype.type(0))
 
 
 def has_bad_label(target: np.ndarray, classes: int, loss: Loss) -> bool:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from error_messages import refuses
+from keras_import import import_keras
 
 import fastgrad as fg
 
@@ -18,6 +19,26 @@ def test_options_of_cross_entropy_are_pytorchs(in_force, dtype, rng, torch):
     loss, dlogits = fg.cross_entropy(logits, labels, weights=weights, ignore_index=-100, label_smoothing=0.1)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(dlogits, z.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_options_are_keras(rng):
+    """Keras's mean with sample_weight is over the rows: it is compared as a sum."""
+    losses, np_of = import_keras().losses, lambda value: float(np.asarray(value))
+    logits, labels = rng.standard_normal((9, 4)).astype(np.float32), rng.integers(0, 4, 9)
+    one_hot, target = np.eye(4, dtype=np.float32)[labels], rng.standard_normal((9, 4)).astype(np.float32)
+    weights = rng.random(4).astype(np.float32)
+    smoothed = losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    ignoring = losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2)
+    by_class = losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    for found, expected in (
+        (fg.cross_entropy(logits, labels, label_smoothing=0.1), smoothed(one_hot, logits)),
+        (fg.cross_entropy(logits, one_hot, label_smoothing=0.1), smoothed(one_hot, logits)),
+        (fg.cross_entropy(logits, labels, ignore_index=2), ignoring(labels, logits)),
+        (fg.cross_entropy(logits, labels, "sum", weights=weights), by_class(labels, logits, weights[labels])),
+        (fg.huber(logits, target, delta=0.7), losses.Huber(0.7)(target, logits)),
+        (fg.mae(logits, target), losses.MeanAbsoluteError()(target, logits)),
+    ):
+        assert found[0] == pytest.approx(np_of(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])

@@ -176,12 +176,13 @@ def test_without_any_weight_loss_and_gradient_are_0(backend, dtype, case, rng):
 
 def test_a_number_of_no_class_is_bad_beside_one_that_is_ignored(backend, dtype, rng):
     logits, target = problem(rng, "labels", 5, 3, dtype)
-    target[1], target[3] = -100, -99
-    loss = Loss(types.CROSS_ENTROPY, 0.1, np.ones(3, dtype), -100)
-    _, losses, gradient, *_ = run_loss(backend, loss, logits, target)
-    assert np.isnan(gradient[3]).all()
-    assert not np.isfinite(losses[3])
-    assert np.isfinite(np.delete(losses, 3)).all()
+    weights = np.ones(3, dtype)
+    for bad, ignored in ((-99, -100), (types.NO_LABEL, -100), (types.NO_LABEL, types.NO_LABEL)):
+        target[1], target[3] = -100 if ignored == -100 else 0, bad
+        _, losses, gradient, *_ = run_loss(backend, Loss(types.CROSS_ENTROPY, 0.1, weights, ignored), logits, target)
+        assert np.isnan(gradient[3]).all()
+        assert not np.isfinite(losses[3])
+        assert np.isfinite(np.delete(losses, 3)).all()
 
 
 def test_the_first_of_the_largest_is_the_answer(backend, dtype):

@@ -223,7 +223,10 @@ def test_steps_of_sequences_have_weights(in_force):
         results.append([*history.loss, *history.accuracy, *trainer.evaluate(x, y, **options)])
     assert results[0] == results[1]
     assert results[0] == pytest.approx(results[2], rel=1e-5)
-    trainer.fit(x, y, window=2, sample_weight=weights, lengths=lengths)
+    padded = np.where(np.arange(5) < lengths[:, None], weights, np.nan)
+    losses = [trainer.evaluate(x, y, lengths, sample_weight=w) for w in (weights, padded)]
+    assert losses[0] == losses[1]
+    trainer.fit(x, y, window=2, sample_weight=padded, lengths=lengths)
     assert np.isfinite(trainer.model.params).all()
 
 
@@ -247,6 +250,22 @@ def test_copies_and_resumed_fits_go_on_with_the_same_bits(in_force, make, name, 
     assert all(c.loss == trainer.loss for c in copies)
     found = {trained(trainer, 2), *(trained(c, 2) for c in copies), trained(new(), 4, checkpoint=path, resume=True)}
     assert found == {trained(new())}
+
+
+@pytest.mark.parametrize("make", [chain, layers])
+def test_nan_as_a_label_is_not_an_ignored_one(in_force, make):
+    """NaN becomes the smallest integer on most processors."""
+    x, y = data("weights")
+    y[3] = np.iinfo(np.int64).min
+    for loss in ("cross_entropy", CrossEntropy(ignore_index=-100)):
+        trainer = fg.Trainer(make(), loss)
+        for call in (trainer.step, trainer.fit, trainer.evaluate):
+            with pytest.raises(ValueError, match=r"y must be in 0\.\.2, got -9223372036854775808 at index 3"):
+                call(x, y)
+        # after a step of such arrays their values are not checked again
+        trainer.step(x, np.zeros(40, int))
+        with pytest.raises(ValueError, match=r"y must be in 0\.\.2, got -9223372036854775808 at index 3"):
+            trainer.step(x, y)
 
 
 def test_the_loss_may_be_assigned(in_force):
