@@ -25,6 +25,8 @@ from fastgrad.torch.accelerated_lstm import AcceleratedLSTM  # noqa: E402
 from fastgrad.torch.replacement import BlockReplacement, LayerReplacement  # noqa: E402
 from fastgrad.torch.runs import Run  # noqa: E402
 
+# whose fixture holds it to one thread: on more than a busy machine has, small operators take a hundred times as long
+pytestmark = pytest.mark.usefixtures("torch")
 UNITS = Run, BlockReplacement, LayerReplacement, AcceleratedLSTM
 
 
@@ -85,15 +87,6 @@ class Clock:
     def ratio(self, unit, args, times):
         self.timed += 1
         return timing.speed_ratio(unit, args, times)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operators on more threads than a busy machine has take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
