@@ -19,6 +19,7 @@ from .types import (
     ConvGradients,
     Geometry,
     LayerSaved,
+    Loss,
     LSTMGradients,
     LSTMSaved,
     LSTMUpstream,
@@ -67,6 +68,7 @@ class Backend(Protocol):
         row_weights: Array | None = None,
         l2: float = 0.0,
         mean: bool = True,
+        counts: Array | None = None,
     ) -> StatusOf: ...
     def dense_chain_step(
         self,
@@ -81,6 +83,7 @@ class Backend(Protocol):
         l2: float = 0.0,
         watch: Watch | None = None,
         updates: Array | None = None,
+        counts: Array | None = None,
     ) -> StatusOf: ...
     def dense_chain_epoch(
         self,
@@ -96,6 +99,7 @@ class Backend(Protocol):
         l2: float = 0.0,
         watch: Watch | None = None,
         updates: Array | None = None,
+        counts: Array | None = None,
     ) -> tuple[StatusOf, int]: ...
 
     # optim.py
@@ -216,13 +220,18 @@ class Backend(Protocol):
     # dropout.py
     def dropout_forward(self, x: Array, rate: float, key: int, y: Array) -> None: ...
 
-    # loss.py: the sum of the losses, float64
-    def cross_entropy(self, logits: Array, labels: Array, losses: Array, dlogits: Array, scale: float) -> Any: ...
-    def binary_cross_entropy(
-        self, logits: Array, targets: Array, losses: Array, dlogits: Array, scale: float
+    # loss.py: (3,), float64
+    def loss_gradient(
+        self,
+        y: Array,
+        target: Array,
+        loss: Loss,
+        losses: Array,
+        dy: Array,
+        *,
+        row_weights: Array | None = None,
+        mean: bool = True,
     ) -> Any: ...
-    def mse(self, y: Array, target: Array, losses: Array, dy: Array, scale: float) -> Any: ...
-    def poisson_nll(self, z: Array, target: Array, losses: Array, dz: Array, scale: float) -> Any: ...
 
     # clip.py
     def array_norms(self, arrays: Arrays, widths: Array | None, p: float, norms: Array, nonfinite: Array) -> None: ...

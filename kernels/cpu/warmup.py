@@ -17,7 +17,7 @@ from .engine.object_memory import plain
 from .engine.workers import longest_first
 from .health import array_health, output_health
 from .layer_norm import layer_norm_backward, layer_norm_forward
-from .loss import cross_entropy, mse
+from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .packing import gather_rows
@@ -49,7 +49,11 @@ def _net(dtype):
     """(one value (1, 1), two values, a chain of one layer of one unit)."""
     one, flat = np.ones((1, 1), dtype), np.zeros(2, dtype)
     table, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
-    return one, flat, types.Net(table, parameters, types.CROSS_ENTROPY, flat, flat.copy(), np.empty(16, dtype))
+    return (
+        one,
+        flat,
+        types.Net(table, parameters, types.Loss(types.CROSS_ENTROPY), flat, flat.copy(), np.empty(16, dtype)),
+    )
 
 
 def _rule(dtype, state):
@@ -84,8 +88,7 @@ def _dense(dtype):
         gradients = types.ChainGradients(dz, None, dw, [None] * len(weights))
         dense_chain_backward(one, chain, types.ChainSaved(y, y), gradients)
     gemm.matmul(one, one, one.copy())
-    mse(one, one, one.copy(), one.copy(), 1.0)
-    cross_entropy(one, np.zeros(1, np.int64), one[0].copy(), one.copy(), 1.0)
+    loss_gradient(one, one, types.Loss(types.MSE), one.copy(), one.copy())
 
 
 def _batch_norm(dtype):

@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.usefixtures("torch")
+
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch_models import DOUBLE, assert_the_same, own_replacement  # noqa: E402
@@ -184,15 +186,6 @@ def results(model, x):
     ys = outputs(model(x))
     sum((y * torch.arange(y.numel(), dtype=DOUBLE).reshape(y.shape).cos()).sum() for y in ys).backward()
     return [*ys, x.grad, *(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operators on more threads than a busy machine has take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
