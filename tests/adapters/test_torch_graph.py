@@ -7,8 +7,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.usefixtures("torch")
-
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch_models import DOUBLE, assert_the_same, own_replacement  # noqa: E402
@@ -19,6 +17,7 @@ from fastgrad.torch.graph_replacement import GraphReplacement  # noqa: E402
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm  # noqa: E402
 from fastgrad.torch.ops.conv_products import OF_INPUT, OF_WEIGHT, OUTPUT  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("torch")
 PRODUCTS = OUTPUT, OF_INPUT, OF_WEIGHT
 
 
