@@ -12,13 +12,26 @@ than the dtype and is subtracted in two parts.
 
 import math
 
+import numpy as np
 from numba import cuda, float64
 
 from .. import types
 from .activation import activate, activate_matrix, differentiate_matrix, slope
 from .batch_norm import column_grid, row_blocks
 from .engine import device
-from .engine.device import BLOCK, Integer, Number, Real, Values, Wide, WideNumber, device_function, launch, wide_kernel
+from .engine.device import (
+    BLOCK,
+    Integer,
+    Number,
+    Real,
+    Values,
+    Wide,
+    WideNumber,
+    bounded,
+    device_function,
+    launch,
+    wide_kernel,
+)
 from .engine.reductions import add_across, add_down, tile_column, tile_width
 
 # options: of a forward a residual to add, a z to keep; of a backward a dz to keep, a dx to write
@@ -72,6 +85,7 @@ def normalise_rows(
             y[at] = activate(code, p, value)
 
 
+@bounded
 @wide_kernel
 def row_gradients(
     dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, options: Integer,
@@ -82,24 +96,30 @@ def row_gradients(
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     first, end = row * columns, columns if row < rows else 0
-    row_mean, row_rstd = mean[min(row, rows - 1)], rstd[min(row, rows - 1)]
-    high, factor, low = row_factors(dtype, row_mean, row_rstd)
+    place = min(row, rows - 1)
+    high = dtype(mean[place])
     total, products = 0.0, 0.0
-    for column in range(lane, end, width):
+    # columns are int32, which takes one register, not two
+    for column in range(np.int32(lane), np.int32(end), np.int32(width)):
         at = first + column
         value = gradient_before(code, p, dy, saved, at)
         if options & DZ:
             dz[at] = value
         g = value * gamma[column]
+        if options & DX:
+            # until the sums are known
+            dx[at] = g
         total += float64(g)
-        products += float64(g * ((x[at] - high) * factor + low))
+        products += float64(g * (x[at] - high))
     total, products = add_across(shared, total, width), add_across(shared, products, width)
     if options & DX:
+        row_rstd = rstd[place]
+        high, factor, low = row_factors(dtype, mean[place], row_rstd)
+        products = products * row_rstd + total * float64(low)
         slope_value, offset = dtype(-row_rstd * products / columns), dtype(-row_rstd * total / columns)
-        for column in range(lane, end, width):
+        for column in range(np.int32(lane), np.int32(end), np.int32(width)):
             at = first + column
-            g = gradient_before(code, p, dy, saved, at) * gamma[column]
-            dx[at] = factor * g + (((x[at] - high) * factor + low) * slope_value + offset)
+            dx[at] = factor * dx[at] + (((x[at] - high) * factor + low) * slope_value + offset)
 
 
 @wide_kernel

@@ -91,7 +91,7 @@ def cross_entropy_rows(
     factor = mean_scale[0] if has_scale else scale
     if has_row_weights and end > 0:
         factor *= row_weights[row]
-    cost = weight * math.log(total) if lane == 0 else dtype(0)
+    cost = weight * math.log(total) if lane == 0 and end > 0 else dtype(0)
     for column in range(np.int32(lane), np.int32(end), np.int32(width)):
         at = row * columns + column
         shifted = logits[at] - row_largest

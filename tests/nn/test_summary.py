@@ -157,7 +157,8 @@ def test_a_history_prints_its_ends_and_a_report_its_table():
     x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int64)
     history = trainer.fit(x, y, epochs=3, validation=(x, y))
     text = repr(history)
-    assert text.startswith(f"History of 3 epochs: loss {history.loss[0]:.4g} to {history.loss[-1]:.4g}, val_loss ")
+    assert text.startswith(f"History of 3 epochs: loss {history.loss[0]:.4g} to {history.loss[-1]:.4g}, accuracy ")
+    assert ", val_loss " in text
     assert text.endswith(" seconds")
     assert "\n" not in text
     assert repr(trainer.fit(x, y)).startswith("History of 1 epoch: loss ")
