@@ -3,8 +3,8 @@
 Rows: the `width` threads side by side of a tile share a row. Forward: one launch, which reads x twice, the second time from cache: for its
 sums, as distances from the row's first value, which lies within sqrt(C) standard deviations of the mean (Samuelson 1968), and for y.
 
-Backward: three launches. The first computes dz and dx row by row. The second goes down the columns of dy, or of dz where it is stored, and
-of x, for sums of each block of rows; the third joins them to dgamma and dbeta.
+Backward: up to four launches. The first computes dz, the second dx row by row. The third goes down the columns of dz and x, for sums of
+each block of rows; the fourth joins them to dgamma and dbeta. With the activation in the second one it would have too many registers.
 
 softmax is computed by the launches of activation.py. Kernels are wide (float64): sums, and the numbers of a row. The mean has more digits
 than the dtype and is subtracted in two parts.
@@ -12,11 +12,10 @@ than the dtype and is subtracted in two parts.
 
 import math
 
-import numpy as np
 from numba import cuda, float64
 
 from .. import types
-from .activation import activate, activate_matrix, differentiate_matrix, slope
+from .activation import activate, activate_matrix, activation_backward
 from .batch_norm import column_grid, row_blocks
 from .engine import device
 from .engine.device import (
@@ -27,15 +26,14 @@ from .engine.device import (
     Values,
     Wide,
     WideNumber,
-    bounded,
     device_function,
     launch,
     wide_kernel,
 )
 from .engine.reductions import add_across, add_down, tile_column, tile_width
 
-# options: of a forward a residual to add, a z to keep; of a backward a dz to keep, a dx to write
-RESIDUAL, KEEP, DZ, DX = 1, 2, 1, 2
+# options of a forward: a residual to add, a z to keep
+RESIDUAL, KEEP = 1, 2
 
 
 @device_function
@@ -43,12 +41,6 @@ def row_factors(dtype, mean, rstd):
     """(high, factor, low) of xhat = (x - high) factor + low."""
     high = dtype(mean)
     return high, dtype(rstd), dtype((float64(high) - mean) * rstd)
-
-
-@device_function
-def gradient_before(code, p, dy, saved, at):
-    """dz at an index."""
-    return dy[at] if code == types.IDENTITY else dy[at] * slope(code, p, saved[at])
 
 
 @wide_kernel
@@ -85,47 +77,35 @@ def normalise_rows(
             y[at] = activate(code, p, value)
 
 
-@bounded
 @wide_kernel
 def row_gradients(
-    dtype: Real, rows: Integer, columns: Integer, width: Integer, code: Integer, p: Number, options: Integer,
-    dy: Values, x: Values, mean: Wide, rstd: Wide, gamma: Values, saved: Values, dz: Values, dx: Values,
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, dz: Values, x: Values, mean: Wide, rstd: Wide, gamma: Values, dx: Values
 ):  # fmt: skip
-    """dz = dy f', and dx = rstd (g - (sum g + xhat sum g xhat) / C) with g = dz gamma."""
+    """dx = rstd (g - (sum g + xhat sum g xhat) / C) with g = dz gamma."""
     shared = cuda.shared.array(BLOCK, float64)
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     first, end = row * columns, columns if row < rows else 0
-    place = min(row, rows - 1)
-    high = dtype(mean[place])
+    row_mean, row_rstd = mean[min(row, rows - 1)], rstd[min(row, rows - 1)]
+    high, factor, low = row_factors(dtype, row_mean, row_rstd)
     total, products = 0.0, 0.0
-    # columns are int32, which takes one register, not two
-    for column in range(np.int32(lane), np.int32(end), np.int32(width)):
+    for column in range(lane, end, width):
         at = first + column
-        value = gradient_before(code, p, dy, saved, at)
-        if options & DZ:
-            dz[at] = value
-        g = value * gamma[column]
-        if options & DX:
-            # until the sums are known
-            dx[at] = g
+        g = dz[at] * gamma[column]
         total += float64(g)
-        products += float64(g * (x[at] - high))
+        products += float64(g * ((x[at] - high) * factor + low))
     total, products = add_across(shared, total, width), add_across(shared, products, width)
-    if options & DX:
-        row_rstd = rstd[place]
-        high, factor, low = row_factors(dtype, mean[place], row_rstd)
-        products = products * row_rstd + total * float64(low)
-        slope_value, offset = dtype(-row_rstd * products / columns), dtype(-row_rstd * total / columns)
-        for column in range(np.int32(lane), np.int32(end), np.int32(width)):
-            at = first + column
-            dx[at] = factor * dx[at] + (((x[at] - high) * factor + low) * slope_value + offset)
+    slope, offset = dtype(-row_rstd * products / columns), dtype(-row_rstd * total / columns)
+    for column in range(lane, end, width):
+        at = first + column
+        g = dz[at] * gamma[column]
+        dx[at] = factor * g + (((x[at] - high) * factor + low) * slope + offset)
 
 
 @wide_kernel
 def block_products(
-    dtype: Real, rows: Integer, columns: Integer, width: Integer, depth: Integer, code: Integer, p: Number,
-    dy: Values, x: Values, mean: Wide, rstd: Wide, saved: Values, partials: Wide,
+    dtype: Real, rows: Integer, columns: Integer, width: Integer, depth: Integer, dz: Values, x: Values, mean: Wide, rstd: Wide,
+    partials: Wide,
 ):  # fmt: skip
     """Sums of dz over each block's `depth` rows to partials[0] (blocks, columns), and of dz xhat to partials[1]."""
     shared = cuda.shared.array(BLOCK, float64)
@@ -135,9 +115,8 @@ def block_products(
         for row in range(begin + cuda.threadIdx.x // width, min(begin + depth, rows), BLOCK // width):
             at = row * columns + column
             high, factor, low = row_factors(dtype, mean[row], rstd[row])
-            value = gradient_before(code, p, dy, saved, at)
-            total += float64(value)
-            products += float64(value * ((x[at] - high) * factor + low))
+            total += float64(dz[at])
+            products += float64(dz[at] * ((x[at] - high) * factor + low))
     total, products = add_down(shared, total, width), add_down(shared, products, width)
     if cuda.threadIdx.x < width and column < columns:
         at = cuda.blockIdx.x * columns + column
@@ -180,20 +159,16 @@ def layer_norm_backward(dy, x, statistics, affine, activation, saved, gradients)
     """Overwrite gradients: dz (M, C), the gradient of the residual, None without a residual; dx (M, C) or None; dgamma and dbeta (C,)."""
     (rows, columns), dtype, width = x.shape, x.dtype, tile_width(x.shape[1])
     dz, dx, dgamma, dbeta = gradients
-    stores_dz, source, identity = dz is not None, dy, types.ACTIVATIONS["identity"]
-    saved_values = saved.z if activation.needs_input else saved.y
-    if activation.code == types.SOFTMAX:
+    source = dy
+    if dz is not None or activation.code != types.IDENTITY:
         source = device.xp.empty_like(dy) if dz is None else dz
-        differentiate_matrix(dy, saved_values, source, None, activation)
-        stores_dz, activation = False, identity
-    options = DZ * stores_dz + DX * (dx is not None)
-    if options:
-        arrays = options, source, x, *statistics, affine.gamma, saved_values, dz, dx
-        launch(row_gradients, dtype, -(-rows // (BLOCK // width)), rows, columns, width, *activation, *arrays)
-    source, f = (dz, identity) if stores_dz else (source, activation)
+        activation_backward(dy, *saved, source, activation)
+    if dx is not None:
+        launch(
+            row_gradients, dtype, -(-rows // (BLOCK // width)), rows, columns, width, source, x, *statistics, affine.gamma, dx
+        )  # fmt: skip
     grid, depth = row_blocks(rows, columns)
     partials = device.xp.empty((2, grid[0], columns))
-    arrays = source, x, *statistics, saved_values, partials
-    launch(block_products, dtype, grid, rows, columns, width, depth, *f, *arrays)
+    launch(block_products, dtype, grid, rows, columns, width, depth, source, x, *statistics, partials)
     column_blocks, join_width = column_grid(columns)
     launch(join_products, dtype, column_blocks, columns, join_width, grid[0], partials, dgamma, dbeta)
