@@ -8,14 +8,13 @@ from fastgrad.core import check
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.layer_norm import run
-from fastgrad.kernels.types import Activation, Affine
-from fastgrad.nn.context import ForwardContext
-from fastgrad.nn.model import views
-from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
+from fastgrad.functional.norm import RowsBackward
+from fastgrad.kernels.types import Activation
+from fastgrad.nn.norm import Norm
 
 
 @foreign_keywords
-class LayerNorm(ResidualLayer):
+class LayerNorm(Norm):
     """Layer normalisation of n features.
 
     y = act((x - mean) / sqrt(var + eps) * gamma + beta), as fg.layer_norm
@@ -69,22 +68,7 @@ class LayerNorm(ResidualLayer):
         """The shift (n,), a view of params."""
         return self._weights.beta
 
-    def _forward_residual(
-        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
-    ) -> tuple[np.ndarray, ResidualLayerBackward]:
-        op = type(self).__name__
-        x = check.channels_last(op, "x", x)
-        x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
-        if residual is not None:
-            residual = self._array(op, "residual", residual, "like x", x.shape)
-        y, backward = run(op, x, self._weights, self.eps, activation, residual)
-        context.observe(self.gamma, y, activation)
-        return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
-
-    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._bind_parameters(params, grads)
-        self._weights, self._gradients = (Affine(**views(flat, self._shapes)) for flat in (params, grads))
-
-    def _draw(self, rng: np.random.Generator) -> None:
-        self.gamma[...] = 1
-        self.beta[...] = 0
+    def _run(
+        self, op: str, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None
+    ) -> tuple[np.ndarray, RowsBackward]:
+        return run(op, x, self._weights, self.eps, activation, residual)
