@@ -63,7 +63,7 @@ def training_step(
     Returns:
         A function step(x, y). It takes x (N, C) and y as the loss has them: class numbers (N,) in int64, or values like
         the output. It returns the mean loss before the update, a float, 0 where all labels are ignored. A step whose
-            gradients are NaN or infinite goes on as PyTorch's.
+        gradients are NaN or infinite goes on as PyTorch's.
 
     Raises:
         ValueError: A layer, the loss or the optimizer, or a setting of these, is not among those above; a call raises

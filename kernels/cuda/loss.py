@@ -186,7 +186,7 @@ def huber_slope(difference, delta):
     return delta if difference > delta else (-delta if difference < -delta else difference)
 
 
-def write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, record, sums):
+def write_loss(y, target, loss, losses, dy, row_weights, *, mean, before, status, record, sums):
     """loss_gradient, which writes sums (3,), status and record[0] as loss_sums has them. Returns the weight of mean_weight, or None."""
     rows, columns = y.shape
     values, dtype = 1 if loss.by_row else columns, y.dtype
@@ -227,5 +227,7 @@ def loss_gradient(y, target, loss, losses, dy, *, row_weights=None, mean=True):
     """
     xp, sums = device.xp, device.xp.zeros(3)
     before, status = xp.zeros(1, np.int64), xp.empty(1, np.int64)
-    write_loss(y, target, loss, losses, dy, row_weights, mean, before, status, sums, sums)
+    write_loss(
+        y, target, loss, losses, dy, row_weights, mean=mean, before=before, status=status, record=sums, sums=sums
+    )
     return sums

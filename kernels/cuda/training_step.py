@@ -63,7 +63,9 @@ class NetViews:
         if self.loss.by_row:
             losses = losses[:, 0]
         sums = device.xp.empty(3) if sums is None else sums
-        count = write_loss(y, target, self.loss, losses, dy, row_weights, mean, before, status, record, sums)
+        count = write_loss(
+            y, target, self.loss, losses, dy, row_weights, mean=mean, before=before, status=status, record=record, sums=sums
+        )  # fmt: skip
         dense_chain_backward(dy, chain, saved, ChainGradients(dzs, None, self.dweights, self.dbiases))
         squares = (norms_of(self.weights, None, 2.0) ** 2).sum() if l2 else None
         if l2 and len(x):
@@ -85,7 +87,7 @@ def views(array, shapes):
     return matrices, array
 
 
-def run_step(net, batch, rule, step, record, before, l2, watch, sums=None):
+def run_step(net, batch, rule, step, record, before, *, l2, watch, sums=None):
     """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device.
 
     net: NetViews; sums (3,): see loss_gradient; watch: its first row is written. Nothing waits for a row that lies on the device.
@@ -165,7 +167,7 @@ def dense_chain_step(
     on_gpu = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
     before, sums = device.xp.zeros(1, np.int64), device.xp.empty(3)
     batch = Batch(flat(x), flat(target), row_weights)
-    status = run_step(NetViews(net), batch, rule, step, on_gpu, before, l2, watch, sums)
+    status = run_step(NetViews(net), batch, rule, step, on_gpu, before, l2=l2, watch=watch, sums=sums)
     count(updates, status)
     if on_gpu is not record:
         fetch(on_gpu, record)
@@ -203,7 +205,7 @@ def dense_chain_epoch(
         batch_rule, batch_watch = rule._replace(hyper=np.array([rate, *hyper])), watch and watch.after(i)
         before = statuses[-1]
         status = run_step(
-            net_views, batch_of(start), batch_rule, step + i, records[i], before, l2, batch_watch, sums[i]
+            net_views, batch_of(start), batch_rule, step + i, records[i], before, l2=l2, watch=batch_watch, sums=sums[i]
         )
         statuses.append(status)
         if updates is not None:

@@ -1,7 +1,6 @@
 """Cross entropy with its gradient in one pass: the operator."""
 
 import math
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ def _run(
     rows = (
         by_class.reshape(-1, values.shape[axis])
         if values.size
-        else np.empty((prod(shape), values.shape[axis]), values.dtype)
+        else np.empty((math.prod(shape), values.shape[axis]), values.dtype)
     )
     labels = np.moveaxis(labels, axis, -1).reshape(rows.shape) if floats else labels.reshape(-1)
     weights = None if weight is None else array(OP, "weight", weight)
