@@ -5,7 +5,7 @@ A functional forward returns (result, backward); backward(upstream) returns grad
 
 from typing import TYPE_CHECKING, Any
 
-from fastgrad import convert, gpu, health, init, nn, optim, schedule
+from fastgrad import convert, gpu, health, init, loss, nn, optim, schedule
 from fastgrad.convert.onnx_export import export_onnx
 from fastgrad.core.backend import BackendError, backend, get_num_threads, set_num_threads, use_backend
 from fastgrad.core.foreign_names import unknown_name
@@ -21,7 +21,8 @@ from fastgrad.functional.clip import (
 from fastgrad.functional.conv import conv2d
 from fastgrad.functional.dense import dense, dense_chain
 from fastgrad.functional.gru import gru, gru_cell
-from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from fastgrad.functional.layer_norm import layer_norm
+from fastgrad.functional.loss import binary_cross_entropy, cross_entropy, huber, mae, mse, poisson_nll
 from fastgrad.functional.lstm import lstm, lstm_cell
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.optim.updater import Updater
@@ -56,10 +57,14 @@ __all__ = [
     "gru",
     "gru_cell",
     "health",
+    "huber",
     "init",
+    "layer_norm",
     "load",
+    "loss",
     "lstm",
     "lstm_cell",
+    "mae",
     "max_pool2d",
     "mse",
     "nn",

@@ -23,6 +23,7 @@ from .types import (
     GRUUpstream,
     GRUWeights,
     LayerSaved,
+    Loss,
     LSTMGradients,
     LSTMSaved,
     LSTMUpstream,
@@ -71,6 +72,7 @@ class Backend(Protocol):
         row_weights: Array | None = None,
         l2: float = 0.0,
         mean: bool = True,
+        counts: Array | None = None,
     ) -> StatusOf: ...
     def dense_chain_step(
         self,
@@ -85,6 +87,7 @@ class Backend(Protocol):
         l2: float = 0.0,
         watch: Watch | None = None,
         updates: Array | None = None,
+        counts: Array | None = None,
     ) -> StatusOf: ...
     def dense_chain_epoch(
         self,
@@ -100,6 +103,7 @@ class Backend(Protocol):
         l2: float = 0.0,
         watch: Watch | None = None,
         updates: Array | None = None,
+        counts: Array | None = None,
     ) -> tuple[StatusOf, int]: ...
 
     # optim.py
@@ -187,6 +191,28 @@ class Backend(Protocol):
         gradients: NormGradients,
     ) -> None: ...
 
+    # layer_norm.py
+    def layer_norm_forward(
+        self,
+        x: Array,
+        affine: Affine,
+        eps: float,
+        residual: Array | None,
+        activation: Activation,
+        statistics: Statistics,
+        saved: LayerSaved,
+    ) -> None: ...
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        statistics: Statistics,
+        affine: Affine,
+        activation: Activation,
+        saved: LayerSaved,
+        gradients: NormGradients,
+    ) -> None: ...
+
     # conv.py
     def conv2d_forward(
         self,
@@ -224,13 +250,18 @@ class Backend(Protocol):
     # dropout.py
     def dropout_forward(self, x: Array, rate: float, key: int, y: Array) -> None: ...
 
-    # loss.py: the sum of the losses, float64
-    def cross_entropy(self, logits: Array, labels: Array, losses: Array, dlogits: Array, scale: float) -> Any: ...
-    def binary_cross_entropy(
-        self, logits: Array, targets: Array, losses: Array, dlogits: Array, scale: float
+    # loss.py: (3,), float64
+    def loss_gradient(
+        self,
+        y: Array,
+        target: Array,
+        loss: Loss,
+        losses: Array,
+        dy: Array,
+        *,
+        row_weights: Array | None = None,
+        mean: bool = True,
     ) -> Any: ...
-    def mse(self, y: Array, target: Array, losses: Array, dy: Array, scale: float) -> Any: ...
-    def poisson_nll(self, z: Array, target: Array, losses: Array, dz: Array, scale: float) -> Any: ...
 
     # clip.py
     def array_norms(self, arrays: Arrays, widths: Array | None, p: float, norms: Array, nonfinite: Array) -> None: ...

@@ -16,10 +16,12 @@ import numpy as np
 
 # activations, losses, optimisers, constraints, and the status of a step
 IDENTITY, RELU, LEAKY_RELU, CLIPPED_RELU, SIGMOID, TANH, ELU, SELU, GELU, GELU_TANH, SILU, SOFTPLUS, SOFTMAX = range(13)
-CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, POISSON_NLL = range(4)
+CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, POISSON_NLL, MAE, HUBER = range(6)
 SGD, ADAM, ADAGRAD, RMSPROP = range(4)
 FREE, MAX_VALUE, MAX_NORM, MAX_NORM_EACH = range(4)
 OK, BAD_LABEL, NONFINITE = range(3)
+# the ignore_index of a loss that ignores no class number
+NO_LABEL = -(2**63)
 
 
 def needs_input(code):
@@ -36,6 +38,28 @@ class Activation(NamedTuple):
     @property
     def needs_input(self) -> bool:
         return needs_input(self.code)
+
+
+class Loss(NamedTuple):
+    """A loss with its options.
+
+    parameter: label_smoothing of cross_entropy, delta of huber. weights (K,) of y's dtype, or None: of the classes of cross_entropy, of the
+    positive targets of binary_cross_entropy. ignore_index: class number of rows that are left out, or NO_LABEL.
+    """
+
+    code: int
+    parameter: float = 0.0
+    weights: Any = None
+    ignore_index: int = NO_LABEL
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row has one loss, not one for each value."""
+        return self.code == CROSS_ENTROPY
+
+    def is_fused_with(self, activation: Activation) -> bool:
+        """Whether the loss is computed from the input of this activation, which its own formula has."""
+        return (self.code, activation.code) in ((CROSS_ENTROPY, SOFTMAX), (BINARY_CROSS_ENTROPY, SIGMOID))
 
 
 class LayerSaved(NamedTuple):
@@ -85,7 +109,7 @@ class ChainGradients(NamedTuple):
 
 class Net(NamedTuple):
     """A chain in flat arrays: table (L, 5), int64, and parameters (L,), float64, of the activations, as training_step.py describes them;
-    loss, one of LOSSES; params and grads (P,); work, scratch of workspace_size.
+    loss, a Loss; params and grads (P,); work, scratch of workspace_size.
 
     In the backend "cpu" params may be an AddressList of each layer's w, an array (n_out, n_in) as PyTorch has it, and b: then w is turned
     in grads and in the rule's state too, and the offsets of the table are theirs.
@@ -93,7 +117,7 @@ class Net(NamedTuple):
 
     table: Any
     parameters: Any
-    loss: int
+    loss: Loss
     params: Any
     grads: Any
     work: Any
@@ -271,7 +295,7 @@ class Running(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """mean and rstd (C,), float64, that a batch norm subtracts and multiplies by."""
+    """mean and rstd, float64, that a batch norm subtracts and multiplies by, (C,), or a layer norm, (M,)."""
 
     mean: Any
     rstd: Any
@@ -285,7 +309,7 @@ class Affine(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """What a batch norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
+    """What a norm's backward writes: dz (M, C), the residual's gradient, or None; dx (M, C) or None; dgamma and dbeta (C,)."""
 
     dz: Any
     dx: Any
@@ -321,19 +345,21 @@ ACTIVATIONS = {
     "softmax": Activation(SOFTMAX, 0.0),
 }
 LOSSES = {
-    "cross_entropy": CROSS_ENTROPY,
-    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
-    "mse": MSE,
-    "poisson_nll": POISSON_NLL,
+    "cross_entropy": Loss(CROSS_ENTROPY),
+    "binary_cross_entropy": Loss(BINARY_CROSS_ENTROPY),
+    "mse": Loss(MSE),
+    "poisson_nll": Loss(POISSON_NLL),
+    "mae": Loss(MAE),
+    "huber": Loss(HUBER, 1.0),
 }
 
 
 def workspace_size(widths, batch):
-    """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, and the losses.
+    """Values of scratch for a step on `batch` rows: every layer's y, z and dz, the gathered x and target, losses, and right values.
 
     Nonzeros are not gathered: then widths[0] may be 0.
     """
-    return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1])
+    return batch * (3 * sum(widths[1:]) + widths[0] + 2 * widths[-1] + 1)
 
 
 # the values of a layer's health, in this order

@@ -91,6 +91,24 @@ def no_gpu():
 
 
 @pytest.fixture(autouse=True)
+def share_of_threads(request):
+    """In a process of pytest-xdist a test has that process's share of the cores: a call of more threads waits for ones that do not run.
+
+    Kernels are tested on all threads, and tests of threads set their own number.
+    """
+    workers = getattr(request.config, "workerinput", {}).get("workercount", 1)
+    if workers == 1 or "kernels" in request.path.parts:
+        yield
+        return
+    import fastgrad
+
+    before = fastgrad.get_num_threads()
+    fastgrad.set_num_threads(max(1, before // workers))
+    yield
+    fastgrad.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def fused_ways(request, monkeypatch):
     """In tests of adapters accelerated models are fused wherever they can be; tests of the choice set their own times."""
     choice = sys.modules.get("fastgrad.torch.choice")

@@ -25,6 +25,7 @@ HEADINGS = {
     "lstm": "LSTM",
     "conv": "convolution",
     "batch_norm": "batch normalisation",
+    "layer_norm": "layer normalisation",
     "clip": "clipping and update",
     "init": "initial weights",
     "torch": "PyTorch with fastgrad in it",

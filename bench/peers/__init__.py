@@ -2,7 +2,7 @@
 
 A module is named library[_variant]_device, so that its name hides no library. It has `setup(threads)` and a class, a Runner, for each
 workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Fit, Conv, ConvForward, ConvInputs,
-ConvWeights, BatchNorm, Clip, Update, HeNormal, Call, CallBack.
+ConvWeights, BatchNorm, LayerNorm, Clip, Update, HeNormal, Call, CallBack.
 """
 
 import importlib
@@ -44,6 +44,7 @@ CONTENDERS = {
     "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "conv": ["fastgrad", "PyTorch", "JAX"],
     "batch_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
+    "layer_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "clip": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "init": ["fastgrad", "NumPy", "PyTorch"],
     "torch": ["fastgrad", "PyTorch"],

@@ -253,6 +253,12 @@ class BatchNorm(Runner):
         return self.norm.outcome(*result)
 
 
+class LayerNorm(BatchNorm):
+    def call(self, x):
+        y, backward = fg.layer_norm(x, *self.factors, activation="relu", residual=self.residual)
+        return y, *backward(self.dy)[:3]
+
+
 class HeNormal(Runner):
     def __init__(self, weights):
         self.weights = weights

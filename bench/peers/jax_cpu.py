@@ -359,6 +359,14 @@ class BatchNorm(Runner):
         return self.norm.outcome(*map(np.asarray, result[:4]))
 
 
+class LayerNorm(BatchNorm):
+    def forward(self, x, residual, gamma, beta):
+        from_mean = x - x.mean(axis=-1, keepdims=True)
+        rstd = jax.lax.rsqrt((from_mean**2).mean(axis=-1, keepdims=True) + 1e-5)
+        z = from_mean * rstd * gamma + beta
+        return jax.nn.relu(z + residual if self.norm.adds else z)
+
+
 class Call(Runner):
     """fastgrad's function, compiled."""
 

@@ -10,6 +10,7 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
@@ -34,9 +35,10 @@ def model_from_keras(model: Any) -> Model:
     """A model of fg.nn with the weights and the outputs of a Keras model.
 
     The model is a Sequential, also of others, whose layers come in their place; or a single layer. Known are Dense,
-    Conv2D, BatchNormalization, LSTM, Bidirectional of an LSTM, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D,
+    Conv2D, BatchNormalization, LayerNormalization of the last axis, LSTM, Bidirectional of an LSTM, MaxPooling2D,
+    AveragePooling2D, GlobalAveragePooling2D,
     GlobalAveragePooling1D after an LSTM, ZeroPadding2D before a Conv2D or an AveragePooling2D, Flatten, Dropout, and
-    activations, as arguments or as layers after a Dense, a Conv2D or a BatchNormalization.
+    activations, as arguments or as layers after a Dense, a Conv2D or a norm.
 
     A batch norm has the same eps and running statistics, and its momentum is 1 minus that of Keras.
 
@@ -145,6 +147,18 @@ def _batch_norm(reading: KerasReading, layer: Any) -> None:
     reading.add(BatchNorm, arguments, arrays)
 
 
+def _layer_norm(reading: KerasReading, layer: Any) -> None:
+    # built, it has its axes as a list
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    reading.need(
+        axes in ([-1], [layer.input_spec.ndim - 1 if layer.input_spec else -1]),
+        f"axis {axes[0] if len(axes) == 1 else axes}, not the last,",
+    )
+    reading.need(layer.center and layer.scale, "center=False or scale=False")
+    arrays = _arrays(layer, "gamma", "beta")
+    reading.add(LayerNorm, {"n": len(arrays["gamma"]), "eps": layer.epsilon}, arrays)
+
+
 def _lstm(reading: KerasReading, layer: Any, bidirectional: bool = False) -> None:
     weights = layer.get_weights()
     ways = [layer.forward_layer, layer.backward_layer] if bidirectional else [layer]
@@ -219,6 +233,7 @@ LAYERS: dict[str, Callable[[KerasReading, Any], None]] = {
     "GlobalAveragePooling2D": _global_pool,
     "InputLayer": lambda reading, layer: None,
     "LSTM": _lstm,
+    "LayerNormalization": _layer_norm,
     "MaxPooling2D": _max_pool,
     "ZeroPadding2D": _zero_padding,
 }

@@ -13,6 +13,7 @@ from fastgrad.nn.context import activation_name
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -117,11 +118,13 @@ def _layers(make: Makers, layer: Model) -> list[Pair]:
         options = {"padding": padding, "dilation_rate": layer.dilation, "groups": layer.groups, "activation": name}
         options["use_bias"] = layer.b is not None
         return [*before, (make.images("Conv2D", layer.n_out, layer.size, layer.stride, **options), weights), *after]
-    if isinstance(layer, BatchNorm):
-        weights = [np.array(a) for a in (layer.gamma, layer.beta, layer.running_mean, layer.running_var)]
+    if isinstance(layer, (BatchNorm, LayerNorm)):
+        weights = [np.array(a) for a in (layer.gamma, layer.beta, *layer.statistics().values())]
         name, after = _activation(make, layer)
         if name != "linear":
             after = [(make.layer("Activation", name), [])]
+        if isinstance(layer, LayerNorm):
+            return [(make.layer("LayerNormalization", epsilon=layer.eps), weights), *after]
         # without the last digit of 1 - 0.01
         momentum = round(1 - layer.momentum, 12)
         return [(make.layer("BatchNormalization", momentum=momentum, epsilon=layer.eps), weights), *after]

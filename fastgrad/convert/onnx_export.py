@@ -16,6 +16,7 @@ from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -148,6 +149,14 @@ def _batch_norm(graph: Graph, model: BatchNorm, x: Value) -> Value:
     return graph.activation(x, model.output)
 
 
+def _layer_norm(graph: Graph, model: LayerNorm, x: Value) -> Value:
+    inputs = [graph.constant(name, getattr(model, name)) for name in ("gamma", "beta")]
+    # channels are the last axis
+    x = graph.in_layout(x, IMAGES if x.layout == CHANNELS_FIRST else x.layout)
+    y = graph.node("LayerNormalization", x.name, *inputs, epsilon=model.eps)
+    return graph.activation(x._replace(name=y), model.output)
+
+
 def _lstm(graph: Graph, model: LSTM, x: Value) -> Value:
     if model.proj_size:
         raise ValueError("has proj_size, which ONNX's LSTM has not")
@@ -221,6 +230,7 @@ LAYERS: dict[type[Model], Callable[[Graph, Any, Value], Value]] = {
     DenseChain: _dense,
     Conv2d: _conv,
     BatchNorm: _batch_norm,
+    LayerNorm: _layer_norm,
     LSTM: _lstm,
     Dropout: lambda graph, model, x: x,
 }

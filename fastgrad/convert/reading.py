@@ -15,12 +15,13 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 # layers that have an activation
-ACTIVE = Dense, Conv2d, BatchNorm
+ACTIVE = Dense, Conv2d, BatchNorm, LayerNorm
 # activations that may as well come before a MaxPool2d as after it: the largest value stays the largest
 RISING = {"relu", "relu6", "clipped_relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "softplus"}
 
@@ -77,7 +78,7 @@ class Reading:
             self.dtype = self.dtype_of(array, name)
             values[name] = array
         spec = Spec(self.place, kind, arguments, values)
-        if kind in (Dense, BatchNorm) and self.channels_first:
+        if kind in (Dense, BatchNorm, LayerNorm) and self.channels_first:
             n = len(next(iter(values.values())))
             order = self.images.order(self.op, n)
             if order is not None:
@@ -119,7 +120,7 @@ class Reading:
         last = next((spec for spec in reversed(self.specs) if spec.kind not in passed), None)
         if last is None or last.kind not in ACTIVE or "activation" in last.arguments:
             self.refuse(
-                "is an activation, and fg.nn has these in Dense, Conv2d and BatchNorm alone, one each: "
+                "is an activation, and fg.nn has these in Dense, Conv2d, BatchNorm and LayerNorm alone, one each: "
                 "it must come right after such a layer"
             )
         last.arguments["activation"] = activation

@@ -10,18 +10,19 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
-from fastgrad.nn.pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
 
 
 def model_from_torch(module: Any, image_size: int | tuple[int, int] | None = None) -> Model:
     """A model of fg.nn with the weights and the outputs of a PyTorch module.
 
     The module is an nn.Sequential, also of others, whose layers come in their place; or a single layer. Known are
-    Linear, Conv2d, BatchNorm1d and BatchNorm2d, LSTM as the last layer, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1)
-    before a Flatten, Flatten, Dropout, Identity, and activations after a Linear, a Conv2d or a BatchNorm, where rising
-    ones may come after a MaxPool2d.
+    Linear, Conv2d, BatchNorm1d and BatchNorm2d, LayerNorm of one axis of rows, LSTM as the last layer, MaxPool2d,
+    AvgPool2d, AdaptiveAvgPool2d(1) before a Flatten, Flatten, Dropout, Identity, and activations after a Linear, a
+    Conv2d or a norm, where rising ones may come after a MaxPool2d.
 
     Images are (N, H, W, C) here, and sequences (N, T, C), whatever batch_first is. The weights after a Flatten are
     permuted, so that the outputs are equal. A batch norm has the same momentum, eps and running statistics. Whether
@@ -107,6 +108,7 @@ def _linear(reading: Reading, module: Any) -> None:
 
 
 def _conv(reading: Reading, module: Any) -> None:
+    reading.need(LayerNorm not in [spec.kind for spec in reading.specs], "a LayerNorm before it, over the last axis,")
     reading.need(module.padding_mode == "zeros", f"padding_mode {module.padding_mode!r}")
     arrays = _arrays(reading, w=module.weight, b=module.bias)
     # (C_out, C_in, kh, kw) there and (kh, kw, C_in, C_out) here
@@ -130,6 +132,17 @@ def _batch_norm(reading: Reading, module: Any) -> None:
         running_var=module.running_var,
     )
     reading.add(BatchNorm, {"n": module.num_features, "momentum": module.momentum, "eps": module.eps}, arrays)
+
+
+def _layer_norm(reading: Reading, module: Any) -> None:
+    reading.need(len(module.normalized_shape) == 1, f"normalized_shape {tuple(module.normalized_shape)}")
+    reading.need(module.elementwise_affine, "elementwise_affine=False")
+    kinds = [spec.kind for spec in reading.specs]
+    rows = Flatten in kinds or GlobalAvgPool2d in kinds or not any(k in kinds for k in (Conv2d, MaxPool2d, AvgPool2d))
+    reading.need(rows, "images, of which it normalises the last axis and no channels,")
+    arrays = _arrays(reading, gamma=module.weight, beta=module.bias)
+    arrays.setdefault("beta", 0 * arrays["gamma"])
+    reading.add(LayerNorm, {"n": module.normalized_shape[0], "eps": module.eps}, arrays)
 
 
 def _lstm(reading: Reading, module: Any) -> None:
@@ -209,6 +222,7 @@ LAYERS: dict[str, Callable[[Reading, Any], None]] = {
     "Flatten": _flatten,
     "Identity": _identity,
     "LSTM": _lstm,
+    "LayerNorm": _layer_norm,
     "Linear": _linear,
     "MaxPool2d": _max_pool,
 }

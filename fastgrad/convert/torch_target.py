@@ -12,6 +12,7 @@ from fastgrad.nn.context import activation_name
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -105,6 +106,12 @@ def _modules(op: str, nn: Any, place: str, layer: Model, images: ImageShape, row
         names = {"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"}
         arrays = {theirs: _theirs(getattr(layer, ours), order) for theirs, ours in names.items()}
         arrays["num_batches_tracked"] = np.array(0)
+    elif isinstance(layer, LayerNorm):
+        if not rows:
+            raise ValueError(f"{op}: {place} is of images, whose channels PyTorch's LayerNorm does not normalise")
+        order = images.order(op, len(layer.gamma))
+        module = nn.LayerNorm(layer.n_in, layer.eps, **options)
+        arrays = {"weight": _theirs(layer.gamma, order), "bias": _theirs(layer.beta, order)}
     elif isinstance(layer, LSTM):
         if layer.pool:
             raise ValueError(f"{op}: {place} has pool {layer.pool!r}, which PyTorch's LSTM has not")

@@ -32,10 +32,10 @@ def array(
     sizes = value.shape
     if sizes != shape:
         if len(sizes) != len(shape):
-            raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {sizes}")
+            raise ValueError(f"{op}: {name} must be {shape_text(form, shape)}, got {sizes}")
         for expected, n in zip(shape, sizes, strict=True):
             if expected is not None and expected != n:
-                raise ValueError(f"{op}: {name} must be {_sizes(form, shape)}, got {sizes}")
+                raise ValueError(f"{op}: {name} must be {shape_text(form, shape)}, got {sizes}")
     return value
 
 
@@ -166,6 +166,17 @@ def count(op: str, name: str, value: Any, least: int = 1, most: int | None = MOS
     return number
 
 
+def integer(op: str, name: str, value: Any) -> int:
+    """value as an integer of either sign that int64 holds."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}") from None
+    if isinstance(value, bool) or not -(2**63) < number < 2**63:
+        raise ValueError(f"{op}: {name} must be an integer of 64 bits, got {_text(value)}")
+    return number
+
+
 def number(
     op: str, name: str, value: Any, *, zero: bool = True, below: float = np.inf, most: float | None = None
 ) -> float:
@@ -218,7 +229,7 @@ def dtype(op: str, value: Any) -> np.dtype:
     return dtype
 
 
-def _sizes(form: str, shape: Sequence[int | None]) -> str:
+def shape_text(form: str, shape: Sequence[int | None]) -> str:
     known = ", ".join("_" if n is None else str(n) for n in shape)
     return form if all(n is None for n in shape) else f"{form} = ({known}{',' if len(shape) == 1 else ''})"
 

@@ -25,6 +25,7 @@ NAMES = {
     "convtranspose2d": "there are no transposed convolutions",
     "batchnorm1d": "fg.nn.BatchNorm(n), for rows, sequences and images",
     "batchnormalization": "fg.nn.BatchNorm(n), with momentum=0.01, eps=1e-3, unbiased=False as Keras's",
+    "layernormalization": "fg.nn.LayerNorm(n), with eps=1e-3 as Keras's",
     "dropout1d": "fg.nn.Dropout(rate)",
     "embedding": "there is no embedding layer; the rows of an array are w[indices], which an fg.Updater can train",
     "maxpooling2d": "fg.nn.MaxPool2d(size)",
@@ -56,6 +57,10 @@ NAMES = {
     "binarycrossentropy": LOSS.format("fg.binary_cross_entropy", "binary_cross_entropy"),
     "mseloss": LOSS.format("fg.mse", "mse"),
     "meansquarederror": LOSS.format("fg.mse", "mse"),
+    "l1loss": LOSS.format("fg.mae", "mae"),
+    "meanabsoluteerror": LOSS.format("fg.mae", "mae"),
+    "huberloss": LOSS.format("fg.huber", "huber"),
+    "smoothl1loss": LOSS.format("fg.huber", "huber") + "; that of beta is huber of delta=beta, over beta",
     "poissonnllloss": LOSS.format("fg.poisson_nll", "poisson_nll"),
     "clipgradnorm": "fg.clip_grad_norm, or clip_norm of the Trainer",
     "clipgradvalue": "fg.clip_grad_value",
@@ -68,7 +73,7 @@ NAMES = {
     "functional": "the functions are fg.dense, fg.conv2d, fg.lstm, ...",
     "layers": "the layers are in fg.nn",
     "optimizers": "the optimisers are in fg.optim",
-    "losses": "the losses are fg.cross_entropy, fg.binary_cross_entropy, fg.mse and fg.poisson_nll",
+    "losses": "fg.cross_entropy, fg.binary_cross_entropy, fg.mse, fg.mae, fg.huber and fg.poisson_nll; for a Trainer with options: fg.loss",
     "savemodel": "fg.save(path, model)",
     "loadmodel": "fg.load(path, model)",
     "nadam": "there is none; fg.optim.Adam is the nearest",
@@ -95,7 +100,8 @@ NAMES = {
 NAMES |= {"batchnorm2d": NAMES["batchnorm1d"], "batchnorm3d": NAMES["batchnorm1d"], "dropout2d": NAMES["dropout1d"]}
 # what is in another module of fastgrad
 MEMBERS = {
-    "fg.nn": "BatchNorm Dense DenseChain Dropout Flatten GlobalAvgPool2d GRU LSTM MaxPool2d AvgPool2d Model Residual ResNet Sequential",
+    "fg.nn": "AvgPool2d BatchNorm Dense DenseChain Dropout Flatten GRU GlobalAvgPool2d LSTM LayerNorm MaxPool2d Model ResNet Residual "
+    "Sequential",
     "fg.optim": "Adagrad Adam AdamW MaxNorm MaxValue Optimizer RMSprop SGD",
     "fg": "Trainer Updater",
 }

@@ -9,6 +9,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, empty_float64, layer_saved
 from fastgrad.core.backend import kernels
+from fastgrad.functional.norm import RowsBackward, as_rows, full_backward, rows_backward
 from fastgrad.kernels.types import Activation, Affine, NormGradients, Running, Statistics
 
 
@@ -84,14 +85,9 @@ def batch_norm(
     running = Running(mean, var, momentum, bool(unbiased))
     if residual is not None:
         residual = check.array(op, "residual", residual, "like x", x.shape, x)
-    y, rows_backward = run(op, x, Affine(gamma, beta), running, bool(training), eps, f, residual)
-
-    def backward(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dgamma, dbeta = empty(width, x), empty(width, x)
-        dx, dresidual = rows_backward(dy, dgamma, dbeta)
-        return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
-
-    return y, backward
+    affine = Affine(gamma, beta)
+    y, backward = run(op, x, affine, running, bool(training), eps, f, residual)
+    return y, full_backward(backward, affine)
 
 
 def run(
@@ -103,37 +99,29 @@ def run(
     eps: float,
     activation: Activation,
     residual: np.ndarray | None = None,
-) -> tuple[np.ndarray, Callable[..., tuple[Any, Any]]]:
+) -> tuple[np.ndarray, RowsBackward]:
     """Batch norm over checked arrays: (y, backward).
 
-    backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None.
+    backward: see RowsBackward.
     """
     ops, shape = kernels(x), x.shape
     count, channels = prod(shape[:-1]), shape[-1]
     if training and count == 1:
         raise ValueError(f"{op}: x must have more than one value a channel in training, got {shape}")
 
-    def rows(a: np.ndarray) -> np.ndarray:
-        return check.contiguous(a).reshape(count, channels)
-
     # all allocations come before the running statistics change: if one fails they are as before
     y = empty(shape, x)
-    saved = layer_saved(y.reshape(count, channels), activation)
-    added = None if residual is None else rows(residual)
+    saved = layer_saved(as_rows(y), activation)
+    added = None if residual is None else as_rows(residual)
     statistics = Statistics(empty_float64(channels, x), empty_float64(channels, x))
-    xs, affine = rows(x), Affine(check.contiguous(affine.gamma), check.contiguous(affine.beta))
+    xs, affine = as_rows(x), Affine(check.contiguous(affine.gamma), check.contiguous(affine.beta))
     move_statistics(xs, running, training, eps, statistics)
     ops.batch_norm_forward(xs, statistics, affine, added, activation, saved)
 
-    def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
-        dys = check.upstream(op, dy, y).reshape(count, channels)
-        dz, dx = (empty(xs.shape, xs) if wanted else None for wanted in (residual is not None, want_dx))
-        gradients = NormGradients(dz, dx, dgamma, dbeta)
+    def differentiate(dys: Any, gradients: NormGradients) -> None:
         ops.batch_norm_backward(dys, xs, statistics, affine, activation, training, saved, gradients)
-        dx, dz = (None if d is None else d.reshape(shape) for d in (dx, dz))
-        return dx, dz
 
-    return y, backward
+    return y, rows_backward(op, y, xs, residual is not None, differentiate)
 
 
 def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:

@@ -28,11 +28,13 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Container
 from fastgrad.nn.context import IDENTITY
 from fastgrad.nn.dense import DenseChain
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.model import Model
 from fastgrad.nn.recurrent import RecurrentModel
 from fastgrad.nn.residual import Residual
 
 RANGE, FAR, LARGE, UPDATE, HALF = 1e3, 1e6, 1e3, 0.1, 0.5
+NORMS = {BatchNorm: "batch norm", LayerNorm: "layer norm"}
 RELUS = types.RELU, types.LEAKY_RELU, types.CLIPPED_RELU, types.ELU, types.GELU, types.GELU_TANH, types.SILU
 # inits that keep a signal's size through relu and its like, and through other activations
 RELU_INITS = "he_normal", "he_uniform", "orthogonal"
@@ -44,12 +46,12 @@ class Traits(NamedTuple):
 
     # its gradient is compared with that of other layers of this kind
     kind: str = ""
-    # the name of its init; None where it has none, or where a batch norm follows, which cancels the scale
+    # the name of its init; None where it has none, or where a norm follows, which cancels the scale
     init: str | None = ""
     # whether it is in a Residual, whose sum passes gradients by it
     in_residual: bool = False
     # whether the model has any of them
-    batch_norm: bool = False
+    norm: bool = False
     residual: bool = False
     # the forget_bias of an LSTM; NaN of a GRU, which has none; None of what is not recurrent
     forget_bias: float | None = None
@@ -83,7 +85,7 @@ def verdict(
     recurrent = traits.forget_bias is not None
     clip = ["clip_norm=1.0" if traits.clip_norm == math.inf else "a smaller clip_norm"] if traits.clip_norm > 1 else []
     rate, init = "a smaller learning rate", _init(traits, code)
-    batch_norm = [] if traits.batch_norm or recurrent else ["nn.BatchNorm before the activation"]
+    batch_norm = [] if traits.norm or recurrent else ["nn.BatchNorm before the activation"]
     residual = [] if traits.residual or recurrent else ["nn.Residual around the layers"]
     # residuals let gradients grow unless there is batch norm too
     hold = batch_norm or residual
@@ -101,7 +103,7 @@ def verdict(
         cause = f"{dead:.0%} of the units at {HALF:.0%} or more"
         return Verdict("dead", cause, _either(rate, *leaky, *init, *batch_norm))
     if saturated >= HALF and code not in (types.RELU, types.CLIPPED_RELU):
-        scaled = [] if traits.batch_norm else ["inputs scaled to about 1"]
+        scaled = [] if traits.norm else ["inputs scaled to about 1"]
         cause = f"{saturated:.0%} of the outputs at {HALF:.0%} or more"
         return Verdict("saturated", cause, _either(*init, *scaled, *batch_norm, rate))
     if UPDATE < ratio < math.inf:
@@ -136,18 +138,22 @@ def _either(*cures: str, rest: str = "") -> str:
 def model_traits(model: Model) -> list[Traits]:
     """The traits of each layer of a model, for the verdicts."""
     leaves = list(_leaves(model, None, ()))
-    norms, residuals = any(isinstance(leaf, BatchNorm) for leaf, *_ in leaves), any(block for _, block, _ in leaves)
+    norms, residuals = any(type(leaf) in NORMS for leaf, *_ in leaves), any(block for _, block, _ in leaves)
     traits = []
     for i, (leaf, block, place) in enumerate(leaves):
         after, its_block = next(((other, b) for other, b, _ in leaves[i + 1 :] if other.params.size), (None, None))
-        # a batch norm after a block's sum normalises no single layer
-        normed = isinstance(after, BatchNorm) and its_block is block and leaf.output == IDENTITY
+        # a norm after a block's sum normalises no single layer
+        normed = type(after) in NORMS and its_block is block and leaf.output == IDENTITY
         parts = list(dict.fromkeys(key.rpartition(".")[0] for key in leaf._shapes))
         for part in parts:
             followed = normed and part == parts[-1]
             dense = isinstance(leaf, DenseChain)
             kind = " ".join(
-                ["Dense" if dense else type(leaf).__name__, *place, *(["before a batch norm"] if followed else [])]
+                [
+                    "Dense" if dense else type(leaf).__name__,
+                    *place,
+                    *([f"before a {NORMS[type(after)]}"] if followed else []),
+                ]
             )
             init = getattr(leaf, "_init", None)
             name = None if init is None or followed else getattr(getattr(init, "func", init), "__name__", "")

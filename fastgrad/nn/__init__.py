@@ -9,6 +9,7 @@ from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.dropout import Dropout
 from fastgrad.nn.gru import GRU
+from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
 from fastgrad.nn.pool import AvgPool2d, Flatten, GlobalAvgPool2d, MaxPool2d
@@ -26,6 +27,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "LayerNorm",
     "MaxPool2d",
     "Model",
     "ResNet",

@@ -9,14 +9,13 @@ from fastgrad.core import check
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
-from fastgrad.kernels.types import Activation, Affine, Running
-from fastgrad.nn.context import ForwardContext
-from fastgrad.nn.model import views
-from fastgrad.nn.residual_layer import ResidualLayer, ResidualLayerBackward
+from fastgrad.functional.norm import RowsBackward
+from fastgrad.kernels.types import Activation, Running
+from fastgrad.nn.norm import Norm
 
 
 @foreign_keywords
-class BatchNorm(ResidualLayer):
+class BatchNorm(Norm):
     """Batch normalisation of n channels.
 
     y = act((x - mean) / sqrt(var + eps) * gamma + beta), as fg.batch_norm
@@ -92,26 +91,11 @@ class BatchNorm(ResidualLayer):
     def statistics(self) -> dict[str, np.ndarray]:
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
-    def _forward_residual(
-        self, x: np.ndarray, context: ForwardContext, activation: Activation, residual: np.ndarray | None = None
-    ) -> tuple[np.ndarray, ResidualLayerBackward]:
-        op = type(self).__name__
-        x = check.channels_last(op, "x", x)
-        x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
-        if residual is not None:
-            residual = self._array(op, "residual", residual, "like x", x.shape)
+    def _run(
+        self, op: str, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None
+    ) -> tuple[np.ndarray, RowsBackward]:
         running = Running(*self._running, self.momentum, self.unbiased)
-        y, backward = run(op, x, self._weights, running, context.training, self.eps, activation, residual)
-        context.observe(self.gamma, y, activation)
-        return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
-
-    def _bind_parameters(self, params: np.ndarray, grads: np.ndarray) -> None:
-        super()._bind_parameters(params, grads)
-        self._weights, self._gradients = (Affine(**views(flat, self._shapes)) for flat in (params, grads))
+        return run(op, x, self._weights, running, training, self.eps, activation, residual)
 
     def _move_statistics(self, move: Callable[[Any], Any]) -> None:
         self._running = move(self._running[0]), move(self._running[1])
-
-    def _draw(self, rng: np.random.Generator) -> None:
-        self.gamma[...] = 1
-        self.beta[...] = 0

@@ -13,12 +13,13 @@ except ImportError as error:
 
 from fastgrad.torch.acceleration import accelerate
 from fastgrad.torch.lstm_module import LSTM
-from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, ResidualBlock
+from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, LayerNorm, ResidualBlock
 from fastgrad.torch.ops.batch_norm import batch_norm
 from fastgrad.torch.ops.clip import clip_grad_norm_
 from fastgrad.torch.ops.conv import conv2d
 from fastgrad.torch.ops.conv_block import conv_block
 from fastgrad.torch.ops.dense import dense_chain
+from fastgrad.torch.ops.layer_norm import layer_norm
 from fastgrad.torch.ops.loss import cross_entropy
 from fastgrad.torch.ops.lstm import lstm
 from fastgrad.torch.ops.packing import pack_padded_sequence, pad_packed_sequence
@@ -35,6 +36,7 @@ __all__ = [
     "AdamW",
     "BatchNorm1d",
     "BatchNorm2d",
+    "LayerNorm",
     "ResidualBlock",
     "accelerate",
     "batch_norm",
@@ -43,6 +45,7 @@ __all__ = [
     "conv_block",
     "cross_entropy",
     "dense_chain",
+    "layer_norm",
     "lstm",
     "pack_padded_sequence",
     "pad_packed_sequence",

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
-from fastgrad.torch.choice import Choice, ModelChoice
+from fastgrad.torch.choice import Choice
 from fastgrad.torch.fusion import ResidualPattern
 from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
 from fastgrad.torch.graph_units import record_graph, replace_graphs
 from fastgrad.torch.layers import METHODS, activation_of, has_hooks, known_class, runs_layers_in_order
-from fastgrad.torch.model_replacement import ModelReplacement
+from fastgrad.torch.model_replacement import ModelChoice, ModelReplacement
 from fastgrad.torch.replacement import BlockReplacement, ForwardReplacement, LayerReplacement, replacement_of
 from fastgrad.torch.report import WHOLE, Report, stored_choices
 from fastgrad.torch.residual_blocks import residual_pattern

@@ -6,10 +6,8 @@ choice moves no running statistics, fires no hooks and leaves no gradients; the 
 """
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from math import log, prod
-from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -58,6 +56,15 @@ class Unit(Protocol):
         """The parameters of the modules."""
 
 
+class WholeModel(Protocol):
+    """What the choice of a unit needs to know of its model. is_disturbed: set when the unit is timed."""
+
+    is_disturbed: bool
+
+    def is_original(self) -> bool:
+        """Whether a call of this thread is one by PyTorch's layers alone."""
+
+
 class Choice:
     """The way that one unit runs, for each key: shape, dtype and layout of its input, training, gradients, threads.
 
@@ -65,8 +72,8 @@ class Choice:
     stored: the ways of an earlier choice by the texts of their keys, as `to_dict` gives them.
     """
 
-    # that of the model which the unit is a part of
-    whole: "ModelChoice | None" = None
+    # of the model which the unit is a part of
+    whole: WholeModel | None = None
 
     def __init__(self, default: bool = True) -> None:
         self.default = default
@@ -154,33 +161,6 @@ class Choice:
             lines.append(f"{faster}{ratio:.2f}x on {key_text(key)}")
         others = len(self.ways) - len(lines)
         return [*lines, *([f"{others} more shapes: as the nearest of these"] if others else [])]
-
-
-class ModelChoice(Choice):
-    """The choice of a whole model: its units by their own choices, or PyTorch's layers alone.
-
-    is_disturbed: set when a unit is timed; the time of the model's call is then worth nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_disturbed = False
-        # the threads that are in a call of PyTorch's layers alone
-        self._original_threads: set[int] = set()
-
-    def is_original(self) -> bool:
-        """Whether the units that this thread calls are PyTorch's. In a checkpoint they are not: its second forward is outside."""
-        return get_ident() in self._original_threads and not has_saved_tensor_hooks()
-
-    @contextmanager
-    def original(self) -> Iterator[None]:
-        """A block in which the units that this thread calls are PyTorch's."""
-        thread = get_ident()
-        self._original_threads.add(thread)
-        try:
-            yield
-        finally:
-            self._original_threads.discard(thread)
 
 
 def has_key(x: Any) -> bool:

@@ -92,16 +92,16 @@ class GraphReplacement(ForwardReplacement):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or self.stopped or kwargs or len(args) != 1 or needs_original_layers():
-            return self._other(*args, **kwargs)
+            return self.replaced_forward(*args, **kwargs)
         (x,) = args
         if type(x) not in TENSOR_TYPES or not skips_dispatcher("graph", x):
-            return self._other(x)
+            return self.replaced_forward(x)
         if self.choice is not None:
             self._choose_convolutions(self.choice, x)
             if not self.choice.fuses(self, x):
-                return self._other(x)
+                return self.replaced_forward(x)
         graph = self._graph()
-        return self._other(x) if graph is None else _run(graph, x)
+        return self.replaced_forward(x) if graph is None else _run(graph, x)
 
     def fused(self, x: Any) -> Any:
         graph = self._graph()
@@ -134,11 +134,6 @@ class GraphReplacement(ForwardReplacement):
             return
         finally:
             torch.set_rng_state(state)
-
-    def _other(self, *args: Any, **kwargs: Any) -> Any:
-        if self.inner is not None:
-            return self.inner.forward(*args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
 
     def undo(self, module: nn.Module) -> None:
         super().undo(module)

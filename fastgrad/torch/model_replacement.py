@@ -4,7 +4,9 @@ Its units were timed alone, on copies, in the model's first calls. What they cos
 layouts between them. So the next calls go in turns by fastgrad's units and by PyTorch's layers alone, and the faster way stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch import nn
 from torch.autograd import Variable
 
 from fastgrad.torch import timing
-from fastgrad.torch.choice import Key, ModelChoice, can_time, has_key, key_of
+from fastgrad.torch.choice import Choice, Key, can_time, has_key, key_of
 from fastgrad.torch.replacement import ForwardReplacement
+from fastgrad.torch.tensors import has_saved_tensor_hooks
 from fastgrad.torch.timing import MOST_ROUNDS, are_enough, ratio_of
 from fastgrad.torch.twin import tensors_of
 
@@ -24,17 +27,40 @@ MOST_CALLS = 4 * MOST_ROUNDS
 TURNS = True, False, False, True
 
 
-class ModelReplacement(ForwardReplacement):
-    """The forward of a model: that of its class, or `inner`'s where the model is itself replaced; with its units, or without.
+class ModelChoice(Choice):
+    """The choice of a whole model: its units by their own choices, or PyTorch's layers alone.
 
-    inner: the replacement that this one takes the place of, or None.
+    is_disturbed: set when a unit is timed; the time of the model's call is then worth nothing.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_disturbed = False
+        # the threads that are in a call of PyTorch's layers alone
+        self._original_threads: set[int] = set()
+
+    def is_original(self) -> bool:
+        """Whether the units that this thread calls are PyTorch's. In a checkpoint they are not: its second forward is outside."""
+        return get_ident() in self._original_threads and not has_saved_tensor_hooks()
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """A block in which the units that this thread calls are PyTorch's."""
+        thread = get_ident()
+        self._original_threads.add(thread)
+        try:
+            yield
+        finally:
+            self._original_threads.discard(thread)
+
+
+class ModelReplacement(ForwardReplacement):
+    """The forward of a model: that of its class, or `inner`'s where the model is itself replaced; with its units, or without."""
 
     choice: ModelChoice
 
     def __init__(self, module: nn.Module, choice: ModelChoice) -> None:
         super().__init__(module, choice)
-        self.inner: ForwardReplacement | None = None
         # of keys that are not yet chosen: timed calls, and the times of PyTorch's way and of the units'
         self._times: dict[Key, tuple[int, list[list[float]]]] = {}
 
@@ -58,9 +84,7 @@ class ModelReplacement(ForwardReplacement):
         return self.fused(*args, **kwargs) if way else self._original(args, kwargs)
 
     def fused(self, *args: Any, **kwargs: Any) -> Any:
-        if self.inner is not None:
-            return self.inner.forward(*args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
+        return self.replaced_forward(*args, **kwargs)
 
     def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.choice.original():

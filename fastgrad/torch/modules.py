@@ -1,4 +1,7 @@
-"""Modules with PyTorch's names and parameters: MLP, BatchNorm1d, BatchNorm2d and ResidualBlock. LSTM is in lstm_module.py."""
+"""Modules with PyTorch's names and parameters: MLP, BatchNorm1d, BatchNorm2d, LayerNorm and ResidualBlock.
+
+LSTM is in lstm_module.py.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,6 +13,7 @@ from torch import nn
 from fastgrad.core import check
 from fastgrad.torch.fusion import Plan, ResidualPattern, normalise
 from fastgrad.torch.layers import activation_layer
+from fastgrad.torch.ops.layer_norm import layer_norm
 from fastgrad.torch.tensors import in_memory_format, is_channels_last
 
 Tensor = torch.Tensor
@@ -80,6 +84,43 @@ class _BatchNorm:
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual), of the shape and memory format of input."""
         return in_memory_format(normalise(self, input, self.activation, residual), is_channels_last(input))
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch.nn.LayerNorm with an activation and a residual.
+
+    y = act(norm(x) + residual), where `forward(x, residual)` takes x (..., *normalized_shape), and residual like x or None.
+
+    Args:
+        normalized_shape: The sizes of the last axes, which are normalised together; an integer is one axis.
+        *args: As torch.nn.LayerNorm takes them: eps, elementwise_affine, bias.
+        activation: A name, or a pair such as ("leaky_relu", 0.1); softmax only of one axis.
+        **kwargs: As torch.nn.LayerNorm takes them.
+
+    Raises:
+        ValueError: activation is unknown.
+
+    Example:
+        >>> norm = fgt.LayerNorm(2, activation="relu")
+        >>> norm(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).shape
+        torch.Size([2, 2])
+
+    References:
+        Ba, Kiros & Hinton 2016, "Layer Normalization".
+    """
+
+    def __init__(
+        self, normalized_shape: Any, *args: Any, activation: str | tuple[str, float] = "identity", **kwargs: Any
+    ) -> None:
+        check.activation("layer_norm", activation)
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(norm(input) + residual), of the shape of input."""
+        gamma = input.new_ones(self.normalized_shape) if self.weight is None else self.weight
+        beta = input.new_zeros(self.normalized_shape) if self.bias is None else self.bias
+        return layer_norm(input, gamma, beta, eps=self.eps, activation=self.activation, residual=residual)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

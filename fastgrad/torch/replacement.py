@@ -50,10 +50,13 @@ def replacement_of(module: nn.Module) -> "ForwardReplacement | None":
 
 
 class ForwardReplacement:
-    """Another forward of a module, until it is stopped. A call that it cannot fuse goes to the forward of the module's class.
+    """Another forward of a module, until it is stopped. A call that it cannot fuse goes to the forward that it replaces.
 
     choice: what decides between `fused` and `original`; None is always `fused`. See `choice.Unit` for what it calls.
+    inner: the replacement that this one takes the place of; None where that is the forward of the module's class.
     """
+
+    inner: "ForwardReplacement | None" = None
 
     def __init__(self, module: nn.Module, choice: Choice | None = None) -> None:
         self.module, self.choice, self.stopped = module, choice, False
@@ -81,6 +84,12 @@ class ForwardReplacement:
             choice = self.choice
             if choice is None or choice.fuses(self, args[0]):
                 return self.fused(args[0])
+        return self.replaced_forward(*args, **kwargs)
+
+    def replaced_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output by the forward that this one replaces."""
+        if self.inner is not None:
+            return self.inner.forward(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def fused(self, x: Any) -> Any:

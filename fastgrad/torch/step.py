@@ -18,13 +18,13 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.fork import give_lock
-from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.loss_arguments import checked_labels
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Net, UpdateRule
 from fastgrad.optim.setting import clip_norm_of
 from fastgrad.torch.chain_model import OP, ChainModel
 from fastgrad.torch.layers import GLOBAL_HOOKS
-from fastgrad.torch.loss_rules import check_output, checked_loss
+from fastgrad.torch.loss_rules import LossRule
 from fastgrad.torch.object_snapshot import ObjectSnapshot
 from fastgrad.torch.ops.clip import clip_gradients
 from fastgrad.torch.optim_rules import GroupUpdate, OptimizerUpdates, check_optimizer, step_hooks
@@ -52,9 +52,9 @@ def training_step(
 
     Args:
         model: A torch.nn.Module with parameters of one dtype, float32 or float64, on the CPU.
-        loss: nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.BCELoss behind a sigmoid, nn.MSELoss or nn.PoissonNLLLoss
-            with their default settings, or the function of one; or "cross_entropy", "binary_cross_entropy", "mse" or
-            "poisson_nll" as fg.Trainer takes it, from the logits where the model ends in softmax or sigmoid.
+        loss: nn.CrossEntropyLoss with its options, nn.BCEWithLogitsLoss with pos_weight, nn.BCELoss behind a sigmoid,
+            nn.MSELoss, nn.L1Loss, nn.HuberLoss or nn.PoissonNLLLoss, of the mean, or the function of one; or a name or
+            one of fg.loss as fg.Trainer takes it, from the logits where the model ends in softmax or sigmoid.
         optimizer: SGD without dampening, Adam, AdamW or RMSprop of torch.optim, not maximize, capturable,
             differentiable or centered; or fgt.Adam or fgt.AdamW.
         clip_norm: The largest norm of the gradient of all parameters, as torch.nn.utils.clip_grad_norm_ has it; None
@@ -62,8 +62,8 @@ def training_step(
 
     Returns:
         A function step(x, y). It takes x (N, C) and y as the loss has them: class numbers (N,) in int64, or values like
-        the output. It returns the mean loss before the update, a float. A step whose gradients are NaN or infinite goes
-        on as PyTorch's.
+        the output. It returns the mean loss before the update, a float, 0 where all labels are ignored. A step whose
+        gradients are NaN or infinite goes on as PyTorch's.
 
     Raises:
         ValueError: A layer, the loss or the optimizer, or a setting of these, is not among those above; a call raises
@@ -101,8 +101,7 @@ class TrainingStep:
         if not isinstance(model, nn.Module):
             raise TypeError(f"{OP}: model must be a torch.nn.Module, got {type(model).__name__}")
         self._model, self._optimizer, self._clip_norm = model, optimizer, clip_norm_of(OP, clip_norm)
-        self._loss_kind, self._loss = checked_loss(loss)
-        self._record = np.zeros(2)
+        self._loss_rule, self._record = LossRule(loss), np.zeros(2)
         give_lock(self)
         self._read_model()
         check_optimizer(optimizer)
@@ -140,7 +139,8 @@ class TrainingStep:
         else:
             status = self._gradients(xs, ys)
         if status == types.BAD_LABEL:
-            checked_labels(OP, "y", ys, (len(xs), self._chain.sizes[-1]), xs)
+            ignored = self._net.loss.ignore_index
+            checked_labels(OP, "y", ys, (len(xs), self._chain.sizes[-1]), xs, ignore_index=ignored)
             raise ValueError(f"{OP}: y had a number that is no class")
         if update is None or status == types.NONFINITE:
             self._update_groups()
@@ -154,7 +154,7 @@ class TrainingStep:
         if any(GLOBAL_HOOKS):
             raise ValueError(f"{OP}: there are hooks on all modules, which are not called")
         chain = ChainModel(self._model)
-        check_output(self._loss_kind, chain.activations[-1].code)
+        self._loss_rule.check_output(chain.activations[-1].code)
         self._chain, self._kernels, self._updates = chain, kernels(), None
         self._arrays_of_params = arrays(OP, "parameters", [p.detach() for p in chain.params])
         self._dtype = self._arrays_of_params[0].dtype
@@ -165,9 +165,8 @@ class TrainingStep:
         self._is_direct = params is not None
         if not self._is_direct:
             grads, params = empty((size,), self._dtype), empty((size,), self._dtype)
-        self._net = Net(
-            chain.table, chain.parameters, types.LOSSES[self._loss], params, grads, empty((0,), self._dtype)
-        )
+        work = empty((0,), self._dtype)
+        self._net = Net(chain.table, chain.parameters, self._loss_rule.over(chain.sizes[-1], work), params, grads, work)
 
     def _read_optimizer(self) -> None:
         """Read the groups and the state of the optimizer, and make what the state lacks."""
@@ -201,7 +200,7 @@ class TrainingStep:
     def _checked_arrays(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         xs = array(OP, "x", x)
         is_float = isinstance(y, Tensor) and y.is_floating_point()
-        ys = array(OP, "y", y) if is_float or self._loss != "cross_entropy" else integers(OP, "y", y)
+        ys = array(OP, "y", y) if is_float or not self._net.loss.by_row else integers(OP, "y", y)
         if x.requires_grad or y.requires_grad:
             raise ValueError(f"{OP}: x and y must not require gradients: those of parameters alone are computed")
         shapes, (n_in, *_, n_out) = (xs.shape, ys.shape), self._chain.sizes
@@ -210,10 +209,11 @@ class TrainingStep:
         xs = check.array(OP, "x", xs, "(N, C)", (None, n_in), self._dtype, of_model=True)
         if not len(xs):
             raise ValueError(f"{OP}: x must have at least one row, got {xs.shape}")
-        if self._loss == "cross_entropy":
+        if (loss := self._net.loss).by_row:
             if not is_float and y.dtype is not torch.int64:
                 raise TypeError(f"{OP}: class numbers y must be torch.int64, got {y.dtype}")
-            ys = checked_labels(OP, "y", ys, (len(xs), n_out), self._dtype, values=False)
+            ignored = types.NO_LABEL if is_float and loss.ignore_index < 0 else loss.ignore_index
+            ys = checked_labels(OP, "y", ys, (len(xs), n_out), self._dtype, values=False, ignore_index=ignored)
         else:
             ys = check.contiguous(check.array(OP, "y", ys, "(N, K)", (len(xs), n_out), self._dtype, of_model=True))
         self._shapes, self._target_dtype = shapes, ys.dtype

@@ -44,17 +44,26 @@ class ArraySource:
 
 
 class BatchSource:
-    """Epochs of the batches (x, y) or (x, y, lengths) of an iterable, or of those that a function of the epoch returns.
+    """Epochs of the batches (x, y), (x, y, lengths) or (x, y, lengths, sample_weight) of an iterable, or of those that a function of the
+    epoch returns.
 
-    check_batch(op, data, trainer, window): raises for a batch that is too small.
+    check_batch(op, data, trainer, window): raises for a batch that is too small. weighted(data): the data with class_weight.
     """
 
     updates: int | None = None
 
     def __init__(
-        self, op: str, trainer: Any, batches: Any, epochs: int, window: int | None, check_batch: Callable[..., None]
+        self,
+        op: str,
+        trainer: Any,
+        batches: Any,
+        epochs: int,
+        window: int | None,
+        check_batch: Callable[..., None],
+        weighted: Callable[[TrainingData], TrainingData],
     ) -> None:
         self._trainer, self._batches, self._window, self._check_batch = trainer, batches, window, check_batch
+        self._weighted = weighted
         self._epoch = 0
         if isinstance(batches, Iterator) and epochs > 1:
             raise ValueError(
@@ -92,13 +101,22 @@ class BatchSource:
     def _part(self, label: str, item: Any, number: int) -> Part:
         def plan(step: int) -> EpochPlan:
             trainer = self._trainer
-            check.sequence(label, "a batch (x, y)", item, 3 if trainer.model.recurrent and len(item) == 3 else 2)
-            data = checked_data(label, trainer.model, trainer.loss, *item)
-            data = data._replace(x=check.contiguous(data.x))
+            check_arguments(label, "a batch", item)
+            data = checked_data(label, trainer.model, trainer._kernel_loss, *item)
+            data = self._weighted(data._replace(x=check.contiguous(data.x)))
             self._check_batch(label, data, trainer, self._window)
             return plan_of(trainer, data, np.arange(len(data.x)), len(data.x), self._window, step)
 
         return (plan, f"{label}, window", 1) if self._window else (plan, label.removesuffix(f" {number}"), number)
+
+
+def check_arguments(op: str, name: str, value: Any) -> None:
+    """value must be (x, y), (x, y, lengths) or (x, y, lengths, sample_weight)."""
+    check.sequence(op, name, value)
+    if not 2 <= len(value) <= 4:
+        raise ValueError(
+            f"{op}: {name} must be (x, y), (x, y, lengths) or (x, y, lengths, sample_weight), got {len(value)} values"
+        )
 
 
 def is_source(x: Any, y: Any) -> bool:
@@ -125,7 +143,9 @@ def plan_of(
         rates = np.array([optimizer.rate(step + i, trainer.val_losses) for i in range(updates)])
     else:
         rates = np.full(updates, optimizer.hyper[0])
-    return EpochPlan(data, rows, batch_size, window, rates, step, np.zeros((updates, 2)), np.zeros(updates), updates)
+    return EpochPlan(
+        data, rows, batch_size, window, rates, step, np.zeros((updates, 2)), np.zeros((updates, 2)), updates
+    )
 
 
 def prefetched(items: Iterator[Any]) -> Generator[Any, None, None]:

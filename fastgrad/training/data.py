@@ -8,25 +8,33 @@ import numpy as np
 
 from fastgrad.core import check, device
 from fastgrad.core.allocator import empty
-from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.loss_arguments import checked_labels
 from fastgrad.functional.packing import PackedBatch, checked_lengths, pack, packed_batch
-from fastgrad.kernels.types import SIGMOID, SOFTMAX
+from fastgrad.kernels.types import NO_LABEL, Loss
 from fastgrad.nn.model import Model
-
-# losses taken from the logits where the model ends in this activation
-LOGIT_LOSSES = {"cross_entropy": SOFTMAX, "binary_cross_entropy": SIGMOID}
+from fastgrad.training.row_weights import checked_sample_weight
 
 
 class TrainingData(NamedTuple):
-    """x (N, C), (N, T, C) or (N, H, W, C), y like the output or class numbers, and lengths (N,) or None."""
+    """x (N, C), (N, T, C) or (N, H, W, C), y like the output or class numbers, lengths (N,) or None, and the weights of rows (N,), or of
+    sequences' steps (N, T), or None.
+    """
 
     x: np.ndarray
     y: np.ndarray
-    lengths: np.ndarray | None
+    lengths: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def checked_data(
-    op: str, model: Model, loss: str, x: Any, y: Any, lengths: Any = None, values: bool = True
+    op: str,
+    model: Model,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    lengths: Any = None,
+    sample_weight: Any = None,
+    values: bool = True,
 ) -> TrainingData:
     """TrainingData for this model and loss, checked, on the model's device; values past the ends of sequences may be anything.
 
@@ -56,13 +64,33 @@ def checked_data(
             raise ValueError(
                 f"{op}: x must have at least one step, got {x.shape}{'' if lengths is None else ' and lengths 0'}"
             )
-        if lengths is not None and loss == "cross_entropy" and isinstance(y, np.ndarray) and y.shape == shape[:2]:
-            y = np.where(np.arange(shape[1]) < lengths[:, None], y, y.dtype.type(0))
-    if loss == "cross_entropy":
-        values = values and (lengths is None or not model.on_gpu)
-        return TrainingData(x, checked_labels(op, "y", y, shape, model.params, values, of_model=True), lengths)
-    form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
-    return TrainingData(x, check.contiguous(model._array(op, "y", y, form, shape)), lengths)
+        if lengths is not None and loss.by_row:
+            y = _without_padding(y, shape[:2], lengths)
+        if lengths is not None:
+            sample_weight = _without_padding(sample_weight, shape[:2], lengths)
+    if loss.by_row:
+        in_range = values and (lengths is None or not model.on_gpu)
+        y = checked_labels(op, "y", y, shape, model.params, in_range, of_model=True, ignore_index=loss.ignore_index)
+    else:
+        form = "(N, T, K)" if len(shape) == 3 else "(N, K)"
+        y = check.contiguous(model._array(op, "y", y, form, shape))
+    weights = checked_sample_weight(op, sample_weight, shape[:-1], model.params, values)
+    return TrainingData(x, y, lengths, weights)
+
+
+def _without_padding(value: Any, shape: tuple[int, ...], lengths: np.ndarray) -> Any:
+    """An array (N, T) of the host with 0 past the ends of sequences; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.shape != shape:
+        return value
+    return np.where(np.arange(shape[1]) < lengths[:, None], value, value.dtype.type(0))
+
+
+def has_bad_label(target: np.ndarray, classes: int, loss: Loss) -> bool:
+    """Whether one of some class numbers (R,) is no class, and not ignored."""
+    if target.min() >= 0 and target.max() < classes:
+        return False
+    bad = (target < 0) | (target >= classes)
+    return loss.ignore_index == NO_LABEL or bool((bad & (target != loss.ignore_index)).any())
 
 
 def window_size(op: str, model: Model, window: Any) -> int | None:
@@ -79,7 +107,7 @@ def windows(data: TrainingData, steps: int | None, all_windows: bool) -> Iterato
 
     With all_windows these are all, else those until no sequence has a step left.
     """
-    x, y, lengths = data
+    x, y, lengths, weights = data
     if steps is None:
         yield data
         return
@@ -87,31 +115,37 @@ def windows(data: TrainingData, steps: int | None, all_windows: bool) -> Iterato
         left = None if lengths is None else np.clip(lengths - first, 0, steps)
         if not all_windows and left is not None and not left.any():
             return
-        yield TrainingData(x[:, first : first + steps], y[:, first : first + steps], left)
+        part = slice(first, first + steps)
+        yield TrainingData(x[:, part], y[:, part], left, None if weights is None else weights[:, part])
 
 
 def select_rows(data: TrainingData, rows: np.ndarray) -> TrainingData:
     """These rows of the data, by their numbers."""
-    x, y, lengths = data
-    if not isinstance(x, np.ndarray):
-        x, y = device.take_rows(x, rows), device.take_rows(y, rows)
-    else:
-        # "clip" writes straight into out, "raise" by way of a copy
-        x, y = (np.take(a, rows, axis=0, mode="clip", out=empty((len(rows), *a.shape[1:]), a)) for a in (x, y))
-    return TrainingData(x, y, None if lengths is None else lengths[rows])
+    x, y, lengths, weights = data
+    weights = None if weights is None else _take(weights, rows)
+    return TrainingData(_take(x, rows), _take(y, rows), None if lengths is None else lengths[rows], weights)
+
+
+def _take(array: Any, rows: np.ndarray) -> Any:
+    if not isinstance(array, np.ndarray):
+        return device.take_rows(array, rows)
+    # "clip" writes straight into out, "raise" by way of a copy
+    return np.take(array, rows, axis=0, mode="clip", out=empty((len(rows), *array.shape[1:]), array))
 
 
 def packed_output(
-    model: Model, y: np.ndarray, target: np.ndarray, batch: PackedBatch | None
-) -> tuple[np.ndarray, np.ndarray, PackedBatch | None]:
-    """Output and target as rows in the same order, and the packing of y (N, T, K), or None.
+    model: Model, y: np.ndarray, target: np.ndarray, weights: np.ndarray | None, batch: PackedBatch | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, PackedBatch | None]:
+    """Output, target and weights as rows in the same order, and the packing of y (N, T, K), or None.
 
     batch: the packing of the model's input, or None.
     """
-    if y.ndim == 3:
-        output_batch = packed_batch("Trainer", y.shape[:2], None)
-        return pack(y, output_batch), target_rows(target, output_batch), output_batch
-    return y, target if batch is None or model.pools else target_rows(target, batch), None
+    output_batch = packed_batch("Trainer", y.shape[:2], None) if y.ndim == 3 else None
+    order = output_batch if output_batch is not None else None if model.pools else batch
+    if order is not None:
+        target = target_rows(target, order)
+        weights = None if weights is None else pack(weights[..., None], order).reshape(-1)
+    return y if output_batch is None else pack(y, output_batch), target, weights, output_batch
 
 
 def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
@@ -127,8 +161,8 @@ class EpochPlan:
     """The updates of an epoch, or of a part of one: one for each batch of rows, or for each window of a batch.
 
     order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates. step: the number of updates before.
-    epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and sizes
-    (U,), the number of rows of each mean. All are NumPy arrays.
+    epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and counts
+    (U, 2), the weights of the rows of each mean, and of its right rows. All are NumPy arrays.
     """
 
     data: TrainingData
@@ -138,7 +172,7 @@ class EpochPlan:
     rates: np.ndarray
     step: int
     record: np.ndarray
-    sizes: np.ndarray
+    counts: np.ndarray
     epoch_updates: int
 
     @property
@@ -148,7 +182,7 @@ class EpochPlan:
     @property
     def windows(self) -> int:
         """The number of updates of a batch; there are fewer if its sequences end early."""
-        return len(self.sizes) // self.batches
+        return len(self.counts) // self.batches
 
     def part(self, first: int, batches: int, updates: int) -> "EpochPlan":
         """The plan of at most this many batches, from batch `first` on. updates: those of the batches before them."""
@@ -160,5 +194,5 @@ class EpochPlan:
             rates=self.rates[part],
             step=self.step + updates,
             record=self.record[part],
-            sizes=self.sizes[part],
+            counts=self.counts[part],
         )

@@ -12,17 +12,20 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.kernels import types
+from fastgrad.kernels.types import Loss
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.nn.state_snapshot import StateSnapshot
 from fastgrad.schedule import Schedule
-from fastgrad.training.batches import ArraySource, BatchSource, Part, is_source
+from fastgrad.training.batches import ArraySource, BatchSource, Part, check_arguments, is_source
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.evaluate import evaluate
 from fastgrad.training.fit_checkpoint import check_folder, read_checkpoint, write_checkpoint
-from fastgrad.training.history import EpochResult, History, means
+from fastgrad.training.history import EpochResult, History, accuracy_of, means
 from fastgrad.training.progress import epoch_bar, has_bar, show
+from fastgrad.training.row_weights import by_class, class_weights
+from fastgrad.training.settings import kernel_loss
 
 OP = "Trainer.fit"
 
@@ -44,9 +47,13 @@ def fit(
     checkpoint: str | os.PathLike | None,
     checkpoint_every: int,
     resume: bool,
+    sample_weight: Any,
+    class_weight: Any,
 ) -> History:
     """See Trainer.fit."""
     model, loss = trainer.model, trainer.loss
+    loss_of_data = kernel_loss(loss, model)
+    weighted = _class_weighted(model, loss_of_data, class_weight)
     epochs, batch_size = check.count(OP, "epochs", epochs), check.count(OP, "batch_size", batch_size, most=None)
     every = check.count(OP, "checkpoint_every", checkpoint_every)
     window = window_size(OP, model, window)
@@ -54,15 +61,20 @@ def fit(
         raise TypeError(f"{OP}: callback must be callable, got {type(callback).__name__}")
     source: ArraySource | BatchSource
     if is_source(x, y):
-        if lengths is not None or drop_last:
-            raise ValueError(f"{OP}: lengths and drop_last are for arrays; batches of an iterable are (x, y, lengths)")
-        source = BatchSource(OP, trainer, x, epochs, window, _check_batch)
+        if lengths is not None or sample_weight is not None or drop_last:
+            raise ValueError(
+                f"{OP}: lengths, sample_weight and drop_last are for arrays; batches of an iterable are (x, y, lengths, sample_weight)"
+            )
+        if isinstance(class_weight, str):
+            raise ValueError(f'{OP}: class_weight "balanced" is for arrays; of an iterable the labels are not known')
+        source = BatchSource(OP, trainer, x, epochs, window, _check_batch, weighted)
     else:
-        source = _array_source(trainer, x, y, lengths, batch_size, window, shuffle, drop_last)
+        data = weighted(checked_data(OP, model, loss_of_data, x, y, lengths, sample_weight))
+        source = _array_source(trainer, data, batch_size, window, shuffle, drop_last)
     held_out = None
     if validation is not None:
-        check.sequence(OP, "validation", validation, 3 if model.recurrent and len(validation) == 3 else 2)
-        held_out = checked_data(f"{OP}: validation", model, loss, *validation)
+        check_arguments(OP, "validation", validation)
+        held_out = checked_data(f"{OP}: validation", model, loss_of_data, *validation)
     stopping = None
     if patience is not None:
         if held_out is None:
@@ -88,7 +100,7 @@ def fit(
                     raise RuntimeError(f"{OP}: the callback changed the loss, for which y was not checked")
                 result = _train_epoch(trainer, source, epoch)
                 if held_out is not None:
-                    val_loss, accuracy = evaluate(model, loss, held_out)
+                    val_loss, accuracy = evaluate(model, kernel_loss(loss, model), held_out)
                     trainer.val_losses.append(val_loss)
                     result = result._replace(val_loss=val_loss, val_accuracy=accuracy)
                     if stopping is not None:
@@ -114,10 +126,9 @@ def fit(
 
 
 def _array_source(
-    trainer: Any, x: Any, y: Any, lengths: Any, batch_size: int, window: int | None, shuffle: bool, drop_last: bool
+    trainer: Any, data: TrainingData, batch_size: int, window: int | None, shuffle: bool, drop_last: bool
 ) -> ArraySource:
     model = trainer.model
-    data = checked_data(OP, model, trainer.loss, x, y, lengths)
     # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
     batch_size = min(batch_size, len(data.x))
@@ -134,16 +145,31 @@ def _array_source(
 
 def _train_epoch(trainer: Any, source: ArraySource | BatchSource, epoch: int) -> EpochResult:
     """The updates of an epoch, and their means."""
-    started, records, sizes, rate = time.perf_counter(), [], [], 0.0
+    started, records, counts, rate = time.perf_counter(), [], [], 0.0
     with closing(source.parts(f"{OP}: epoch {epoch}")) as parts:
         for part in parts:
-            plan, count = _run_part(trainer, part)
-            records.append(plan.record[:count])
-            sizes.append(plan.sizes[:count])
-            rate = float(plan.rates[count - 1]) if count else rate
+            plan, updates = _run_part(trainer, part)
+            records.append(plan.record[:updates])
+            counts.append(plan.counts[:updates])
+            rate = float(plan.rates[updates - 1]) if updates else rate
     seconds = time.perf_counter() - started
-    loss, norm = means(np.concatenate(records), np.concatenate(sizes))
-    return EpochResult(epoch, loss, None, None, norm, rate, seconds)
+    all_counts = np.concatenate(counts)
+    loss, norm = means(np.concatenate(records), all_counts)
+    accuracy = accuracy_of(trainer._kernel_loss, *all_counts.sum(axis=0))
+    return EpochResult(epoch, loss, accuracy, None, None, norm, rate, seconds)
+
+
+def _class_weighted(model: Model, loss: Loss, class_weight: Any) -> Callable[[TrainingData], TrainingData]:
+    """A function of data that gives its rows the weights of their classes."""
+    if class_weight is None:
+        return lambda data: data
+    of_class = class_weights(OP, class_weight, loss, model.n_out, model.params)
+
+    def weighted(data: TrainingData) -> TrainingData:
+        _, y, lengths, weights = data
+        return data._replace(weights=by_class(y, weights, lengths, loss, of_class, model.n_out, model.params.dtype))
+
+    return weighted
 
 
 def _run_part(trainer: Any, part: Part) -> tuple[EpochPlan, int]:

@@ -1,14 +1,17 @@
 """The file that fit writes every some epochs, and goes on from: a trainer's file, with the history and the best weights so far."""
 
 import json
+import math
 import os
 from typing import Any
 
 from fastgrad.core import device
+from fastgrad.kernels.types import Loss
 from fastgrad.training.checkpoint import BEST, load, write
 from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.file_replacement import checked_path
-from fastgrad.training.history import History
+from fastgrad.training.history import History, accuracy_of
+from fastgrad.training.settings import kernel_loss
 
 HISTORY = "fit.history"
 
@@ -37,7 +40,7 @@ def read_checkpoint(op: str, path: Any, trainer: Any, stopping: EarlyStopping | 
             best = {name.removeprefix(BEST): file.get_tensor(name) for name in file.keys() if name.startswith(BEST)}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{op}: not a whole safetensors file: {error}") from error
-    history = _history(op, text)
+    history = _history(op, text, kernel_loss(trainer.loss, trainer.model))
     if stopping is not None:
         if len(history.val_loss) != len(history.seconds) or (history.best_epoch and not best):
             raise ValueError(f"{op}: the file has no best weights, since that fit had no patience")
@@ -53,12 +56,15 @@ def read_checkpoint(op: str, path: Any, trainer: Any, stopping: EarlyStopping | 
     return history
 
 
-def _history(op: str, text: str | None) -> History:
+def _history(op: str, text: str | None, loss: Loss) -> History:
     if text is None:
         raise ValueError(f"{op}: the file was not written by fit, but by fg.save; load it with fg.load")
     try:
         lists = json.loads(text)
         names, epochs = vars(History()), len(lists["seconds"])
+        if "accuracy" not in lists:
+            # of an older version, which did not measure it
+            lists["accuracy"] = [] if accuracy_of(loss, 0.0, 0.0) is None else [math.nan] * epochs
         if lists.keys() == names.keys() and all(
             len(values) in (0, epochs) and all(type(value) in (int, float) for value in values)
             for values in lists.values()

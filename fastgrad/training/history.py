@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgrad.core.errstate import silent
+from fastgrad.kernels.types import BINARY_CROSS_ENTROPY, Loss
 
 
 class EpochResult(NamedTuple):
@@ -14,6 +15,7 @@ class EpochResult(NamedTuple):
     Args:
         epoch: The number of the epoch, from 1.
         loss: The mean loss over the epoch's rows, as they were trained on.
+        accuracy: The accuracy over the same rows, before each batch's update; None for the losses that have none.
         val_loss: The mean loss of the validation data; None without such data.
         val_accuracy: Its accuracy; None without, and for the losses that have none.
         grad_norm: The mean over the updates of the gradient's norm before clipping.
@@ -23,6 +25,7 @@ class EpochResult(NamedTuple):
 
     epoch: int
     loss: float
+    accuracy: float | None
     val_loss: float | None
     val_accuracy: float | None
     grad_norm: float
@@ -36,6 +39,7 @@ class History:
 
     Args:
         loss: The mean loss over the epoch's rows, as they were trained on.
+        accuracy: The accuracy over the same rows, before each batch's update; empty for the losses that have none.
         val_loss: The mean loss of the validation data after the epoch; empty without such data.
         val_accuracy: Its accuracy; empty without, and for the losses that have none.
         grad_norm: The mean over the updates of the gradient's norm before clipping.
@@ -44,6 +48,7 @@ class History:
     """
 
     loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     grad_norm: list[float] = field(default_factory=list)
@@ -94,8 +99,8 @@ class History:
         except ImportError as error:
             raise ImportError('History.plot needs matplotlib: pip install "fastgrad[plot]"') from error
         panels = [{"loss": self.loss, "val_loss": self.val_loss}, {"grad_norm": self.grad_norm}]
-        if self.val_accuracy:
-            panels.insert(1, {"val_accuracy": self.val_accuracy})
+        if self.accuracy:
+            panels.insert(1, {"accuracy": self.accuracy, "val_accuracy": self.val_accuracy})
         figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
             for label, values in panel.items():
@@ -110,6 +115,14 @@ class History:
 
 
 @silent
-def means(record: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """(loss, norm): means over updates with record (U, 2). Losses are weighted by the rows of each update, sizes (U,)."""
-    return float(record[:, 0] @ sizes / sizes.sum()), float(record[:, 1].mean())
+def means(record: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """(loss, norm): means over updates with record (U, 2). Losses are weighted by counts[:, 0], the weights of each update's rows."""
+    weight = counts[:, 0].sum()
+    return float(record[:, 0] @ counts[:, 0] / weight) if weight else 0.0, float(record[:, 1].mean())
+
+
+def accuracy_of(loss: Loss, weight: float, right: float) -> float | None:
+    """The share of right rows by their weights, NaN of none; None for the losses that have no accuracy."""
+    if not loss.by_row and loss.code != BINARY_CROSS_ENTROPY:
+        return None
+    return float(right / weight) if weight else float("nan")

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check, device
-from fastgrad.functional.loss import checked_labels
+from fastgrad.functional.loss_arguments import checked_labels
 from fastgrad.health.layers import HealthObserver
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
+from fastgrad.loss import Loss
 from fastgrad.nn.model import Model
 from fastgrad.optim import constraint as constraints
 from fastgrad.optim.constraint import Constraint
@@ -18,9 +19,16 @@ from fastgrad.training.all_reduce import DISAGREED, AllReduce, Reduce, disagreem
 from fastgrad.training.step import TrainStep
 
 
-def checked_loss(loss: Any) -> str:
-    check.choice("Trainer", "loss", loss, types.LOSSES)
+def checked_loss(loss: Any, model: Model) -> str | Loss:
+    if not isinstance(loss, Loss):
+        check.choice("Trainer", "loss", loss, types.LOSSES)
+    kernel_loss(loss, model)
     return loss
+
+
+def kernel_loss(loss: str | Loss, model: Model) -> types.Loss:
+    """The loss as kernels read it, with weights on the model's device."""
+    return loss.over("Trainer", model.n_out, model.params) if isinstance(loss, Loss) else types.LOSSES[loss]
 
 
 def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
@@ -54,7 +62,8 @@ def bind(trainer: Any) -> None:
         trainer._pruning_step, trainer._last_pruning = trainer.step_count, trainer._pruning
     trainer._shapes = None, None
     trainer._has_schedule = isinstance(optimizer.lr, Schedule)
-    trainer._target_dtype = np.dtype(np.int64) if trainer._loss == "cross_entropy" else trainer._dtype
+    trainer._kernel_loss = kernel_loss(trainer._loss, model)
+    trainer._target_dtype = np.dtype(np.int64) if trainer._kernel_loss.by_row else trainer._dtype
     if type(trainer._state) is not type(model.params):
         # of a model that was moved
         trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
@@ -62,9 +71,9 @@ def bind(trainer: Any) -> None:
     trainer._rule = UpdateRule(
         optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, constraint
     )
-    all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model)
+    all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model, trainer._kernel_loss)
     observer = HealthObserver(model, health) if health is not None and health.layers else None
-    trainer._steps = TrainStep(model, trainer._loss, trainer._rule, trainer._count, all_reduce, observer)
+    trainer._steps = TrainStep(model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer)
 
 
 def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
@@ -73,7 +82,8 @@ def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:
     if status == DISAGREED:
         raise disagreement()
     if (status == types.BAD_LABEL or model.on_gpu) and model.n_out and y.dtype == np.int64:
-        checked_labels(op, "y", y, (*y.shape, model.n_out), model.params)
+        ignored = trainer._kernel_loss.ignore_index
+        checked_labels(op, "y", y, (*y.shape, model.n_out), model.params, ignore_index=ignored)
     hint = "; health() of the trainer tells of every layer" if trainer._health is not None else ""
     raise check.no_update(op, model.gradients(), hint)
 

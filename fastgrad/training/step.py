@@ -26,16 +26,16 @@ from fastgrad.nn.context import before_loss
 from fastgrad.nn.model import Model
 from fastgrad.nn.state_snapshot import StateSnapshot
 from fastgrad.training.all_reduce import DISAGREED, AllReduce
-from fastgrad.training.data import LOGIT_LOSSES, EpochPlan, TrainingData, select_rows, windows
+from fastgrad.training.data import EpochPlan, TrainingData, select_rows, windows
 from fastgrad.training.gradients import layer_gradients
 
 
 class StepResult(NamedTuple):
-    """Mean loss before the update, gradient norm, rows of the mean, and status: numbers, or arrays () on the GPU."""
+    """Mean loss before the update, gradient norm, counts of a plan or None, and status: numbers, or arrays on the GPU."""
 
     loss: Any
     norm: Any
-    rows: Any
+    counts: Any
     status: Any
 
 
@@ -55,7 +55,7 @@ class TrainStep:
     def __init__(
         self,
         model: Model,
-        loss: str,
+        loss: types.Loss,
         rule: UpdateRule,
         count: np.ndarray,
         all_reduce: AllReduce | None = None,
@@ -74,35 +74,34 @@ class TrainStep:
         self._watch: types.Watch | None = None
         self._paces: dict[int, Pace] = {}
         if self._chain is not None:
-            chain, code, work = self._chain, types.LOSSES[loss], empty((0,), model.params)
-            self._net = Net(chain.table, chain.activation_parameters, code, model.params, model.grads, work)
+            chain, work = self._chain, empty((0,), model.params)
+            self._net = Net(chain.table, chain.activation_parameters, loss, model.params, model.grads, work)
             if self._compiled and observer is not None:
-                last = before_loss(chain.output, LOGIT_LOSSES.get(loss) == chain.output.code)
+                last = before_loss(chain.output, loss.is_fused_with(chain.output))
                 self._watch = observer.watch([*chain._activations[:-1], last])
 
-    def step(self, x: np.ndarray, target: np.ndarray, lengths: np.ndarray | None = None) -> StepResult:
+    def step(self, x: Any, target: Any, lengths: Any = None, weights: Any = None) -> StepResult:
         """One update, on checked data."""
         step = self._count.item(0)
         observer = self._observer and self._observer.begin(step, 0)
         record = empty_float64(2, self.params) if self._on_gpu else self._record
         if self._compiled:
-            rows: Any = len(x)
-            if rows > self._rows:
-                self._reserve(rows)
+            counts, watch = None, self._watch if observer else None
+            if len(x) > self._rows:
+                self._reserve(len(x))
             status = kernels(x).dense_chain_step(
-                x, target, self._net, self._rule, step, record, watch=self._watch if observer else None, updates=self._count
+                x, target, self._net, self._rule, step, record, row_weights=weights, watch=watch, updates=self._count
             )  # fmt: skip
         else:
             if observer is not None:
                 observer.history.reserve(1, self.params)
-            result = self._update(TrainingData(x, target, lengths), record, observer)
+            result = self._update(TrainingData(x, target, lengths, weights), record, observer)
             assert result is not None, "the check of data refuses sequences without a step"
-            rows, status = result.rows, result.status
+            counts, status = result.counts, result.status
         if observer is not None:
             observer.history.add(step, observer.history.rows[0], status)
-        if self._on_gpu:
-            return StepResult(record[0], record[1], rows, status)
-        return StepResult(record.item(0), record.item(1), rows, status)
+        loss, norm = record if self._on_gpu else record.tolist()
+        return StepResult(loss, norm, counts, status)
 
     def epoch(self, plan: EpochPlan) -> int:
         """The updates of a plan, up to the first that fails; returns its status, or OK."""
@@ -113,7 +112,7 @@ class TrainStep:
         for first in range(0, plan.batches, batches):
             part, status = plan.part(first, batches, self._count.item(0) - plan.step), types.OK
             if not self._compiled:
-                observer.history.reserve(len(part.sizes), self.params)
+                observer.history.reserve(len(part.counts), self.params)
             try:
                 status = run(part)
             finally:
@@ -140,9 +139,8 @@ class TrainStep:
             self._net, self._rows = self._net._replace(work=empty((size,), self.params)), rows
 
     def _compiled_epoch(self, plan: EpochPlan) -> int:
-        size, (x, y, _) = plan.batch_size, plan.data
+        size, (x, y, _, weights) = plan.batch_size, plan.data
         self._reserve(size)
-        plan.sizes[...] = np.minimum(size, len(plan.order) - np.arange(0, len(plan.order), size))
         pace, first = self._paces.setdefault(size, Pace(6 * size * self.params.size)), 0
         while first < plan.batches:
             # launches on a GPU return at once, and waiting for them costs time
@@ -150,7 +148,7 @@ class TrainStep:
             part = plan.part(first, batches, first)
             status, _ = kernels(x).dense_chain_epoch(
                 x, y, Batches(part.order, size, part.rates), self._net, self._rule, part.step, part.record,
-                watch=self._watch and self._watch.after(first), updates=self._count,
+                row_weights=weights, watch=self._watch and self._watch.after(first), updates=self._count, counts=part.counts,
             )  # fmt: skip
             pace.measure(batches)
             if status != types.OK:
@@ -162,8 +160,8 @@ class TrainStep:
         observer, update, status, self._epoch_updates = self._observer, 0, None, plan.epoch_updates
         if self._all_reduce is not None:
             self._all_reduce.epoch_agreed = False
-        # loss, norm, rows and status of each update
-        outcomes = device.zeros((len(plan.sizes), 4), np.float64) if self._on_gpu else None
+        # loss, norm, counts and status of each update
+        outcomes = device.zeros((len(plan.counts), 5), np.float64) if self._on_gpu else None
         records = plan.record if outcomes is None else outcomes[:, :2]
         try:
             for start in range(0, len(plan.order), plan.batch_size):
@@ -178,10 +176,10 @@ class TrainStep:
                     if outcomes is None:
                         if result.status != types.OK:
                             return result.status
-                        plan.sizes[update] = result.rows
+                        plan.counts[update] = result.counts
                     else:
                         status = result.status
-                        outcomes[update, 2], outcomes[update, 3] = result.rows, status
+                        outcomes[update, 2:4], outcomes[update, 4] = result.counts, status
                     update += 1
         finally:
             failure = types.OK if outcomes is None else self._read(plan, device.to_host(outcomes)[:update])
@@ -189,8 +187,8 @@ class TrainStep:
 
     def _read(self, plan: EpochPlan, outcomes: np.ndarray) -> int:
         """Write the outcomes of an epoch's updates on a GPU to the plan; the status of the first update that failed, or OK."""
-        updates, failures = len(outcomes), np.flatnonzero(outcomes[:, 3])
-        plan.record[:updates], plan.sizes[:updates] = outcomes[:, :2], outcomes[:, 2]
+        updates, failures = len(outcomes), np.flatnonzero(outcomes[:, 4])
+        plan.record[:updates], plan.counts[:updates] = outcomes[:, :2], outcomes[:, 2:4]
         if not len(failures):
             return types.OK
         # those after it were launched, and counted
@@ -198,7 +196,7 @@ class TrainStep:
         if failures[0] < updates - 1:
             # the gradients of the step that failed are overwritten
             self._model.grads[...] = np.nan
-        return int(outcomes[failures[0], 3])
+        return int(outcomes[failures[0], 4])
 
     def _update(
         self, batch: TrainingData, record: Any, observer: HealthObserver | None, state: Any = None, only_if: Any = None
@@ -213,19 +211,19 @@ class TrainStep:
         self._before_step = None if before is None else (before, step)
         try:
             if self._chain is not None and self._observer is None:
-                status, loss, size, rows = self._chain_gradients(batch.x, batch.y, record)
+                status, loss, rows, counts = self._chain_gradients(batch, record)
             else:
-                status, loss, size, rows, self._state = layer_gradients(
+                status, loss, rows, counts, self._state = layer_gradients(
                     self._model, self._loss, batch, state, observer, self._all_reduce is None
                 )
             if not self._on_gpu and status != types.OK:
-                return StepResult(np.nan, np.nan, rows, status)
+                return StepResult(np.nan, np.nan, counts, status)
             if self._all_reduce is not None:
-                code, rule = types.LOSSES[self._loss], self._rule
-                settings = code, rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
-                loss, rows = self._all_reduce(loss, size, settings)
-                # on a GPU this reads rows, and waits, only without rows of its own
-                if not size and not rows:
+                rule = self._rule
+                settings = rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
+                loss, all_rows, counts = self._all_reduce(loss, rows, counts, settings)
+                # on a GPU this reads the number of all rows, and waits, only without rows of its own
+                if not rows and not all_rows:
                     # a step without rows keeps its statistics, though it makes no update
                     self._before_step = None
                     return None
@@ -242,7 +240,7 @@ class TrainStep:
             status = np.where(self._all_reduce.agreed, status, DISAGREED)
         if self._on_gpu and before is not None:
             before.restore_unless(status == types.OK)
-        return StepResult(record[0], record[1], rows, status)
+        return StepResult(record[0], record[1], counts, status)
 
     def _restore_after_failure(self) -> None:
         """Restore what a step without an update has changed; if an interrupt stops this, the next step does it again."""
@@ -252,9 +250,11 @@ class TrainStep:
                 before.restore()
             self._before_step = None
 
-    def _chain_gradients(self, x: np.ndarray, target: np.ndarray, record: np.ndarray) -> tuple[Any, Any, int, int]:
-        """The gradients of a chain in one call, for an all-reduce: (status, sum of losses, number of losses, rows)."""
-        self._reserve(len(x))
-        status = kernels(x).dense_chain_gradients(x, target, self._net, record[:1], mean=False)
-        size = len(x) * (1 if self._loss == "cross_entropy" else self._chain.n_out)
-        return status, record[0], size, len(x)
+    def _chain_gradients(self, data: TrainingData, record: np.ndarray) -> tuple[Any, Any, int, Any]:
+        """The gradients of a chain in one call, for an all-reduce: (status, sum of losses, rows, counts)."""
+        self._reserve(len(data.x))
+        counts = empty_float64(2, self.params) if self._on_gpu else np.zeros(2)
+        status = kernels(data.x).dense_chain_gradients(
+            data.x, data.y, self._net, record[:1], row_weights=data.weights, mean=False, counts=counts
+        )
+        return status, record[0], len(data.x), counts

@@ -19,6 +19,7 @@ from fastgrad.health.history import HealthHistory
 from fastgrad.health.report import Report
 from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
+from fastgrad.loss import Loss
 from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.nn.summary import line
@@ -35,7 +36,7 @@ from fastgrad.training.history import EpochResult, History
 from fastgrad.training.step import TrainStep
 
 # left out of copies and pickles
-REBUILT = "lock", "_running", "_steps", "_rule"
+REBUILT = "lock", "_running", "_steps", "_rule", "_kernel_loss"
 
 
 @foreign_keywords
@@ -58,7 +59,8 @@ class Trainer:
     Args:
         model: A layer or model of fg.nn. If the chosen backend is "cuda" it is moved to the GPU.
         loss: "cross_entropy", whose y are class numbers (N,) or (N, T), or one-hot rows or probabilities like the
-            output; "binary_cross_entropy", "mse" or "poisson_nll", whose y are like the output.
+            output; "binary_cross_entropy", "mse", "mae", "huber" or "poisson_nll", whose y are like the output; or one of
+            fg.loss, which has options, such as fg.loss.CrossEntropy(label_smoothing=0.1).
         optimizer: One of fg.optim; None is Adam().
         clip_norm: The largest norm of the gradient of all parameters, above 0; None clips nothing.
         seed: The seed of the shuffling, an integer from 0.
@@ -87,6 +89,7 @@ class Trainer:
 
     _steps: TrainStep
     _rule: UpdateRule
+    _kernel_loss: types.Loss
     # shapes of x and y in the last step, and y's dtype; whether the rate is a schedule's
     _shapes: tuple
     _target_dtype: np.dtype
@@ -97,7 +100,7 @@ class Trainer:
     optimizer: Optimizer = setting(
         lambda self, value: checked_optimizer("Trainer", value, self._optimizer), "The optimiser, one of fg.optim."
     )
-    loss: str = setting(lambda _, value: settings.checked_loss(value), "The name of the loss.")
+    loss: str | Loss = setting(lambda self, value: settings.checked_loss(value, self._model), "The loss, or its name.")
     clip_norm: float | None = setting(lambda _, value: clip_norm_of("Trainer", value), CLIP_NORM)
     constraint: Constraint | None = setting(
         lambda self, value: settings.checked_constraint(value, self._model), "The constraint, or None."
@@ -112,7 +115,7 @@ class Trainer:
     def __init__(
         self,
         model: Model,
-        loss: str = "cross_entropy",
+        loss: str | Loss = "cross_entropy",
         optimizer: Optimizer | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
@@ -124,7 +127,7 @@ class Trainer:
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
-        self._model, self._loss = model, settings.checked_loss(loss)
+        self._model, self._loss = model, settings.checked_loss(loss, model)
         self._optimizer = Adam() if optimizer is None else checked_optimizer("Trainer", optimizer)
         self._clip_norm, self._constraint = clip_norm_of("Trainer", clip_norm), constraint
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
@@ -195,7 +198,7 @@ class Trainer:
     def step_count(self, count: int) -> None:
         self._count[0] = self._pruning_step = check.count("Trainer", "step_count", count, least=0)
 
-    def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> float | LazyScalar:
+    def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None, sample_weight: Any = None) -> float | LazyScalar:
         """One update from a batch.
 
         Args:
@@ -203,6 +206,8 @@ class Trainer:
             y: The targets, as the loss takes them.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all. The loss is the mean over
                 these.
+            sample_weight: Weights of the rows (N,), or of sequences' steps (N, T), finite and at least 0; None is 1 for
+                all. The mean is the sum of weights times losses over the sum of the weights, 0 if that is 0.
 
         Returns:
             The mean loss before the update, a float. On a GPU the call does not wait: the loss is read, and the error
@@ -210,7 +215,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: The gradient is not finite. Then trainer and model are as before, as after every error.
-            ValueError: A shape, a length or a class number does not fit.
+            ValueError: A shape, a length, a class number or a weight does not fit.
             TypeError: An argument is no array, or of another dtype than the model.
             RuntimeError: A step or a fit of this thread is under way, or reduce failed.
 
@@ -224,13 +229,13 @@ class Trainer:
             self._refuse_nested("Trainer.step")
             self._running = True
             try:
-                return self._step(x, y, lengths)
+                return self._step(x, y, lengths, sample_weight)
             finally:
                 self._running = False
                 if self._pruning:
                     self._prune()
 
-    def _step(self, x: Any, y: Any, lengths: Any) -> float | LazyScalar:
+    def _step(self, x: Any, y: Any, lengths: Any, sample_weight: Any) -> float | LazyScalar:
         if self._pruning:
             # an interrupt may have come between the last update and this
             self._prune()
@@ -247,14 +252,17 @@ class Trainer:
             and self._steps.params is self._model._params
             and self._steps.mask is self._model._mask
             and lengths is None
+            and sample_weight is None
         ):
-            on_gpu = self._model.on_gpu
-            x, y, lengths = checked_data("Trainer.step", self._model, self._loss, x, y, lengths, values=not on_gpu)
+            on_gpu, op = self._model.on_gpu, "Trainer.step"
+            x, y, lengths, sample_weight = checked_data(
+                op, self._model, self._kernel_loss, x, y, lengths, sample_weight, values=not on_gpu
+            )
             self._rebind_if_changed()
             self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._has_schedule:
             self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
-        loss, _, _, status = self._steps.step(x, y, lengths)
+        loss, _, _, status = self._steps.step(x, y, lengths, sample_weight)
         if type(loss) is not float:
             return LazyScalar(loss, status, lambda: self._fail("Trainer.step", int(status), y))
         if status != types.OK:
@@ -280,13 +288,16 @@ class Trainer:
         checkpoint: str | os.PathLike | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
+        sample_weight: Any = None,
+        class_weight: Any = None,
     ) -> History:
         """Train for some epochs of batches, in a new order each epoch.
 
         Data that does not fit in memory is an iterable of batches in place of x, without y: a list, a generator, a
-        PyTorch DataLoader; or a function of the epoch, from 1, which returns one. A batch is (x, y) or (x, y, lengths),
-        of any number of rows, and is copied. The next one is made in a thread while this one trains, so at the end of
-        fit one more may have been taken. batch_size and shuffle are for arrays.
+        PyTorch DataLoader; or a function of the epoch, from 1, which returns one. A batch is (x, y), (x, y, lengths) or
+        (x, y, lengths, sample_weight) as step takes them, of any number of rows, and is copied. The next one is made in
+        a thread while this one trains, so at the end of fit one more may have been taken. batch_size and shuffle are
+        for arrays.
 
         At a KeyboardInterrupt (Ctrl-C) it stops, after some 0.1 s in a chain and before the next batch's update in any
         other model, warns, and returns the history of the epochs that were whole; the updates of the last one stay, and
@@ -298,14 +309,15 @@ class Trainer:
             y: The targets, as the loss takes them; None with an iterable.
             epochs: The number of epochs, at least 1.
             batch_size: The number of rows of a batch, at least 1; the last batch may be short.
-            validation: (x, y), or (x, y, lengths), on which the loss is computed after each epoch; None for none.
+            validation: (x, y), (x, y, lengths) or (x, y, lengths, sample_weight), on which the loss is computed after
+                each epoch; None for none.
             shuffle: Whether the rows of each epoch come in a new order.
             progress: Whether a bar is shown; None shows it where stderr is a terminal, and in a notebook.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
             window: Run a batch's sequences so many steps at a time, with an update each: states go on from window to
                 window, gradients do not (truncated backpropagation through time). None runs them whole.
             drop_last: Leave a short last batch out; rows that are fewer than batch_size are one batch, which stays.
-            callback: A function of an epoch's result, called after it. The result has epoch, loss, val_loss,
+            callback: A function of an epoch's result, called after it. The result has epoch, loss, accuracy, val_loss,
                 val_accuracy, grad_norm, learning_rate and seconds. If it returns True, fit stops. It may save, predict,
                 evaluate, and assign settings other than the loss.
             patience: Stop after so many epochs in a row without a new smallest validation loss, at least 1. At the end,
@@ -317,11 +329,16 @@ class Trainer:
             checkpoint_every: Write the file after every so many epochs; after the last one it is always written.
             resume: Go on after the epoch at which the file was written, if it is there, up to `epochs` in all. With the
                 same data and settings the bits are those of a fit that was never stopped.
+            sample_weight: Weights of the rows, as of step.
+            class_weight: Weights of the classes in training, by which those of the rows are multiplied: a dictionary, in
+                which classes that are left out have 1, or numbers (C,); or "balanced", which is
+                n / (number of classes that occur * rows of the class), as scikit-learn has it. For cross_entropy, one-hot
+                rows too, and for binary_cross_entropy of one output, whose classes are 0 and 1.
 
         Returns:
-            A History with lists of one value for each epoch: loss, grad_norm, learning_rate and seconds, with validation
-            val_loss, and for the cross entropies val_accuracy. best_epoch is the epoch with the smallest val_loss. Its
-            plot() draws them.
+            A History with lists of one value for each epoch: loss, grad_norm, learning_rate and seconds, for the cross
+            entropies accuracy, and with validation val_loss and val_accuracy. best_epoch is the epoch with the smallest
+            val_loss. Its plot() draws them.
 
         Raises:
             FloatingPointError: A gradient is not finite; the updates before it stay.
@@ -344,27 +361,34 @@ class Trainer:
         """
         return fit(
             self, x, y, epochs, batch_size, validation, shuffle, progress, lengths, window, drop_last,
-            callback, patience, checkpoint, checkpoint_every, resume,
+            callback, patience, checkpoint, checkpoint_every, resume, sample_weight, class_weight,
         )  # fmt: skip
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray, lengths: Any = None) -> tuple[float, float | None]:
+    def evaluate(
+        self, x: np.ndarray, y: np.ndarray, lengths: Any = None, sample_weight: Any = None
+    ) -> tuple[float, float | None]:
         """The loss, and for classes the accuracy, on data that is not trained on.
 
         Args:
             x: The inputs, as of step.
             y: The targets, as the loss takes them.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
+            sample_weight: Weights of the rows, as of step.
 
         Returns:
             (mean loss, accuracy). The accuracy of cross_entropy is the share of rows, or of steps, whose largest output
             is the class, that of binary_cross_entropy the share of elements on the right side of probability 1/2; else
-            it is None.
+            it is None. It counts what the mean of the loss counts, with the same weights: no ignored label, and a row
+            by the weight of its class. Where all is ignored, the loss is 0 and the accuracy NaN.
 
         Raises:
             ValueError: A shape, a length or a class number does not fit.
             TypeError: An argument is no array, or of another dtype than the model.
         """
-        return evaluate(self.model, self._loss, checked_data("Trainer.evaluate", self.model, self._loss, x, y, lengths))
+        loss = settings.kernel_loss(self._loss, self.model)
+        return evaluate(
+            self.model, loss, checked_data("Trainer.evaluate", self.model, loss, x, y, lengths, sample_weight)
+        )
 
     def health(self) -> Report:
         """The health of every layer at the last measured step.

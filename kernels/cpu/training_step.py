@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import types
 from .activation import BACKWARD, FORWARD
-from .chain import CHAIN, LAYER, describe_chain, find_activations, flat_layers, layers_of, needs_input, place_tensors
+from .chain import CHAIN, LAYER, describe_chain, find_activations, flat_layers, needs_input, place_tensors
 from .dense import backward_rows, forward_rows, gradients_part
 from .engine.array_table import ADDRESS, COLUMNS, SUMS, AddressList, add_array
 from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, kernel
@@ -49,7 +49,7 @@ from .health import (
     watch_of,
     watch_size,
 )
-from .loss import LOSS, LOSSES, total
+from .loss import LOSS, LOSSES, describe_rows, is_ignored, mean_scale, sum_of_weights, total
 from .optim import (
     NO_UPDATE,
     NO_UPDATES,
@@ -63,15 +63,9 @@ from .optim import (
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
 from .update_rules import UPDATE, describe_update
 
-# the address of a CHAIN, and its loss. rows_x, rows_target: where the batch is gathered from, by the row numbers at `order`,
-# which is 0 for rows as they are; target_row: values of a target row; row_weights: of all rows, or 0
-TRAIN = np.dtype(
-    [
-        (name, "i8")
-        for name in "chain loss kind labels target losses order rows_x rows_target target_row row_weights".split()
-    ]
-    + [("scale", "f8")]
-)
+# the addresses of a CHAIN and of the LOSS of all rows. rows_x, rows_target: where the batch is gathered from, by the row
+# numbers at `order`, which is 0 for rows as they are; target_row: values of a target row
+TRAIN = np.dtype([(name, "i8") for name in "chain loss order rows_x rows_target target_row".split()])
 
 # values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
 BLOCK = 4096
@@ -93,51 +87,31 @@ def gather(n, order, source, target, lo, hi):
             to[j] = of[j]
 
 
-@device_function
-def weigh(n, weight, values):
-    """values = weight values."""
-    to = carray(values, n)
-    for j in range(n):
-        to[j] *= weight
-
-
 @kernel(TRAIN)
 def train_part(thread_index, thread_count, record, like):
     """The thread's rows: forward, loss and backward."""
     train = carray(record, 1)[0]
     chain = carray(void_pointer(train.chain), 1, CHAIN)[0]
     lo, hi = thread_range(thread_index, thread_count, chain.rows, ROWS)
-    size, panels = chain.itemsize, chain.panels + thread_index * SCRATCH * chain.itemsize
+    loss = carray(void_pointer(train.loss), 1, LOSS)[0]
+    panels = chain.panels + thread_index * SCRATCH * chain.itemsize
     # gather the rows of the batch
     if train.order:
         order = carray(void_pointer(train.order), chain.rows, np.int64)  # (N,)
         if not chain.nonzeros:
             gather(chain.x.row, order, pointer(train.rows_x, like), pointer(chain.x.at, like), lo, hi)
-        if train.labels:
-            labels = carray(void_pointer(train.labels), chain.rows, np.int64)  # (N,)
+        if loss.labels:
+            labels = carray(void_pointer(loss.labels), chain.rows, np.int64)  # (N,)
             all_labels = carray(void_pointer(train.rows_target), 1, np.int64)
             for i in range(lo, hi):
                 labels[i] = all_labels[order[i]]
         else:
-            gather(train.target_row, order, pointer(train.rows_target, like), pointer(train.target, like), lo, hi)
+            gather(train.target_row, order, pointer(train.rows_target, like), pointer(loss.target, like), lo, hi)
     forward_rows(chain, thread_index, lo, hi, panels, like)
     # losses, and dy to where the last layer's dz will be
-    last = layers_of(chain)[chain.depth - 1]
-    record = local(1, LOSS)
-    t, at = record[0], lo * last.n_out * size
-    t.rows, t.columns, t.scale = hi - lo, last.n_out, train.scale
-    t.labels, t.target = train.labels + lo * 8 if train.labels else 0, train.target + at
-    t.y, t.dy = last.y + at, last.dz + at
-    t.losses = train.losses + (lo * size if train.kind == types.CROSS_ENTROPY else at)
-    call(train.loss, 0, 1, record)
-    # both times the rows' weights
-    if train.row_weights:
-        each = 1 if train.kind == types.CROSS_ENTROPY else last.n_out
-        for i in range(lo, hi):
-            row = carray(void_pointer(train.order), chain.rows, np.int64)[i] if train.order else i
-            weight = carray(advance(pointer(train.row_weights, like), row), 1)[0]
-            weigh(each, weight, advance(pointer(train.losses, like), i * each))
-            weigh(last.n_out, weight, advance(pointer(last.dz, like), i * last.n_out))
+    part = local(1, LOSS)
+    describe_rows(loss, part[0], lo, hi)
+    call(loss.kernel, 0, 1, part)
     backward_rows(chain, lo, hi, panels)
 
 
@@ -167,24 +141,14 @@ def lay_out(layers, work, n, size):
 
 
 @device_function
-def has_bad_label(target, order, first, n, classes):
-    """Whether one of the batch's labels is no class."""
+def has_bad_label(labels, order, first, n, classes, ignore_index):
+    """Whether one of the batch's labels, at this address, is no class."""
+    all_labels = carray(void_pointer(labels), 1, np.int64)
     for i in range(first, first + n):
-        label = target[order[i] if len(order) else i]
-        if label < 0 or label >= classes:
+        label = all_labels[order[i] if len(order) else i]
+        if (label < 0 or label >= classes) and not is_ignored(label, ignore_index):
             return True
     return False
-
-
-@device_function
-def sum_of(row_weights, order, first, n):
-    """The sum of the batch's row weights, n without row weights."""
-    if len(row_weights) == 0:
-        return np.float64(n)
-    weight = 0.0
-    for i in range(first, first + n):
-        weight += row_weights[order[i] if len(order) else i]
-    return weight
 
 
 @device_function
@@ -220,21 +184,22 @@ def list_arrays(table, flat, size, widths, rows):
 
 @driver
 def _train(
-    launcher, thread_count, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, params, grads, work,
-    optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights, l2, mean, health, updates, tensors, panels,
+    launcher, thread_count, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, loss_parameter,
+    loss_weights, ignore_index, params, grads, work, optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights,
+    l2, mean, health, updates, counts, tensors, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
 
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
     nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
-    health: address of a HEALTH, or 0. updates (1,), or empty: counts them. tensors: the addresses of place_tensors in place of params,
-    or empty.
+    loss_weights: address of those of a types.Loss, or 0. health: address of a HEALTH, or 0. updates (1,), or empty: counts them. counts:
+    address of (B, 2), or 0. tensors: the addresses of place_tensors in place of params, or empty.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
-    chain_record, train_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN)
-    chain, train = chain_record[0], train_record[0]
+    chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
+    chain, train, loss = chain_record[0], train_record[0], loss_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
     if len(tensors):
         place_tensors(layers, tensors)
@@ -283,12 +248,15 @@ def _train(
         report.watch, report.layers, report.depth = address(watch), address(table), depth
         report.grads, report.norms, report.arrays = address(grads), address(norms), address(arrays)
 
-    train.chain, train.kind, train.target_row = address(chain_record), kind, n_out
+    train.chain, train.loss, train.target_row = address(chain_record), address(loss_record), n_out
     describe_chain(chain, layers, 0, 0, n_in, size, address(panels), kernels[GEMM_KERNEL])
     chain.norms = 0 if optimizer == NO_UPDATE else address(norms)
     chain.squares = address(weight_squares) if l2 else 0
-    train.row_weights = address(row_weights) if len(row_weights) else 0
-    train.loss = kernels[LOSS_KERNELS + kind]
+    columns = 1 if kind == types.CROSS_ENTROPY else n_out
+    counts_right = counts != 0 and (kind == types.CROSS_ENTROPY or kind == types.BINARY_CROSS_ENTROPY)
+    loss.kernel, loss.columns, loss.losses_of_row, loss.itemsize = kernels[LOSS_KERNELS + kind], n_out, columns, size
+    loss.row_weights = address(row_weights) if len(row_weights) else 0
+    loss.weights, loss.ignore_index, loss.parameter = loss_weights, ignore_index, loss_parameter
     chain.nonzeros = address_or_null(nonzeros)
     chain.sparse_forward, chain.sparse_gradient = kernels[SPARSE_FORWARD], kernels[SPARSE_GRADIENT]
     chain.output_health, chain.gradient_health = kernels[LAYER_OUTPUT], kernels[LAYER_GRADIENT]
@@ -297,32 +265,38 @@ def _train(
     for batch in range(batches):
         first = batch * batch_size
         n = min(batch_size, rows - first)
-        if by_class and has_bad_label(target, order, first, n, n_out):
+        all_labels = address(target) if by_class else 0
+        if by_class and has_bad_label(all_labels, order, first, n, n_out, ignore_index):
             return types.BAD_LABEL, batch
 
         chain.rows, chain.x.at = n, lay_out(layers, address(work), n, size)
-        train.target, train.labels = chain.x.at + n * x_size, address(labels) if by_class else 0
-        train.losses = train.target + n * n_out * size
-        losses = (train.losses - address(work)) // size
+        loss.rows, loss.y, loss.dy = n, layers[depth - 1].y, layers[depth - 1].dz
+        loss.target, loss.labels = chain.x.at + n * x_size, address(labels) if by_class else 0
+        loss.losses = loss.target + n * n_out * size
+        losses = (loss.losses - address(work)) // size
+        loss.right = loss.losses + n * columns * size if counts_right else 0
         if chain.nonzeros:
             carray(void_pointer(chain.nonzeros), 1, NONZEROS)[0].order = address(order) + first * 8
         if len(order):
             train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
+            loss.order = train.order
         else:
             chain.x.at = address(x)
-            train.target, train.labels = (0, address(target)) if by_class else (address(target), 0)
-        columns = 1 if kind == types.CROSS_ENTROPY else n_out
-        weight = sum_of(row_weights, order, first, n)
-        train.scale, chain.decay = 1.0, l2 if weight else 0.0
+            loss.target, loss.labels = (0, all_labels) if by_class else (address(target), 0)
+        weight = sum_of_weights(loss, all_labels, order, first, n, row_weights)
+        loss.scale, chain.decay = 1.0, l2 if weight else 0.0
         if mean:
-            train.scale = 1 / (weight * columns) if weight * columns else 0.0
+            loss.scale = mean_scale(weight, columns)
             chain.decay = l2 / weight if weight else 0.0
         chain.watch = address(watch) if health and is_due(health, step + batch) else 0
         # forward, loss and backward; then the weights' gradients
-        run_kernel(launcher, kernels[ROWS_KERNEL], thread_count, train_record, (layers, labels, scratch))
+        run_kernel(launcher, kernels[ROWS_KERNEL], thread_count, train_record, (layers, labels, scratch, loss_record))
         run_kernel(launcher, kernels[GRADIENTS_KERNEL], thread_count, chain_record, (layers, weight_squares, scratch))
 
-        record[batch, 0] = sum_values(work, losses, n * columns) * train.scale
+        record[batch, 0] = sum_values(work, losses, n * columns) * loss.scale
+        if counts:
+            count = carray(void_pointer(counts + batch * 16), 2, np.float64)
+            count[0], count[1] = weight, sum_values(work, losses + n * columns, n) / columns if counts_right else 0.0
         if l2:
             record[batch, 1 if optimizer == NO_UPDATE else 2] = sum_values(weight_squares, 0, weight_squares.size)
         if optimizer == NO_UPDATE:
@@ -375,8 +349,9 @@ def _needed_kernels(table, loss, rule, nonzeros, watch):
 _NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
 
 
-def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, mean=True):
+def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts, mean=True):
     table, parameters, loss, params, grads, work = net
+    code, loss_parameter, loss_weights, ignore_index = loss
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     order, batch_size, rates = batches
     tensors = _NO_ORDER
@@ -395,51 +370,56 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
     arguments = (
         operations, _train, _KERNELS.get(char, _NO_ORDER), x, nonzeros, target, order, batch_size, table, parameters,
-        loss, params, grads, work, optimizer, state, hyper, rates, clip_norm,
+        code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
+        optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
         EMPTY[char, 1] if row_weights is None else row_weights, l2, mean,
-        0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates, tensors,
+        0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
+        0 if counts is None else address_of(counts), tensors,
     )  # fmt: skip
     result = run(*arguments, scratch=(x.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
-        needed = _needed_kernels(table, loss, rule, len(nonzeros) > 0, watch is not None)
+        needed = _needed_kernels(table, code, rule, len(nonzeros) > 0, watch is not None)
         _KERNELS.provide(char, needed, _train, (0, 1, *arguments[2:], EMPTY[char, 1]))
         result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(x.dtype, 0, SCRATCH))
     return result
 
 
-def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True):
+def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True, counts=None):
     """grads = the gradient of the mean loss, or of the sum: a step without its update.
 
-    record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros.
+    record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros. counts (2,), or None.
     Returns OK or BAD_LABEL.
     """
     # the row numbers of Nonzeros are always read
     order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
     rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None
     batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
-    return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, mean)[0]
+    return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, counts, mean)[0]
 
 
-def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
+def dense_chain_step(
+    x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
+):
     """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,).
 
-    updates (1,), int64, or None: one is added to it with the update.
+    updates (1,), int64, or None: one is added to it with the update. counts (2,), or None.
 
     Returns OK, BAD_LABEL or NONFINITE.
     """
     # hyper begins with the rate
     batches, record = (_NO_ORDER, len(x), rule.hyper), record.reshape(1, -1)
-    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates)[0]
+    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)[0]
 
 
 def dense_chain_epoch(
-    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
+    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2; counts (n_batches, 2), or None. The rate of a batch
+    replaces the rule's.
 
     x may be Nonzeros. updates (1,), int64, or None: one is added to it with each update. Returns (status, batches done).
     """
     if len(batches.order) == 0:
         return types.OK, 0
-    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates)
+    return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)

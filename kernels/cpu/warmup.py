@@ -17,7 +17,8 @@ from .engine.object_memory import plain
 from .engine.workers import longest_first
 from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
-from .loss import cross_entropy, mse
+from .layer_norm import layer_norm_backward, layer_norm_forward
+from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .packing import gather_rows
@@ -49,7 +50,11 @@ def _net(dtype):
     """(one value (1, 1), two values, a chain of one layer of one unit)."""
     one, flat = np.ones((1, 1), dtype), np.zeros(2, dtype)
     table, parameters = np.array([[1, 1, 0, 1, types.IDENTITY]]), np.zeros(1)
-    return one, flat, types.Net(table, parameters, types.CROSS_ENTROPY, flat, flat.copy(), np.empty(16, dtype))
+    return (
+        one,
+        flat,
+        types.Net(table, parameters, types.Loss(types.CROSS_ENTROPY), flat, flat.copy(), np.empty(16, dtype)),
+    )
 
 
 def _rule(dtype, state):
@@ -84,8 +89,7 @@ def _dense(dtype):
         gradients = types.ChainGradients(dz, None, dw, [None] * len(weights))
         dense_chain_backward(one, chain, types.ChainSaved(y, y), gradients)
     gemm.matmul(one, one, one.copy())
-    mse(one, one, one.copy(), one.copy(), 1.0)
-    cross_entropy(one, np.zeros(1, np.int64), one[0].copy(), one.copy(), 1.0)
+    loss_gradient(one, one, types.Loss(types.MSE), one.copy(), one.copy())
 
 
 def _batch_norm(dtype):
@@ -95,6 +99,14 @@ def _batch_norm(dtype):
     batch_norm_statistics(one, types.Running(None, None, 0.1, True), True, 1e-5, statistics)
     batch_norm_forward(one, statistics, affine, None, identity, saved)
     batch_norm_backward(one, one, statistics, affine, identity, True, saved, gradients)
+
+
+def _layer_norm(dtype):
+    one, identity = np.ones((1, 1), dtype), types.ACTIVATIONS["identity"]
+    statistics, affine = types.Statistics(np.zeros(1), np.ones(1)), types.Affine(one[0].copy(), one[0].copy())
+    saved, gradients = types.LayerSaved(one.copy(), one.copy()), types.NormGradients(None, one.copy(), *affine)
+    layer_norm_forward(one, affine, 1e-5, None, identity, statistics, saved)
+    layer_norm_backward(one, one, statistics, affine, identity, saved, gradients)
 
 
 def _conv(dtype):
@@ -157,6 +169,7 @@ GROUPS = {
     "gru": (("gru", "packing", "recurrence"), {_gru: 4.0}),
     "conv": (CONVOLUTIONS, {_conv: 6.0}),
     "batch_norm": (("batch_norm",), {_batch_norm: 3.0}),
+    "layer_norm": (("layer_norm",), {_layer_norm: 2.0}),
     "health": (("health",), {_health: 2.0}),
     "pruning": (("pruning",), {_pruning: 1.0}),
     "sparse": (("sparse",), {_sparse: 1.0}),

@@ -10,42 +10,20 @@ so that the caller can see which were not finite.
 A record, or rows of health, that lies on the device is written there. Intermediate arrays lie in `work`, all but the status.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import cuda, float64
 
 from .. import types
 from ..reference.dense import layer_views
-from ..reference.training_step import FUSED
 from ..types import Chain, ChainGradients, ChainSaved
 from .clip import norms_of
 from .dense import dense_chain_backward, dense_chain_forward
 from .engine import device
-from .engine.device import BLOCK, Integer, Integers, Real, Wide, WideNumber, constant, fetch, flat, launch, wide_kernel
-from .engine.reductions import add_down
+from .engine.device import constant, fetch, flat
 from .health import array_health, output_health, write_update_ratios
-from .loss import class_losses, value_losses
+from .loss import write_loss
 from .optim import count, update_all
-
-
-@wide_kernel
-def mean_loss(
-    dtype: Real, n: Integer, scale: WideNumber, partials: Wide, before: Integers, status: Integers, record: Wide
-):  # fmt: skip
-    """record[0] = scale times the sum of partials (n,), and status: that before, or BAD_LABEL, which a loss of -inf stands for."""
-    shared, total = cuda.shared.array(BLOCK, float64), 0.0
-    for i in range(cuda.threadIdx.x, n, BLOCK):
-        total += partials[i]
-    total = add_down(shared, total, 1)
-    if cuda.threadIdx.x == 0:
-        outcome = before[0]
-        if outcome == types.OK and total == -math.inf:
-            outcome = types.BAD_LABEL
-        status[0] = outcome
-        if outcome == types.OK:
-            record[0] = total * scale
 
 
 class Batch(NamedTuple):
@@ -63,7 +41,7 @@ class NetViews:
         self.table, parameters, self.loss, self.params, self.grads, self.work = net
         self.weights, self.biases, self.activations = layer_views(self.table, parameters, self.params)
         self.dweights, self.dbiases, _ = layer_views(self.table, parameters, self.grads)
-        if FUSED.get(self.loss) == self.activations[-1].code:
+        if self.loss.is_fused_with(self.activations[-1]):
             self.activations[-1] = types.ACTIVATIONS["identity"]
 
     def work_views(self, rows):
@@ -75,35 +53,29 @@ class NetViews:
         zs = [z if f.needs_input else y for f, y, z in zip(self.activations, ys, zs, strict=True)]
         return ChainSaved(zs, ys), dzs, rest
 
-    def gradients(self, batch, l2, mean=True):
-        """Compute the gradients: (sums of losses by block, their scale, sum of squares of all w or None, outputs)."""
+    def gradients(self, batch, l2, record, before, status, mean=True, sums=None):
+        """Compute the gradients, and write status and record[0] as loss_sums has them: (sum of squares of all w or None, outputs)."""
         x, target, row_weights = batch
         saved, dzs, rest = self.work_views(len(x))
         chain, y, dy = Chain(x, self.weights, self.biases, self.activations, None), saved.outputs[-1], dzs[-1]
         dense_chain_forward(chain, saved)
-        by_row = self.loss == types.CROSS_ENTROPY
-        columns = 1 if by_row else y.shape[1]
-        (losses,), _ = views(rest, [(len(x), columns)])
-        weight = len(x) if row_weights is None else float(row_weights.sum(dtype=np.float64))
-        scale = 1.0
-        if mean:
-            scale = 1 / (weight * columns) if weight * columns else 0.0
-        partials = (
-            class_losses(y, target, losses[:, 0], dy, scale)
-            if by_row
-            else value_losses(self.loss, y, target, losses, dy, scale)
-        )
-        if row_weights is not None:
-            dy *= row_weights[:, None]
-            bad_label = partials.sum() == -math.inf
-            total = (losses * row_weights[:, None]).sum(dtype=np.float64)
-            partials = device.xp.where(bad_label, -math.inf, total).reshape(1)
+        (losses,), _ = views(rest, [(len(x), 1 if self.loss.by_row else y.shape[1])])
+        if self.loss.by_row:
+            losses = losses[:, 0]
+        sums = device.xp.empty(3) if sums is None else sums
+        count = write_loss(
+            y, target, self.loss, losses, dy, row_weights, mean=mean, before=before, status=status, record=record, sums=sums
+        )  # fmt: skip
         dense_chain_backward(dy, chain, saved, ChainGradients(dzs, None, self.dweights, self.dbiases))
         squares = (norms_of(self.weights, None, 2.0) ** 2).sum() if l2 else None
-        if l2 and weight:
+        if l2 and len(x):
+            decay = l2 / len(x) if mean else l2
+            if count is not None:
+                # rows without any weight have no penalty
+                decay = device.xp.where(count == 0, 0.0, l2 / device.xp.where(count == 0, 1.0, count) if mean else l2)
             for w, dw in zip(self.weights, self.dweights, strict=True):
-                dw += w.dtype.type(l2 / weight if mean else l2) * w
-        return partials, scale, squares, saved.outputs
+                dw += device.xp.asarray(decay, w.dtype) * w
+        return squares, saved.outputs
 
 
 def views(array, shapes):
@@ -115,15 +87,14 @@ def views(array, shapes):
     return matrices, array
 
 
-def run_step(net, batch, rule, step, record, before, l2, watch):
+def run_step(net, batch, rule, step, record, before, *, l2, watch, sums=None):
     """A step that does nothing to params and state where `before` (1,) is not OK; its status (1,). record lies on the device.
 
-    net: NetViews; watch: its first row is written. Nothing waits for a row that lies on the device.
+    net: NetViews; sums (3,): see loss_gradient; watch: its first row is written. Nothing waits for a row that lies on the device.
     """
     xp, constraint = device.xp, rule.constraint
-    partials, scale, squares, outputs = net.gradients(batch, l2)
     loss_status, status = xp.empty(1, np.int64), xp.empty(1, np.int64)
-    launch(mean_loss, net.params.dtype, 1, partials.size, scale, partials, before, loss_status, record)
+    squares, outputs = net.gradients(batch, l2, record, before, loss_status, sums=sums)
     if l2:
         record[2:3] = squares
     measured = watch is not None and step % watch.every == 0
@@ -163,46 +134,53 @@ def measure_health(net, bands, outputs, row):
     output_health(outputs, constant(bands), row[:, 4:8])
 
 
-def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True):
+def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True, counts=None):
     """grads = the gradient of the mean loss, or of the sum: a step without its update.
 
     record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros, of which an array is made.
-    Returns OK or BAD_LABEL, as an array () on the device.
+    counts (2,), or None. Returns OK or BAD_LABEL, as an array () on the device.
     """
     xp = device.xp
     x = xp.asarray(x[:]) if isinstance(x, types.Nonzeros) else flat(x)
-    partials, scale, squares, _ = NetViews(net).gradients(Batch(x, flat(target), row_weights), l2, mean)
     on_gpu = record if type(record) is xp.ndarray else xp.zeros(record.shape)
-    status = xp.empty(1, np.int64)
-    launch(mean_loss, x.dtype, 1, partials.size, scale, partials, xp.zeros(1, np.int64), status, on_gpu)
+    before, status, sums = xp.zeros(1, np.int64), xp.empty(1, np.int64), xp.empty(3)
+    batch = Batch(x, flat(target), row_weights)
+    squares, _ = NetViews(net).gradients(batch, l2, on_gpu, before, status, mean, sums)
     if l2:
         on_gpu[1:2] = squares
     if on_gpu is not record:
         fetch(on_gpu, record)
+    if counts is not None:
+        fetch(sums[1:], counts)
     return status.reshape(())
 
 
-def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
+def dense_chain_step(
+    x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
+):
     """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or (3,) with l2.
 
-    updates (1,), int64, or None: one is added to it with the launch, whatever the status.
+    updates (1,), int64, or None: one is added to it with the launch, whatever the status. counts (2,), or None.
 
     Returns OK, BAD_LABEL or NONFINITE, as an array () on the device.
     """
     on_gpu = record if type(record) is device.xp.ndarray else device.xp.zeros(record.shape)
-    before = device.xp.zeros(1, np.int64)
+    before, sums = device.xp.zeros(1, np.int64), device.xp.empty(3)
     batch = Batch(flat(x), flat(target), row_weights)
-    status = run_step(NetViews(net), batch, rule, step, on_gpu, before, l2, watch)
+    status = run_step(NetViews(net), batch, rule, step, on_gpu, before, l2=l2, watch=watch, sums=sums)
     count(updates, status)
     if on_gpu is not record:
         fetch(on_gpu, record)
+    if counts is not None:
+        fetch(sums[1:], counts)
     return status.reshape(())
 
 
 def dense_chain_epoch(
-    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
+    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2. The rate of a batch replaces the rule's.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2; counts (n_batches, 2), or None. The rate of a batch
+    replaces the rule's.
 
     x may be Nonzeros, of which an array is made. updates (1,), int64, or None: one is added with each launch; at the end it is
     corrected to the number of updates that were applied.
@@ -216,6 +194,7 @@ def dense_chain_epoch(
         x = xp.asarray(x[:])
     net_views, hyper, order = NetViews(net), rule.hyper.tolist()[1:], xp.asarray(order)
     records, statuses = xp.zeros((len(starts), record.shape[1])), [xp.zeros(1, np.int64)]
+    sums = xp.zeros((len(starts), 3))
 
     def batch_of(start):
         rows = order[start : start + batch_size]
@@ -224,7 +203,10 @@ def dense_chain_epoch(
 
     for i, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
         batch_rule, batch_watch = rule._replace(hyper=np.array([rate, *hyper])), watch and watch.after(i)
-        status = run_step(net_views, batch_of(start), batch_rule, step + i, records[i], statuses[-1], l2, batch_watch)
+        before = statuses[-1]
+        status = run_step(
+            net_views, batch_of(start), batch_rule, step + i, records[i], before, l2=l2, watch=batch_watch, sums=sums[i]
+        )
         statuses.append(status)
         if updates is not None:
             updates += 1
@@ -234,12 +216,13 @@ def dense_chain_epoch(
     done = int(failed[0]) - 1 if len(failed) else len(starts)
     if updates is not None:
         updates -= len(starts) - done
-    values = np.empty(records.shape)
-    fetch(records, values)
     # batches after one that failed have no record
-    values = values[: done + 1]
-    record[: done + 1] = values if type(record) is np.ndarray else xp.asarray(values)
+    for values, array in ((records, record), (sums[:, 1:], counts)):
+        if array is not None:
+            on_host = np.empty(values.shape)
+            fetch(values, on_host)
+            array[: done + 1] = on_host[: done + 1] if type(array) is np.ndarray else values[: done + 1]
     if done == len(starts):
         return types.OK, done
-    net_views.gradients(batch_of(starts[done]), l2)
+    net_views.gradients(batch_of(starts[done]), l2, xp.empty(1), xp.zeros(1, np.int64), xp.empty(1, np.int64))
     return int(outcomes[done + 1]), done

@@ -12,7 +12,8 @@ from .dropout import dropout_forward
 from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
-from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from .layer_norm import layer_norm_backward, layer_norm_forward
+from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
 from .optim import update_arrays
 from .packing import gather_rows, scatter_rows
@@ -31,11 +32,9 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_statistics",
-    "binary_cross_entropy",
     "clamp_arrays",
     "conv2d_backward",
     "conv2d_forward",
-    "cross_entropy",
     "dense_chain_backward",
     "dense_chain_epoch",
     "dense_chain_forward",
@@ -47,16 +46,17 @@ __all__ = [
     "gru_backward",
     "gru_forward",
     "joint_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "loss_gradient",
     "lstm_backward",
     "lstm_forward",
     "max_pool2d_backward",
     "max_pool2d_forward",
-    "mse",
     "normal",
     "orthogonal",
     "output_health",
     "plain",
-    "poisson_nll",
     "prune_below",
     "prune_smallest",
     "scale_arrays",

@@ -8,11 +8,10 @@ gradients into grads (P,). x (N, C); target int64 (N,), class numbers, or (N, K_
 or None. A constraint is over w and b of each layer in turn, or None. Masks and constraints are those of optim.py. `work` is scratch for
 the compiled backends; this one allocates.
 
-Loss. cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer, are computed from that layer's z; after any
-other activation the layer's output is the logits. The mean is over the N rows for cross_entropy, over all N K_L values for the other
-losses, and 0 for an empty batch. With row_weights (N,) of x's dtype it is sum(weight loss) / sum(weight) over the rows, and 0 where the
-weights sum to 0. l2 adds l2 / 2 (sum of squares of every w) / sum(weight) to the loss: its gradient is in grads, but the recorded loss
-does not have it. grads keep the gradient before clipping.
+Loss. net.loss is a Loss of loss.py, whose mean it is. cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer,
+are computed from that layer's z; after any other activation the layer's output is the logits. row_weights (N,) of x's dtype are r_i. l2
+adds l2 / 2 (sum of squares of every w) / sum(v_i) to the loss: its gradient is in grads, but the recorded loss does not have it. grads keep
+the gradient before clipping. counts (2,), or None: the sum of the v_i, and that of the right rows, are written.
 """
 
 import math
@@ -23,19 +22,17 @@ from .. import types
 from ..types import Chain, ChainGradients
 from .dense import dense_chain_backward, dense_chain_forward, layer_views
 from .health import layer_health, update_health
-from .loss import binary_cross_entropy, cross_entropy, mse, poisson_nll
+from .loss import is_ignored, loss_gradient
 from .optim import apply_constraint, is_sound, norm_of, update, zero_pruned
 
-FUSED = {types.CROSS_ENTROPY: types.SOFTMAX, types.BINARY_CROSS_ENTROPY: types.SIGMOID}
 
-
-def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True):
+def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, mean=True, counts=None):
     """grads = the gradient of the mean loss, or of the sum: a step without its update.
 
     record (1,) = the loss, or with l2 (2,), and the sum of squares of every w. x may be Nonzeros, as in an epoch.
     Returns OK, or BAD_LABEL, after which grads are undefined. Gradients that are not finite are no error here; the update reports them.
     """
-    gradients = _gradients(x[:] if isinstance(x, types.Nonzeros) else x, target, net, row_weights, l2, mean)
+    gradients = _gradients(x[:] if isinstance(x, types.Nonzeros) else x, target, net, row_weights, l2, mean, counts)
     if gradients is None:
         return types.BAD_LABEL
     record[0], squares, *_ = gradients
@@ -44,47 +41,36 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     return types.OK
 
 
-def _gradients(x, target, net, row_weights, l2, mean):
+def _gradients(x, target, net, row_weights, l2, mean, counts):
     """Fill grads; returns (loss, sum of squares of all w, outputs), or None if a label is no class."""
     table, parameters, loss, params, grads, _ = net
     weights, biases, activations = layer_views(table, parameters, params)
     dweights, dbiases, _ = layer_views(table, parameters, grads)
-    if FUSED.get(loss) == activations[-1].code:
+    if loss.is_fused_with(activations[-1]):
         activations[-1] = types.ACTIVATIONS["identity"]
     saved = types.chain_buffers(len(x), table[:, 1].tolist(), activations, np.empty, x.dtype)
     y, dzs = saved.outputs[-1], [np.empty_like(y) for y in saved.outputs]
     dy = np.empty_like(y)
 
-    if target.ndim == 1 and not np.all((target >= 0) & (target < dy.shape[1])):
+    known = (target >= 0) & (target < dy.shape[1]) | is_ignored(target, loss.ignore_index)
+    if target.ndim == 1 and not np.all(known):
         return None
     chain = Chain(x, weights, biases, activations, None)
     dense_chain_forward(chain, saved)
-    weight = float(len(x) if row_weights is None else row_weights.sum(dtype=np.float64))
-    columns = 1 if loss == types.CROSS_ENTROPY else dy.shape[1]
-    scale = 1.0
-    if mean:
-        scale = 1 / (weight * columns) if weight * columns else 0.0
-    losses = np.empty((len(x), 1) if loss == types.CROSS_ENTROPY else dy.shape, x.dtype)
-    match loss:
-        case types.CROSS_ENTROPY:
-            total = cross_entropy(y, target, losses[:, 0], dy, scale)
-        case types.BINARY_CROSS_ENTROPY:
-            total = binary_cross_entropy(y, target, losses, dy, scale)
-        case types.MSE:
-            total = mse(y, target, losses, dy, scale)
-        case types.POISSON_NLL:
-            total = poisson_nll(y, target, losses, dy, scale)
-    if row_weights is not None:
-        dy *= row_weights[:, None]
-        total = float((losses * row_weights[:, None]).sum(dtype=np.float64))
+    losses = np.empty(len(x) if loss.by_row else dy.shape, x.dtype)
+    mean_loss, weight, right = loss_gradient(y, target, loss, losses, dy, row_weights=row_weights, mean=mean)
+    if counts is not None:
+        counts[...] = weight, right
     dense_chain_backward(dy, chain, saved, ChainGradients(dzs, None, dweights, dbiases))
     if l2 and weight:
         for w, dw in zip(weights, dweights, strict=True):
             dw += (l2 / weight if mean else l2) * w
-    return total * scale, norm_of(weights) ** 2 if l2 else 0.0, saved.outputs
+    return float(mean_loss), norm_of(weights) ** 2 if l2 else 0.0, saved.outputs
 
 
-def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None):
+def dense_chain_step(
+    x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
+):
     """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,), and the sum of squares of every w.
 
     updates (1,), int64, or None: a counter, to which one is added with the update.
@@ -94,7 +80,7 @@ def dense_chain_step(x, target, net, rule, step, record, *, row_weights=None, l2
     """
     table, parameters, _, params, grads, _ = net
     optimizer, state, hyper, clip_norm, masks, constraint = rule
-    gradients = _gradients(x, target, net, row_weights, l2, True)
+    gradients = _gradients(x, target, net, row_weights, l2, True, counts)
     if gradients is None:
         return types.BAD_LABEL
     loss, squares, outputs = gradients
@@ -128,9 +114,9 @@ def _arrays_by_layer(table, parameters, flat):
 
 
 def dense_chain_epoch(
-    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None
+    x, target, batches, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
 ):
-    """A step on each of the batches; record (n_batches, 2), or 3 with l2.
+    """A step on each of the batches; record (n_batches, 2), or 3 with l2; counts (n_batches, 2), or None.
 
     x may be Nonzeros; its zeros may then add nothing, even times infinity or NaN. The rate of a batch replaces the rule's.
     updates (1,), int64, or None: one is added to it with each update.
@@ -143,6 +129,7 @@ def dense_chain_epoch(
         status = dense_chain_step(
             x[rows], target[rows], net, rule._replace(hyper=np.array([rates[batch], *rule.hyper[1:]])), step + batch, record[batch],
             row_weights=None if row_weights is None else row_weights[rows], l2=l2, watch=watch and watch.after(batch), updates=updates,
+            counts=None if counts is None else counts[batch],
         )  # fmt: skip
         if status != types.OK:
             return status, batch

@@ -47,6 +47,17 @@ MODELS = {
             L.Dense(2, "selu"),
         ],
     ),
+    "layer norm": (
+        (*SIZE, 4),
+        lambda k, L: [
+            L.Conv2D(3, 2),
+            L.LayerNormalization(),
+            L.ReLU(),
+            L.Flatten(),
+            L.LayerNormalization(epsilon=1e-2),
+            L.Dense(2),
+        ],
+    ),
     "flatten first": ((*SIZE, 3), lambda k, L: [L.Flatten(), L.Dense(3), L.ELU(0.5)]),
     "lstm": (
         (6, 3),
@@ -222,10 +233,20 @@ REFUSED = {
         lambda k, L: [L.BatchNormalization(axis=1, name="a")],
         f'layer "a" (BatchNormalization) has axis 1, not the last,{NOT}',
     ),
+    "layer norm of another axis": (
+        (4, 3),
+        lambda k, L: [L.LayerNormalization(axis=1, name="a")],
+        f'layer "a" (LayerNormalization) has axis 1, not the last,{NOT}',
+    ),
+    "layer norm without center": (
+        (4,),
+        lambda k, L: [L.LayerNormalization(center=False, name="a")],
+        f'layer "a" (LayerNormalization) has center=False or scale=False{NOT}',
+    ),
     "two activations": (
         (4,),
         lambda k, L: [L.Dense(2, "relu"), L.Activation("tanh", name="a")],
-        'layer "a" (Activation) is an activation, and fg.nn has these in Dense, Conv2d and BatchNorm alone, one each: '
+        'layer "a" (Activation) is an activation, and fg.nn has these in Dense, Conv2d, BatchNorm and LayerNorm alone, one each: '
         "it must come right after such a layer",
     ),
     "another activation": (
@@ -248,7 +269,8 @@ def test_what_is_not_known_or_not_built_is_named(keras):
     convert, layers = fg.convert.model_from_keras, keras.layers
     known = (
         "known are Activation, AveragePooling2D, BatchNormalization, Bidirectional, Conv2D, Dense, Dropout, ELU, Flatten, "
-        "GlobalAveragePooling1D, GlobalAveragePooling2D, InputLayer, LSTM, LeakyReLU, MaxPooling2D, ReLU, Sequential, Softmax, "
+        "GlobalAveragePooling1D, GlobalAveragePooling2D, InputLayer, LSTM, LayerNormalization, "
+        "LeakyReLU, MaxPooling2D, ReLU, Sequential, Softmax, "
         "ZeroPadding2D"
     )
     model = keras.Sequential([keras.Input((4, 3)), layers.Conv1D(2, 2, name="a")])

@@ -63,6 +63,18 @@ MODULES = {
         ),
         (4, 3, *SIZE),
     ),
+    "layer norm": (
+        lambda nn: nn.Sequential(
+            nn.LayerNorm(4, 1e-3), nn.Linear(4, 6), nn.LayerNorm(6, bias=False), nn.Tanh(), nn.Linear(6, 3)
+        ),
+        (5, 4),
+    ),
+    "flatten and layer norm": (
+        lambda nn: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(60), nn.ReLU(), nn.Linear(60, 2)
+        ),
+        (4, 3, *SIZE),
+    ),
     "flatten first": (lambda nn: nn.Sequential(nn.Flatten(), nn.Linear(324, 5), nn.ELU(0.5)), (2, 3, *SIZE)),
     "global pool": (
         lambda nn: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
@@ -248,7 +260,8 @@ NOT = ", which fg.nn has not"
 ORDER = "makes rows of images, whose order depends on their height and width"
 HINT = (
     "image_size=(H, W) of the model's inputs tells them",
-    "is an activation, and fg.nn has these in Dense, Conv2d and BatchNorm alone, one each: it must come right after such a layer",
+    "is an activation, and fg.nn has these in Dense, Conv2d, BatchNorm and LayerNorm alone, one each: "
+    "it must come right after such a layer",
 )
 REFUSED = {
     "option of conv": (
@@ -261,6 +274,22 @@ REFUSED = {
         f"the model (BatchNorm1d) has track_running_stats=False{NOT}",
     ),
     "average": (lambda nn: nn.BatchNorm1d(3, momentum=None), f"the model (BatchNorm1d) has momentum=None{NOT}"),
+    "layer norm without affine": (
+        lambda nn: nn.LayerNorm(3, elementwise_affine=False),
+        f"the model (LayerNorm) has elementwise_affine=False{NOT}",
+    ),
+    "layer norm of two axes": (
+        lambda nn: nn.LayerNorm((3, 4)),
+        f"the model (LayerNorm) has normalized_shape (3, 4){NOT}",
+    ),
+    "layer norm of images": (
+        lambda nn: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4)),
+        f'layer "1" (LayerNorm) has images, of which it normalises the last axis and no channels,{NOT}',
+    ),
+    "layer norm before images": (
+        lambda nn: nn.Sequential(nn.LayerNorm(3), nn.Conv2d(3, 4, 3)),
+        f'layer "1" (Conv2d) has a LayerNorm before it, over the last axis,{NOT}',
+    ),
     "ceil": (
         lambda nn: nn.Sequential(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True))),
         f'layer "0.0" (MaxPool2d) has ceil_mode=True{NOT}',
@@ -341,7 +370,7 @@ def test_layers_that_are_not_known_are_named_with_those_that_are(torch):
     nn, convert = torch.nn, fg.convert.model_from_torch
     known = (
         "known are AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, ELU, Flatten, GELU, Hardtanh, "
-        "Identity, LSTM, LeakyReLU, Linear, MaxPool2d, ReLU, ReLU6, SELU, Sequential, SiLU, Sigmoid, Softmax, Softplus, Tanh"
+        "Identity, LSTM, LayerNorm, LeakyReLU, Linear, MaxPool2d, ReLU, ReLU6, SELU, Sequential, SiLU, Sigmoid, Softmax, Softplus, Tanh"
     )
     module = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Embedding(3, 4)))
     refuses(TypeError, f'model_from_torch: layer "1.0" (Embedding) has no equal in fg.nn; {known}', convert, module)

@@ -22,6 +22,7 @@ from fastgrad.nn import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    LayerNorm,
     MaxPool2d,
     Residual,
     ResNet,
@@ -34,6 +35,11 @@ NETS = {
     "chain": (lambda d: DenseChain([4, 8, 7, 3], ["relu", "tanh", "softmax"], dtype=d), ROWS),
     "chain without biases": (lambda d: DenseChain([4, 8, 3], bias=False, dtype=d), ROWS),
     "batch norm of rows": (lambda d: Sequential(BatchNorm(4, "relu", dtype=d), Dropout(), Dense(4, 2, dtype=d)), ROWS),
+    "layer norm of rows": (lambda d: Sequential(LayerNorm(4, "relu", dtype=d), Dense(4, 2, dtype=d)), ROWS),
+    "layer norm in a residual": (
+        lambda d: Residual(Sequential(Dense(4, 4, dtype=d), LayerNorm(4, eps=1e-3, dtype=d)), activation="tanh"),
+        ROWS,
+    ),
     "sequential in another": (
         lambda d: Sequential(Sequential(Dense(4, 6, "silu", dtype=d)), Sequential(Dense(6, 2, dtype=d))),
         ROWS,
@@ -52,6 +58,10 @@ SEQUENCE_NETS = {
     "last of directions": (lambda d: LSTM(4, 5, 2, True, pool="last", dtype=d), SEQUENCES),
     "last of reverse": (lambda d: LSTM(4, 5, 2, reverse=True, pool="last", dtype=d), SEQUENCES),
     "mean": (lambda d: LSTM(4, 5, bidirectional=True, pool="mean", dtype=d), SEQUENCES),
+    "layer norm of steps": (
+        lambda d: Sequential(LSTM(4, 5, dtype=d), LayerNorm(5, dtype=d), Dense(5, 3, dtype=d)),
+        SEQUENCES,
+    ),
     "layers after steps": (
         lambda d: Sequential(LSTM(4, 5, dtype=d), BatchNorm(5, "elu", dtype=d), Dense(5, 3, "softmax", dtype=d)),
         SEQUENCES,
@@ -70,6 +80,10 @@ IMAGE_NETS = {
     "groups": (lambda d: Conv2d(4, 6, 3, groups=2, bias=False, activation="softmax", dtype=d), IMAGES),
     "batch norm": (lambda d: Sequential(Conv2d(4, 3, 1, dtype=d), BatchNorm(3, "leaky_relu", dtype=d)), IMAGES),
     "batch norm first": (lambda d: Sequential(BatchNorm(4, dtype=d), Conv2d(4, 3, 3, dtype=d)), IMAGES),
+    "layer norm": (
+        lambda d: Sequential(Conv2d(4, 3, 1, dtype=d), LayerNorm(3, "leaky_relu", dtype=d), Conv2d(3, 2, 3, dtype=d)),
+        IMAGES,
+    ),
     "residual": (lambda d: Residual(Conv2d(4, 4, 3, padding=1, dtype=d), activation="relu"), IMAGES),
     "residual of a pool": (lambda d: Residual(MaxPool2d(3, stride=1, padding=1), Conv2d(4, 4, 1, dtype=d)), IMAGES),
     "resnet": (lambda d: ResNet(4, 3, [1, 1], 4, dtype=d), ((2, 32, 32, 4), (1, 40, 32, 4))),
@@ -224,7 +238,8 @@ def test_what_onnx_has_not_is_an_error_that_names_the_layer(onnx, tmp_path):
         def _restart(self, rng):
             """There is nothing to draw."""
 
-    known = "known are AvgPool2d, MaxPool2d, GlobalAvgPool2d, Flatten, DenseChain, Conv2d, BatchNorm, LSTM, Dropout, Residual, Sequential"
+    known = "known are AvgPool2d, MaxPool2d, GlobalAvgPool2d, Flatten, DenseChain, Conv2d, BatchNorm, LayerNorm, LSTM, "
+    known += "Dropout, Residual, Sequential"
     message = f'export_onnx: layer "0" (Other) has no equal in ONNX; {known}'
     refuses(TypeError, message, fg.export_onnx, Sequential(Other()), path)
     refuses(TypeError, "export_onnx: model must be a model of fastgrad.nn, got int", fg.export_onnx, 3, path)

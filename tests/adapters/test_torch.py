@@ -101,6 +101,41 @@ def test_batch_norm_is_pytorchs(in_force, shape, act, training, last):
     assert (mean._version > before) == training
 
 
+@pytest.mark.parametrize("act", ["identity", "relu", "silu"])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((5, 3), 1), ((4, 3, 5), 1), ((4, 3, 5), 2), ((2, 3, 4, 5), 3), ((7,), 1), ((0, 4), 1)]
+)
+def test_layer_norm_is_pytorchs(in_force, shape, axes, act):
+    x, residual = draw(*shape), draw(*shape, seed=5)
+    gamma, beta = draw(*shape[-axes:], seed=1), draw(*shape[-axes:], seed=2)
+    expected = ACTS[act](F.layer_norm(x, shape[-axes:], gamma, beta, 1e-3) + residual)
+    results = fgt.layer_norm(x, gamma, beta, eps=1e-3, activation=act, residual=residual)
+    same(results, expected, [x, gamma, beta, residual])
+
+
+def test_a_layer_norm_takes_views(in_force):
+    x, residual, gamma, beta = draw(5, 3), draw(5, 3, seed=5), draw(5, seed=1), draw(5, seed=2)
+    results = fgt.layer_norm(x.t(), gamma, beta, activation="gelu", residual=residual.t())
+    expected = F.gelu(F.layer_norm(x.t(), (5,), gamma, beta) + residual.t())
+    same(results, expected, [x, gamma, beta, residual])
+
+
+def test_a_layer_norm_names_what_does_not_fit():
+    x, vector = torch.ones(2, 3), torch.ones(3)
+    with pytest.raises(
+        ValueError, match=r"layer_norm: x must be \(\.\.\., \*gamma\.shape\) .* got \(2, 3\) and \(2,\)"
+    ):
+        fgt.layer_norm(x, vector[:2], vector[:2])
+    with pytest.raises(ValueError, match=r"layer_norm: beta must be like gamma = \(3,\), got \(2,\)"):
+        fgt.layer_norm(x, vector, vector[:2])
+    with pytest.raises(ValueError, match=r"layer_norm: residual must be like x = \(2, 3\), got \(3,\)"):
+        fgt.layer_norm(x, vector, vector, residual=vector)
+    with pytest.raises(ValueError, match="layer_norm: activation softmax needs a gamma of one axis"):
+        fgt.layer_norm(x, x, x, activation="softmax")
+    with pytest.raises(TypeError, match=r"layer_norm: gamma must be float32, got float64"):
+        fgt.layer_norm(x, vector.double(), vector)
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize(
     "options", [{}, {"stride": 2, "padding": 1}, {"padding": "same"}, {"groups": 2, "dilation": 2, "padding": (2, 1)}]
@@ -152,6 +187,55 @@ def test_cross_entropy_is_pytorchs(in_force, reduction, probabilities):
         target = torch.softmax(draw(5, 4, seed=2).detach(), 1)
     expected = F.cross_entropy(logits, target, reduction=reduction)
     same(fgt.cross_entropy(logits, target, reduction), expected, [logits])
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (3, 5, 4), (3, 5, 2, 4), (0, 5), (0, 5, 3)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_options_and_axes_of_cross_entropy_are_pytorchs(in_force, shape, reduction, probabilities):
+    axis = min(len(shape) - 1, 1)
+    of_target = shape if probabilities else shape[:axis] + shape[axis + 1 :]
+    logits = draw(*shape)
+    weights = torch.rand(5, dtype=logits.dtype)
+    for weight, ignored, smoothing in itertools.product((None, weights), (-100, 2), (0.0, 0.1)):
+        ignored = -100 if probabilities else ignored
+        target = torch.rand(of_target, dtype=logits.dtype) if probabilities else torch.randint(0, 5, of_target)
+        if len(shape) > 1 and target.numel() and not probabilities:
+            target.view(-1)[0] = ignored
+        options = {"reduction": reduction, "weight": weight, "ignore_index": ignored, "label_smoothing": smoothing}
+        found, expected = fgt.cross_entropy(logits, target, **options), F.cross_entropy(logits, target, **options)
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        upstream = torch.rand_like(expected)
+        pairs = (torch.autograd.grad(loss, logits, upstream)[0] for loss in (found, expected))
+        torch.testing.assert_close(*pairs, equal_nan=True)
+
+
+def test_the_mean_of_ignored_labels_alone_is_nan_and_its_gradient_0(in_force):
+    logits = draw(3, 4)
+    loss = fgt.cross_entropy(logits, torch.full((3,), -100))
+    loss.backward()
+    assert loss.isnan()
+    assert not logits.grad.any()
+
+
+def test_options_of_cross_entropy_that_cannot_be_are_refused(in_force):
+    logits, labels = draw(3, 4), torch.tensor([0, 1, 2])
+    for message, options in {
+        r"weights must be \(C,\) = \(4,\), got \(3,\)": {"weight": torch.rand(3).double()},
+        "weights must be at least 0 and finite, got -1.0 at index 1": {
+            "weight": torch.tensor([1.0, -1, 1, 1]).double()
+        },
+        "label_smoothing must be at least 0 and at most 1, got 1.5": {"label_smoothing": 1.5},
+    }.items():
+        with pytest.raises(ValueError, match=f"cross_entropy: {message}"):
+            fgt.cross_entropy(logits, labels, **options)
+    with pytest.raises(ValueError, match="ignore_index is for class numbers"):
+        fgt.cross_entropy(logits, torch.rand(3, 4).double(), ignore_index=1)
+    with pytest.raises(
+        ValueError, match=r"target must be integers \(3, 2\) or torch.float64 \(3, 4, 2\), got torch.int64 \(3,\)"
+    ):
+        fgt.cross_entropy(draw(3, 4, 2), labels)
 
 
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, np.inf])
@@ -322,6 +406,10 @@ CASES = {
         lambda x, g, b, r: fgt.batch_norm(x, g, b, activation="silu", residual=r),
         (*norm_inputs(2, 3, 2, 2)[:3], draw(2, 3, 2, 2, seed=3)),
     ),
+    "layer_norm": lambda: (
+        lambda x, g, b, r: fgt.layer_norm(x, g, b, activation="silu", residual=r),
+        (draw(4, 2, 3), draw(2, 3, seed=1), draw(2, 3, seed=2), draw(4, 2, 3, seed=3)),
+    ),
     "conv2d": lambda: (lambda x, w, b, r: fgt.conv2d(x, w, b, activation="silu", residual=r), conv_inputs()),
     "cross_entropy": lambda: (lambda x: fgt.cross_entropy(x, torch.tensor([0, 1, 3, 2, 0])), (draw(5, 4),)),
     "lstm": lambda: (
@@ -363,10 +451,17 @@ def registered():
         (x, gamma, beta, *running, draw(2, 3, 4, 5, seed=3), True, 0.1, 1e-5, ACTIVATIONS["silu"].code, 0.0),
     )
     yield "batch_norm", (x, gamma, beta, *running, None, False, 0.1, 1e-5, 1, 0.0)
+    x, vectors = draw(4, 3), (draw(3, seed=1), draw(3, seed=2))
+    yield "layer_norm", (x, *vectors, draw(4, 3, seed=3), 1e-5, ACTIVATIONS["silu"].code, 0.0)
+    yield "layer_norm", (x, *vectors, None, 1e-5, 1, 0.0)
     yield "conv2d", (*conv_inputs(), [1, 1], [0, 0, 0, 0], [1, 1], 1, ACTIVATIONS["gelu"].code, 0.0)
     yield "conv2d", (*conv_inputs(False)[:2], None, None, [2, 1], [1, 0, 1, 0], [1, 1], 1, 0, 0.0)
     yield "cross_entropy", (draw(5, 4), torch.tensor([0, 1, 3, 2, 0]), "mean")
     yield "cross_entropy", (draw(5, 4), torch.softmax(draw(5, 4, seed=1).detach(), 1), "none")
+    yield (
+        "cross_entropy",
+        (draw(5, 4, 2), torch.zeros(5, 2, dtype=torch.long), "none", torch.rand(4, dtype=torch.float64), 1, 0.1),
+    )
     yield "clip_grad_norm_", ([draw(3).detach(), draw(2).detach()], 0.1, 2.0, False)
 
 
@@ -419,6 +514,10 @@ AUTOCAST = {
     "batch_norm": (
         lambda x: fgt.batch_norm(x, torch.ones(4), torch.ones(4)),
         lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True),
+    ),
+    "layer_norm": (
+        lambda x: fgt.layer_norm(x, torch.ones(4), torch.ones(4)),
+        lambda x: F.layer_norm(x, (4,), torch.ones(4), torch.ones(4)),
     ),
     "cross_entropy": (
         lambda x: fgt.cross_entropy(x, torch.tensor([0, 3])),
@@ -479,8 +578,8 @@ def test_tensors_of_other_devices_are_refused_by_name():
     x, weights, biases, _ = chain_inputs()
     with pytest.raises(TypeError, match=r"dense_chain: weights\[1\] must be on the CPU, got meta"):
         fgt.dense_chain(x, [weights[0], weights[1].to("meta")], biases)
-    with pytest.raises(ValueError, match=r"cross_entropy: labels must be in 0..3, got -100 at index 1"):
-        fgt.cross_entropy(draw(2, 4), torch.tensor([0, -100]))
+    with pytest.raises(ValueError, match=r"cross_entropy: labels must be in 0..3, got -1 at index 1"):
+        fgt.cross_entropy(draw(2, 4), torch.tensor([0, -1]))
     with pytest.raises(TypeError, match=r"cross_entropy: target must be dense, got torch\.sparse_coo"):
         fgt.cross_entropy(draw(2, 4), torch.tensor([0, 1]).to_sparse())
     with pytest.raises(ValueError, match=r"batch_norm: x must be \(N, C\), \(N, C, L\) or \(N, C, H, W\), got \(3,\)"):

@@ -56,6 +56,11 @@ def operators(activation, layer):
             lambda x, g, b: layer(f.batch_norm(x, None, None, g, b, True)),
             (image, gamma, beta),
         ),
+        "layer_norm": (
+            lambda x, g, b: fgt.layer_norm(x, g, b, activation=activation),
+            lambda x, g, b: layer(f.layer_norm(x, (4,), g, b)),
+            (x, gamma, beta),
+        ),
         "batch_norm with a residual": (
             lambda x, g, b, r: fgt.batch_norm(x, g, b, activation=activation, residual=r),
             lambda x, g, b, r: layer(f.batch_norm(x, None, None, g, b, True) + r),

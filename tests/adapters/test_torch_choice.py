@@ -1,99 +1,28 @@
 """fgt.accelerate's choice between fastgrad's way and PyTorch's: it follows the clock, and nothing else of a call shows that it was made.
 
-Here of units that are in no graph; test_torch_graph_choice.py has graphs.
+Here of units that are in no graph; test_torch_choice_calls.py has calls that are not timed, test_torch_graph_choice.py graphs.
 """
 
-import contextlib
 import copy
 import gc
 import json
 import pickle
-import threading
 import weakref
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from choice_clock import MODELS, UNITS, Alone, Clock, Whole, entries  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
-from torch_models import Block, Recurrent, dense, images, input_of  # noqa: E402
+from torch_models import Block, dense, images, input_of  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
 from fastgrad.torch import acceleration, choice, fusion, timing  # noqa: E402
-from fastgrad.torch.accelerated_lstm import AcceleratedLSTM  # noqa: E402
-from fastgrad.torch.replacement import BlockReplacement, LayerReplacement  # noqa: E402
 from fastgrad.torch.runs import Run  # noqa: E402
 
-UNITS = Run, BlockReplacement, LayerReplacement, AcceleratedLSTM
-
-
-class Alone(nn.Module):
-    """A convolution and a norm that the forward calls by themselves."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.double()
-
-    def forward(self, x):
-        y = self.norm(self.conv(x)).relu()
-        return y.view(len(y), -1)
-
-
-class Whole(nn.Module):
-    """One of each kind, with dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.alone, self.block, self.features = nn.Conv2d(3, 3, 3, padding=1), Block(3, 4, 2), images()
-        self.features[0] = nn.Conv2d(4, 4, 3, padding=1)
-        self.lstm = nn.LSTM(4, 5, 2, batch_first=True, dropout=0.5)
-        self.head = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3), nn.Tanh())
-        self.double()
-
-    def forward(self, x):
-        y = self.features(nn.functional.interpolate(self.block(self.alone(x)), 8))
-        return self.head(self.lstm(y.flatten(2).transpose(1, 2))[0][:, -1])
-
-
-MODELS = [dense, images, Block, Recurrent, Alone, Whole]
-
-
-class Clock:
-    """Time that goes on when units run: fused by `fused` seconds, as PyTorch's by `original`. ways: those that ran."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.fused, self.original, self.ways, self.timed = 0.0, 1.0, 1.0, [], 0
-        self.growth = 1.0
-        monkeypatch.setattr(timing, "clock", lambda: self.now)
-        monkeypatch.setattr(choice, "speed_ratio", self.ratio)
-        for kind in UNITS:
-            for way in ("fused", "original"):
-                monkeypatch.setattr(kind, way, self.counted(getattr(kind, way), way))
-
-    def counted(self, method, way):
-        def run(unit, *args):
-            result = method(unit, *args)
-            self.now += getattr(self, way)
-            setattr(self, way, getattr(self, way) * self.growth)
-            self.ways.append(way)
-            return result
-
-        return run
-
-    def ratio(self, unit, args, times):
-        self.timed += 1
-        return timing.speed_ratio(unit, args, times)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operators on more threads than a busy machine has take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# whose fixture holds it to one thread: on more than a busy machine has, small operators take a hundred times as long
+pytestmark = pytest.mark.usefixtures("torch")
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +34,6 @@ def no_graphs(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     return Clock(monkeypatch)
-
-
-def entries(report):
-    return [entry for ways in report.to_dict().values() for entry in ways.values()]
 
 
 @pytest.mark.parametrize("way", ["fused", "original"])
@@ -325,128 +250,6 @@ def test_false_times_nothing_and_leaves_layers_alone(clock):
     assert "original" not in clock.ways
     assert "first call" not in str(report)
     assert ("alone", "has no neighbour in an nn.Sequential to be fused with") in report.left
-
-
-class Mode(torch.utils._python_dispatch.TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
-class Backward(torch.autograd.Function):
-    """Calls the net in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x, net):
-        ctx.net, ctx.x = net, x.detach()
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, dy):
-        with torch.enable_grad():
-            ctx.net(ctx.x)
-        return dy, None
-
-
-def under(context):
-    def call(net, x):
-        with context():
-            net(x)
-
-    return call
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-CALLS = {
-    "autocast": under(lambda: torch.autocast("cpu")),
-    "anomaly": under(torch.autograd.detect_anomaly),
-    "deterministic": under(deterministic),
-    "saved tensors": under(lambda: torch.autograd.graph.saved_tensors_hooks(lambda a: a, lambda a: a)),
-    "dispatch mode": under(Mode),
-    "profiler": under(torch.autograd.profiler.profile),
-    "checkpoint": lambda net, x: checkpoint(net, x.requires_grad_(), use_reentrant=False).sum().backward(),
-    "backward": lambda net, x: Backward.apply(x.clone().requires_grad_(), net).sum().backward(),
-    "compiled": lambda net, x: torch.compile(net, backend="eager")(x),
-    "traced": lambda net, x: torch.jit.trace(net, x, check_trace=False),
-    "transformed": lambda net, x: torch.func.vmap(net.eval())(x[None]),
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("make", [dense, images, Block, Alone])
-def test_calls_that_are_watched_or_traced_are_not_timed(make, name, clock):
-    net, x = make().float(), input_of(make).float()
-    report = fgt.accelerate(net)
-    torch._dynamo.reset()
-    with contextlib.suppress(NotImplementedError):
-        CALLS[name](net, x)
-    assert clock.timed == 0
-    assert not entries(report)
-
-
-def test_a_checkpoint_goes_the_same_way_twice_whatever_is_chosen_in_between(clock):
-    """PyTorch counts the tensors that both forwards save."""
-    torch.manual_seed(0)
-    theirs = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.SiLU()).double()
-    ours, x = copy.deepcopy(theirs), input_of(dense).requires_grad_()
-    fgt.accelerate(ours)
-    clock.fused = 2.0
-    gradients = []
-    for net in (theirs, ours):
-        y = net(checkpoint(net, x, use_reentrant=False))
-        gradients.append(torch.autograd.grad(y.square().sum(), [x, *net.parameters()]))
-    assert clock.timed == 1
-    torch.testing.assert_close(*gradients)
-
-
-def test_threads_may_call_at_once_and_one_of_them_times(clock, monkeypatch):
-    theirs, x = dense(), input_of(dense)
-    ours = copy.deepcopy(theirs)
-    report = fgt.accelerate(ours)
-    inside, most = [], []
-    reached, finished = threading.Event(), threading.Event()
-
-    def slow(unit, args, times):
-        inside.append(1)
-        most.append(len(inside))
-        reached.set()
-        assert finished.wait(60)
-        ratio = timing.speed_ratio(unit, args, times)
-        inside.pop()
-        return ratio
-
-    monkeypatch.setattr(choice, "speed_ratio", slow)
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(ours(x))) for _ in range(2)]
-    threads[0].start()
-    assert reached.wait(60)
-    threads[1].start()
-    threads[1].join(60)
-    assert len(results) == 1
-    finished.set()
-    threads[0].join(60)
-    assert most == [1]
-    assert len(entries(report)) == 1
-    for y in results:
-        torch.testing.assert_close(y, theirs(x))
-
-
-def test_a_call_that_fails_raises_its_own_error_and_chooses_nothing(clock):
-    net = images()
-    report = fgt.accelerate(net)
-    with pytest.raises((RuntimeError, ValueError)):
-        net(torch.ones(2, 5, 8, 8, dtype=torch.float64))
-    assert not entries(report)
-    net(input_of(images))
-    assert len(entries(report)) == 1
 
 
 @pytest.mark.parametrize("make", MODELS)

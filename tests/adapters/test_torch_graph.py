@@ -17,6 +17,7 @@ from fastgrad.torch.graph_replacement import GraphReplacement  # noqa: E402
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm  # noqa: E402
 from fastgrad.torch.ops.conv_products import OF_INPUT, OF_WEIGHT, OUTPUT  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("torch")
 PRODUCTS = OUTPUT, OF_INPUT, OF_WEIGHT
 
 
@@ -184,15 +185,6 @@ def results(model, x):
     ys = outputs(model(x))
     sum((y * torch.arange(y.numel(), dtype=DOUBLE).reshape(y.shape).cos()).sum() for y in ys).backward()
     return [*ys, x.grad, *(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operators on more threads than a busy machine has take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])

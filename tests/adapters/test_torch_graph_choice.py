@@ -17,6 +17,8 @@ from fastgrad.torch import choice, timing  # noqa: E402
 from fastgrad.torch.graph_replacement import GraphReplacement  # noqa: E402
 from fastgrad.torch.ops.conv_products import OF_INPUT, OF_WEIGHT, OUTPUT, Product  # noqa: E402
 
+# whose fixture holds it to one thread: on more than a busy machine has, small operators take a hundred times as long
+pytestmark = pytest.mark.usefixtures("torch")
 PRODUCTS = OUTPUT, OF_INPUT, OF_WEIGHT
 GRAPH = "the graph of (the model)"
 
@@ -65,15 +67,6 @@ class Clock:
     def ratio(self, unit, args, times):
         self.timed.append(unit.name if isinstance(unit, Product) else "graph")
         return timing.speed_ratio(unit, args, times)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operators on more threads than a busy machine has take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

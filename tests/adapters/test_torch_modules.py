@@ -269,6 +269,21 @@ def test_batch_norms_are_pytorchs(in_force, images, options):
     torch.testing.assert_close(mine.eval()(x), theirs.eval()(x).relu())
 
 
+@pytest.mark.parametrize("shape", [5, (4, 5)])
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-3}, {"bias": False}, {"elementwise_affine": False}])
+def test_layer_norms_are_pytorchs(in_force, shape, options):
+    mine = fgt.LayerNorm(shape, activation="relu", dtype=DOUBLE, **options)
+    theirs = nn.LayerNorm(shape, dtype=DOUBLE, **options)
+    for i, (ours, other) in enumerate(zip(mine.parameters(), theirs.parameters(), strict=True)):
+        with torch.no_grad():
+            ours.copy_(torch.randn_like(ours) + i)
+            other.copy_(ours)
+    x = torch.randn(3, 4, 5, dtype=DOUBLE)
+    torch.testing.assert_close(mine(x, x), (theirs(x) + x).relu())
+    torch.testing.assert_close(mine(x), theirs(x).relu())
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+
+
 class Basic(nn.Module):
     """The block by PyTorch's layers."""
 

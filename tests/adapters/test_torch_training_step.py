@@ -23,6 +23,9 @@ LOSSES = {
     "probability": nn.BCELoss(),
     "mse": F.mse_loss,
     "poisson": nn.PoissonNLLLoss(),
+    "mae": nn.L1Loss(),
+    "huber": nn.HuberLoss(delta=0.3),
+    "huber function": F.huber_loss,
 }
 ACTIVATIONS = [
     nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ELU(0.7), nn.SELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(),
@@ -58,6 +61,57 @@ def test_every_loss_is_pytorchs(loss, dtype):
     )
     pair.run(batches(20, loss, dtype))
     pair.check()
+
+
+OPTIONS = {
+    "weight": lambda w: nn.CrossEntropyLoss(w),
+    "smoothing": lambda w: nn.CrossEntropyLoss(label_smoothing=0.1),
+    "all": lambda w: nn.CrossEntropyLoss(w, ignore_index=2, label_smoothing=0.1),
+    "-100": lambda w: nn.CrossEntropyLoss(),
+    "probabilities": lambda w: nn.CrossEntropyLoss(w, label_smoothing=0.1),
+    "binary": lambda w: nn.BCEWithLogitsLoss(pos_weight=w),
+    "binary of one weight": lambda w: nn.BCEWithLogitsLoss(pos_weight=w[:1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_of_a_loss_is_pytorchs(in_force, name, dtype):
+    """In one call, and with two groups, whose step has several."""
+    kind = "probabilities" if name == "probabilities" else "binary" if "binary" in name else "cross_entropy"
+    loss = OPTIONS[name](torch.tensor([0.5, 2, 1, 0], dtype=dtype))
+    for groups in (list, lambda params: [{"params": p} for p in params]):
+        pair = Pair(network(dtype=dtype), ADAM, {"lr": 0.01}, loss, 1.0, groups)
+        for x, y in batches(10, kind, dtype):
+            if name == "-100":
+                y[::3] = -100
+            pair.run([(x, y)])
+        pair.check()
+
+
+def test_options_are_those_of_the_beginning_and_fastgrads_losses_are_taken():
+    weight = torch.tensor([0.5, 2, 1, 3], dtype=torch.float64)
+    pair = Pair(network(), ADAM, {"lr": 0.01}, nn.CrossEntropyLoss(weight.clone(), label_smoothing=0.1))
+    changed = nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+    for loss in (changed, fg.loss.CrossEntropy(weight.tolist(), -100, 0.1)):
+        other = Pair(network(), ADAM, {"lr": 0.01}, pair.loss)
+        other.step = fgt.training_step(other.models[0], loss, other.optimizers[0])
+        with torch.no_grad():
+            weight.zero_()
+        other.run(batches(5))
+        other.check()
+        weight[:] = torch.tensor([0.5, 2, 1, 3])
+
+
+def test_where_all_is_ignored_the_loss_is_0_and_nothing_moves():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    step = fgt.training_step(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1))
+    x, y = next(iter(batches(1)))
+    assert step(x, torch.full_like(y, -100)) == 0
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"training_step: y must be in 0\.\.3, got -99 at index 0"):
+        step(x, torch.full_like(y, -99))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -336,7 +390,7 @@ def test_a_step_that_fails_changes_nothing(in_force):
     pair = Pair(network(), *OPTIMIZERS["adam"])
     x, y = next(batches(1))
     before = copy.deepcopy(pair.models[0].state_dict())
-    for wrong in (y.clamp(max=1) - 1, y + 1, torch.full_like(y, -100)):
+    for wrong in (y.clamp(max=1) - 1, y + 1, torch.full_like(y, -99)):
         with pytest.raises(ValueError, match=r"training_step: y must be in 0\.\.3, got"):
             pair.step(x, wrong)
     for name, value in pair.models[0].state_dict().items():

@@ -104,15 +104,22 @@ def test_a_model_that_is_no_chain_is_refused_by_the_name_of_the_layer(model, mes
         fgt.training_step(model, nn.MSELoss(), optimizer)
 
 
+ONES = torch.ones(4, dtype=torch.float64)
 LOSSES_REFUSED = [
-    (nn.L1Loss(), ValueError, r"loss must be one of nn\.CrossEntropyLoss, .*; got L1Loss"),
-    (F.l1_loss, ValueError, "got l1_loss"),
+    (nn.SmoothL1Loss(), ValueError, r"loss must be one of nn\.CrossEntropyLoss, .*; got SmoothL1Loss"),
+    (F.smooth_l1_loss, ValueError, "got smooth_l1_loss"),
     (lambda y, t: (y - t).square().mean(), ValueError, "got <lambda>"),
     (3, ValueError, "got int"),
     ("l1", ValueError, "loss must be one of cross_entropy, .*; got 'l1'"),
     (nn.MSELoss(reduction="sum"), ValueError, "reduction of MSELoss must be 'mean', got 'sum'"),
-    (nn.CrossEntropyLoss(torch.ones(4)), ValueError, "weight of CrossEntropyLoss must be None"),
-    (nn.CrossEntropyLoss(label_smoothing=0.1), ValueError, "label_smoothing of CrossEntropyLoss must be 0.0, got 0.1"),
+    (nn.CrossEntropyLoss(torch.ones(4)), TypeError, "weight of CrossEntropyLoss must be float64 like the model"),
+    (nn.CrossEntropyLoss(ONES[:3]), ValueError, r"weight of CrossEntropyLoss must be \(C,\) = \(4,\), got \(3,\)"),
+    (nn.CrossEntropyLoss(-ONES), ValueError, "weight of CrossEntropyLoss must be at least 0 and finite, got -1.0"),
+    (nn.CrossEntropyLoss(label_smoothing=2.0), ValueError, "label_smoothing must be at least 0 and at most 1, got 2.0"),
+    (nn.BCEWithLogitsLoss(ONES), ValueError, "weight of BCEWithLogitsLoss must be None"),
+    (nn.BCEWithLogitsLoss(pos_weight=ONES[:3]), ValueError, "pos_weight of BCEWithLogitsLoss must be .*got .3,."),
+    (nn.HuberLoss(delta=0.0), ValueError, "delta must be above 0"),
+    (fg.loss.CrossEntropy([1.0, 2.0]), ValueError, "the weights of CrossEntropy must be .*got .2,."),
     (nn.BCELoss(), ValueError, "BCELoss needs a sigmoid as the last layer"),
 ]
 

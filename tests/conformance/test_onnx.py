@@ -18,6 +18,7 @@ from summary import ONNX_COUNTS
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.kernels import types
 from fastgrad.kernels.types import (
     ACTIVATIONS,
     ADAM,
@@ -27,10 +28,12 @@ from fastgrad.kernels.types import (
     SELU,
     SGD,
     Activation,
+    Affine,
     Chain,
     ChainSaved,
     Geometry,
     LayerSaved,
+    Statistics,
     UpdateRule,
 )
 
@@ -109,27 +112,20 @@ def gemm(backend, attributes, a, b, c=None):
 
 
 def softmax_cross_entropy(backend, attributes, x, y, w=None):
-    """Class numbers as they are; with class weights or an ignored class, rows of weights in their place."""
     classes = x.shape[1]
     logits, labels = np.moveaxis(x, 1, -1).reshape(-1, classes), y.reshape(-1).astype(np.int64)
 
-    def losses_of(target):
-        losses = unwritten(len(logits), x.dtype)
-        total = backend.cross_entropy(logits, target, losses, unwritten(logits.shape, x.dtype), 1.0)
-        return total, losses.reshape(y.shape)
+    def losses_of(target, mean=False, weights=None, ignored=types.NO_LABEL):
+        losses, loss = unwritten(len(logits), x.dtype), types.Loss(types.CROSS_ENTROPY, 0.0, weights, ignored)
+        sums = backend.loss_gradient(logits, target, loss, losses, unwritten(logits.shape, x.dtype), mean=mean)
+        return float(sums[0]), losses.reshape(y.shape)
 
-    ignored, count = attributes.get("ignore_index"), len(logits)
-    target = labels
-    if w is not None or ignored is not None:
-        kept = labels != ignored
-        target = np.zeros_like(logits)
-        target[kept, labels[kept]] = 1 if w is None else w[labels[kept]]
-        count = target.sum(dtype=np.float64)
-    total, losses = losses_of(target)
-    result = {b"none": losses, b"sum": x.dtype.type(total), b"mean": x.dtype.type(total / count)}
+    reduction = attributes.get("reduction", b"mean")
+    total, losses = losses_of(labels, reduction == b"mean", w, attributes.get("ignore_index", types.NO_LABEL))
+    result = losses if reduction == b"none" else x.dtype.type(total)
     # the second output, where asked for: minus the loss of each class in turn
     log_p = np.stack([-losses_of(np.full(len(logits), c))[1] for c in range(classes)], axis=1)
-    return [result[attributes.get("reduction", b"mean")], log_p]
+    return [result, log_p]
 
 
 def lstm(backend, attributes, x, w, r, b=None, lengths=None, h_0=None, c_0=None, p=None):
@@ -210,6 +206,20 @@ def batch_normalization(backend, attributes, x, gamma, beta, mean, var):
             momentum=1 - attributes.get("momentum", 0.9), eps=attributes.get("epsilon", 1e-5),
         )  # fmt: skip
     return [np.moveaxis(y, -1, 1), mean, var]
+
+
+def layer_normalization(backend, attributes, x, gamma, beta=None):
+    """fg.layer_norm over the axes from `axis` on. The case's further outputs are mean and rstd."""
+    axis = attributes.get("axis", -1) % x.ndim
+    rows = int(np.prod(x.shape[:axis]))
+    features = x.size // rows
+    beta = np.zeros_like(gamma) if beta is None else beta
+    affine, like = Affine(gamma.reshape(features), beta.reshape(features)), x.reshape(rows, features)
+    statistics, y = Statistics(np.empty(rows), np.empty(rows)), np.empty_like(like)
+    eps, identity = attributes.get("epsilon", 1e-5), ACTIVATIONS["identity"]
+    backend.layer_norm_forward(like, affine, eps, None, identity, statistics, LayerSaved(y, y))
+    shape = *x.shape[:axis], *[1] * (x.ndim - axis)
+    return [y.reshape(x.shape), *(a.astype(x.dtype).reshape(shape) for a in statistics)]
 
 
 def windows(attributes, image, size):
@@ -352,6 +362,7 @@ OPS = {
     "GlobalAveragePool": global_avg_pool,
     "Identity": identity,
     "LSTM": lstm,
+    "LayerNormalization": layer_normalization,
     "LeakyRelu": leaky_relu,
     "MatMul": matmul,
     "MaxPool": max_pool,

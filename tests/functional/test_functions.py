@@ -348,6 +348,7 @@ TOO_LARGE = {
     "Flatten: n_out": lambda n: fg.nn.Flatten(n),
     "DenseChain: sizes": lambda n: fg.nn.DenseChain([2, n]),
     "BatchNorm: n": lambda n: fg.nn.BatchNorm(n),
+    "LayerNorm: n": lambda n: fg.nn.LayerNorm(n),
     "LSTM: hidden_size": lambda n: fg.nn.LSTM(1, n),
     "LSTM: num_layers": lambda n: fg.nn.LSTM(1, 1, num_layers=n),
     "LSTM: proj_size": lambda n: fg.nn.LSTM(1, 2, proj_size=n),

@@ -9,6 +9,20 @@ import fastgrad as fg
 from fastgrad.kernels.types import ACTIVATIONS
 from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
 
+# (model, optimizer) of a trainer
+TRAINED = {
+    "chain": lambda dtype: (DenseChain([3, 5, 4], dtype=dtype, seed=0), fg.optim.Adam()),
+    "layers": lambda dtype: (
+        Sequential(
+            BatchNorm(3, dtype=dtype), Residual(Dense(3, 3, "relu", dtype=dtype)), Dense(3, 4, dtype=dtype), seed=0
+        ),
+        fg.optim.SGD(0.1, 0.9),
+    ),
+    "lstm": lambda dtype: (
+        Sequential(LSTM(3, 4, bidirectional=True, pool="mean", dtype=dtype), Dense(8, 4, dtype=dtype), seed=0),
+        fg.optim.RMSprop(),
+    ),
+}
 KINDS = "huge", "largest", "nan", "infinite", "tiny"
 
 
@@ -117,24 +131,17 @@ def test_clipping_pruning_and_health_of_arrays(in_force, values):
 @pytest.mark.pairwise
 @pytest.mark.parametrize("reduce", [None, lambda values: None], ids=["alone", "reduced"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "mse", "poisson_nll"])
-def test_trainers(in_force, values, dtype, loss, reduce):
-    v = values
-    models = (
-        DenseChain([3, 5, 4], dtype=dtype, seed=0),
-        Sequential(
-            BatchNorm(3, dtype=dtype), Residual(Dense(3, 3, "relu", dtype=dtype)), Dense(3, 4, dtype=dtype), seed=0
-        ),
-        Sequential(LSTM(3, 4, bidirectional=True, pool="mean", dtype=dtype), Dense(8, 4, dtype=dtype), seed=0),
-    )
-    for model, optimizer in zip(models, (fg.optim.Adam(), fg.optim.SGD(0.1, 0.9), fg.optim.RMSprop()), strict=True):
-        trainer = fg.Trainer(model, loss, optimizer, clip_norm=1.0, health=True, reduce=reduce)
-        x, y = v(6, 5, 3) if model.recurrent else v(6, 3), np.zeros(6, np.int64) if loss == "cross_entropy" else v(6, 4)
-        with contextlib.suppress(FloatingPointError):
-            trainer.fit(x, y, 2, 3, validation=(x, y))
-        trainer.evaluate(x, y)
-        trainer.predict(x)
-        with contextlib.suppress(RuntimeError):  # no step could be looked at
-            str(trainer.health())
+@pytest.mark.parametrize("trained", TRAINED)
+def test_trainers(in_force, values, dtype, trained, loss, reduce):
+    v, (model, optimizer) = values, TRAINED[trained](dtype)
+    trainer = fg.Trainer(model, loss, optimizer, clip_norm=1.0, health=True, reduce=reduce)
+    x, y = v(6, 5, 3) if model.recurrent else v(6, 3), np.zeros(6, np.int64) if loss == "cross_entropy" else v(6, 4)
+    with contextlib.suppress(FloatingPointError):
+        trainer.fit(x, y, 2, 3, validation=(x, y))
+    trainer.evaluate(x, y)
+    trainer.predict(x)
+    with contextlib.suppress(RuntimeError):  # no step could be looked at
+        str(trainer.health())
 
 
 def test_weights_that_a_dtype_cannot_hold(in_force):

@@ -25,6 +25,7 @@ from fastgrad.functional.packing import packed_batch
 from fastgrad.kernels import reference, types
 from fastgrad.kernels.types import (
     ACTIVATIONS,
+    LOSSES,
     Affine,
     ConvGradients,
     Geometry,
@@ -37,9 +38,11 @@ from fastgrad.kernels.types import (
 
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
+from emulation import CAPABILITY
 from ptxsim.compile import CAPABILITIES, assembled, ptxas
 
 import fastgrad.kernels.cuda
+from fastgrad.kernels import disk_cache
 from fastgrad.kernels.cuda import conv
 from fastgrad.kernels.cuda.engine import device
 from fastgrad.kernels.cuda.engine.device import BLOCK
@@ -49,10 +52,11 @@ SIMULATED = [
     "kernels/test_activation.py::test_any_shape",
     "kernels/test_dense.py::test_bias_and_residual_may_be_missing",
     "kernels/test_loss.py::test_impossible_classes",
-    "kernels/test_loss.py::test_elementwise_losses_take_any_shape",
+    "kernels/test_loss.py::test_elementwise_losses_take_rows_of_any_length",
     "kernels/test_optim.py::test_momentum_starts_from_the_gradient",
     "kernels/test_optim.py::test_norm_adds_in_float64",
-    "kernels/test_clip.py::test_zeros_are_left_without_a_division",
+    "kernels/test_clip.py::test_an_array_may_come_alone",
+    "kernels/test_clip.py::test_adaptive_clipping_leaves_alone_what_is_nan",
     "kernels/test_pruning.py::test_what_is_pruned_stays_and_counts",
     "kernels/test_init.py::test_values_have_the_same_bits_on_every_backend_in_both_dtypes[cuda-7]",
     "kernels/test_dropout.py::test_it_may_run_in_place_and_nan_stays",
@@ -78,6 +82,7 @@ SUMS = {
     "mov.f64",
     "selp.f64",
 }
+ALL_KERNELS = device.KERNELS
 # bytes of shared memory and registers that leave room for four blocks of 256 threads on a multiprocessor
 MOST_SHARED, MOST_REGISTERS = 48 << 10, 64
 
@@ -102,9 +107,11 @@ def test_in_the_simulator():
 def test_compiles_for_a_gpu(kernel, dtype, request):
     """Without spills, and in float32 without float64 where sums are not meant to be of it."""
     dtype = np.dtype(dtype)
+    # what a capability changes shows in float32
+    capabilities = CAPABILITIES if dtype == np.float32 else [CAPABILITY]
     with ThreadPoolExecutor() as pool:
         # ptxas, a process, works while the next capability is compiled for
-        found = [(cc, ptx := kernel.ptx(dtype, cc), pool.submit(assembled, ptx, cc)) for cc in CAPABILITIES]
+        found = [(cc, ptx := kernel.ptx(dtype, cc), pool.submit(assembled, ptx, cc)) for cc in capabilities]
     for cc, ptx, job in found:
         if dtype == np.float32:
             wide = {
@@ -120,6 +127,48 @@ def test_compiles_for_a_gpu(kernel, dtype, request):
         assert needs.registers <= MOST_REGISTERS, cc
         assert needs.shared <= MOST_SHARED, cc
         request.config.stash.setdefault(CUDA_RESOURCES, {})[kernel.name, dtype.name, cc] = needs.registers, needs.shared
+
+
+@pytest.fixture
+def ptx_folder(tmp_path, monkeypatch):
+    """An empty folder for PTX. Kernels that a test makes are in no list."""
+    monkeypatch.setattr(disk_cache, "_candidates", lambda version: [tmp_path / "version"])
+    monkeypatch.setattr(device, "KERNELS", [])
+    return tmp_path / "version"
+
+
+def compiled(cc=CAPABILITY, dtype="f4"):
+    """(PTX of a kernel, how often it was compiled), as in a new process."""
+    (source,) = (k for k in ALL_KERNELS if k.name == "add_rows")
+    kernel = device.Kernel(source.function)
+    kernel._compile, calls = (lambda *key: calls.append(key) or device.Kernel._compile(kernel, *key)), []
+    ptx = [kernel.ptx(np.dtype(dtype), cc) for _ in range(2)]
+    assert ptx[0] == ptx[1]
+    return ptx[0], len(calls)
+
+
+def test_ptx_is_compiled_once_and_kept_in_a_file(ptx_folder):
+    first, times = compiled()
+    assert times == 1
+    assert compiled() == (first, 0)
+    # other code
+    assert compiled(dtype="f8")[1] == compiled(cc=(8, 0))[1] == 1
+    assert len(list(ptx_folder.iterdir())) == 3
+
+
+def test_a_damaged_file_of_ptx_is_compiled_again_and_replaced(ptx_folder):
+    compiled()
+    (file,) = ptx_folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    assert compiled()[1] == 1
+    assert compiled()[1] == 0
+    assert [*ptx_folder.iterdir()] == [file]
+
+
+def test_ptx_needs_no_folder(monkeypatch):
+    monkeypatch.setattr(device, "KERNELS", [])
+    monkeypatch.setattr(disk_cache, "_candidates", lambda version: [])
+    assert compiled()[1] == compiled()[1] == 1
 
 
 def test_what_kernels_need_is_a_table():
@@ -209,8 +258,8 @@ def test_a_loss_is_two_launches(emulated, launches, dtype, rng, kind):
     y, target = rng.standard_normal(SHAPE).astype(dtype), rng.random(SHAPE).astype(dtype)
     labels, by_row = rng.integers(0, SHAPE[1], SHAPE[0]), kind in ("labels", "probabilities")
     losses, dy = unwritten(SHAPE[:1] if by_row else SHAPE, dtype), unwritten(SHAPE, dtype)
-    function = emulated.cross_entropy if by_row else getattr(emulated, kind)
-    function(y, labels if kind == "labels" else target, losses, dy, 1.0)
+    loss = LOSSES["cross_entropy" if by_row else kind]
+    emulated.loss_gradient(y, labels if kind == "labels" else target, loss, losses, dy)
     assert len(launches) == 2
     logits, targets, costs, gradient, parts = traffic_of(launches[0], dtype)
     reads = 2 if by_row else 1
@@ -229,7 +278,7 @@ def test_rows_wider_than_a_block(emulated, dtype, rng):
         y, dz, losses, dlogits = (unwritten(shape, kind) for shape in ((3, 1500), (3, 1500), 3, (3, 1500)))
         kernels.activation_forward(z.astype(kind), y, f)
         kernels.activation_backward(dy.astype(kind), None, y, dz, f)
-        kernels.cross_entropy(z.astype(kind), labels, losses, dlogits, 1.0)
+        kernels.loss_gradient(z.astype(kind), labels, LOSSES["cross_entropy"], losses, dlogits, mean=False)
         found.append((y, dz, losses, dlogits))
     for ours, exact in zip(*found, strict=True):
         assert_close("loss", ours, exact, size=np.abs(exact).max(), terms=1500)

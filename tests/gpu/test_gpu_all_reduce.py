@@ -121,7 +121,7 @@ def test_reduce_is_called_once_a_step_with_one_array_on_the_gpu(fake_gpu, form):
     assert contiguous
     assert dtype == np.float32
     assert place == (2, 0)
-    assert shape == (trainer.model.params.size + 35,)
+    assert shape == (trainer.model.params.size + 37,)
 
 
 @pytest.mark.parametrize("form", ["chain", "sequential"])
@@ -164,7 +164,7 @@ def test_a_window_waits_only_for_who_has_no_rows_left(fake_gpu):
         def reduce(values, all_ended=all_ended):
             if not all_ended:
                 # as if another process had a row in each window
-                values[-34] += 1.0
+                values[-36] += 1.0
 
         trainer = fg.Trainer(Sequential(LSTM(3, 4), Dense(4, 2), seed=0).to("cuda"), reduce=reduce)
         with fake_gpu.counted() as counts:
@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_in_one_rank_is_an_error_in_all(fake_gpu):
 
 
 DISAGREE = (
-    "Trainer: reduce: parameters, settings of the optimiser, number of updates and number of batches must be the same "
+    "Trainer: reduce: parameters, loss, settings of the optimiser, number of updates and number of batches must be the same "
     "in all processes; no update was made"
 )
 

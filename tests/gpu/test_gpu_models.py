@@ -102,7 +102,7 @@ def test_an_epoch_of_a_chain_waits_once_whatever_its_length(fake_gpu):
 
 
 def test_launches_of_a_step(fake_gpu):
-    """At most three a layer and three products, and four for loss and update: the loss, its mean, the norm and the update."""
+    """At most three a layer and three products, and four for loss and update: the loss, its sums, the norm and the update."""
     x, y = (fake_gpu.array(a) for a in data())
     trainer = fg.Trainer(chain().to("cuda"), optimizer=fg.optim.Adam(), clip_norm=1.0)
     trainer.step(x, y)
@@ -113,7 +113,7 @@ def test_launches_of_a_step(fake_gpu):
     of_layers = [name for name in names if name.endswith("_tiles") or name == "add_rows"]
     assert [name for name in names if name not in of_layers] == [
         "cross_entropy_rows",
-        "mean_loss",
+        "loss_sums",
         "square_chunks",
         "update_chunks",
     ]

@@ -15,6 +15,7 @@ pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here"
 
 import numba
 
+from fastgrad.kernels import disk_cache
 from fastgrad.kernels.cpu.engine import cache, compile, intrinsics
 
 on_posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no owners of files")
@@ -25,7 +26,7 @@ as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, re
 def places(tmp_path, monkeypatch):
     """Two folders, the second of which is used where the first cannot be."""
     found = [tmp_path / "first" / "version", tmp_path / "second" / "version"]
-    monkeypatch.setattr(cache, "_candidates", lambda: found)
+    monkeypatch.setattr(disk_cache, "_candidates", lambda version: found)
     return found
 
 
@@ -170,7 +171,7 @@ def test_a_disk_that_is_full_costs_the_compilation_alone(places, monkeypatch):
 
 def test_without_any_folder_kernels_are_compiled(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(cache, "_candidates", lambda: [tmp_path / "file" / "version"])
+    monkeypatch.setattr(disk_cache, "_candidates", lambda version: [tmp_path / "file" / "version"])
     assert cache.folders() == []
     assert not is_loaded()
     assert not is_loaded()
@@ -179,11 +180,11 @@ def test_without_any_folder_kernels_are_compiled(tmp_path, monkeypatch):
 @pytest.fixture
 def fresh(monkeypatch):
     """The environment is read anew, in the test and after it."""
-    cache._candidates.cache_clear()
+    disk_cache._candidates.cache_clear()
     for name in ("HOME", "XDG_CACHE_HOME", "FASTGRAD_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     yield monkeypatch
-    cache._candidates.cache_clear()
+    disk_cache._candidates.cache_clear()
 
 
 @on_posix
@@ -210,6 +211,16 @@ def test_a_relative_folder_stays_where_it_was(fresh, tmp_path):
     before = cache.folders()
     fresh.chdir("/")
     assert cache.folders() == before == [tmp_path / "relative" / cache._version()]
+
+
+def test_another_source_name_or_compiler_is_another_version(tmp_path):
+    source, versions = tmp_path / "op.py", []
+    for name, text, compiler in (("op", "a", 1), ("op", "b", 1), ("other", "b", 1), ("other", "b", 2)):
+        source = source.rename(tmp_path / f"{name}.py") if source.exists() else source
+        source.write_text(text)
+        versions.append(disk_cache.version(tmp_path, [source], compiler))
+    assert len({*versions}) == 4
+    assert disk_cache.version(tmp_path, [source], 2) == versions[-1]
 
 
 SETTINGS = {

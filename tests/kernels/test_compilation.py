@@ -15,6 +15,7 @@ pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here"
 
 import compilations
 
+from fastgrad.kernels import disk_cache
 from fastgrad.kernels.cpu import warmup
 from fastgrad.kernels.cpu.engine import cache, compile, notice, workers
 from fastgrad.kernels.cpu.engine.intrinsics import carray
@@ -26,9 +27,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTGRAD_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("FASTGRAD_COMPILE_PROCESSES", "2")
     monkeypatch.setattr(workers, "START_SECONDS", 0)
-    cache._candidates.cache_clear()
+    disk_cache._candidates.cache_clear()
     yield cache.folders()[-1]
-    cache._candidates.cache_clear()
+    disk_cache._candidates.cache_clear()
 
 
 class Job:
@@ -319,7 +320,7 @@ def test_no_line(clock, capsys, monkeypatch, silence):
 
 
 def test_a_line_says_that_there_is_no_folder(monkeypatch):
-    monkeypatch.setattr(cache, "_candidates", lambda: [])
+    monkeypatch.setattr(disk_cache, "_candidates", lambda version: [])
     assert notice.line(["kernel"], 3).endswith("there is no folder to keep them in")
 
 

@@ -5,7 +5,7 @@ import pytest
 from arrays import bits, with_threads
 from chains import Gradients, clone, forward, random_chain, random_net, random_target, run, step
 
-from fastgrad.kernels.types import ACTIVATIONS, OK, Batches
+from fastgrad.kernels.types import ACTIVATIONS, CROSS_ENTROPY, LOSSES, OK, Batches, Loss
 
 # below and above the size at which threads start, odd rows for every share, few rows of wide layers, deep
 SHAPES = {
@@ -145,14 +145,15 @@ def test_infer_alone_and_on_any_number_of_threads(cpu, dtype, shape, rng):
 def test_losses_and_norms_on_any_number_of_threads(cpu, dtype, rng):
     logits = rng.standard_normal((3001, 1000)).astype(dtype)
     labels, target = rng.integers(0, 1000, 3001), rng.random((3001, 1000)).astype(dtype)
+    row_weights, weights = (rng.random(n).astype(dtype) for n in (3001, 1000))
+    smoothed = Loss(CROSS_ENTROPY, 0.1, weights, int(labels[5]))
 
     def everything():
-        losses, gradient, found = np.empty(3001, dtype), np.empty_like(logits), []
-        found += [cpu.cross_entropy(logits, labels, losses, gradient, 1.0), bits(losses), bits(gradient)]
-        found += [cpu.cross_entropy(logits, target, losses, gradient, 1.0), bits(losses), bits(gradient)]
-        losses = np.empty_like(logits)
-        found += [cpu.binary_cross_entropy(logits, target, losses, gradient, 1.0), bits(losses), bits(gradient)]
-        found += [cpu.mse(logits, target, losses, gradient, 1.0), bits(losses), bits(gradient)]
+        found = []
+        for loss, of in [(smoothed, labels), *((loss, target) for loss in LOSSES.values())]:
+            losses, gradient = np.empty(logits.shape[: 1 if loss.by_row else 2], dtype), np.empty_like(logits)
+            sums = cpu.loss_gradient(logits, of, loss, losses, gradient, row_weights=row_weights)
+            found += [bits(sums), bits(losses), bits(gradient)]
         norms = np.empty(1)
         cpu.array_norms([logits], None, 2.0, norms, np.empty(1, np.int64))
         return [*found, norms[0]]

@@ -7,11 +7,11 @@ import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten
 from tolerances import assert_close
 
-from fastgrad.kernels import reference
+from fastgrad.kernels import reference, types
 
 pytestmark = pytest.mark.cuda
 
-LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll")
+LOSSES = ("labels", "one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll", "mae", "huber")
 
 
 def problem(rng, kind, n, c, dtype=np.float64, scale=3.0):
@@ -29,51 +29,64 @@ def problem(rng, kind, n, c, dtype=np.float64, scale=3.0):
             target = rng.random((n, c)).astype(dtype)
             target[::3] = np.round(target[::3])
             return logits, target
-        case "mse":
+        case "mse" | "mae" | "huber":
             return logits, rng.standard_normal((n, c)).astype(dtype)
         case "poisson_nll":
             # rates and counts that are not astronomical
             return (logits / (scale / 2)).astype(dtype), rng.poisson(3, (n, c)).astype(dtype)
 
 
-def run(backend, kind, logits, target, scale=1.0):
-    """(total, losses, gradient), the arrays first filled with NaN."""
-    by_row = kind in ("labels", "one_hot", "probabilities")
-    losses = unwritten(logits.shape[:1] if by_row else logits.shape, logits.dtype)
+def loss_of(kind, **options):
+    name = "cross_entropy" if kind in ("labels", "one_hot", "probabilities") else kind
+    return types.LOSSES[name]._replace(**options)
+
+
+def run(backend, kind, logits, target, mean=False, row_weights=None, **options):
+    """(total, losses, gradient) of the sum, or of the mean, the arrays first filled with NaN."""
+    return run_loss(backend, loss_of(kind, **options), logits, target, mean, row_weights)[:3]
+
+
+def run_loss(backend, loss, logits, target, mean=False, row_weights=None):
+    """(total, losses, gradient, weight, right)."""
+    losses = unwritten(logits.shape[:1] if loss.by_row else logits.shape, logits.dtype)
     gradient = unwritten(logits.shape, logits.dtype)
-    name = "cross_entropy" if by_row else kind
-    return getattr(backend, name)(logits, target, losses, gradient, scale), losses, gradient
+    sums = backend.loss_gradient(logits, target, loss, losses, gradient, row_weights=row_weights, mean=mean)
+    # the CUDA backend leaves them on the device until they are asked for
+    total, weight, right = np.asarray(sums).tolist()
+    return total, losses, gradient, weight, right
 
 
 def in_float64(array):
     return array if array.dtype == np.int64 else array.astype(np.float64)
 
 
-def assert_matches_reference(backend, kind, logits, target, scale=1.0):
-    total, losses, gradient = run(backend, kind, logits, target, scale)
-    exact_total, exact_losses, exact_gradient = run(reference, kind, in_float64(logits), in_float64(target), scale)
-    # the CUDA backend leaves it on the device until it is asked for
-    assert total.shape == () if backend.__name__.endswith("cuda") else type(total) is float
+def assert_matches_reference(backend, kind, logits, target, mean=False):
+    total, losses, gradient = run(backend, kind, logits, target, mean)
+    exact_total, exact_losses, exact_gradient = run(reference, kind, in_float64(logits), in_float64(target), mean)
+    scale = 1 / max(losses.size, 1) if mean else 1.0
     assert losses.dtype == gradient.dtype == logits.dtype
     # a loss is a difference of logits, or of their exponentials' logarithm
     largest = np.abs(logits).max(initial=1)
-    size = {"mse": np.square(largest) + 16, "poisson_nll": np.exp(min(largest, 20)) + 16 * largest}.get(
-        kind, 2 * largest
-    )
+    size = {
+        "mse": np.square(largest) + 16,
+        "mae": 2 * largest + 8,
+        "huber": 2 * largest + 8,
+        "poisson_nll": np.exp(min(largest, 20)) + 16 * largest,
+    }.get(kind, 2 * largest)
     if kind == "probabilities":
         size *= logits.shape[1]
     assert_close("loss", losses, exact_losses, size, logits.shape[-1])
     rise = {"mse": 2 * largest + 8, "poisson_nll": np.exp(min(largest, 20)) + 16}.get(kind, logits.shape[-1])
     assert_close("loss", gradient, exact_gradient, scale * rise, 1)
-    assert total == pytest.approx(losses.sum(dtype=np.float64), rel=1e-12, abs=1e-300)
+    assert total == pytest.approx(scale * losses.sum(dtype=np.float64), rel=1e-12, abs=1e-300)
     return total, exact_total
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_reference_gradient_is_the_central_difference(kind, rng):
     logits, target = problem(rng, kind, 5, 4)
-    _, _, gradient = run(reference, kind, logits, target, 0.25)
-    numerical = numerical_gradient(lambda: 0.25 * run(reference, kind, logits, target)[0], logits)
+    _, _, gradient = run(reference, kind, logits, target)
+    numerical = numerical_gradient(lambda: run(reference, kind, logits, target)[0], logits)
     assert_close("numerical", gradient, numerical, size=1)
 
 
@@ -84,13 +97,15 @@ def test_matches_pytorch(backend, kind, dtype, scale, rng, torch):
         "binary_cross_entropy": torch.nn.functional.binary_cross_entropy_with_logits,
         "mse": torch.nn.functional.mse_loss,
         "poisson_nll": torch.nn.functional.poisson_nll_loss,
+        "mae": torch.nn.functional.l1_loss,
+        "huber": torch.nn.functional.huber_loss,
     }
     function = functions.get(kind, torch.nn.functional.cross_entropy)
     logits, target = problem(rng, kind, 17, 33, dtype, scale)
     z = torch.tensor(logits, requires_grad=True)
     expected = function(z, torch.tensor(target), reduction="none")
-    (expected.sum() / 17).backward()
-    _, losses, gradient = run(backend, kind, logits, target, 1 / 17)
+    expected.mean().backward()
+    _, losses, gradient = run(backend, kind, logits, target, mean=True)
     expected = expected.detach().numpy().astype(np.float64)
     assert_close("loss", losses, expected, np.abs(expected).max(), terms=33)
     assert_close("loss", gradient, z.grad.numpy(), max(1, np.abs(z.grad.numpy()).max()), terms=33)
@@ -101,7 +116,7 @@ def test_matches_pytorch(backend, kind, dtype, scale, rng, torch):
 @pytest.mark.parametrize("c", [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1000])
 @pytest.mark.parametrize("n", [0, 1, 2, 17, 1023])
 def test_matches_the_reference(backend, kind, dtype, n, c, rng):
-    assert_matches_reference(backend, kind, *problem(rng, kind, n, c, dtype), scale=1 / max(n, 1))
+    assert_matches_reference(backend, kind, *problem(rng, kind, n, c, dtype), mean=True)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "poisson_nll"])
@@ -146,9 +161,9 @@ def test_empty_batch_costs_nothing(backend, kind, dtype, rng):
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("kind", ["binary_cross_entropy", "mse", "poisson_nll"])
-@pytest.mark.parametrize("shape", [(5,), (1023,), (2, 0), (2, 3, 5), (3, 33, 7)])
-def test_elementwise_losses_take_any_shape(backend, kind, dtype, shape, rng):
+@pytest.mark.parametrize("kind", ["binary_cross_entropy", "mse", "poisson_nll", "mae", "huber"])
+@pytest.mark.parametrize("shape", [(1, 5), (1023, 1), (2, 0), (33, 21)])
+def test_elementwise_losses_take_rows_of_any_length(backend, kind, dtype, shape, rng):
     logits = rng.standard_normal(shape).astype(dtype)
     assert_matches_reference(backend, kind, logits, rng.random(shape).astype(dtype))
 
@@ -164,9 +179,9 @@ def test_zero_width(backend, kind, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_do_not_matter_and_inputs_are_not_written(backend, kind, dtype, layout, rng):
     logits, target = problem(rng, kind, 17, 33, dtype)
-    total, losses, gradient = run(backend, kind, logits, target, 0.5)
+    total, losses, gradient = run(backend, kind, logits, target)
     laid = laid_out(logits, layout), np.repeat(target, 2)[::2] if kind == "labels" else laid_out(target, layout)
-    laid_total, laid_losses, laid_gradient = run(backend, kind, *laid, 0.5)
+    laid_total, laid_losses, laid_gradient = run(backend, kind, *laid)
     # NumPy adds in another order in another layout
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if backend is reference else {"rtol": 0}
     np.testing.assert_allclose(laid_losses, losses, **tolerance)
@@ -202,7 +217,9 @@ def test_nan_stays_in_its_row(backend, kind, dtype, c, rng):
         np.testing.assert_array_equal(np.isnan(gradient), nan)
 
 
-@pytest.mark.parametrize("kind", ["one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll"])
+@pytest.mark.parametrize(
+    "kind", ["one_hot", "probabilities", "binary_cross_entropy", "mse", "poisson_nll", "mae", "huber"]
+)
 def test_nan_in_the_target_reaches_loss_and_gradient(backend, kind, dtype, rng):
     logits, target = problem(rng, kind, 17, 9, dtype)
     target[4, 5] = np.nan
@@ -277,6 +294,6 @@ def test_a_number_of_no_class_spoils_its_own_row_alone(backend, dtype, label, rn
 
 def test_total_is_added_in_float64(backend, rng):
     """A float32 sum of a million terms would be off in the fifth digit."""
-    y = rng.random(1_000_003, np.float32)
+    y = rng.random((1_000_003, 1), np.float32)
     total, losses, _ = run(backend, "mse", y, np.zeros_like(y))
-    assert total == pytest.approx(math.fsum(losses.tolist()), rel=1e-12)
+    assert total == pytest.approx(math.fsum(losses[:, 0].tolist()), rel=1e-12)

@@ -352,7 +352,7 @@ def test_a_step_of_a_chain_that_would_overflow_is_not_made(backend):
     table, state = np.array([(1, 1, 0, 1, types.IDENTITY)], np.int64), np.zeros((2, 2), np.float32)
     x, target = np.ones((1, 1), np.float32), np.full((1, 1), -5e20, np.float32)
     work = np.empty(types.workspace_size((1, 1), 1), np.float32)
-    net = types.Net(table, np.zeros(1), types.MSE, params, grads, work)
+    net = types.Net(table, np.zeros(1), types.Loss(types.MSE), params, grads, work)
     rule = UpdateRule(types.ADAM, state, Adam(0.1).hyper, math.inf, None, None)
     record = np.zeros(2)
     assert backend.dense_chain_step(x, target, net, rule, 0, record) == NONFINITE

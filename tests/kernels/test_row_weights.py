@@ -55,8 +55,8 @@ def test_reference_gradient_is_the_central_difference(loss, weighted, l2, rng):
 def test_matches_pytorch(backend, dtype, loss, l2, rng, torch):
     net, x, target, weights = problem(rng, 33, dtype, loss, **NO_UPDATE)
     record = step(backend, net, x, target, weights, l2)
-    functions = "cross_entropy binary_cross_entropy_with_logits mse_loss poisson_nll_loss".split()
-    function = getattr(torch.nn.functional, functions[net.loss])
+    functions = "cross_entropy binary_cross_entropy_with_logits mse_loss poisson_nll_loss l1_loss huber_loss".split()
+    function = getattr(torch.nn.functional, functions[net.loss.code])
     flat, a = torch.tensor(net.params, requires_grad=True), torch.tensor(x)
     penalty = 0
     for (k, m, w, b, _), f in zip(net.table.tolist(), ("tanh", "identity"), strict=True):

@@ -24,7 +24,6 @@ from fastgrad.kernels.types import (
     ADAGRAD,
     ADAM,
     BAD_LABEL,
-    LOSSES,
     NONFINITE,
     OK,
     RMSPROP,
@@ -94,8 +93,8 @@ def torch_train(torch, net, batches):
             for k, m, w, b, _ in net.table.tolist()
         ]
 
-    fused = {LOSSES["cross_entropy"]: types.SOFTMAX, LOSSES["binary_cross_entropy"]: types.SIGMOID}.get(net.loss)
-    loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.poisson_nll_loss][net.loss]
+    fused = {types.CROSS_ENTROPY: types.SOFTMAX, types.BINARY_CROSS_ENTROPY: types.SIGMOID}.get(net.loss.code)
+    loss_function = [F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.poisson_nll_loss][net.loss.code]
     activations = [types.Activation(*f) for f in zip(net.table[:, 4].tolist(), net.parameters, strict=True)]
     if activations[-1].code == fused:
         activations[-1] = ACTIVATIONS["identity"]

@@ -390,8 +390,20 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         lambda nn: nn.Residual(nn.Dropout(0.0)),
         lambda nn: nn.Conv2d(2, 2, 1),
         lambda nn: nn.BatchNorm(2),
+        lambda nn: nn.LayerNorm(2),
     ],
-    ids=["dropout_0", "dropout", "flatten", "max_pool", "avg_pool", "sequential", "residual", "conv", "batch_norm"],
+    ids=[
+        "dropout_0",
+        "dropout",
+        "flatten",
+        "max_pool",
+        "avg_pool",
+        "sequential",
+        "residual",
+        "conv",
+        "batch_norm",
+        "layer_norm",
+    ],
 )
 def test_outputs_and_gradients_share_no_memory_with_what_was_given(in_force, make, training):
     x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype(np.float32)

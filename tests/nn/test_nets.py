@@ -40,9 +40,9 @@ class Net:
 
 
 NETS = {
-    "20-10-1": Net((20, 10, 1), "relu", "sigmoid", "binary_cross_entropy", Adam(), 32, 1000, (breast_cancer,)),
+    "20-10-1": Net((20, 10, 1), "relu", "sigmoid", "binary_cross_entropy", Adam(), 32, 200, (breast_cancer,)),
     "784-64-64-10": Net(
-        (784, 64, 64, 10), "relu", "softmax", "cross_entropy", Adam(), 128, 10, (digits, 28), "xavier_uniform"
+        (784, 64, 64, 10), "relu", "softmax", "cross_entropy", Adam(), 128, 5, (digits, 28), "xavier_uniform"
     ),
     "100-100-100-10": Net((100, 100, 100, 10), "relu", "identity", "cross_entropy", Adam(1e-3), 32, 10, (digits, 10)),
     "50 x 256": Net(

@@ -16,6 +16,7 @@ from fastgrad.nn import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    LayerNorm,
     MaxPool2d,
     Model,
     Residual,
@@ -39,6 +40,7 @@ LINES = {
     "Conv2d(4, 8, (3, 5), stride=(2, 1), groups=2, bias=False)": lambda: Conv2d(
         4, 8, (3, 5), stride=(2, 1), groups=2, bias=False
     ),
+    "LayerNorm(8, 'relu', eps=0.001)": lambda: LayerNorm(8, "relu", 1e-3),
     "BatchNorm(8, 'relu', momentum=0.01, unbiased=False)": lambda: BatchNorm(8, "relu", 0.01, unbiased=False),
     "Dropout(0.2)": lambda: Dropout(0.2, seed=1),
     "MaxPool2d((2, 3))": lambda: MaxPool2d((2, 3)),
@@ -155,7 +157,8 @@ def test_a_history_prints_its_ends_and_a_report_its_table():
     x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int64)
     history = trainer.fit(x, y, epochs=3, validation=(x, y))
     text = repr(history)
-    assert text.startswith(f"History of 3 epochs: loss {history.loss[0]:.4g} to {history.loss[-1]:.4g}, val_loss ")
+    assert text.startswith(f"History of 3 epochs: loss {history.loss[0]:.4g} to {history.loss[-1]:.4g}, accuracy ")
+    assert ", val_loss " in text
     assert text.endswith(" seconds")
     assert "\n" not in text
     assert repr(trainer.fit(x, y)).startswith("History of 1 epoch: loss ")

@@ -31,6 +31,7 @@ from bench.workloads.clip import CLIPS, Update
 from bench.workloads.conv import CONVS
 from bench.workloads.conv_grid import GRID, SHAPES
 from bench.workloads.gpu import CUDA
+from bench.workloads.layer_norm import LAYER_NORMS
 from bench.workloads.lstm import LSTMS
 from bench.workloads.residual import BLOCKS, Dense, Mean, version_1
 from bench.workloads.scaling import BATCH_SIZES, LENGTHS, WIDTHS
@@ -143,7 +144,7 @@ def small_image(workload):
 def test_a_peer_finds_the_gradients_of_images(contender, package, agrees):
     pytest.importorskip(package)
     depthwise = [GRID[(8, 58, 58, 3, 1, 58), 1, direction] for direction in ("y", "dx", "dw")]
-    for work in (*CONVS, *depthwise, *NORMS):
+    for work in (*CONVS, *depthwise, *NORMS, *LAYER_NORMS):
         agrees(contender, work, small_image(work), rtol=1e-9, atol=1e-11)
 
 

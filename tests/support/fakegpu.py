@@ -466,7 +466,7 @@ class FakeGPU(Emulator):
 class HostKernels:
     """The CUDA backend with the compiled kernels of the host in the place of its own: for what trains too long to be emulated.
 
-    Arrays come from the GPU and stay there, and a step's status is one of its arrays, as in kernels/cuda.
+    Arrays come from the GPU and stay there, and a step's status and the sums of a loss are its arrays, as in kernels/cuda.
     """
 
     def __init__(self, gpu):
@@ -482,8 +482,8 @@ class HostKernels:
         def call(*arguments, **named):
             self.calls += 1
             found = function(*map(self._inside, arguments), **{key: self._inside(a) for key, a in named.items()})
-            statuses = "dense_chain_gradients", "dense_chain_step", "update_arrays"
-            return self._gpu.array(found) if name in statuses else found
+            on_gpu = "dense_chain_gradients", "dense_chain_step", "loss_gradient", "update_arrays"
+            return self._gpu.array(found) if name in on_gpu else found
 
         return call
 

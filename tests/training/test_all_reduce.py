@@ -215,7 +215,7 @@ def test_ranks_that_are_not_alike_are_an_error_in_all(in_force, differ, mean):
         return str(found.value)
 
     message = (
-        "Trainer: reduce: parameters, settings of the optimiser, number of updates and number of batches must be the same "
+        "Trainer: reduce: parameters, loss, settings of the optimiser, number of updates and number of batches must be the same "
         "in all processes; no update was made"
     )
     assert shared(3, program, mean) == [message] * 3

@@ -126,8 +126,8 @@ def failing(batches, kind):
         ("short row", ValueError, r"Trainer\.fit: epoch 1, batch 3: x must be \(N, C\) = \(_, 4\), got \(4, 3\)"),
         ("label", ValueError, r"Trainer\.fit: epoch 1, batch 3: y"),
         ("not finite", FloatingPointError, r"Trainer\.fit: epoch 1, batch 3: the gradient is not finite"),
-        ("no tuple", TypeError, r"epoch 1, batch 3: a batch \(x, y\) must be a list or tuple, got ndarray"),
-        ("no y", ValueError, r"epoch 1, batch 3: a batch \(x, y\) must have length 2, got 1"),
+        ("no tuple", TypeError, r"epoch 1, batch 3: a batch must be a list or tuple, got ndarray"),
+        ("no y", ValueError, r"epoch 1, batch 3: a batch must be \(x, y\), .*, got 1 values"),
         ("dtype", TypeError, r"epoch 1, batch 3: x must be float32 like the model, got float64"),
     ],
 )
@@ -161,7 +161,10 @@ def test_iterables_that_end_early_are_named(in_force):
     assert trainer.step_count == 3
     message = "Trainer.fit: epoch 1: the function must return an iterable of batches, got NoneType"
     refuses(TypeError, message, fit, lambda epoch: None)
-    message = "Trainer.fit: lengths and drop_last are for arrays; batches of an iterable are (x, y, lengths)"
+    message = (
+        "Trainer.fit: lengths, sample_weight and drop_last are for arrays; "
+        "batches of an iterable are (x, y, lengths, sample_weight)"
+    )
     refuses(ValueError, message, fit, batches, drop_last=True)
     with pytest.raises(ValueError, match=r"epoch 1, batch 2: the batch has one row, too few for a batch norm"):
         fit([batches[0], (x[:1], y[:1])])

@@ -1,5 +1,6 @@
 """Callback, early stopping, checkpoints and resume of fit: what it reports, which weights it leaves, and the bits of one that goes on."""
 
+import json
 import math
 import os
 import sys
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from arrays import bits
 from error_messages import refuses
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from trainers import data, model
 
 import fastgrad as fg
@@ -175,6 +178,26 @@ def test_a_checkpoint_is_written_every_so_many_epochs_and_at_the_end(in_force, t
     assert bits(alone.params) == bits(trainer.model.params)
     trainer.fit(x, y, epochs=7, checkpoint=path, checkpoint_every=5, callback=lambda result: result.epoch == 2)
     assert written[3:] == [2]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_a_checkpoint_of_a_version_without_accuracy_goes_on(in_force, tmp_path, loss):
+    x, y = data()
+    y = y if loss == "cross_entropy" else np.eye(3, dtype=np.float32)[y]
+    path, old, new, whole = tmp_path / "run", *(fg.Trainer(model(), loss) for _ in range(3))
+    old.fit(x, y, epochs=2, checkpoint=path)
+    with safe_open(path, "numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    history = json.loads(metadata["fit.history"])
+    del history["accuracy"]
+    save_file(arrays, path, {**metadata, "fit.history": json.dumps(history)})
+    expected = whole.fit(x, y, epochs=4)
+    for epochs in (3, 4):
+        found = new.fit(x, y, epochs=epochs, checkpoint=path, resume=True)
+    assert found.loss == expected.loss
+    assert [a == a for a in found.accuracy] == ([False, False, True, True] if loss == "cross_entropy" else [])
+    assert found.accuracy[2:] == expected.accuracy[2:]
+    assert state_of(new) == state_of(whole)
 
 
 def test_a_crash_in_the_middle_of_a_write_leaves_the_file_of_before(in_force, tmp_path, monkeypatch):

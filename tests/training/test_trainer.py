@@ -302,7 +302,9 @@ def test_bad_input_of_fit_and_evaluate_changes_nothing(in_force):
 
 def test_bad_settings():
     net = model()
-    message = "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll; got 'hinge'"
+    message = (
+        "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll, mae, huber; got 'hinge'"
+    )
     refuses(ValueError, message, fg.Trainer, net, "hinge")
     refuses(TypeError, "Trainer: model must be a layer of fastgrad.nn, got list", fg.Trainer, [net])
     refuses(TypeError, "Trainer: optimizer must be one of fastgrad.optim, got str", fg.Trainer, net, optimizer="adam")
@@ -384,8 +386,10 @@ def test_history_plots(in_force, tmp_path):
     figure = history.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
     drawn = {line.get_label(): list(line.get_ydata()) for axes in figure.axes for line in axes.get_lines()}
-    assert drawn == {name: getattr(history, name) for name in ("loss", "val_loss", "val_accuracy", "grad_norm")}
-    assert len(fg.Trainer(model()).fit(x, y).plot().axes) == 2
+    assert drawn == {
+        name: getattr(history, name) for name in ("loss", "val_loss", "accuracy", "val_accuracy", "grad_norm")
+    }
+    assert len(fg.Trainer(model()).fit(x, y).plot().axes) == 3
 
 
 def test_a_missing_matplotlib_is_named(monkeypatch):

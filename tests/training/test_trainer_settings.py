@@ -83,7 +83,9 @@ def test_settings_that_cannot_be_are_refused_and_change_nothing(in_force):
     refuses(ValueError, message, assign("optimizer", SGD(0.1)))
     refuses(TypeError, "Trainer: optimizer must be one of fastgrad.optim, got str", assign("optimizer", "adam"))
     refuses(ValueError, "Trainer: clip_norm must be above 0 and finite, got -1", assign("clip_norm", -1))
-    message = "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll; got 'hinge'"
+    message = (
+        "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll, mae, huber; got 'hinge'"
+    )
     refuses(ValueError, message, assign("loss", "hinge"))
     message = "Trainer: constraint must be MaxValue or MaxNorm of fastgrad.optim, got float"
     refuses(TypeError, message, assign("constraint", 1.0))

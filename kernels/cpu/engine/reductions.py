@@ -1,5 +1,5 @@
-"""Reductions for health.py, as LLVM vector code: largest magnitude and number of zeros, sums about the first value, squares of a change,
-statistics of a layer's output.
+"""Reductions for health.py and layer_norm.py, as LLVM vector code: largest magnitude and number of zeros, sums about the first value,
+weighted sums, squares of a change, statistics of a layer's output.
 """
 
 from llvmlite import ir
@@ -163,6 +163,23 @@ def about_first(typingctx, source, count):
         return context.make_tuple(builder, signature.return_type, lanes.sums(True, args[1], args[:1], factors))
 
     return types.UniTuple(types.float64, 2)(source, types.int64), codegen
+
+
+@intrinsic
+def weighted_sums(typingctx, values, weights, x, start, count):
+    """Sums in float64 of values[i] weights[i], and of values[i] weights[i] (x[i] - start), over `count` values."""
+
+    def codegen(context, builder, signature, args):
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        start, one = lanes.splat(args[3]), ir.Constant(lanes.vector, [1.0] * lanes.count)
+
+        def factors(values, mask):
+            value = builder.fmul(values[0], values[1])
+            return [(value, one), (value, builder.fsub(values[2], start))]
+
+        return context.make_tuple(builder, signature.return_type, lanes.sums(True, args[4], args[:3], factors))
+
+    return types.UniTuple(types.float64, 2)(values, weights, x, values.dtype, types.int64), codegen
 
 
 def _change(before, after, wide):

@@ -25,19 +25,25 @@ for sums that are float64 in every dtype: losses and norms.
 Sums have one fixed order (reductions.py), so every run has the same bits; atomics only count integers. Only `xp` allocates arrays. Neither
 it nor a launch waits for the device.
 
-Numba compiles a kernel to PTX, on any machine. CuPy loads and launches it, in a few microseconds; Numba's own launch takes tens for each
-array. Tests without a GPU run the same PTX with the same arguments: `use` puts an executor of theirs in the place of the GPU.
+Numba compiles a kernel to PTX, on any machine, and a file keeps it for later processes (kernels/disk_cache.py). CuPy loads and launches
+it, in a few microseconds; Numba's own launch takes tens for each array. Tests without a GPU run the same PTX with the same
+arguments: `use` puts an executor of theirs in the place of the GPU.
 """
 
 import contextlib
 import inspect
 import os
+import platform
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import numba
 import numpy as np
 from numba import cuda
+
+from fastgrad.kernels import disk_cache
 
 from . import cublas as blas
 
@@ -126,14 +132,24 @@ class Kernel:
         KERNELS.append(self)
 
     def ptx(self, dtype, cc):
+        """The kernel's PTX: of this process, of a file, or compiled and then kept in both."""
         ptx = self._ptx.get((dtype.char, cc))
         if ptx is None:
-            scalar = numba.from_dtype(dtype)
-            signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
-            with offline(cc):
-                ptx, _ = cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)
-            self._ptx[dtype.char, cc] = ptx
+            name, key = disk_cache.named(self.name, self.function.__module__, dtype.char, cc, self.bounds)
+            payload = disk_cache.read(_version(), name, key)
+            if payload is None:
+                payload = self._compile(dtype, cc).encode()
+                # without the file the next process compiles again
+                with contextlib.suppress(OSError):
+                    disk_cache.write(_version(), name, key, payload)
+            ptx = self._ptx[dtype.char, cc] = payload.decode()
         return ptx
+
+    def _compile(self, dtype, cc):
+        scalar = numba.from_dtype(dtype)
+        signature = tuple(_numba_types(annotation, scalar) for annotation in self.parameters)
+        with offline(cc):
+            return cuda.compile_ptx(self.function, signature, cc=cc, device=False, launch_bounds=self.bounds)[0]
 
     def arguments(self, dtype, values):
         """The arguments of a launch: numbers in the kernel's types, arrays, lists of arrays, and 0 for the dtype parameter and for None."""
@@ -147,6 +163,17 @@ class Kernel:
                 value = np.uint64(value)
             arguments.append(0 if value is None else value)
         return arguments
+
+
+@lru_cache
+def _version():
+    """Name of the folder of this version's PTX."""
+    from numba.cuda.cudadrv.nvvm import NVVM  # the simulator has none
+
+    root = Path(__file__).parents[2]
+    sources = *root.glob("*.py"), *(root / "cuda").rglob("*.py")
+    versions = numba.__version__, version("numba-cuda"), NVVM().get_version(), NVVM().get_ir_version()
+    return disk_cache.version(root, sources, versions, platform.python_version())
 
 
 def kernel(function):

@@ -1,0 +1,45 @@
+"""What batch norm and layer norm share: arguments as rows, and the backwards, over rows and as users call it."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastgrad.core import check
+from fastgrad.core.allocator import empty
+from fastgrad.kernels.types import NormGradients
+
+# backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None
+RowsBackward = Callable[..., tuple[Any, Any]]
+
+
+def as_rows(a: np.ndarray) -> np.ndarray:
+    """An array (..., C) as contiguous rows (M, C)."""
+    return check.contiguous(a).reshape(prod(a.shape[:-1]), a.shape[-1])
+
+
+def rows_backward(
+    op: str, y: np.ndarray, xs: np.ndarray, has_residual: bool, differentiate: Callable[[Any, NormGradients], None]
+) -> RowsBackward:
+    """The backward of y from the rows xs. differentiate(dys, gradients) runs the kernel over rows."""
+
+    def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
+        dys = check.upstream(op, dy, y).reshape(xs.shape)
+        dz, dx = (empty(xs.shape, xs) if wanted else None for wanted in (has_residual, want_dx))
+        differentiate(dys, NormGradients(dz, dx, dgamma, dbeta))
+        dx, dz = (None if d is None else d.reshape(y.shape) for d in (dx, dz))
+        return dx, dz
+
+    return backward
+
+
+def full_backward(backward: RowsBackward, affine: Any) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """The backward that users call: the gradients of x, gamma and beta, and of a residual."""
+
+    def full(dy: np.ndarray) -> tuple[np.ndarray, ...]:
+        dgamma, dbeta = (empty(a.shape, a) for a in affine)
+        dx, dresidual = backward(dy, dgamma, dbeta)
+        return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
+
+    return full
