@@ -1,4 +1,4 @@
-"""Benchmarks of LSTMs: forward and all gradients, also with unequal lengths; one step at a time; the forward alone."""
+"""Benchmarks of LSTMs and GRUs: forward and all gradients, also with unequal lengths; one step at a time; the forward alone."""
 
 from operator import attrgetter
 

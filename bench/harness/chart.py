@@ -23,6 +23,7 @@ HEADINGS = {
     "gemm": "matrix product",
     "latency": "latency of a product",
     "lstm": "LSTM",
+    "gru": "GRU",
     "conv": "convolution",
     "batch_norm": "batch normalisation",
     "layer_norm": "layer normalisation",

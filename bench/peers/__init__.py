@@ -1,7 +1,7 @@
 """The contenders: a module for each library, with the workloads of bench/workloads/ written as an expert of that library would.
 
 A module is named library[_variant]_device, so that its name hides no library. It has `setup(threads)` and a class, a Runner, for each
-workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Fit, Conv, ConvForward, ConvInputs,
+workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Gru, Fit, Conv, ConvForward, ConvInputs,
 ConvWeights, BatchNorm, LayerNorm, Clip, Update, HeNormal, Call, CallBack.
 """
 
@@ -42,6 +42,7 @@ CONTENDERS = {
     "forward": NETS,
     "gemm": ["fastgrad", "NumPy", "PyTorch"],
     "lstm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
+    "gru": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "conv": ["fastgrad", "PyTorch", "JAX"],
     "batch_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],
     "layer_norm": ["fastgrad", "NumPy", "PyTorch", "JAX"],

@@ -115,12 +115,16 @@ class Lstm(Runner):
         x, self.dy = lstm.sequences()
         self.inputs = [(x,)]
         self.lengths = lstm.lengths()
-        self.model = fg.nn.LSTM(lstm.n_in, lstm.hidden, lstm.layers, lstm.bidirectional, proj_size=lstm.proj_size,
-                                dtype=lstm.dtype, seed=0)  # fmt: skip
+        self.model = self.build(lstm)
         arrays = [array for layer in lstm.parameters() for direction in layer for array in direction]
         for parameter, array in zip(self.model.parameters().values(), arrays, strict=True):
             parameter[...] = array
         self.outcome = lstm.outcome
+
+    @staticmethod
+    def build(lstm):
+        options = {"proj_size": lstm.proj_size, "dtype": lstm.dtype, "seed": 0}
+        return fg.nn.LSTM(lstm.n_in, lstm.hidden, lstm.layers, lstm.bidirectional, **options)
 
     def call(self, x):
         y, backward = self.model.forward(x, training=True, lengths=self.lengths)
@@ -128,6 +132,12 @@ class Lstm(Runner):
 
     def fetch(self, result):
         return self.outcome(*result, self.model.gradients().values())
+
+
+class Gru(Lstm):
+    @staticmethod
+    def build(gru):
+        return fg.nn.GRU(gru.n_in, gru.hidden, gru.layers, gru.bidirectional, dtype=gru.dtype, seed=0)
 
 
 class LstmForward(Lstm):

@@ -175,10 +175,10 @@ def lstm_layer(lstm, mask, x, weights, reverse):
     return y * mask[0] if mask else y
 
 
-def lstm_forward(lstm, mask, layers, x):
+def layers_forward(layer, lstm, mask, layers, x):
     x = x.transpose(1, 0, 2)
     for directions in layers:
-        ys = [lstm_layer(lstm, mask, x, weights, bool(reverse)) for reverse, weights in enumerate(directions)]
+        ys = [layer(lstm, mask, x, weights, bool(reverse)) for reverse, weights in enumerate(directions)]
         x = jnp.concatenate(ys, axis=-1)
     return x.transpose(1, 0, 2)
 
@@ -188,6 +188,8 @@ def choose_precision(lstm):
 
 
 class Lstm(Runner):
+    layer = staticmethod(lstm_layer)
+
     def __init__(self, lstm):
         choose_precision(lstm)
         self.lstm = lstm
@@ -195,7 +197,7 @@ class Lstm(Runner):
         self.inputs = [(x,)]
         self.layers = jax.tree.map(jnp.asarray, lstm.parameters())
         mask = () if lstm.shortest is None else (jnp.asarray(lstm.mask().transpose(1, 0, 2)),)
-        self.forward = functools.partial(lstm_forward, lstm, mask)
+        self.forward = functools.partial(layers_forward, self.layer, lstm, mask)
         self.compiled = jax.jit(self.compute)
 
     def compute(self, layers, x, dy):
@@ -208,6 +210,29 @@ class Lstm(Runner):
 
     def fetch(self, result):
         return self.lstm.outcome(*jax.tree.map(np.asarray, result))
+
+
+def gru_layer(gru, mask, x, weights, reverse):
+    """y (T, N, H) of x (T, N, C)."""
+    w_ih, w_hh, b, b_hn = weights
+
+    def step(h, inputs):
+        of_x, *inside = inputs
+        of_h = h @ w_hh
+        (r, z), n = jnp.split(jax.nn.sigmoid((of_x + of_h)[:, : 2 * gru.hidden]), 2, axis=1), 2 * gru.hidden
+        n = jnp.tanh(of_x[:, n:] + r * (of_h[:, n:] + b_hn))
+        new = (1 - z) * n + z * h
+        new = jnp.where(inside[0], new, h) if inside else new
+        return new, new
+
+    start = jnp.zeros((gru.batch, gru.hidden), x.dtype)
+    # the product of all steps with w_ih before the scan
+    y = jax.lax.scan(step, start, (x @ w_ih + b, *mask), reverse=reverse)[1]
+    return y * mask[0] if mask else y
+
+
+class Gru(Lstm):
+    layer = staticmethod(gru_layer)
 
 
 class LstmForward(Lstm):

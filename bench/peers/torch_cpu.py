@@ -212,18 +212,27 @@ def write(parameters, arrays):
             parameter.copy_(torch.as_tensor(array.T))
 
 
+def write_gru(parameters, arrays):
+    """(weight_ih, weight_hh, bias_ih, bias_hh) = (w_ih, w_hh, b, b_hn), a bias_hh whose first two parts are 0."""
+    w_ih, w_hh, b, b_hn = arrays
+    write(parameters, (w_ih, w_hh, b))
+    with torch.no_grad():
+        parameters[3][-len(b_hn) :] = torch.as_tensor(b_hn)
+
+
 class Lstm(Runner):
-    layer = nn.LSTM
+    layer, write = nn.LSTM, staticmethod(write)
     pack, pad = staticmethod(pack_padded_sequence), staticmethod(pad_packed_sequence)
 
     def __init__(self, lstm):
         x, dy = map(torch.as_tensor, lstm.sequences())
         self.inputs, self.dy = [(x.requires_grad_(),)], dy
+        options = {"proj_size": lstm.proj_size} if lstm.proj_size else {}
         self.model = self.layer(lstm.n_in, lstm.hidden, lstm.layers, batch_first=True, bidirectional=lstm.bidirectional,
-                             proj_size=lstm.proj_size, dtype=dy.dtype)  # fmt: skip
+                             dtype=dy.dtype, **options)  # fmt: skip
         directions = [arrays for layer in lstm.parameters() for arrays in layer]
         for parameters, arrays in zip(self.model.all_weights, directions, strict=True):
-            write(parameters, arrays)
+            self.write(parameters, arrays)
         self.parameters = [parameter for group in self.model.all_weights for parameter in group]
         lengths = lstm.lengths()
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
@@ -243,6 +252,16 @@ class Lstm(Runner):
         y, dx, *gradients = (array.numpy(force=True) for array in result)
         # the second bias has the first one's gradient
         del gradients[3 :: 5 if self.lstm.proj_size else 4]
+        return self.lstm.outcome(y, dx, [gradient.T for gradient in gradients])
+
+
+class Gru(Lstm):
+    layer, write = nn.GRU, staticmethod(write_gru)
+
+    def fetch(self, result):
+        y, dx, *gradients = (array.numpy(force=True) for array in result)
+        # of the second bias that of n alone
+        gradients[3::4] = [db[-self.lstm.hidden :] for db in gradients[3::4]]
         return self.lstm.outcome(y, dx, [gradient.T for gradient in gradients])
 
 

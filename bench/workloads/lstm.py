@@ -1,6 +1,7 @@
-"""Workloads of LSTMs over random sequences: forward and all gradients, the forward alone, or one step at a time."""
+"""Workloads of LSTMs and GRUs over random sequences: forward and all gradients, the forward alone, or one step at a time."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Lstm(Targets):
     threads: int | None = None  # all
 
     kind = "lstm"
+    gates: ClassVar[int] = 4
     checked_calls = 1
     memory_bytes = 0
 
@@ -40,7 +42,7 @@ class Lstm(Targets):
             "forward alone": self.runner == "LstmForward",
             "cell by cell": self.runner == "LstmCell",
         }
-        sizes = f"lstm N={self.batch} T={self.steps} C={self.n_in} H={self.hidden}"
+        sizes = f"{self.kind} N={self.batch} T={self.steps} C={self.n_in} H={self.hidden}"
         return ", ".join([sizes, *(words for words, holds in remarks.items() if holds)])
 
     @property
@@ -52,6 +54,11 @@ class Lstm(Targets):
     def n_out(self):
         """Columns of one direction's y."""
         return self.proj_size or self.hidden
+
+    @property
+    def further(self):
+        """Shapes of a direction's weights beside w_ih, w_hh and b: of w_proj."""
+        return [(self.hidden, self.proj_size)] if self.proj_size else []
 
     @property
     def inputs(self):
@@ -66,21 +73,27 @@ class Lstm(Targets):
     @property
     def flops(self):
         """The gradients of a product cost two of its size."""
-        columns = sum(4 * self.hidden * (n_in + self.n_out) + self.hidden * self.proj_size for n_in in self.inputs)
+        columns = sum(
+            self.gates * self.hidden * (n_in + self.n_out) + self.hidden * self.proj_size for n_in in self.inputs
+        )
         forward = 2 * self.n_rows * columns * (1 + self.bidirectional)
         return forward if self.runner == "LstmForward" else 3 * forward
 
     def parameters(self):
-        """[[(w_ih, w_hh, b) or (w_ih, w_hh, b, w_proj) for each direction] for each layer], drawn as PyTorch does."""
+        """[[(w_ih, w_hh, b), and what else there is, for each direction] for each layer], drawn as PyTorch does."""
         rng = np.random.default_rng(0)
 
         def draw(*shape):
             return rng.uniform(-1, 1, shape).astype("f4").astype(self.dtype) / np.sqrt(self.hidden).astype(self.dtype)
 
         def direction(n_in):
-            columns = 4 * self.hidden
-            arrays = draw(n_in, columns), draw(self.n_out, columns), draw(columns)
-            return (*arrays, draw(self.hidden, self.proj_size)) if self.proj_size else arrays
+            columns = self.gates * self.hidden
+            return (
+                draw(n_in, columns),
+                draw(self.n_out, columns),
+                draw(columns),
+                *(draw(*shape) for shape in self.further),
+            )
 
         return [[direction(n_in) for _ in range(1 + self.bidirectional)] for n_in in self.inputs]
 
@@ -104,6 +117,20 @@ class Lstm(Targets):
         return sample([y, *([] if dx is None else [dx]), *gradients], self.n_rows**-0.5)
 
 
+@dataclass(frozen=True)
+class Gru(Lstm):
+    """The same of a GRU with PyTorch's reset gate."""
+
+    runner: str = "Gru"
+    kind = "gru"
+    gates: ClassVar[int] = 3
+
+    @property
+    def further(self):
+        """Shapes of a direction's weights beside w_ih, w_hh and b: of b_hn."""
+        return [(self.hidden,)]
+
+
 SMALL = 32, 100, 64, 128
 LSTMS = [
     Lstm("lstm-32", *SMALL, target_ratio=1.5, target_share=0.75),
@@ -116,4 +143,6 @@ LSTMS = [
     Lstm("lstm-bidirectional", *SMALL, bidirectional=True, target_ratio=1.5),
     Lstm("lstm-projected", *SMALL, proj_size=64, target_ratio=4, target_peer="PyTorch"),
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
+    Gru("gru-32", *SMALL, target_ratio=1.3),
+    Gru("gru-lengths", *SMALL, shortest=10, target_ratio=5, target_peer="PyTorch"),
 ]
