@@ -69,7 +69,7 @@ GRU = np.dtype(
 
 @device_function
 def thread_states(gru, thread_index, thread_count, like):
-    """Scratch of the thread's n sequences: the states (n, H), and ds (n, H)."""
+    """Scratch of the thread's n sequences: the states (n, H), and products for them (n, H)."""
     sequences = thread_sequences(thread_index, thread_count, gru.n)
     before = thread_index * (gru.n // thread_count) + min(thread_index, gru.n % thread_count)
     state = values_at(gru.states, 2 * gru.H * before, like)
@@ -180,10 +180,13 @@ def gru_backward_part(thread_index, thread_count, record, like):
                 map_arrays(gradients_reset_after, H, sources, targets, ())
             else:
                 map_arrays(gradients_of_z_and_n, H, (z, n, h_before, dh), (dz_z, dz_n, dh), ())
+        # the products of dh_{t-1} add up alone: chains of small terms that begin with dh z would round to it at each of them
+        start = null
         if gru.reset_after:
-            # dh_{t-1} += dq w_hn^T
+            # dq w_hn^T
             dq, dq_row = values_at(gru.dq, first * H, like), thread_count * H  # (rows, H)
-            step_product(gru, thread_index, rows, H, H, dq, dq_row, gru.w_n, state_dh, H, state_dh, H)
+            step_product(gru, thread_index, rows, H, H, dq, dq_row, gru.w_n, null, 0, state_ds, H)
+            start = state_ds
         else:
             # ds = dz_n w_hn^T, and through s = r h_{t-1}
             step_product(gru, thread_index, rows, H, H, advance(dz, 2 * H), dz_row, gru.w_n, null, 0, state_ds, H)
@@ -193,8 +196,11 @@ def gru_backward_part(thread_index, thread_count, record, like):
                 ds, dh = advance(state_ds, i * H), advance(state_dh, i * H)  # (H,) each
                 h_before = values_at(gru.inputs, row * (H + 1), like)  # (H,)
                 map_arrays(gradients_of_r, H, (r, h_before, ds, dh), (dz_r, dh), ())
-        # dh_{t-1} += dz_r w_hr^T + dz_z w_hz^T
-        step_product(gru, thread_index, rows, H, 2 * H, dz, dz_row, gru.w_rz, state_dh, H, state_dh, H)
+        # dh_{t-1} += dz_r w_hr^T + dz_z w_hz^T, and dq w_hn^T
+        step_product(gru, thread_index, rows, H, 2 * H, dz, dz_row, gru.w_rz, start, H, state_ds, H)
+        for i in range(rows):
+            dh, products = advance(state_dh, i * H), advance(state_ds, i * H)  # (H,) each
+            map_arrays(add, H, (dh, products), (dh,), ())
     copy_states(gru, thread_index, thread_count, H, state_dh, H, gru.dh_0, True)
 
 

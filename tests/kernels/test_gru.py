@@ -19,13 +19,13 @@ REVERSE = pytest.mark.parametrize("reverse", [False, True])
 LENGTHS = pytest.mark.parametrize("lengths", [None, "random"], ids=["full", "ragged"])
 
 
-def assert_matches_reference(problem, scale=1):
+def assert_matches_reference(problem, least=1):
     """Results and gradients of the backend in force, in the problem's dtype, against the reference in float64."""
     found = run(problem)
     with fg.use_backend("numpy"):
         expected = run(problem.map(lambda a: a.astype(np.float64)))
     assert {a.dtype for a in found.values()} == {problem.x.dtype}
-    assert_all_close(found, expected, least=1, scale=scale)
+    assert_all_close(found, expected, least=least)
     return found
 
 
@@ -92,7 +92,8 @@ def test_matches_the_reference_at_awkward_shapes(in_force, dtype, n, hidden, res
     """Both sides of a register tile and of vectors; full and ragged; one step has no recurrence, two have one."""
     for steps, c, lengths, bias in product((1, 2, 7), (1, 17), (None, "random"), (True, False)):
         problem = random_gru(rng, n, steps, c, hidden, dtype, lengths=lengths, bias=bias, reset_after=reset_after)
-        assert_matches_reference(problem)
+        # a dw_hh of one value is a sum of 231 terms that cancel
+        assert_matches_reference(problem, least=2)
 
 
 @RESETS
