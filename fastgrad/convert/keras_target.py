@@ -27,9 +27,9 @@ Pair = tuple[Any, list[np.ndarray]]
 def model_to_keras(model: Model, image_size: int | tuple[int, int] | None = None) -> Any:
     """A keras.Sequential with the weights and the outputs of a model.
 
-    It is what model_from_keras reads: every layer of a Sequential, of inner ones in their place. Layers of an LSTM or
-    a GRU come one after the other, and the padding of a convolution is a ZeroPadding2D before it. A Residual has no equal. In
-    training, batch norms there are those with unbiased=False.
+    It is what model_from_keras reads: every layer of a Sequential, of inner ones in their place. Layers of an LSTM or a
+    GRU come one after the other, and the padding of a convolution is a ZeroPadding2D before it. A Residual has no
+    equal. In training, batch norms there are those with unbiased=False.
 
     Args:
         model: The model, not on a GPU. Nothing of it is changed.
