@@ -1,10 +1,10 @@
-"""Models and weights of LSTM layers from and to other libraries, which are imported only to make a model of theirs."""
+"""Models and weights of recurrent layers from and to other libraries, which are imported only to make a model of theirs."""
 
 from fastgrad.convert.keras_source import model_from_keras
 from fastgrad.convert.keras_target import model_to_keras
-from fastgrad.convert.lstm_keras import from_keras, to_keras
-from fastgrad.convert.lstm_onnx import from_onnx, to_onnx
-from fastgrad.convert.lstm_torch import from_torch, to_torch
+from fastgrad.convert.recurrent_keras import from_keras, to_keras
+from fastgrad.convert.recurrent_onnx import from_onnx, to_onnx
+from fastgrad.convert.recurrent_torch import from_torch, to_torch
 from fastgrad.convert.torch_source import model_from_torch
 from fastgrad.convert.torch_target import model_to_torch
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastgrad.convert.lstm_arrays import kind
-from fastgrad.convert.lstm_keras import from_keras
 from fastgrad.convert.reading import Reading
+from fastgrad.convert.recurrent_arrays import kind, with_article
+from fastgrad.convert.recurrent_keras import from_keras
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -21,6 +22,7 @@ FUNCTIONS: dict[str, str | tuple[str, float]] = {
     "leaky_relu": ("leaky_relu", 0.2),
     **{name: name for name in "relu relu6 sigmoid tanh elu selu gelu silu softplus softmax".split()},
 }
+CELLS: dict[str, type[LSTM | GRU]] = {"LSTM": LSTM, "GRU": GRU}
 
 
 class KerasReading(Reading):
@@ -35,10 +37,10 @@ def model_from_keras(model: Any) -> Model:
     """A model of fg.nn with the weights and the outputs of a Keras model.
 
     The model is a Sequential, also of others, whose layers come in their place; or a single layer. Known are Dense,
-    Conv2D, BatchNormalization, LayerNormalization of the last axis, LSTM, Bidirectional of an LSTM, MaxPooling2D,
-    AveragePooling2D, GlobalAveragePooling2D,
-    GlobalAveragePooling1D after an LSTM, ZeroPadding2D before a Conv2D or an AveragePooling2D, Flatten, Dropout, and
-    activations, as arguments or as layers after a Dense, a Conv2D or a norm.
+    Conv2D, BatchNormalization, LayerNormalization of the last axis, LSTM, GRU, Bidirectional of one of these,
+    MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, GlobalAveragePooling1D after an LSTM or a GRU, ZeroPadding2D
+    before a Conv2D or an AveragePooling2D, Flatten, Dropout, and activations, as arguments or as layers after a Dense,
+    a Conv2D or a norm.
 
     A batch norm has the same eps and running statistics, and its momentum is 1 minus that of Keras.
 
@@ -159,25 +161,31 @@ def _layer_norm(reading: KerasReading, layer: Any) -> None:
     reading.add(LayerNorm, {"n": len(arrays["gamma"]), "eps": layer.epsilon}, arrays)
 
 
-def _lstm(reading: KerasReading, layer: Any, bidirectional: bool = False) -> None:
+def _recurrent(reading: KerasReading, layer: Any, bidirectional: bool = False) -> None:
     weights = layer.get_weights()
     ways = [layer.forward_layer, layer.backward_layer] if bidirectional else [layer]
+    first, cell = ways[0], type(ways[0]).__name__
     for way in ways:
-        reading.need(type(way).__name__ == "LSTM", f"a {type(way).__name__} for a direction")
+        own = type(way).__name__
+        reading.need(own in CELLS, f"a {own} for a direction")
+        reading.need(own == cell, f"{with_article(cell)} and {with_article(own)} for its directions")
         functions = _function(reading, way.activation), _function(reading, way.recurrent_activation)
         reading.need(functions == ("tanh", "sigmoid"), f"activations {functions}")
-        reading.need(not (way.dropout or way.recurrent_dropout), "dropout within an LSTM")
+        reading.need(not (way.dropout or way.recurrent_dropout), f"dropout within {with_article(own)}")
         reading.need(not (way.return_state or way.stateful), "return_state or stateful")
+        if cell == "GRU":
+            reading.need(way.reset_after == first.reset_after, "directions of different reset_after")
     if bidirectional:
         reading.need(layer.merge_mode == "concat", f"merge_mode {layer.merge_mode!r}")
-        reading.need(not ways[0].go_backwards, "go_backwards of the first direction")
-    first = ways[0]
+        reading.need(not first.go_backwards, "go_backwards of the first direction")
     reading.need(
         not (first.go_backwards and first.return_sequences), "go_backwards with sequences, which come out reversed,"
     )
     arguments = {"input_size": weights[0].shape[0], "hidden_size": first.units, "bidirectional": bidirectional}
     arguments |= {"reverse": first.go_backwards, "pool": None if first.return_sequences else "last"}
-    spec = reading.add(LSTM, arguments | {"dtype": reading.dtype_of(weights[0])})
+    if cell == "GRU":
+        arguments["reset_after"] = first.reset_after
+    spec = reading.add(CELLS[cell], arguments | {"dtype": reading.dtype_of(weights[0])})
     spec.write = lambda ours: from_keras(ours, weights)
 
 
@@ -198,8 +206,8 @@ def _global_pool(reading: KerasReading, layer: Any) -> None:
 
 def _mean_of_steps(reading: KerasReading, layer: Any) -> None:
     last = reading.last()
-    if last is None or last.kind is not LSTM or last.arguments["pool"] is not None or layer.keepdims:
-        reading.refuse("must come right after an LSTM with return_sequences, and without keepdims")
+    if last is None or last.kind not in (LSTM, GRU) or last.arguments["pool"] is not None or layer.keepdims:
+        reading.refuse("must come right after an LSTM or a GRU with return_sequences, and without keepdims")
     last.arguments["pool"] = "mean"
 
 
@@ -224,15 +232,16 @@ def _softmax(reading: Reading, layer: Any) -> str:
 LAYERS: dict[str, Callable[[KerasReading, Any], None]] = {
     "AveragePooling2D": _avg_pool,
     "BatchNormalization": _batch_norm,
-    "Bidirectional": lambda reading, layer: _lstm(reading, layer, True),
+    "Bidirectional": lambda reading, layer: _recurrent(reading, layer, True),
     "Conv2D": _conv,
     "Dense": _dense,
     "Dropout": _dropout,
     "Flatten": lambda reading, layer: reading.flatten(),
+    "GRU": _recurrent,
     "GlobalAveragePooling1D": _mean_of_steps,
     "GlobalAveragePooling2D": _global_pool,
     "InputLayer": lambda reading, layer: None,
-    "LSTM": _lstm,
+    "LSTM": _recurrent,
     "LayerNormalization": _layer_norm,
     "MaxPooling2D": _max_pool,
     "ZeroPadding2D": _zero_padding,

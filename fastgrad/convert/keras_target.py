@@ -6,13 +6,15 @@ import numpy as np
 
 from fastgrad.convert.keras_source import FUNCTIONS
 from fastgrad.convert.leaves import check_model, leaves, place_of
-from fastgrad.convert.lstm_keras import to_keras
+from fastgrad.convert.recurrent_arrays import cell_of
+from fastgrad.convert.recurrent_keras import to_keras
 from fastgrad.functional import geometry
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.context import activation_name
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -25,9 +27,9 @@ Pair = tuple[Any, list[np.ndarray]]
 def model_to_keras(model: Model, image_size: int | tuple[int, int] | None = None) -> Any:
     """A keras.Sequential with the weights and the outputs of a model.
 
-    It is what model_from_keras reads: every layer of a Sequential, of inner ones in their place. Layers of an LSTM come
-    one after the other, and the padding of a convolution is a ZeroPadding2D before it. A Residual has no equal. In
-    training, batch norms there are those with unbiased=False.
+    It is what model_from_keras reads: every layer of a Sequential, of inner ones in their place. Layers of an LSTM or a
+    GRU come one after the other, and the padding of a convolution is a ZeroPadding2D before it. A Residual has no
+    equal. In training, batch norms there are those with unbiased=False.
 
     Args:
         model: The model, not on a GPU. Nothing of it is changed.
@@ -105,8 +107,8 @@ class Makers:
 
 def _layers(make: Makers, layer: Model) -> list[Pair]:
     """Keras's layers for one layer, none if there is no equal. ValueError: what Keras has not, as the end of a sentence."""
-    if isinstance(layer, LSTM):
-        return _lstm(make, layer)
+    if isinstance(layer, (LSTM, GRU)):
+        return _recurrent(make, layer)
     if isinstance(layer, Dense):
         weights = [np.array(a) for a in (layer.w, layer.b) if a is not None]
         name, after = _activation(make, layer)
@@ -173,7 +175,7 @@ def _activation(make: Makers, layer: Model) -> tuple[str, list[Pair]]:
     return ("linear" if name == "identity" else name), []
 
 
-def _lstm(make: Makers, layer: LSTM) -> list[Pair]:
+def _recurrent(make: Makers, layer: LSTM | GRU) -> list[Pair]:
     try:
         weights = to_keras(layer)
     except ValueError as error:
@@ -181,11 +183,14 @@ def _lstm(make: Makers, layer: LSTM) -> list[Pair]:
     if layer.reverse and (layer.pool != "last" or layer.num_layers > 1):
         raise ValueError("has reverse, and Keras's go_backwards returns sequences in another order")
     pairs: list[Pair] = []
-    arrays_each = 3 * layer.directions
+    arrays_each, cell = 3 * layer.directions, cell_of(type(layer))
+    options: dict[str, Any] = {"go_backwards": layer.reverse}
+    if isinstance(layer, GRU):
+        options["reset_after"] = layer.reset_after
     for i in range(layer.num_layers):
         last = i == layer.num_layers - 1
         sequences = not (last and layer.pool == "last")
-        theirs = make.layer("LSTM", layer.hidden_size, return_sequences=sequences, go_backwards=layer.reverse)
+        theirs = make.layer(cell, layer.hidden_size, return_sequences=sequences, **options)
         if layer.bidirectional:
             theirs = make.layer("Bidirectional", theirs)
         pairs.append((theirs, weights[i * arrays_each : (i + 1) * arrays_each]))

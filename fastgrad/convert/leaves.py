@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.convert.lstm_arrays import kind
+from fastgrad.convert.recurrent_arrays import kind
 from fastgrad.nn import summary
 from fastgrad.nn.container import Sequential
 from fastgrad.nn.context import activation_name

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastgrad.convert.leaves import check_model, place_of
-from fastgrad.convert.lstm_onnx import node_weights
 from fastgrad.convert.onnx_graph import CHANNELS_FIRST, IMAGES, ROWS, SEQUENCES, Graph, Value
+from fastgrad.convert.recurrent_arrays import cell_of
+from fastgrad.convert.recurrent_onnx import node_weights
 from fastgrad.functional import geometry
 from fastgrad.nn import summary
 from fastgrad.nn.batch_norm import BatchNorm
@@ -16,6 +17,7 @@ from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense, DenseChain
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -32,10 +34,10 @@ AXES: dict[str, list[Any]] = {ROWS: ["N"], SEQUENCES: ["N", "T"], IMAGES: ["N", 
 def export_onnx(model: Model, path: str | os.PathLike) -> None:
     """Write a model as an ONNX file, for inference in other runtimes.
 
-    The file's input "x" and output "y" are those of model.predict: rows (N, C), sequences (N, T, C) with an LSTM, or
-    images (N, H, W, C), and a last softmax or sigmoid is part of it. N, T, H and W are of any size. All layers of fg.nn
-    are known, as they are in evaluation, but for an LSTM with a projection; sequences have all T steps. The operator
-    set is 17.
+    The file's input "x" and output "y" are those of model.predict: rows (N, C), sequences (N, T, C) with an LSTM or a
+    GRU, or images (N, H, W, C), and a last softmax or sigmoid is part of it. N, T, H and W are of any size. All layers
+    of fg.nn are known, as they are in evaluation, but for an LSTM with a projection; sequences have all T steps. The
+    operator set is 17.
 
     Args:
         model: The model, of either dtype, not on a GPU. Few runtimes have all operators in float64.
@@ -157,11 +159,14 @@ def _layer_norm(graph: Graph, model: LayerNorm, x: Value) -> Value:
     return graph.activation(x._replace(name=y), model.output)
 
 
-def _lstm(graph: Graph, model: LSTM, x: Value) -> Value:
-    if model.proj_size:
+def _recurrent(graph: Graph, model: LSTM | GRU, x: Value) -> Value:
+    if isinstance(model, LSTM) and model.proj_size:
         raise ValueError("has proj_size, which ONNX's LSTM has not")
     direction = "bidirectional" if model.bidirectional else "reverse" if model.reverse else "forward"
-    path, directions = graph.path, model.directions
+    options: dict[str, Any] = {"hidden_size": model.hidden_size, "direction": direction}
+    if isinstance(model, GRU):
+        options["linear_before_reset"] = int(model.reset_after)
+    path, directions, cell = graph.path, model.directions, cell_of(type(model))
     h = graph.node("Transpose", x.name, perm=[1, 0, 2])  # (T, N, C)
     for layer in range(model.num_layers):
         graph.path = summary.join(path, str(layer))
@@ -172,12 +177,7 @@ def _lstm(graph: Graph, model: LSTM, x: Value) -> Value:
         inputs[3:3] = ["", "", ""] if len(inputs) == 4 else []
         last = layer == model.num_layers - 1 and model.pool == "last"
         # Y (T, D, N, H), or of a last layer Y_h (D, N, H); the 0 in a shape keeps the size
-        options: dict[str, Any] = {
-            "outputs": 2 if last else 1,
-            "hidden_size": model.hidden_size,
-            "direction": direction,
-        }
-        y = graph.node("LSTM", h, *inputs, **options)
+        y = graph.node(cell, h, *inputs, outputs=2 if last else 1, **options)
         perm, shape = ([1, 0, 2], [0, model.n_out]) if last else ([0, 2, 1, 3], [0, 0, model.n_out])
         h = graph.node("Transpose", y, perm=perm)
         h = graph.node("Reshape", h, graph.constant("shape", shape, np.int64))
@@ -231,6 +231,7 @@ LAYERS: dict[type[Model], Callable[[Graph, Any, Value], Value]] = {
     Conv2d: _conv,
     BatchNorm: _batch_norm,
     LayerNorm: _layer_norm,
-    LSTM: _lstm,
+    LSTM: _recurrent,
+    GRU: _recurrent,
     Dropout: lambda graph, model, x: x,
 }

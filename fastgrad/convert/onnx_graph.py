@@ -1,7 +1,7 @@
 """Graph: the nodes and the constants of an ONNX model in the making; and the activations as nodes.
 
-A Value is a tensor of the graph with its layout. ONNX has images channels first and an LSTM's steps before its rows; the graph's inputs and
-outputs are laid out as those of the model.
+A Value is a tensor of the graph with its layout. ONNX has images channels first, and the steps of recurrent layers before rows; the graph's
+inputs and outputs are laid out as those of the model.
 """
 
 import math

@@ -15,6 +15,7 @@ from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -102,7 +103,7 @@ class Reading:
         before = [spec.kind for spec in self.specs]
         if GlobalAvgPool2d in before or Dense in before or Flatten in before:
             return
-        if LSTM in before:
+        if LSTM in before or GRU in before:
             if any(spec.arguments.get("pool") for spec in self.specs):
                 return
             self.refuse("makes rows of sequences, which fg.nn.Flatten does not")
@@ -150,7 +151,7 @@ class Reading:
         arguments = dict(spec.arguments)
         for array in spec.arrays.values():
             arguments["dtype"] = array.dtype
-        if spec.kind in (Dense, Conv2d, LSTM):
+        if spec.kind in (Dense, Conv2d, LSTM, GRU):
             # with a seed of its own a layer keeps its weights in a Sequential
             arguments["seed"] = 0
         try:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastgrad.convert.lstm_arrays import kind, on_host
-from fastgrad.convert.lstm_torch import from_torch
 from fastgrad.convert.reading import Reading
+from fastgrad.convert.recurrent_arrays import cell_of, kind, on_host, with_article
+from fastgrad.convert.recurrent_torch import from_torch
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -20,9 +21,9 @@ def model_from_torch(module: Any, image_size: int | tuple[int, int] | None = Non
     """A model of fg.nn with the weights and the outputs of a PyTorch module.
 
     The module is an nn.Sequential, also of others, whose layers come in their place; or a single layer. Known are
-    Linear, Conv2d, BatchNorm1d and BatchNorm2d, LayerNorm of one axis of rows, LSTM as the last layer, MaxPool2d,
-    AvgPool2d, AdaptiveAvgPool2d(1) before a Flatten, Flatten, Dropout, Identity, and activations after a Linear, a
-    Conv2d or a norm, where rising ones may come after a MaxPool2d.
+    Linear, Conv2d, BatchNorm1d and BatchNorm2d, LayerNorm of one axis of rows, LSTM and GRU as the last layer,
+    MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1) before a Flatten, Flatten, Dropout, Identity, and activations after a
+    Linear, a Conv2d or a norm, where rising ones may come after a MaxPool2d.
 
     Images are (N, H, W, C) here, and sequences (N, T, C), whatever batch_first is. The weights after a Flatten are
     permuted, so that the outputs are equal. A batch norm has the same momentum, eps and running statistics. Whether
@@ -76,8 +77,8 @@ def _read(reading: Reading, path: str, module: Any) -> None:
     if next(module.parameters(), None) is not None and reading.seen.setdefault(id(module), path) != path:
         reading.refuse(f'is layer "{reading.seen[id(module)]}" once more; layers of fg.nn have weights of their own')
     last = reading.last()
-    if last is not None and last.kind is LSTM:
-        reading.refuse("comes after an LSTM, whose outputs in PyTorch are a tuple")
+    if last is not None and last.kind in (LSTM, GRU):
+        reading.refuse(f"comes after {with_article(cell_of(last.kind))}, whose outputs in PyTorch are a tuple")
     pooled = last is not None and last.place.endswith("(AdaptiveAvgPool2d)")
     if pooled and name not in ("Flatten", "Identity"):
         reading.refuse("comes after an AdaptiveAvgPool2d; only a Flatten may, for fg.nn.GlobalAvgPool2d makes rows")
@@ -145,16 +146,16 @@ def _layer_norm(reading: Reading, module: Any) -> None:
     reading.add(LayerNorm, {"n": module.normalized_shape[0], "eps": module.eps}, arrays)
 
 
-def _lstm(reading: Reading, module: Any) -> None:
+def _recurrent(reading: Reading, module: Any, layer: type[LSTM | GRU], *options: str) -> None:
     state_dict = _arrays(reading, **module.state_dict())
-    names = "input_size", "hidden_size", "num_layers", "bidirectional", "proj_size"
+    names = "input_size", "hidden_size", "num_layers", "bidirectional", *options
     arguments = {name: getattr(module, name) for name in names}
     arguments |= {
         "dropout": module.dropout if module.num_layers > 1 else 0.0,
         "dtype": reading.dtype_of(state_dict["weight_ih_l0"]),
     }
-    spec = reading.add(LSTM, arguments)
-    spec.write = lambda layer: from_torch(layer, state_dict)
+    spec = reading.add(layer, arguments)
+    spec.write = lambda ours: from_torch(ours, state_dict)
 
 
 def _pool(reading: Reading, module: Any) -> dict[str, Any]:
@@ -220,8 +221,9 @@ LAYERS: dict[str, Callable[[Reading, Any], None]] = {
     "Conv2d": _conv,
     "Dropout": _dropout,
     "Flatten": _flatten,
+    "GRU": lambda reading, module: _recurrent(reading, module, GRU),
     "Identity": _identity,
-    "LSTM": _lstm,
+    "LSTM": lambda reading, module: _recurrent(reading, module, LSTM, "proj_size"),
     "LayerNorm": _layer_norm,
     "Linear": _linear,
     "MaxPool2d": _max_pool,

@@ -6,12 +6,14 @@ import numpy as np
 
 from fastgrad.convert.images import ImageShape
 from fastgrad.convert.leaves import check_model, leaves, place_of
-from fastgrad.convert.lstm_torch import to_torch
+from fastgrad.convert.recurrent_arrays import cell_of, with_article
+from fastgrad.convert.recurrent_torch import to_torch
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.context import activation_name
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
 from fastgrad.nn.dropout import Dropout
+from fastgrad.nn.gru import GRU
 from fastgrad.nn.layer_norm import LayerNorm
 from fastgrad.nn.lstm import LSTM
 from fastgrad.nn.model import Model
@@ -39,8 +41,8 @@ def model_to_torch(model: Model, image_size: int | tuple[int, int] | None = None
     """A torch.nn.Sequential with the weights and the outputs of a model.
 
     It is what model_from_torch reads: every layer of a Sequential, of inner ones in their place, and its activation
-    after it. Images are (N, C, H, W) in PyTorch. A Residual has no equal, and an LSTM must be last and without pool,
-    for its outputs in PyTorch are a tuple. In training, batch norms there are those with unbiased=True.
+    after it. Images are (N, C, H, W) in PyTorch. A Residual has no equal, and an LSTM or a GRU must be last and without
+    pool, for its outputs in PyTorch are a tuple. In training, batch norms there are those with unbiased=True.
 
     Args:
         model: The model, not on a GPU. Nothing of it is changed.
@@ -68,13 +70,15 @@ def model_to_torch(model: Model, image_size: int | tuple[int, int] | None = None
         raise ImportError(f"{op}: PyTorch is needed; pip install fastgrad[torch] installs it") from error
     images = ImageShape(op, image_size, model.n_in if model.images else None)
     modules: list[Any] = []
-    rows = not model.images
+    rows, recurrent = not model.images, ""
     # the initial weights, which are written over, leave PyTorch's generator as it is
     with torch.random.fork_rng(devices=[]):
         for path, layer in leaves(model):
             place = place_of(path, layer)
-            if any(isinstance(module, torch.nn.LSTM) for module in modules):
-                raise ValueError(f"{op}: {place} comes after an LSTM, whose outputs in PyTorch are a tuple")
+            if recurrent:
+                raise ValueError(f"{op}: {place} comes after {recurrent}, whose outputs in PyTorch are a tuple")
+            if isinstance(layer, (LSTM, GRU)):
+                recurrent = with_article(cell_of(type(layer)))
             if isinstance(layer, Flatten):
                 images.flattened = place
             rows = rows or layer.pools
@@ -112,15 +116,19 @@ def _modules(op: str, nn: Any, place: str, layer: Model, images: ImageShape, row
         order = images.order(op, len(layer.gamma))
         module = nn.LayerNorm(layer.n_in, layer.eps, **options)
         arrays = {"weight": _theirs(layer.gamma, order), "bias": _theirs(layer.beta, order)}
-    elif isinstance(layer, LSTM):
+    elif isinstance(layer, (LSTM, GRU)):
+        cell = cell_of(type(layer))
         if layer.pool:
-            raise ValueError(f"{op}: {place} has pool {layer.pool!r}, which PyTorch's LSTM has not")
-        options |= {"dropout": layer.dropout, "bidirectional": layer.bidirectional, "proj_size": layer.proj_size}
+            raise ValueError(f"{op}: {place} has pool {layer.pool!r}, which PyTorch's {cell} has not")
+        options |= {"dropout": layer.dropout, "bidirectional": layer.bidirectional}
+        if isinstance(layer, LSTM):
+            options["proj_size"] = layer.proj_size
         try:
             arrays = {**to_torch(layer)}
         except ValueError as error:
             raise ValueError(f"{op}: {place}: {error}") from None
-        module = nn.LSTM(layer.input_size, layer.hidden_size, layer.num_layers, batch_first=True, **options)
+        sizes = layer.input_size, layer.hidden_size, layer.num_layers
+        module = getattr(nn, cell)(*sizes, batch_first=True, **options)
     else:
         return _without_parameters(op, nn, place, layer, images)
     state = {name: _torch().from_numpy(np.array(a, order="C")) for name, a in arrays.items() if a is not None}

@@ -5,7 +5,7 @@
     b     (3H,)    the bias of the gates, or None
     b_hn  (H,)     a bias of h_{t-1} w_hn, which r multiplies, or None; there is none where r multiplies h_{t-1} before the product
 
-The formulas are in kernels/reference/gru.py.
+convert/recurrent_arrays.py has the layouts of PyTorch, Keras and ONNX; the formulas are in kernels/reference/gru.py.
 """
 
 from typing import Any

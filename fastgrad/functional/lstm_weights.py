@@ -6,7 +6,7 @@
     peephole  (3, H)   from the cell to the gates: p_i and p_f from c_{t-1}, p_o from c_t; or None
     w_proj    (H, P)   from o tanh c_t to h_t, or None
 
-convert/lstm_arrays.py has the layouts of PyTorch, Keras and ONNX; the formulas are in kernels/reference/lstm.py.
+convert/recurrent_arrays.py has the layouts of PyTorch, Keras and ONNX; the formulas are in kernels/reference/lstm.py.
 """
 
 from collections.abc import Sequence

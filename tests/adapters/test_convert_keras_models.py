@@ -9,7 +9,7 @@ from error_messages import refuses
 from keras_import import import_keras
 
 import fastgrad as fg
-from fastgrad.nn import LSTM, AvgPool2d, BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, Residual, Sequential
+from fastgrad.nn import GRU, LSTM, AvgPool2d, BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, Residual, Sequential
 
 SIZE = 9, 12
 # name: (shape of the inputs without N, layers of keras.layers)
@@ -74,6 +74,27 @@ MODELS = {
         (6, 3),
         lambda k, L: [L.Bidirectional(L.LSTM(5, return_sequences=True)), L.GlobalAveragePooling1D(), L.Dense(2)],
     ),
+    "gru": (
+        (6, 3),
+        lambda k, L: [
+            L.GRU(5, return_sequences=True),
+            L.BatchNormalization(),
+            L.Dense(4, "softplus"),
+            L.Bidirectional(L.GRU(4, reset_after=False)),
+            L.Dense(2),
+        ],
+    ),
+    "gru from the end": ((6, 3), lambda k, L: [L.GRU(5, go_backwards=True, use_bias=False), L.Dense(2, "elu")]),
+    "mean of a gru's steps": (
+        (6, 3),
+        lambda k, L: [
+            L.LSTM(4, return_sequences=True),
+            L.Bidirectional(L.GRU(5, return_sequences=True)),
+            L.GlobalAveragePooling1D(),
+            L.Flatten(),
+            L.Dense(2),
+        ],
+    ),
 }
 
 
@@ -124,14 +145,18 @@ def test_a_forward_in_training_moves_the_statistics_as_keras_does(keras, rng):
         np.testing.assert_allclose(ours, own, rtol=1e-5)
 
 
-def test_layers_of_our_own(keras, rng):
-    """What model_from_keras does not make: several layers of an LSTM, paddings of pools, an inner Sequential."""
-    model = Sequential(LSTM(3, 4, 2, bidirectional=True, dropout=0.5), BatchNorm(8, "silu"), Dense(8, 2), seed=0)
+@pytest.mark.parametrize("cell", [LSTM, GRU])
+def test_layers_on_top_of_each_other_come_one_after_the_other(cell, keras, rng):
+    model = Sequential(cell(3, 4, 2, bidirectional=True, dropout=0.5), BatchNorm(8, "silu"), Dense(8, 2), seed=0)
     x = rng.standard_normal((2, 5, 3), np.float32)
     theirs = fg.convert.model_to_keras(model)
     names = "Bidirectional Dropout Bidirectional BatchNormalization Activation Dense"
     assert [type(layer).__name__ for layer in theirs.layers] == names.split()
     close(outputs(theirs, x), model.predict(x))
+
+
+def test_layers_of_our_own(keras, rng):
+    """What model_from_keras does not make: paddings of pools, an inner Sequential."""
     model = Sequential(
         Sequential(Conv2d(3, 4, 3, padding=1), MaxPool2d(3, stride=1, padding=1)),
         AvgPool2d(3, padding=1),
@@ -208,10 +233,32 @@ REFUSED = {
         lambda k, L: [L.Bidirectional(L.LSTM(2), merge_mode="sum", name="a")],
         f"layer \"a\" (Bidirectional) has merge_mode 'sum'{NOT}",
     ),
-    "a GRU in two directions": (
+    "dropout within a GRU": (
         (4, 3),
-        lambda k, L: [L.Bidirectional(L.GRU(2), name="a")],
-        f'layer "a" (Bidirectional) has a GRU for a direction{NOT}',
+        lambda k, L: [L.GRU(2, dropout=0.1, name="a")],
+        f'layer "a" (GRU) has dropout within a GRU{NOT}',
+    ),
+    "a simple layer in two directions": (
+        (4, 3),
+        lambda k, L: [L.Bidirectional(L.SimpleRNN(2), name="a")],
+        f'layer "a" (Bidirectional) has a SimpleRNN for a direction{NOT}',
+    ),
+    "an LSTM and a GRU": (
+        (4, 3),
+        lambda k, L: [L.Bidirectional(L.LSTM(2), backward_layer=L.GRU(2, go_backwards=True), name="a")],
+        f'layer "a" (Bidirectional) has an LSTM and a GRU for its directions{NOT}',
+    ),
+    "two kinds of GRU": (
+        (4, 3),
+        lambda k, L: [
+            L.Bidirectional(L.GRU(2), backward_layer=L.GRU(2, reset_after=False, go_backwards=True), name="a")
+        ],
+        f'layer "a" (Bidirectional) has directions of different reset_after{NOT}',
+    ),
+    "rows of a GRU's sequences": (
+        (4, 3),
+        lambda k, L: [L.GRU(2, return_sequences=True), L.Flatten(name="a")],
+        'layer "a" (Flatten) makes rows of sequences, which fg.nn.Flatten does not',
     ),
     "rows of sequences": (
         (4, 3),
@@ -221,7 +268,7 @@ REFUSED = {
     "mean of rows": (
         (4, 3),
         lambda k, L: [L.GlobalAveragePooling1D(name="a")],
-        'layer "a" (GlobalAveragePooling1D) must come right after an LSTM with return_sequences, and without keepdims',
+        'layer "a" (GlobalAveragePooling1D) must come right after an LSTM or a GRU with return_sequences, and without keepdims',
     ),
     "batch norm without scale": (
         (4,),
@@ -268,7 +315,7 @@ def test_what_fastgrad_has_not_is_an_error_that_names_the_layer(name, keras):
 def test_what_is_not_known_or_not_built_is_named(keras):
     convert, layers = fg.convert.model_from_keras, keras.layers
     known = (
-        "known are Activation, AveragePooling2D, BatchNormalization, Bidirectional, Conv2D, Dense, Dropout, ELU, Flatten, "
+        "known are Activation, AveragePooling2D, BatchNormalization, Bidirectional, Conv2D, Dense, Dropout, ELU, Flatten, GRU, "
         "GlobalAveragePooling1D, GlobalAveragePooling2D, InputLayer, LSTM, LayerNormalization, "
         "LeakyReLU, MaxPooling2D, ReLU, Sequential, Softmax, "
         "ZeroPadding2D"
@@ -306,6 +353,8 @@ def test_what_keras_has_not_is_an_error_that_names_the_layer(keras):
         "model_to_keras: the model (LSTM) is not Keras's: to_keras: the layer has peephole, which Keras's LSTM has not"
     )
     refuses(ValueError, message, convert, LSTM(2, 3, peephole=True))
+    message = "model_to_keras: the model (GRU) has reverse, and Keras's go_backwards returns sequences in another order"
+    refuses(ValueError, message, convert, GRU(2, 3, reverse=True, pool="mean"))
     message = "model_to_keras: the model (Dense) has activation 'gelu_tanh', which Keras has no layer for"
     refuses(ValueError, message, convert, Dense(2, 3, "gelu_tanh"))
     message = 'model_to_keras: layer "1" (Flatten) needs image_size=(H, W), the height and width of the model\'s inputs'

@@ -10,6 +10,7 @@ from error_messages import refuses
 
 import fastgrad as fg
 from fastgrad.nn import (
+    GRU,
     LSTM,
     AvgPool2d,
     BatchNorm,
@@ -203,11 +204,15 @@ def test_activations_after_a_pool_and_a_flatten_come_before_them(torch, rng):
     np.testing.assert_allclose(backward(np.ones_like(y)), ours_of(tensor.grad.numpy()), rtol=1e-9, atol=1e-12)
 
 
-def test_lstm_as_the_last_layer(torch, rng):
-    theirs = torch.nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True, dropout=0.25).eval()
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_recurrent_layers_as_the_last_layer(dtype, cell, torch, rng):
+    options = {"batch_first": True, "bidirectional": True, "dropout": 0.25, "dtype": getattr(torch, str(dtype))}
+    theirs = getattr(torch.nn, cell)(3, 4, 2, **options).eval()
     model = fg.convert.model_from_torch(theirs)
-    assert repr(model) == "LSTM(3, 4, num_layers=2, bidirectional=True, dropout=0.25)"
-    x = rng.standard_normal((2, 5, 3), np.float32)
+    assert isinstance(model, getattr(fg.nn, cell))
+    dtypes = "" if dtype == np.float32 else ", dtype='float64'"
+    assert repr(model) == f"{cell}(3, 4, num_layers=2, bidirectional=True, dropout=0.25{dtypes})"
+    x = rng.standard_normal((2, 5, 3)).astype(dtype)
     close(model.predict(x), theirs(torch.from_numpy(x))[0].detach().numpy())
     back = fg.convert.model_to_torch(model).eval()
     close(model.predict(x), back(torch.from_numpy(x))[0].detach().numpy())
@@ -326,6 +331,10 @@ REFUSED = {
         lambda nn: nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2)),
         'layer "1" (Linear) comes after an LSTM, whose outputs in PyTorch are a tuple',
     ),
+    "after a GRU": (
+        lambda nn: nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4), nn.ReLU()),
+        'layer "2" (ReLU) comes after a GRU, whose outputs in PyTorch are a tuple',
+    ),
     "rate": (
         lambda nn: nn.Sequential(nn.Dropout(1.0)),
         'layer "0" (Dropout): Dropout: rate must be at least 0 and below 1, got 1.0',
@@ -369,7 +378,7 @@ def test_an_image_size_that_does_not_fit_is_named(torch):
 def test_layers_that_are_not_known_are_named_with_those_that_are(torch):
     nn, convert = torch.nn, fg.convert.model_from_torch
     known = (
-        "known are AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, ELU, Flatten, GELU, Hardtanh, "
+        "known are AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Dropout, ELU, Flatten, GELU, GRU, Hardtanh, "
         "Identity, LSTM, LayerNorm, LeakyReLU, Linear, MaxPool2d, ReLU, ReLU6, SELU, Sequential, SiLU, Sigmoid, Softmax, Softplus, Tanh"
     )
     module = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Embedding(3, 4)))
@@ -416,6 +425,12 @@ def test_what_pytorch_has_not_is_an_error_that_names_the_layer(torch):
     refuses(ValueError, message, convert, LSTM(2, 3, peephole=True))
     message = 'model_to_torch: layer "1" (Dense) comes after an LSTM, whose outputs in PyTorch are a tuple'
     refuses(ValueError, message, convert, Sequential(LSTM(2, 3), Dense(3, 2)))
+    message = "model_to_torch: the model (GRU) has pool 'last', which PyTorch's GRU has not"
+    refuses(ValueError, message, convert, GRU(2, 3, pool="last"))
+    message = "model_to_torch: the model (GRU): to_torch: the layer has reset_after=False, which PyTorch's GRU has not"
+    refuses(ValueError, message, convert, GRU(2, 3, reset_after=False))
+    message = 'model_to_torch: layer "1" (Dense) comes after a GRU, whose outputs in PyTorch are a tuple'
+    refuses(ValueError, message, convert, Sequential(GRU(2, 3), Dense(3, 2)))
     message = (
         'model_to_torch: layer "1" (Flatten) makes rows of images, whose order depends on their height and width; '
         "image_size=(H, W) of the model's inputs tells them"

@@ -13,6 +13,7 @@ from error_messages import refuses
 import fastgrad as fg
 from fastgrad.kernels.types import ACTIVATIONS
 from fastgrad.nn import (
+    GRU,
     LSTM,
     AvgPool2d,
     BatchNorm,
@@ -58,6 +59,17 @@ SEQUENCE_NETS = {
     "last of directions": (lambda d: LSTM(4, 5, 2, True, pool="last", dtype=d), SEQUENCES),
     "last of reverse": (lambda d: LSTM(4, 5, 2, reverse=True, pool="last", dtype=d), SEQUENCES),
     "mean": (lambda d: LSTM(4, 5, bidirectional=True, pool="mean", dtype=d), SEQUENCES),
+    "gru": (lambda d: GRU(4, 5, dtype=d), SEQUENCES),
+    "gru of the paper": (lambda d: GRU(4, 5, reset_after=False, dtype=d), SEQUENCES),
+    "gru in reverse": (lambda d: GRU(4, 5, reverse=True, dtype=d), SEQUENCES),
+    "last of a gru": (lambda d: GRU(4, 5, pool="last", dtype=d), SEQUENCES),
+    "layers and directions of a gru": (lambda d: GRU(4, 5, 2, True, dropout=0.5, dtype=d), SEQUENCES),
+    "last of a gru's directions": (
+        lambda d: Sequential(GRU(4, 5, 2, True, reset_after=False, pool="last", dtype=d), Dense(10, 3, dtype=d)),
+        SEQUENCES,
+    ),
+    "last of a gru in reverse": (lambda d: GRU(4, 5, 2, reverse=True, pool="last", dtype=d), SEQUENCES),
+    "mean of a gru": (lambda d: GRU(4, 5, bidirectional=True, pool="mean", dtype=d), SEQUENCES),
     "layer norm of steps": (
         lambda d: Sequential(LSTM(4, 5, dtype=d), LayerNorm(5, dtype=d), Dense(5, 3, dtype=d)),
         SEQUENCES,
@@ -164,8 +176,9 @@ def test_activations_of_float64_in_onnx_runtime(activation, onnx, tmp_path, rng)
     check_in_runtime(onnx, Dense(4, 7, activation, dtype="float64"), ROWS, tmp_path / "model.onnx", rng)
 
 
-# what ONNX's reference evaluator has: LSTMs of one direction, and no padding "same"
-EVALUATED = [*NETS, "lstm", "peephole", "last", "conv", "groups", "batch norm", "residual", "flatten"]
+# what ONNX's reference evaluator has: recurrent layers of one direction, and no padding "same"
+EVALUATED = [*NETS, "lstm", "peephole", "last", "gru", "gru of the paper", "last of a gru"]
+EVALUATED += ["conv", "groups", "batch norm", "residual", "flatten"]
 
 
 @pytest.mark.parametrize("name", EVALUATED)
@@ -239,7 +252,7 @@ def test_what_onnx_has_not_is_an_error_that_names_the_layer(onnx, tmp_path):
             """There is nothing to draw."""
 
     known = "known are AvgPool2d, MaxPool2d, GlobalAvgPool2d, Flatten, DenseChain, Conv2d, BatchNorm, LayerNorm, LSTM, "
-    known += "Dropout, Residual, Sequential"
+    known += "GRU, Dropout, Residual, Sequential"
     message = f'export_onnx: layer "0" (Other) has no equal in ONNX; {known}'
     refuses(TypeError, message, fg.export_onnx, Sequential(Other()), path)
     refuses(TypeError, "export_onnx: model must be a model of fastgrad.nn, got int", fg.export_onnx, 3, path)
