@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
 from fastgrad.functional.gru_weights import empty_gradients
 from fastgrad.kernels.types import GRUGradients, GRUUpstream, GRUWeights, gru_buffer_size, gru_buffers
 from fastgrad.torch.ops.recurrent import RecurrentOperator
@@ -71,16 +73,18 @@ class GRULayer(Layer):
     def buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
         return gru_buffer_size(rows, hidden)
 
+    @silent
     def group(
-        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: Sequence[Tensor], w_proj: np.ndarray | None
+        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], w_proj: np.ndarray | None
     ) -> GRUWeights:
         if not biases:
             return GRUWeights(w_ih, w_hh)
         # the gates r and z have the sum of PyTorch's two biases; of n that of h is multiplied by r
         gates = 2 * len(w_hh)
         b_ih, b_hh = biases
-        b = torch.cat([b_ih[:gates] + b_hh[:gates], b_ih[gates:]])
-        return GRUWeights(w_ih, w_hh, b.numpy(), b_hh[gates:].contiguous().numpy())
+        b = b_ih.copy()
+        b[:gates] += b_hh[:gates]
+        return GRUWeights(w_ih, w_hh, b, check.contiguous(b_hh[gates:]))
 
     def run(self, direction: Direction, keep: bool, end: Arrays) -> None:
         w, batch, (h_0,), h, buffer = direction

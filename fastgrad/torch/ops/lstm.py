@@ -8,6 +8,7 @@ import torch
 
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
+from fastgrad.core.errstate import silent
 from fastgrad.functional.lstm_weights import empty_gradients
 from fastgrad.kernels.types import LSTMGradients, LSTMUpstream, LSTMWeights, States, lstm_buffer_size, lstm_buffers
 from fastgrad.torch.ops.recurrent import RecurrentOperator
@@ -74,11 +75,11 @@ class LSTMLayer(Layer):
     states: ClassVar = {"h_0": "(D, N, P)", "c_0": "(D, N, H)"}
     buffer_size = staticmethod(lstm_buffer_size)
 
+    @silent
     def group(
-        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: Sequence[Tensor], w_proj: np.ndarray | None
+        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], w_proj: np.ndarray | None
     ) -> LSTMWeights:
-        b = (biases[0] + biases[1]).numpy() if biases else None
-        return LSTMWeights(w_ih, w_hh, b, None, w_proj)
+        return LSTMWeights(w_ih, w_hh, biases[0] + biases[1] if biases else None, None, w_proj)
 
     def run(self, direction: Direction, keep: bool, end: Arrays) -> None:
         w, batch, start, h, buffer = direction

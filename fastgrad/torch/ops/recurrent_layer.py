@@ -17,7 +17,7 @@ from fastgrad.kernels.types import PackedBatch
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
-Arrays = tuple[np.ndarray, ...]
+Arrays = Sequence[np.ndarray]
 
 
 class Call(NamedTuple):
@@ -58,7 +58,7 @@ class Layer:
         """Values in the buffer of a direction."""
         raise NotImplementedError
 
-    def group(self, w_ih: np.ndarray, w_hh: np.ndarray, biases: Sequence[Tensor], w_proj: np.ndarray | None) -> Any:
+    def group(self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], w_proj: np.ndarray | None) -> Any:
         """The weights of a direction in the kernels' form. biases: none, or PyTorch's two."""
         raise NotImplementedError
 
@@ -90,43 +90,36 @@ class Layer:
         self.width, columns = self.weights[0].w_hh.shape
         self.hidden = columns // self.gates
         widths = self.width, self.hidden
+        leading = call.directions, len(batch.order)
         self.start = [
-            _state(self.op, *name, state, (call.directions, len(batch.order), width), x.dtype)
-            for name, state, width in zip(self.states.items(), call.states, widths, strict=False)
+            _state(self.op, name, state, form, (*leading, width), x.dtype)
+            for (name, form), state, width in zip(self.states.items(), call.states, widths, strict=False)
         ]
         self.batches = batch, PackedBatch(batch.order, batch.offsets, True)
 
     def _weights(self, tensors: Sequence[Tensor], x: np.ndarray, call: Call) -> Any:
         """The weights of a direction in fastgrad's layout: w_ih and w_hh are transposed views, which kernels copy into panels."""
-        w_ih, w_hh, *others = tensors
-        columns, gates = w_ih.shape[0], self.gates
+        columns, gates = tensors[0].shape[0], self.gates
         hidden = columns // gates
-        width = others[-1].shape[0] if call.projects else hidden
+        width = tensors[-1].shape[0] if call.projects else hidden
         forms: list[tuple[str, str, tuple[int, ...]]] = [
             ("weight_ih", f"({gates}H, C)", (gates * hidden, x.shape[-1])),
             ("weight_hh", f"({gates}H, {'P' if call.projects else 'H'})", (columns, width)),
         ]
         forms += [(name, f"({gates}H,)", (columns,)) for name in ("bias_ih", "bias_hh")] if call.bias else []
         forms += [("weight_hr", "(P, H)", (width, hidden))] if call.projects else []
-        for (name, form, shape), w in zip(forms, tensors, strict=True):
-            check.array(self.op, name, array(self.op, name, w), form, shape, x.dtype)
-        w_ih_t, w_hh_t = (w.detach().contiguous().numpy().T for w in (w_ih, w_hh))
-        w_proj = others[-1].detach().t().contiguous().numpy() if call.projects else None
-        return self.group(w_ih_t, w_hh_t, [b.detach() for b in others[:2]] if call.bias else [], w_proj)
-
-    def directions(self, h: np.ndarray, saved: np.ndarray, keep: bool = True) -> list[Direction]:
-        """The directions of a call with output h (R, D P). With keep each has its own part of saved."""
-        size = self.buffer_size(len(self.xs), self.hidden) if keep else 0
-        return [
-            Direction(
-                w,
-                self.batches[i],
-                tuple(state[i] for state in self.start),
-                h[:, i * self.width : (i + 1) * self.width],
-                saved[i * size :],
-            )
-            for i, w in enumerate(self.weights)
+        op, dtype = self.op, x.dtype
+        w_ih, w_hh, *others = [
+            check.array(op, name, array(op, name, w), form, shape, dtype)
+            for (name, form, shape), w in zip(forms, tensors, strict=True)
         ]
+        w_proj = check.contiguous(others.pop().T) if call.projects else None
+        return self.group(check.contiguous(w_ih).T, check.contiguous(w_hh).T, others, w_proj)
+
+    def direction(self, i: int, h: np.ndarray, buffer: np.ndarray) -> Direction:
+        """A direction of a call with output h (R, D P)."""
+        columns = slice(i * self.width, (i + 1) * self.width)
+        return Direction(self.weights[i], self.batches[i], [state[i] for state in self.start], h[:, columns], buffer)
 
     def outputs(self, saved: np.ndarray) -> np.ndarray:
         """h (R, D P), a copy of y's rows: PyTorch lets y be written to."""
@@ -139,8 +132,9 @@ class Layer:
         h, ends = empty((rows, directions * self.width), dtype), [empty(state.shape, dtype) for state in self.start]
         size = self.buffer_size(rows, self.hidden, keep)
         saved = empty((directions * size + h.size if keep else size,), dtype)
-        for i, direction in enumerate(self.directions(h, saved, keep)):
-            self.run(direction, keep, tuple(end[i] for end in ends))
+        for i in range(directions):
+            direction = self.direction(i, h, saved[i * size :] if keep else saved)
+            self.run(direction, keep, [end[i] for end in ends])
         if keep:
             np.copyto(self.outputs(saved), h)
         y = h if self.packed else unpack(h, self.batches[0])
@@ -158,10 +152,12 @@ class Layer:
         dstarts = [empty(state.shape, dtype) for state in self.start]
         dxs: list[Any] = [empty(self.xs.shape, dtype) if wants_dx else None for _ in self.weights]
         gradients: list[np.ndarray] = []
-        for i, direction in enumerate(self.directions(self.outputs(flat), flat)):
+        h, size = self.outputs(flat), self.buffer_size(len(self.xs), self.hidden)
+        for i in range(len(self.weights)):
+            direction = self.direction(i, h, flat[i * size :])
             dh = None if dy is None else dy[:, i * self.width : (i + 1) * self.width]
-            ends = (None if d is None else d[i] for d in dends)
-            gradients += self.run_backward(direction, (dh, *ends), dxs[i], tuple(d[i] for d in dstarts))
+            ends = [None if d is None else d[i] for d in dends]
+            gradients += self.run_backward(direction, (dh, *ends), dxs[i], [d[i] for d in dstarts])
         dinputs = dstarts
         if wants_dx:
             if len(dxs) == 2:
@@ -186,7 +182,7 @@ def _batch(op: str, x: np.ndarray, batch_sizes: Tensor | None, order: Tensor | N
     return PackedBatch(numbers, np.append(0, np.cumsum(sizes)))
 
 
-def _state(op: str, name: str, form: str, value: Tensor | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _state(op: str, name: str, value: Tensor | None, form: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if value is None:
         return np.zeros(shape, dtype)
     return check.contiguous(check.array(op, name, array(op, name, value), form, shape, dtype))
