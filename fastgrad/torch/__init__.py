@@ -12,6 +12,7 @@ except ImportError as error:
     raise ImportError('fastgrad.torch needs PyTorch from 2.4 on: pip install "fastgrad[torch]"') from error
 
 from fastgrad.torch.acceleration import accelerate
+from fastgrad.torch.gru_module import GRU
 from fastgrad.torch.lstm_module import LSTM
 from fastgrad.torch.modules import MLP, BatchNorm1d, BatchNorm2d, LayerNorm, ResidualBlock
 from fastgrad.torch.ops.batch_norm import batch_norm
@@ -19,6 +20,7 @@ from fastgrad.torch.ops.clip import clip_grad_norm_
 from fastgrad.torch.ops.conv import conv2d
 from fastgrad.torch.ops.conv_block import conv_block
 from fastgrad.torch.ops.dense import dense_chain
+from fastgrad.torch.ops.gru import gru
 from fastgrad.torch.ops.layer_norm import layer_norm
 from fastgrad.torch.ops.loss import cross_entropy
 from fastgrad.torch.ops.lstm import lstm
@@ -30,6 +32,7 @@ from fastgrad.torch.threads import share_threads
 share_threads()
 
 __all__ = [
+    "GRU",
     "LSTM",
     "MLP",
     "Adam",
@@ -45,6 +48,7 @@ __all__ = [
     "conv_block",
     "cross_entropy",
     "dense_chain",
+    "gru",
     "layer_norm",
     "lstm",
     "pack_padded_sequence",

@@ -1,6 +1,6 @@
 """`accelerate`: replaces the layers of a PyTorch model, in place, where fastgrad's kernels fuse them; its Report undoes it.
 
-What replaces them is in graph_units.py, replacement.py, runs.py and accelerated_lstm.py, what chooses between the two in choice.py.
+What replaces them is in graph_units.py, replacement.py, runs.py and accelerated_recurrent.py, what chooses between the two in choice.py.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.accelerated_lstm import LSTM_FORWARD, AcceleratedLSTM
+from fastgrad.torch.accelerated_recurrent import ACCELERATED, AcceleratedRecurrent, is_unpatched
 from fastgrad.torch.choice import Choice
 from fastgrad.torch.fusion import ResidualPattern
 from fastgrad.torch.graph_replacement import GraphReplacement, graphs_of
@@ -31,7 +31,7 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     """Replace in a PyTorch model, in place, what fastgrad fuses and where it is faster: nothing else about it changes.
 
     Chains of nn.Linear and activations; nn.Conv2d and nn.BatchNorm with what is added to them and the activation that
-    follows, or alone; nn.LSTM. In nn.Sequential, and in the code of a model's own forward with its functions, such as
+    follows, or alone; nn.LSTM and nn.GRU. In nn.Sequential, and in the code of a model's own forward with its functions, such as
     F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does
     more than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by
     itself. Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules
@@ -106,17 +106,17 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_gra
             return _report_again(name, module, replacement, report)
         report.left.append((name, "its forward has been replaced"))
         return set(module.modules())
-    if isinstance(module, AcceleratedLSTM):
+    if isinstance(module, AcceleratedRecurrent):
         report.left.append((name, "is accelerated already"))
-        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_recurrent, module))
     elif why := _unsupported(module):
         report.left.append((name, why))
-    elif type(module) is nn.LSTM and nn.LSTM.forward is LSTM_FORWARD:
-        module.__class__ = AcceleratedLSTM  # type: ignore[assignment]
+    elif (kind := ACCELERATED.get(type(module))) is not None and is_unpatched(type(module)):
+        module.__class__ = kind  # type: ignore[assignment]
         if chooses:
             module.__dict__["_choice"] = Choice()
-        report._record(name, module.__dict__.get("_choice"), partial(_undo_lstm, module))
-        report.replaced.append((name, "fgt.LSTM"))
+        report._record(name, module.__dict__.get("_choice"), partial(_undo_recurrent, module))
+        report.replaced.append((name, f"fgt.{kind.original_class.__name__}"))
     elif type(module).__module__.startswith("fastgrad."):
         report.left.append((name, "is fastgrad's already"))
         return set(module.modules())
@@ -150,7 +150,7 @@ def _compare_whole(model: nn.Module, report: Report, before: ModelReplacement | 
     """Have a model of more than one unit compare its steps with PyTorch's. before: what did so until now."""
     units = list(report._choices.values())
     inner = replacement_of(model)
-    if not units or (len(units) == 1 and (inner is not None or isinstance(model, AcceleratedLSTM))):
+    if not units or (len(units) == 1 and (inner is not None or isinstance(model, AcceleratedRecurrent))):
         return
     whole = before or ModelReplacement(model, ModelChoice())
     whole.inner, whole.stopped = inner, False
@@ -180,9 +180,9 @@ def _run_name(name: str, run: Run) -> str:
     return " to ".join(f"{name}.{end}".lstrip(".") for end in ends)
 
 
-def _undo_lstm(module: Any) -> None:
+def _undo_recurrent(module: Any) -> None:
     # it may have been undone by another report
-    if isinstance(module, AcceleratedLSTM):
+    if isinstance(module, AcceleratedRecurrent):
         module.undo()
 
 

@@ -1,6 +1,6 @@
 """Modules with PyTorch's names and parameters: MLP, BatchNorm1d, BatchNorm2d, LayerNorm and ResidualBlock.
 
-LSTM is in lstm_module.py.
+LSTM is in lstm_module.py, GRU in gru_module.py.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What takes the place of a module's forward in an accelerated model: ForwardReplacement, of residual blocks and of single layers.
 
-That of an nn.Sequential is in runs.py, that of an nn.LSTM in accelerated_lstm.py.
+That of an nn.Sequential is in runs.py, that of an nn.LSTM or nn.GRU in accelerated_recurrent.py.
 """
 
 import copy

@@ -53,6 +53,10 @@ def lstm_inputs():
     return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(20, 4), (20, 3), (20,), (20,), (3, 5)] * 2)]
 
 
+def gru_inputs():
+    return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(15, 4), (15, 5), (15,), (15,)] * 2)]
+
+
 def conv_inputs(last=True):
     return draw(2, 4, 7, 6, last=last), draw(6, 4, 3, 3, last=last), draw(6), draw(2, 6, 5, 4, last=last)
 
@@ -323,10 +327,13 @@ def test_no_rows_no_steps_and_one_image_are_as_in_pytorch():
         torch.testing.assert_close(
             fgt.cross_entropy(*none, reduction), F.cross_entropy(*none, reduction=reduction), equal_nan=True
         )
-    lstm = fgt.LSTM(4, 3, batch_first=True)
-    assert lstm(torch.zeros(0, 2, 4))[0].shape == (0, 2, 3)
-    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
-        lstm(torch.zeros(2, 0, 4))
+    for kind in (fgt.LSTM, fgt.GRU):
+        module = kind(4, 3, batch_first=True)
+        y, _ = module(torch.zeros(0, 2, 4))
+        assert y.shape == (0, 2, 3)
+        assert not any(d.any() for d in torch.autograd.grad(y.sum(), [*module.parameters()]))
+        with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+            module(torch.zeros(2, 0, 4))
 
 
 def test_results_share_memory_and_inputs_do_not_change(in_force):
@@ -416,6 +423,10 @@ CASES = {
         lambda x, *weights: fgt.lstm(x, weights, directions=2, projects=True)[0],
         (lstm_inputs()[0], *lstm_inputs()[1]),
     ),
+    "gru": lambda: (
+        lambda x, h_0, *weights: fgt.gru(x, weights, h_0, directions=2)[0],
+        (gru_inputs()[0], draw(2, 3, 5), *gru_inputs()[1]),
+    ),
 }  # fmt: skip
 
 
@@ -445,6 +456,9 @@ def registered():
         "lstm",
         (packed.data.detach(), weights, *states, packed.batch_sizes, packed.sorted_indices, 2, True, True, True),
     )
+    x, weights = gru_inputs()
+    yield "gru", (x, weights, None, None, None, 2, True, True)
+    yield "gru", (packed.data.detach(), weights, states[1], packed.batch_sizes, packed.sorted_indices, 2, True, True)
     x, gamma, beta, *running = norm_inputs(2, 3, 4, 5)
     yield (
         "batch_norm",

@@ -300,6 +300,24 @@ def test_inputs_are_checked_at_every_call():
     torch.testing.assert_close(net(x), expected)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_modules_alone_are_replaced_and_undone(kind):
+    torch.manual_seed(0)
+    plain, x = kind(4, 5, 2, bidirectional=True, dtype=torch.float64), torch.randn(6, 3, 4, dtype=torch.float64)
+    net = copy.deepcopy(plain)
+    report = fgt.accelerate(net, choose=False)
+    assert report.replaced == [("", f"fgt.{kind.__name__}")]
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    packed = nn.utils.rnn.pack_padded_sequence(x, [6, 4, 1])
+    for model in (net, compiled, pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(model(x), plain(x))
+    torch.testing.assert_close(net(packed)[0].data, plain(packed)[0].data)
+    assert type(net(packed)[0].data.grad_fn).__name__ == "_RecurrentBackward"
+    report.undo()
+    assert type(net) is kind
+    assert type(net(packed)[0].data.grad_fn).__name__ != "_RecurrentBackward"
+
+
 def test_a_pickled_model_stays_accelerated():
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     fgt.accelerate(net)
@@ -313,7 +331,7 @@ def test_a_pickled_model_stays_accelerated():
     [
         (nn.Sequential(nn.Embedding(3, 4), nn.GELU()), "0", "Embedding stays PyTorch's"),
         (nn.Linear(3, 4), "", "has no neighbour in an nn.Sequential to be fused with"),
-        (nn.GRU(3, 4), "", "GRU stays PyTorch's"),
+        (nn.RNN(3, 4), "", "RNN stays PyTorch's"),
         (nn.LSTM(3, 4).half(), "", "its parameters are torch.float16"),
         (nn.Sequential(nn.Linear(3, 4, device="meta"), nn.ReLU()), "0", "its parameters are on meta"),
         (fgt.MLP([3, 4]), "", "is fastgrad's already"),

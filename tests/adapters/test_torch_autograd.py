@@ -93,17 +93,25 @@ def test_what_pytorchs_layers_do_not_save_may_be_written_to(in_force, activation
                 torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("settings", [{}, {"bidirectional": True}, {"proj_size": 2, "num_layers": 2}])
-def test_outputs_of_an_lstm_may_be_written_to(settings):
-    modules = [kind(3, 4, dtype=DOUBLE, **settings) for kind in (nn.LSTM, fgt.LSTM)]
+@pytest.mark.parametrize(
+    ("cell", "settings"),
+    [
+        ("LSTM", {}), ("LSTM", {"bidirectional": True}), ("LSTM", {"proj_size": 2, "num_layers": 2}),
+        ("GRU", {}), ("GRU", {"bidirectional": True, "num_layers": 2}),
+    ],
+)  # fmt: skip
+def test_outputs_of_recurrent_modules_may_be_written_to(cell, settings):
+    modules = [getattr(package, cell)(3, 4, dtype=DOUBLE, **settings) for package in (nn, fgt)]
     modules[1].load_state_dict(modules[0].state_dict())
     results = []
     for module in modules:
         x = draw(5, 2, 3)
-        y, (h, c) = module(x)
-        for state in (y, h, c):
+        y, ends = module(x)
+        ends = ends if cell == "LSTM" else (ends,)
+        for state in (y, *ends):
             state.mul_(2)
-        results.append(torch.autograd.grad(y.sum() + h.cos().sum() + c.sin().sum(), [x, *module.parameters()]))
+        loss = y.sum() + ends[0].cos().sum() + ends[-1].sin().sum()
+        results.append(torch.autograd.grad(loss, [x, *module.parameters()]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-10)
 
 
@@ -127,6 +135,7 @@ def chain_of_layers():
 SEGMENTS = {
     "dense_chain": lambda: (chain_of_layers(), draw(32, 16)),
     "lstm": lambda: (fgt.LSTM(16, 16, dtype=DOUBLE), draw(6, 4, 16)),
+    "gru": lambda: (fgt.GRU(16, 16, dtype=DOUBLE), draw(6, 4, 16)),
     "norm": lambda: (fgt.BatchNorm2d(3, activation="silu", dtype=DOUBLE), draw(4, 3, 6, 6)),
     "conv2d": lambda: (fgt.ResidualBlock(3, 4, dtype=DOUBLE), draw(2, 3, 6, 6)),
 }
@@ -172,6 +181,7 @@ OPERATORS = {
     "conv2d": lambda x: fgt.conv2d(x[None, None], torch.ones(1, 1, 2, 2, dtype=DOUBLE)),
     "cross_entropy": lambda x: fgt.cross_entropy(x, torch.zeros(5, dtype=torch.long)),
     "lstm": lambda x: fgt.LSTM(4, 2, dtype=DOUBLE)(x)[0],
+    "gru": lambda x: fgt.GRU(4, 2, dtype=DOUBLE)(x)[0],
 }
 
 

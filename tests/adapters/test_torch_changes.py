@@ -151,32 +151,33 @@ def test_hooks_on_all_modules_see_every_layer(make):
     assert seen == set(net.modules())
 
 
-LSTM_CHANGES = {
+RECURRENT_CHANGES = {
     "weight_norm": lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
     "spectral_norm": lambda m: parametrizations.spectral_norm(m, "weight_ih_l0"),
     "weight_norm by hooks": lambda m: nn.utils.weight_norm(m, "weight_hh_l0"),
     "pruned": lambda m: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
-    "exchanged": lambda m: setattr(m, "weight_hh_l0", nn.Parameter(torch.ones(20, 5, dtype=DOUBLE))),
+    "exchanged": lambda m: setattr(m, "weight_hh_l0", nn.Parameter(torch.ones_like(m.weight_hh_l0))),
 }
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", LSTM_CHANGES)
-def test_an_lstm_that_is_changed_runs_as_pytorchs_and_can_be_undone(name):
+@pytest.mark.parametrize("name", RECURRENT_CHANGES)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_module_that_is_changed_runs_as_pytorchs_and_can_be_undone(kind, name):
     torch.manual_seed(0)
-    theirs, x = Recurrent(), input_of(Recurrent)
+    theirs, x = Recurrent(kind), input_of(Recurrent)
     ours = copy.deepcopy(theirs)
     report = fgt.accelerate(ours)
     for model in (theirs, ours):
         torch.manual_seed(1)
-        LSTM_CHANGES[name](model.lstm)
+        RECURRENT_CHANGES[name](model.lstm)
     assert_the_same(theirs, ours, x, 1)
     report.undo()
     assert_the_same(theirs, ours, x, 1)
     if parametrize.is_parametrized(ours.lstm):
-        assert type(ours.lstm).__bases__ == (nn.LSTM,)
+        assert type(ours.lstm).__bases__ == (kind,)
         parametrize.remove_parametrizations(ours.lstm, next(iter(ours.lstm.parametrizations)))
-    assert type(ours.lstm) is nn.LSTM
+    assert type(ours.lstm) is kind
 
 
 COMPILED = ["slope", "weight_norm", "patched forward", "exchanged norm", "block, hook", "block, exchanged norm"]

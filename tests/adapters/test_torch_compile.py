@@ -48,9 +48,14 @@ ENTRIES = {
         Entry(lambda s, x, *weights: fgt.lstm(x, weights, bias=False)[0], (24, (8, 3)), (16, (8, 2))),
         SEQUENCE,
     ),
+    "gru": lambda: (
+        Entry(lambda s, x, *weights: fgt.gru(x, weights, bias=False)[0], (18, (6, 3)), (12, (6, 2))),
+        SEQUENCE,
+    ),
     "packing": lambda: (Entry(packed, (3, (3,))), SEQUENCE),
     "MLP": lambda: (fgt.MLP([3, 5, 2], "gelu"), ROWS),
     "LSTM": lambda: (fgt.LSTM(3, 4, 2, batch_first=True), SEQUENCE),
+    "GRU": lambda: (fgt.GRU(3, 4, 2, batch_first=True), SEQUENCE),
     "BatchNorm1d": lambda: (fgt.BatchNorm1d(3, activation="silu"), ROWS),
     "BatchNorm2d": lambda: (fgt.BatchNorm2d(3, activation="relu"), IMAGE),
     "LayerNorm": lambda: (fgt.LayerNorm(3, activation="silu"), ROWS),
@@ -59,7 +64,8 @@ ENTRIES = {
 }
 
 # one of those that call the same functions
-GENERATED = [e for e in ENTRIES if e not in ("conv2d", "batch_norm", "BatchNorm1d", "ResidualBlock", "lstm", "MLP")]
+OTHERS = "conv2d", "batch_norm", "BatchNorm1d", "ResidualBlock", "lstm", "gru", "MLP"
+GENERATED = [e for e in ENTRIES if e not in OTHERS]
 
 
 def accelerated():

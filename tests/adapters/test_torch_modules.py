@@ -1,4 +1,4 @@
-"""Modules beside PyTorch's own: state_dict both ways, every option of the LSTM, training, processes."""
+"""Modules beside PyTorch's own: state_dict both ways, every option of LSTM and GRU, training, processes."""
 
 import copy
 import inspect
@@ -24,34 +24,51 @@ ACTIVATIONS = {
     "relu": nn.ReLU(), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid(), "silu": nn.SiLU(), "gelu_tanh": nn.GELU("tanh"),
     ("leaky_relu", 0.2): nn.LeakyReLU(0.2), ("elu", 0.5): nn.ELU(0.5),
 }  # fmt: skip
-# every third of the LSTM's options
-LSTMS = [
-    options
+CELLS = "LSTM", "GRU"
+# every third of each cell's options
+OPTIONS = [
+    (cell, *options)
+    for cell in CELLS
     for i, options in enumerate(
-        itertools.product([1, 2], [True, False], [True, False], [0, 3], [True, False], [0.0, 0.4])
+        itertools.product(
+            [1, 2], [True, False], [True, False], [0, 3] if cell == "LSTM" else [0], [True, False], [0.0, 0.4]
+        )
     )
     if (options[0] == 2 or not options[-1]) and i % 3 == 0
 ]
 INPUTS = "sequences", "one", "packed", "sorted"
 
 
+def modules_of(cell, *sizes, **options):
+    """PyTorch's module and ours, with the same parameters."""
+    theirs, ours = (getattr(package, cell)(*sizes, **options) for package in (nn, fgt))
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def tensors_of(states):
+    return [] if states is None else [states] if torch.is_tensor(states) else [*states]
+
+
 def gradients(module, x, hx, flat):
-    """y, h_n, c_n and the gradients of inputs, states and parameters, in one list."""
+    """y, the end states and the gradients of inputs, states and parameters, in one list."""
     torch.manual_seed(3)
-    y, (h, c) = module(x, hx)
-    y = y.data if isinstance(y, PackedSequence) else y
-    loss = (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum() + (1.3 * h).sum() + (c * c).sum()
-    return [y, h, c, *torch.autograd.grad(loss, [flat, *(hx or ()), *module.parameters()])]
+    y, ends = module(x, hx)
+    y, (h, *c) = y.data if isinstance(y, PackedSequence) else y, tensors_of(ends)
+    loss = (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum() + (1.3 * h).sum() + sum((a * a).sum() for a in c)
+    return [y, h, *c, *torch.autograd.grad(loss, [flat, *tensors_of(hx), *module.parameters()])]
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-@pytest.mark.parametrize("options", LSTMS)
-def test_the_lstm_is_pytorchs(options, kind):
+@pytest.mark.parametrize("options", OPTIONS)
+def test_recurrent_modules_are_pytorchs(options, kind):
     """Dropout too: it draws the same values from the same seed."""
-    layers, both, first, projected, bias, dropout = options
-    settings = {"num_layers": layers, "bidirectional": both, "batch_first": first, "proj_size": projected, "bias": bias}
-    modules = [kind_of(4, 5, dropout=dropout, dtype=DOUBLE, **settings) for kind_of in (nn.LSTM, fgt.LSTM)]
-    modules[1].load_state_dict(modules[0].state_dict())
+    cell, layers, both, first, projected, bias, dropout = options
+    settings = {"num_layers": layers, "bidirectional": both, "batch_first": first, "bias": bias, "dropout": dropout}
+    if cell == "LSTM":
+        settings["proj_size"] = projected
+    modules = modules_of(cell, 4, 5, dtype=DOUBLE, **settings)
+    modules[0].load_state_dict(modules[1].state_dict())
     torch.manual_seed(0)
     if kind in ("packed", "sorted"):
         sequences = [torch.randn(k, 4, dtype=DOUBLE) for k in ((2, 6, 1, 4) if kind == "packed" else (6, 4, 2, 1))]
@@ -61,49 +78,59 @@ def test_the_lstm_is_pytorchs(options, kind):
         x = flat = torch.randn(*((3,) if kind == "sequences" else ()), 6, 4, dtype=DOUBLE).requires_grad_()
         n = (3 if first else 6,) if kind == "sequences" else ()
     count = layers * (2 if both else 1)
-    states = [torch.randn(count, *n, width, dtype=DOUBLE).requires_grad_() for width in (projected or 5, 5)]
-    for hx in (None, tuple(states)):
+    h, c = (torch.randn(count, *n, width, dtype=DOUBLE).requires_grad_() for width in (projected or 5, 5))
+    for hx in (None, (h, c) if cell == "LSTM" else h):
         for expected, results in zip(*(gradients(module, x, hx, flat) for module in modules), strict=True):
             torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-11)
     with torch.no_grad():
         torch.manual_seed(3)
-        expected = modules[0](x)[1][0]
+        expected = modules[0](x)[1]
         torch.manual_seed(3)
-        torch.testing.assert_close(modules[1](x)[1][0], expected, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(modules[1](x)[1], expected, rtol=1e-10, atol=1e-11)
 
 
 # many sequences, few, and few steps: kernels read the weights in three ways; 37 columns of x end within a panel
 @pytest.mark.parametrize(("n", "steps"), [(20, 6), (3, 9), (5, 2)])
 @pytest.mark.parametrize("wants_dx", [True, False])
-@pytest.mark.parametrize("proj_size", [0, 7])
-def test_the_lstm_has_the_bits_of_the_function_whose_weights_lie_the_other_way(cpu, n, steps, wants_dx, proj_size):
+@pytest.mark.parametrize(("cell", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 7}), ("GRU", {})])
+def test_modules_have_the_bits_of_the_function_whose_weights_lie_the_other_way(cpu, n, steps, wants_dx, cell, options):
     torch.manual_seed(5)
-    module = fgt.LSTM(37, 19, proj_size=proj_size, batch_first=True)
-    x, dy = torch.randn(n, steps, 37, requires_grad=wants_dx), torch.randn(n, steps, proj_size or 19)
+    module = getattr(fgt, cell)(37, 19, batch_first=True, **options)
+    x, dy = torch.randn(n, steps, 37, requires_grad=wants_dx), torch.randn(n, steps, options.get("proj_size", 19))
     y = module(x)[0]
     results = torch.autograd.grad(y, [*([x] if wants_dx else []), *module.parameters()], dy)
     w_ih, w_hh, b_ih, b_hh, *w_hr = (p.detach() for p in module.parameters())
     arrays = [np.ascontiguousarray(w.t().numpy()) for w in (w_ih, w_hh)]
-    w_proj = np.ascontiguousarray(w_hr[0].t().numpy()) if w_hr else None
-    (expected, _, _), backward = fg.lstm(x.detach().numpy(), *arrays, (b_ih + b_hh).numpy(), w_proj=w_proj)
+    if cell == "LSTM":
+        w_proj = np.ascontiguousarray(w_hr[0].t().numpy()) if w_hr else None
+        (expected, *_), backward = fg.lstm(x.detach().numpy(), *arrays, (b_ih + b_hh).numpy(), w_proj=w_proj)
+    else:
+        b_hn, b = b_hh[38:].numpy(), torch.cat([(b_ih + b_hh)[:38], b_ih[38:]]).numpy()
+        (expected, _), backward = fg.gru(x.detach().numpy(), *arrays, b, b_hn)
     assert np.array_equal(y.detach().numpy(), expected)
-    dx, dw_ih, dw_hh, db, *dw_proj = backward(dy.numpy())
-    expected = [*([dx] if wants_dx else []), dw_ih.T, dw_hh.T, db, db, *(d.T for d in dw_proj)]
+    dx, dw_ih, dw_hh, db, *others = backward(dy.numpy())
+    db_hh = db if cell == "LSTM" else np.append(db[:38], others.pop())
+    expected = [*([dx] if wants_dx else []), dw_ih.T, dw_hh.T, db, db_hh, *(d.T for d in others)]
     for mine, theirs in zip(results, expected, strict=True):
         assert np.array_equal(mine.numpy(), theirs)
 
 
-def test_the_lstm_refuses_what_it_cannot_take():
-    module = fgt.LSTM(4, 5)
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_modules_refuse_what_they_cannot_take(cell):
+    module, op = getattr(fgt, cell)(4, 5), cell.lower()
     packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4)])
-    with pytest.raises(TypeError, match="lstm: input must be on the CPU, got meta"):
+    with pytest.raises(TypeError, match=f"{op}: input must be on the CPU, got meta"):
         module(packed.to("meta"))
-    with pytest.raises(TypeError, match="lstm: sorted_indices of the PackedSequence must be on the CPU, got meta"):
+    with pytest.raises(TypeError, match=f"{op}: sorted_indices of the PackedSequence must be on the CPU, got meta"):
         module(PackedSequence(packed.data, packed.batch_sizes, torch.arange(2, device="meta")))
-    with pytest.raises(TypeError, match=r"lstm: weight_ih must be float64, got float32"):
+    with pytest.raises(TypeError, match=f"{op}: weight_ih must be float64, got float32"):
         module(torch.ones(2, 3, 4, dtype=DOUBLE))
-    with pytest.raises(ValueError, match=r"lstm: input must have 4 channels, got \(2, 3, 5\)"):
+    with pytest.raises(ValueError, match=rf"{op}: input must have 4 channels, got \(2, 3, 5\)"):
         module(torch.ones(2, 3, 5))
+    with pytest.raises(
+        ValueError, match="proj_size has to be smaller" if cell == "LSTM" else "gru: there is no proj_size"
+    ):
+        getattr(fgt, cell)(4, 5, proj_size=5)
 
 
 STATES = {
@@ -119,6 +146,8 @@ STATES = {
     "one tensor": ({}, lambda h, c: torch.stack([h, c])),
     "three": ({}, lambda h, c: (h, c, c)),
 }
+# of a GRU h alone is changed
+WRONG_STATES = [("LSTM", case) for case in STATES] + [("GRU", case) for case in [*[*STATES][:5], "no batch", "h alone"]]
 
 
 def message_of(function, *arguments):
@@ -130,11 +159,11 @@ def message_of(function, *arguments):
     return ""
 
 
-@pytest.mark.parametrize("case", STATES)
-def test_lstm_states_of_a_wrong_shape_are_refused_as_by_pytorch(case):
+@pytest.mark.parametrize(("cell", "case"), WRONG_STATES)
+def test_states_of_a_wrong_shape_are_refused_as_by_pytorch(cell, case):
     """Batched, without a batch, packed: never cut."""
     settings, change = STATES[case]
-    ours, theirs = fgt.LSTM(4, 5, **settings), nn.LSTM(4, 5, **settings)
+    theirs, ours = modules_of(cell, 4, 5, **settings)
     count = settings.get("num_layers", 1) * (2 if settings.get("bidirectional") else 1)
     h, c = torch.zeros(count, 3, settings.get("proj_size", 5)), torch.zeros(count, 3, 5)
     packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4), torch.ones(1, 4)])
@@ -146,6 +175,8 @@ def test_lstm_states_of_a_wrong_shape_are_refused_as_by_pytorch(case):
                 continue
             wrong = change(h[:, :1], c[:, :1])
             wrong = wrong[:, :, 0] if torch.is_tensor(wrong) else tuple(s if s is None else s[:, 0] for s in wrong)
+        if cell == "GRU" and case != "h alone":
+            wrong = wrong[0]
         with pytest.raises(RuntimeError) as caught:
             ours(x, wrong)
         message = message_of(theirs, x, wrong)
@@ -153,7 +184,7 @@ def test_lstm_states_of_a_wrong_shape_are_refused_as_by_pytorch(case):
         assert message or isinstance(x, PackedSequence)
         if message.startswith(("Expected", "For")) and torch.is_tensor(x):
             assert str(caught.value) == message
-    y, _ = ours(torch.ones(2, 3, 4), [h, c])
+    y, _ = ours(torch.ones(2, 3, 4), [h, c] if cell == "LSTM" else h)
     assert y.shape[:2] == (2, 3)
 
 
@@ -188,41 +219,44 @@ SWAPPED = {
     # every look at the weight in training moves its vectors, and PyTorch looks more often
     "spectral_norm": _trained(lambda m: nn.utils.parametrizations.spectral_norm(m.eval(), "weight_ih_l0")),
     "pruning": _trained(lambda m: prune.l1_unstructured(m, "weight_hh_l0_reverse", 0.5)),
-    "an exchanged parameter": _trained(lambda m: setattr(m, "bias_ih_l0", nn.Parameter(torch.ones(20, dtype=DOUBLE)))),
+    "an exchanged parameter": _trained(lambda m: setattr(m, "bias_ih_l0", nn.Parameter(torch.ones_like(m.bias_ih_l0)))),
 }
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", SWAPPED)
-def test_an_lstm_computes_with_the_weights_of_the_moment(case):
-    modules = [kind(4, 5, bidirectional=True, dtype=DOUBLE) for kind in (nn.LSTM, fgt.LSTM)]
-    modules[1].load_state_dict(modules[0].state_dict())
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_modules_compute_with_the_weights_of_the_moment(cell, case):
+    modules = modules_of(cell, 4, 5, bidirectional=True, dtype=DOUBLE)
     results = [SWAPPED[case](module, torch.ones(3, 2, 4, dtype=DOUBLE).cumsum(0)) for module in modules]
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize(("states", "proj_size"), [(False, 0), (True, 0), (False, 3)])
-def test_an_lstm_behind_a_linear_layer_trains_under_autocast(states, proj_size):
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize(("cell", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 3}), ("GRU", {})])
+def test_recurrent_modules_behind_a_linear_layer_train_under_autocast(states, cell, options):
     torch.manual_seed(0)
-    linear, theirs = nn.Linear(3, 4), nn.LSTM(4, 5, 2, proj_size=proj_size)
-    ours = fgt.LSTM(4, 5, 2, proj_size=proj_size)
-    ours.load_state_dict(theirs.state_dict())
-    x, results = torch.randn(6, 2, 3), []
-    hx = (torch.ones(2, 2, 5), torch.ones(2, 2, 5)) if states else None
-    for module in (ours, theirs):
+    linear, modules = nn.Linear(3, 4), modules_of(cell, 4, 5, 2, **options)
+    x, results, hx = torch.randn(6, 2, 3), [], None
+    if states:
+        hx = torch.ones(2, 2, options.get("proj_size", 5))
+        hx = (hx, torch.ones(2, 2, 5)) if cell == "LSTM" else hx
+    for module in modules:
         with torch.autocast("cpu", torch.bfloat16):
-            y, (h, c) = module(linear(x), hx)
-        results.append([y, h, c, *torch.autograd.grad(y.float().square().sum(), module.parameters())])
+            y, ends = module(linear(x), hx)
+        gradients = torch.autograd.grad(y.float().square().sum(), module.parameters())
+        results.append([y, *tensors_of(ends), *gradients])
     for mine, other in zip(*results, strict=True):
         assert mine.dtype == other.dtype
         torch.testing.assert_close(mine, other, rtol=0.1, atol=0.1)
 
 
-def test_an_ensemble_of_lstms_by_vmap_is_refused():
-    modules = [fgt.LSTM(4, 5) for _ in range(2)]
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_ensemble_by_vmap_is_refused(cell):
+    modules = [getattr(fgt, cell)(4, 5) for _ in range(2)]
     parameters, buffers = torch.func.stack_module_state(modules)
-    with pytest.raises(NotImplementedError, match=r"lstm: torch\.func's transforms"):
+    with pytest.raises(NotImplementedError, match=rf"{cell.lower()}: torch\.func's transforms"):
         torch.func.vmap(lambda p: torch.func.functional_call(modules[0], (p, buffers), (torch.ones(3, 2, 4),))[0])(
             parameters
         )
@@ -317,6 +351,7 @@ def models():
     return {
         "mlp": (fgt.MLP([4, 6, 3]), torch.ones(5, 4)),
         "lstm": (fgt.LSTM(4, 5, 2, batch_first=True), torch.ones(3, 6, 4)),
+        "gru": (fgt.GRU(4, 5, 2, batch_first=True), torch.ones(3, 6, 4)),
         "norm": (fgt.BatchNorm2d(4, activation="relu"), torch.arange(72.0).reshape(2, 4, 3, 3)),
         "block": (fgt.ResidualBlock(4, 6, 2), torch.arange(200.0).reshape(2, 4, 5, 5)),
     }
@@ -328,7 +363,7 @@ def test_copies_pickles_and_compiled_modules_do_the_same(name):
 
     def run(module):
         y = module.eval()(x)
-        return y[0] if name == "lstm" else y
+        return y[0] if isinstance(y, tuple) else y
 
     expected = run(model)
     torch.testing.assert_close(run(copy.deepcopy(model)), expected)
@@ -336,10 +371,27 @@ def test_copies_pickles_and_compiled_modules_do_the_same(name):
     torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="aot_eager")), expected)
 
 
-def test_training_finds_the_losses_of_pytorch():
-    mine = fgt.MLP([10, 32, 32, 4], "tanh")
-    theirs = copy.deepcopy(nn.Sequential(*mine))
+class LastStep(nn.Module):
+    """A recurrent module and a linear layer of its last step."""
+
+    def __init__(self, recurrent, head):
+        super().__init__()
+        self.recurrent, self.head = recurrent, head
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", ["MLP", *CELLS])
+def test_training_finds_the_losses_of_pytorch(kind):
+    torch.manual_seed(0)
     x, target = torch.randn(64, 10), torch.randint(4, (64,))
+    if kind == "MLP":
+        mine = fgt.MLP([10, 32, 32, 4], "tanh")
+        theirs = copy.deepcopy(nn.Sequential(*mine))
+    else:
+        x, head = x.reshape(64, 5, 2), nn.Linear(32, 4)
+        theirs, mine = (LastStep(m, copy.deepcopy(head)) for m in modules_of(kind, 2, 32, batch_first=True))
     losses = []
     for model in (mine, theirs):
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)

@@ -237,15 +237,16 @@ def test_unfit_packed_sequences_have_pytorchs_outcome(case):
 def loop(layer, pack, pad, x, lengths):
     """y and the gradients of x and of the parameters."""
     torch.manual_seed(4)
-    lstm = layer(3, 4, num_layers=2, batch_first=True, dtype=DOUBLE)
-    y, ends = pad(lstm(pack(x, lengths, True, False))[0], True, total_length=9)
-    return y, ends, *torch.autograd.grad(y.square().sum(), [x, *lstm.parameters()])
+    module = layer(3, 4, num_layers=2, batch_first=True, dtype=DOUBLE)
+    y, ends = pad(module(pack(x, lengths, True, False))[0], True, total_length=9)
+    return y, ends, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
 
 
-def test_an_lstm_between_them_is_pytorchs():
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_recurrent_module_between_them_is_pytorchs(cell):
     x, lengths = padded(), torch.tensor(UNSORTED)
-    results = loop(fgt.LSTM, fgt.pack_padded_sequence, fgt.pad_packed_sequence, x, lengths)
-    expected = loop(nn.LSTM, rnn.pack_padded_sequence, rnn.pad_packed_sequence, x, lengths)
+    results = loop(getattr(fgt, cell), fgt.pack_padded_sequence, fgt.pad_packed_sequence, x, lengths)
+    expected = loop(getattr(nn, cell), rnn.pack_padded_sequence, rnn.pad_packed_sequence, x, lengths)
     for mine, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 
@@ -280,9 +281,10 @@ def test_under_autocast_transforms_and_fake_tensors_they_are_pytorchs():
     assert results == expected
 
 
-def test_an_lstm_refuses_a_packed_sequence_whose_numbers_fit_no_rows():
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_packed_sequence_whose_numbers_fit_no_rows_is_refused(cell):
     """Kernels would read, and write, where there is nothing."""
-    rows, layer = torch.ones(5, 2), fgt.LSTM(2, 3)
+    rows, layer = torch.ones(5, 2), getattr(fgt, cell)(2, 3)
     with pytest.raises((ValueError, IndexError)):
         layer(PackedSequence(rows, torch.tensor([2, 3])))
     with pytest.raises((ValueError, IndexError)):

@@ -4,11 +4,11 @@ from torch import nn
 from torch_models import Block, Recurrent, dense, images
 
 from fastgrad.torch import choice, timing
-from fastgrad.torch.accelerated_lstm import AcceleratedLSTM
+from fastgrad.torch.accelerated_recurrent import AcceleratedRecurrent
 from fastgrad.torch.replacement import BlockReplacement, LayerReplacement
 from fastgrad.torch.runs import Run
 
-UNITS = Run, BlockReplacement, LayerReplacement, AcceleratedLSTM
+UNITS = Run, BlockReplacement, LayerReplacement, AcceleratedRecurrent
 
 
 class Alone(nn.Module):

@@ -48,9 +48,9 @@ class Block(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self):
+    def __init__(self, kind=nn.LSTM):
         super().__init__()
-        self.lstm = nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True, dtype=DOUBLE)
+        self.lstm = kind(4, 5, 2, batch_first=True, bidirectional=True, dtype=DOUBLE)
         self.head = nn.Sequential(nn.Linear(10, 3), nn.Tanh()).double()
 
     def forward(self, x):

@@ -1,6 +1,6 @@
-"""AcceleratedLSTM: the class of an nn.LSTM in an accelerated model."""
+"""AcceleratedLSTM and AcceleratedGRU: the classes of an nn.LSTM and an nn.GRU in an accelerated model."""
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
@@ -8,23 +8,22 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastgrad.torch.choice import first_gradient
+from fastgrad.torch.gru_module import GRU
 from fastgrad.torch.layers import is_dense, needs_original_layers
 from fastgrad.torch.lstm_module import LSTM
+from fastgrad.torch.recurrent_module import RecurrentModule
 from fastgrad.torch.replacement import NO_SCRIPT
 from fastgrad.torch.twin import twin
 
-LSTM_FORWARD = nn.LSTM.forward
 
-
-class AcceleratedLSTM(LSTM):
-    """The class of an accelerated nn.LSTM. Its forward is fgt.LSTM's if that can use its parameters, else PyTorch's.
+class AcceleratedRecurrent(RecurrentModule):
+    """The class of an accelerated recurrent module. Its forward is fastgrad's if that can use its parameters, else PyTorch's.
 
     An instance with a choice has it as its attribute _choice.
     """
 
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    # PyTorch's
+    original_class: ClassVar[Any]
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         if isinstance(input, torch.fx.Proxy):
@@ -40,14 +39,14 @@ class AcceleratedLSTM(LSTM):
         return super().forward(input, hx)
 
     def original(self, input: Any, hx: Any = None) -> Any:
-        return nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
+        return self.original_class.forward(self, input, hx)
 
     def unit_mode(self) -> tuple[bool, bool]:
         return self.training, first_gradient(self)
 
     def can_fuse(self) -> bool:
         parameters = self._parameters
-        if type(self) is not AcceleratedLSTM or nn.LSTM.forward is not LSTM_FORWARD:
+        if type(self) not in (AcceleratedLSTM, AcceleratedGRU) or not is_unpatched(self.original_class):
             return False
         # no generator, which torch.compile would have to trace
         for name in self._flat_weights_names:  # noqa: SIM110
@@ -55,7 +54,7 @@ class AcceleratedLSTM(LSTM):
                 return False
         return True
 
-    def twin(self) -> "AcceleratedLSTM":
+    def twin(self) -> "AcceleratedRecurrent":
         copied = twin(self, {})
         copied.__dict__["_flat_weights"] = [copied._parameters[name] for name in self._flat_weights_names]
         return copied
@@ -64,21 +63,45 @@ class AcceleratedLSTM(LSTM):
         raise RuntimeError(NO_SCRIPT)
 
     def undo(self) -> None:
-        """Make the module an nn.LSTM again.
+        """Make the module one of PyTorch's class again.
 
-        A class that torch.nn.utils.parametrize has derived from this one becomes one derived from nn.LSTM.
+        A class that torch.nn.utils.parametrize has derived from this one becomes one derived from PyTorch's.
         """
-        kind = type(self)
+        kind, original = type(self), self.original_class
         self.__dict__.pop("_choice", None)
-        if kind is not AcceleratedLSTM:
+        if kind not in (AcceleratedLSTM, AcceleratedGRU):
             body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-            self.__class__ = type(kind.__name__, (nn.LSTM,), body)  # type: ignore[assignment]
+            self.__class__ = type(kind.__name__, (original,), body)
         else:
-            self.__class__ = nn.LSTM  # type: ignore[assignment]
+            self.__class__ = original
+
+
+class AcceleratedLSTM(AcceleratedRecurrent, LSTM):
+    """The class of an accelerated nn.LSTM."""
+
+    original_class = nn.LSTM
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+
+
+class AcceleratedGRU(AcceleratedRecurrent, GRU):
+    """The class of an accelerated nn.GRU."""
+
+    original_class = nn.GRU
+
+
+ACCELERATED: dict[Any, type[AcceleratedRecurrent]] = {nn.LSTM: AcceleratedLSTM, nn.GRU: AcceleratedGRU}
+FORWARDS = {kind: kind.forward for kind in ACCELERATED}
+
+
+def is_unpatched(kind: Any) -> bool:
+    """Whether PyTorch's class has the forward that it had when this module was imported."""
+    return kind.forward is FORWARDS[kind]
 
 
 def _choice_arguments(input: Any, hx: Any) -> tuple[Any, tuple[Any, Any], str]:
-    """What Choice.fuses takes of a call of an LSTM."""
+    """What Choice.fuses takes of a call."""
     packed = isinstance(input, PackedSequence)
     more = ("packed" if packed else "") + ("" if hx is None else " with states")
     return input.data if packed else input, (input, hx), more.strip()
