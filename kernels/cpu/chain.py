@@ -75,16 +75,16 @@ def flat_layers(layers, table, parameters, params, grads, size):
 def place_tensors(layers, tensors):
     """Let filled records read weights where PyTorch has them, each w as an array (n_out, n_in), and turn their dw likewise.
 
-    tensors: the addresses of every w and b in order.
+    tensors: address of the addresses of every w and b in order.
     """
-    n = 0
+    n, at = 0, carray(void_pointer(tensors), 2 * len(layers), np.int64)
     for l in range(len(layers)):
         layer = layers[l]
-        set_field(layer.w, Matrix(tensors[n], 1, layer.n_in))
+        set_field(layer.w, Matrix(at[n], 1, layer.n_in))
         layer.dw_turned = 1
         n += 1
         if layer.b:
-            layer.b = tensors[n]
+            layer.b = at[n]
             n += 1
 
 

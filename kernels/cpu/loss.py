@@ -58,12 +58,8 @@ def describe_rows(loss, part, lo, hi):
     part.right = loss.right + lo * size if loss.right else 0
     part.order = loss.order + lo * 8 if loss.order else 0
     part.row_weights = loss.row_weights if loss.order or not loss.row_weights else loss.row_weights + lo * size
-    part.weights, part.ignore_index, part.scale, part.parameter = (
-        loss.weights,
-        loss.ignore_index,
-        loss.scale,
-        loss.parameter,
-    )
+    part.weights, part.ignore_index = loss.weights, loss.ignore_index
+    part.scale, part.parameter = loss.scale, loss.parameter
 
 
 @kernel(LOSS)
@@ -319,14 +315,15 @@ _NO_ORDER = np.empty(0, np.int64)
 
 
 @device_function
-def sum_of_weights(loss, labels, order, first, n, row_weights):
-    """The sum of n rows' weights in the mean. labels: address of those of all rows, or 0; order, row_weights: arrays, or empty."""
-    has_rows = len(row_weights) > 0
+def sum_of_weights(loss, labels, order, first, n, like):
+    """The sum of n rows' weights in the mean. labels: address of those of all rows, or 0; order: an array, or empty; like: of y's dtype."""
+    has_rows = loss.row_weights != 0
     by_class = labels != 0 and (loss.weights != 0 or loss.ignore_index != types.NO_LABEL)
     if not (has_rows or by_class):
         return np.float64(n)
     all_labels, total_weight = carray(void_pointer(labels), 1, np.int64), 0.0
-    weights = carray(pointer(loss.weights, data(row_weights)), loss.columns)
+    weights = carray(pointer(loss.weights, data(like)), loss.columns)
+    row_weights = carray(pointer(loss.row_weights, data(like)), 1)
     for i in range(first, first + n):
         row, weight = order[i] if len(order) else i, 1.0
         if has_rows:
@@ -355,18 +352,13 @@ def _loss_gradient(
     """losses, dy, right and sums (3,) are written. kernels: addresses of loss_part and of the loss's; y, labels, target: addresses."""
     record = local_zeros(1, LOSS)
     loss = record[0]
-    loss.kernel, loss.rows, loss.columns, loss.losses_of_row, loss.itemsize = (
-        kernels[1],
-        rows,
-        columns,
-        losses_of_row,
-        dy.itemsize,
-    )
+    loss.kernel, loss.itemsize = kernels[1], dy.itemsize
+    loss.rows, loss.columns, loss.losses_of_row = rows, columns, losses_of_row
     loss.y, loss.labels, loss.target, loss.dy = y, labels, target, address(dy)
     loss.losses, loss.right = address(losses), address_or_null(right)
     loss.row_weights, loss.weights = address_or_null(row_weights), address_or_null(weights)
     loss.ignore_index, loss.parameter = ignore_index, parameter
-    sums[1] = sum_of_weights(loss, labels, _NO_ORDER, 0, rows, row_weights)
+    sums[1] = sum_of_weights(loss, labels, _NO_ORDER, 0, rows, dy)
     loss.scale = mean_scale(sums[1], losses_of_row) if mean else 1.0
     run_kernel(launcher, kernels[0], thread_count, record, ())
     sums[0] = total(data(losses), losses.size) * loss.scale

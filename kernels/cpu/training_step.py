@@ -22,7 +22,6 @@ from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, 
 from .engine.intrinsics import (
     address,
     address_of,
-    address_or_null,
     advance,
     call,
     carray,
@@ -192,22 +191,23 @@ def _train(
 
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
-    nonzeros: of a NONZEROS with the values of x, which has no rows then, or empty. rates: the learning rate of each batch.
-    loss_weights: address of those of a types.Loss, or 0. health: address of a HEALTH, or 0. updates (1,), or empty: counts them. counts:
-    address of (B, 2), or 0. tensors: the addresses of place_tensors in place of params, or empty.
+    rates: the learning rate of each batch. updates (1,), or empty: counts them.
+
+    Addresses, or 0: nonzeros, a NONZEROS with the values of x, which has no rows then; loss_weights, those of a types.Loss; restriction;
+    row_weights (rows,); health, a HEALTH; counts (B, 2); tensors, those of place_tensors, in place of params.
     """
     depth, size = len(table), x.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
     chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
     chain, train, loss = chain_record[0], train_record[0], loss_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
-    if len(tensors):
+    if tensors:
         place_tensors(layers, tensors)
     layers[depth - 1].code = fused_code(kind, layers[depth - 1].code)
     # kernels that this net is the first one to use, see Addresses
     if not find_activations(layers, kernels, ACTIVATIONS, True) or not kernels[LOSS_KERNELS + kind]:
         return MISSING, 0
-    if len(nonzeros) and not (kernels[SPARSE_FORWARD] and kernels[SPARSE_GRADIENT]):
+    if nonzeros and not (kernels[SPARSE_FORWARD] and kernels[SPARSE_GRADIENT]):
         return MISSING, 0
     for place in range(LAYER_OUTPUT, UPDATES_REPORT + 1 if health else LAYER_OUTPUT):
         if not kernels[place]:
@@ -220,7 +220,7 @@ def _train(
     # rows of all dw
     dw_rows = 0
     for l in range(depth):
-        dw_rows += table[l, 1 if len(tensors) else 0]
+        dw_rows += table[l, 1 if tensors else 0]
     weight_squares = np.zeros(dw_rows if l2 else 0)
 
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
@@ -233,8 +233,10 @@ def _train(
         carray(void_pointer(restriction), 1, RESTRICTION)[0].widths if restriction else 0,
         arrays,
     )
-    for a in range(len(tensors)):
-        arrays[a, ADDRESS] = tensors[a]
+    if tensors:
+        weights = carray(void_pointer(tensors), n_arrays, np.int64)
+        for a in range(n_arrays):
+            arrays[a, ADDRESS] = weights[a]
 
     blocks = arrays[n_arrays, SUMS]
     # arrays for health lie behind the norms
@@ -255,9 +257,9 @@ def _train(
     columns = 1 if kind == types.CROSS_ENTROPY else n_out
     counts_right = counts != 0 and (kind == types.CROSS_ENTROPY or kind == types.BINARY_CROSS_ENTROPY)
     loss.kernel, loss.columns, loss.losses_of_row, loss.itemsize = kernels[LOSS_KERNELS + kind], n_out, columns, size
-    loss.row_weights = address(row_weights) if len(row_weights) else 0
-    loss.weights, loss.ignore_index, loss.parameter = loss_weights, ignore_index, loss_parameter
-    chain.nonzeros = address_or_null(nonzeros)
+    loss.row_weights, loss.weights = row_weights, loss_weights
+    loss.ignore_index, loss.parameter = ignore_index, loss_parameter
+    chain.nonzeros = nonzeros
     chain.sparse_forward, chain.sparse_gradient = kernels[SPARSE_FORWARD], kernels[SPARSE_GRADIENT]
     chain.output_health, chain.gradient_health = kernels[LAYER_OUTPUT], kernels[LAYER_GRADIENT]
     x_size = 0 if chain.nonzeros else n_in * size
@@ -283,7 +285,7 @@ def _train(
         else:
             chain.x.at = address(x)
             loss.target, loss.labels = (0, all_labels) if by_class else (address(target), 0)
-        weight = sum_of_weights(loss, all_labels, order, first, n, row_weights)
+        weight = sum_of_weights(loss, all_labels, order, first, n, x)
         loss.scale, chain.decay = 1.0, l2 if weight else 0.0
         if mean:
             loss.scale = mean_scale(weight, columns)
@@ -354,32 +356,32 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     code, loss_parameter, loss_weights, ignore_index = loss
     optimizer, state, hyper, clip_norm, masks, constraint = rule
     order, batch_size, rates = batches
-    tensors = _NO_ORDER
+    tensors = 0
     if type(params) is AddressList:
         # its sizes are the caller's care
-        tensors, params = params.addresses, grads
+        tensors, params = address_of(params.addresses), grads
     size = params.size
     if state.size != len(state) * size or grads.size != size:
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
-    operations, char, nonzeros = 2 * batch_size * size, x.dtype.char, _NO_ORDER
+    operations, char, nonzeros = 2 * batch_size * size, x.dtype.char, 0
     restriction = None if masks is None and constraint is None else restriction_of(masks, constraint)
     if isinstance(x, types.Nonzeros):
-        addresses = (address_of(a) for a in (x.starts, x.columns, x.values, order))
-        nonzeros, x = np.array([*addresses]), np.empty((0, x.shape[1]), x.dtype)
+        values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
+        nonzeros, x = address_of(values), np.empty((0, x.shape[1]), x.dtype)
     arguments = (
         operations, _train, _KERNELS.get(char, _NO_ORDER), x, nonzeros, target, order, batch_size, table, parameters,
         code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
         optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
-        EMPTY[char, 1] if row_weights is None else row_weights, l2, mean,
+        0 if row_weights is None else address_of(row_weights), l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
         0 if counts is None else address_of(counts), tensors,
     )  # fmt: skip
     result = run(*arguments, scratch=(x.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
-        needed = _needed_kernels(table, code, rule, len(nonzeros) > 0, watch is not None)
+        needed = _needed_kernels(table, code, rule, nonzeros != 0, watch is not None)
         _KERNELS.provide(char, needed, _train, (0, 1, *arguments[2:], EMPTY[char, 1]))
         result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(x.dtype, 0, SCRATCH))
     return result

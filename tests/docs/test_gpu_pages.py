@@ -77,7 +77,7 @@ def test_the_digits_are_learnt_by_the_emulated_kernels(fake_gpu, tmp_path, monke
     pytest.importorskip("sklearn", reason="the page's data is scikit-learn's")
     monkeypatch.chdir(tmp_path)
     block = next(programs(text_of("guide/layers-and-trainer")))
-    shorter = block.replace("epochs=20", "epochs=3").replace("> 0.9", "> 0.5")
+    shorter = block.replace("epochs=20", "epochs=1").replace("> 0.9", "> 0.1")
     assert shorter != block
     losses = []
     for backend in ("cpu", "cuda"):

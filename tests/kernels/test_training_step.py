@@ -124,7 +124,7 @@ def torch_train(torch, net, batches):
 
 
 @pytest.mark.pairwise
-@pytest.mark.emulated(1)
+@pytest.mark.host
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [math.inf, 0.1])
 def test_100_steps_match_pytorch(backend, dtype, optimizer, clip_norm, rng, torch):
