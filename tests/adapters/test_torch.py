@@ -1,7 +1,5 @@
 """Operators in PyTorch: against PyTorch's own, by gradcheck and opcheck, compiled, and what they refuse."""
 
-import copy
-import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,61 +12,13 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_sequence  # noqa: E402
+from torch_inputs import ACTS, chain_inputs, conv_inputs, draw, gru_inputs, lstm_inputs, norm_inputs, same  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
 from fastgrad.core.backend import kernels  # noqa: E402
 from fastgrad.kernels.types import ACTIVATIONS  # noqa: E402
 from fastgrad.torch import tensors  # noqa: E402
 from fastgrad.torch.ops import conv  # noqa: E402
-
-DOUBLE = torch.float64
-ACTS = {"identity": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
-
-
-def draw(*shape, last=True, dtype=DOUBLE, seed=0):
-    """A tensor that requires its gradient; images channels last in memory or not."""
-    tensor = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed + sum(shape)))
-    if last and tensor.dim() == 4:
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.requires_grad_()
-
-
-def same(results, expected, inputs, rtol=1e-9, atol=1e-10):
-    """Results and, from one random upstream, gradients are the same."""
-    torch.testing.assert_close(results, expected, rtol=rtol, atol=atol)
-    upstream = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
-    for actual, wanted in zip(
-        *(torch.autograd.grad(y, inputs, upstream, retain_graph=True) for y in (results, expected)), strict=True
-    ):
-        torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
-
-
-def chain_inputs(dtype=DOUBLE):
-    x, residual = draw(5, 4, dtype=dtype), draw(5, 3, dtype=dtype)
-    weights = [draw(6, 4, dtype=dtype), draw(3, 6, dtype=dtype)]
-    return x, weights, [draw(6, dtype=dtype), None], residual
-
-
-def lstm_inputs():
-    return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(20, 4), (20, 3), (20,), (20,), (3, 5)] * 2)]
-
-
-def gru_inputs():
-    return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(15, 4), (15, 5), (15,), (15,)] * 2)]
-
-
-def conv_inputs(last=True):
-    return draw(2, 4, 7, 6, last=last), draw(6, 4, 3, 3, last=last), draw(6), draw(2, 6, 5, 4, last=last)
-
-
-def norm_inputs(*shape, last=True):
-    return (
-        draw(*shape, last=last),
-        draw(3),
-        draw(3, seed=1),
-        torch.ones(3, dtype=DOUBLE),
-        torch.full((3,), 2.0, dtype=DOUBLE),
-    )
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -183,130 +133,6 @@ def test_a_block_is_convolution_norm_and_activation(in_force):
     same(fgt.conv_block(x, weight, gamma, beta, residual=residual), expected, [x, weight, gamma, beta, residual])
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("probabilities", [True, False])
-def test_cross_entropy_is_pytorchs(in_force, reduction, probabilities):
-    logits, target = draw(5, 4), torch.tensor([0, 1, 3, 2, 0])
-    if probabilities:
-        target = torch.softmax(draw(5, 4, seed=2).detach(), 1)
-    expected = F.cross_entropy(logits, target, reduction=reduction)
-    same(fgt.cross_entropy(logits, target, reduction), expected, [logits])
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 5), (3, 5, 4), (3, 5, 2, 4), (0, 5), (0, 5, 3)])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("probabilities", [False, True])
-def test_options_and_axes_of_cross_entropy_are_pytorchs(in_force, shape, reduction, probabilities):
-    axis = min(len(shape) - 1, 1)
-    of_target = shape if probabilities else shape[:axis] + shape[axis + 1 :]
-    logits = draw(*shape)
-    weights = torch.rand(5, dtype=logits.dtype)
-    for weight, ignored, smoothing in itertools.product((None, weights), (-100, 2), (0.0, 0.1)):
-        ignored = -100 if probabilities else ignored
-        target = torch.rand(of_target, dtype=logits.dtype) if probabilities else torch.randint(0, 5, of_target)
-        if len(shape) > 1 and target.numel() and not probabilities:
-            target.view(-1)[0] = ignored
-        options = {"reduction": reduction, "weight": weight, "ignore_index": ignored, "label_smoothing": smoothing}
-        found, expected = fgt.cross_entropy(logits, target, **options), F.cross_entropy(logits, target, **options)
-        assert found.shape == expected.shape
-        torch.testing.assert_close(found, expected, equal_nan=True)
-        upstream = torch.rand_like(expected)
-        pairs = (torch.autograd.grad(loss, logits, upstream)[0] for loss in (found, expected))
-        torch.testing.assert_close(*pairs, equal_nan=True)
-
-
-def test_the_mean_of_ignored_labels_alone_is_nan_and_its_gradient_0(in_force):
-    logits = draw(3, 4)
-    loss = fgt.cross_entropy(logits, torch.full((3,), -100))
-    loss.backward()
-    assert loss.isnan()
-    assert not logits.grad.any()
-
-
-def test_options_of_cross_entropy_that_cannot_be_are_refused(in_force):
-    logits, labels = draw(3, 4), torch.tensor([0, 1, 2])
-    for message, options in {
-        r"weights must be \(C,\) = \(4,\), got \(3,\)": {"weight": torch.rand(3).double()},
-        "weights must be at least 0 and finite, got -1.0 at index 1": {
-            "weight": torch.tensor([1.0, -1, 1, 1]).double()
-        },
-        "label_smoothing must be at least 0 and at most 1, got 1.5": {"label_smoothing": 1.5},
-    }.items():
-        with pytest.raises(ValueError, match=f"cross_entropy: {message}"):
-            fgt.cross_entropy(logits, labels, **options)
-    with pytest.raises(ValueError, match="ignore_index is for class numbers"):
-        fgt.cross_entropy(logits, torch.rand(3, 4).double(), ignore_index=1)
-    with pytest.raises(
-        ValueError, match=r"target must be integers \(3, 2\) or torch.float64 \(3, 4, 2\), got torch.int64 \(3,\)"
-    ):
-        fgt.cross_entropy(draw(3, 4, 2), labels)
-
-
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, np.inf])
-@pytest.mark.parametrize("max_norm", [0.5, 1e3, np.inf])
-def test_clipping_is_pytorchs(in_force, norm_type, max_norm):
-    def parameters():
-        tensors = [torch.zeros(3, 4), torch.zeros(5), torch.zeros(2)]
-        for i, p in enumerate(tensors[:2]):
-            p.grad = draw(*p.shape, dtype=torch.float32, seed=i).detach()
-        return tensors
-
-    ours, theirs = parameters(), parameters()
-    norm = fgt.clip_grad_norm_(ours, max_norm, norm_type)
-    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type))
-    for p, q in zip(ours[:2], theirs[:2], strict=True):
-        torch.testing.assert_close(p.grad, q.grad)
-    assert ours[0].grad._version == (max_norm == 0.5)
-    assert fgt.clip_grad_norm_(iter([ours[2]]), 1.0) == 0
-    ours[0].grad[0] = np.nan
-    with pytest.raises(RuntimeError, match="NaN or infinity in 0"):
-        fgt.clip_grad_norm_(ours, 1.0, error_if_nonfinite=True)
-    assert ours[1].grad.isfinite().all()
-    assert fgt.clip_grad_norm_(ours, 1.0).isnan()
-
-
-CLIPS = {
-    "of two dtypes": ((torch.float32, torch.float64), 1.0, 2.0),
-    "of two dtypes, the wider first": ((torch.float64, torch.float32), 1.0, 2.0),
-    "of 16 bits": ((torch.bfloat16, torch.float32), 1.0, 2.0),
-    "of 16 bits alone": ((torch.float16,), 1.0, 1.0),
-    "by the largest, in words": ((torch.float32,), 1.0, "inf"),
-    "by NumPy's infinity": ((torch.float32,), 1.0, np.float32("inf")),
-    "by a tensor": ((torch.float32,), torch.tensor(1.0), torch.tensor(2.0)),
-    "by a parameter": ((torch.float64,), nn.Parameter(torch.tensor(1.0)), 2),
-    "to nothing": ((torch.float32,), 0, 2.0),
-    "by how many are not 0": ((torch.float32,), 1.0, 0),
-    "by the smallest": ((torch.float32,), 1.0, -np.inf),
-    "none": ((), 1.0, "2"),
-}
-
-
-@pytest.mark.parametrize("case", CLIPS)
-def test_clipping_takes_what_pytorchs_takes(case):
-    dtypes, max_norm, norm_type = CLIPS[case]
-    results = []
-    for clip in (fgt.clip_grad_norm_, nn.utils.clip_grad_norm_):
-        params = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
-        for i, p in enumerate(params):
-            p.grad = torch.tensor([2.0, -3.0, 4.0 + i]).to(p.dtype)
-        results.append([clip(params, max_norm, norm_type), *(p.grad for p in params)])
-    torch.testing.assert_close(*results)
-
-
-def test_errors_of_clipping_name_it_once():
-    p = nn.Parameter(torch.ones(2))
-    p.grad = torch.tensor([1.0, np.inf])
-    for error, message, arguments in (
-        (RuntimeError, "clip_grad_norm_: grads must be finite, got NaN or infinity in 0", (1.0, 2.0, True)),
-        (ValueError, "clip_grad_norm_: norm_type must be a number, got 'fro'", (1.0, "fro")),
-        (TypeError, "clip_grad_norm_: max_norm must be a number, got None", (None,)),
-        (ValueError, "clip_grad_norm_: max_norm must be above 0 and finite, got -1.0", (-1.0,)),
-    ):
-        with pytest.raises(error) as caught:
-            fgt.clip_grad_norm_([p], *arguments)
-        assert str(caught.value) == message
-
-
 def test_no_rows_no_steps_and_one_image_are_as_in_pytorch():
     w, v = draw(3, 4), draw(6, 4, 3, 3)
     for shape in ((0, 4), (0, 2, 4), (2, 0, 4), (4,)):
@@ -344,64 +170,6 @@ def test_results_share_memory_and_inputs_do_not_change(in_force):
     y = fgt.batch_norm(image, draw(3), draw(3))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert fgt.conv2d(image, draw(6, 3, 3, 3)).is_contiguous(memory_format=torch.channels_last)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "every other channel": lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    "turned": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-    "expanded": lambda x: x[:1].expand(x.shape),
-}
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 1, 5, 4), (1, 3, 5, 4), (2, 3, 1, 1), (2, 3, 5, 1)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_images_lie_in_memory_as_pytorchs(layout, shape):
-    """Strides of what is one long too: from them a next layer tells the layout."""
-    x = LAYOUTS[layout](draw(*shape, last=False).detach())
-    for size, outputs, last in itertools.product((1, 3), (1, 4), (False, True)):
-        if size > min(shape[2:]):
-            continue
-        w = draw(outputs, shape[1], size, size, last=last)
-        assert fgt.conv2d(x, w).stride() == F.conv2d(x, w).stride()
-        results = fgt.conv_block(x, w, *(draw(outputs),) * 2) if x.numel() > 30 else None
-        assert results is None or results.stride() == F.conv2d(x, w).stride()
-    norm, theirs = fgt.BatchNorm2d(shape[1], dtype=DOUBLE).eval(), torch.nn.BatchNorm2d(shape[1], dtype=DOUBLE).eval()
-    assert norm(x).stride() == theirs(x).stride()
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_layers_in_a_row_lie_in_memory_as_pytorchs_and_nothing_is_turned_between(last, monkeypatch):
-    def layers():
-        layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Dropout(0.5)]
-        return nn.Sequential(*layers, nn.Conv2d(6, 4, 3), nn.SiLU()).double()
-
-    theirs = layers()
-    ours = copy.deepcopy(theirs)
-    fgt.accelerate(ours)
-    x = torch.randn(2, 1, 9, 8, dtype=DOUBLE)
-    if last:
-        x, ours, theirs = (a.to(memory_format=torch.channels_last) for a in (x, ours, theirs))
-    turned = []
-    contiguous = torch.Tensor.contiguous
-    monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: turned.append(self) or contiguous(self))
-    results = []
-    for net in (ours, theirs):
-        # dropout draws its mask in the order of memory
-        torch.manual_seed(0)
-        results.append(net(x))
-    assert results[0].stride() == results[1].stride()
-    torch.testing.assert_close(*results)
-    assert len(turned) == (0 if last else 2)
-    assert (results[0] if not last else results[0].permute(0, 2, 3, 1)).view(2, -1).shape == (2, 4 * 5 * 4)
-
-
-def test_sequences_through_a_norm_are_contiguous():
-    x = draw(4, 3, 5).detach()
-    norm = fgt.BatchNorm1d(3, dtype=DOUBLE)
-    for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
-        assert norm(layout).is_contiguous()
 
 
 CASES = {
