@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 
 from fastgrad.kernels.cpu.engine import compile, workers
@@ -33,6 +34,8 @@ def compile_few():
 
 def compile_many():
     """Tell the number of each worker's process."""
+    # a process ignores it whose parent was started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     init = workers.Worker.__init__
 
     def told(self, *arguments):
