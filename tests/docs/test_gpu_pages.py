@@ -21,7 +21,7 @@ PAGES = [
     "quickstart",
 ]
 # what says that a block trains for seconds, which emulated are minutes
-TRAINS = "fit(", "train(", "trained(", "for _ in range", "ResNet("
+TRAINS = "fit(", "train(", "for _ in range", "ResNet("
 
 
 def text_of(page):
@@ -58,8 +58,8 @@ def in_cuda(fake_gpu, tmp_path, monkeypatch):
 def test_pages_run_unchanged_where_cuda_is_in_force(in_cuda, page):
     text = text_of(page)
     skip_without(head(text).get("needs", "").split())
-    # other libraries' arrays are the host's
-    in_cuda([block for block in programs(text) if not imported(block) & PEERS], page)
+    # other libraries' arrays are the host's, and comparisons of many trained nets say nothing of a GPU
+    in_cuda([block for block in programs(text) if not imported(block) & PEERS and "trained(" not in block], page)
 
 
 @pytest.mark.full
