@@ -7,7 +7,7 @@ import pytest
 
 import fastgrad as fg
 from fastgrad.kernels.types import ACTIVATIONS
-from fastgrad.nn import LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
+from fastgrad.nn import GRU, LSTM, BatchNorm, Dense, DenseChain, Dropout, Residual, Sequential
 
 # (model, optimizer) of a trainer
 TRAINED = {
@@ -99,6 +99,27 @@ def test_lstms(in_force, values, dtype, pool):
     _, backward = fg.lstm(*arrays, h_0=v(3, 4), c_0=v(3, 4), cells=True)
     backward(v(3, 5, 4), v(3, 4), v(3, 4), step_norms=np.empty(5))
     run(fg.lstm_cell, v(3, 3), v(3, 4), v(3, 4), v(3, 16), v(4, 16), upstream=v)
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_grus(in_force, values, dtype, reset_after):
+    v = values
+    model = GRU(3, 4, 2, True, 0.3, reset_after, dtype=dtype, seed=0)
+    for _ in range(2):
+        for lengths in (None, [2, 0, 5]):
+            run(model.forward, v(3, 5, 3), True, lengths=lengths, upstream=v)
+        model.params[...] = v(model.params.size)
+    arrays = v(3, 5, 3), v(3, 12), v(4, 12), v(12)
+    _, backward = fg.gru(*arrays, h_0=v(3, 4), reset_after=reset_after)
+    backward(v(3, 5, 4), v(3, 4), step_norms=np.empty(5))
+    run(fg.gru_cell, v(3, 3), v(3, 4), v(3, 12), v(4, 12), reset_after=reset_after, upstream=v)
+
+
+def test_layer_norms(in_force, values):
+    v = values
+    for activation in ("identity", "relu", "gelu"):
+        run(fg.layer_norm, v(4, 7), v(7), v(7), activation=activation, residual=v(4, 7), upstream=v)
 
 
 def test_pools_dropout_and_losses(in_force, values):

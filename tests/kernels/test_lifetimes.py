@@ -143,6 +143,7 @@ def test_a_driver_hands_every_array_that_it_made_to_the_launch(name):
     assert not driver.heap & {*driver.pointed}
 
 
+@pytest.mark.full
 def test_no_kernel_allocates():
     """An allocation in a kernel could fail, and nobody would be told."""
     from fastgrad.kernels.cpu.engine import compile
@@ -205,6 +206,10 @@ def every_op():
         "folded": lambda: both(fg.conv2d, wide, draw(4, 4, 8, 16) / 9, stride=2, padding=1),
         "grouped": lambda: both(fg.conv2d, wide, draw(3, 3, 4, 6), padding=1, groups=2),
         "batch_norm": lambda: both(fg.batch_norm, draw(300, 5), draw(5), draw(5), activation="relu"),
+        "layer_norm": lambda: both(fg.layer_norm, draw(33, 50), draw(50), draw(50), activation="relu"),
+        "gru": lambda: both(fg.gru, sequences, draw(6, 12) / 4, draw(4, 12) / 4, draw(12), draw(4)),
+        "gru_few_steps": lambda: both(fg.gru, sequences[:, :2], draw(6, 12) / 4, draw(4, 12) / 4),
+        "gru_reset_before": lambda: both(fg.gru, sequences, draw(6, 12) / 4, draw(4, 12) / 4, reset_after=False),
         "lstm": lambda: both(fg.lstm, sequences, draw(6, 16) / 4, draw(4, 16) / 4),
         "lstm_few_steps": lambda: both(fg.lstm, sequences[:, :2], draw(6, 16) / 4, draw(4, 16) / 4),
         "lstm_peephole": lambda: both(fg.lstm, sequences, draw(6, 16) / 4, draw(4, 16) / 4, peephole=peephole),
