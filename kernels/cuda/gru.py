@@ -228,7 +228,7 @@ def gru_backward(upstream, xs, weights, h_0, batch, saved, gradients, accumulate
     dz, dxs, (dw_ih, dw_hh, db, db_hn), dh_0, squares = gradients
     batch = PackedBatch(*device_packing(batch), batch.reverse)
     whole = xp.empty(saved.h.shape, dtype) if squares is not None else None
-    du = differentiate_steps(upstream, weights.w_hh, h_0, batch, saved, dz, dh_0, whole, reset_after)
+    du = differentiate_steps(upstream, weights.w_hh, h_0, batch, saved, dz, dh_0, whole=whole, reset_after=reset_after)
     if dxs is not None:
         matmul(dz, weights.w_ih.T, out=dxs)
     h_before = start_or_before(saved.h, h_0, batch)
@@ -252,7 +252,7 @@ def gru_backward(upstream, xs, weights, h_0, batch, saved, gradients, accumulate
         row_squares(whole, squares)
 
 
-def differentiate_steps(upstream, w_hh, h_0, batch, saved, dz, dh_0, whole, reset_after):
+def differentiate_steps(upstream, w_hh, h_0, batch, saved, dz, dh_0, *, whole, reset_after):
     """dz and dh_0, through all steps, and whole (R, H) = dL/dh unless it is None; with reset_after returns du (R, 3H) = dz_r, dz_z, dq."""
     (dh, dh_n), (order, offsets, reverse), (gates, reset, h), dtype = upstream, batch, saved, dz.dtype
     xp, matmul = device.xp, device.xp.matmul

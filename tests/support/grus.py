@@ -1,21 +1,25 @@
 """Random GRU problems for tests, run through the public API, and the same problems in PyTorch and step by step by the formulas."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from lstms import flipped
-from tolerances import assert_close
+from recurrent_problem import RecurrentProblem, assert_arrays_close
 
 import fastgrad as fg
 
 # the order of the gradients
 INPUTS = ("x", "w_ih", "w_hh", "b", "b_hn", "h_0")
 UPSTREAMS = ("dy", "dh_n")
+assert_all_close = partial(assert_arrays_close, "gru")
 
 
 @dataclass
-class Problem:
+class Problem(RecurrentProblem):
     """The arguments of fg.gru, and upstream gradients."""
+
+    inputs, upstreams = INPUTS, UPSTREAMS
 
     x: np.ndarray
     w_ih: np.ndarray
@@ -28,24 +32,6 @@ class Problem:
     lengths: np.ndarray | None
     reverse: bool
     reset_after: bool
-
-    def named(self, names=(*INPUTS, *UPSTREAMS)):
-        """The arrays of these names that are not None."""
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def map(self, function):
-        """The same problem with every array replaced by function(array)."""
-        return replace(self, **{name: function(array) for name, array in self.named().items()})
-
-    def ends(self):
-        """Every sequence's number of steps."""
-        n, steps, _ = self.x.shape
-        return np.full(n, steps) if self.lengths is None else np.asarray(self.lengths, np.int64)
-
-    def only(self, rows):
-        """The problem of these sequences."""
-        states = {name: a[rows] for name, a in self.named(("x", "h_0", *UPSTREAMS)).items()}
-        return replace(self, **states, lengths=None if self.lengths is None else self.lengths[rows])
 
 
 def random_gru(
@@ -138,11 +124,3 @@ def torch_steps(torch, problem):
     found = {"y": y.detach().numpy(), "h_n": h.detach().numpy()}
     found |= {f"d{name}": a.grad.numpy() for name, a in p.named(INPUTS).items()}
     return found, np.array([float(h_t.grad.norm()) for h_t in states])
-
-
-def assert_all_close(found, expected, least=0, scale=1):
-    """Errors are measured against the largest value of an array, or `least`, where sums of a few terms may cancel."""
-    assert found.keys() == expected.keys()
-    for name, actual in found.items():
-        size = np.abs(expected[name][np.isfinite(expected[name])]).max(initial=least)
-        assert_close("gru", actual, expected[name], scale * size)

@@ -1,15 +1,17 @@
 """Random LSTM problems for tests, run through the public API, and the same problems in PyTorch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from tolerances import assert_close
+from recurrent_problem import RecurrentProblem, assert_arrays_close
 
 import fastgrad as fg
 
 # the order of the gradients
 INPUTS = ("x", "w_ih", "w_hh", "b", "h_0", "c_0", "peephole", "w_proj")
 UPSTREAMS = ("dy", "dh_n", "dc_n")
+assert_all_close = partial(assert_arrays_close, "lstm")
 # what a gate may have on top, with P on either side of H
 OPTIONS = {
     "plain": {},
@@ -23,8 +25,10 @@ OPTIONS = {
 
 
 @dataclass
-class Problem:
+class Problem(RecurrentProblem):
     """The arguments of fg.lstm, and upstream gradients."""
+
+    inputs, upstreams = INPUTS, UPSTREAMS
 
     x: np.ndarray
     w_ih: np.ndarray
@@ -39,24 +43,6 @@ class Problem:
     dc_n: np.ndarray | None
     lengths: np.ndarray | None
     reverse: bool
-
-    def named(self, names=(*INPUTS, *UPSTREAMS)):
-        """The arrays of these names that are not None."""
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def map(self, function):
-        """The same problem with every array replaced by function(array)."""
-        return replace(self, **{name: function(array) for name, array in self.named().items()})
-
-    def ends(self):
-        """Every sequence's number of steps."""
-        n, steps, _ = self.x.shape
-        return np.full(n, steps) if self.lengths is None else np.asarray(self.lengths, np.int64)
-
-    def only(self, rows):
-        """The problem of these sequences."""
-        states = {name: a[rows] for name, a in self.named(("x", "h_0", "c_0", *UPSTREAMS)).items()}
-        return replace(self, **states, lengths=None if self.lengths is None else self.lengths[rows])
 
 
 def random_lstm(
@@ -167,17 +153,6 @@ def torch_steps(torch, problem):
     (total + (h * p.dh_n).sum() + (cs * p.dc_n).sum()).backward()
     norms = np.array([float(h_t.grad.norm()) for _, h_t in sorted(hs, key=lambda pair: pair[0])])
     return c_of_steps, norms
-
-
-def assert_all_close(found, expected, least=0, scale=1):
-    """Errors are measured against the largest value of an array, or `least`, where sums of a few terms may cancel.
-
-    With inputs of this scale z, and so its rounding, is as much larger.
-    """
-    assert found.keys() == expected.keys()
-    for name, actual in found.items():
-        size = np.abs(expected[name][np.isfinite(expected[name])]).max(initial=least)
-        assert_close("lstm", actual, expected[name], scale * size)
 
 
 def lstm_layer(dtype="float64", seed=1, **options):
