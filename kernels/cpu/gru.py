@@ -34,12 +34,13 @@ from .recurrence import (
     FEW_ROWS,
     FEW_STEPS,
     FORWARD_PART,
-    GEMM_PART,
     IN_PLACE,
     IN_ROWS,
     WEIGHTS_PART,
     copy_states,
     describe_matrix,
+    describe_scratch,
+    describe_sequences,
     fill_panels,
     launch_product,
     pack_part,
@@ -243,43 +244,16 @@ def scratch_sizes(n, H):
 
 
 @driver_function
-def describe_call(
-    gru,
-    launcher,
-    thread_count,
-    kernels,
-    transposed,
-    xs,
-    w_rz,
-    w_n,
-    h_0,
-    order,
-    offsets,
-    reverse,
-    gates,
-    reset,
-    h,
-    scratch,
-):
-    """The sizes and arrays that forward and backward share, the weights, or their transposes, as products in time will read them, and the
-    scratch: the address of its rest.
-    """
-    gru.n, gru.steps, gru.rows, gru.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
-    gru.C, gru.H, gru.itemsize = xs.shape[1], h_0.shape[1], xs.itemsize
-    gru.order, gru.offsets, gru.h_0 = address(order), address(offsets), address(h_0)
-    gru.xs, gru.xs_row, gru.h, gru.h_row = address(xs), array_matrix(xs).row, address(h), array_matrix(h).row
-    gru.gates, gru.reset = address(gates), address(reset)
+def describe_weights(gru, launcher, thread_count, kernels, transposed, w_rz, w_n, scratch):
+    """The weights, or their transposes, as products in time will read them, and the scratch: the address of its rest."""
     H, size = gru.H, gru.itemsize
     states_size, w_rz_size, w_n_size = scratch_sizes(gru.n, H)
-    gru.gemm, gru.scratch = kernels[GEMM_PART], address(scratch)
-    gru.states = gru.scratch + thread_count * SCRATCH * size
-    w_rz_scratch = gru.states + states_size * size
+    w_rz_scratch = describe_scratch(gru, thread_count, kernels, scratch, states_size)
     w_n_scratch = w_rz_scratch + w_rz_size * size
     if gru.steps > FEW_STEPS and gru.n > FEW_ROWS * thread_count:
         gru.w_rz.at, gru.w_n.at = w_rz_scratch, w_n_scratch
-        fill_panels(
-            launcher, thread_count, kernels, transposed, w_rz, H, 2 * H, w_rz_scratch, 2 * H if transposed else H, 0
-        )
+        depth = 2 * H if transposed else H
+        fill_panels(launcher, thread_count, kernels, transposed, w_rz, H, 2 * H, w_rz_scratch, depth, 0)
         fill_panels(launcher, thread_count, kernels, transposed, w_n, H, H, w_n_scratch, H, 0)
     else:
         mode = IN_PLACE if gru.steps <= FEW_STEPS else IN_ROWS
@@ -294,25 +268,10 @@ def _forward(
 ):  # fmt: skip
     record = local_zeros(1, GRU)
     gru = record[0]
-    describe_call(
-        gru,
-        launcher,
-        thread_count,
-        kernels,
-        False,
-        xs,
-        w_rz,
-        w_n,
-        h_0,
-        order,
-        offsets,
-        reverse,
-        gates,
-        reset,
-        h,
-        scratch,
-    )
-    gru.reset_after, gru.b_hn, gru.h_n = reset_after, address_or_null(b_hn), address(h_n)
+    describe_sequences(gru, xs, h_0, order, offsets, reverse, gates, h)
+    gru.H, gru.reset, gru.reset_after = h_0.shape[1], address(reset), reset_after
+    describe_weights(gru, launcher, thread_count, kernels, False, w_rz, w_n, scratch)
+    gru.b_hn, gru.h_n = address_or_null(b_hn), address(h_n)
     launch_product(launcher, thread_count, kernels, False, w_ih, gru, gru.xs, gru.xs_row, address_or_null(b), gru.gates)
     # a sequence is one thread's
     run_kernel(launcher, kernels[FORWARD_PART], max(1, min(thread_count, gru.n)), record, ())
@@ -325,27 +284,12 @@ def _backward(
 ):  # fmt: skip
     record = local_zeros(1, GRU)
     gru = record[0]
-    gru.inputs = describe_call(
-        gru,
-        launcher,
-        thread_count,
-        kernels,
-        True,
-        xs,
-        w_rz,
-        w_n,
-        h_0,
-        order,
-        offsets,
-        reverse,
-        gates,
-        reset,
-        h,
-        scratch,
-    )
+    describe_sequences(gru, xs, h_0, order, offsets, reverse, gates, h)
+    gru.H, gru.reset, gru.reset_after = h_0.shape[1], address(reset), reset_after
+    gru.inputs = describe_weights(gru, launcher, thread_count, kernels, True, w_rz, w_n, scratch)
     gru.dq = gru.inputs + gru.rows * (gru.H + 1) * gru.itemsize
     gru.dh, gru.dh_row, gru.dh_n = address(dh) if has_dh else 0, array_matrix(dh).row, address_or_null(dh_n)
-    gru.reset_after, gru.accumulate, gru.squares = reset_after, accumulate, address_or_null(squares)
+    gru.accumulate, gru.squares = accumulate, address_or_null(squares)
     gru.dz, gru.dh_0, gru.dw_ih, gru.dw_hh = address(dz), address(dh_0), address(dw_ih), address(dw_hh)
     gru.db, gru.ones, gru.db_hn = address_or_null(db), min(1, db.size), address_or_null(db_hn)
     run_kernel(launcher, kernels[BACKWARD_PART], max(1, min(thread_count, gru.n)), record, ())

@@ -44,13 +44,14 @@ from .recurrence import (
     FEW_ROWS,
     FEW_STEPS,
     FORWARD_PART,
-    GEMM_PART,
     IN_PANELS,
     IN_PLACE,
     IN_ROWS,
     WEIGHTS_PART,
     copy_states,
     describe_matrix,
+    describe_scratch,
+    describe_sequences,
     fill_panels,
     launch_product,
     pack_part,
@@ -321,13 +322,9 @@ def scratch_sizes(n, C, H, P, projects):
 
 
 @device_function
-def describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h):
-    """Fill in the sizes and arrays that forward and backward share."""
-    lstm.n, lstm.steps, lstm.rows, lstm.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
-    lstm.C, lstm.H, lstm.P, lstm.itemsize = xs.shape[1], c_0.shape[1], h_0.shape[1], xs.itemsize
-    lstm.order, lstm.offsets, lstm.h_0, lstm.c_0 = address(order), address(offsets), address(h_0), address(c_0)
-    lstm.xs, lstm.xs_row, lstm.peephole = address(xs), array_matrix(xs).row, address_or_null(peephole)
-    lstm.h, lstm.h_row, lstm.gates = address(h), array_matrix(h).row, address(gates)
+def describe_cells(lstm, peephole, h_0, c_0, c, tanh_c):
+    """Fill in the sizes and arrays that forward and backward share, and no other op has."""
+    lstm.H, lstm.P, lstm.c_0, lstm.peephole = c_0.shape[1], h_0.shape[1], address(c_0), address_or_null(peephole)
     lstm.c, lstm.tanh_c = address_or_null(c), address_or_null(tanh_c)
 
 
@@ -339,9 +336,7 @@ def describe_weights(lstm, launcher, thread_count, kernels, transposed, with_x, 
     """
     C, H, P, size = lstm.C, lstm.H, lstm.P, lstm.itemsize
     states_size, w_hh_size, w_ih_size, w_proj_size = scratch_sizes(lstm.n, C, H, P, projects)
-    lstm.gemm, lstm.scratch = kernels[GEMM_PART], address(scratch)
-    lstm.states = lstm.scratch + thread_count * SCRATCH * size
-    w_hh_scratch = lstm.states + states_size * size
+    w_hh_scratch = describe_scratch(lstm, thread_count, kernels, scratch, states_size)
     w_ih_scratch = w_hh_scratch + w_hh_size * size
     w_proj_scratch = w_ih_scratch + w_ih_size * size
     rest = w_proj_scratch + w_proj_size * size
@@ -371,7 +366,8 @@ def _forward(
 ):  # fmt: skip
     record = local_zeros(1, LSTM)
     lstm = record[0]
-    describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
+    describe_sequences(lstm, xs, h_0, order, offsets, reverse, gates, h)
+    describe_cells(lstm, peephole, h_0, c_0, c, tanh_c)
     lstm.b, lstm.h_n, lstm.c_n = address_or_null(b), address(h_n), address(c_n)
     lstm.cells, mode = describe_weights(
         lstm, launcher, thread_count, kernels, False, True, w_ih, w_hh, projects, w_proj, scratch
@@ -389,7 +385,8 @@ def _backward(
 ):  # fmt: skip
     record = local_zeros(1, LSTM)
     lstm, wants_dx = record[0], dxs.size > 0
-    describe_arrays(lstm, xs, peephole, h_0, c_0, order, offsets, reverse, gates, c, tanh_c, h)
+    describe_sequences(lstm, xs, h_0, order, offsets, reverse, gates, h)
+    describe_cells(lstm, peephole, h_0, c_0, c, tanh_c)
     lstm.dh, lstm.dh_row = address(dh) if has_dh else 0, array_matrix(dh).row
     lstm.dh_n, lstm.dc_n, lstm.squares = address_or_null(dh_n), address_or_null(dc_n), address_or_null(squares)
     lstm.dz, lstm.dxs, lstm.dh_0, lstm.dc_0 = address(dz), address(dxs), address(dh_0), address(dc_0)

@@ -1,7 +1,6 @@
 """What the recurrent ops share, LSTM and GRU: the sequences of a thread, products of a step, and the weights as these read them.
 
-`record` is an op's own: n sequences, R rows, steps, addresses of order and offsets, itemsize; gemm, the address of gemm_part, and scratch,
-its panels of each thread; accumulate. C are the columns of x.
+`record` is an op's own, with the fields that describe_sequences and describe_scratch fill in, and accumulate. C are the columns of x.
 
 How a step multiplies depends on the sizes:
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from .engine.compile import device_function, inline_function, kernel
 from .engine.intrinsics import (
+    address,
     address_at,
     advance,
     call,
@@ -142,6 +142,23 @@ def weights_matrix(w, transpose):
     """The matrix of w, or of its transpose."""
     matrix = array_matrix(w)
     return transposed(matrix) if transpose else matrix
+
+
+@device_function
+def describe_sequences(record, xs, h_0, order, offsets, reverse, gates, h):
+    """Fill in the sizes and arrays that an op's forward and backward share; H, the columns of its states, is the op's own."""
+    record.n, record.steps, record.rows, record.reverse = len(order), len(offsets) - 1, offsets[-1], reverse
+    record.order, record.offsets, record.h_0 = address(order), address(offsets), address(h_0)
+    record.C, record.xs, record.xs_row, record.itemsize = xs.shape[1], address(xs), array_matrix(xs).row, xs.itemsize
+    record.gates, record.h, record.h_row = address(gates), address(h), array_matrix(h).row
+
+
+@device_function
+def describe_scratch(record, thread_count, kernels, scratch, states_size):
+    """Fill in gemm_part, its panels of each thread, and all threads' states; the address of the scratch behind them."""
+    record.gemm, record.scratch = kernels[GEMM_PART], address(scratch)
+    record.states = record.scratch + thread_count * SCRATCH * record.itemsize
+    return record.states + states_size * record.itemsize
 
 
 @device_function

@@ -20,18 +20,29 @@ from .engine.device import (
     Real,
     Values,
     blocks,
-    device_function,
     grid_start,
     grid_stride,
     kernel,
     launch,
 )
 from .engine.reductions import sum_rows
-from .packing import device_packing, sequences_at
-from .recurrence import accumulated, row_squares, row_stride, start_or_before, value_before
+from .packing import device_packing
+from .recurrence import (
+    BIAS,
+    END,
+    FURTHER,
+    UPSTREAM,
+    WHOLE,
+    accumulated,
+    row_squares,
+    row_stride,
+    start_or_before,
+    value_before,
+    whole_gradient,
+)
 
-# options of a launch: a bias; a bias of n's part of h; an upstream gradient of h and of the last h; the whole dL/dh to keep
-BIAS, INNER_BIAS, UPSTREAM, END, WHOLE = (1 << bit for bit in range(5))
+# a further option of a launch: a bias of n's part of h
+INNER_BIAS = FURTHER
 
 
 @kernel
@@ -97,21 +108,6 @@ def gru_outputs(
         state[i], h[(row + p) * h_row + j] = value, value
 
 
-@device_function
-def whole_gradient(
-    dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, direct, dh_after, dh_n
-):  # fmt: skip
-    """A value of dL/dh_t: from the step after, directly and through its product, or dh_n at the last step, plus the upstream dh."""
-    total = dtype(0)
-    if p < sequences_at(offsets, steps, step_after):
-        total = direct[p * hidden + j] + dh_after[p * hidden + j]
-    elif options & END:
-        total = dh_n[order[p] * hidden + j]
-    if options & UPSTREAM:
-        total += dh[(offsets[t] + p) * dh_row + j]
-    return total
-
-
 @kernel
 def gru_gradients(
     dtype: Real, t: Integer, steps: Integer, step_after: Integer, hidden: Integer, h_row: Integer, dh_row: Integer, options: Integer,
@@ -128,8 +124,9 @@ def gru_gradients(
         at, step_at = (row + p) * 3 * hidden + j, p * 3 * hidden + j
         r, z, n = gates[at], gates[at + hidden], gates[at + 2 * hidden]
         h_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, h_row, h, order, h_0)
-        dh_t = whole_gradient(
-            dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, direct, dh_after, dh_n
+        # what the step after has directly is 0 where there is none
+        dh_t = direct[i] + whole_gradient(
+            dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, dh_after, dh_n
         )
         if options & WHOLE:
             whole[row * hidden + i] = dh_t
@@ -155,8 +152,9 @@ def gru_output_gradients(
         at = (row + p) * 3 * hidden + j
         z, n = gates[at + hidden], gates[at + 2 * hidden]
         h_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, h_row, h, order, h_0)
-        dh_t = whole_gradient(
-            dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, direct, dh_after, dh_n
+        # what the step after has directly is 0 where there is none
+        dh_t = direct[i] + whole_gradient(
+            dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, dh_after, dh_n
         )
         if options & WHOLE:
             whole[row * hidden + i] = dh_t

@@ -32,12 +32,24 @@ from .engine.device import (
     launch,
 )
 from .engine.reductions import add_down, row_limit, sum_rows, tile_column, tile_row, tile_width, tiles
-from .packing import device_packing, sequences_at
-from .recurrence import accumulated, row_squares, row_stride, start_or_before, value_before
+from .packing import device_packing
+from .recurrence import (
+    BIAS,
+    END,
+    FURTHER,
+    UPSTREAM,
+    WHOLE,
+    accumulated,
+    row_squares,
+    row_stride,
+    start_or_before,
+    value_before,
+    whole_gradient,
+)
 
-# options of a launch: a bias; peepholes; c to keep; the output itself, not of a projection; an upstream gradient of h and of the last h;
-# a copy of one step to write; the whole dL/dh to keep; dL/dr, of a projection
-BIAS, PEEPHOLE, KEEP, OUTPUT, UPSTREAM, END, STEP_COPY, WHOLE, PROJECTED = (1 << bit for bit in range(9))
+# further options of a launch: peepholes; c to keep; the output itself, not of a projection; a copy of one step to write; dL/dr, of a
+# projection
+PEEPHOLE, KEEP, OUTPUT, STEP_COPY, PROJECTED = (FURTHER << bit for bit in range(5))
 
 
 @kernel
@@ -89,19 +101,6 @@ def lstm_outputs(
         p = i // columns
         value = projected[i]
         state_h[i], h[(row + p) * h_row + i - p * columns] = value, value
-
-
-@device_function
-def whole_gradient(dtype, t, steps, step_after, p, j, columns, dh_row, options, order, offsets, dh, dh_after, dh_n):
-    """A value of dL/dh_t: from the step after, or dh_n at the last step of a sequence, plus the upstream dh."""
-    total = dtype(0)
-    if p < sequences_at(offsets, steps, step_after):
-        total = dh_after[p * columns + j]
-    elif options & END:
-        total = dh_n[order[p] * columns + j]
-    if options & UPSTREAM:
-        total += dh[(offsets[t] + p) * dh_row + j]
-    return total
 
 
 @kernel

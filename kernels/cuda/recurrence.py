@@ -1,4 +1,4 @@
-"""What the recurrent ops share, LSTM and GRU: values of the step before, squared norms of rows, and gradients that are added to."""
+"""What the recurrent ops share, LSTM and GRU: the step before, gradients of the step after, rows' norms, gradients that add up."""
 
 import contextlib
 
@@ -23,6 +23,9 @@ from .engine.device import (
 from .engine.reductions import add_across, tile_width
 from .packing import sequences_at, step_blocks
 
+# options of a launch: a bias; an upstream gradient of h and of the last h; the whole dL/dh to keep; and from here on an op's own
+BIAS, UPSTREAM, END, WHOLE, FURTHER = (1 << bit for bit in range(5))
+
 
 @device_function
 def value_before(offsets, steps, t, p, j, columns, row, values, order, start):
@@ -30,6 +33,19 @@ def value_before(offsets, steps, t, p, j, columns, row, values, order, start):
     if p < sequences_at(offsets, steps, t):
         return values[(offsets[t] + p) * row + j]
     return start[order[p] * columns + j]
+
+
+@device_function
+def whole_gradient(dtype, t, steps, step_after, p, j, columns, dh_row, options, order, offsets, dh, dh_after, dh_n):
+    """A value of dL/dh_t: from the step after, or dh_n at the last step of a sequence, plus the upstream dh."""
+    total = dtype(0)
+    if p < sequences_at(offsets, steps, step_after):
+        total = dh_after[p * columns + j]
+    elif options & END:
+        total = dh_n[order[p] * columns + j]
+    if options & UPSTREAM:
+        total += dh[(offsets[t] + p) * dh_row + j]
+    return total
 
 
 @kernel
