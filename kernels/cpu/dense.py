@@ -42,7 +42,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
-from .engine.matrix import Matrix, field_matrix, rows_apart, transposed
+from .engine.matrix import field_matrix, rows_apart, rows_from, transposed
 from .engine.microkernel import ROWS
 from .engine.object_memory import readable
 from .engine.thread_pool import run, thread_range
@@ -80,7 +80,7 @@ def forward_rows(chain, thread_index, lo, hi, panels, like):
     """Rows lo..hi, the thread's, through all layers."""
     product, activation = local(1, GEMM), local(1, ACTIVATION)
     layers, size = layers_of(chain), chain.itemsize
-    a, units = Matrix(chain.x.at + lo * chain.x.row * size, chain.x.row, chain.x.col), 0
+    a, units = rows_from(field_matrix(chain.x), lo, size), 0
     for l in range(chain.depth):
         layer = layers[l]
         at = lo * layer.n_out * size
@@ -228,9 +228,8 @@ def gradients_part(thread_index, thread_count, record, like):
             if l == 0 and chain.nonzeros:
                 sparse_product(chain, chain.sparse_gradient, layer, i, i + m, layer.dz, layer.dw, scratch)
             else:
-                left_i = Matrix(left.at + i * left.row * size, left.row, left.col)
                 sizes, out = (m, columns, chain.rows), rows_apart(dw, columns)
-                describe(product, sizes, left_i, right, rows_apart(0, 0), out, scratch)
+                describe(product, sizes, rows_from(left, i, size), right, rows_apart(0, 0), out, scratch)
                 product[0].sums = 1
                 call(chain.gemm, 0, 1, product)
             if chain.squares:
@@ -398,7 +397,7 @@ def infer_part(thread_index, thread_count, record, like):
         layers[l].z = buffers + 2 * most * widest * size if needs_input(layers[l].code) else layers[l].y
     keeps_z = last.z != last.y
     for i in range(lo, hi, max(most, 1)):
-        chain.x.at = whole.x.at + i * chain.x.row * size
+        chain.x.at = rows_from(field_matrix(whole.x), i, size).at
         last.y = whole.dy + i * last.n_out * size
         if not keeps_z:
             last.z = last.y

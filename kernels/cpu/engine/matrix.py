@@ -68,5 +68,11 @@ def submatrix(matrix, i, j):
 
 
 @inline_function
+def rows_from(matrix, i, itemsize):
+    """The matrix, with an address, from its row i on."""
+    return Matrix(matrix.at + i * matrix.row * itemsize, matrix.row, matrix.col)
+
+
+@inline_function
 def transposed(matrix):
     return Matrix(matrix.at, matrix.col, matrix.row)
