@@ -46,7 +46,7 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import LINE, add, fence, map_arrays, stream, times
+from .engine.vector_loops import add, fence, map_arrays, stream, streams, times
 from .gemm import clear
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
@@ -54,8 +54,8 @@ COLUMNS, CHUNK, BLOCK = 256, 8192, 4
 FOUR_ROWS = 4 * COLUMNS
 # values between vectors of W: at a power of two from each other they would share sets of the first-level cache
 PADDING = 48
-# values that are computed at a time where each is read once; bytes of an array from which on its reader will not find it in cache
-STEP, STREAMED = 2048, 1 << 24
+# values that are computed at a time where each is read once
+STEP = 2048
 # sets of rows (rows, W) of x, whole ones: means and squares (n_blocks, W), float64, of blocks of them
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
 # x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
@@ -447,13 +447,6 @@ def describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, n_vect
     return vectors
 
 
-@device_function
-def streams(norm, array):
-    """Whether an output is written past the caches: if it is large and its wide rows are whole cache lines."""
-    size = array.itemsize
-    return array.size * size >= STREAMED and norm.W * size % LINE == 0 and address(array) % LINE == 0
-
-
 @driver
 def _forward(
     launcher, thread_count, kernels, x, mean, rstd, gamma, beta, residual, code, function, parameter, z, y, scratch
@@ -462,7 +455,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
     norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
-    norm.streams = streams(norm, y)
+    norm.streams = streams(y, norm.W)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -478,12 +471,12 @@ def _backward(
     W, depth = norm.W, BLOCK * chunk_size(norm.W)
     norm.n_blocks, norm.has_dz, norm.batch_statistics = (x.size + depth - 1) // depth, min(1, dz.size), batch_statistics
     norm.is_relu = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
-    norm.streams = streams(norm, dz)
+    norm.streams = streams(dz, norm.W)
     norm.dy, norm.z, norm.y, norm.sums = address(dy), address(z), address(y), address(sums)
     norm.dz, norm.dx = address(dz), address(dx)
     run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
     slope, offset = vectors[3], vectors[4]
-    norm.slope, norm.offset, norm.streams = address(slope), address(offset), streams(norm, dx)
+    norm.slope, norm.offset, norm.streams = address(slope), address(offset), streams(dx, norm.W)
     first = data(sums)
     for block in range(1, norm.n_blocks):
         map_arrays(add, 2 * W, (first, advance(first, 2 * W * block)), (first,), ())

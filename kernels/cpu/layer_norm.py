@@ -31,15 +31,13 @@ from .engine.intrinsics import (
 )
 from .engine.reductions import about_first, weighted_sums
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import LINE, add, fence, map_arrays, stream
+from .engine.vector_loops import add, fence, map_arrays, stream, streams
 from .gemm import clear
 
 # values that are taken at a time; rows whose sums are added up in the dtype; values of a block of rows at least, and blocks at most
 STEP, CHUNK, BLOCK, MOST_BLOCKS = 2048, 32, 32768, 128
 # values between rows of the scratch: at a power of two from each other they would share sets of the first-level cache
 PADDING = 48
-# bytes of an array from which on its reader will not find it in cache
-STREAMED = 1 << 24
 # x (M, C), gamma and beta (C,); mean and rstd (M,), float64; block: rows of a block; sums (n_blocks, 2, C), float64, of dz xhat and of dz;
 # streams: whether what is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's
 # kernel, forward or backward; saved: z where the activation needs its input, else y; dy, residual, z, y, dz and dx (M, C), null for None
@@ -225,13 +223,6 @@ def describe(norm, x, affine, function, parameter, mean, rstd, scratch, thread_c
     norm.scratch, norm.scratch_size = address(scratch), scratch.size // thread_count
 
 
-@device_function
-def streams(norm, array):
-    """Whether an output is written past the caches: if it is large and its rows are whole cache lines."""
-    size = array.itemsize
-    return array.size * size >= STREAMED and norm.C * size % LINE == 0 and address_or_null(array) % LINE == 0
-
-
 @driver
 def _forward(
     launcher, thread_count, kernels, x, gamma, beta, eps, residual, function, parameter, mean, rstd, z, y, scratch
@@ -240,7 +231,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, (address(gamma), address(beta)), function, parameter, mean, rstd, scratch, thread_count)
     norm.eps, norm.residual, norm.z, norm.y = eps, address_or_null(residual), address(z), address(y)
-    norm.streams = streams(norm, y)
+    norm.streams = streams(y, norm.C)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -256,7 +247,9 @@ def _backward(
     describe(norm, x, (address(gamma), 0), function, parameter, mean, rstd, values, thread_count)
     norm.block, norm.n_blocks, norm.sums = block, n_blocks, address(sums)
     norm.dy, norm.saved, norm.dz, norm.dx = address(dy), address(saved), address_or_null(dz), address_or_null(dx)
-    norm.streams = (dz.size or dx.size) and (not dz.size or streams(norm, dz)) and (not dx.size or streams(norm, dx))
+    norm.streams = (
+        (dz.size or dx.size) and (not dz.size or streams(dz, norm.C)) and (not dx.size or streams(dx, norm.C))
+    )
     run_kernel(launcher, kernels[BACKWARD_PART], thread_count, record, ())
     first = data(sums)
     for other in range(1, n_blocks):

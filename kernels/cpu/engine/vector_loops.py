@@ -11,11 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import device_function, inline_function
-from .intrinsics import advance, carray, hide_value
+from .intrinsics import address_or_null, advance, carray, hide_value
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-# bytes of a cache line
-LINE = 64
+# bytes of a cache line, and of an array from which on its reader will not find it in cache
+LINE, STREAMED = 64, 1 << 24
 
 
 class _Distinct(ir.MDValue):
@@ -231,6 +231,13 @@ def fence(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@device_function
+def streams(array, columns):
+    """Whether an output is written past the caches: if it is large, and its rows of so many values are whole cache lines."""
+    size = array.itemsize
+    return array.size * size >= STREAMED and columns * size % LINE == 0 and address_or_null(array) % LINE == 0
 
 
 @inline_function
