@@ -183,20 +183,21 @@ def list_arrays(table, flat, size, widths, rows):
 
 @driver
 def _train(
-    launcher, thread_count, kernels, x, nonzeros, target, order, batch_size, table, parameters, kind, loss_parameter,
+    launcher, thread_count, kernels, x, rows, nonzeros, target, by_class, order, batch_size, table, parameters, kind, loss_parameter,
     loss_weights, ignore_index, params, grads, work, optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights,
     l2, mean, health, updates, counts, tensors, panels,
 ):  # fmt: skip
-    """Steps on the rows of x, in batches by `order`, or on all in one where there is no order; (status, batches done).
+    """Steps on the rows of x, in batches by `order`, or on all `rows` in one where there is no order; (status, batches done).
 
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
     rates: the learning rate of each batch. updates (1,), or empty: counts them.
 
-    Addresses, or 0: nonzeros, a NONZEROS with the values of x, which has no rows then; loss_weights, those of a types.Loss; restriction;
-    row_weights (rows,); health, a HEALTH; counts (B, 2); tensors, those of place_tensors, in place of params.
+    Addresses: x (rows, n_in); target (rows, n_out), or with by_class labels (rows,). Addresses, or 0: nonzeros, a NONZEROS with the values
+    of x, whose own address is 0 then; loss_weights, those of a types.Loss; restriction; row_weights (rows,); health, a HEALTH; counts
+    (B, 2); tensors, those of place_tensors, in place of params.
     """
-    depth, size = len(table), x.itemsize
+    depth, size = len(table), params.itemsize
     layers, update = np.empty(depth, LAYER), local(1, UPDATE)
     chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
     chain, train, loss = chain_record[0], train_record[0], loss_record[0]
@@ -214,8 +215,9 @@ def _train(
             return MISSING, 0
     if lacks_kernels(kernels[UPDATES:], optimizer, len(state), restriction, health):
         return MISSING, 0
-    n_in, n_out, by_class = table[0, 0], table[depth - 1, 1], target.ndim == 1
-    rows = len(order) if len(order) else len(x)
+    n_in, n_out = table[0, 0], table[depth - 1, 1]
+    if len(order):
+        rows = len(order)
     batch_size = min(batch_size, rows)
     # rows of all dw
     dw_rows = 0
@@ -267,7 +269,7 @@ def _train(
     for batch in range(batches):
         first = batch * batch_size
         n = min(batch_size, rows - first)
-        all_labels = address(target) if by_class else 0
+        all_labels = target if by_class else 0
         if by_class and has_bad_label(all_labels, order, first, n, n_out, ignore_index):
             return types.BAD_LABEL, batch
 
@@ -280,12 +282,11 @@ def _train(
         if chain.nonzeros:
             carray(void_pointer(chain.nonzeros), 1, NONZEROS)[0].order = address(order) + first * 8
         if len(order):
-            train.order, train.rows_x, train.rows_target = address(order) + first * 8, address(x), address(target)
+            train.order, train.rows_x, train.rows_target = address(order) + first * 8, x, target
             loss.order = train.order
         else:
-            chain.x.at = address(x)
-            loss.target, loss.labels = (0, all_labels) if by_class else (address(target), 0)
-        weight = sum_of_weights(loss, all_labels, order, first, n, x)
+            chain.x.at, loss.target, loss.labels = x, 0 if by_class else target, all_labels
+        weight = sum_of_weights(loss, all_labels, order, first, n, params)
         loss.scale, chain.decay = 1.0, l2 if weight else 0.0
         if mean:
             loss.scale = mean_scale(weight, columns)
@@ -365,25 +366,28 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
-    operations, char, nonzeros = 2 * batch_size * size, x.dtype.char, 0
+    operations, char, rows, at, nonzeros = 2 * batch_size * size, grads.dtype.char, x.shape[0], 0, 0
     restriction = None if masks is None and constraint is None else restriction_of(masks, constraint)
     if isinstance(x, types.Nonzeros):
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
-        nonzeros, x = address_of(values), np.empty((0, x.shape[1]), x.dtype)
+        nonzeros = address_of(values)
+    else:
+        at = address_of(x)
+    # arrays of more than one type by their addresses, so that the driver is compiled once a dtype
     arguments = (
-        operations, _train, _KERNELS.get(char, _NO_ORDER), x, nonzeros, target, order, batch_size, table, parameters,
-        code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
+        operations, _train, _KERNELS.get(char, _NO_ORDER), at, rows, nonzeros, address_of(target), target.ndim == 1, order, batch_size,
+        table, parameters, code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
         optimizer, state, hyper, rates, clip_norm,
         0 if restriction is None else address_of(restriction), step, record,
         0 if row_weights is None else address_of(row_weights), l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
         0 if counts is None else address_of(counts), tensors,
     )  # fmt: skip
-    result = run(*arguments, scratch=(x.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
+    result = run(*arguments, scratch=(grads.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
         needed = _needed_kernels(table, code, rule, nonzeros != 0, watch is not None)
         _KERNELS.provide(char, needed, _train, (0, 1, *arguments[2:], EMPTY[char, 1]))
-        result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(x.dtype, 0, SCRATCH))
+        result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(grads.dtype, 0, SCRATCH))
     return result
 
 
