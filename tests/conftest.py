@@ -63,6 +63,9 @@ def runs_all(config):
 
 
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        # the processes of pytest-xdist have all cores already
+        os.environ.setdefault("FASTGRAD_COMPILE_PROCESSES", "1")
     quick = runs_all(config) and not any(config.getoption(name, False) for name in ("full", "benchmark_only"))
     # a process of pytest-xdist is told by the first one, whose command line it does not see
     config.stash[QUICK] = getattr(config, "workerinput", {}).get("quick", quick)
