@@ -88,17 +88,26 @@ def test_a_source_distribution_gives_the_same_wheel(wheel, sdist, tmp_path):
 TYPED_PROGRAM = """
 import numpy as np
 import fastgrad as fg
+from fastgrad.core.backend import kernels
+from fastgrad.kernels.types import ACTIVATIONS, Chain, ChainSaved
 
-x, w = np.ones((2, 3)), np.ones((4, 3))
+x, w, y = np.ones((2, 3)), np.ones((3, 4)), np.empty((2, 4))
 reveal_type(fg.dense(x, w))
 reveal_type(fg.Trainer(fg.nn.DenseChain([3, 4])).step_count)
 fg.dense(x, w, activation=3)
+chain, saved = Chain(x, [w], [None], [ACTIVATIONS["relu"]], None), ChainSaved([y], [y])
+kernels(x).dense_chain_forward(chain, saved)
+kernels(x).dense_chain_forward(x, saved)
+kernels(x).dense_chain_forward(saved, saved)
+kernels(x).dense_chain_forward(chain)
+kernels(x).dense_chain_backwards()
 """
 
 
-@pytest.mark.full
-def test_mypy_finds_the_types_of_the_installed_package(wheel, tmp_path):
-    """In an environment that has it, and NumPy: mypy reads the types there since the wheel has py.typed."""
+def test_mypy_finds_the_types_of_the_installed_package_and_of_its_kernels(wheel, tmp_path):
+    """In an environment that has it, and NumPy: mypy reads the types there since the wheel has py.typed. Through `kernels(x)` it sees
+    what arguments a kernel takes.
+    """
     pytest.importorskip("mypy")
     venv.create(tmp_path / "env", symlinks=os.name != "nt")
     paths = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
@@ -108,12 +117,18 @@ def test_mypy_finds_the_types_of_the_installed_package(wheel, tmp_path):
     (tmp_path / "program.py").write_text(TYPED_PROGRAM)
     command = [sys.executable, "-m", "mypy", "--config-file=", "--python-executable", scripts / "python", "program.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # program.py:line: kind: message
+    *lines, summary = result.stdout.splitlines()
+    places = [line.split(":")[1] for line in lines]
+    assert places == ["8", "9", "10", "13", "14", "15", "16"], result.stdout + result.stderr
     array = r"numpy\.ndarray\[.+\]"
-    dense, count, wrong, summary = result.stdout.splitlines()
+    dense, count, wrong, *kernels = lines
     assert re.search(rf'Revealed type is "tuple\[{array}, def \({array}\) -> tuple\[{array}, \.\.\.\]\]"', dense)
     assert 'Revealed type is "int"' in count
     assert 'Argument "activation" to "dense" has incompatible type "int"' in wrong
-    assert summary.startswith("Found 1 error")
+    kinds = [line.rpartition("[")[2] for line in kernels]
+    assert kinds == ["arg-type]", "arg-type]", "call-arg]", "attr-defined]"]
+    assert summary.startswith("Found 5 errors")
 
 
 def test_an_installed_copy_runs_from_a_folder_that_cannot_be_written(wheel, tmp_path):
