@@ -1,7 +1,5 @@
 """The dense chain: the reference against central differences and PyTorch, every backend against the reference."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, numerical_gradient, unwritten, with_threads
@@ -9,7 +7,6 @@ from chains import backward, forward, random_chain, random_net, run, torch_activ
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, relative
-from widths import VECTORS, Widths
 
 import fastgrad as fg
 from fastgrad.kernels import reference
@@ -326,31 +323,6 @@ def test_any_shapes_strides_values_and_activations(backend, chain):
     outputs, gradients = assert_matches_reference(backend, chain)
     assert not any(np.isnan(a).any() for a in outputs + gradients.arrays())
     assert [bits(a) for a in chain.arrays()] == before
-
-
-@pytest.fixture(scope="module")
-def other_widths():
-    """Activations, chains, steps, LSTMs, convolutions and batch norm compiled for other widths of vectors."""
-    cases = (
-        "cpu and float32 and (widths_of_rows or awkward_shapes or every_place or hidden_activation or last_activation)"
-    )
-    files = (
-        "test_activation.py",
-        "test_dense.py",
-        "test_training_step.py",
-        "test_lstm.py",
-        "test_conv.py",
-        "test_batch_norm.py",
-    )
-    widths = Widths(Path(__file__).parent, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", cases, *files)
-    yield widths
-    widths.close()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("width", VECTORS)
-def test_every_vector_width(width, other_widths):
-    assert " passed" in other_widths.output(width)
 
 
 def test_relative_tolerance_is_near_rounding():

@@ -2,13 +2,11 @@
 
 import hashlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import LAYOUTS, bits, laid_out, unwritten
 from tolerances import assert_close
-from widths import VECTORS, Widths
 
 TRANSPOSES = ("NN", "NT", "TN", "TT")
 # around vectors of 4, 8 and 16 values, rows of a tile, and tiles of 2 to 4 vectors
@@ -224,18 +222,3 @@ def digest():
         assert_close("gemm", out, a @ b, np.abs(a) @ np.abs(b))
         found.update(bits(out))
     return found.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def digests():
-    """The digest of this process and those of other widths, which are found at the same time."""
-    others = Widths(Path(__file__).parent, "-W", "error", "-c", "import test_gemm; print(test_gemm.digest())")
-    yield digest(), others
-    others.close()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("width", VECTORS)
-def test_bits_do_not_depend_on_the_vector_width(width, digests):
-    here, others = digests
-    assert others.output(width).strip() == here
