@@ -89,11 +89,11 @@ def test_float32_over_a_sample_of_all_patterns(loop, worst):
 
 
 @pytest.mark.full
-def test_float32_over_every_31st_pattern(loop, worst):
+def test_float32_over_every_97th_pattern(loop, worst):
     """All of them, which the table in vector_math.py is from, take ten minutes."""
-    chunk = 31 * 2**22
+    chunk = 97 * 2**20
     for start in range(0, 2**32, chunk):
-        x = np.arange(start, min(start + chunk, 2**32), 31, dtype=np.uint64).astype(np.uint32).view(np.float32)
+        x = np.arange(start, min(start + chunk, 2**32), 97, dtype=np.uint64).astype(np.uint32).view(np.float32)
         assert worst(x, loop(x)) <= MOST["float32"]
 
 
