@@ -19,6 +19,7 @@ EMULATED_CASES = int(os.environ.get("FASTGRAD_EMULATED_CASES", "2"))
 CHOICES = ("keyword", "markexpr", "lf")
 # of several gigabytes each
 MOST_PROCESSES = 4
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 QUICK = pytest.StashKey[bool]()
 # of the processes of pytest-xdist, what they say at their ends
 WORKER_LINES = pytest.StashKey[list[str]]()
@@ -69,6 +70,9 @@ def pytest_configure(config):
     quick = runs_all(config) and not any(config.getoption(name, False) for name in ("full", "benchmark_only"))
     # a process of pytest-xdist is told by the first one, whose command line it does not see
     config.stash[QUICK] = getattr(config, "workerinput", {}).get("quick", quick)
+    # most of JAX's time in tests is that of XLA, which makes fast code for small arrays; benchmarks measure that code
+    if not config.getoption("benchmark_only", False):
+        os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -413,6 +413,7 @@ for f, (rows, shared) in CASES.items():
 @pytest.mark.full
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX before 0.6 has it elsewhere")
 def test_gradients_over_a_mesh_of_two_devices_are_those_of_one():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     result = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

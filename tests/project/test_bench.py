@@ -50,9 +50,8 @@ class SingleThreadWorkers(Workers):
 
 @pytest.fixture(scope="module")
 def shared_workers():
-    """One process a contender for all tests of this file; XLA optimises less, since most of JAX's time here is its compiler's."""
-    with pytest.MonkeyPatch.context() as patch, SingleThreadWorkers() as shared:
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    """One process a contender for all tests of this file."""
+    with SingleThreadWorkers() as shared:
         yield shared
 
 
