@@ -294,8 +294,8 @@ def start(code, **variables):
 
 def test_processes_that_write_at_once_leave_what_the_next_one_loads(tmp_path):
     folder = str(tmp_path / "cache \u00fcn\u00ef")
-    writers = [start(OP, FASTGRAD_CACHE_DIR=folder) for _ in range(3)]
-    assert [(process.communicate()[1], process.returncode) for process in writers] == [("", 0)] * 3
+    writers = [start(OP, FASTGRAD_CACHE_DIR=folder) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode) for process in writers] == [("", 0)] * 2
     forbids = """
 from fastgrad.kernels.cpu.engine.cache import Cache
 
