@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from test_pages import ROOT
@@ -47,12 +49,12 @@ def copy(tmp_path_factory):
 
 
 def run_tests(copy, *arguments):
-    """How many tests pass there; none may fail."""
+    """{file of tests: how many of them pass there}; none may fail."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "FASTGRAD_CACHE_DIR": str(copy / "cache")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    return int(re.search(r"(\d+) passed", result.stdout)[1])
+    return Counter(re.findall(r"^(tests/\S+?)::.* PASSED", result.stdout, re.MULTILINE))
 
 
 def test_the_changes_of_the_pages_fit_the_files(copy):
@@ -61,21 +63,17 @@ def test_the_changes_of_the_pages_fit_the_files(copy):
 
 
 @pytest.mark.full
-def test_the_activation_of_the_recipe_passes_the_tests_of_activations(copy):
-    assert run_tests(copy, "tests/kernels/test_activation.py", "-k", "hard_tanh") > 20
-
-
-@pytest.mark.full
-def test_the_op_of_the_recipe_passes_its_tests(copy):
-    assert run_tests(copy, "tests/kernels/test_symlog.py", "tests/kernels/test_backends.py") > 20
-    rules = "tests/project/test_layout.py", "tests/docs", "-k", "symlog or public or import or hides"
-    assert run_tests(copy, *rules) > 5
-
-
-@pytest.mark.full
-def test_the_test_of_the_page_on_tests_runs_over_all_backends(copy):
+def test_the_activation_op_and_test_of_the_pages_pass(copy):
+    """In one process, which compiles the copy's kernels once: tests of the activation and of the op, and rules for every file and name."""
     (path,) = [path for _, path, _ in files("testing")]
-    assert run_tests(copy, path) >= 4
+    own = "tests/kernels/test_symlog.py", "tests/kernels/test_backends.py", path
+    rules = "tests/project/test_layout.py", "tests/docs"
+    chosen = " or ".join(["hard_tanh", *(Path(name).name for name in own), "symlog", "public", "import", "hides"])
+    passed = run_tests(copy, "tests/kernels/test_activation.py", *own, *rules, "-k", chosen)
+    assert passed["tests/kernels/test_activation.py"] > 20
+    assert passed[own[0]] + passed[own[1]] > 20
+    assert passed[path] >= 4
+    assert sum(count for name, count in passed.items() if name.startswith(rules)) > 5
 
 
 @pytest.mark.parametrize("page", PAGES)
