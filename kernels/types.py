@@ -20,6 +20,8 @@ CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, POISSON_NLL, MAE, HUBER = range(6)
 SGD, ADAM, ADAGRAD, RMSPROP = range(4)
 FREE, MAX_VALUE, MAX_NORM, MAX_NORM_EACH = range(4)
 OK, BAD_LABEL, NONFINITE = range(3)
+# the group of an array that is not updated
+FROZEN = -1
 # the ignore_index of a loss that ignores no class number
 NO_LABEL = -(2**63)
 
@@ -126,6 +128,9 @@ class Net(NamedTuple):
 class UpdateRule(NamedTuple):
     """How parameters are updated: optimizer, its state (S, P) and hyper (7,), float64; the gradients' norm is clipped to clip_norm;
     masks, bool (P,), False where a value is pruned, or None; constraint, or None.
+
+    groups, int64 (n,), or None: for each array the row of hyper, which is then (G, 7), or FROZEN. A frozen array and its state stay as
+    they are, pruned or not; its gradient is not in the norm; and the widths of a constraint are 0 there.
     """
 
     optimizer: int
@@ -134,10 +139,13 @@ class UpdateRule(NamedTuple):
     clip_norm: float
     masks: Any
     constraint: Any
+    groups: Any = None
 
 
 class Batches(NamedTuple):
-    """Batches of an epoch: rows order[i : i + batch_size] of the data, int64; the last may be shorter; and each batch's rate, float64."""
+    """Batches of an epoch: rows order[i : i + batch_size] of the data, int64; the last may be shorter; and each batch's rate, float64 (B,),
+    or with groups those of every group (B, G).
+    """
 
     order: Any
     batch_size: int

@@ -74,24 +74,26 @@ from .engine.intrinsics import (
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
 from .health import CHANGE, sum_moved, update_change
-from .update_rules import BLOCK, RULES, UPDATE, describe_update, rule_number
+from .update_rules import BLOCK, HYPER, RULES, UPDATE, UPDATE_BYTES, describe_updates, rule_number
 
-# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of an UPDATE; kernels: of the
-# addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, or 0, and from it masks: of a byte a value, or 0, kind and limit; norm_sums,
+# an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of n_groups UPDATE records;
+# kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, or 0, and from it masks: of a byte a value, or 0, groups: of
+# each array's record in `update`, or FROZEN, or 0: all have the first one; kind and limit; norm_sums,
 # norm_counts: of updated values by block, as in clip.py, for a constraint on norms; moved: (blocks, 2) as in health.py, or 0; scratch: of
 # `longest` values a thread, if moved; norm: of the gradients before scaling; size: bytes of a value; status: OK, NONFINITE, or at first
 # FAILED
 ARRAYS = np.dtype(
     [
         (name, "i8")
-        for name in "params grads n sums update kernels restriction masks kind norm_sums norm_counts moved".split()
+        for name in "params grads n sums update kernels restriction masks groups kind norm_sums norm_counts moved".split()
     ]
-    + [(name, "i8") for name in "scratch longest size status".split()]
+    + [(name, "i8") for name in "scratch longest size status n_groups".split()]
     + [("limit", "f8"), ("norm", "f8")]
 )
 FAILED = -3
-# masks and constraint of an update: addresses of masks and of the constraint's widths, or 0; kind and limit of the constraint
-RESTRICTION = np.dtype([(name, "i8") for name in "masks widths kind".split()] + [("limit", "f8")])
+# masks, constraint and groups of an update: addresses of masks, of the constraint's widths and of groups, or 0; kind and limit of the
+# constraint
+RESTRICTION = np.dtype([(name, "i8") for name in "masks widths groups kind".split()] + [("limit", "f8")])
 # an update costs about as much a value as this many multiplications and additions
 COST = 32
 # the square of a larger float64 has not vanished
@@ -109,16 +111,25 @@ N_KERNELS = FIRST_RULE + len(RULES)
 rule_index = device_function(rule_number)
 
 
+@device_function
+def group_of(groups, a):
+    """The group of array number a. groups: address of those of all arrays, or 0."""
+    return carray(void_pointer(groups), a + 1, np.int64)[a] if groups else 0
+
+
 @kernel(ARRAYS)
 def square_arrays_part(thread_index, thread_count, record, like):
-    """The sum of the squares of each of the thread's blocks of gradients."""
+    """The sum of the squares of each of the thread's blocks of gradients; 0 of those of frozen arrays."""
     arrays = carray(record, 1)[0]
     t = rows_at(arrays.grads, arrays.n)
     sums = carray(void_pointer(arrays.sums), t[arrays.n, SUMS], np.float64)
     lo, hi = thread_range(thread_index, thread_count, t[arrays.n, START], 64)
     a, at = first_block(t, arrays.n, lo)
     while a < arrays.n and t[a, START] + at < hi:
-        sums[sums_of(t, a, at)] = squares(advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at))
+        place, sum_of_squares = sums_of(t, a, at), 0.0
+        if group_of(arrays.groups, a) != types.FROZEN:
+            sum_of_squares = squares(advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at))
+        sums[place] = sum_of_squares
         a, at = next_block(t, arrays.n, a, at)
 
 
@@ -157,14 +168,18 @@ def kernels_of(arrays):
 
 
 @device_function
-def update_block(arrays, rule, block, thread_index, place, like):
-    """Update a block of values; and if health asks for it, the sums of its change."""
+def update_block(arrays, rule, group, block, thread_index, place, like):
+    """Update a block of values, unless it is frozen; and if health asks for it, the sums of its change."""
+    # a frozen block has no record, and nothing reads its address
+    block[0].update = arrays.update + group * UPDATE_BYTES
     if not arrays.moved:
-        call(rule, 0, 1, block)
+        if group != types.FROZEN:
+            call(rule, 0, 1, block)
         return
     before, changes = pointer(arrays.scratch + 8 * thread_index * arrays.longest, like), local(1, CHANGE)
     copy(block[0].n, pointer(block[0].params, like), before)
-    call(rule, 0, 1, block)
+    if group != types.FROZEN:
+        call(rule, 0, 1, block)
     change = changes[0]
     change.n, change.before, change.after = block[0].n, address_at(before), block[0].params
     change.totals = arrays.moved + 16 * place
@@ -177,7 +192,7 @@ def update_arrays_part(thread_index, thread_count, record, like):
     arrays, blocks, unit_blocks = carray(record, 1)[0], local(1, BLOCK), local(1, UNITS_BLOCK)
     t, block = carray(void_pointer(arrays.update), 1, UPDATE)[0], blocks[0]
     params, grads, state = rows_at(arrays.params, arrays.n), rows_at(arrays.grads, arrays.n), pointer(t.state, like)
-    block.update, rule = arrays.update, kernels_of(arrays)[FIRST_RULE + rule_index(t.optimizer, t.rows)]
+    rule = kernels_of(arrays)[FIRST_RULE + rule_index(t.optimizer, t.rows)]
     lo, hi = thread_range(thread_index, thread_count, params[arrays.n, START], 64)
     a, at = previous_block(params, *first_block(params, arrays.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
@@ -185,14 +200,15 @@ def update_arrays_part(thread_index, thread_count, record, like):
         # the block's values of params, of grads and of the first row of state
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
         block.n, block.params, block.state = size, address_at(p), address_at(row)
-        block.grads = address_at(advance(pointer(grads[a, ADDRESS], like), at))
-        update_block(arrays, rule, blocks, thread_index, place, like)
+        block.grads, group = address_at(advance(pointer(grads[a, ADDRESS], like), at)), group_of(arrays.groups, a)
+        update_block(arrays, rule, group, blocks, thread_index, place, like)
         # masks, and constraints of values; of norms the sums for `project`
-        if arrays.masks:
+        if arrays.masks and group != types.FROZEN:
             mask = data(carray(void_pointer(arrays.masks + flat), size, np.uint8))
             zero_pruned(size, p, row, t.stride, t.rows, mask)
         if arrays.kind == types.MAX_VALUE:
-            map_values(clamped, size, p, p, (real(arrays.limit, carray(p, 1)[0]),))
+            if group != types.FROZEN:
+                map_values(clamped, size, p, p, (real(arrays.limit, carray(p, 1)[0]),))
         elif arrays.kind != types.FREE:
             units = unit_blocks[0]
             units.n, units.params, units.width = size, address_at(p), params[a, WIDTH]
@@ -284,11 +300,11 @@ def constrained_update(launcher, thread_count, record, like):
 
 
 @driver_function
-def norm_of(launcher, thread_count, kernel, arrays, n):
-    """The norm of all values of a table's arrays. kernel: square_arrays_part."""
+def norm_of(launcher, thread_count, kernel, arrays, n, groups):
+    """The norm of all values of a table's arrays but the frozen ones. kernel: square_arrays_part; groups: as in ARRAYS."""
     sums, record = np.empty(arrays[n, SUMS]), local_zeros(1, ARRAYS)
     t, squared = record[0], 0.0
-    t.grads, t.n, t.sums = address(arrays), n, address(sums)
+    t.grads, t.n, t.sums, t.groups = address(arrays), n, address(sums), groups
     run_kernel(launcher, kernel, thread_count, record, (sums,))
     for square in sums:
         squared += square
@@ -296,17 +312,30 @@ def norm_of(launcher, thread_count, kernel, arrays, n):
 
 
 @device_function
-def may_overflow(launcher, thread_count, arrays, update, params):
+def updates_of(arrays):
+    """The UPDATE records of all groups."""
+    return carray(void_pointer(arrays.update), arrays.n_groups, UPDATE)
+
+
+@device_function
+def may_overflow(launcher, thread_count, arrays, params):
     """Whether the update may turn finite values into infinity or NaN: a bound, by the norm of the gradients before scaling."""
-    k = 0 if arrays.size == 4 else 1
-    largest = arrays.norm * update.scale
-    if update.optimizer != types.SGD:
-        if max(update.inside, update.outside) < LEAST[k]:
+    k, updates, weights = 0 if arrays.size == 4 else 1, updates_of(arrays), -1.0
+    for group in range(arrays.n_groups):
+        update = updates[group]
+        largest = arrays.norm * update.scale
+        if update.optimizer != types.SGD:
+            if max(update.inside, update.outside) < LEAST[k]:
+                return True
+            if update.decay != 0:
+                if weights < 0:
+                    kernel = kernels_of(arrays)[SQUARES]
+                    weights = norm_of(launcher, thread_count, kernel, params, arrays.n, arrays.groups)
+                largest += update.decay * weights
+        # NaN is no bound
+        if not (largest <= SAFE[k] and update.beta1 <= 1 and update.lr * max(largest, STEP) <= LOST[k]):
             return True
-        if update.decay != 0:
-            largest += update.decay * norm_of(launcher, thread_count, kernels_of(arrays)[SQUARES], params, arrays.n)
-    # NaN is no bound
-    return not (largest <= SAFE[k] and update.beta1 <= 1 and update.lr * max(largest, STEP) <= LOST[k])
+    return False
 
 
 @device_function
@@ -341,6 +370,14 @@ def loses_finite_values(params, copies, grads, n, state, state_copy, stride, row
 
 
 @device_function
+def set_state(arrays, state):
+    """Let the update read and write its state at this address."""
+    updates = updates_of(arrays)
+    for group in range(arrays.n_groups):
+        updates[group].state = state
+
+
+@device_function
 def update_copies(launcher, thread_count, record, update, params, copies, scratch):
     """update_all on copies of params and state, which are copied back if all finite values stayed finite.
 
@@ -351,7 +388,8 @@ def update_copies(launcher, thread_count, record, update, params, copies, scratc
     for a in range(n):
         copies[a, ADDRESS] = address(scratch) + params[a, START] * size
         copy_bytes((params[a + 1, START] - params[a, START]) * size, params[a, ADDRESS], copies[a, ADDRESS])
-    update.state, arrays.params = address(scratch) + values * size, address(copies)
+    set_state(arrays, address(scratch) + values * size)
+    arrays.params = address(copies)
     copy_bytes(length, state, update.state)
     update_all(launcher, thread_count, record, copies)
     grads, stride, rows = rows_at(arrays.grads, n), update.stride, update.rows
@@ -362,7 +400,7 @@ def update_copies(launcher, thread_count, record, update, params, copies, scratc
             for a in range(n):
                 copy_bytes((params[a + 1, START] - params[a, START]) * size, copies[a, ADDRESS], params[a, ADDRESS])
             copy_bytes(length, address(scratch) + values * size, state)
-    update.state = state
+    set_state(arrays, state)
 
 
 @routine(ARRAYS)
@@ -373,8 +411,8 @@ def checked_update(launcher, thread_count, record, like):
     """
     record = carray(record, 1)
     arrays = record[0]
-    params, update = rows_at(arrays.params, arrays.n), carray(void_pointer(arrays.update), 1, UPDATE)[0]
-    if may_overflow(launcher, thread_count, arrays, update, params):
+    params, update = rows_at(arrays.params, arrays.n), updates_of(arrays)[0]
+    if may_overflow(launcher, thread_count, arrays, params):
         size = (params[arrays.n, START] + update.rows * update.stride) * arrays.size
         copies, scratch = params.copy(), np.empty((size + 7) // 8)
         update_copies(launcher, thread_count, record, update, params, copies, scratch)
@@ -383,21 +421,23 @@ def checked_update(launcher, thread_count, record, like):
 
 
 @device_function
-def run_update(launcher, thread_count, kernels, params, grads, n, update, restriction, moved, norm, size, totals):
-    """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS.
+def run_update(launcher, thread_count, kernels, params, grads, n, rules, restriction, moved, norm, size, totals):
+    """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS; rules: the UPDATE records of all groups.
 
     restriction: address of a RESTRICTION, or 0, which Python holds; moved: of sums of health.py by block, or 0; totals: the array that
     they lie in; norm: of the gradients before scaling; size: bytes of a value.
     """
     record = local_zeros(1, ARRAYS)
     arrays = record[0]
-    arrays.params, arrays.grads, arrays.n, arrays.update = address(params), address(grads), n, address(update)
+    arrays.params, arrays.grads, arrays.n = address(params), address(grads), n
+    arrays.update, arrays.n_groups = address(rules), len(rules)
     arrays.kernels, arrays.moved, arrays.norm, arrays.size = address(kernels), moved, norm, size
     if restriction:
         h = carray(void_pointer(restriction), 1, RESTRICTION)[0]
-        arrays.restriction, arrays.masks, arrays.kind, arrays.limit = restriction, h.masks, h.kind, h.limit
+        arrays.restriction, arrays.masks, arrays.groups = restriction, h.masks, h.groups
+        arrays.kind, arrays.limit = h.kind, h.limit
     arrays.status = FAILED
-    run_kernel(kernels[UPDATES], launcher, thread_count, record, (totals,))
+    run_kernel(kernels[UPDATES], launcher, thread_count, record, (totals, rules))
     if arrays.status == FAILED:
         raise MemoryError
     return arrays.status
@@ -413,16 +453,17 @@ def _update_arrays(
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
             return UNLIKE
-    update, scale, norm = local(1, UPDATE), 1.0, 0.0
+    rules, scale, norm = np.empty(hyper.size // HYPER, UPDATE), 1.0, 0.0
+    groups = carray(void_pointer(restriction), 1, RESTRICTION)[0].groups if restriction else 0
     # without state nothing is kept that could be spoilt for good
     if record.size or rows:
-        norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n)
+        norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n, groups)
     if record.size:
         record[0] = norm
         if not math.isfinite(norm):
             return types.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
-    describe_update(update, params[n, START], state, rows, optimizer, hyper, hyper[0], step, scale)
+    describe_updates(rules, params[n, START], state, rows, optimizer, hyper, hyper[::HYPER], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
     status = run_update(
         launcher,
@@ -431,7 +472,7 @@ def _update_arrays(
         params,
         grads,
         n,
-        update,
+        rules,
         restriction,
         address_or_null(totals),
         norm,
@@ -457,12 +498,12 @@ _NO_RECORD = np.empty(0)
 NO_UPDATES = np.empty(0, np.int64)
 
 
-def restriction_of(masks, constraint):
-    """A RESTRICTION, or None. The caller keeps masks and widths, whose addresses it has."""
-    if masks is None and constraint is None:
+def restriction_of(masks, constraint, groups):
+    """A RESTRICTION, or None. The caller keeps masks, widths and groups, whose addresses it has."""
+    if masks is None and constraint is None and groups is None:
         return None
     kind, limit, widths = constraint or (types.FREE, np.inf, None)
-    places = (0 if a is None else address_of(a) for a in (masks, widths))
+    places = (0 if a is None else address_of(a) for a in (masks, widths, groups))
     return np.array([(*places, kind, limit)], RESTRICTION).view(np.int64)
 
 
@@ -479,9 +520,9 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """
     if only_if is not None and only_if != types.OK:
         return only_if
-    optimizer, state, hyper, clip_norm, masks, constraint = rule
+    optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
-    restriction, size = restriction_of(masks, constraint), int(to[-1, START])
+    restriction, size = restriction_of(masks, constraint, groups), int(to[-1, START])
     if len(params) != len(grads) or dtype != grads[0].dtype:
         raise ValueError("update_arrays: grads must be as many as params, and of their dtype")
     if state.size != len(state) * size or state.dtype != dtype or not state.flags.c_contiguous:
@@ -490,9 +531,12 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
         )
     if masks is not None and masks.size != size:
         raise ValueError(f"update_arrays: masks must have {size} values like params, got {masks.size}")
+    if groups is not None and len(groups) != len(params):
+        raise ValueError(f"update_arrays: groups must be as many as params, {len(params)}, got {len(groups)}")
     arguments = (
         COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
-        len(state), optimizer, hyper, step, clip_norm, 0 if restriction is None else address_of(restriction),
+        len(state), optimizer, hyper if groups is None else hyper.reshape(-1), step, clip_norm,
+        0 if restriction is None else address_of(restriction),
         _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
         NO_UPDATES if updates is None else updates, dtype.itemsize,
     )  # fmt: skip

@@ -54,13 +54,14 @@ from .optim import (
     NO_UPDATES,
     RESTRICTION,
     UPDATE_KERNELS,
+    group_of,
     lacks_kernels,
     needed_kernels,
     restriction_of,
     run_update,
 )
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
-from .update_rules import UPDATE, describe_update
+from .update_rules import HYPER, UPDATE, describe_updates
 
 # the addresses of a CHAIN and of the LOSS of all rows. rows_x, rows_target: where the batch is gathered from, by the row
 # numbers at `order`, which is 0 for rows as they are; target_row: values of a target row
@@ -157,13 +158,22 @@ def sum_values(values, first, n):
 
 
 @device_function
-def gradient_norm(norms, grads, table):
-    """The norm of all gradients, from the squares of every row of every dw."""
-    squared = total(data(norms), norms.size)
+def gradient_norm(norms, grads, table, rows, groups):
+    """The norm of all gradients but those of frozen arrays, from the squares of every row of every dw.
+
+    rows: the column of the table with the number of a dw's rows. groups: address of those of all arrays, or 0.
+    """
+    squared, first, a = 0.0 if groups else total(data(norms), norms.size), 0, 0
     for l in range(len(table)):
         b = table[l, 3]
+        if groups:
+            if group_of(groups, a) != types.FROZEN:
+                squared += total(advance(data(norms), first), table[l, rows])
+            first, a = first + table[l, rows], a + 1
         if b >= 0:
-            squared += squares(data(grads[b:]), table[l, 1])
+            if group_of(groups, a) != types.FROZEN:
+                squared += squares(data(grads[b:]), table[l, 1])
+            a += 1
     return math.sqrt(squared)
 
 
@@ -191,14 +201,15 @@ def _train(
 
     With NO_UPDATE a step ends with its gradients, and record has no norm; they are of the loss' mean, or of its sum.
 
-    rates: the learning rate of each batch. updates (1,), or empty: counts them.
+    hyper: flat, settings of each group. rates: the learning rates of each batch, one a group. updates (1,), or empty: counts them.
 
     Addresses: x (rows, n_in); target (rows, n_out), or with by_class labels (rows,). Addresses, or 0: nonzeros, a NONZEROS with the values
     of x, whose own address is 0 then; loss_weights, those of a types.Loss; restriction; row_weights (rows,); health, a HEALTH; counts
     (B, 2); tensors, those of place_tensors, in place of params.
     """
     depth, size = len(table), params.itemsize
-    layers, update = np.empty(depth, LAYER), local(1, UPDATE)
+    layers, n_groups = np.empty(depth, LAYER), hyper.size // HYPER
+    rules = np.empty(n_groups, UPDATE)
     chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
     chain, train, loss = chain_record[0], train_record[0], loss_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
@@ -220,21 +231,19 @@ def _train(
         rows = len(order)
     batch_size = min(batch_size, rows)
     # rows of all dw
-    dw_rows = 0
+    dw_rows, rows_column = 0, 1 if tensors else 0
     for l in range(depth):
-        dw_rows += table[l, 1 if tensors else 0]
+        dw_rows += table[l, rows_column]
     weight_squares = np.zeros(dw_rows if l2 else 0)
 
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
     arrays, gradients = tables[0], tables[1]
     list_arrays(table, address(grads), size, 0, gradients)
-    n_arrays = list_arrays(
-        table,
-        address(params),
-        size,
-        carray(void_pointer(restriction), 1, RESTRICTION)[0].widths if restriction else 0,
-        arrays,
-    )
+    widths, groups = 0, 0
+    if restriction:
+        widths = carray(void_pointer(restriction), 1, RESTRICTION)[0].widths
+        groups = carray(void_pointer(restriction), 1, RESTRICTION)[0].groups
+    n_arrays = list_arrays(table, address(params), size, widths, arrays)
     if tensors:
         weights = carray(void_pointer(tensors), n_arrays, np.int64)
         for a in range(n_arrays):
@@ -305,19 +314,19 @@ def _train(
         if optimizer == NO_UPDATE:
             continue
         # clip and update
-        norm = gradient_norm(norms, grads, table)
+        norm = gradient_norm(norms, grads, table, rows_column, groups)
         record[batch, 1] = norm
         report.batch, report.rows = batch, n
         if chain.watch:
             run_kernel(kernels[LAYERS_REPORT], 0, thread_count, reports, (scratch,))
         if not math.isfinite(norm):
             return types.NONFINITE, batch
-        describe_update(
-            update, grads.size, address(state), len(state), optimizer, hyper, rates[batch], step + batch + 1,
+        describe_updates(
+            rules, grads.size, address(state), len(state), optimizer, hyper, rates[batch * n_groups :], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         status = run_update(
-            launcher, thread_count, kernels[UPDATES:], arrays, gradients, n_arrays, update, restriction,
+            launcher, thread_count, kernels[UPDATES:], arrays, gradients, n_arrays, rules, restriction,
             watch_of(chain.watch).moved if chain.watch else 0, norm, size, scratch,
         )  # fmt: skip
         if status != types.OK:
@@ -355,9 +364,11 @@ _NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
 def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts, mean=True):
     table, parameters, loss, params, grads, work = net
     code, loss_parameter, loss_weights, ignore_index = loss
-    optimizer, state, hyper, clip_norm, masks, constraint = rule
+    optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
     order, batch_size, rates = batches
-    tensors = 0
+    tensors, restriction = 0, None
+    if groups is not None:
+        hyper, rates = hyper.reshape(-1), rates.reshape(-1)
     if type(params) is AddressList:
         # its sizes are the caller's care
         tensors, params = address_of(params.addresses), grads
@@ -367,7 +378,8 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
     operations, char, rows, at, nonzeros = 2 * batch_size * size, grads.dtype.char, x.shape[0], 0, 0
-    restriction = None if masks is None and constraint is None else restriction_of(masks, constraint)
+    if not (masks is None and constraint is None and groups is None):
+        restriction = restriction_of(masks, constraint, groups)
     if isinstance(x, types.Nonzeros):
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
         nonzeros = address_of(values)
@@ -399,7 +411,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     """
     # the row numbers of Nonzeros are always read
     order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
-    rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None
+    rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None, None
     batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
     return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, counts, mean)[0]
 
@@ -414,7 +426,8 @@ def dense_chain_step(
     Returns OK, BAD_LABEL or NONFINITE.
     """
     # hyper begins with the rate
-    batches, record = (_NO_ORDER, len(x), rule.hyper), record.reshape(1, -1)
+    rates = rule.hyper if rule.groups is None else rule.hyper[:, 0].copy()
+    batches, record = (_NO_ORDER, len(x), rates), record.reshape(1, -1)
     return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)[0]
 
 

@@ -23,6 +23,9 @@ UPDATE = np.dtype(
     + [(name, "f8") for name in "lr beta1 beta2 keep1 rest1 rest2 correction inside outside nesterov".split()]
     + [(name, "f8") for name in "scale decay shrink".split()]
 )
+UPDATE_BYTES = UPDATE.itemsize
+# settings of a group in hyper
+HYPER = 7
 
 
 @inline_function
@@ -165,9 +168,15 @@ RULES = sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block,
 
 
 @device_function
-def describe_update(job, size, state, rows, optimizer, hyper, lr, step, scale):
-    """Fill an UPDATE record; lr is the rate of this update, whatever hyper says."""
-    t = job[0]
+def describe_updates(records, size, state, rows, optimizer, hyper, rates, step, scale):
+    """Fill an UPDATE record for each group from its row of hyper, flat; rates (G,) are those of this update, whatever hyper says."""
+    for group in range(len(records)):
+        settings = hyper[HYPER * group : HYPER * (group + 1)]
+        describe_update(records[group], size, state, rows, optimizer, settings, rates[group], step, scale)
+
+
+@device_function
+def describe_update(t, size, state, rows, optimizer, hyper, lr, step, scale):
     t.state, t.stride, t.rows = state, size, rows
     t.optimizer, t.scale = optimizer, scale
     beta1, beta2, eps, weight_decay = hyper[1], hyper[2], hyper[3], hyper[4]

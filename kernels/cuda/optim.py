@@ -7,10 +7,14 @@ for any number of arrays; it reads gradients twice and the rest once. Constraint
 
 The norm stays on the device, and so does the status, which says whether the update was applied.
 
+Each group of arrays with settings of its own has two such launches; all their sums are the norm's. Nothing is launched for frozen arrays.
+
 In a CUDA graph Adam has one more launch: it counts the updates on the device and computes the numbers that depend on the count.
 """
 
 import math
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float64
@@ -18,7 +22,7 @@ from numba import cuda, float64
 from .. import types
 from .clip import norms_of, scale_arrays
 from .engine import device
-from .engine.array_table import COLUMNS, OFFSET, chunk_of, flat, table
+from .engine.array_table import COLUMNS, OFFSET, chunk_of, flat, offsets_of, table
 from .engine.device import (
     BLOCK,
     Arrays,
@@ -250,20 +254,24 @@ bias_correction_device = device_function(bias_correction)
 
 @wide_kernel
 def count_update(
-    dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber,
+    dtype: Real, form: Integer, step: Integer, lr: WideNumber, beta1: WideNumber, beta2: WideNumber, eps: WideNumber, is_last: Integer,
     replays: Integers, numbers: Values,
 ):  # fmt: skip
-    """Compute lr, correction and eps of Adam's update number step + done[0], and count it in done; by one thread."""
+    """Compute lr, correction and eps of Adam's update number step + done[0], and with the last group count it in done; by one thread."""
     if cuda.threadIdx.x:
         return
     step += replays[0]
-    replays[0] += 1
+    if is_last:
+        replays[0] += 1
     lr, correction, eps = bias_correction_device(form, lr, power(beta1, step), power(beta2, step), eps)
     numbers[0], numbers[1], numbers[2] = dtype(lr), dtype(correction), dtype(eps)
 
 
 def settings(optimizer, hyper, step):
-    """(form, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps, keep1) of update number `step`, worked out in float64."""
+    """(form, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps, keep1) of update number `step`, worked out in float64.
+
+    hyper (7,): of one group.
+    """
     lr, beta1, beta2, eps, weight_decay, form, decoupled = hyper.tolist()
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rest2, correction = 1 - beta2, 1.0
@@ -312,43 +320,102 @@ def count(updates, status):
         updates += 1
 
 
+class Group(NamedTuple):
+    """Arrays of one group: which of all they are, and their values, gradients and chunks; form, numbers: see settings; captured_numbers:
+    of count_update, or None.
+    """
+
+    indices: Any
+    values: Any
+    grads: Any
+    chunks: Any
+    form: int
+    numbers: Any
+    captured_numbers: Any
+
+
+def groups_of(params, grads, rule, step):
+    """A Group for each group that has arrays; one without values if all are frozen."""
+    optimizer, state, hyper = rule[:3]
+    values, gradients, dtype = [p.reshape(-1) for p in params], flat(grads), params[0].dtype
+    if rule.groups is None:
+        members = {0: range(len(params))}
+    else:
+        group_of = on_host(rule.groups).tolist()
+        members = {
+            g: [a for a, group in enumerate(group_of) if group == g] for g in sorted({*group_of} - {types.FROZEN})
+        }
+        if not members:
+            members, values, gradients = {0: [0]}, [values[0][:0]], [gradients[0][:0]]
+    offsets, rows, groups = offsets_of([p.size for p in params]), hyper.reshape(-1, 7), []
+    captured = device.update_count(state, step) if optimizer == types.ADAM else None
+    for number, indices in members.items():
+        form, *numbers = settings(optimizer, rows[number], step)
+        captured_numbers = None
+        if captured:
+            # each replay of a graph is an update of its own; momentum's first update comes before, when the graph is recorded
+            first_step, replays = captured
+            captured_numbers, is_last = device.xp.empty(3, dtype), len(groups) == len(members) - 1
+            launch(
+                count_update, dtype, 1, form, first_step, *rows[number].tolist()[:4], is_last, replays, captured_numbers
+            )
+        p, g = ([arrays[a] for a in indices] for arrays in (values, gradients))
+        chunks = table(p, None, tuple(offsets[a] for a in indices))
+        groups.append(Group(indices, p, g, chunks, form, numbers, captured_numbers))
+    return groups
+
+
 def update_all(params, grads, rule, step, norm, status, moved=None, last_status=None):
     """update_arrays with norm (1,) and status (1,) on the device; where last_status (1,) is not OK, it is the status."""
-    optimizer, state, hyper, clip_norm, masks, constraint = rule
-    xp, chunks, dtype = device.xp, table(params), params[0].dtype
-    gradients = flat(grads)
-    block_count, sums, clips = 0, None, norm is not None
-    changes = None if moved is None else xp.zeros(2 * chunks.count)
-    form, *numbers = settings(optimizer, hyper, step)
-    captured, captured_numbers = device.update_count(state, step) if optimizer == types.ADAM else None, None
-    if captured:
-        # each replay of a graph is an update of its own; momentum's first update comes before, when the graph is recorded
-        first_step, replays = captured
-        captured_numbers = xp.empty(3, dtype)
-        launch(count_update, dtype, 1, form, first_step, *hyper.tolist()[:4], replays, captured_numbers)
+    optimizer, state, _, clip_norm, masks, constraint, _ = rule
+    xp, dtype, groups = device.xp, params[0].dtype, groups_of(params, grads, rule, step)
+    sums, clips = None, norm is not None
     limit = constraint.limit if constraint is not None and constraint.kind == types.MAX_VALUE else math.inf
-    values = [p.reshape(-1) for p in params]
     flags = None if masks is None else masks.view("u1")
+    # blocks of sums before each group's
+    firsts = [0] * (len(groups) + 1)
     if status is not None:
-        block_count = min(max(chunks.count, 1), NORM_BLOCKS)
-        sums = xp.empty(block_count)
+        most = max(NORM_BLOCKS // len(groups), 1)
+        firsts = [0, *accumulate(min(max(group.chunks.count, 1), most) for group in groups)]
+        sums = xp.empty(firsts[-1])
+        for group, (first, last) in zip(groups, pairwise(firsts), strict=True):
+            _, values, gradients, chunks, form, numbers, captured_numbers = group
+            launch(
+                square_chunks, dtype, last - first, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
+                len(state), form, state.shape[1], *numbers, limit, masks is not None, captured_numbers is not None, chunks.chunks,
+                values, gradients, state, flags, captured_numbers, sums[first:last],
+            )  # fmt: skip
+    by_array = None if moved is None else unchanged(params, rule.groups)
+    for indices, values, gradients, chunks, form, numbers, captured_numbers in groups:
+        changes = None if moved is None else xp.zeros(2 * chunks.count)
         launch(
-            square_chunks, dtype, block_count, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
-            len(state), form, state.shape[1], *numbers, limit, masks is not None, captured is not None, chunks.chunks,
-            values, gradients, state, flags, captured_numbers, sums,
+            update_chunks, dtype, max(chunks.count, 1) if status is not None else chunks.count, firsts[-1], clips, clip_norm, optimizer,
+            len(state), form, state.shape[1], *numbers, limit, masks is not None, moved is not None, last_status is not None,
+            captured_numbers is not None, chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, last_status, status,
+            changes, captured_numbers,
         )  # fmt: skip
-    launch(
-        update_chunks, dtype, max(chunks.count, 1) if block_count else chunks.count, block_count, clips, clip_norm, optimizer,
-        len(state), form, state.shape[1], *numbers, limit, masks is not None, moved is not None, last_status is not None,
-        captured is not None, chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, last_status, status, changes,
-        captured_numbers,
-    )  # fmt: skip
+        if moved is not None and chunks.count:
+            of_group = xp.empty((len(values), 2))
+            launch(add_changes, dtype, len(values), chunks.chunk_offsets, changes, of_group)
+            for i, a in enumerate(indices):
+                by_array[a] = of_group[i]
     if moved is not None:
-        by_array = xp.empty((len(params), 2))
-        launch(add_changes, dtype, len(params), chunks.chunk_offsets, changes, by_array)
         fetch(by_array, moved)
     if constraint is not None and constraint.kind != types.MAX_VALUE:
         apply_constraint(params, constraint, status)
+
+
+def unchanged(params, groups):
+    """(n, 2): 0 and, of frozen arrays, the sum of the squares of their values."""
+    by_array = device.xp.zeros((len(params), 2))
+    frozen = [] if groups is None else np.flatnonzero(on_host(groups) == types.FROZEN).tolist()
+    for a in frozen:
+        by_array[a, 1] = norms_of([params[a]], None, 2.0)[0] ** 2
+    return by_array
+
+
+def on_host(array):
+    return array if type(array) is np.ndarray else array.get()
 
 
 def apply_constraint(params, constraint, status):

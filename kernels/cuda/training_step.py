@@ -23,7 +23,7 @@ from .engine import device
 from .engine.device import constant, fetch, flat
 from .health import array_health, output_health, write_update_ratios
 from .loss import write_loss
-from .optim import count, update_all
+from .optim import count, on_host, update_all
 
 
 class Batch(NamedTuple):
@@ -98,7 +98,8 @@ def run_step(net, batch, rule, step, record, before, *, l2, watch, sums=None):
     if l2:
         record[2:3] = squares
     measured = watch is not None and step % watch.every == 0
-    by_array = constraint is not None and constraint.kind != types.MAX_VALUE
+    groups = rule.groups
+    by_array = groups is not None or (constraint is not None and constraint.kind != types.MAX_VALUE)
     params, grads, moved = [net.params], [net.grads], None
     if measured or by_array:
         # what is of an array by itself needs them one by one, in the order in which they lie
@@ -112,10 +113,12 @@ def run_step(net, batch, rule, step, record, before, *, l2, watch, sums=None):
         order = sorted(range(len(arrays)), key=lambda i: arrays[i][0])
         params, grads, owners = ([arrays[i][k] for i in order] for k in (1, 2, 3))
         moved = xp.empty((len(arrays), 2)) if measured else None
-        if by_array:
-            widths = np.asarray(constraint.widths if type(constraint.widths) is np.ndarray else constraint.widths.get())
-            constraint = types.Constraint(constraint.kind, constraint.limit, widths[order])
-    update_all(params, grads, rule._replace(constraint=constraint), step + 1, record[1:2], status, moved, loss_status)
+        if constraint is not None and constraint.kind != types.MAX_VALUE:
+            constraint = constraint._replace(widths=on_host(constraint.widths)[order])
+        if groups is not None:
+            groups = on_host(groups)[order]
+    rule = rule._replace(constraint=constraint, groups=groups)
+    update_all(params, grads, rule, step + 1, record[1:2], status, moved, loss_status)
     if measured:
         row = watch.rows[0]
         on_gpu = row if type(row) is xp.ndarray else xp.empty(row.shape)
@@ -192,7 +195,7 @@ def dense_chain_epoch(
         return types.OK, 0
     if isinstance(x, types.Nonzeros):
         x = xp.asarray(x[:])
-    net_views, hyper, order = NetViews(net), rule.hyper.tolist()[1:], xp.asarray(order)
+    net_views, hyper, order = NetViews(net), rule.hyper.reshape(-1, 7).copy(), xp.asarray(order)
     records, statuses = xp.zeros((len(starts), record.shape[1])), [xp.zeros(1, np.int64)]
     sums = xp.zeros((len(starts), 3))
 
@@ -202,7 +205,8 @@ def dense_chain_epoch(
         return Batch(*pair, None if row_weights is None else xp.take(row_weights, rows))
 
     for i, (start, rate) in enumerate(zip(starts, rates.tolist(), strict=False)):
-        batch_rule, batch_watch = rule._replace(hyper=np.array([rate, *hyper])), watch and watch.after(i)
+        hyper[:, 0] = rate
+        batch_rule, batch_watch = rule._replace(hyper=hyper), watch and watch.after(i)
         before = statuses[-1]
         status = run_step(
             net_views, batch_of(start), batch_rule, step + i, records[i], before, l2=l2, watch=batch_watch, sums=sums[i]

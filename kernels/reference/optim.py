@@ -12,7 +12,8 @@
              with a second row of state  m = momentum m + g / root,  p -= lr m
              root = sqrt(v) + eps, or with form 1 sqrt(v + eps)
 
-hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 or 1), decoupled (0 or 1).
+hyper is float64 (7,): lr, momentum or beta1, beta2, eps, weight_decay, form (0 or 1), decoupled (0 or 1); or a row for each group of
+arrays, (G, 7).
 state is (S, P), the rows in the order m, v, largest v; sgd without momentum has none. step counts from 1.
 
 After the update p and all its state are set to 0 where masks is False, so a pruned value stays pruned. Then the constraint limits p:
@@ -29,7 +30,7 @@ import math
 
 import numpy as np
 
-from ..types import ADAGRAD, ADAM, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
+from ..types import ADAGRAD, ADAM, FROZEN, MAX_NORM, MAX_VALUE, NONFINITE, OK, SGD
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .health import change
 
@@ -80,23 +81,26 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """
     if only_if is not None and only_if != OK:
         return only_if
-    optimizer, state, hyper, clip_norm, masks, constraint = rule
-    scale = 1.0
+    optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
+    hyper, scale = hyper.reshape(-1, 7), 1.0
+    groups = [0] * len(params) if groups is None else groups
     if record is not None:
-        record[0] = norm = norm_of(grads)
+        record[0] = norm = norm_of([g for g, group in zip(grads, groups, strict=True) if group != FROZEN])
         if not math.isfinite(norm):
             return NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
     copies, at = [a.copy() for a in (*params, state)], 0
-    for a, (p, g) in enumerate(zip(params, grads, strict=True)):
+    for a, (p, g, group) in enumerate(zip(params, grads, groups, strict=True)):
         rows, p = slice(at, at + p.size), p.reshape(-1)
         before = None if moved is None else p.copy()
-        update(p, g.reshape(-1), optimizer, state[:, rows], hyper, step, scale)
+        if group != FROZEN:
+            update(p, g.reshape(-1), optimizer, state[:, rows], hyper[group], step, scale)
         if moved is not None:
             moved[a] = change(before, p)
-        zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
+        if group != FROZEN:
+            zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
-    apply_constraint(params, constraint)
+    apply_constraint(params, constraint, groups)
     if not is_sound(params, grads, state, copies):
         return NONFINITE
     if updates is not None:
@@ -126,13 +130,13 @@ def zero_pruned(params, state, masks):
         state[:, ~masks] = 0
 
 
-def apply_constraint(params, constraint):
+def apply_constraint(params, constraint, groups):
     """Scale or clamp updated weights to a constraint. Arrays or units whose norm is NaN stay as they are."""
     if constraint is None:
         return
     kind, limit, widths = constraint
     if kind == MAX_VALUE:
-        clamp_arrays(params, limit)
+        clamp_arrays([p for p, group in zip(params, groups, strict=True) if group != FROZEN], limit)
         return
     limited = [p for p, width in zip(params, widths, strict=True) if width]
     widths = widths[widths > 0]

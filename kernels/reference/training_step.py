@@ -5,7 +5,7 @@
 Layout. A net's table, int64 (L, 5), has for each layer n_in, n_out, w_offset, b_offset (-1: no bias) and the code of its activation;
 parameters, float64 (L,), are those of the activations. A layer's w (n_in, n_out) and b (n_out,) are views into params (P,), and their
 gradients into grads (P,). x (N, C); target int64 (N,), class numbers, or (N, K_L) of x's dtype. masks, bool (P,), are laid out as params,
-or None. A constraint is over w and b of each layer in turn, or None. Masks and constraints are those of optim.py. `work` is scratch for
+or None. A constraint and groups are over w and b of each layer in turn, or None. All are those of optim.py. `work` is scratch for
 the compiled backends; this one allocates.
 
 Loss. net.loss is a Loss of loss.py, whose mean it is. cross_entropy after a softmax layer, and binary_cross_entropy after a sigmoid layer,
@@ -79,12 +79,15 @@ def dense_chain_step(
     which leave params and state untouched.
     """
     table, parameters, _, params, grads, _ = net
-    optimizer, state, hyper, clip_norm, masks, constraint = rule
+    optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
+    parts = _parts_by_layer(table)
+    hyper, groups = hyper.reshape(-1, 7), [0] * len(parts) if groups is None else groups
+    trained = [(part, group) for part, group in zip(parts, groups, strict=True) if group != types.FROZEN]
     gradients = _gradients(x, target, net, row_weights, l2, True, counts)
     if gradients is None:
         return types.BAD_LABEL
     loss, squares, outputs = gradients
-    norm = norm_of([grads])
+    norm = norm_of([grads[part] for part, _ in trained])
     record[:2] = loss, norm
     if l2:
         record[2] = squares
@@ -94,10 +97,13 @@ def dense_chain_step(
     if not math.isfinite(norm):
         return types.NONFINITE
     copies = [params.copy(), state.copy()]
-    update(params, grads, optimizer, state, hyper, step + 1, min(1.0, clip_norm / (norm + 1e-6)))
+    scale = min(1.0, clip_norm / (norm + 1e-6))
+    for part, group in trained:
+        update(params[part], grads[part], optimizer, state[:, part], hyper[group], step + 1, scale)
     params_after = params.copy() if measured else None
-    zero_pruned(params, state, masks)
-    apply_constraint([a for layer in _arrays_by_layer(table, parameters, params) for a in layer], constraint)
+    for part, _ in trained:
+        zero_pruned(params[part], state[:, part], None if masks is None else masks[part])
+    apply_constraint([a for layer in _arrays_by_layer(table, parameters, params) for a in layer], constraint, groups)
     if not is_sound([params], [grads], state, copies):
         return types.NONFINITE
     if updates is not None:
@@ -105,6 +111,14 @@ def dense_chain_step(
     if measured:
         update_health(table, copies[0], params_after, watch.rows[0])
     return types.OK
+
+
+def _parts_by_layer(table):
+    """Where w, and b if there is one, of each layer in turn lie in flat arrays."""
+    parts = []
+    for n_in, n_out, w, b, _ in table.tolist():
+        parts += [slice(w, w + n_in * n_out)] + [slice(b, b + n_out)] * (b >= 0)
+    return parts
 
 
 def _arrays_by_layer(table, parameters, flat):
@@ -123,11 +137,12 @@ def dense_chain_epoch(
     Returns (status, batches done); a batch that fails is the last one that is run.
     """
     order, batch_size, rates = batches
-    starts = range(0, len(order), batch_size)
+    starts, hyper = range(0, len(order), batch_size), rule.hyper.reshape(-1, 7).copy()
     for batch, start in enumerate(starts):
         rows = order[start : start + batch_size]
+        hyper[:, 0] = rates[batch]
         status = dense_chain_step(
-            x[rows], target[rows], net, rule._replace(hyper=np.array([rates[batch], *rule.hyper[1:]])), step + batch, record[batch],
+            x[rows], target[rows], net, rule._replace(hyper=hyper), step + batch, record[batch],
             row_weights=None if row_weights is None else row_weights[rows], l2=l2, watch=watch and watch.after(batch), updates=updates,
             counts=None if counts is None else counts[batch],
         )  # fmt: skip

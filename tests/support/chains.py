@@ -112,12 +112,15 @@ class Net:
     clip_norm: float
     masks: np.ndarray | None = None
     constraint: types.Constraint | None = None
+    groups: np.ndarray | None = None
 
     def arguments(self):
         return types.Net(self.table, self.parameters, self.loss, self.params, self.grads, self.work)
 
     def rule(self):
-        return types.UpdateRule(self.optimizer, self.state, self.hyper, self.clip_norm, self.masks, self.constraint)
+        return types.UpdateRule(
+            self.optimizer, self.state, self.hyper, self.clip_norm, self.masks, self.constraint, self.groups
+        )
 
     def keyword(self):
         return {"net": self.arguments(), "rule": self.rule()}

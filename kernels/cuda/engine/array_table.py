@@ -18,6 +18,7 @@ the chunk's array in it.
 """
 
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numba import cuda
@@ -34,16 +35,16 @@ DEPTH = 8
 
 
 class Table:
-    """The chunks (n, COLUMNS) of arrays of these sizes and widths, and the groups of chunks with the same columns of one array.
+    """The chunks (n, COLUMNS) of arrays of these sizes, widths and offsets, and the groups of chunks with the same columns of one array.
 
     groups (m, 6): first chunk, how many, width, the tile's width, first column, units of the arrays before. chunk_offsets (arrays + 1,)
     and group_offsets: where each array's chunks and groups begin.
     """
 
-    def __init__(self, sizes, widths):
+    def __init__(self, sizes, widths, offsets):
         chunks, groups, chunk_offsets, group_offsets = [], [], [], []
-        offset = units = partials = 0
-        for array, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+        units = partials = 0
+        for array, (size, width, offset) in enumerate(zip(sizes, widths, offsets, strict=True)):
             rows, tile = size // width, min(1 << (width - 1).bit_length(), BLOCK)
             step = DEPTH * (BLOCK // tile)
             chunk_offsets.append(len(chunks))
@@ -54,7 +55,7 @@ class Table:
                     chunks.append((array, width, tile, column, row, min(row + step, rows), offset, units, partials))
                     partials += tile
                 groups.append((first, len(chunks) - first, width, tile, column, units))
-            offset, units = offset + size, units + width
+            units += width
         self.count, self.group_count, self.partials, self.units = len(chunks), len(groups), partials, units
         tables = chunks, groups, [*chunk_offsets, len(chunks)], [*group_offsets, len(groups)]
         self.chunks, self.groups, self.chunk_offsets, self.group_offsets = (
@@ -63,14 +64,22 @@ class Table:
 
 
 @lru_cache(maxsize=64)
-def _table(sizes, widths, queue):
-    return Table(sizes, widths)
+def _table(sizes, widths, offsets, queue):
+    return Table(sizes, widths, offsets_of(sizes) if offsets is None else offsets)
 
 
-def table(arrays, widths=None):
-    """The table of arrays of these sizes; that of a training loop is made once."""
+def table(arrays, widths=None, offsets=None):
+    """The table of arrays of these sizes; that of a training loop is made once.
+
+    offsets: of each array in a flat one; None where that has these arrays alone.
+    """
     widths = (1,) * len(arrays) if widths is None else tuple(int(w) for w in widths)
-    return _table(tuple(a.size for a in arrays), widths, device.queue())
+    return _table(tuple(a.size for a in arrays), widths, offsets, device.queue())
+
+
+def offsets_of(sizes):
+    """Where arrays of these sizes begin in a flat one, one after the other."""
+    return tuple(accumulate(sizes, initial=0))[: len(sizes)]
 
 
 @device_function
