@@ -309,6 +309,14 @@ def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:
     return rate
 
 
+def base_rate(schedule: Schedule) -> float:
+    """The first rate of a schedule, without its warm-up."""
+    then: float | Schedule = schedule
+    while isinstance(then, WarmUp):
+        then = then.then
+    return rate_of(then, 0, ())
+
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """ForwardContext: the settings of one forward pass, which a model passes to all of its layers; and the Observer of their outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +34,12 @@ class ForwardContext(NamedTuple):
     want_dx: bool = True
     # gets the output of each layer
     observer: Observer | None = None
+    # running statistics that training does not move
+    frozen: Sequence[np.ndarray] = ()
+
+    def is_frozen(self, statistics: Sequence[np.ndarray]) -> bool:
+        """Whether one of these running statistics is frozen; then their layer takes them all as they are."""
+        return any(a is statistic for a in self.frozen for statistic in statistics)
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
         """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""

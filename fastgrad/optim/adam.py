@@ -7,6 +7,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.kernels import types
+from fastgrad.optim.group_settings import Groups
 from fastgrad.optim.optimizer import Optimizer
 from fastgrad.schedule import Schedule
 
@@ -27,9 +28,10 @@ class Adam(Optimizer):
         amsgrad: Take the largest v so far in place of v.
         decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
         eps_hat: Add eps to the root of v before its bias is corrected, as Keras and scikit-learn do.
+        groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or unknown.
         TypeError: A setting is no number, or betas no pair.
 
     Example:
@@ -51,6 +53,7 @@ class Adam(Optimizer):
     amsgrad: bool = False
     decoupled: bool = False
     eps_hat: bool = False
+    groups: Groups | None = None
 
     code = types.ADAM
 
@@ -82,9 +85,10 @@ class AdamW(Adam):
         amsgrad: Take the largest v so far in place of v.
         decoupled: With False weight_decay is Adam's L2 term.
         eps_hat: Add eps to the root of v before its bias is corrected, as Keras and scikit-learn do.
+        groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or unknown.
         TypeError: A setting is no number, or betas no pair.
 
     Example:

@@ -99,13 +99,16 @@ class MaxNorm(Constraint):
 
 
 def kernel_constraint(
-    op: str, constraint: Constraint | None, name: str, arrays: list[np.ndarray]
+    op: str, constraint: Constraint | None, name: str, arrays: list[np.ndarray], groups: np.ndarray | None
 ) -> types.Constraint | None:
-    """The constraint as the kernels read it, for these arrays; None for None."""
+    """The constraint as the kernels read it, for these arrays; None for None. groups (n,): see UpdateRule."""
     if constraint is None:
         return None
     if not isinstance(constraint, Constraint):
         raise TypeError(
             f"{op}: constraint must be MaxValue or MaxNorm of fastgrad.optim, got {type(constraint).__name__}"
         )
-    return constraint.over(op, name, arrays)
+    over = constraint.over(op, name, arrays)
+    if groups is not None:
+        over.widths[groups == types.FROZEN] = 0
+    return over

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.kernels import types
+from fastgrad.optim.group_settings import Groups
 from fastgrad.optim.optimizer import Optimizer
 from fastgrad.schedule import Schedule
 
@@ -26,9 +27,10 @@ class RMSprop(Optimizer):
         momentum: The factor of the velocity m, at least 0. With 0 there is none.
         eps_inside: Divide by sqrt(v + eps), as Keras does.
         decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or unknown.
         TypeError: A setting is no number.
 
     Example:
@@ -49,6 +51,7 @@ class RMSprop(Optimizer):
     momentum: float = 0.0
     eps_inside: bool = False
     decoupled: bool = False
+    groups: Groups | None = None
 
     code = types.RMSPROP
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.kernels import types
+from fastgrad.optim.group_settings import Groups
 from fastgrad.optim.optimizer import Optimizer
 from fastgrad.schedule import Schedule
 
@@ -24,6 +25,7 @@ class SGD(Optimizer):
         nesterov: Nesterov's momentum. It needs a momentum above 0.
         weight_decay: The factor of the L2 term in the gradient, at least 0.
         decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:
         ValueError: A setting is out of its range, or nesterov comes without momentum.
@@ -47,6 +49,7 @@ class SGD(Optimizer):
     nesterov: bool = False
     weight_decay: float = 0.0
     decoupled: bool = False
+    groups: Groups | None = None
 
     code = types.SGD
 

@@ -16,7 +16,9 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.optim.constraint import Constraint, kernel_constraint
 from fastgrad.optim.optimizer import Optimizer
+from fastgrad.optim.parameter_groups import ParameterGroups, parameter_groups
 from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
+from fastgrad.schedule import Schedule
 
 
 @foreign_keywords
@@ -50,7 +52,7 @@ class Updater:
     """
 
     optimizer: Optimizer = setting(
-        lambda self, value: checked_optimizer("Updater", value, self._optimizer), "The optimiser, one of fg.optim."
+        lambda self, value: self._checked_optimizer(value, self._optimizer), "The optimiser, one of fg.optim."
     )
     clip_norm: float | None = setting(lambda _, value: clip_norm_of("Updater", value), CLIP_NORM)
     constraint: Constraint | None = setting(
@@ -65,11 +67,11 @@ class Updater:
         masks: Any = None,
         constraint: Constraint | None = None,
     ) -> None:
-        self._optimizer, self._clip_norm = checked_optimizer("Updater", optimizer), clip_norm_of("Updater", clip_norm)
         arrays = ArrayList("Updater", "params", params)
         check_disjoint("Updater", "params", [params] if arrays.single else list(params))
         # the caller's arrays, in a new list
         self.params: list[np.ndarray] = [params] if arrays.single else list(params)
+        self._optimizer, self._clip_norm = self._checked_optimizer(optimizer), clip_norm_of("Updater", clip_norm)
         # the arrays whose shapes were checked last
         self._checked = list(self.params)
         # the number of updates, which the kernel that makes an update counts
@@ -85,15 +87,29 @@ class Updater:
 
     def _bind(self) -> None:
         """Compute from the settings what the next update reads."""
-        self._hyper, self._kernel_constraint = self._optimizer.hyper, self._over(self._constraint)
+        self._groups = self._groups_of(self._optimizer)
+        self._has_schedule = isinstance(self._optimizer.lr, Schedule)
+        self._kernel_constraint = self._over(self._constraint)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind()
+
+    def _checked_optimizer(self, optimizer: Any, before: Optimizer | None = None) -> Optimizer:
+        """optimizer, checked, and its groups. before: the one whose state it goes on with."""
+        optimizer = checked_optimizer("Updater", optimizer, before)
+        self._groups_of(optimizer)
+        return optimizer
+
+    def _groups_of(self, optimizer: Optimizer) -> ParameterGroups:
+        return parameter_groups("Updater", optimizer, [str(i) for i in range(len(self.params))])
 
     def _over(self, constraint: Constraint | None) -> types.Constraint | None:
         """The constraint over params, as kernels read it."""
         if constraint is None:
             return None
-        return kernel_constraint(
-            "Updater", constraint, "params", ArrayList("Updater", "params", self.params, self.state).flat
-        )
+        arrays = ArrayList("Updater", "params", self.params, self.state).flat
+        return kernel_constraint("Updater", constraint, "params", arrays, self._groups.numbers)
 
     def __repr__(self) -> str:
         count, plural = len(self.params), "s" * (len(self.params) != 1)
@@ -153,8 +169,9 @@ class Updater:
             self._checked = list(self.params)
         if [a.shape for a in gradients.flat] != self._shapes:
             check_same_shapes(op, "grads", gradients.flat, "params", params.flat)
-        self._hyper[0] = self.optimizer.rate(self.step_count, self.val_losses)
-        clip_norm = self._clip_norm
+        groups, clip_norm = self._groups, self._clip_norm
+        if self._has_schedule:
+            groups.set_rate(self.optimizer.rate(self.step_count, self.val_losses))
         clips = clip_norm < math.inf
         # on a GPU the host waits neither for the norm nor for the status
         lazy = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
@@ -165,7 +182,13 @@ class Updater:
                 params.flat,
                 gradients.flat,
                 UpdateRule(
-                    self._optimizer.code, self.state, self._hyper, clip_norm, self._mask, self._kernel_constraint
+                    self._optimizer.code,
+                    self.state,
+                    groups.hyper,
+                    clip_norm,
+                    self._mask,
+                    self._kernel_constraint,
+                    groups.numbers,
                 ),
                 before + 1,
                 record if clips else None,

@@ -140,9 +140,9 @@ def plan_of(
     """The plan of updates with these rows, after `step` others."""
     updates, optimizer = -(-len(rows) // batch_size) * window_count(data, window), trainer.optimizer
     if isinstance(optimizer.lr, Schedule):
-        rates = np.array([optimizer.rate(step + i, trainer.val_losses) for i in range(updates)])
+        rates = trainer._groups.rates(np.array([optimizer.rate(step + i, trainer.val_losses) for i in range(updates)]))
     else:
-        rates = np.full(updates, optimizer.hyper[0])
+        rates = trainer._groups.constant_rates(updates)
     return EpochPlan(
         data, rows, batch_size, window, rates, step, np.zeros((updates, 2)), np.zeros((updates, 2)), updates
     )

@@ -160,9 +160,9 @@ def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
 class EpochPlan:
     """The updates of an epoch, or of a part of one: one for each batch of rows, or for each window of a batch.
 
-    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates. step: the number of updates before.
-    epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses and norms, and counts
-    (U, 2), the weights of the rows of each mean, and of its right rows. All are NumPy arrays.
+    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates, or (U, G) those of each group. step: the
+    number of updates before. epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses
+    and norms, and counts (U, 2), the weights of the rows of each mean, and of its right rows. All are NumPy arrays.
     """
 
     data: TrainingData

@@ -128,7 +128,6 @@ def fit(
 def _array_source(
     trainer: Any, data: TrainingData, batch_size: int, window: int | None, shuffle: bool, drop_last: bool
 ) -> ArraySource:
-    model = trainer.model
     # NumPy selects rows of other arrays by way of a copy of the whole
     data = data._replace(x=check.contiguous(data.x))
     batch_size = min(batch_size, len(data.x))
@@ -139,7 +138,7 @@ def _array_source(
         what, ways = "the last batch has one row", "drop_last=True, which leaves it out, or another batch_size"
         if batch_size == 1:
             what, ways = "batches have batch_size = 1 row", "a larger batch_size"
-        _check_batch_norm(f"{OP}: {what}, too few for a batch norm; the way out is {ways}", model, data, window)
+        _check_batch_norm(f"{OP}: {what}, too few for a batch norm; the way out is {ways}", trainer, data, window)
     return ArraySource(trainer, data, batch_size, batches, window, shuffle)
 
 
@@ -151,7 +150,8 @@ def _train_epoch(trainer: Any, source: ArraySource | BatchSource, epoch: int) ->
             plan, updates = _run_part(trainer, part)
             records.append(plan.record[:updates])
             counts.append(plan.counts[:updates])
-            rate = float(plan.rates[updates - 1]) if updates else rate
+            # of groups the first has the optimiser's own rate
+            rate = float(plan.rates[updates - 1].flat[0]) if updates else rate
     seconds = time.perf_counter() - started
     all_counts = np.concatenate(counts)
     loss, norm = means(np.concatenate(records), all_counts)
@@ -216,12 +216,13 @@ def _run_plan(trainer: Any, label: str, number: int, plan: EpochPlan) -> None:
 def _check_batch(op: str, data: TrainingData, trainer: Any, window: int | None) -> None:
     """Raise for a batch of an iterable that is too small for a batch norm."""
     if len(data.x) == 1:
-        _check_batch_norm(f"{op}: the batch has one row, too few for a batch norm", trainer.model, data, window)
+        _check_batch_norm(f"{op}: the batch has one row, too few for a batch norm", trainer, data, window)
 
 
-def _check_batch_norm(message: str, model: Model, data: TrainingData, steps: int | None) -> None:
+def _check_batch_norm(message: str, trainer: Any, data: TrainingData, steps: int | None) -> None:
     """Raise before the first update if one row is too few for a batch norm: later, that would end the epoch."""
-    if not model.statistics():
+    model = trainer.model
+    if set(model.statistics()) <= set(trainer._groups.statistics):
         return
     x, lengths, row = data.x[:1], None, 0
     if model.recurrent:

@@ -1,5 +1,6 @@
 """The gradients of a batch, layer by layer: forward, loss and backward of any model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,24 @@ from fastgrad.training.data import TrainingData, has_bad_label, packed_output
 
 
 def layer_gradients(
-    model: Model, loss: Loss, batch: TrainingData, state: Any, observer: Observer | None, mean: bool
+    model: Model,
+    loss: Loss,
+    batch: TrainingData,
+    state: Any,
+    observer: Observer | None,
+    mean: bool,
+    frozen: Sequence[np.ndarray],
 ) -> tuple[int, Any, int, Any, Any]:
     """Fill the model's gradients, of the mean loss or of the sum: (status, loss, rows, counts, state).
 
     counts (2,): the weights of the rows of the mean, and of the right ones; None of a status that is not OK. state: the initial states of
-    recurrent layers; the one returned has the last ones. The status is OK or BAD_LABEL, after which gradients are of no use.
+    recurrent layers; the one returned has the last ones. frozen: see ForwardContext. The status is OK or BAD_LABEL, after which gradients
+    are of no use.
     """
     x, target, lengths, weights = batch
     logits = loss.is_fused_with(model.output)
     input_batch = None if lengths is None else packed_batch("Trainer", x.shape[:2], lengths)
-    context = ForwardContext(True, logits, input_batch, state, False, observer)
+    context = ForwardContext(True, logits, input_batch, state, False, observer, frozen)
     y, state, backward = model._forward(x if input_batch is None else pack(x, input_batch), context)
     y, target, weights, output_batch = packed_output(model, y, target, weights, input_batch)
     losses, dy = empty(y.shape[:1] if loss.by_row else y.shape, y), empty(y.shape, y)

@@ -11,8 +11,10 @@ from fastgrad.kernels import types
 from fastgrad.kernels.types import UpdateRule
 from fastgrad.loss import Loss
 from fastgrad.nn.model import Model
+from fastgrad.optim import Optimizer, setting
 from fastgrad.optim import constraint as constraints
 from fastgrad.optim.constraint import Constraint
+from fastgrad.optim.parameter_groups import ParameterGroups, parameter_groups
 from fastgrad.pruning import GradualPruning
 from fastgrad.schedule import Schedule
 from fastgrad.training.all_reduce import DISAGREED, AllReduce, Reduce, disagreement
@@ -31,13 +33,26 @@ def kernel_loss(loss: str | Loss, model: Model) -> types.Loss:
     return loss.over("Trainer", model.n_out, model.params) if isinstance(loss, Loss) else types.LOSSES[loss]
 
 
+def checked_optimizer(optimizer: Any, model: Model, before: Optimizer | None = None) -> Optimizer:
+    """optimizer, checked, and its groups. before: the one whose state it goes on with."""
+    optimizer = setting.checked_optimizer("Trainer", optimizer, before)
+    groups_over(optimizer, model)
+    return optimizer
+
+
+def groups_over(optimizer: Optimizer, model: Model) -> ParameterGroups:
+    return parameter_groups("Trainer", optimizer, list(model.parameters()), list(model.statistics()))
+
+
 def checked_constraint(constraint: Any, model: Model) -> Constraint | None:
-    constraint_over(constraint, model)
+    constraint_over(constraint, model, None)
     return constraint
 
 
-def constraint_over(constraint: Any, model: Model) -> types.Constraint | None:
-    return constraints.kernel_constraint("Trainer", constraint, "parameters", list(model.parameters().values()))
+def constraint_over(constraint: Any, model: Model, groups: np.ndarray | None) -> types.Constraint | None:
+    """The constraint as kernels read it; groups (n,): of the parameters, as in UpdateRule."""
+    arrays = list(model.parameters().values())
+    return constraints.kernel_constraint("Trainer", constraint, "parameters", arrays, groups)
 
 
 def checked_pruning(pruning: Any, model: Model) -> GradualPruning | None:
@@ -67,13 +82,16 @@ def bind(trainer: Any) -> None:
     if type(trainer._state) is not type(model.params):
         # of a model that was moved
         trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
-    constraint = constraint_over(trainer._constraint, model)
+    trainer._groups = groups = groups_over(optimizer, model)
+    constraint = constraint_over(trainer._constraint, model, groups.numbers)
     trainer._rule = UpdateRule(
-        optimizer.code, trainer._state, optimizer.hyper, trainer._clip_norm, model._mask, constraint
+        optimizer.code, trainer._state, groups.hyper, trainer._clip_norm, model._mask, constraint, groups.numbers
     )
     all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model, trainer._kernel_loss)
     observer = HealthObserver(model, health) if health is not None and health.layers else None
-    trainer._steps = TrainStep(model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer)
+    trainer._steps = TrainStep(
+        model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer, groups.statistics
+    )
 
 
 def fail(trainer: Any, op: str, status: int, y: np.ndarray) -> None:

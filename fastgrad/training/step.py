@@ -9,7 +9,7 @@ On a GPU the host waits at the end of an epoch only, and for an all-reduce (all_
 GPU, and an update is made only if the one before it was. A health observer is passed to the steps that it measures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -60,12 +60,16 @@ class TrainStep:
         count: np.ndarray,
         all_reduce: AllReduce | None = None,
         observer: HealthObserver | None = None,
+        frozen: Sequence[str] = (),
     ) -> None:
+        """frozen: the names of running statistics that stay."""
+        statistics = model.statistics()
+        self._frozen = [statistics[name] for name in frozen]
         self.params, self.mask = model.params, model._mask
         self._model, self._loss, self._rule, self._count = model, loss, rule, count
         self._all_reduce, self._observer, self._on_gpu = all_reduce, observer, model.on_gpu
         # whether a forward in training changes statistics or generators
-        self._has_statistics = bool(model.statistics() or model._generators())
+        self._has_statistics = bool(statistics or model._generators())
         # a model without parameters has an empty array of them
         self._arrays = list(model.parameters().values()) or [model.params]
         self._gradients = list(model.gradients().values()) or [model.grads]
@@ -168,7 +172,8 @@ class TrainStep:
                 self._state, batch = None, select_rows(plan.data, plan.order[start : start + plan.batch_size])
                 # sequences of another process may be longer
                 for window in windows(batch, plan.window, self._all_reduce is not None):
-                    self._rule.hyper[0] = plan.rates[update]
+                    # of a single group, or of each
+                    self._rule.hyper[..., 0] = plan.rates[update]
                     measuring = observer and observer.begin(plan.step + update, update)
                     result = self._update(window, records[update], measuring, self._state, status)
                     if result is None:
@@ -214,13 +219,14 @@ class TrainStep:
                 status, loss, rows, counts = self._chain_gradients(batch, record)
             else:
                 status, loss, rows, counts, self._state = layer_gradients(
-                    self._model, self._loss, batch, state, observer, self._all_reduce is None
+                    self._model, self._loss, batch, state, observer, self._all_reduce is None, self._frozen
                 )
             if not self._on_gpu and status != types.OK:
                 return StepResult(np.nan, np.nan, counts, status)
             if self._all_reduce is not None:
                 rule = self._rule
-                settings = rule.optimizer, *rule.hyper, rule.clip_norm, step, self._epoch_updates
+                groups = () if rule.groups is None else rule.groups
+                settings = rule.optimizer, *rule.hyper.flat, rule.clip_norm, step, self._epoch_updates, *groups
                 loss, all_rows, counts = self._all_reduce(loss, rows, counts, settings)
                 # on a GPU this reads the number of all rows, and waits, only without rows of its own
                 if not rows and not all_rows:

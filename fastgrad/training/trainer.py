@@ -25,7 +25,8 @@ from fastgrad.nn.sequence import SequenceModel
 from fastgrad.nn.summary import line
 from fastgrad.optim import Adam, Optimizer
 from fastgrad.optim.constraint import Constraint
-from fastgrad.optim.setting import CLIP_NORM, checked_optimizer, clip_norm_of, setting
+from fastgrad.optim.parameter_groups import ParameterGroups
+from fastgrad.optim.setting import CLIP_NORM, clip_norm_of, setting
 from fastgrad.pruning import GradualPruning
 from fastgrad.training import settings
 from fastgrad.training.all_reduce import Reduce
@@ -36,7 +37,7 @@ from fastgrad.training.history import EpochResult, History
 from fastgrad.training.step import TrainStep
 
 # left out of copies and pickles
-REBUILT = "lock", "_running", "_steps", "_rule", "_kernel_loss"
+REBUILT = "lock", "_running", "_steps", "_rule", "_groups", "_kernel_loss"
 
 
 @foreign_keywords
@@ -61,7 +62,8 @@ class Trainer:
         loss: "cross_entropy", whose y are class numbers (N,) or (N, T), or one-hot rows or probabilities like the
             output; "binary_cross_entropy", "mse", "mae", "huber" or "poisson_nll", whose y are like the output; or one of
             fg.loss, which has options, such as fg.loss.CrossEntropy(label_smoothing=0.1).
-        optimizer: One of fg.optim; None is Adam().
+        optimizer: One of fg.optim; None is Adam(). Its groups are settings of some parameters, by patterns of the names
+            that model.parameters() and model.statistics() have; what is frozen stays as it is.
         clip_norm: The largest norm of the gradient of all parameters, above 0; None clips nothing.
         seed: The seed of the shuffling, an integer from 0.
         constraint: MaxValue or MaxNorm of fg.optim, to which parameters are held after each update; None for none.
@@ -75,7 +77,7 @@ class Trainer:
             the array is CuPy's.
 
     Raises:
-        ValueError: A setting is unknown or out of its range.
+        ValueError: A setting is unknown or out of its range, or a pattern of the optimiser's groups meets no name.
         TypeError: A setting is of another type.
 
     Example:
@@ -89,6 +91,7 @@ class Trainer:
 
     _steps: TrainStep
     _rule: UpdateRule
+    _groups: ParameterGroups
     _kernel_loss: types.Loss
     # shapes of x and y in the last step, and y's dtype; whether the rate is a schedule's
     _shapes: tuple
@@ -98,7 +101,8 @@ class Trainer:
     _running = False
 
     optimizer: Optimizer = setting(
-        lambda self, value: checked_optimizer("Trainer", value, self._optimizer), "The optimiser, one of fg.optim."
+        lambda self, value: settings.checked_optimizer(value, self._model, self._optimizer),
+        "The optimiser, one of fg.optim.",
     )
     loss: str | Loss = setting(lambda self, value: settings.checked_loss(value, self._model), "The loss, or its name.")
     clip_norm: float | None = setting(lambda _, value: clip_norm_of("Trainer", value), CLIP_NORM)
@@ -128,7 +132,7 @@ class Trainer:
         if not isinstance(model, Model):
             raise TypeError(f"Trainer: model must be a layer of fastgrad.nn, got {type(model).__name__}")
         self._model, self._loss = model, settings.checked_loss(loss, model)
-        self._optimizer = Adam() if optimizer is None else checked_optimizer("Trainer", optimizer)
+        self._optimizer = settings.checked_optimizer(Adam() if optimizer is None else optimizer, model)
         self._clip_norm, self._constraint = clip_norm_of("Trainer", clip_norm), constraint
         self._pruning, self._reduce = settings.checked_pruning(pruning, model), settings.checked_reduce(reduce)
         every = health if isinstance(health, bool) else check.count("Trainer", "health", health, least=0)
@@ -261,7 +265,7 @@ class Trainer:
             self._rebind_if_changed()
             self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._has_schedule:
-            self._rule.hyper[0] = self._optimizer.rate(self.step_count, self.val_losses)
+            self._groups.set_rate(self._optimizer.rate(self.step_count, self.val_losses))
         loss, _, _, status = self._steps.step(x, y, lengths, sample_weight)
         if type(loss) is not float:
             return LazyScalar(loss, status, lambda: self._fail("Trainer.step", int(status), y))
