@@ -88,24 +88,37 @@ def row_moments(x):
 
 
 @device_function
-def measure(norm, row, x):
-    """Write mean and rstd of a row at the pointer x."""
-    total, square = about_first(x, norm.C)
-    values = carray(x, norm.C)
-    mean, var = np.float64(values[0]) + total / norm.C, (square - total * (total / norm.C)) / norm.C
+def mean_and_rstd(x, C, eps):
+    """Mean and rstd of a row at the pointer x, in float64."""
+    total, square = about_first(x, C)
+    values = carray(x, C)
+    mean, var = np.float64(values[0]) + total / C, (square - total * (total / C)) / C
     if not np.isfinite(var):
         mean, var = row_moments(values)
-    float64s(norm.mean, norm.M)[row] = mean
     # rounding may leave a little less than nothing
-    float64s(norm.rstd, norm.M)[row] = 1 / np.sqrt((0.0 if var < 0 else var) + norm.eps)
+    return mean, 1 / np.sqrt((0.0 if var < 0 else var) + eps)
+
+
+@device_function
+def factors_of(mean, rstd, one):
+    """(high, rstd, low) of xhat = (x - high) rstd + low, in the dtype."""
+    high = real(mean, one)
+    return high, real(rstd, one), real((np.float64(high) - mean) * rstd, one)
 
 
 @device_function
 def row_factors(norm, row, one):
-    """(high, rstd, low) of xhat = (x - high) rstd + low, in the dtype."""
-    mean, rstd = float64s(norm.mean, norm.M)[row], float64s(norm.rstd, norm.M)[row]
-    high = real(mean, one)
-    return high, real(rstd, one), real((np.float64(high) - mean) * rstd, one)
+    """The factors of a row that has been measured."""
+    return factors_of(float64s(norm.mean, norm.M)[row], float64s(norm.rstd, norm.M)[row], one)
+
+
+@device_function
+def gradient_factors(dz, gamma, x, C, factors):
+    """Of a row's dx = rstd dz gamma + (xhat slope + offset): those of xhat, slope and offset."""
+    high, rstd, low = factors
+    g, g_distance = weighted_sums(dz, gamma, x, high, C)
+    g_xhat = g_distance * np.float64(rstd) + g * np.float64(low)
+    return high, rstd, low, real(-np.float64(rstd) * g_xhat / C, high), real(-np.float64(rstd) * g / C, high)
 
 
 @device_function
@@ -134,8 +147,9 @@ def layer_norm_forward_part(thread_index, thread_count, record, like):
         z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target  # (rows, C)
         for i in range(rows):
             x, z_row = advance(pointer(norm.x, like), at + i * C), (advance(z, i * C),)  # (C,) each
-            measure(norm, first + i, x)
-            factors = row_factors(norm, first + i, carray(x, 1)[0])
+            mean, rstd = mean_and_rstd(x, C, norm.eps)
+            float64s(norm.mean, norm.M)[first + i], float64s(norm.rstd, norm.M)[first + i] = mean, rstd
+            factors = factors_of(mean, rstd, carray(x, 1)[0])
             if norm.residual:
                 residual = advance(pointer(norm.residual, like), at + i * C)  # (C,)
                 map_arrays(normalise_add, C, (x, gamma, beta, residual), z_row, factors)
@@ -162,15 +176,12 @@ def activation_gradient(norm, at, rows, target, like):
 def add_row(norm, row, dz, dx, products, total, like):
     """Add dz xhat and dz of a row to products and total (C,), and write its dx (C,) unless there is none."""
     C, x, gamma = norm.C, advance(pointer(norm.x, like), row * norm.C), pointer(norm.gamma, like)  # (C,) each
-    high, rstd, low = row_factors(norm, row, carray(x, 1)[0])
+    factors = row_factors(norm, row, carray(x, 1)[0])
     if not norm.dx:
-        map_arrays(add_products, C, (products, total, dz, x), (products, total), (high, rstd, low))
+        map_arrays(add_products, C, (products, total, dz, x), (products, total), factors)
         return
-    g, g_distance = weighted_sums(dz, gamma, x, high, C)
-    g_xhat = g_distance * np.float64(rstd) + g * np.float64(low)
-    slope, offset = real(-np.float64(rstd) * g_xhat / C, high), real(-np.float64(rstd) * g / C, high)
-    factors = high, rstd, low, slope, offset
-    map_arrays(add_products_and_gradient, C, (products, total, dz, x, gamma), (products, total, dx), factors)
+    sources = products, total, dz, x, gamma
+    map_arrays(add_products_and_gradient, C, sources, (products, total, dx), gradient_factors(dz, gamma, x, C, factors))
 
 
 @kernel(LAYER_NORM)
