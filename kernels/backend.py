@@ -27,6 +27,10 @@ from .types import (
     LSTMGradients,
     LSTMSaved,
     LSTMUpstream,
+    LSTMVariant,
+    LSTMVariantGradients,
+    LSTMVariantSaved,
+    LSTMVariantWeights,
     LSTMWeights,
     Net,
     NormGradients,
@@ -134,6 +138,29 @@ class Backend(Protocol):
         saved: LSTMSaved,
         gradients: LSTMGradients,
         accumulate: bool,
+    ) -> None: ...
+
+    # lstm_variants.py
+    def lstm_variant_forward(
+        self,
+        xs: Array,
+        weights: LSTMVariantWeights,
+        start: States,
+        batch: PackedBatch,
+        variant: LSTMVariant,
+        saved: LSTMVariantSaved,
+        end: States,
+    ) -> None: ...
+    def lstm_variant_backward(
+        self,
+        upstream: LSTMUpstream,
+        xs: Array,
+        weights: LSTMVariantWeights,
+        start: States,
+        batch: PackedBatch,
+        variant: LSTMVariant,
+        saved: LSTMVariantSaved,
+        gradients: LSTMVariantGradients,
     ) -> None: ...
 
     # gru.py

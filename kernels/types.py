@@ -2,7 +2,7 @@
 
 - Integer codes: activations, losses, optimisers, constraints, status; and the names that users give them (ACTIVATIONS, LOSSES).
 - NamedTuples that group the arguments of a kernel: the operands of an op, the arrays saved for backward, the gradients.
-- Sizes and views of buffers: chain_buffers, lstm_buffers, gru_buffers, workspace_size.
+- Sizes and views of buffers: chain_buffers, lstm_buffers, lstm_variant_buffers, gru_buffers, workspace_size.
 - Nonzeros: a sparse matrix by rows (CSR). Watch: at which training steps health is measured, and where it is written.
 
 Compiled kernels receive codes as integers, not as types, so a new architecture compiles nothing. Codes are no IntEnum: a member as an
@@ -224,6 +224,83 @@ class LSTMGradients(NamedTuple):
     weights: LSTMWeights
     start: States
     squares: Any
+
+
+class LSTMVariant(NamedTuple):
+    """What an LSTM has beside its weights: rates, from 0 and below 1, and the key of their random numbers, None in evaluation; and the eps
+    of its layer norms.
+    """
+
+    recurrent_dropout: float = 0.0
+    zoneout_c: float = 0.0
+    zoneout_h: float = 0.0
+    key: int | None = None
+    eps: float = 1e-5
+
+    @property
+    def factors(self) -> tuple[tuple[float, int], ...]:
+        """(factor, limit) of g, of the new c and of the new h: factor where the random number is at least limit, else 0."""
+        if self.key is None:
+            return (1.0, 0), (1 - self.zoneout_c, 0), (1 - self.zoneout_h, 0)
+        scale = 1 / (1 - self.recurrent_dropout)
+        rates = self.recurrent_dropout, self.zoneout_c, self.zoneout_h
+        return tuple((factor, int(rate * 2**64)) for factor, rate in zip((scale, 1.0, 1.0), rates, strict=True))
+
+
+class LSTMVariantWeights(NamedTuple):
+    """w_ih (C, 4H), w_hh (H, 4H), b (4H,); with layer norm gamma_x and gamma_h (4H,), gamma_c and beta_c (H,), which are None without; or
+    their gradients. b may be None without layer norm.
+    """
+
+    w_ih: Any
+    w_hh: Any
+    b: Any = None
+    gamma_x: Any = None
+    gamma_h: Any = None
+    gamma_c: Any = None
+    beta_c: Any = None
+
+
+class LSTMVariantSaved(NamedTuple):
+    """gates (R, 4H) = i, f, g, o; c, tanh_c and h (R, H). With layer norm what is normalised: u = x w_ih and v = h w_hh (R, 4H), cell
+    (R, H), and mean and rstd (3, R) of these, float64; else None.
+    """
+
+    gates: Any
+    c: Any
+    tanh_c: Any
+    h: Any
+    u: Any
+    v: Any
+    cell: Any
+    mean: Any
+    rstd: Any
+
+
+class LSTMVariantGradients(NamedTuple):
+    """What an LSTM variant's backward writes: dz (R, 4H), which may be the gates; with layer norm du and dv (R, 4H) and dn (R, H), the
+    gradients of x w_ih, of h w_hh and of the normalised cell, else du and dv are dz, and dn is None; the others as in LSTMGradients.
+    """
+
+    dz: Any
+    du: Any
+    dv: Any
+    dn: Any
+    dxs: Any
+    weights: LSTMVariantWeights
+    start: States
+    squares: Any
+
+
+def lstm_variant_buffers(h: Any, layer_norm: bool, empty: Callable, empty_float64: Callable) -> LSTMVariantSaved:
+    """The arrays that a forward writes: its output h (R, H), and others from empty(shape, like) and empty_float64(size, like)."""
+    rows, hidden = h.shape
+    gates, c, tanh_c = (empty((rows, k * hidden), h) for k in (4, 1, 1))
+    if not layer_norm:
+        return LSTMVariantSaved(gates, c, tanh_c, h, None, None, None, None, None)
+    normalised = (empty((rows, k * hidden), h) for k in (4, 4, 1))
+    statistics = (empty_float64(3 * rows, h).reshape(3, rows) for _ in range(2))
+    return LSTMVariantSaved(gates, c, tanh_c, h, *normalised, *statistics)
 
 
 class GRUWeights(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from fastgrad.core.backend import load
 
 # the groups of kernels/cpu/warmup.py, which only the backend's own libraries import
-GROUPS = "chain", "lstm", "gru", "conv", "batch_norm", "layer_norm", "health", "pruning", "sparse"
+GROUPS = "chain", "lstm", "lstm_variants", "gru", "conv", "batch_norm", "layer_norm", "health", "pruning", "sparse"
 DTYPES = {"float32": "f", "float64": "d"}
 
 

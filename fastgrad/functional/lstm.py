@@ -1,7 +1,9 @@
 """The LSTM as functions: fg.lstm over whole sequences of any lengths, fg.lstm_cell for one step. The layer is nn/lstm.py."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +11,14 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.core.errstate import silent
+from fastgrad.functional import lstm_variants
 from fastgrad.functional.lstm_weights import checked_gradients, checked_weights, empty_gradients, states
 from fastgrad.functional.packing import pack, packed_batch, unpack
 from fastgrad.kernels.types import (
     LSTMGradients,
     LSTMSaved,
     LSTMUpstream,
+    LSTMVariantWeights,
     LSTMWeights,
     PackedBatch,
     States,
@@ -38,6 +42,11 @@ def lstm(
     peephole: np.ndarray | None = None,
     w_proj: np.ndarray | None = None,
     cells: bool = False,
+    layer_norm: Sequence[np.ndarray] | None = None,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+    recurrent_dropout: float = 0.0,
+    key: int | None = None,
+    eps: float = 1e-5,
 ) -> tuple[Arrays, Callable[..., Arrays]]:
     """An LSTM over whole sequences.
 
@@ -45,6 +54,10 @@ def lstm(
     c_t = f c_{t-1} + i g, h_t = o tanh(c_t), with a projection h_t = (o tanh(c_t)) w_proj
 
     N is the batch, T the steps, C the inputs, H the hidden size, and P the size of h: H, or the columns of w_proj.
+
+    With layer_norm the gates are those of LN(x_t w_ih) gamma_x + LN(h_{t-1} w_hh) gamma_h + b, and
+    h_t = o tanh(LN(c_t) gamma_c + beta_c), where LN subtracts the mean of a row and divides by sqrt(var + eps). c_t itself
+    stays as it is, as in the paper.
 
     Args:
         x: The sequences (N, T, C), float32 or float64.
@@ -58,16 +71,25 @@ def lstm(
         peephole: Weights of c in the gates i, f and o (3, H), or None.
         w_proj: The projection (H, P), or None.
         cells: Return c of every step too.
+        layer_norm: (gamma_x (4H,), gamma_h (4H,), gamma_c (H,), beta_c (H,)), or None. This, zoneout and
+            recurrent_dropout come without peephole and w_proj.
+        zoneout: (p_h, p_c), from 0 and below 1: with a key each unit of h and of c keeps its value of the step before with
+            this probability; without one it is the expectation of both values.
+        recurrent_dropout: The share of values of g that are set to 0 at each step with a key, from 0 and below 1; the
+            others are divided by what is left. c itself is never dropped.
+        key: An integer from 0 and below 2^64, for training: the same key draws the same masks. None is for evaluation.
+        eps: What is added to the variances of layer_norm, at least 0.
 
     Returns:
         ((y, h_n, c_n), backward). y (N, T, P) is h of every step, 0 past a sequence's end; h_n (N, P) and c_n (N, H)
         are the states after each sequence's last step, the first ones if it is empty. With cells the results end with c
         (N, T, H). backward(dy, dh_n, dc_n, step_norms=None), any gradient of which may be None, returns the gradients
-        of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj; step_norms, a float64 array
-        (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y: write to none before it.
+        of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj, and those of layer_norm;
+        step_norms, a float64 array (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y:
+        write to none before it.
 
     Raises:
-        ValueError: A shape does not fit, or a length is out of its range.
+        ValueError: A shape does not fit, a number is out of its range, or a variant comes with peephole or w_proj.
         TypeError: An argument is no array of float32 or float64, or of another dtype or device than x.
 
     Example:
@@ -81,13 +103,25 @@ def lstm(
         Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
         Gers & Schmidhuber 2000, "Recurrent Nets that Time and Count": peephole.
         Sak et al. 2014, "Long Short-Term Memory Recurrent Neural Network Architectures": w_proj.
+        Ba, Kiros & Hinton 2016, "Layer Normalization": layer_norm.
+        Krueger et al. 2017, "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations": zoneout.
+        Semeniuta et al. 2016, "Recurrent Dropout without Memory Loss": recurrent_dropout.
     """
     op = "lstm"
     x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
     weights = checked_weights(op, x, w_ih, w_hh, b, peephole, w_proj)
     start = states(op, len(x), weights, h_0, c_0)
     batch = packed_batch(op, x.shape[:2], lengths, bool(reverse))
-    result, run_backward = run(op, x, weights, start, batch, cells)
+    variant = lstm_variants.checked_variant(op, zoneout, recurrent_dropout, key, eps)
+    normalises, has_peephole = layer_norm is not None, peephole is not None
+    if lstm_variants.check_combination(op, variant, normalises, has_peephole, w_proj is not None):
+        variant_weights = lstm_variants.variant_weights(op, weights, layer_norm)
+        rows = partial(lstm_variants.run_rows, variant=variant)
+        result, run_backward = run(op, x, variant_weights, start, batch, cells, rows)
+        new_gradients: Callable[[], Arrays] = partial(lstm_variants.empty_gradients, variant_weights)
+    else:
+        result, run_backward = run(op, x, weights, start, batch, cells)
+        new_gradients = partial(empty_gradients, weights)
 
     def backward(
         dy: np.ndarray | None = None,
@@ -96,10 +130,10 @@ def lstm(
         *,
         step_norms: np.ndarray | None = None,
     ) -> Arrays:
-        gradients = empty_gradients(weights)
+        gradients = new_gradients()
         dx, (dh_0, dc_0) = run_backward(gradients, dy, dh_n, dc_n, step_norms)
-        dw_ih, dw_hh, db, dpeephole, dw_proj = gradients
-        optional = db, None if h_0 is None else dh_0, None if c_0 is None else dc_0, dpeephole, dw_proj
+        dw_ih, dw_hh, db, *others = gradients
+        optional = None if b is None else db, None if h_0 is None else dh_0, None if c_0 is None else dc_0, *others
         return dx, dw_ih, dw_hh, *(gradient for gradient in optional if gradient is not None)
 
     return result, backward
@@ -166,9 +200,15 @@ def lstm_cell(
 
 
 def run(
-    op: str, x: np.ndarray, weights: LSTMWeights, start: States, batch: PackedBatch, cells: bool = False
+    op: str,
+    x: np.ndarray,
+    weights: LSTMWeights | LSTMVariantWeights,
+    start: States,
+    batch: PackedBatch,
+    cells: bool = False,
+    rows: Callable[..., tuple[Any, Callable[..., States]]] | None = None,
 ) -> tuple[Arrays, Callable[..., tuple[np.ndarray, States]]]:
-    """The LSTM over checked arrays.
+    """The LSTM over checked arrays; rows: run_rows, or that of a variant.
 
     backward(gradients, dy, dh_n, dc_n, step_norms) overwrites the gradients, or with accumulate adds to them, and returns dx and the
     gradients of the initial states.
@@ -176,18 +216,19 @@ def run(
     xs = pack(x, batch)  # (R, C)
     h = empty((len(xs), len(weights.w_hh)), x)  # (R, P)
     end = States(empty(start.h.shape, x), empty(start.c.shape, x))
-    saved, rows_backward = run_rows(xs, weights, start, batch, h, end)
+    run_these: Callable[..., tuple[Any, Callable[..., States]]] = rows or run_rows
+    saved, rows_backward = run_these(xs, weights, start, batch, h, end)
     y = unpack(h, batch)
     result = (y, *end, unpack(saved.c, batch)) if cells else (y, *end)
 
     def backward(
-        gradients: LSTMWeights,
+        gradients: LSTMWeights | LSTMVariantWeights,
         dy: np.ndarray | None = None,
         dh_n: np.ndarray | None = None,
         dc_n: np.ndarray | None = None,
         step_norms: np.ndarray | None = None,
         names: tuple[str, str] = ("dh_n", "dc_n"),
-        accumulate: bool = False,
+        **options: bool,
     ) -> tuple[np.ndarray, States]:
         if dy is None and dh_n is None and dc_n is None:
             raise TypeError(
@@ -204,7 +245,7 @@ def run(
             check.array(op, "step_norms", step_norms, "(T,)", (y.shape[1],), np.dtype(np.float64))
             squares = np.empty(len(xs))
         dxs = empty(xs.shape, xs)
-        dstart = rows_backward(gradients, LSTMUpstream(dy, dh_n, dc_n), dxs, squares, accumulate)
+        dstart = rows_backward(gradients, LSTMUpstream(dy, dh_n, dc_n), dxs, squares, **options)
         if step_norms is not None and squares is not None:
             step_norms[...] = norms_of_steps(squares, batch)
         return unpack(dxs, batch), dstart

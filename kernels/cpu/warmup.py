@@ -20,6 +20,7 @@ from .health import array_health, output_health
 from .layer_norm import layer_norm_backward, layer_norm_forward
 from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
+from .lstm_variants import lstm_variant_backward, lstm_variant_forward
 from .optim import update_arrays
 from .packing import gather_rows
 from .pool import max_pool2d_forward
@@ -135,6 +136,23 @@ def _lstm(dtype):
     gather_rows(one[None], batch, one.copy())
 
 
+def _lstm_variants(dtype):
+    one, w = np.ones((1, 1), dtype), np.ones((1, 4), dtype)
+    batch, variant = types.PackedBatch(np.zeros(1, np.int64), np.arange(2)), types.LSTMVariant()
+    weights = types.LSTMVariantWeights(w, w, w[0], w[0], w[0], one[0], one[0])
+    start, normalised, statistics = types.States(one, one), (w.copy(), w.copy(), one.copy()), np.ones((3, 1))
+    saved = types.LSTMVariantSaved(
+        w.copy(), one.copy(), one.copy(), one.copy(), *normalised, statistics, statistics.copy()
+    )
+    lstm_variant_forward(one, weights, start, batch, variant, saved, types.States(one.copy(), one.copy()))
+    dweights, dstart = types.LSTMVariantWeights(*map(np.copy, weights)), types.States(one.copy(), one.copy())
+    gradients = types.LSTMVariantGradients(
+        *(w.copy() for _ in range(3)), one.copy(), one.copy(), dweights, dstart, None
+    )
+    lstm_variant_backward(types.LSTMUpstream(one, None, None), one, weights, start, batch, variant, saved, gradients)
+    gather_rows(one[None], batch, one.copy())
+
+
 def _gru(dtype):
     one, w = np.ones((1, 1), dtype), np.ones((1, 3), dtype)
     batch, weights = types.PackedBatch(np.zeros(1, np.int64), np.arange(2)), types.GRUWeights(w, w, w[0], one[0])
@@ -165,6 +183,7 @@ CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "
 GROUPS = {
     "chain": (("training_step", "dense", "dropout"), {_step: 8.0, _dense: 4.0}),
     "lstm": (("lstm", "packing", "recurrence"), {_lstm: 4.0}),
+    "lstm_variants": (("lstm_variants", "layer_norm", "packing", "recurrence"), {_lstm_variants: 5.0}),
     "gru": (("gru", "packing", "recurrence"), {_gru: 4.0}),
     "conv": (CONVOLUTIONS, {_conv: 6.0}),
     "batch_norm": (("batch_norm",), {_batch_norm: 3.0}),

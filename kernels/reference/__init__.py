@@ -15,6 +15,7 @@ from .init import normal, orthogonal, uniform
 from .layer_norm import layer_norm_backward, layer_norm_forward
 from .loss import loss_gradient
 from .lstm import lstm_backward, lstm_forward
+from .lstm_variants import lstm_variant_backward, lstm_variant_forward
 from .optim import update_arrays
 from .packing import gather_rows, scatter_rows
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
@@ -51,6 +52,8 @@ __all__ = [
     "loss_gradient",
     "lstm_backward",
     "lstm_forward",
+    "lstm_variant_backward",
+    "lstm_variant_forward",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "normal",

@@ -17,7 +17,12 @@ def dropout_forward(x, rate, key, y):
 
 def random(count, key):
     """The first numbers from a key, uint64 (count,)."""
-    bits = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key)
+    return random_at(np.arange(count), key)
+
+
+def random_at(indices, keys):
+    """The numbers of these indices from a key or from keys, uint64."""
+    bits = (np.asarray(indices, np.uint64) + np.uint64(1)) * np.uint64(GAMMA) + np.asarray(keys, np.uint64)
     bits = (bits ^ bits >> np.uint64(30)) * np.uint64(FIRST)
     bits = (bits ^ bits >> np.uint64(27)) * np.uint64(SECOND)
     return bits ^ bits >> np.uint64(31)

@@ -198,6 +198,7 @@ def every_op():
 
     chain_of = [draw(6, 9), draw(9, 4)], [draw(9), draw(4)], ["tanh", "gelu"]
     x = draw(33, 6)
+    variant, norms = (sequences, draw(6, 16) / 4, draw(4, 16) / 4), (draw(16), draw(16), draw(4), draw(4))
     return {
         "dense": lambda: both(fg.dense, x, chain_of[0][0], chain_of[1][0], activation="gelu"),
         "dense_chain": lambda: both(fg.dense_chain, x, *chain_of),
@@ -213,6 +214,8 @@ def every_op():
         "lstm": lambda: both(fg.lstm, sequences, draw(6, 16) / 4, draw(4, 16) / 4),
         "lstm_few_steps": lambda: both(fg.lstm, sequences[:, :2], draw(6, 16) / 4, draw(4, 16) / 4),
         "lstm_peephole": lambda: both(fg.lstm, sequences, draw(6, 16) / 4, draw(4, 16) / 4, peephole=peephole),
+        "lstm_layer_norm": lambda: both(fg.lstm, *variant, layer_norm=norms),
+        "lstm_zoneout": lambda: both(fg.lstm, *variant, zoneout=(0.2, 0.3), key=5),
         "max_pool": lambda: both(fg.max_pool2d, image, 2),
         "avg_pool": lambda: both(fg.avg_pool2d, image, 3),
         "lstm_projected": lambda: both(fg.lstm, sequences, draw(6, 16) / 4, draw(3, 16) / 4, w_proj=draw(4, 3)),

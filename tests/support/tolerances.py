@@ -12,6 +12,7 @@ RELATIVE = {
     "gemm":            (1e-6, 2e-15),
     "dense_chain":     (2e-6, 4e-15),
     "lstm":            (4e-6, 1e-14),
+    "lstm_variant":    (8e-6, 2e-14),
     "gru":             (4e-6, 1e-14),
     "batch_norm":      (2e-6, 4e-15),
     "layer_norm":      (2e-6, 4e-15),

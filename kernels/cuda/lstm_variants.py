@@ -1,0 +1,337 @@
+"""LSTM with layer norm, zoneout and recurrent dropout; formulas and layout of rows: kernels/reference/lstm_variants.py.
+
+A time step is one GEMM over all sequences, with w_hh, and one launch, as in lstm.py, which says how lengths stay on the device. In that
+launch the `width` threads side by side of a tile share a sequence, whose norms need sums over its row. Factors of zoneout and recurrent
+dropout are computed where they are used, in backward again. What has no order in time is done over all steps: x w_ih and its norm before
+the loop; du, dx, and the gradients of all weights after it.
+
+Kernels are wide (float64): the sums of norms, and the numbers of a row.
+"""
+
+import math
+
+from numba import cuda, float64
+
+from ..reference.packing import steps
+from ..types import ACTIVATIONS, Affine, LayerSaved, NormGradients, PackedBatch, Statistics
+from .activation import sigmoid
+from .engine import device
+from .engine.device import (
+    BLOCK,
+    Bits,
+    Integer,
+    Integers,
+    Number,
+    Real,
+    Values,
+    Wide,
+    WideNumber,
+    device_function,
+    launch,
+    wide_kernel,
+)
+from .engine.random import random
+from .engine.reductions import add_across, sum_rows, tile_width
+from .layer_norm import layer_norm_backward, layer_norm_forward, row_factors
+from .packing import device_packing
+from .recurrence import (
+    BIAS,
+    END,
+    FURTHER,
+    UPSTREAM,
+    WHOLE,
+    row_squares,
+    row_stride,
+    start_or_before,
+    value_before,
+    whole_gradient,
+)
+
+# further options of a launch: layer norm
+NORM = FURTHER
+IDENTITY = ACTIVATIONS["identity"]
+
+
+@device_function
+def draw(dtype, key, kind, sequence, number, limit, factor):
+    """The factor of a unit."""
+    return factor if random(random(key, 3 * sequence + kind), number) >= limit else dtype(0)
+
+
+@device_function
+def tile_moments(shared, values, first, lane, end, width, eps):
+    """mean and rstd of a tile's row, which begins at `first` and has `end` values, none outside of the matrix."""
+    start, count, total, squares = 0.0, max(end, 1), 0.0, 0.0
+    if end:
+        start = float64(values[first])
+    for column in range(lane, end, width):
+        distance = float64(values[first + column]) - start
+        total += distance
+        squares += distance * distance
+    total, squares = add_across(shared, total, width), add_across(shared, squares, width)
+    var = (squares - total * (total / count)) / count
+    # rounding may leave a little less than nothing
+    return start + total / count, 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)
+
+
+@wide_kernel
+def lstm_variant_cells(
+    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, h_row: Integer, options: Integer, eps: WideNumber,
+    key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
+    order: Integers, offsets: Integers, product: Values, b: Values, gamma_h: Values, gamma_c: Values, beta_c: Values,
+    gates: Values, state_h: Values, state_c: Values, v: Values, cell: Values, mean: Wide, rstd: Wide, c: Values, tanh_c: Values, h: Values,
+):  # fmt: skip
+    """The gates from what x_t has of z, in their place, and the product h w_hh (N, 4H); the new state_c and state_h (N, H).
+
+    Without layer norm the array cell is tanh_c.
+    """
+    shared = cuda.shared.array(BLOCK, float64)
+    lane = cuda.threadIdx.x & (width - 1)
+    p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    row, high, factor, low = offsets[t] + p, dtype(0), dtype(1), dtype(0)
+    end, sequence = 0, 0
+    if row < offsets[t + 1]:
+        end, sequence = hidden, order[p]
+    if options & NORM:
+        row_mean, row_rstd = tile_moments(shared, product, p * 4 * hidden, lane, 4 * end, width, eps)
+        high, factor, low = row_factors(dtype, row_mean, row_rstd)
+        if lane == 0 and end:
+            mean[rows + row], rstd[rows + row] = row_mean, row_rstd
+        for column in range(lane, 4 * end, width):
+            value = product[p * 4 * hidden + column]
+            v[row * 4 * hidden + column] = value
+            product[p * 4 * hidden + column] = ((value - high) * factor + low) * gamma_h[column]
+        # other threads of the tile have written it
+        cuda.syncthreads()
+    for j in range(lane, end, width):
+        at, step_at, i = row * 4 * hidden + j, p * 4 * hidden + j, p * hidden + j
+        z_i, z_f = gates[at] + product[step_at], gates[at + hidden] + product[step_at + hidden]
+        z_g, z_o = (
+            gates[at + 2 * hidden] + product[step_at + 2 * hidden],
+            gates[at + 3 * hidden] + product[step_at + 3 * hidden],
+        )
+        if options & BIAS:
+            z_i += b[j]
+            z_f += b[hidden + j]
+            z_g += b[2 * hidden + j]
+            z_o += b[3 * hidden + j]
+        in_gate, forget, g, c_before = sigmoid(z_i), sigmoid(z_f), math.tanh(z_g), state_c[i]
+        gates[at], gates[at + hidden] = in_gate, forget
+        gates[at + 2 * hidden], gates[at + 3 * hidden] = g, sigmoid(z_o)
+        number = t * hidden + j
+        m = draw(dtype, key, 0, sequence, number, limit_g, factor_g)
+        k_c = draw(dtype, key, 1, sequence, number, limit_c, factor_c)
+        new = forget * c_before + in_gate * (m * g)
+        value = k_c * new + (dtype(1) - k_c) * c_before
+        cell[row * hidden + j], c[row * hidden + j], state_c[i] = new, value, value
+    if options & NORM:
+        cuda.syncthreads()
+        row_mean, row_rstd = tile_moments(shared, cell, row * hidden, lane, end, width, eps)
+        high, factor, low = row_factors(dtype, row_mean, row_rstd)
+        if lane == 0 and end:
+            mean[2 * rows + row], rstd[2 * rows + row] = row_mean, row_rstd
+    for j in range(lane, end, width):
+        i, value = p * hidden + j, cell[row * hidden + j]
+        if options & NORM:
+            value = ((value - high) * factor + low) * gamma_c[j] + beta_c[j]
+        tanh, k_h = math.tanh(value), draw(dtype, key, 2, sequence, t * hidden + j, limit_h, factor_h)
+        value = k_h * (gates[row * 4 * hidden + 3 * hidden + j] * tanh) + (dtype(1) - k_h) * state_h[i]
+        tanh_c[row * hidden + j], state_h[i], h[row * h_row + j] = tanh, value, value
+
+
+@wide_kernel
+def lstm_variant_gradients(
+    dtype: Real, t: Integer, steps: Integer, step_after: Integer, rows: Integer, hidden: Integer, width: Integer, dh_row: Integer,
+    options: Integer, key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
+    order: Integers, offsets: Integers, dh: Values, direct: Values, dh_after: Values, dh_n: Values, gamma_h: Values, gamma_c: Values,
+    gates: Values, v: Values, cell: Values, mean: Wide, rstd: Wide, tanh_c: Values, c: Values, c_0: Values, state_dc: Values,
+    dz: Values, dv: Values, dn: Values, step_dv: Values, whole: Values,
+):  # fmt: skip
+    """dz and dv (R, 4H), step_dv, the step's dv (N, 4H), dn (R, H), state_dc of the step before, and direct (N, H), the part of dL/dh_{t-1}
+    that passes no product. Undoes lstm_variant_cells.
+    """
+    shared = cuda.shared.array(BLOCK, float64)
+    lane = cuda.threadIdx.x & (width - 1)
+    p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    row, one = offsets[t] + p, dtype(1)
+    high, factor, low, slope, offset = dtype(0), one, dtype(0), dtype(0), dtype(0)
+    end, sequence, row_rstd = 0, 0, 0.0
+    if row < offsets[t + 1]:
+        end, sequence = hidden, order[p]
+    # h_t and tanh_c, back
+    if options & NORM and end:
+        row_rstd = rstd[2 * rows + row]
+        high, factor, low = row_factors(dtype, mean[2 * rows + row], row_rstd)
+    total, products = 0.0, 0.0
+    for j in range(lane, end, width):
+        i, at = p * hidden + j, row * hidden + j
+        # what the step after has directly is 0 where there is none
+        dh_t = direct[i] + whole_gradient(
+            dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, dh_after, dh_n
+        )
+        if options & WHOLE:
+            whole[at] = dh_t
+        k_h = draw(dtype, key, 2, sequence, t * hidden + j, limit_h, factor_h)
+        direct[i] = (one - k_h) * dh_t
+        dr, o, tanh = k_h * dh_t, gates[row * 4 * hidden + 3 * hidden + j], tanh_c[at]
+        dz[row * 4 * hidden + 3 * hidden + j] = dr * tanh * o * (one - o)
+        value = dr * o * (one - tanh * tanh)
+        dn[at] = value
+        if options & NORM:
+            value *= gamma_c[j]
+            total += float64(value)
+            products += float64(value * ((cell[at] - high) * factor + low))
+    if options & NORM:
+        total, products = add_across(shared, total, width), add_across(shared, products, width)
+        slope, offset = dtype(-row_rstd * products / hidden), dtype(-row_rstd * total / hidden)
+    # the cell and the gates, back
+    for j in range(lane, end, width):
+        i, at, number = p * hidden + j, row * 4 * hidden + j, t * hidden + j
+        in_gate, forget, g = gates[at], gates[at + hidden], gates[at + 2 * hidden]
+        c_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, hidden, c, order, c_0)
+        m = draw(dtype, key, 0, sequence, number, limit_g, factor_g)
+        k_c = draw(dtype, key, 1, sequence, number, limit_c, factor_c)
+        dcell, dc = dn[row * hidden + j], state_dc[i]
+        if options & NORM:
+            xhat = (cell[row * hidden + j] - high) * factor + low
+            dcell = factor * (dcell * gamma_c[j]) + (xhat * slope + offset)
+        dcell += k_c * dc
+        state_dc[i] = dcell * forget + (one - k_c) * dc
+        dz_i, dz_f = dcell * (m * g) * in_gate * (one - in_gate), dcell * c_before * forget * (one - forget)
+        dz[at], dz[at + hidden], dz[at + 2 * hidden] = dz_i, dz_f, dcell * in_gate * m * (one - g * g)
+    # other threads of the tile read it
+    cuda.syncthreads()
+    # LN(v), back
+    if options & NORM:
+        if end:
+            row_rstd = rstd[rows + row]
+            high, factor, low = row_factors(dtype, mean[rows + row], row_rstd)
+        total, products = 0.0, 0.0
+        for column in range(lane, 4 * end, width):
+            at = row * 4 * hidden + column
+            value = dz[at] * gamma_h[column]
+            total += float64(value)
+            products += float64(value * ((v[at] - high) * factor + low))
+        total, products = add_across(shared, total, width), add_across(shared, products, width)
+        slope, offset = dtype(-row_rstd * products / (4 * hidden)), dtype(-row_rstd * total / (4 * hidden))
+    for column in range(lane, 4 * end, width):
+        at = row * 4 * hidden + column
+        value = dz[at]
+        if options & NORM:
+            value = factor * (value * gamma_h[column]) + (((v[at] - high) * factor + low) * slope + offset)
+            dv[at] = value
+        step_dv[p * 4 * hidden + column] = value
+
+
+def tile_blocks(n, width):
+    """The grid of tiles of this width, one for each of n sequences."""
+    return -(-n // (BLOCK // width))
+
+
+def factor_numbers(variant):
+    """The key, and factor and limit of m, k_c and k_h."""
+    return variant.key or 0, *(number for pair in variant.factors for number in pair)
+
+
+def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
+    """Write h and the arrays for backward to `saved`, and the states after each sequence's last step to `end`."""
+    xp, matmul, dtype, (n, hidden) = device.xp, device.xp.matmul, xs.dtype, start.c.shape
+    w_ih, w_hh, b, gamma_x, gamma_h, gamma_c, beta_c = weights
+    gates, c, tanh_c, h, u, v, cell, mean, rstd = saved
+    order, offsets = device_packing(batch)
+    state_h, state_c, product, width = (
+        start.h[order],
+        start.c[order],
+        xp.empty((n, 4 * hidden), dtype),
+        tile_width(hidden),
+    )
+    if gamma_x is None:
+        options, cell = BIAS * (b is not None), tanh_c
+        matmul(xs, w_ih, out=gates)
+    else:
+        options = NORM
+        matmul(xs, w_ih, out=u)
+        statistics = Statistics(mean[0], rstd[0])
+        layer_norm_forward(u, Affine(gamma_x, b), variant.eps, None, IDENTITY, statistics, LayerSaved(gates, gates))
+    sizes = len(xs), hidden, width, row_stride(h), options, variant.eps, *factor_numbers(variant)
+    for t in steps(batch):
+        matmul(state_h, w_hh, out=product)
+        arrays = product, b, gamma_h, gamma_c, beta_c, gates, state_h, state_c, v, cell, mean, rstd, c, tanh_c, h
+        launch(lstm_variant_cells, dtype, tile_blocks(n, width), t, *sizes, order, offsets, *arrays)
+    end.h[order], end.c[order] = state_h, state_c
+
+
+def lstm_variant_backward(upstream, xs, weights, start, batch, variant, saved, gradients):
+    """All gradients from the upstream gradients; an upstream gradient that is None is zero."""
+    xp, matmul, dtype = device.xp, device.xp.matmul, xs.dtype
+    dz, du, dv, dn, dxs, dweights, _, squares = gradients
+    batch = PackedBatch(*device_packing(batch), batch.reverse)
+    whole = xp.empty(saved.h.shape, dtype) if squares is not None else None
+    differentiate_steps(upstream, weights, start, batch, variant, saved, gradients, whole)
+    if dn is None:
+        if dweights.b is not None:
+            sum_rows(dz, dweights.b)
+    else:
+        sums = (
+            (dweights.gamma_x, dweights.b),
+            (dweights.gamma_h, xp.empty_like(weights.b)),
+            (dweights.gamma_c, dweights.beta_c),
+        )
+        inputs, gammas = (saved.u, saved.v, saved.cell), weights[3:6]
+        norms = zip((dz, dz, dn), inputs, gammas, (du, None, None), saved.mean, saved.rstd, sums, strict=True)
+        for dy, x, gamma, dx, mean, rstd, (dgamma, dbeta) in norms:
+            written = NormGradients(None, dx, dgamma, dbeta)
+            layer_norm_backward(
+                dy, x, Statistics(mean, rstd), Affine(gamma, None), IDENTITY, LayerSaved(dy, dy), written
+            )
+    if dxs is not None:
+        matmul(du, weights.w_ih.T, out=dxs)
+    matmul(xs.T, du, out=dweights.w_ih)
+    matmul(start_or_before(saved.h, start.h, batch).T, dv, out=dweights.w_hh)
+    if squares is not None:
+        row_squares(whole, squares)
+
+
+def differentiate_steps(upstream, weights, start, batch, variant, saved, gradients, whole):
+    """dz, dv, dn and the gradients of the start, through all steps, and whole (R, H) = dL/dh unless it is None."""
+    (dh, dh_n, dc_n), (order, offsets, reverse), dtype = upstream, batch, gradients.dz.dtype
+    gates, c, tanh_c, _, _, v, cell, mean, rstd = saved
+    dz, _, dv, dn, _, _, dstart, _ = gradients
+    xp, matmul, has_norm = device.xp, device.xp.matmul, v is not None
+    (n, hidden), step_count, direction = start.c.shape, len(offsets) - 1, -1 if reverse else 1
+    direct, dh_after, step_dv = (
+        xp.zeros((n, hidden), dtype),
+        xp.zeros((n, hidden), dtype),
+        xp.zeros((n, 4 * hidden), dtype),
+    )
+    state_dc, width = xp.zeros_like(start.c) if dc_n is None else dc_n[order], tile_width(hidden)
+    dn = xp.empty_like(c) if dn is None else dn
+    options = UPSTREAM * (dh is not None) + END * (dh_n is not None) + WHOLE * (whole is not None) + NORM * has_norm
+    sizes = len(dz), hidden, width, 0 if dh is None else row_stride(dh), options, *factor_numbers(variant)
+    ends = order, offsets, dh, direct, dh_after, dh_n
+    arrays = (
+        weights.gamma_h,
+        weights.gamma_c,
+        gates,
+        v,
+        cell,
+        mean,
+        rstd,
+        tanh_c,
+        c,
+        start.c,
+        state_dc,
+        dz,
+        dv,
+        dn,
+        step_dv,
+        whole,
+    )
+    for t in reversed(steps(batch)):
+        place = t, step_count, t + direction
+        launch(lstm_variant_gradients, dtype, tile_blocks(n, width), *place, *sizes, *ends, *arrays)
+        matmul(step_dv, weights.w_hh.T, out=dh_after)
+    # as in gru.py
+    has_steps = xp.arange(n)[:, None] < offsets[min(step_count, 1)]
+    dstart.h[order] = xp.where(has_steps, direct + dh_after, 0 if dh_n is None else dh_n[order])
+    dstart.c[order] = state_dc
