@@ -8,7 +8,7 @@ import numpy as np
 
 from fastgrad.convert.leaves import check_model, place_of
 from fastgrad.convert.onnx_graph import CHANNELS_FIRST, IMAGES, ROWS, SEQUENCES, Graph, Value
-from fastgrad.convert.recurrent_arrays import cell_of
+from fastgrad.convert.recurrent_arrays import cell_of, missing_options
 from fastgrad.convert.recurrent_onnx import node_weights
 from fastgrad.functional import geometry
 from fastgrad.nn import summary
@@ -36,8 +36,8 @@ def export_onnx(model: Model, path: str | os.PathLike) -> None:
 
     The file's input "x" and output "y" are those of model.predict: rows (N, C), sequences (N, T, C) with an LSTM or a
     GRU, or images (N, H, W, C), and a last softmax or sigmoid is part of it. N, T, H and W are of any size. All layers
-    of fg.nn are known, as they are in evaluation, but for an LSTM with a projection; sequences have all T steps. The
-    operator set is 17.
+    of fg.nn are known, as they are in evaluation, but for an LSTM with a projection, layer norm, zoneout or recurrent
+    dropout; sequences have all T steps. The operator set is 17.
 
     Args:
         model: The model, of either dtype, not on a GPU. Few runtimes have all operators in float64.
@@ -160,8 +160,8 @@ def _layer_norm(graph: Graph, model: LayerNorm, x: Value) -> Value:
 
 
 def _recurrent(graph: Graph, model: LSTM | GRU, x: Value) -> Value:
-    if isinstance(model, LSTM) and model.proj_size:
-        raise ValueError("has proj_size, which ONNX's LSTM has not")
+    if lacks := missing_options(model, "ONNX"):
+        raise ValueError(f"has {lacks[0]}, which ONNX's LSTM has not")
     direction = "bidirectional" if model.bidirectional else "reverse" if model.reverse else "forward"
     options: dict[str, Any] = {"hidden_size": model.hidden_size, "direction": direction}
     if isinstance(model, GRU):

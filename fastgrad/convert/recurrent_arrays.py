@@ -31,20 +31,31 @@ from fastgrad.nn.model import Model
 # the weights of one direction of one layer
 Weights = LSTMWeights | GRUWeights
 # options that a library's layers have not
-LACKS = {"PyTorch": ("peephole", "reverse"), "Keras": ("peephole", "proj_size"), "ONNX": ("proj_size",)}
+VARIANTS = ("layer_norm", "zoneout", "recurrent_dropout")
+LACKS = {
+    "PyTorch": ("peephole", "reverse", *VARIANTS),
+    "Keras": ("peephole", "proj_size", *VARIANTS),
+    "ONNX": ("proj_size", *VARIANTS),
+}
 
 
 def check_layer(op: str, layer: Any, library: str) -> None:
     """layer must be an LSTM or a GRU without what the library's has not."""
     if not isinstance(layer, (LSTM, GRU)):
         raise TypeError(f"{op}: layer must be an fg.nn.LSTM or fg.nn.GRU, got {kind(layer)}")
-    lacks = [name for name in LACKS[library] if getattr(layer, name, False)]
+    lacks = missing_options(layer, library)
     if library == "PyTorch" and isinstance(layer, GRU) and not layer.reset_after:
         lacks.append("reset_after=False")
     if lacks:
         raise ValueError(f"{op}: the layer has {lacks[0]}, which {library}'s {cell_of(type(layer))} has not")
     if library == "ONNX" and layer.num_layers > 1:
         raise ValueError(f"{op}: the layer must have num_layers 1, got {layer.num_layers}; ONNX has a node for each")
+
+
+def missing_options(layer: LSTM | GRU, library: str) -> list[str]:
+    """The options of the layer that the library's layer has not; Keras's recurrent_dropout drops h."""
+    names = [name for name in LACKS[library] if getattr(layer, name, False) not in (0, (0.0, 0.0))]
+    return ["recurrent_dropout of g" if name == "recurrent_dropout" else name for name in names]
 
 
 def cell_of(layer: type[Model]) -> str:

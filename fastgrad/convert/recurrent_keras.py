@@ -32,12 +32,12 @@ def from_keras(layer: LSTM | GRU, weights: Sequence[Any]) -> None:
     the reset_after of Keras's. G is the number of gates, 4 of an LSTM and 3 of a GRU.
 
     Args:
-        layer: The LSTM or GRU that is written to. It has no peephole and no projection, which Keras's has not.
+        layer: The LSTM or GRU that is written to. It has no peephole, projection or variant, which Keras's has not.
         weights: kernel (C, G H), recurrent_kernel (H, G H) and, unless there are none, bias (G H,), or (2, 3H) of a GRU
             with reset_after, of each direction; of layers on top of each other one after the other.
 
     Raises:
-        ValueError: The number of weights or a shape is another one, or the layer has a peephole or a projection.
+        ValueError: The number of weights or a shape is another one, or the layer has a peephole, a projection or a variant.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU, weights no list or tuple, or a value of another dtype than the
             layer.
 
@@ -76,14 +76,14 @@ def to_keras(layer: LSTM | GRU) -> list[np.ndarray]:
     G is the number of gates, 4 of an LSTM and 3 of a GRU.
 
     Args:
-        layer: The LSTM or GRU. It has no peephole and no projection, which Keras's has not.
+        layer: The LSTM or GRU. It has no peephole, projection or variant, which Keras's has not.
 
     Returns:
         New arrays: kernel (C, G H), recurrent_kernel (H, G H) and bias (G H,) of each direction and layer. Of a GRU
         with reset_after bias is (2, 3H): b, and 0 but for b_hn.
 
     Raises:
-        ValueError: The layer has a peephole or a projection.
+        ValueError: The layer has a peephole, a projection or a variant.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU.
 
     Example:

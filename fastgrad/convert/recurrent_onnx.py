@@ -34,7 +34,8 @@ def from_onnx(layer: LSTM | GRU, W: Any, R: Any, B: Any = None, P: Any = None) -
     reset_after of a GRU is the node's linear_before_reset. G is the number of gates, 4 of an LSTM and 3 of a GRU.
 
     Args:
-        layer: The LSTM or GRU that is written to. It has num_layers 1 and no projection: ONNX has a node for each layer.
+        layer: The LSTM or GRU that is written to. It has num_layers 1, for ONNX has a node for each layer, and no
+            projection or variant.
         W: The weights of x (D, G H, C), gates in the order i, o, f, c or z, r, h.
         R: The weights of h (D, G H, H).
         B: The two biases side by side (D, 2 G H), which are added, but for h of a GRU with reset_after, where the second
@@ -42,8 +43,8 @@ def from_onnx(layer: LSTM | GRU, W: Any, R: Any, B: Any = None, P: Any = None) -
         P: The peepholes (D, 3H), in the order i, o, f; None: 0.
 
     Raises:
-        ValueError: A shape is another one, P comes for a layer without a peephole, or the layer has several layers or a
-            projection.
+        ValueError: A shape is another one, P comes for a layer without a peephole, or the layer has several layers, a
+            projection or a variant.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU, or a value of another dtype than the layer.
 
     Example:
@@ -82,14 +83,14 @@ def to_onnx(layer: LSTM | GRU) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     reset_after of a GRU is the node's linear_before_reset. G is the number of gates, 4 of an LSTM and 3 of a GRU.
 
     Args:
-        layer: The LSTM or GRU. It has num_layers 1 and no projection: ONNX has a node for each layer.
+        layer: The LSTM or GRU. It has num_layers 1, for ONNX has a node for each layer, and no projection or variant.
 
     Returns:
         (W, R, B, P), new arrays (D, G H, C), (D, G H, H), (D, 2 G H) and (D, 3H) of D directions. The first half of B
         is b, the second 0 but for b_hn of a GRU. P is None for a layer without a peephole.
 
     Raises:
-        ValueError: The layer has several layers or a projection.
+        ValueError: The layer has several layers, a projection or a variant.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU.
 
     Example:

@@ -18,15 +18,15 @@ def from_torch(layer: LSTM | GRU, state_dict: Mapping[str, Any]) -> None:
     G is the number of gates, 4 of an LSTM and 3 of a GRU, and P the size of h, H without a projection.
 
     Args:
-        layer: The LSTM or GRU that is written to. It has neither peephole nor reverse nor reset_after=False, which
+        layer: The LSTM or GRU that is written to. It has no peephole, reverse, variant or reset_after=False, which
             PyTorch's has not.
         state_dict: By name, for each layer and direction: weight_ih_l0 (G H, C), weight_hh_l0 (G H, P), and where they
             are part of it bias_ih_l0 and bias_hh_l0 (G H,), which are added, but for n of a GRU, whose bias_hh_l0 is
             b_hn; and weight_hr_l0 (P, H).
 
     Raises:
-        ValueError: A name is missing or unknown, a shape is another one, or the layer has a peephole, reverse or
-            reset_after=False.
+        ValueError: A name is missing or unknown, a shape is another one, or the layer has a peephole, reverse, a
+            variant or reset_after=False.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU, state_dict no mapping, or a value of another dtype than the
             layer.
 
@@ -74,7 +74,7 @@ def to_torch(layer: LSTM | GRU) -> dict[str, np.ndarray]:
     G is the number of gates, 4 of an LSTM and 3 of a GRU, and P the size of h, H without a projection.
 
     Args:
-        layer: The LSTM or GRU. It has neither peephole nor reverse nor reset_after=False, which PyTorch's has not.
+        layer: The LSTM or GRU. It has no peephole, reverse, variant or reset_after=False, which PyTorch's has not.
 
     Returns:
         New arrays by name, for each layer and direction: weight_ih_l0 (G H, C), weight_hh_l0 (G H, P), bias_ih_l0
@@ -82,7 +82,7 @@ def to_torch(layer: LSTM | GRU) -> dict[str, np.ndarray]:
         (P, H).
 
     Raises:
-        ValueError: The layer has a peephole, reverse or reset_after=False.
+        ValueError: The layer has a peephole, reverse, a variant or reset_after=False.
         TypeError: layer is no fg.nn.LSTM or fg.nn.GRU.
 
     Example:

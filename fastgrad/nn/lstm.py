@@ -1,4 +1,4 @@
-"""The LSTM layer: directions, layers on top of each other, dropout between them, and states."""
+"""The LSTM layer: directions, layers on top of each other, dropout between them, states, and variants."""
 
 from typing import Any
 
@@ -7,9 +7,18 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.errstate import silent
 from fastgrad.core.foreign_names import foreign_keywords
-from fastgrad.core.random import generator
+from fastgrad.core.random import draw_key, generator
 from fastgrad.functional.lstm import run_rows
-from fastgrad.kernels.types import ACTIVATIONS, LSTMUpstream, LSTMWeights, PackedBatch, States
+from fastgrad.functional.lstm_variants import check_combination, checked_variant
+from fastgrad.functional.lstm_variants import run_rows as run_variant_rows
+from fastgrad.kernels.types import (
+    ACTIVATIONS,
+    LSTMUpstream,
+    LSTMVariantWeights,
+    LSTMWeights,
+    PackedBatch,
+    States,
+)
 from fastgrad.nn.recurrent import RecurrentModel, RowsBackward
 
 
@@ -22,8 +31,12 @@ class LSTM(RecurrentModel):
     pool y is (N, D P). A state is a pair of h (num_layers D, N, P) and c (num_layers D, N, hidden_size), each layer's
     directions side by side.
 
-    Parameters are named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", and those of the second direction
-    "0.reverse.w_ih", ... Weights and biases start uniform on +-1 / sqrt(hidden_size).
+    Parameters are named "0.w_ih", "0.w_hh", "0.b", "0.peephole", "0.w_proj", with layer_norm "0.gamma_x", "0.gamma_h",
+    "0.gamma_c", "0.beta_c", and those of the second direction "0.reverse.w_ih", ... Weights and biases start uniform on
+    +-1 / sqrt(hidden_size), every gamma at 1 and beta_c at 0.
+
+    Masks of zoneout and recurrent_dropout are drawn in training, anew for every step, unit and batch; in evaluation
+    zoneout takes the expectation. layer_norm, zoneout and recurrent_dropout come without proj_size and peephole.
 
     Args:
         input_size: The number of inputs of each step, at least 1.
@@ -39,13 +52,17 @@ class LSTM(RecurrentModel):
             sequence's steps, 0 if it has none.
         reverse: Whether the only direction runs every sequence from its last step to its first. y stays in the order of
             the steps, and "last" is the output after the first step. It comes without bidirectional.
+        layer_norm: Whether x_t w_ih, h_{t-1} w_hh and, for h_t, c_t are normalised, with an eps of 1e-5.
+        zoneout: (p_h, p_c), the probabilities that a unit of h and of c keeps its value, from 0 and below 1.
+        recurrent_dropout: The share of values of g that training sets to 0, from 0 and below 1; the others are divided by
+            what is left.
         dtype: "float32" or "float64", of parameters and inputs.
         seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
             becomes part of.
 
     Raises:
-        ValueError: A number is out of its range, dropout comes with one layer, reverse with bidirectional, or pool or
-            dtype is unknown.
+        ValueError: A number is out of its range, dropout comes with one layer, reverse with bidirectional, layer_norm,
+            zoneout or recurrent_dropout with proj_size or peephole, or pool or dtype is unknown.
         TypeError: A number is of another type.
 
     Example:
@@ -59,9 +76,12 @@ class LSTM(RecurrentModel):
     References:
         Hochreiter & Schmidhuber 1997, "Long Short-Term Memory".
         Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent Network Architectures": forget_bias.
+        Ba, Kiros & Hinton 2016, "Layer Normalization": layer_norm.
+        Krueger et al. 2017, "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations": zoneout.
+        Semeniuta et al. 2016, "Recurrent Dropout without Memory Loss": recurrent_dropout.
     """
 
-    group = LSTMWeights
+    group: Any = LSTMWeights
     _forms = "(layers, N, P)", "(layers, N, H)"
 
     def __init__(
@@ -77,6 +97,9 @@ class LSTM(RecurrentModel):
         *,
         pool: str | None = None,
         reverse: bool = False,
+        layer_norm: bool = False,
+        zoneout: tuple[float, float] = (0.0, 0.0),
+        recurrent_dropout: float = 0.0,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -85,6 +108,12 @@ class LSTM(RecurrentModel):
         self.proj_size = check.count(op, "proj_size", proj_size, least=0)
         self.peephole = bool(peephole)
         self.forget_bias = check.number(op, "forget_bias", forget_bias)
+        self.layer_norm = bool(layer_norm)
+        self._variant = checked_variant(op, zoneout, recurrent_dropout)
+        self.zoneout, self.recurrent_dropout = tuple(map(float, zoneout)), self._variant.recurrent_dropout
+        self._is_variant = check_combination(op, self._variant, self.layer_norm, self.peephole, proj_size > 0)
+        if self._is_variant:
+            self.group = LSTMVariantWeights
         hidden, projected = self.hidden_size, self.proj_size or self.hidden_size
         # tanh (times a gate), unless it is projected
         self._activation = ACTIVATIONS["identity" if proj_size else "tanh"]
@@ -99,6 +128,13 @@ class LSTM(RecurrentModel):
                 shapes["peephole"] = 3, hidden
             if proj_size:
                 shapes["w_proj"] = hidden, projected
+            if layer_norm:
+                shapes |= {
+                    "gamma_x": (4 * hidden,),
+                    "gamma_h": (4 * hidden,),
+                    "gamma_c": (hidden,),
+                    "beta_c": (hidden,),
+                }
             return shapes
 
         super().__init__(self._set_shapes((projected, hidden), shapes_of), dtype, seed)
@@ -115,11 +151,22 @@ class LSTM(RecurrentModel):
         keep: bool,
         once: bool,
     ) -> RowsBackward:
-        _, backward = run_rows(xs, weights, States(*start), batch, h, States(*end), keep=keep, once=once)
+        arrays = xs, weights, States(*start), batch, h, States(*end)
+        if self._is_variant:
+            key = draw_key(self._rng) if once and any(self._variant[:3]) else None
+            _, backward = run_variant_rows(*arrays, variant=self._variant._replace(key=key), once=once)
+        else:
+            _, backward = run_rows(*arrays, keep=keep, once=once)
         return lambda gradients, dh, dh_n, dxs: backward(gradients, LSTMUpstream(dh, dh_n, None), dxs)
+
+    def _generators(self) -> list[np.random.Generator]:
+        return [self._rng] if self.dropout or any(self._variant[:3]) else []
 
     @silent
     def _draw(self, rng: np.random.Generator) -> None:
         super()._draw(rng)
         for prefix in self._prefixes:
             self.parameters()[prefix + "b"][self.hidden_size : 2 * self.hidden_size] += self.forget_bias
+            if self.layer_norm:
+                for name, value in (("gamma_x", 1), ("gamma_h", 1), ("gamma_c", 1), ("beta_c", 0)):
+                    self.parameters()[prefix + name][...] = value

@@ -27,13 +27,13 @@ RowsBackward = Callable[..., Any]
 class RecurrentModel(SequenceModel):
     """Recurrent layers on top of each other, in one direction or in two; a subclass has the cell.
 
-    Of the widths of the states the first is that of h. The class attribute group is the NamedTuple of a cell's weights.
+    Of the widths of the states the first is that of h. group is the NamedTuple of a cell's weights.
     """
 
     recurrent = True
     n_in: int
     n_out: int
-    group: ClassVar[Any]
+    group: Any
     # the activation of h
     _activation: Activation = ACTIVATIONS["tanh"]
     # what a cell's states are called in an error

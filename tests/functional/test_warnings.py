@@ -101,6 +101,20 @@ def test_lstms(in_force, values, dtype, pool):
     run(fg.lstm_cell, v(3, 3), v(3, 4), v(3, 4), v(3, 16), v(4, 16), upstream=v)
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_lstm_variants(in_force, values, dtype, layer_norm):
+    v = values
+    options = {"zoneout": (0.2, 0.3), "recurrent_dropout": 0.4}
+    model = LSTM(3, 4, 2, True, layer_norm=layer_norm, **options, dtype=dtype, seed=0)
+    for _ in range(2):
+        for lengths in (None, [2, 0, 5]):
+            run(model.forward, v(3, 5, 3), True, lengths=lengths, upstream=v)
+        model.params[...] = v(model.params.size)
+    norms = (v(16), v(16), v(4), v(4)) if layer_norm else None
+    _, backward = fg.lstm(v(3, 5, 3), v(3, 16), v(4, 16), v(16), layer_norm=norms, **options, key=1)
+    backward(v(3, 5, 4), v(3, 4), v(3, 4), step_norms=np.empty(5))
+
+
 @pytest.mark.pairwise
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_grus(in_force, values, dtype, reset_after):
