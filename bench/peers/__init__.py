@@ -1,8 +1,8 @@
 """The contenders: a module for each library, with the workloads of bench/workloads/ written as an expert of that library would.
 
 A module is named library[_variant]_device, so that its name hides no library. It has `setup(threads)` and a class, a Runner, for each
-workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, Gru, Fit, Conv, ConvForward, ConvInputs,
-ConvWeights, BatchNorm, LayerNorm, Clip, Update, HeNormal, Call, CallBack.
+workload that the library can express: Step, Blocks, Forward, Gemm, Lstm, LstmForward, LstmCell, LayerNormLstm, Gru, Fit, Conv,
+ConvForward, ConvInputs, ConvWeights, BatchNorm, LayerNorm, Clip, Update, HeNormal, Call, CallBack.
 """
 
 import importlib

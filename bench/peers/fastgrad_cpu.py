@@ -140,6 +140,12 @@ class Gru(Lstm):
         return fg.nn.GRU(gru.n_in, gru.hidden, gru.layers, gru.bidirectional, dtype=gru.dtype, seed=0)
 
 
+class LayerNormLstm(Lstm):
+    @staticmethod
+    def build(lstm):
+        return fg.nn.LSTM(lstm.n_in, lstm.hidden, layer_norm=True, dtype=lstm.dtype, seed=0)
+
+
 class LstmForward(Lstm):
     def call(self, x):
         return self.model.predict(x, lengths=self.lengths)

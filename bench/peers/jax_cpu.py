@@ -235,6 +235,30 @@ class Gru(Lstm):
     layer = staticmethod(gru_layer)
 
 
+def normalised(x):
+    from_mean = x - x.mean(axis=-1, keepdims=True)
+    return from_mean * jax.lax.rsqrt((from_mean**2).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def layer_norm_lstm_layer(lstm, mask, x, weights, reverse):
+    """y (T, N, H) of x (T, N, C), full sequences forwards."""
+    w_ih, w_hh, b, gamma_x, gamma_h, gamma_c, beta_c = weights
+
+    def step(state, of_x):
+        h, c = state
+        i, f, g, o = jnp.split(of_x + normalised(h @ w_hh) * gamma_h, 4, axis=1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(normalised(c) * gamma_c + beta_c)
+        return (h, c), h
+
+    start = jnp.zeros((lstm.batch, lstm.hidden), x.dtype)
+    return jax.lax.scan(step, (start, start), normalised(x @ w_ih) * gamma_x + b)[1]
+
+
+class LayerNormLstm(Lstm):
+    layer = staticmethod(layer_norm_lstm_layer)
+
+
 class LstmForward(Lstm):
     def compute(self, layers, x, _):
         return (self.forward(layers, x),)

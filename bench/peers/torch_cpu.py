@@ -265,6 +265,31 @@ class Gru(Lstm):
         return self.lstm.outcome(y, dx, [gradient.T for gradient in gradients])
 
 
+class LayerNormLstm(Lstm):
+    """A loop over cells; x's product and its norm are of all steps at once."""
+
+    def __init__(self, lstm):
+        x, self.dy = map(torch.as_tensor, lstm.sequences())
+        self.inputs, self.lstm = [(x.requires_grad_(),)], lstm
+        self.parameters = [torch.tensor(array, requires_grad=True) for array in lstm.parameters()[0][0]]
+
+    def forward(self, x):
+        w_ih, w_hh, b, gamma_x, gamma_h, gamma_c, beta_c = self.parameters
+        norm = nn.functional.layer_norm
+        h = c = x.new_zeros(len(x), len(gamma_c))
+        ys = []
+        for of_x in norm(x @ w_ih, gamma_x.shape, gamma_x, b).unbind(1):
+            i, f, g, o = (of_x + norm(h @ w_hh, gamma_h.shape, gamma_h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * norm(c, gamma_c.shape, gamma_c, beta_c).tanh()
+            ys.append(h)
+        return torch.stack(ys, 1)
+
+    def fetch(self, result):
+        y, dx, *gradients = (array.numpy(force=True) for array in result)
+        return self.lstm.outcome(y, dx, gradients)
+
+
 class LstmForward(Lstm):
     def run(self, count):
         with torch.inference_mode():

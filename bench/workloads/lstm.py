@@ -131,6 +131,23 @@ class Gru(Lstm):
         return [(self.hidden,)]
 
 
+@dataclass(frozen=True)
+class LayerNormLstm(Lstm):
+    """The same of an LSTM with layer norm, which other libraries run as a loop over cells."""
+
+    runner: str = "LayerNormLstm"
+    kind = "lstm"
+
+    @property
+    def title(self):
+        return f"{super().title}, layer norm"
+
+    @property
+    def further(self):
+        """Shapes of a direction's weights beside w_ih, w_hh and b: of gamma_x, gamma_h, gamma_c and beta_c."""
+        return [(4 * self.hidden,)] * 2 + [(self.hidden,)] * 2
+
+
 SMALL = 32, 100, 64, 128
 LSTMS = [
     Lstm("lstm-32", *SMALL, target_ratio=1.5, target_share=0.75),
@@ -143,6 +160,7 @@ LSTMS = [
     Lstm("lstm-bidirectional", *SMALL, bidirectional=True, target_ratio=1.5),
     Lstm("lstm-projected", *SMALL, proj_size=64, target_ratio=4, target_peer="PyTorch"),
     Lstm("lstm-forward", *SMALL, runner="LstmForward", target_ratio=1.3),
+    LayerNormLstm("lstm-layer-norm", *SMALL, target_ratio=3),
     Gru("gru-32", *SMALL, target_ratio=1.3),
     Gru("gru-lengths", *SMALL, shortest=10, target_ratio=5, target_peer="PyTorch"),
 ]
