@@ -4,6 +4,7 @@ fakegpu.py refuses each of these while a graph is captured, and runs again what 
 """
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,28 @@ def test_replays_are_updates_one_after_the_other(fake_gpu, optimizer, dtype):
     for ours, theirs in ((w, plain), (updater.state, other.state)):
         within = 1e-5 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(ours.get(), theirs.get(), rtol=within, atol=within)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_replays_are_updates_of_groups(fake_gpu, optimizer):
+    """Each update counts once, however many groups it has; what is frozen is not launched."""
+    arrays, grads = (
+        [fake_gpu.array(a.astype(np.float64)) for a in drawn(seed, (40,), (3, 5), (7,))] for seed in (0, 1)
+    )
+    plain = [fake_gpu.array(a.get()) for a in arrays]
+    groups = {"1": {"lr": 0.02, "weight_decay": 0.3}, "2": {"frozen": True}}
+    rule = replace(OPTIMIZERS[optimizer](), groups=groups)
+    updater, other = (fg.Updater(params, rule, clip_norm=1.0) for params in (arrays, plain))
+    captured = gpu.capture(lambda: updater.step(grads))
+    with fake_gpu.counted() as counts:
+        for _ in range(3):
+            captured()
+    for _ in range(4):
+        other.step(grads)
+    assert counts["launches"] == 3 * 2 * (2 if isinstance(rule, fg.optim.SGD) else 3)
+    for ours, theirs in zip((*arrays, updater.state), (*plain, other.state), strict=True):
+        np.testing.assert_allclose(ours.get(), theirs.get(), rtol=1e-13, atol=1e-13)
+    np.testing.assert_array_equal(arrays[2].get(), drawn(0, (40,), (3, 5), (7,))[2])
 
 
 def test_replays_are_steps_of_a_chain(fake_gpu):
