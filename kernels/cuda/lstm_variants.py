@@ -1,11 +1,12 @@
 """LSTM with layer norm, zoneout and recurrent dropout; formulas and layout of rows: kernels/reference/lstm_variants.py.
 
-A time step is one GEMM over all sequences, with w_hh, and one launch, as in lstm.py, which says how lengths stay on the device. In that
-launch the `width` threads side by side of a tile share a sequence, whose norms need sums over its row. Factors of zoneout and recurrent
-dropout are computed where they are used, in backward again. What has no order in time is done over all steps: x w_ih and its norm before
-the loop; du, dx, and the gradients of all weights after it.
+A time step is one GEMM over all sequences, with w_hh, and a few launches: forward one, or two with layer norm; backward three, or four.
+Together they would have too many registers. lstm.py says how lengths stay on the device. In the kernels of norms the `width` threads side
+by side of a tile share a sequence, since a norm needs sums over its row. Factors of zoneout and recurrent dropout are computed where they
+are used, in backward again. What has no order in time is done over all steps: x w_ih and its norm before the loop; du, dx, and the
+gradients of all weights after it.
 
-Kernels are wide (float64): the sums of norms, and the numbers of a row.
+Kernels of norms are wide (float64): the sums, and the numbers of a row.
 """
 
 import math
@@ -26,7 +27,12 @@ from .engine.device import (
     Values,
     Wide,
     WideNumber,
+    blocks,
+    bounded,
     device_function,
+    grid_start,
+    grid_stride,
+    kernel,
     launch,
     wide_kernel,
 )
@@ -75,13 +81,35 @@ def tile_moments(shared, values, first, lane, end, width, eps):
 
 
 @wide_kernel
+def lstm_variant_products(
+    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, eps: WideNumber, offsets: Integers,
+    product: Values, gamma_h: Values, v: Values, mean: Wide, rstd: Wide,
+):  # fmt: skip
+    """v (R, 4H) from the product h w_hh (N, 4H), and LN(v) gamma_h in its place."""
+    shared = cuda.shared.array(BLOCK, float64)
+    lane = cuda.threadIdx.x & (width - 1)
+    p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    row, first = offsets[t] + p, p * 4 * hidden
+    end = 4 * hidden if row < offsets[t + 1] else 0
+    row_mean, row_rstd = tile_moments(shared, product, first, lane, end, width, eps)
+    high, factor, low = row_factors(dtype, row_mean, row_rstd)
+    if lane == 0 and end:
+        mean[rows + row], rstd[rows + row] = row_mean, row_rstd
+    for column in range(lane, end, width):
+        value = product[first + column]
+        v[row * 4 * hidden + column] = value
+        product[first + column] = ((value - high) * factor + low) * gamma_h[column]
+
+
+@bounded
+@wide_kernel
 def lstm_variant_cells(
     dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, h_row: Integer, options: Integer, eps: WideNumber,
     key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
-    order: Integers, offsets: Integers, product: Values, b: Values, gamma_h: Values, gamma_c: Values, beta_c: Values,
-    gates: Values, state_h: Values, state_c: Values, v: Values, cell: Values, mean: Wide, rstd: Wide, c: Values, tanh_c: Values, h: Values,
+    order: Integers, offsets: Integers, product: Values, b: Values, gamma_c: Values, beta_c: Values,
+    gates: Values, state_h: Values, state_c: Values, cell: Values, mean: Wide, rstd: Wide, c: Values, tanh_c: Values, h: Values,
 ):  # fmt: skip
-    """The gates from what x_t has of z, in their place, and the product h w_hh (N, 4H); the new state_c and state_h (N, H).
+    """The gates from what x_t has of z, in their place, and what h_{t-1} has of it, product (N, 4H); the new state_c and state_h (N, H).
 
     Without layer norm the array cell is tanh_c.
     """
@@ -92,17 +120,6 @@ def lstm_variant_cells(
     end, sequence = 0, 0
     if row < offsets[t + 1]:
         end, sequence = hidden, order[p]
-    if options & NORM:
-        row_mean, row_rstd = tile_moments(shared, product, p * 4 * hidden, lane, 4 * end, width, eps)
-        high, factor, low = row_factors(dtype, row_mean, row_rstd)
-        if lane == 0 and end:
-            mean[rows + row], rstd[rows + row] = row_mean, row_rstd
-        for column in range(lane, 4 * end, width):
-            value = product[p * 4 * hidden + column]
-            v[row * 4 * hidden + column] = value
-            product[p * 4 * hidden + column] = ((value - high) * factor + low) * gamma_h[column]
-        # other threads of the tile have written it
-        cuda.syncthreads()
     for j in range(lane, end, width):
         at, step_at, i = row * 4 * hidden + j, p * 4 * hidden + j, p * hidden + j
         z_i, z_f = gates[at] + product[step_at], gates[at + hidden] + product[step_at + hidden]
@@ -139,88 +156,86 @@ def lstm_variant_cells(
         tanh_c[row * hidden + j], state_h[i], h[row * h_row + j] = tanh, value, value
 
 
-@wide_kernel
-def lstm_variant_gradients(
-    dtype: Real, t: Integer, steps: Integer, step_after: Integer, rows: Integer, hidden: Integer, width: Integer, dh_row: Integer,
-    options: Integer, key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
-    order: Integers, offsets: Integers, dh: Values, direct: Values, dh_after: Values, dh_n: Values, gamma_h: Values, gamma_c: Values,
-    gates: Values, v: Values, cell: Values, mean: Wide, rstd: Wide, tanh_c: Values, c: Values, c_0: Values, state_dc: Values,
-    dz: Values, dv: Values, dn: Values, step_dv: Values, whole: Values,
+@kernel
+def lstm_variant_output_gradients(
+    dtype: Real, t: Integer, steps: Integer, step_after: Integer, hidden: Integer, dh_row: Integer, options: Integer,
+    key: Bits, factor_h: Number, limit_h: Bits, order: Integers, offsets: Integers, dh: Values, direct: Values, dh_after: Values,
+    dh_n: Values, gates: Values, tanh_c: Values, dz: Values, dn: Values, step_dcell: Values, whole: Values,
 ):  # fmt: skip
-    """dz and dv (R, 4H), step_dv, the step's dv (N, 4H), dn (R, H), state_dc of the step before, and direct (N, H), the part of dL/dh_{t-1}
-    that passes no product. Undoes lstm_variant_cells.
-    """
-    shared = cuda.shared.array(BLOCK, float64)
-    lane = cuda.threadIdx.x & (width - 1)
-    p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
-    row, one = offsets[t] + p, dtype(1)
-    high, factor, low, slope, offset = dtype(0), one, dtype(0), dtype(0), dtype(0)
-    end, sequence, row_rstd = 0, 0, 0.0
-    if row < offsets[t + 1]:
-        end, sequence = hidden, order[p]
-    # h_t and tanh_c, back
-    if options & NORM and end:
-        row_rstd = rstd[2 * rows + row]
-        high, factor, low = row_factors(dtype, mean[2 * rows + row], row_rstd)
-    total, products = 0.0, 0.0
-    for j in range(lane, end, width):
-        i, at = p * hidden + j, row * hidden + j
+    """dz of o, dn (R, H) and its copy step_dcell (N, H), and direct (N, H), the part of dL/dh_{t-1} that passes no product."""
+    row, one = offsets[t], dtype(1)
+    for i in range(grid_start(), (offsets[t + 1] - row) * hidden, grid_stride()):
+        p = i // hidden
+        j = i - p * hidden
+        at = (row + p) * 4 * hidden + 3 * hidden + j
         # what the step after has directly is 0 where there is none
         dh_t = direct[i] + whole_gradient(
             dtype, t, steps, step_after, p, j, hidden, dh_row, options, order, offsets, dh, dh_after, dh_n
         )
         if options & WHOLE:
-            whole[at] = dh_t
-        k_h = draw(dtype, key, 2, sequence, t * hidden + j, limit_h, factor_h)
+            whole[row * hidden + i] = dh_t
+        k_h = draw(dtype, key, 2, order[p], t * hidden + j, limit_h, factor_h)
         direct[i] = (one - k_h) * dh_t
-        dr, o, tanh = k_h * dh_t, gates[row * 4 * hidden + 3 * hidden + j], tanh_c[at]
-        dz[row * 4 * hidden + 3 * hidden + j] = dr * tanh * o * (one - o)
+        dr, o, tanh = k_h * dh_t, gates[at], tanh_c[row * hidden + i]
+        dz[at] = dr * tanh * o * (one - o)
         value = dr * o * (one - tanh * tanh)
-        dn[at] = value
-        if options & NORM:
-            value *= gamma_c[j]
-            total += float64(value)
-            products += float64(value * ((cell[at] - high) * factor + low))
-    if options & NORM:
-        total, products = add_across(shared, total, width), add_across(shared, products, width)
-        slope, offset = dtype(-row_rstd * products / hidden), dtype(-row_rstd * total / hidden)
-    # the cell and the gates, back
-    for j in range(lane, end, width):
-        i, at, number = p * hidden + j, row * 4 * hidden + j, t * hidden + j
+        dn[row * hidden + i], step_dcell[i] = value, value
+
+
+@kernel
+def lstm_variant_gate_gradients(
+    dtype: Real, t: Integer, steps: Integer, step_before: Integer, hidden: Integer,
+    key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits,
+    order: Integers, offsets: Integers, step_dcell: Values, gates: Values, c: Values, c_0: Values, state_dc: Values, dz: Values,
+):  # fmt: skip
+    """dz (R, 4H) of i, f and g, which may be gates, from what h_t gives dcell (N, H), and state_dc of the step before."""
+    row, one = offsets[t], dtype(1)
+    for i in range(grid_start(), (offsets[t + 1] - row) * hidden, grid_stride()):
+        p = i // hidden
+        j = i - p * hidden
+        at, sequence, number = (row + p) * 4 * hidden + j, order[p], t * hidden + j
         in_gate, forget, g = gates[at], gates[at + hidden], gates[at + 2 * hidden]
-        c_before = value_before(offsets, steps, 2 * t - step_after, p, j, hidden, hidden, c, order, c_0)
+        c_before = value_before(offsets, steps, step_before, p, j, hidden, hidden, c, order, c_0)
         m = draw(dtype, key, 0, sequence, number, limit_g, factor_g)
         k_c = draw(dtype, key, 1, sequence, number, limit_c, factor_c)
-        dcell, dc = dn[row * hidden + j], state_dc[i]
-        if options & NORM:
-            xhat = (cell[row * hidden + j] - high) * factor + low
-            dcell = factor * (dcell * gamma_c[j]) + (xhat * slope + offset)
-        dcell += k_c * dc
+        dc = state_dc[i]
+        dcell = step_dcell[i] + k_c * dc
         state_dc[i] = dcell * forget + (one - k_c) * dc
         dz_i, dz_f = dcell * (m * g) * in_gate * (one - in_gate), dcell * c_before * forget * (one - forget)
         dz[at], dz[at + hidden], dz[at + 2 * hidden] = dz_i, dz_f, dcell * in_gate * m * (one - g * g)
-    # other threads of the tile read it
-    cuda.syncthreads()
-    # LN(v), back
+
+
+@wide_kernel
+def lstm_variant_norm_gradients(
+    dtype: Real, t: Integer, columns: Integer, width: Integer, options: Integer, offsets: Integers,
+    dy: Values, gamma: Values, x: Values, mean: Wide, rstd: Wide, dx: Values, step_dx: Values,
+):  # fmt: skip
+    """The step's rows of dx (R, columns) from dy, that of the norm's output, which it is without layer norm, and their copy step_dx."""
+    shared = cuda.shared.array(BLOCK, float64)
+    lane = cuda.threadIdx.x & (width - 1)
+    p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
+    row = offsets[t] + p
+    first, end = row * columns, columns if row < offsets[t + 1] else 0
+    high, factor, low, slope, offset = dtype(0), dtype(1), dtype(0), dtype(0), dtype(0)
     if options & NORM:
+        row_rstd, total, products = 0.0, 0.0, 0.0
         if end:
-            row_rstd = rstd[rows + row]
-            high, factor, low = row_factors(dtype, mean[rows + row], row_rstd)
-        total, products = 0.0, 0.0
-        for column in range(lane, 4 * end, width):
-            at = row * 4 * hidden + column
-            value = dz[at] * gamma_h[column]
+            row_rstd = rstd[row]
+            high, factor, low = row_factors(dtype, mean[row], row_rstd)
+        for column in range(lane, end, width):
+            at = first + column
+            value = dy[at] * gamma[column]
             total += float64(value)
-            products += float64(value * ((v[at] - high) * factor + low))
+            products += float64(value * ((x[at] - high) * factor + low))
         total, products = add_across(shared, total, width), add_across(shared, products, width)
-        slope, offset = dtype(-row_rstd * products / (4 * hidden)), dtype(-row_rstd * total / (4 * hidden))
-    for column in range(lane, 4 * end, width):
-        at = row * 4 * hidden + column
-        value = dz[at]
+        slope, offset = dtype(-row_rstd * products / columns), dtype(-row_rstd * total / columns)
+    for column in range(lane, end, width):
+        at = first + column
+        value = dy[at]
         if options & NORM:
-            value = factor * (value * gamma_h[column]) + (((v[at] - high) * factor + low) * slope + offset)
-            dv[at] = value
-        step_dv[p * 4 * hidden + column] = value
+            value = factor * (value * gamma[column]) + (((x[at] - high) * factor + low) * slope + offset)
+            dx[at] = value
+        step_dx[p * columns + column] = value
 
 
 def tile_blocks(n, width):
@@ -253,11 +268,15 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
         matmul(xs, w_ih, out=u)
         statistics = Statistics(mean[0], rstd[0])
         layer_norm_forward(u, Affine(gamma_x, b), variant.eps, None, IDENTITY, statistics, LayerSaved(gates, gates))
+    grid = tile_blocks(n, width)
     sizes = len(xs), hidden, width, row_stride(h), options, variant.eps, *factor_numbers(variant)
     for t in steps(batch):
         matmul(state_h, w_hh, out=product)
-        arrays = product, b, gamma_h, gamma_c, beta_c, gates, state_h, state_c, v, cell, mean, rstd, c, tanh_c, h
-        launch(lstm_variant_cells, dtype, tile_blocks(n, width), t, *sizes, order, offsets, *arrays)
+        if options & NORM:
+            arrays = offsets, product, gamma_h, v, mean, rstd
+            launch(lstm_variant_products, dtype, grid, t, len(xs), hidden, width, variant.eps, *arrays)
+        arrays = product, b, gamma_c, beta_c, gates, state_h, state_c, cell, mean, rstd, c, tanh_c, h
+        launch(lstm_variant_cells, dtype, grid, t, *sizes, order, offsets, *arrays)
     end.h[order], end.c[order] = state_h, state_c
 
 
@@ -307,29 +326,25 @@ def differentiate_steps(upstream, weights, start, batch, variant, saved, gradien
     state_dc, width = xp.zeros_like(start.c) if dc_n is None else dc_n[order], tile_width(hidden)
     dn = xp.empty_like(c) if dn is None else dn
     options = UPSTREAM * (dh is not None) + END * (dh_n is not None) + WHOLE * (whole is not None) + NORM * has_norm
-    sizes = len(dz), hidden, width, 0 if dh is None else row_stride(dh), options, *factor_numbers(variant)
-    ends = order, offsets, dh, direct, dh_after, dh_n
-    arrays = (
-        weights.gamma_h,
-        weights.gamma_c,
-        gates,
-        v,
-        cell,
-        mean,
-        rstd,
-        tanh_c,
-        c,
-        start.c,
-        state_dc,
-        dz,
-        dv,
-        dn,
-        step_dv,
-        whole,
+    key, *factors = factor_numbers(variant)
+    dh_row, step_dcell, dcell = 0 if dh is None else row_stride(dh), xp.empty((n, hidden), dtype), xp.empty_like(c)
+    outputs = order, offsets, dh, direct, dh_after, dh_n, gates, tanh_c, dz, dn, step_dcell, whole
+    cells = order, offsets, step_dcell, gates, c, start.c, state_dc, dz
+    of_v, of_cell = ((None, None) if mean is None else (mean[k], rstd[k]) for k in (1, 2))
+    products = offsets, dz, weights.gamma_h, v, *of_v, dv, step_dv
+    norm, grid, tile_grid = (
+        (offsets, dn, weights.gamma_c, cell, *of_cell, dcell, step_dcell),
+        blocks(n * hidden),
+        tile_blocks(n, width),
     )
     for t in reversed(steps(batch)):
-        place = t, step_count, t + direction
-        launch(lstm_variant_gradients, dtype, tile_blocks(n, width), *place, *sizes, *ends, *arrays)
+        place = t, step_count, t + direction, hidden, dh_row, options
+        launch(lstm_variant_output_gradients, dtype, grid, *place, key, *factors[4:], *outputs)
+        if has_norm:
+            launch(lstm_variant_norm_gradients, dtype, tile_grid, t, hidden, width, options, *norm)
+        place = t, step_count, t - direction, hidden
+        launch(lstm_variant_gate_gradients, dtype, grid, *place, key, *factors[:4], *cells)
+        launch(lstm_variant_norm_gradients, dtype, tile_grid, t, 4 * hidden, width, options, *products)
         matmul(step_dv, weights.w_hh.T, out=dh_after)
     # as in gru.py
     has_steps = xp.arange(n)[:, None] < offsets[min(step_count, 1)]
