@@ -140,14 +140,58 @@ def test_lstm(in_force, given, lengths, reverse):
     assert_same_function(ours, theirs, *arrays.values())
 
 
-def test_lengths_may_be_traced():
-    arrays, lengths = lstm_arrays(b=1), jnp.array([4, 3, 0, 1, 2])
-    gradients = [
-        jax.jit(jax.grad(lambda a, n, f=f: whole(f(**a, lengths=n))))(arrays, lengths) for f in (fgj.lstm, lstm)
-    ]
+def gru(x, w_ih, w_hh, b=None, b_hn=None, *, h_0=None, lengths=None, reverse=False, reset_after=True):
+    n, steps, hidden = *x.shape[:2], w_hh.shape[0]
+    b = jnp.zeros(3 * hidden) if b is None else b
+    b_hn = jnp.zeros(hidden) if b_hn is None else b_hn
+    lengths = jnp.full(n, steps) if lengths is None else lengths
+
+    def step(h, of_step):
+        t, x_t = of_step
+        x_r, x_z, x_n = jnp.split(x_t @ w_ih + b, 3, axis=1)
+        w_r, w_z, w_n = jnp.split(w_hh, 3, axis=1)
+        r, z = jax.nn.sigmoid(x_r + h @ w_r), jax.nn.sigmoid(x_z + h @ w_z)
+        new = jnp.tanh(x_n + (r * (h @ w_n + b_hn) if reset_after else (r * h) @ w_n))
+        new_h, live = (1 - z) * new + z * h, (t < lengths)[:, None]
+        return jnp.where(live, new_h, h), jnp.where(live, new_h, 0)
+
+    h_0 = jnp.zeros((n, hidden)) if h_0 is None else h_0
+    h_n, y = jax.lax.scan(step, h_0, (jnp.arange(steps), jnp.moveaxis(x, 1, 0)), reverse=reverse)
+    return jnp.moveaxis(y, 0, 1), h_n
+
+
+def gru_arrays(*names):
+    n, steps, channels, hidden = 5, 4, 3, 8
+    arrays = {
+        "x": normal(n, steps, channels),
+        "w_ih": normal(channels, 3 * hidden, scale=0.5),
+        "w_hh": normal(hidden, 3 * hidden, scale=0.5),
+    }
+    sizes = {"b": (3 * hidden,), "b_hn": (hidden,), "h_0": (n, hidden)}
+    return arrays | {name: normal(*sizes[name], scale=0.5, seed=1) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "reset_after"), [((), True), (("b", "b_hn", "h_0"), True), (("b", "h_0"), False), (("b_hn",), True)]
+)
+@pytest.mark.parametrize(("lengths", "reverse"), [(None, False), ([4, 3, 0, 1, 2], True)])
+def test_gru(in_force, names, reset_after, lengths, reverse):
+    arrays = gru_arrays(*names)
+    settings = {"lengths": None if lengths is None else np.array(lengths), "reverse": reverse}
+    ours, theirs = (
+        lambda *a, f=f: f(**dict(zip(arrays, a, strict=True)), **settings, reset_after=reset_after)
+        for f in (fgj.gru, gru)
+    )
+    assert_same_function(ours, theirs, *arrays.values())
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arrays"), [(fgj.lstm, lstm, lstm_arrays), (fgj.gru, gru, gru_arrays)])
+def test_lengths_may_be_traced(ours, theirs, arrays):
+    arrays, lengths = arrays(), jnp.array([4, 3, 0, 1, 2])
+    gradients = [jax.jit(jax.grad(lambda a, n, f=f: whole(f(**a, lengths=n))))(arrays, lengths) for f in (ours, theirs)]
     assert_alike(*gradients)
-    with pytest.raises(Exception, match=r"lstm: lengths must be in 0..4, got 7 at index 0"):
-        jax.block_until_ready(jax.jit(lambda n: fgj.lstm(**arrays, lengths=n))(lengths + 3))
+    with pytest.raises(Exception, match=rf"{ours.__name__}: lengths must be in 0..4, got 7 at index 0"):
+        jax.block_until_ready(jax.jit(lambda n: ours(**arrays, lengths=n))(lengths + 3))
 
 
 def batch_norm(x, gamma, beta, mean=None, var=None, residual=None, *, training=True, activation="identity", eps=1e-5):
@@ -187,6 +231,35 @@ def test_batch_norm_without_running_statistics_and_their_gradient_is_zero():
     assert not gradient.any()
 
 
+def layer_norm(x, gamma, beta, residual=None, *, activation="identity", eps=1e-5):
+    mean, var = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
+    y = (x - mean) / jnp.sqrt(var + eps) * gamma + beta + (0 if residual is None else residual)
+    return ACTIVATIONS[activation](y)
+
+
+@pytest.mark.parametrize(
+    ("activation", "shape", "eps"),
+    [("identity", (13, 6), 1e-5), ("relu", (3, 5, 4, 6), 0.5), ("gelu", (3, 5, 6), 1e-3), ("softmax", (6,), 1e-5)],
+)
+def test_layer_norm(in_force, activation, shape, eps):
+    arrays = normal(*shape), normal(6, seed=1), normal(6, seed=2), normal(*shape, seed=3)
+    for count in (3, 4):
+        ours, theirs = (
+            lambda x, gamma, beta, r=None, f=f: f(x, gamma, beta, residual=r, activation=activation, eps=eps)
+            for f in (fgj.layer_norm, layer_norm)
+        )
+        assert_same_function(ours, theirs, *arrays[:count], rtol=1e-4, atol=1e-4)
+
+
+def test_layer_norm_of_no_rows():
+    gamma, beta = normal(6), normal(6, seed=1)
+    y, gradient = jax.value_and_grad(lambda g: fgj.layer_norm(jnp.zeros((0, 6)), g, beta, activation="gelu").sum())(
+        gamma
+    )
+    assert y == 0
+    assert not gradient.any()
+
+
 def test_float64_where_jax_has_it_and_an_error_where_not():
     code = """
 import numpy as np, jax, jax.numpy as jnp
@@ -203,6 +276,9 @@ check_grads(lambda *a: fgj.dense_chain(a[0], [a[1]], [a[2]], "tanh"), (x, w / 4,
 check_grads(lambda *a: fgj.batch_norm(*a, activation="gelu")[0], (x, b[:1].repeat(4), w[:, 0]), order=1, modes=["rev"])
 sequences = x.reshape(1, 5, 4), np.ones((4, 8)) / 4, np.ones((2, 8)) / 4, np.ones(8)
 check_grads(fgj.lstm, sequences, order=1, modes=["rev"])
+sequences = x.reshape(1, 5, 4), np.ones((4, 6)) / 4, np.ones((2, 6)) / 4, np.ones(6), np.ones(2)
+check_grads(fgj.gru, sequences, order=1, modes=["rev"])
+check_grads(lambda *a: fgj.layer_norm(*a, activation="gelu"), (x, b[:1].repeat(4), w[:, 0]), order=1, modes=["rev"])
 try:
     fgj.dense_chain(jnp.asarray(x), [jnp.ones((4, 3), "f4")], None, "tanh")
 except TypeError as error:
@@ -238,6 +314,21 @@ def test_vmap(axes):
     for f in (fgj.dense_chain, chain):
         one = jax.grad(lambda x, w, f=f: whole(f(x, [w], [None], ["tanh"])), (0, 1))
         gradients.append(jax.jit(jax.vmap(one, axes))(xs, ws))
+    assert_alike(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "arrays"),
+    [
+        (fgj.gru, gru, gru_arrays("b", "h_0")),
+        (fgj.layer_norm, layer_norm, {"x": normal(5, 4, 6), "gamma": normal(6), "beta": normal(6, seed=1)}),
+    ],
+)
+def test_vmap_of_sequences_and_norms(ours, theirs, arrays):
+    """Over two batches of the x and of the last array."""
+    mapped = {name: jnp.stack([a, 2 * a]) if name in ("x", list(arrays)[-1]) else a for name, a in arrays.items()}
+    axes = {name: 0 if a.ndim > arrays[name].ndim else None for name, a in mapped.items()}
+    gradients = [jax.jit(jax.vmap(jax.grad(lambda a, f=f: whole(f(**a))), (axes,)))(mapped) for f in (ours, theirs)]
     assert_alike(*gradients)
 
 
@@ -326,6 +417,14 @@ def test_bad_input_is_named_while_tracing():
             "lstm: lengths must be in 0..4, got 8 at index 1",
             lambda: fgj.lstm(**sequences, lengths=too_long),
         ),
+        (
+            ValueError,
+            "gru: b_hn must be None with reset_after=False",
+            lambda: fgj.gru(**gru_arrays("b_hn"), reset_after=False),
+        ),
+        (ValueError, r"gru: w_hh must be \(H, 3H\) = \(8, 24\)", lambda: fgj.gru(**gru_arrays() | {"w_hh": w})),
+        (ValueError, r"layer_norm: beta must be \(C,\) = \(9,\)", lambda: fgj.layer_norm(x, x[0], w[0])),
+        (ValueError, "layer_norm: residual must be like x", lambda: fgj.layer_norm(x, x[0], x[0], residual=x[1:])),
         (ValueError, "running_var must be given together with the other", lambda: fgj.batch_norm(x, x[0], x[0], x[0])),
         (ValueError, "x must have more than one value a channel", lambda: fgj.batch_norm(x[:1], x[0], x[0])),
     ):
@@ -366,6 +465,14 @@ def lstm(rows, shared):
     return fgj.lstm(**rows, **shared)
 
 
+def gru(rows, shared):
+    return fgj.gru(**rows, **shared)
+
+
+def layer_norm(rows, shared):
+    return fgj.layer_norm(**rows, **shared, activation="gelu")
+
+
 def norm(rows, shared):
     return fgj.batch_norm(**rows, **shared, training=False, activation="gelu")[0]
 
@@ -377,6 +484,11 @@ CASES = {
         {"x": normal(4, 3, 2), "h_0": normal(4, 3), "c_0": normal(4, 3), "lengths": lengths},
         {"w_ih": normal(2, 12), "w_hh": normal(3, 12), "b": normal(12)},
     ),
+    gru: (
+        {"x": normal(4, 3, 2), "h_0": normal(4, 3), "lengths": lengths},
+        {"w_ih": normal(2, 9), "w_hh": normal(3, 9), "b": normal(9), "b_hn": normal(3)},
+    ),
+    layer_norm: ({"x": normal(4, 6), "residual": normal(4, 6)}, {"gamma": normal(6), "beta": normal(6)}),
     norm: (
         {"x": normal(4, 6), "residual": normal(4, 6)},
         {"gamma": normal(6), "beta": normal(6), "running_mean": normal(6), "running_var": normal(6) ** 2},

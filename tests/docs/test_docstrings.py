@@ -54,6 +54,8 @@ MODULES = [
     "fastgrad.init.scaled",
     "fastgrad.jax.ops.batch_norm",
     "fastgrad.jax.ops.dense",
+    "fastgrad.jax.ops.gru",
+    "fastgrad.jax.ops.layer_norm",
     "fastgrad.jax.ops.lstm",
     "fastgrad.nn.batch_norm",
     "fastgrad.nn.container",

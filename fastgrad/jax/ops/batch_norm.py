@@ -13,8 +13,9 @@ from fastgrad.core.allocator import layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional.batch_norm import check_running
 from fastgrad.jax.arguments import axes_of, checkable, varying
+from fastgrad.jax.ops.norm import as_rows, bits, statistics
 from fastgrad.jax.xla import call, host_function
-from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
+from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running
 
 
 class Settings(NamedTuple):
@@ -112,12 +113,11 @@ def _norm(settings: Settings, arrays: tuple) -> tuple:
 
 
 def _forward(settings: Settings, arrays: tuple, keep: bool) -> list:
-    """y, the running statistics and, with keep, what backward needs: the bits of mean and rstd, float64, and z or None."""
+    """y, the running statistics and, with keep, what backward needs: the bits of mean and rstd, and z or None."""
     x, gamma, _, mean, var, _ = arrays
-    # JAX may have no float64
-    bits = jax.ShapeDtypeStruct((*gamma.shape, 2), np.dtype(np.uint32))
-    saved = [bits, bits, x if settings.activation.needs_input else None] if keep else []
-    return call("batch_norm", host_norm_forward, [x, mean, var, *saved], arrays, **settings._asdict())
+    channel_bits = bits(len(gamma))
+    saved = [channel_bits, channel_bits, x if settings.activation.needs_input else None] if keep else []
+    return call("batch_norm", host_batch_norm_forward, [x, mean, var, *saved], arrays, **settings._asdict())
 
 
 def _vjp_forward(settings: Settings, arrays: tuple) -> tuple[tuple, tuple]:
@@ -128,45 +128,38 @@ def _vjp_forward(settings: Settings, arrays: tuple) -> tuple[tuple, tuple]:
 def _vjp_backward(settings: Settings, saved: tuple, gradients: tuple) -> tuple:
     (x, gamma, beta, _, _, residual), y, bits_and_z = saved
     results, arguments = [x, gamma, beta, residual], [gradients[0], x, gamma, beta, y, *bits_and_z]
-    dx, dgamma, dbeta, dresidual = call("batch_norm", host_norm_backward, results, arguments, **settings._asdict())
+    dx, dgamma, dbeta, dresidual = call(
+        "batch_norm", host_batch_norm_backward, results, arguments, **settings._asdict()
+    )
     return ((dx, dgamma, dbeta, None, None, dresidual),)
 
 
 _norm.defvjp(_vjp_forward, _vjp_backward)
 
 
-def _rows(a: Any) -> Any:
-    return None if a is None else a.reshape(-1, a.shape[-1])
-
-
-def _statistics(mean: np.ndarray, rstd: np.ndarray) -> Statistics:
-    """Mean and rstd as float64, from arrays of their bits."""
-    return Statistics(mean.reshape(-1).view(np.float64), rstd.reshape(-1).view(np.float64))
-
-
 @host_function
-def host_norm_forward(
+def host_batch_norm_forward(
     results: list, arguments: list, training: bool, momentum: float, eps: float, unbiased: bool, activation: list
 ) -> None:
     x, gamma, beta, mean, var, residual = arguments
     y, new_mean, new_var, *bits_and_z = results
-    f, xs, ys = Activation(*activation), _rows(x), _rows(y)
+    f, xs, ys = Activation(*activation), as_rows(x), as_rows(y)
     mean_bits, rstd_bits, z = bits_and_z or [np.empty(len(gamma)), np.empty(len(gamma)), None]
-    statistics = _statistics(mean_bits, rstd_bits)
+    channel_statistics = statistics(mean_bits, rstd_bits)
     for new, old in ((new_mean, mean), (new_var, var)):
         if new is not None:
             new[...] = old
     ops = kernels()
-    ops.batch_norm_statistics(xs, Running(new_mean, new_var, momentum, unbiased), training, eps, statistics)
-    saved = layer_saved(ys, f) if z is None else LayerSaved(_rows(z), ys)
-    ops.batch_norm_forward(xs, statistics, Affine(gamma, beta), _rows(residual), f, saved)
+    ops.batch_norm_statistics(xs, Running(new_mean, new_var, momentum, unbiased), training, eps, channel_statistics)
+    saved = layer_saved(ys, f) if z is None else LayerSaved(as_rows(z), ys)
+    ops.batch_norm_forward(xs, channel_statistics, Affine(gamma, beta), as_rows(residual), f, saved)
 
 
 @host_function
-def host_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
+def host_batch_norm_backward(results: list, arguments: list, activation: list, training: bool, **_: Any) -> None:
     dy, x, gamma, beta, y, mean, rstd, z = arguments
     dx, dgamma, dbeta, dresidual = results
-    statistics, saved = _statistics(mean, rstd), LayerSaved(_rows(y if z is None else z), _rows(y))
-    gradients = NormGradients(_rows(dresidual), _rows(dx), dgamma, dbeta)
+    channel_statistics, saved = statistics(mean, rstd), LayerSaved(as_rows(y if z is None else z), as_rows(y))
+    gradients = NormGradients(as_rows(dresidual), as_rows(dx), dgamma, dbeta)
     affine, f = Affine(gamma, beta), Activation(*activation)
-    kernels().batch_norm_backward(_rows(dy), _rows(x), statistics, affine, f, training, saved, gradients)
+    kernels().batch_norm_backward(as_rows(dy), as_rows(x), channel_statistics, affine, f, training, saved, gradients)
