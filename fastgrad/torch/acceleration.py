@@ -24,18 +24,20 @@ from fastgrad.torch.runs import Run, SequentialReplacement
 from fastgrad.torch.tensors import FLOATS
 
 # what could have been fused, had its neighbours been in sight
-FUSABLE = nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d
+FUSABLE = nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm
+# what is replaced alone, as reports name it
+ALONE: dict[Any, str] = {nn.Conv2d: "convolution", nn.BatchNorm2d: "batch norm", nn.LayerNorm: "layer norm"}
 
 
 def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str | os.PathLike[str] = True) -> Report:
     """Replace in a PyTorch model, in place, what fastgrad fuses and where it is faster: nothing else about it changes.
 
     Chains of nn.Linear and activations; nn.Conv2d and nn.BatchNorm with what is added to them and the activation that
-    follows, or alone; nn.LSTM and nn.GRU. In nn.Sequential, and in the code of a model's own forward with its functions, such as
-    F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which record what it computes. Code that does
-    more than that (prints, counts, decides by values) is called as it is, and what is inside of it is looked at by
-    itself. Parameters, buffers and their names stay, so that an optimizer and checkpoints go on; so do hooks on modules
-    that are replaced as a whole.
+    follows, or alone; nn.LayerNorm in the same way; nn.LSTM and nn.GRU. In nn.Sequential, and in the code of a model's
+    own forward with its functions, such as F.relu(self.bn(self.conv(x)) + x): that is run once with stand-ins, which
+    record what it computes. Code that does more than that (prints, counts, decides by values) is called as it is, and
+    what is inside of it is looked at by itself. Parameters, buffers and their names stay, so that an optimizer and
+    checkpoints go on; so do hooks on modules that are replaced as a whole.
 
     At its first call with a shape, in training or evaluation, each of them is timed both ways, on copies, and then goes the
     faster way. The next calls of the model, about ten, go in turns with all of them and by PyTorch's layers alone: where
@@ -99,7 +101,7 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
 def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_graph: bool) -> set[nn.Module]:
     """Replace a module, if that is possible, and report; returns the inner modules that this deals with.
 
-    in_graph: whether it is inside of a module that has a graph: then convolutions and norms alone are left to that.
+    in_graph: whether it is inside of a module that has a graph: then convolutions and batch norms alone are left to that.
     """
     if module.__dict__.get("forward"):
         if (replacement := replacement_of(module)) is not None:
@@ -124,10 +126,10 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_gra
         return _replace_sequential(name, module, report, chooses)
     elif (pattern := residual_pattern(module)) is not None:
         return _replace_block(name, module, pattern, report, chooses)
-    elif chooses and not in_graph and known_class(module) in (nn.Conv2d, nn.BatchNorm2d):
+    elif chooses and (what := ALONE.get(known_class(module))) and (what == "layer norm" or not in_graph):
         # where nothing can be timed it stays PyTorch's
         report._install(name, LayerReplacement(module, Choice(default=False)))
-        report.replaced.append((name, "convolution" if isinstance(module, nn.Conv2d) else "batch norm"))
+        report.replaced.append((name, what))
     elif not in_graph and _looks_like_a_block(module):
         report.left.append((name, "looks like a residual block, but its forward computes something else"))
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):

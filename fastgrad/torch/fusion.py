@@ -1,4 +1,6 @@
-"""The fused forward of an nn.Sequential: Plan, and its steps, ChainStep and ConvolutionStep. And of residual blocks: ResidualPattern.
+"""The fused forward of an nn.Sequential: Plan, and its steps, ChainStep, ConvolutionStep and LayerNormStep.
+
+And of residual blocks: ResidualPattern.
 
 Each call reads the layers' parameters, settings, hooks and activations, since they may change at any time.
 """
@@ -15,7 +17,8 @@ from fastgrad.torch.layers import NORMS, activation_of, known_class, needs_origi
 from fastgrad.torch.ops.batch_norm import batch_norm_last
 from fastgrad.torch.ops.conv import conv2d_last
 from fastgrad.torch.ops.dense import chain
-from fastgrad.torch.tensors import in_memory_format, is_channels_last
+from fastgrad.torch.ops.layer_norm import layer_norm
+from fastgrad.torch.tensors import FLOATS, TENSOR_TYPES, in_memory_format, is_channels_last
 
 Tensor = torch.Tensor
 
@@ -132,6 +135,24 @@ class ConvolutionStep:
         return " and ".join(name for name in names if name not in ("", "identity"))
 
 
+class LayerNormStep:
+    """A step: act(norm(x)) of an nn.LayerNorm; activation may be None."""
+
+    def __init__(self, norm: nn.Module, activation: nn.Module | None) -> None:
+        self.norm, self.activation = norm, activation
+        self.layers = tuple(layer for layer in (norm, activation) if layer is not None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        f = "identity" if self.activation is None else pointwise_activation(self.activation)
+        if f is None or not normalises_rows(self.norm, x):
+            return apply_layers(self.layers, x)
+        return normalise_rows(self.norm, x, f)
+
+    def __repr__(self) -> str:
+        f = (None if self.activation is None else pointwise_activation(self.activation)) or "identity"
+        return "layer norm" if f == "identity" else f"layer norm and {f if isinstance(f, str) else f[0]}"
+
+
 def convolve(conv: Any, x: Tensor, last: bool, activation: str | tuple[str, float] = "identity") -> tuple[Tensor, bool]:
     """The output of an nn.Conv2d for x, with an activation; `last` and the result as of `ConvolutionStep.output`."""
     weight = conv.weight
@@ -156,6 +177,27 @@ def normalise(
     beta = x.new_zeros(norm.num_features) if norm.bias is None else norm.bias
     options = norm.training or norm.running_mean is None, momentum, norm.eps
     return batch_norm_last(x, (gamma, beta), running, residual, options, activation)
+
+
+def normalises_rows(norm: Any, x: Any, residual: Any = None) -> bool:
+    """Whether `normalise_rows` takes these; PyTorch's layer says what is wrong with others, or can do it."""
+    if type(x) not in TENSOR_TYPES or x.dtype not in FLOATS or not x.is_cpu or not x.numel():
+        return False
+    shape, others = norm.normalized_shape, (norm.weight, norm.bias, residual)
+    return (
+        x.shape[-len(shape) :] == shape
+        and all(a is None or a.dtype is x.dtype for a in others)
+        and (residual is None or (type(residual) in TENSOR_TYPES and residual.shape == x.shape))
+    )
+
+
+def normalise_rows(
+    norm: Any, x: Tensor, activation: str | tuple[str, float] = "identity", residual: Tensor | None = None
+) -> Tensor:
+    """The output of an nn.LayerNorm for x, with an activation and a residual."""
+    gamma = x.new_ones(norm.normalized_shape) if norm.weight is None else norm.weight
+    beta = x.new_zeros(norm.normalized_shape) if norm.bias is None else norm.bias
+    return layer_norm(x, gamma, beta, eps=norm.eps, activation=activation, residual=residual)
 
 
 class ResidualPattern:
@@ -242,6 +284,9 @@ def _first_unit(layers: Sequence[Any], classes: Sequence[type[nn.Module] | None]
     if classes[0] is nn.Linear:
         follows = classes[1] is not None and activation_of(layers[1]) is not None
         return (layers[0], layers[1] if follows else None), 1 + follows
+    if classes[0] is nn.LayerNorm:
+        follows = classes[1] is not None and pointwise_activation(layers[1]) is not None
+        return (LayerNormStep(*layers[:2]), 2) if follows else (layers[0], 1)
     size = int(classes[0] is nn.Conv2d)
     conv = layers[0] if size else None
     norm = layers[size] if classes[size] in NORMS else None

@@ -1,8 +1,8 @@
 """Graph: the fused forward of a module whose code a Tape has recorded.
 
-A convolution, a norm, what is added to it and an activation run as one layer, and so do dense layers in a row. Other operations are called
-as they are. Images between them keep channels last in memory. An image is hidden where PyTorch's would be contiguous: operations to
-which that makes a difference get it as PyTorch's.
+A convolution, a norm, what is added to it and an activation run as one layer, and so do dense layers in a row. Other operations, and layer
+norms alone, are called as they are. Images between them keep channels last in memory. An image is hidden where PyTorch's would be
+contiguous: operations to which that makes a difference get it as PyTorch's.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgrad.torch.layers import METHODS, NORMS, OTHER_PATCHES, activation_layer, has_hooks, hooks_of, unpatched
-from fastgrad.torch.nodes import CallNode, ChainNode, ConvNode, filled, shown
+from fastgrad.torch.layers import METHODS, OTHER_PATCHES, WEIGHTED, activation_layer, has_hooks, hooks_of, unpatched
+from fastgrad.torch.nodes import CallNode, ChainNode, ConvNode, LayerNormNode, filled, shown
 from fastgrad.torch.operations import (
     activation_name,
     is_addition,
@@ -160,10 +160,12 @@ class _Group:
         first = self.operations[self.steps[0]]
         kind: Any = known_layer(first)
         inputs = list(values_of(first.args))
-        if len(inputs) != 1 or not (kind is nn.Conv2d or kind is nn.Linear or kind in NORMS):
+        if len(inputs) != 1 or kind not in WEIGHTED:
             return None
         (x,) = inputs
-        return self._chain(x) if kind is nn.Linear else self._conv(first.module, kind, x)
+        if kind is nn.Linear:
+            return self._chain(x)
+        return self._layer_norm(x) if kind is nn.LayerNorm else self._conv(first.module, kind, x)
 
     def _conv(self, layer: Any, kind: Any, x: int) -> tuple[list[int], Any] | None:
         conv, norm = (layer, None) if kind is nn.Conv2d else (None, layer)
@@ -172,14 +174,25 @@ class _Group:
                 return None
             following = self._next(lambda o: known_layer(o) is nn.BatchNorm2d)
             norm = None if following is None else following.module
+        residual, name = self._following()
+        steps = [self.operations[at] for at in self.steps]
+        return self.steps, ConvNode(steps, ConvNorm(conv, norm, name), x, residual)
+
+    def _layer_norm(self, x: int) -> tuple[list[int], Any] | None:
+        residual, name = self._following()
+        # alone it has a replacement and a choice of its own
+        if len(self.steps) == 1:
+            return None
+        return self.steps, LayerNormNode([self.operations[at] for at in self.steps], name, x, residual)
+
+    def _following(self) -> tuple[int | None, Any]:
+        """What is added to the last operation's output, or None, and the activation after that, which both belong to the group."""
         before, residual = self._output, None
         addition = self._next(is_addition)
         if addition is not None:
             (residual,) = (i for i in values_of(addition.args) if i != before)
         activation = self._next(activation_name)
-        name: Any = "identity" if activation is None else activation_name(activation)
-        steps = [self.operations[at] for at in self.steps]
-        return self.steps, ConvNode(steps, ConvNorm(conv, norm, name), x, residual)
+        return residual, "identity" if activation is None else activation_name(activation)
 
     def _chain(self, x: int) -> tuple[list[int], Any] | None:
         pairs: list[tuple[Any, Any]] = []

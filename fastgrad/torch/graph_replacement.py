@@ -120,7 +120,12 @@ class GraphReplacement(ForwardReplacement):
 
     def _choose_convolutions(self, choice: GraphChoice, x: Any) -> None:
         """Before the whole is timed: the choices of convolutions, by calls of a twin."""
-        if key_of(self.unit_mode(), x) in choice.ways or not can_time(x) or not self.can_fuse():
+        if (
+            not choice.convolutions
+            or key_of(self.unit_mode(), x) in choice.ways
+            or not can_time(x)
+            or not self.can_fuse()
+        ):
             return
         copied, state = self.twin(), torch.get_rng_state()
         try:

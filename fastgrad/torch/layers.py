@@ -37,6 +37,8 @@ GLOBAL_HOOKS: list[Any] = [
     for name in ("forward", "forward_pre", "backward", "backward_pre")
 ]
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d
+# the layers with a weight and a bias, either of which a norm may lack
+WEIGHTED = nn.Linear, nn.Conv2d, nn.LayerNorm, *NORMS
 SEQUENTIAL = nn.Sequential.forward, nn.Sequential.__iter__
 
 
@@ -57,7 +59,7 @@ def _are_pytorchs(methods: Iterable[Any]) -> bool:
 # the classes that are known, with the methods that each is known by
 METHODS: dict[Any, tuple[Any, ...]] = {
     kind: methods
-    for kind in (nn.Linear, nn.Conv2d, *NORMS, *ACTIVATIONS, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Softmax, nn.Sequential)
+    for kind in (*WEIGHTED, *ACTIVATIONS, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Softmax, nn.Sequential)
     if _are_pytorchs(methods := _methods(kind))
 }
 
@@ -97,12 +99,13 @@ def known_class(layer: Any, patches: frozenset[str] = PATCHES) -> type[nn.Module
             return None
     if kind is nn.Conv2d and layer.padding_mode != "zeros":
         return None
-    if kind is nn.Linear or kind is nn.Conv2d or kind in NORMS:
+    if kind in WEIGHTED:
         parameters = attributes["_parameters"]
         if "weight" not in parameters or "bias" not in parameters:
             return None
         weight, bias = parameters["weight"], parameters["bias"]
-        if not (is_dense(weight) or (weight is None and kind in NORMS)) or not (bias is None or is_dense(bias)):
+        is_norm = kind is nn.LayerNorm or kind in NORMS
+        if not (is_dense(weight) or (weight is None and is_norm)) or not (bias is None or is_dense(bias)):
             return None
     return kind
 

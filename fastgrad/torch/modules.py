@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from fastgrad.core import check
-from fastgrad.torch.fusion import Plan, ResidualPattern, normalise
+from fastgrad.torch.fusion import Plan, ResidualPattern, normalise, normalise_rows
 from fastgrad.torch.layers import activation_layer
-from fastgrad.torch.ops.layer_norm import layer_norm
 from fastgrad.torch.tensors import in_memory_format, is_channels_last
 
 Tensor = torch.Tensor
@@ -118,9 +117,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual), of the shape of input."""
-        gamma = input.new_ones(self.normalized_shape) if self.weight is None else self.weight
-        beta = input.new_zeros(self.normalized_shape) if self.bias is None else self.bias
-        return layer_norm(input, gamma, beta, eps=self.eps, activation=self.activation, residual=residual)
+        return normalise_rows(self, input, self.activation, residual)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -1,4 +1,4 @@
-"""The nodes of a Graph: layers that run as one, ConvNode and ChainNode, and CallNode, an operation that is called as it is.
+"""The nodes of a Graph: layers that run as one, ConvNode, LayerNormNode and ChainNode, and CallNode, an operation that is called as it is.
 
 A node reads `values` and writes its output there. `hidden` says of each whether it is an image with channels last in memory where PyTorch's
 would be contiguous.
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastgrad.torch.fusion import ChainStep
+from fastgrad.torch.fusion import ChainStep, normalise_rows, normalises_rows
 from fastgrad.torch.operations import is_agnostic, values_of
 from fastgrad.torch.ops.conv_norm import conv_norm
 from fastgrad.torch.ops.conv_norm_layer import ConvNorm
@@ -98,6 +98,32 @@ class ConvNode:
 
     def __str__(self) -> str:
         return str(self.layer)
+
+
+class LayerNormNode:
+    """act(norm(x) + residual) of an nn.LayerNorm as one layer. calls: the same one by one."""
+
+    def __init__(
+        self, operations: list[Operation], activation: str | tuple[str, float], x: int, residual: int | None
+    ) -> None:
+        self.calls, self.activation, self.x, self.residual = list(map(CallNode, operations)), activation, x, residual
+        self.output, self.dead = operations[-1].output, [operation.output for operation in operations[:-1]]
+        self.inputs = [x] if residual is None else [x, residual]
+        self.layers: list[Any] = [operations[0].module]
+
+    def run(self, values: list[Any], hidden: list[bool]) -> None:
+        shown(self.inputs, values, hidden)
+        (norm,), x, residual = self.layers, values[self.x], None if self.residual is None else values[self.residual]
+        if normalises_rows(norm, x, residual):
+            values[self.output] = normalise_rows(norm, x, self.activation, residual)
+            return
+        for call in self.calls:
+            call.run(values, hidden)
+
+    def __str__(self) -> str:
+        f = self.activation if isinstance(self.activation, str) else self.activation[0]
+        names = "layer norm", "" if self.residual is None else "sum", "" if f == "identity" else f
+        return " and ".join(filter(None, names))
 
 
 class ChainNode:

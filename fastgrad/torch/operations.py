@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fastgrad.torch.layers import OTHER_PATCHES, PATCHES, has_hooks, known_class, pointwise_activation
+from fastgrad.torch.layers import OTHER_PATCHES, PATCHES, WEIGHTED, has_hooks, known_class, pointwise_activation
 from fastgrad.torch.ops.conv_norm_layer import overruns
 from fastgrad.torch.stand_ins import OPERATORS, Method, Value
 from fastgrad.torch.tape import Operation, Read
@@ -102,7 +102,7 @@ def _may_write(operation: Operation) -> bool:
 def _makes_new(operation: Operation) -> bool:
     """Whether what an operation returns surely shares no memory with an argument, if it does not write."""
     if operation.module is not None:
-        return known_class(operation.module) in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+        return known_class(operation.module) in WEIGHTED
     return name_of(operation) in (AGNOSTIC - {"pad", "dropout2d", "interpolate"})
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.compiler import is_dynamo_compiling
 
 from fastgrad.torch.choice import Choice, first_gradient
-from fastgrad.torch.fusion import ConvolutionStep, ResidualPattern, apply_steps
+from fastgrad.torch.fusion import ConvolutionStep, ResidualPattern, apply_steps, normalise_rows, normalises_rows
 from fastgrad.torch.layers import OTHER_PATCHES, known_class, needs_original_layers
 from fastgrad.torch.residual_blocks import residual_pattern
 from fastgrad.torch.twin import twin
@@ -160,10 +160,14 @@ class BlockReplacement(ForwardReplacement):
 
 
 class LayerReplacement(ForwardReplacement):
-    """The replacement of the forward of an nn.Conv2d or nn.BatchNorm2d that the model's own code calls."""
+    """The replacement of the forward of an nn.Conv2d, nn.BatchNorm2d or nn.LayerNorm that the model's own code calls."""
 
     def fused(self, x: Any) -> Any:
-        if x.dim() != 4 or needs_original_layers() or not self.can_fuse():
+        if needs_original_layers() or not self.can_fuse():
+            return self.original(x)
+        if isinstance(self.module, nn.LayerNorm):
+            return normalise_rows(self.module, x) if normalises_rows(self.module, x) else self.original(x)
+        if x.dim() != 4:
             return self.original(x)
         layers = (self.module, None, None) if isinstance(self.module, nn.Conv2d) else (None, self.module, None)
         return apply_steps([ConvolutionStep(*layers)], with_gradient_format(x))

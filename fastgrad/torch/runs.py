@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastgrad.torch.choice import MOST_KEYS, Choice, first_gradient, has_key, key_of
-from fastgrad.torch.fusion import ChainStep, ConvolutionStep, Plan, apply_layers, apply_steps
+from fastgrad.torch.fusion import ChainStep, ConvolutionStep, LayerNormStep, Plan, apply_layers, apply_steps
 from fastgrad.torch.layers import known_class, runs_layers_in_order
 from fastgrad.torch.replacement import ForwardReplacement, with_gradient_format
 from fastgrad.torch.twin import twin
@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 
 class Run:
-    """Layers in a row of an nn.Sequential that are fused together: a chain of dense layers, or convolutions and norms.
+    """Layers in a row of an nn.Sequential that are fused together: dense layers, a layer norm, or convolutions and batch norms.
 
     names: of the layers in the Sequential. A call is always fused; `choice` is for the Sequential to ask.
     """
@@ -49,13 +49,14 @@ class Run:
         def twins(layers: Iterable[Any]) -> list[Any]:
             return [twin(layer, memo) for layer in layers]
 
-        steps = [
-            ChainStep(list(zip(twins(step.linears), twins(step.activations), strict=True)))
-            if isinstance(step, ChainStep)
-            else ConvolutionStep(*twins((step.conv, step.norm, step.activation)))
-            for step in self.steps
-        ]
-        return Run(self.names, steps)
+        def twin_of(step: Any) -> Any:
+            if isinstance(step, ChainStep):
+                return ChainStep(list(zip(twins(step.linears), twins(step.activations), strict=True)))
+            if isinstance(step, LayerNormStep):
+                return LayerNormStep(*twins((step.norm, step.activation)))
+            return ConvolutionStep(*twins((step.conv, step.norm, step.activation)))
+
+        return Run(self.names, list(map(twin_of, self.steps)))
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return nn.ModuleList(self.layers).parameters()
@@ -85,7 +86,7 @@ class RunPlan(Plan):
         steps = [self._step_alone(step) if self.chooses else step for step in steps]
         for are_images, group in groupby(steps, lambda step: isinstance(step, ConvolutionStep)):
             for run in [list(group)] if are_images else [[step] for step in group]:
-                is_fused = isinstance(run[0], ChainStep | ConvolutionStep)
+                is_fused = isinstance(run[0], ChainStep | ConvolutionStep | LayerNormStep)
                 size = sum(len(step.layers) for step in run) if is_fused else 1
                 units.append(self._run(names[at : at + size], run) if is_fused else run[0])
                 at += size
@@ -102,10 +103,12 @@ class RunPlan(Plan):
 
     @staticmethod
     def _step_alone(step: Any) -> Any:
-        """The step of a convolution or norm of images that nothing is fused with; any other step as it is."""
+        """The step of a convolution or norm that nothing is fused with; any other step as it is."""
         kind = known_class(step) if isinstance(step, nn.Module) else None
         if kind is nn.Conv2d:
             return ConvolutionStep(step, None, None)
+        if kind is nn.LayerNorm:
+            return LayerNormStep(step, None)
         return ConvolutionStep(None, step, None) if kind is nn.BatchNorm2d else step
 
 

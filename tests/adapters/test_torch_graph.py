@@ -130,6 +130,16 @@ def tokens(self, x):
     return h + self.norm(F.gelu(self.fc(h)))
 
 
+@attributes(
+    conv=conv(3, 3), first=nn.LayerNorm(8), whole=nn.LayerNorm((3, 8, 8), elementwise_affine=False), last=nn.LayerNorm((8, 8), bias=False)
+)  # fmt: skip
+def row_norms(self, x):
+    """Norms over the last axes of images, one of which nothing follows that is fused."""
+    h = F.silu(self.first(self.conv(x)) + x)
+    h = h * self.whole(h)
+    return F.gelu(self.last(h), approximate="tanh")
+
+
 @attributes(blocks=nn.ModuleList([conv(3, 3), conv(3, 3)]), heads=nn.ModuleDict({"a": conv(3, 2), "b": conv(3, 1)}))
 def lists(self, x):
     for i, block in enumerate(self.blocks):
@@ -156,6 +166,7 @@ NETS = [
     between,
     broadcast,
     tokens,
+    row_norms,
     lists,
     viewed,
 ]

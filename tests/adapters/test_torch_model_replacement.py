@@ -24,7 +24,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
-        self.norm = nn.LayerNorm(6)
+        self.norm = nn.GroupNorm(2, 6)
         self.head = nn.Sequential(nn.Linear(6, 3), nn.Tanh())
         self.double()
 

@@ -1,7 +1,7 @@
 """A clock under a test's control for fgt.accelerate's choices between ways of units, and a model of each kind of unit."""
 
 from torch import nn
-from torch_models import Block, Recurrent, dense, images
+from torch_models import Block, Recurrent, dense, images, row_norms
 
 from fastgrad.torch import choice, timing
 from fastgrad.torch.accelerated_recurrent import AcceleratedRecurrent
@@ -31,16 +31,16 @@ class Whole(nn.Module):
         super().__init__()
         self.alone, self.block, self.features = nn.Conv2d(3, 3, 3, padding=1), Block(3, 4, 2), images()
         self.features[0] = nn.Conv2d(4, 4, 3, padding=1)
-        self.lstm = nn.LSTM(4, 5, 2, batch_first=True, dropout=0.5)
+        self.norm, self.lstm = nn.LayerNorm(4), nn.LSTM(4, 5, 2, batch_first=True, dropout=0.5)
         self.head = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3), nn.Tanh())
         self.double()
 
     def forward(self, x):
         y = self.features(nn.functional.interpolate(self.block(self.alone(x)), 8))
-        return self.head(self.lstm(y.flatten(2).transpose(1, 2))[0][:, -1])
+        return self.head(self.lstm(self.norm(y.flatten(2).transpose(1, 2)))[0][:, -1])
 
 
-MODELS = [dense, images, Block, Recurrent, Alone, Whole]
+MODELS = [dense, images, row_norms, Block, Recurrent, Alone, Whole]
 
 
 class Clock:

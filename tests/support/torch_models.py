@@ -21,6 +21,12 @@ def images():
     ).double()  # fmt: skip
 
 
+def row_norms():
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.LayerNorm(6), nn.SiLU(), nn.Dropout(0.0), nn.LayerNorm(6, bias=False), nn.Linear(6, 3)
+    ).double()
+
+
 class Block(nn.Module):
     """torchvision's BasicBlock, line by line."""
 
@@ -62,7 +68,7 @@ def identity_block():
 
 
 def input_of(make):
-    shape = {dense: (5, 4), Recurrent: (3, 6, 4)}.get(make, (2, 3, 8, 8))
+    shape = {dense: (5, 4), row_norms: (5, 4), Recurrent: (3, 6, 4)}.get(make, (2, 3, 8, 8))
     return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
 
 
