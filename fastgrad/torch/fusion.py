@@ -180,14 +180,21 @@ def normalise(
 
 
 def normalises_rows(norm: Any, x: Any, residual: Any = None) -> bool:
-    """Whether `normalise_rows` takes these; PyTorch's layer says what is wrong with others, or can do it."""
+    """Whether `normalise_rows` takes these, and returns what PyTorch's layer would, strides included.
+
+    Of others that says what is wrong, or can do it.
+    """
     if type(x) not in TENSOR_TYPES or x.dtype not in FLOATS or not x.is_cpu or not x.numel():
         return False
     shape, others = norm.normalized_shape, (norm.weight, norm.bias, residual)
     return (
         x.shape[-len(shape) :] == shape
         and all(a is None or a.dtype is x.dtype for a in others)
-        and (residual is None or (type(residual) in TENSOR_TYPES and residual.shape == x.shape))
+        and (
+            residual is None
+            # a sum may have the strides of a residual that is not contiguous
+            or (type(residual) in TENSOR_TYPES and residual.shape == x.shape and residual.is_contiguous())
+        )
     )
 
 
