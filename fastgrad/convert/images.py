@@ -38,9 +38,9 @@ class ImageShape:
                 return None
             size = reach
         op = type(layer).__name__
-        pads, image_out = geometry.windows(
-            op, "size", reach, size, layer.stride, layer.padding, half=not isinstance(layer, Conv2d)
-        )
+        half, ceil = not isinstance(layer, Conv2d), isinstance(layer, MaxPool2d) and layer.ceil_mode
+        windows = reach, size, layer.stride, layer.padding
+        pads, image_out = geometry.windows(op, "size", *windows, half=half, ceil=ceil)
         if self.size is not None:
             self.size = image_out
         if isinstance(layer, Conv2d):

@@ -6,6 +6,7 @@ from typing import Any
 from fastgrad.convert.reading import Reading
 from fastgrad.convert.recurrent_arrays import kind, with_article
 from fastgrad.convert.recurrent_keras import from_keras
+from fastgrad.functional.geometry import Padding
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.conv import Conv2d
 from fastgrad.nn.dense import Dense
@@ -30,7 +31,7 @@ class KerasReading(Reading):
 
     def __init__(self, op: str) -> None:
         super().__init__(op, None, channels_first=False)
-        self.zeros: tuple[int, int] | None = None
+        self.zeros: Padding | None = None
 
 
 def model_from_keras(model: Any) -> Model:
@@ -124,7 +125,7 @@ def _conv(reading: KerasReading, layer: Any) -> None:
     reading.activate(_function(reading, layer.activation))
 
 
-def _padding(reading: KerasReading, layer: Any) -> str | int | tuple[int, int]:
+def _padding(reading: KerasReading, layer: Any) -> Padding:
     zeros, reading.zeros = reading.zeros, None
     if zeros is None:
         return "same" if layer.padding == "same" else 0
@@ -134,8 +135,8 @@ def _padding(reading: KerasReading, layer: Any) -> str | int | tuple[int, int]:
 
 def _zero_padding(reading: KerasReading, layer: Any) -> None:
     (top, bottom), (left, right) = layer.padding
-    reading.need((top, left) == (bottom, right), f"other padding on one side, {layer.padding}")
-    reading.zeros = top, left
+    is_even = (top, left) == (bottom, right)
+    reading.zeros = (top, left) if is_even else ((top, bottom), (left, right))
 
 
 def _batch_norm(reading: KerasReading, layer: Any) -> None:

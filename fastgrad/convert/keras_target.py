@@ -145,17 +145,22 @@ def _layers(make: Makers, layer: Model) -> list[Pair]:
 
 def _padding(make: Makers, layer: Conv2d | MaxPool2d, zeros: bool) -> tuple[list[Pair], str]:
     """(a layer of zeros or nothing, Keras's padding). zeros: whether the padding is zeros, which a layer can put there."""
+    if isinstance(layer, MaxPool2d) and layer.ceil_mode:
+        raise ValueError("has ceil_mode, which Keras has not")
     if layer.padding == "same":
         if isinstance(layer, AvgPool2d) and zeros:
             raise ValueError('has padding "same" with include_pad, which Keras has not')
         return [], "same"
-    down, across = geometry.pair("", "padding", layer.padding, least=0)
-    if (down, across) == (0, 0):
+    top, left, bottom, right = geometry.sides("", layer.padding)
+    if max(top, left, bottom, right) == 0:
         return [], "valid"
     if zeros:
-        return [(make.images("ZeroPadding2D", (down, across)), [])], "valid"
-    # without a stride it is "same" if the size stays
-    if layer.stride == (1, 1) and layer.size == (2 * down + 1, 2 * across + 1):
+        is_even = (top, left) == (bottom, right)
+        return [(make.images("ZeroPadding2D", (top, left) if is_even else ((top, bottom), (left, right))), [])], "valid"
+    # without a stride it is "same" if the size stays, with the odd pixel at the bottom and right
+    totals = top + bottom, left + right
+    is_same = (top, left) == (totals[0] // 2, totals[1] // 2) and layer.size == (totals[0] + 1, totals[1] + 1)
+    if layer.stride == (1, 1) and is_same:
         return [], "same"
     raise ValueError(f"has padding {layer.padding}, and Keras's pools only 'valid' and 'same'")
 

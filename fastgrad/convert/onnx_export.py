@@ -190,12 +190,23 @@ def _recurrent(graph: Graph, model: LSTM | GRU, x: Value) -> Value:
 
 
 def _max_pool(graph: Graph, model: MaxPool2d, x: Value) -> Value:
-    return _images(graph, "MaxPool", x, **_windows(model, model.size, model.size, half=True))
+    return _images(graph, "MaxPool", x, **_pool_windows(model))
 
 
 def _avg_pool(graph: Graph, model: AvgPool2d, x: Value) -> Value:
+    windows, counts_pad = _pool_windows(model), model.include_pad
+    if "ceil_mode" in windows and counts_pad:
+        # before operator set 19 it is not said what of a window that ends past the padding counts
+        if any(windows["pads"]):
+            raise ValueError("has ceil_mode with include_pad and a padding, of which runtimes of ONNX have other means")
+        counts_pad = False
+    return _images(graph, "AveragePool", x, count_include_pad=int(counts_pad), **windows)
+
+
+def _pool_windows(model: MaxPool2d) -> dict[str, Any]:
     windows = _windows(model, model.size, model.size, half=True)
-    return _images(graph, "AveragePool", x, count_include_pad=int(model.include_pad), **windows)
+    # with "same" no window ends past the padding
+    return windows | ({"ceil_mode": 1} if model.ceil_mode and "pads" in windows else {})
 
 
 def _global_avg_pool(graph: Graph, model: GlobalAvgPool2d, x: Value) -> Value:

@@ -158,20 +158,20 @@ def _recurrent(reading: Reading, module: Any, layer: type[LSTM | GRU], *options:
     spec.write = lambda ours: from_torch(ours, state_dict)
 
 
-def _pool(reading: Reading, module: Any) -> dict[str, Any]:
-    reading.need(not module.ceil_mode, "ceil_mode=True")
-    return {"size": module.kernel_size, "stride": module.stride, "padding": module.padding}
+def _pool(module: Any) -> dict[str, Any]:
+    windows = {"size": module.kernel_size, "stride": module.stride, "padding": module.padding}
+    return windows | ({"ceil_mode": True} if module.ceil_mode else {})
 
 
 def _max_pool(reading: Reading, module: Any) -> None:
     reading.need(module.dilation in (1, (1, 1)), f"dilation {module.dilation}")
     reading.need(not module.return_indices, "return_indices=True")
-    reading.add(MaxPool2d, _pool(reading, module))
+    reading.add(MaxPool2d, _pool(module))
 
 
 def _avg_pool(reading: Reading, module: Any) -> None:
     reading.need(module.divisor_override is None, f"divisor_override {module.divisor_override}")
-    reading.add(AvgPool2d, {**_pool(reading, module), "include_pad": module.count_include_pad})
+    reading.add(AvgPool2d, {**_pool(module), "include_pad": module.count_include_pad})
 
 
 def _global_pool(reading: Reading, module: Any) -> None:

@@ -140,9 +140,10 @@ def _modules(op: str, nn: Any, place: str, layer: Model, images: ImageShape, row
 def _without_parameters(op: str, nn: Any, place: str, layer: Model, images: ImageShape) -> list[Any]:
     if isinstance(layer, AvgPool2d):
         padding = _padding(op, place, layer, images)
-        return [nn.AvgPool2d(layer.size, layer.stride, padding, count_include_pad=layer.include_pad)]
+        return [nn.AvgPool2d(layer.size, layer.stride, padding, layer.ceil_mode, layer.include_pad)]
     if isinstance(layer, MaxPool2d):
-        return [nn.MaxPool2d(layer.size, layer.stride, _padding(op, place, layer, images))]
+        padding = _padding(op, place, layer, images)
+        return [nn.MaxPool2d(layer.size, layer.stride, padding, ceil_mode=layer.ceil_mode)]
     if isinstance(layer, GlobalAvgPool2d):
         images.channels = images.size = None
         return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

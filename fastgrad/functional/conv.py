@@ -9,7 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional import geometry
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 from fastgrad.kernels import types
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry
 
@@ -20,7 +20,7 @@ def conv2d(
     b: np.ndarray | None = None,
     *,
     stride: int | Pair = 1,
-    padding: int | Pair | str = 0,
+    padding: Padding = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
     activation: str | tuple[str, float] = "identity",
@@ -38,8 +38,9 @@ def conv2d(
         w: The kernels (kh, kw, C / groups, K), of the dtype of x.
         b: The bias (K,), or None.
         stride: Steps of the window in pixels (sh, sw), vertical and horizontal; an integer is both.
-        padding: Zeros on either side in pixels, an integer or a pair; or "same" for an output as large as x, or ceil(H
-            / sh) by ceil(W / sw), with any odd zero at the bottom and right.
+        padding: Zeros on either side in pixels, an integer or a pair; ((top, bottom), (left, right)); "valid" for none;
+            or "same" for an output as large as x, or ceil(H / sh) by ceil(W / sw), with any odd zero at the bottom and
+            right.
         dilation: Distance of the kernel's pixels (dh, dw); an integer is both.
         groups: In how many groups the channels are convolved apart; it divides C and K.
         activation: The name of an activation, or a pair of a name and its parameter.

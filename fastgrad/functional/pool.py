@@ -8,14 +8,19 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.backend import kernels
 from fastgrad.functional import geometry
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 
 Pads = tuple[int, int, int, int]
 Result = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
 
 
 def max_pool2d(
-    x: np.ndarray, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0
+    x: np.ndarray,
+    size: int | Pair,
+    *,
+    stride: int | Pair | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
 ) -> Result:
     """The largest value of every window of images.
 
@@ -23,13 +28,15 @@ def max_pool2d(
         x: The images (N, H, W, C), float32 or float64.
         size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
         stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
-        padding: Pixels on either side, which are never the largest: an integer or a pair, at most half of size; or
-            "same", as of conv2d.
+        padding: Pixels on either side, which are never the largest, at most half of size: an integer, a pair or ((top,
+            bottom), (left, right)); "valid" for none; or "same", as of fg.conv2d.
+        ceil_mode: Take in a last window that ends past the padding, if it begins in the image or the padding before it,
+            as PyTorch does.
 
     Returns:
-        (y, backward). y is (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, W' likewise; it is NaN where the
-        window holds a NaN. backward(dy) returns dx: the gradient goes to the first of equal values, in row order. It
-        reads x and y: write to neither before it.
+        (y, backward). y is (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, or with ceil_mode one more where
+        that leaves pixels, W' likewise; it is NaN where the window holds a NaN. backward(dy) returns dx: the gradient
+        goes to the first of equal values, in row order. It reads x and y: write to neither before it.
 
     Raises:
         ValueError: A shape or an option is out of its range, or the window is larger than the padded image.
@@ -42,7 +49,7 @@ def max_pool2d(
         [[5.0, 7.0], [13.0, 15.0]]
     """
     op = "max_pool2d"
-    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding, ceil_mode)
     ops = kernels(x)
     ops.max_pool2d_forward(x, size, stride, pads, y)
 
@@ -59,7 +66,8 @@ def avg_pool2d(
     size: int | Pair,
     *,
     stride: int | Pair | None = None,
-    padding: int | Pair | str = 0,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
     include_pad: bool = True,
 ) -> Result:
     """The mean of every window of images.
@@ -68,12 +76,14 @@ def avg_pool2d(
         x: The images (N, H, W, C), float32 or float64.
         size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
         stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
-        padding: Zeros on either side in pixels: an integer or a pair, at most half of size; or "same", as of conv2d.
+        padding: Zeros on either side in pixels, at most half of size: an integer, a pair or ((top, bottom), (left,
+            right)); "valid" for none; or "same", as of fg.conv2d.
+        ceil_mode: Take in a last window that ends past the padding, if it begins in the image or the padding before it,
+            as PyTorch does. What lies past the padding is no part of the mean.
         include_pad: Count the padding as zeros, as PyTorch does; False leaves it out of the mean, as Keras and ONNX do.
 
     Returns:
-        (y, backward). y is (N, H', W', C) with H' = (H + top + bottom - kh) // sh + 1, W' likewise; backward(dy)
-        returns dx.
+        (y, backward). y is (N, H', W', C) as of max_pool2d; backward(dy) returns dx.
 
     Raises:
         ValueError: A shape or an option is out of its range, or the window is larger than the padded image.
@@ -86,7 +96,7 @@ def avg_pool2d(
         [[2.5, 4.5], [10.5, 12.5]]
     """
     op = "avg_pool2d"
-    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding)
+    x, size, stride, pads, y = checked_windows(op, x, size, stride, padding, ceil_mode)
     return y, mean(op, x, size, stride, pads, include_pad, y, y)
 
 
@@ -140,12 +150,13 @@ def mean(
 
 
 def checked_windows(
-    op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: int | Pair | str
+    op: str, x: np.ndarray, size: int | Pair, stride: int | Pair | None, padding: Padding, ceil_mode: bool
 ) -> tuple[np.ndarray, Pair, Pair, Pads, np.ndarray]:
     """The checked arguments (x, size, stride, pads) and an uninitialised array y for the result."""
     x = geometry.images(op, x)
     n, *image, channels = x.shape
     size = geometry.pair(op, "size", size)
     stride = size if stride is None else geometry.pair(op, "stride", stride)
-    pads, image_out = geometry.windows(op, "size", size, (image[0], image[1]), stride, padding, half=True)
+    windows = size, (image[0], image[1]), stride, padding
+    pads, image_out = geometry.windows(op, "size", *windows, half=True, ceil=bool(ceil_mode))
     return x, size, stride, pads, empty((n, *image_out, channels), x)

@@ -10,7 +10,7 @@ from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
 from fastgrad.functional.conv import run
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 from fastgrad.init.choice import checked_weights, init_function
 from fastgrad.kernels.types import Activation, Geometry
 from fastgrad.nn.context import ForwardContext
@@ -32,7 +32,8 @@ class Conv2d(ResidualLayer):
         n_out: Channels of the outputs, at least 1.
         size: The kernel in pixels (kh, kw), vertical and horizontal; an integer is both.
         stride: Steps of the window in pixels (sh, sw); an integer is both.
-        padding: Zeros on either side in pixels, an integer or a pair; or "same", as of fg.conv2d.
+        padding: Zeros on either side in pixels, an integer or a pair; ((top, bottom), (left, right)); "valid" or "same",
+            as of fg.conv2d.
         dilation: Distance of the kernel's pixels (dh, dw); an integer is both.
         groups: In how many groups the channels are convolved apart; it divides n_in and n_out.
         activation: The name of an activation, or a pair of a name and its parameter.
@@ -63,7 +64,7 @@ class Conv2d(ResidualLayer):
         size: int | Pair,
         *,
         stride: int | Pair = 1,
-        padding: int | Pair | str = 0,
+        padding: Padding = 0,
         dilation: int | Pair = 1,
         groups: int = 1,
         activation: str | tuple[str, float] = "identity",

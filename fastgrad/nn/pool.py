@@ -9,7 +9,7 @@ from fastgrad.core.allocator import copy_of
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional import geometry
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 from fastgrad.functional.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from fastgrad.nn.context import Backward
 from fastgrad.nn.model import Model
@@ -39,8 +39,10 @@ class MaxPool2d(ParameterFreeLayer):
     Args:
         size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
         stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
-        padding: Pixels on either side, which are never the largest: an integer or a pair, at most half of size; or
-            "same".
+        padding: Pixels on either side, which are never the largest, at most half of size: an integer, a pair or ((top,
+            bottom), (left, right)); "valid" for none; or "same", as of fg.conv2d.
+        ceil_mode: Take in a last window that ends past the padding, if it begins in the image or the padding before it,
+            as PyTorch does.
 
     Raises:
         ValueError: A number is out of its range.
@@ -53,19 +55,26 @@ class MaxPool2d(ParameterFreeLayer):
 
     keeps_width = True
 
-    def __init__(self, size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair | str = 0) -> None:
+    def __init__(
+        self,
+        size: int | Pair,
+        *,
+        stride: int | Pair | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+    ) -> None:
         super().__init__()
         op = type(self).__name__
         self.size = geometry.pair(op, "size", size)
         self.stride = self.size if stride is None else geometry.pair(op, "stride", stride)
-        self.padding = padding
+        self.padding, self.ceil_mode = padding, bool(ceil_mode)
         geometry.windows(op, "size", self.size, self.size, self.stride, padding, half=True)
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "stride": None if self.stride == self.size else self.stride}
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        return max_pool2d(x, self.size, stride=self.stride, padding=self.padding)
+        return max_pool2d(x, self.size, stride=self.stride, padding=self.padding, ceil_mode=self.ceil_mode)
 
 
 @foreign_keywords
@@ -77,7 +86,10 @@ class AvgPool2d(MaxPool2d):
     Args:
         size: The window in pixels (kh, kw), vertical and horizontal; an integer is both.
         stride: Steps of the window in pixels (sh, sw), or an integer; None is size.
-        padding: Zeros on either side in pixels: an integer or a pair, at most half of size; or "same".
+        padding: Zeros on either side in pixels, at most half of size: an integer, a pair or ((top, bottom), (left,
+            right)); "valid" for none; or "same", as of fg.conv2d.
+        ceil_mode: Take in a last window that ends past the padding, if it begins in the image or the padding before it,
+            as PyTorch does. What lies past the padding is no part of the mean.
         include_pad: Count the padding as zeros, as PyTorch does; False leaves it out of the mean, as Keras and ONNX do.
 
     Raises:
@@ -94,14 +106,16 @@ class AvgPool2d(MaxPool2d):
         size: int | Pair,
         *,
         stride: int | Pair | None = None,
-        padding: int | Pair | str = 0,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
         include_pad: bool = True,
     ) -> None:
-        super().__init__(size, stride=stride, padding=padding)
+        super().__init__(size, stride=stride, padding=padding, ceil_mode=ceil_mode)
         self.include_pad = bool(include_pad)
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
-        return avg_pool2d(x, self.size, stride=self.stride, padding=self.padding, include_pad=self.include_pad)
+        windows: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "ceil_mode": self.ceil_mode}
+        return avg_pool2d(x, self.size, **windows, include_pad=self.include_pad)
 
 
 class GlobalAvgPool2d(ParameterFreeLayer):

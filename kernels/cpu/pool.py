@@ -12,12 +12,13 @@ from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear
 
-# windows of size_h x size_w pixels, step_h and step_w apart from (-top, -left) on, over images x (N, H, W, C): y (N, rows, columns, C) of
-# their mean or largest values; x, y, dy and dx are null where they are not needed; scratch (threads, C)
+# windows of size_h x size_w pixels, step_h and step_w apart from (-top, -left) on, over images x (N, H, W, C) with bottom and right pixels
+# of padding behind them: y (N, rows, columns, C) of their mean or largest values; x, y, dy and dx are null where they are not needed;
+# scratch (threads, C)
 POOL = np.dtype(
     [
         (name, "i8")
-        for name in "N H W C size_h size_w step_h step_w top left rows columns include_pad mean x y dy dx scratch".split()
+        for name in "N H W C size_h size_w step_h step_w top left bottom right rows columns include_pad mean x y dy dx scratch".split()
     ]
 )
 # a value costs about as much as this many multiplications and additions, for every pixel of its window
@@ -44,9 +45,14 @@ def bounds(i, step, pad, size, limit):
 
 
 @device_function
-def weight(pool, pixels, like):
-    """The weight of a pixel in its window's mean."""
-    return real(1 / (pool.size_h * pool.size_w if pool.include_pad else pixels), carray(like, 1)[0])
+def weight(pool, i, j, pixels, like):
+    """The weight of a pixel in the mean of window (i, j), of so many pixels of the image."""
+    if pool.include_pad:
+        # a window may end past the padding
+        h = min(pool.size_h, pool.top + pool.H + pool.bottom - i * pool.step_h)
+        w = min(pool.size_w, pool.left + pool.W + pool.right - j * pool.step_w)
+        pixels = h * w
+    return real(1 / pixels, carray(like, 1)[0])
 
 
 @kernel(POOL)
@@ -72,7 +78,7 @@ def pool_forward_part(thread_index, thread_count, record, like):
                     else:
                         map_arrays(larger, C, (y, x), (y,), ())
             if pool.mean:
-                map_arrays(times, C, (y,), (y,), (weight(pool, (h1 - h0) * (w1 - w0), y),))
+                map_arrays(times, C, (y,), (y,), (weight(pool, i, j, (h1 - h0) * (w1 - w0), y),))
 
 
 @kernel(POOL)
@@ -89,7 +95,7 @@ def pool_backward_part(thread_index, thread_count, record, like):
         for j in range(pool.columns):
             w0, w1 = bounds(j, pool.step_w, pool.left, pool.size_w, pool.W)
             at = (line * pool.columns + j) * C
-            dy, factor = advance(pointer(pool.dy, like), at), weight(pool, (h1 - h0) * (w1 - w0), matched)  # (C,)
+            dy, factor = advance(pointer(pool.dy, like), at), weight(pool, i, j, (h1 - h0) * (w1 - w0), matched)  # (C,)
             clear(C, matched)
             for h in range(h0, h1):
                 for w in range(w0, w1):
@@ -112,7 +118,7 @@ def _run(launcher, thread_count, function, record, scratch):
 def _pool(function, images, outputs, size, stride, pads, mean, include_pad, **arrays):
     (N, H, W, C), (_, rows, columns, _) = images.shape, outputs.shape
     addresses = [address_of(arrays[name]) if name in arrays else 0 for name in ("x", "y", "dy", "dx")]
-    record = np.array([N, H, W, C, *size, *stride, *pads[:2], rows, columns, include_pad, mean, *addresses, 0])
+    record = np.array([N, H, W, C, *size, *stride, *pads, rows, columns, include_pad, mean, *addresses, 0])
     operations, dtype = COST * outputs.size * size[0] * size[1], images.dtype
     run(operations, _run, function.address(dtype), record, scratch=(dtype, 0, C))
 

@@ -56,7 +56,7 @@ def windows_of(h, step, pad, size, count):
 def pool_windows(
     dtype: Real, H: Integer, W: Integer, C: Integer, size_h: Integer, size_w: Integer, step_h: Integer, step_w: Integer,
     top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer, windows: Integer,
-    mean: Integer, include_pad: Integer, x: Values, y: Values,
+    bottom: Integer, right: Integer, mean: Integer, include_pad: Integer, x: Values, y: Values,
 ):  # fmt: skip
     """The `windows` windows of a block, with BLOCK // width // windows threads for each window and channel."""
     shared = cuda.shared.array(BLOCK, dtype)
@@ -75,7 +75,10 @@ def pool_windows(
         span = BLOCK // threads_per_window
         value = add_down(shared, value, span) if mean else largest_down(shared, value, span)
     if inside and first_row == 0:
-        count = size_h * size_w if include_pad else (h1 - h0) * (w1 - w0)
+        count = (h1 - h0) * (w1 - w0)
+        if include_pad:
+            # a window may end past the padding
+            count = min(size_h, top + H + bottom - i * step_h) * min(size_w, left + W + right - j * step_w)
         y[((image * rows + i) * columns + j) * C + channel] = value / dtype(count) if mean else value
 
 
@@ -128,8 +131,8 @@ def max_pixels(
 @kernel
 def mean_pixels(
     dtype: Real, H: Integer, W: Integer, C: Integer, size_h: Integer, size_w: Integer, step_h: Integer, step_w: Integer,
-    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer, include_pad: Integer,
-    dy: Values, dx: Values,
+    top: Integer, left: Integer, rows: Integer, columns: Integer, width: Integer, row_groups: Integer,
+    bottom: Integer, right: Integer, include_pad: Integer, dy: Values, dx: Values,
 ):  # fmt: skip
     """dx of the mean: the sum of dy / count over the windows that hold the thread's pixel."""
     image, h, w, channel = pixel_of(H, width, row_groups)
@@ -137,8 +140,8 @@ def mean_pixels(
         i0, i1 = windows_of(h, step_h, top, size_h, rows)
         j0, j1 = windows_of(w, step_w, left, size_w, columns)
         # what a window has at most of an image with its padding, or without
-        h_begin, h_end = (-top, H + size_h) if include_pad else (0, H)
-        w_begin, w_end = (-left, W + size_w) if include_pad else (0, W)
+        h_begin, h_end = (-top, H + bottom) if include_pad else (0, H)
+        w_begin, w_end = (-left, W + right) if include_pad else (0, W)
         total = dtype(0)
         for i in range(i0, i1):
             line, first, in_row = (image * rows + i) * columns, j0 * step_w - left, dtype(0)
@@ -176,7 +179,7 @@ def pool_forward(x, size, stride, pads, mean, include_pad, y):
     shape = kernel_sizes(x, y, size, stride, pads)
     windows = windows_per_block(y.shape[2], shape[-1], size)
     window_blocks, row_groups = grid(y, shape[-1], windows)
-    launch(pool_windows, x.dtype, window_blocks, *shape, row_groups, windows, mean, include_pad, x, y)
+    launch(pool_windows, x.dtype, window_blocks, *shape, row_groups, windows, *pads[2:], mean, include_pad, x, y)
 
 
 def max_pool2d_forward(x, size, stride, pads, y):
@@ -200,4 +203,4 @@ def avg_pool2d_backward(dy, size, stride, pads, include_pad, dx):
     """dx (N, H, W, C)."""
     shape = kernel_sizes(dx, dy, size, stride, pads)
     pixel_blocks, row_groups = grid(dx, shape[-1], BLOCK // shape[-1])
-    launch(mean_pixels, dx.dtype, pixel_blocks, *shape, row_groups, include_pad, dy, dx)
+    launch(mean_pixels, dx.dtype, pixel_blocks, *shape, row_groups, *pads[2:], include_pad, dy, dx)

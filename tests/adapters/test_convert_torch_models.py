@@ -76,6 +76,14 @@ MODULES = {
         ),
         (4, 3, *SIZE),
     ),
+    "pools to the end": (
+        lambda nn: nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding="valid"),
+            nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+            nn.AvgPool2d((2, 3), 2, ceil_mode=True, count_include_pad=False),
+        ),
+        (2, 3, *SIZE),
+    ),
     "flatten first": (lambda nn: nn.Sequential(nn.Flatten(), nn.Linear(324, 5), nn.ELU(0.5)), (2, 3, *SIZE)),
     "global pool": (
         lambda nn: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
@@ -295,9 +303,9 @@ REFUSED = {
         lambda nn: nn.Sequential(nn.LayerNorm(3), nn.Conv2d(3, 4, 3)),
         f'layer "1" (Conv2d) has a LayerNorm before it, over the last axis,{NOT}',
     ),
-    "ceil": (
-        lambda nn: nn.Sequential(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True))),
-        f'layer "0.0" (MaxPool2d) has ceil_mode=True{NOT}',
+    "dilated pool": (
+        lambda nn: nn.Sequential(nn.Sequential(nn.MaxPool2d(2, dilation=2))),
+        f'layer "0.0" (MaxPool2d) has dilation 2{NOT}',
     ),
     "pool dilation": (lambda nn: nn.MaxPool2d(2, dilation=2), f"the model (MaxPool2d) has dilation 2{NOT}"),
     "indices": (lambda nn: nn.MaxPool2d(2, return_indices=True), f"the model (MaxPool2d) has return_indices=True{NOT}"),

@@ -89,6 +89,7 @@ IMAGE_NETS = {
     "conv": (lambda d: Conv2d(4, 6, (3, 2), padding=(2, 1), activation="gelu", dtype=d), IMAGES),
     "same": (lambda d: Conv2d(4, 6, (3, 2), padding="same", dilation=2, dtype=d), IMAGES),
     "same and stride": (lambda d: Conv2d(4, 6, 3, padding="same", stride=(2, 3), dtype=d), IMAGES),
+    "sides": (lambda d: Conv2d(4, 6, 3, padding=((2, 0), (0, 1)), stride=2, dtype=d), IMAGES),
     "groups": (lambda d: Conv2d(4, 6, 3, groups=2, bias=False, activation="softmax", dtype=d), IMAGES),
     "batch norm": (lambda d: Sequential(Conv2d(4, 3, 1, dtype=d), BatchNorm(3, "leaky_relu", dtype=d)), IMAGES),
     "batch norm first": (lambda d: Sequential(BatchNorm(4, dtype=d), Conv2d(4, 3, 3, dtype=d)), IMAGES),
@@ -111,6 +112,13 @@ POOLS = {
     "mean without padding's zeros": (lambda d: AvgPool2d(3, stride=2, padding=1, include_pad=False), IMAGES),
     "mean of same": (lambda d: AvgPool2d(3, stride=2, padding="same"), IMAGES),
     "mean of same without zeros": (lambda d: AvgPool2d(2, stride=1, padding="same", include_pad=False), IMAGES),
+    "max of sides": (lambda d: MaxPool2d(3, stride=2, padding=((1, 0), (0, 1))), IMAGES),
+    "max to the end": (lambda d: MaxPool2d((3, 2), stride=3, padding=1, ceil_mode=True), IMAGES),
+    "mean to the end": (lambda d: AvgPool2d((3, 2), stride=(4, 3), ceil_mode=True), IMAGES),
+    "mean to the end without zeros": (
+        lambda d: AvgPool2d(3, stride=2, padding=1, ceil_mode=True, include_pad=False),
+        IMAGES,
+    ),
     "global": (lambda d: GlobalAvgPool2d(), IMAGES),
     "rows": (lambda d: Flatten(), IMAGES),
     "dropout": (lambda d: Dropout(), ROWS),
@@ -240,6 +248,9 @@ def test_what_onnx_has_not_is_an_error_that_names_the_layer(onnx, tmp_path):
     conv = Conv2d(3, 4, 3, padding="same", stride=2, dilation=2)
     message = 'export_onnx: layer "body.1" (Conv2d) has padding "same" with a stride and a dilation, which runtimes of ONNX have not'
     refuses(ValueError, message, fg.export_onnx, Residual(Sequential(Conv2d(3, 3, 1), conv), Conv2d(3, 4, 1)), path)
+
+    message = "export_onnx: the model (AvgPool2d) has ceil_mode with include_pad and a padding, of which runtimes of ONNX have other means"
+    refuses(ValueError, message, fg.export_onnx, AvgPool2d(3, padding=1, ceil_mode=True), path)
 
     class Other(fg.nn.Model):
         n_in = n_out = 3

@@ -105,6 +105,14 @@ def test_a_convolution_is_pytorchs(in_force, act, options, last):
     same(fgt.conv2d(x, weight, activation=act, **options), ACTS[act](F.conv2d(x, weight, **options)), [x, weight])
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_a_convolution_with_other_padding_on_one_side_is_that_of_a_padded_image(in_force, last):
+    x, weight, bias, _ = conv_inputs(last)
+    expected = F.conv2d(F.pad(x, (0, 1, 2, 1)), weight, bias, 2)
+    same(fgt.conv2d(x, weight, bias, stride=2, padding=((2, 1), (0, 1))), expected, [x, weight, bias])
+    same(fgt.conv2d(x, weight, bias, padding="valid"), F.conv2d(x, weight, bias), [x, weight, bias])
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias", "residual"])
 def test_what_is_frozen_of_a_convolution_has_no_gradient_computed(monkeypatch, frozen):
     """And the others' gradients keep their bits."""

@@ -226,8 +226,6 @@ def windows(attributes, image, size):
     """(size, stride, pads, dilation, (H', W')) of a node over an image of two axes, or of one, which is then one row."""
     if len(size) > 2:
         raise LeftOut("three axes in space")
-    if attributes.get("ceil_mode", 0):
-        raise LeftOut("a last window that ends past the padding")
     row = [1] * (2 - len(size))
     size, strides, dilations = (
         (*row, *attributes.get(name, default))
@@ -244,12 +242,11 @@ def windows(attributes, image, size):
         (top, left, bottom, right), _ = geometry(image, size, strides, "same", dilations)
         if word == b"SAME_LOWER":
             top, left, bottom, right = bottom, right, top, left
-    elif word != b"NOTSET":
-        raise LeftOut(f"auto_pad {word.decode()}")
-    padded = image[0] + top + bottom, image[1] + left + right
-    reaches = (d * (k - 1) + 1 for d, k in zip(dilations, size, strict=True))
-    outputs = ((n - reach) // s + 1 for n, reach, s in zip(padded, reaches, strides, strict=True))
-    return size, strides, (top, left, bottom, right), dilations, tuple(outputs)
+    elif word == b"VALID":
+        top = left = bottom = right = 0
+    sides, ceil_mode = ((top, bottom), (left, right)), bool(attributes.get("ceil_mode", 0))
+    pads, outputs = geometry(image, size, strides, sides, dilations, ceil_mode)
+    return size, strides, pads, dilations, outputs
 
 
 def channels_last(x):
@@ -439,6 +436,10 @@ def check(backend, op, attributes, asked, data_sets):
             raise LeftOut("an output that the op does not have")
         for ours, theirs in zip([actual[i] for i in asked], expected, strict=True):
             assert ours.dtype == theirs.dtype
+            if op == "AveragePool" and (theirs % 1).all() and np.array_equal(theirs, theirs.round(4)):
+                # a case whose results are written down with four digits
+                np.testing.assert_allclose(ours, theirs, atol=1e-4)
+                continue
             assert_close("onnx", ours, theirs, np.abs(theirs).max(initial=0))
 
 

@@ -151,6 +151,9 @@ def test_batch_norm(fake_gpu, dtype, training, activation):
     [
         (fg.max_pool2d, {"size": 3, "stride": 2, "padding": 1}, (2, 4, 3, 6)),
         (fg.avg_pool2d, {"size": (2, 3), "padding": 1, "include_pad": False}, (2, 4, 2, 6)),
+        (fg.max_pool2d, {"size": 3, "stride": 3, "padding": ((0, 1), (1, 0)), "ceil_mode": True}, (2, 3, 2, 6)),
+        (fg.avg_pool2d, {"size": (3, 2), "stride": 3, "ceil_mode": True}, (2, 3, 2, 6)),
+        (fg.avg_pool2d, {"size": 4, "stride": 3, "padding": (1, (2, 0)), "ceil_mode": True}, (2, 3, 2, 6)),
         (fg.global_avg_pool2d, {}, (2, 6)),
     ],
 )

@@ -43,6 +43,12 @@ OPTIONS = {
     # enough channels for kernels/cpu/winograd.py
     "tiles": (9, 18, 3, {"padding": 1}),
     "tiles_within": (17, 8, 3, {}),
+    "valid": (3, 4, (3, 2), {"padding": "valid"}),
+    "sides": (3, 4, (3, 2), {"padding": ((2, 0), (0, 1))}),
+    "sides_stride": (3, 4, (4, 3), {"padding": ((0, 3), 1), "stride": (3, 2)}),
+    "sides_groups": (4, 6, (3, 2), {"groups": 2, "padding": (1, (1, 0)), "dilation": 2}),
+    "sides_depthwise": (4, 4, 3, {"groups": 4, "padding": ((0, 2), (1, 0))}),
+    "tiles_sides": (9, 18, 3, {"padding": ((2, 0), (1, 2))}),
     "everything": (4, 6, (3, 2), {"groups": 2, "padding": (2, 1), "dilation": (1, 2), "stride": (2, 1)}),
 }
 IMAGES = ((1, 1), (1, 7), (5, 4), (9, 11))

@@ -10,6 +10,7 @@ from convs import (
 from error_messages import refuses, refuses_other_types
 
 import fastgrad as fg
+from fastgrad.functional.geometry import PADDINGS
 from fastgrad.kernels.types import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
@@ -64,12 +65,16 @@ def test_lists_integers_and_other_dtypes_are_refused(inputs, name):
         ),
         (ValueError, {"padding": -1}, "padding must be an integer of at least 0, got -1"),
         (ValueError, {"padding": (0, -2)}, "padding must be an integer of at least 0, got -2"),
-        (ValueError, {"padding": "valid"}, "padding must be an integer, a pair or 'same', got 'valid'"),
-        (ValueError, {"padding": "SAME"}, "padding must be an integer, a pair or 'same', got 'SAME'"),
+        (
+            ValueError,
+            {"padding": ((0, 3), 1)},
+            "padding must be smaller than the kernel's reach (3, 3), got ((0, 3), (1, 1))",
+        ),
+        (ValueError, {"padding": "SAME"}, f"padding must be {PADDINGS}, got 'SAME'"),
         (
             ValueError,
             {"padding": (1, 1, 1)},
-            "padding must be an integer or a pair (vertical, horizontal), got (1, 1, 1)",
+            f"padding must be {PADDINGS}, got (1, 1, 1)",
         ),
         (TypeError, {"padding": 0.5}, "padding must be an integer, got float"),
         (TypeError, {"padding": None}, "padding must be an integer, got NoneType"),

@@ -6,11 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, unwritten, with_threads
-from convs import POOLS, geometry, pool_forward, pool_run, random_pool, torch_pool_run
+from convs import POOLS, geometry, pair, pool_forward, pool_run, random_pool, torch_pool_run
 from error_messages import refuses, refuses_other_types
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.functional.geometry import PADDINGS
 
 pytestmark = pytest.mark.cuda
 
@@ -27,7 +28,19 @@ WINDOWS = {
     "same": (3, {"stride": 2, "padding": "same"}),
     "same_even": ((2, 4), {"stride": 1, "padding": "same"}),
     "same_apart": (2, {"stride": 3, "padding": "same"}),
+    "valid": (3, {"stride": 2, "padding": "valid"}),
+    "sides": ((3, 4), {"stride": 2, "padding": ((1, 0), (0, 2))}),
+    "side": (3, {"stride": (1, 2), "padding": ((0, 1), 1)}),
+    # a last window that ends past the image, past the padding; that begins in the padding, and is dropped
+    "ceil": (3, {"stride": 2, "ceil_mode": True}),
+    "ceil_apart": (2, {"stride": 3, "ceil_mode": True}),
+    "ceil_padding": ((3, 4), {"stride": (2, 3), "padding": (1, 2), "ceil_mode": True}),
+    "ceil_dropped": (2, {"stride": 3, "padding": 1, "ceil_mode": True}),
+    "ceil_sides": (3, {"stride": (4, 2), "padding": ((0, 1), (1, 0)), "ceil_mode": True}),
+    "ceil_same": (2, {"stride": 3, "padding": "same", "ceil_mode": True}),
 }
+# whose padding PyTorch's pools have as their own, where windows end past it
+PYTORCHS = {name: windows for name, windows in WINDOWS.items() if name not in ("ceil_sides", "ceil_same")}
 WINDOWED = POOLS[:3]
 CHANNELS = (1, 5, 8, 17, 64)
 IMAGES = ((1, 1), (1, 7), (5, 4), (9, 11))
@@ -85,6 +98,17 @@ def windows_of(problem):
         yield (i, j), (slice(max(row, 0), row + size[0]), slice(max(column, 0), column + size[1]))
 
 
+def counted(problem, i, j):
+    """How many pixels of window (i, j) are of the image and its padding."""
+    image, pads = problem.x.shape[1:3], problem.geometry()[0]
+    size = pair(problem.size)
+    stride = pair(problem.options.get("stride", size))
+    padded = [pads[axis] + image[axis] + pads[axis + 2] for axis in (0, 1)]
+    return np.prod([
+        np.isin(range(k * s, k * s + n), range(m)).sum() for k, s, n, m in zip((i, j), stride, size, padded, strict=True)
+    ])  # fmt: skip
+
+
 def by_windows(y):
     """y (N, H', W', C), of a global pool too."""
     return y if y.ndim == 4 else y[:, None, None]
@@ -108,7 +132,6 @@ def test_is_what_the_definition_says(in_force, dtype, kind, name, rng):
     found = pool_run(problem)
     x, dy = problem.x.astype(np.float64), by_windows(problem.dy.astype(np.float64))
     y, dx = np.empty(dy.shape), np.zeros(x.shape)
-    size = problem.size if isinstance(problem.size, tuple) else (problem.size,) * 2
     for (i, j), pixels in windows_of(problem):
         part = x[:, *pixels]
         n, height, width, channels = part.shape
@@ -117,14 +140,14 @@ def test_is_what_the_definition_says(in_force, dtype, kind, name, rng):
             y[:, i, j] = flat.max(axis=1)
             share = np.arange(height * width)[:, None] == flat.argmax(axis=1)[:, None]
         else:
-            share = np.full(flat.shape, 1 / (size[0] * size[1] if kind == "avg_pool2d" else height * width))
+            share = np.full(flat.shape, 1 / (counted(problem, i, j) if kind == "avg_pool2d" else height * width))
             y[:, i, j] = (flat * share).sum(axis=1)
         dx[:, *pixels] += (share * dy[:, i, j][:, None]).reshape(part.shape)
     assert_all_close(problem, found, {"y": y.reshape(found["y"].shape), "dx": dx})
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("name", PYTORCHS)
 def test_matches_pytorch(in_force, dtype, kind, name, rng, torch):
     """Ties included: PyTorch takes the first of equal values too."""
     for n, image, channels in ((1, (8, 7), 1), (3, (9, 12), 17)):
@@ -141,7 +164,8 @@ def test_random_problems_match_pytorch(in_force, dtype, kind, seed, torch):
     padding = "same" if rng.random() < 0.3 else tuple(int(rng.integers(0, k // 2 + 1)) for k in size)
     stride = tuple(int(n) for n in rng.integers(1, 5, 2))
     n, channels = (int(n) for n in rng.integers(1, [4, 40]))
-    problem = random_pool(rng, kind, n, image, channels, size, dtype, stride=stride, padding=padding)
+    options = {"stride": stride, "padding": padding, "ceil_mode": padding != "same" and rng.random() < 0.6}
+    problem = random_pool(rng, kind, n, image, channels, size, dtype, **options)
     assert_all_close(problem, pool_run(problem), torch_pool_run(torch, problem))
 
 
@@ -434,7 +458,10 @@ def test_bad_images_are_refused(op):
         (ValueError, (2, 1), {"padding": 1}, "padding must be at most half of size (2, 1), got (1, 1)"),
         (ValueError, 2, {"padding": -1}, "padding must be an integer of at least 0, got -1"),
         (TypeError, 2, {"padding": 0.0}, "padding must be an integer, got float"),
-        (ValueError, 2, {"padding": "full"}, "padding must be an integer, a pair or 'same', got 'full'"),
+        (ValueError, 2, {"padding": "full"}, f"padding must be {PADDINGS}, got 'full'"),
+        (ValueError, 2, {"padding": ((1, 0, 0), 1)}, f"padding must be {PADDINGS}, got ((1, 0, 0), 1)"),
+        (ValueError, 2, {"padding": ((0, 2), 0)}, "padding must be at most half of size (2, 2), got ((0, 2), (0, 0))"),
+        (ValueError, 7, {"stride": 2, "ceil_mode": True}, "size must be at most the padded image (5, 4), got (7, 7)"),
     ],
 )
 def test_bad_options_are_refused(op, error, size, options, message):

@@ -10,6 +10,7 @@ from error_messages import refuses
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.functional.geometry import PADDINGS
 from fastgrad.nn import (
     LSTM,
     AvgPool2d,
@@ -56,7 +57,7 @@ def net(dtype="float64", activation="relu", head="softmax", seed=3):
         Residual(*projected(dtype), activation),
         Residual(pre_activation),
         Residual(Sequential(Conv2d(6, 6, 1, activation="tanh", dtype=dtype)), activation="silu"),
-        MaxPool2d(2, stride=1, padding=1),
+        MaxPool2d(2, stride=1, padding=((1, 0), 1)),
         GlobalAvgPool2d(),
         Residual(DenseChain([6, 5, 6], activation, dtype=dtype), Dense(6, 6, dtype=dtype), "tanh"),
         BatchNorm(6, unbiased=False, dtype=dtype),
@@ -395,14 +396,29 @@ def test_one_seed_gives_one_net():
     assert bits(conv.w) == bits(kept)
 
 
+def test_pools_to_the_end_of_images_and_paddings_of_sides_are_pytorchs(torch):
+    x = batch("float32", shape=(7, 6, 3))
+    sides = (2, 1), (0, 1)
+    conv = Conv2d(3, 4, 3, padding=sides, seed=0)
+    layers = conv, MaxPool2d(2, stride=3, ceil_mode=True), AvgPool2d(2, padding=1, ceil_mode=True)
+    model = copy.deepcopy(Sequential(*layers))
+    assert repr(model.layers[0]) == "Conv2d(3, 4, 3, padding=((2, 1), (0, 1)))"
+    assert repr(model.layers[1]) == "MaxPool2d(2, stride=3, ceil_mode=True)"
+    theirs = torch.nn.functional
+    w, b = (torch.tensor(a) for a in (conv.w.transpose(3, 2, 0, 1), conv.b))
+    y = theirs.conv2d(theirs.pad(torch.tensor(x).permute(0, 3, 1, 2), (0, 1, 2, 1)), w, b)
+    y = theirs.avg_pool2d(theirs.max_pool2d(y, 2, 3, ceil_mode=True), 2, padding=1, ceil_mode=True)
+    np.testing.assert_allclose(model.predict(x), y.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_bad_settings_of_layers():
     refuses(ValueError, "Conv2d: n_in must be an integer of at least 1, got 0", Conv2d, 0, 3, 3)
     refuses(ValueError, "Conv2d: size must be an integer of at least 1, got 0", Conv2d, 2, 3, 0)
     refuses(ValueError, "Conv2d: groups must divide n_out, 3, got 2", Conv2d, 4, 3, 3, groups=2)
     message = "Conv2d: padding must be smaller than the kernel's reach (3, 3), got (3, 3)"
     refuses(ValueError, message, Conv2d, 4, 3, 3, padding=3)
-    message = "Conv2d: padding must be an integer, a pair or 'same', got 'valid'"
-    refuses(ValueError, message, Conv2d, 4, 3, 3, padding="valid")
+    message = f"Conv2d: padding must be {PADDINGS}, got 'full'"
+    refuses(ValueError, message, Conv2d, 4, 3, 3, padding="full")
     refuses(ValueError, "MaxPool2d: padding must be at most half of size (3, 3), got (2, 2)", MaxPool2d, 3, padding=2)
     refuses(ValueError, "AvgPool2d: stride must be an integer of at least 1, got 0", AvgPool2d, 3, stride=0)
     refuses(ValueError, "BatchNorm: momentum must be at least 0 and at most 1, got 2", BatchNorm, 3, momentum=2)

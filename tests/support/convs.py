@@ -19,8 +19,9 @@ def pair(value):
     return value if isinstance(value, tuple) else (value, value)
 
 
-def geometry(image, size, stride=1, padding=0, dilation=1):
+def geometry(image, size, stride=1, padding=0, dilation=1, ceil_mode=False):
     """(pads, outputs) by the formulas of the docstrings; pads are (top, left, bottom, right)."""
+    padding = 0 if padding == "valid" else padding
     pads, outputs = [], []
     for axis in (0, 1):
         n, s = image[axis], pair(stride)[axis]
@@ -30,9 +31,12 @@ def geometry(image, size, stride=1, padding=0, dilation=1):
             total = max((outputs[-1] - 1) * s + reach - n, 0)
             pads.append((total // 2, total - total // 2))
         else:
-            p = pair(padding)[axis]
-            outputs.append((n + 2 * p - reach) // s + 1)
-            pads.append((p, p))
+            before, after = pair(pair(padding)[axis])
+            outputs.append((before + n + after - reach + (s - 1 if ceil_mode else 0)) // s + 1)
+            # PyTorch's rule: the last window begins inside the image or the padding before it
+            if ceil_mode and (outputs[-1] - 1) * s >= before + n:
+                outputs[-1] -= 1
+            pads.append((before, after))
     return (pads[0][0], pads[1][0], pads[0][1], pads[1][1]), tuple(outputs)
 
 
@@ -213,7 +217,14 @@ def torch_pool_run(torch, problem):
     else:
         size, stride = pair(problem.size), problem.options.get("stride")
         around = left, right, top, bottom
-        if problem.kind == "max_pool2d":
+        if problem.options.get("ceil_mode"):
+            assert (top, left) == (bottom, right)
+            options = {"stride": stride, "padding": (top, left), "ceil_mode": True}
+            if problem.kind == "max_pool2d":
+                y = functional.max_pool2d(x, size, **options)
+            else:
+                y = functional.avg_pool2d(x, size, **options, count_include_pad=problem.kind == "avg_pool2d")
+        elif problem.kind == "max_pool2d":
             y = functional.max_pool2d(functional.pad(x, around, value=-torch.inf), size, stride)
         else:
             y = functional.avg_pool2d(functional.pad(x, around), size, stride)

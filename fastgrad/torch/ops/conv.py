@@ -11,7 +11,7 @@ from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
 from fastgrad.functional import geometry
 from fastgrad.functional.conv import slopes
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 from fastgrad.kernels.types import Activation, ConvGradients, Geometry, LayerSaved
 from fastgrad.torch.ops.conv_weights import kernel_layout, weight_layout
 from fastgrad.torch.registration import Operator, autograd_function, cast_product, refuse_tangents, skips_dispatcher
@@ -37,7 +37,7 @@ def conv2d(
     bias: Tensor | None = None,
     *,
     stride: int | Pair = 1,
-    padding: int | Pair | str = 0,
+    padding: Padding = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
     activation: str | tuple[str, float] = "identity",
@@ -55,7 +55,8 @@ def conv2d(
         weight: (K, C / groups, kh, kw).
         bias: (K,), or None.
         stride: In pixels, one number or a pair for H and W.
-        padding: Pixels of zeros at each side, one number or a pair; or "valid", which is 0, or "same".
+        padding: Pixels of zeros at each side, one number or a pair; ((top, bottom), (left, right)); or "valid", which is
+            0, or "same".
         dilation: The distance of the kernel's values in pixels, one number or a pair.
         groups: The number of groups of channels, each with its own K / groups kernels.
         activation: A name, or a pair such as ("leaky_relu", 0.1).
@@ -92,7 +93,6 @@ def conv2d_last(
     """
     refuse_tangents(OP, x, weight, bias, residual)
     f, (stride, padding, dilation, groups) = check.activation(OP, activation), windows
-    padding = 0 if padding == "valid" else padding
     steps = geometry.pair(OP, "stride", stride), geometry.pair(OP, "dilation", dilation)
     if not skips_dispatcher(OP, x) and x.dim() != 4:
         raise ValueError(f"{OP}: x must be (N, C, H, W), got {tuple(x.shape)}")

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastgrad.functional.geometry import Pair
+from fastgrad.functional.geometry import Padding, Pair
 from fastgrad.torch.ops.batch_norm import batch_norm_last
 from fastgrad.torch.ops.conv import conv2d_last
 from fastgrad.torch.tensors import in_memory_format, is_channels_last
@@ -19,7 +19,7 @@ def conv_block(
     running_var: Tensor | None = None,
     *,
     stride: int | Pair = 1,
-    padding: int | Pair | str = 0,
+    padding: Padding = 0,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -40,7 +40,8 @@ def conv_block(
         running_mean: (K,), or None in training.
         running_var: (K,), or None in training.
         stride: In pixels, one number or a pair for H and W.
-        padding: Pixels of zeros at each side, one number or a pair; or "valid", which is 0, or "same".
+        padding: Pixels of zeros at each side, one number or a pair; ((top, bottom), (left, right)); or "valid", which is
+            0, or "same".
         training: Normalise by the batch's own mean and variance, else by the running ones.
         momentum: The share of the batch in the moved running statistics.
         eps: What is added to the variance.
