@@ -188,18 +188,21 @@ def run(code, **variables):
     return result.stdout, result.stderr
 
 
-def test_a_step_uses_the_kernels_of_its_net_alone(tmp_path):
-    """With two processes and an empty cache; the result is that of one process with the cache of the other tests."""
+def test_a_step_uses_the_kernels_of_its_net_alone():
+    names = run(STEP + REPORT)[0].splitlines()[1]
+    for needed in ("adam_block", "relu_forward", "relu_slope_backward", "cross_entropy_kernel", "gemm_part"):
+        assert f"'{needed}'" in names
+    for unused in ("sparse", "layer_output", "report", "softmax", "sgd", "tanh", "mse", "constrained", "norms_part"):
+        assert unused not in names
+
+
+@pytest.mark.full
+def test_two_processes_and_an_empty_cache_give_the_step_of_one_and_a_warm_cache(tmp_path):
     cold, line = run(
         STEP + REPORT, FASTGRAD_CACHE_DIR=str(tmp_path), FASTGRAD_COMPILE_PROCESSES="2", FASTGRAD_QUIET="0"
     )
     warm, silent = run(STEP + REPORT, FASTGRAD_CACHE_DIR=str(tmp_path), FASTGRAD_QUIET="0")
     assert cold == warm
-    names = cold.splitlines()[1]
-    for needed in ("adam_block", "relu_forward", "relu_slope_backward", "cross_entropy_kernel", "gemm_part"):
-        assert f"'{needed}'" in names
-    for unused in ("sparse", "layer_output", "report", "softmax", "sgd", "tanh", "mse", "constrained", "norms_part"):
-        assert unused not in names
     assert line.startswith("fastgrad compiles its kernels for this machine (")
     assert f"they are kept in {tmp_path}" in line
     assert line.count("\n") == 1
@@ -245,6 +248,7 @@ def test_every_kind_of_interpreter_compiles_and_leaves_no_process(tmp_path, inte
     assert process.returncode == 0
 
 
+@pytest.mark.full
 def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(tmp_path):
     processes = [start(tmp_path, [str(PROGRAM), "here"]) for _ in range(2)]
     assert [process.communicate(timeout=300) for process in processes] == [("compiled\n", "")] * 2
