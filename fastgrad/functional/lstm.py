@@ -27,6 +27,8 @@ from fastgrad.kernels.types import (
 )
 
 Arrays = tuple[np.ndarray, ...]
+# options of fg.lstm that are not given
+NO_ZONEOUT, EPS = (0.0, 0.0), 1e-5
 
 
 def lstm(
@@ -43,10 +45,10 @@ def lstm(
     w_proj: np.ndarray | None = None,
     cells: bool = False,
     layer_norm: Sequence[np.ndarray] | None = None,
-    zoneout: tuple[float, float] = (0.0, 0.0),
+    zoneout: tuple[float, float] = NO_ZONEOUT,
     recurrent_dropout: float = 0.0,
     key: int | None = None,
-    eps: float = 1e-5,
+    eps: float = EPS,
 ) -> tuple[Arrays, Callable[..., Arrays]]:
     """An LSTM over whole sequences.
 
@@ -112,9 +114,17 @@ def lstm(
     weights = checked_weights(op, x, w_ih, w_hh, b, peephole, w_proj)
     start = states(op, len(x), weights, h_0, c_0)
     batch = packed_batch(op, x.shape[:2], lengths, bool(reverse))
-    variant = lstm_variants.checked_variant(op, zoneout, recurrent_dropout, key, eps)
-    normalises, has_peephole = layer_norm is not None, peephole is not None
-    if lstm_variants.check_combination(op, variant, normalises, has_peephole, w_proj is not None):
+    is_variant = False
+    # small calls have no time for checks of what was not given
+    if not (layer_norm is key is None and zoneout is NO_ZONEOUT and recurrent_dropout == 0 and eps == EPS):
+        variant, has_peephole = (
+            lstm_variants.checked_variant(op, zoneout, recurrent_dropout, key, eps),
+            peephole is not None,
+        )
+        is_variant = lstm_variants.check_combination(
+            op, variant, layer_norm is not None, has_peephole, w_proj is not None
+        )
+    if is_variant:
         variant_weights = lstm_variants.variant_weights(op, weights, layer_norm)
         rows = partial(lstm_variants.run_rows, variant=variant)
         result, run_backward = run(op, x, variant_weights, start, batch, cells, rows)
