@@ -27,7 +27,7 @@ WORKER_LINES = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser):
     parser.getgroup("fastgrad").addoption(
-        "--full", action="store_true", help="all cases of all tests, not three of each function (the quick run)"
+        "--full", action="store_true", help="all cases of all tests, not two of each function (the quick run)"
     )
 
 

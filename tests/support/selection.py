@@ -1,12 +1,12 @@
 """Which cases of each test function run: a few on emulated kernels, of a product of many options those with every pair of
-values, and in the quick run three of all.
+values, and in the quick run two of all.
 """
 
 from itertools import combinations
 
 import numpy as np
 
-QUICK_CASES = 3
+QUICK_CASES = 2
 # parameters by their weight: a case on a backend that no other case of the function is on comes first
 BACKEND_PARAMETERS, DTYPE_PARAMETERS = ("backend", "in_force"), ("dtype",)
 
@@ -26,10 +26,11 @@ def split_full(items, emulated_cases):
 
 
 def split_quick(items):
-    """(kept, left out) of the quick run: nothing marked `full`, and three cases of each function that cover most."""
+    """(kept, left out) of the quick run: nothing marked `full`, and of each function two cases that cover most, or one a backend."""
     left_out = [item for item in items if item.get_closest_marker("full")]
     for cases in by_function(item for item in items if not item.get_closest_marker("full")):
-        left_out += set(cases) - set(covering_cases(cases, QUICK_CASES))
+        count = max(QUICK_CASES, len({backend_of(case) for case in cases}))
+        left_out += set(cases) - set(covering_cases(cases, count))
     return _split(items, left_out)
 
 
