@@ -29,8 +29,9 @@ def call(kind: type, settings: dict[str, Any]) -> str:
         value = settings.get(name, parameter.default)
         if isinstance(value, np.dtype):
             value = value.name
-        if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
-            # a pair of pixels
+        is_pair = isinstance(value, tuple) and len(value) == 2 and not isinstance(parameter.default, tuple)
+        if is_pair and value[0] == value[1]:
+            # of pixels, which one number may stand for
             value = value[0]
         # a name tells more, but for what must be there, an activation and an only number
         known = i == 0 or name == "activation" or parameter.default is parameter.empty

@@ -1,6 +1,7 @@
 """Layers of images: nets of convolutions, batch norms, pools and residual blocks against central differences and PyTorch."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -194,7 +195,7 @@ def torch_net(torch, model):
         Add(body, shortcut, nn.ReLU()),
         Add(nn.Sequential(norm(6), nn.ReLU(), conv(6, 6, 3, padding="same", groups=2)), nn.Identity(), nn.Identity()),
         Add(nn.Sequential(conv(6, 6, 1), nn.Tanh()), nn.Identity(), nn.SiLU()),
-        nn.MaxPool2d(2, stride=1, padding=1),
+        nn.Sequential(nn.ConstantPad2d((1, 1, 1, 0), -math.inf), nn.MaxPool2d(2, stride=1)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         Add(chain, nn.Linear(6, 6, **options), nn.Tanh()),

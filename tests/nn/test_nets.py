@@ -92,8 +92,8 @@ def trained_by_torch(name, dtype):
     net = NETS[name]
     x, y, held_x, held_y = (torch.tensor(a) for a in net.of(dtype))
     parameters = [torch.tensor(a, requires_grad=True) for a in net.chain(dtype).parameters().values()]
-    # torch's have a class of their own for decoupled decay, and epsilon in one place
-    ours = "decoupled", "eps_hat"
+    # torch's have a class of their own for decoupled decay, epsilon in one place, and lists of groups
+    ours = "decoupled", "eps_hat", "groups"
     settings = {name: value for name, value in vars(net.optimizer).items() if name not in ours}
     optimizer = (torch.optim.Adam if isinstance(net.optimizer, Adam) else torch.optim.SGD)(parameters, **settings)
     functional = torch.nn.functional

@@ -53,6 +53,7 @@ LINES = {
         3, 4, 2, True, 0.1, pool="last"
     ),
     "LSTM(3, 4, reverse=True)": lambda: LSTM(3, 4, reverse=True),
+    "LSTM(3, 4, layer_norm=True, zoneout=(0.1, 0.1))": lambda: LSTM(3, 4, layer_norm=True, zoneout=(0.1, 0.1)),
 }
 
 
