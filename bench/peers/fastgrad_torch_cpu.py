@@ -37,6 +37,10 @@ class TorchLstm(torch_cpu.Lstm):
     pack, pad = staticmethod(fgt.pack_padded_sequence), staticmethod(fgt.pad_packed_sequence)
 
 
+class TorchGru(torch_cpu.Gru):
+    layer = fgt.GRU
+
+
 class TorchUpdate(torch_cpu.Update):
     clip = staticmethod(fgt.clip_grad_norm_)
     adam = fgt.Adam

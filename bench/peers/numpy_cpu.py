@@ -50,6 +50,7 @@ __all__ = [
     "LstmCell",
     "LstmForward",
     "Step",
+    "TorchGru",
     "TorchLstm",
     "TorchShared",
     "TorchStep",
@@ -86,6 +87,6 @@ class HeNormal(Runner):
         return self.weights.outcome(w)
 
 
-TorchStep, TorchWholeStep, TorchLstm, TorchUpdate = Step, Step, Lstm, Update
+TorchStep, TorchWholeStep, TorchLstm, TorchGru, TorchUpdate = Step, Step, Lstm, Gru, Update
 # all rows are in one process
 TorchShared = Step

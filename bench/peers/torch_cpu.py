@@ -527,7 +527,7 @@ class CallBack(Call):
 
 
 # the loops without fastgrad
-TorchStep, TorchWholeStep, TorchLstm, TorchUpdate = Step, Step, Lstm, Update
+TorchStep, TorchWholeStep, TorchLstm, TorchGru, TorchUpdate = Step, Step, Lstm, Gru, Update
 
 
 class TorchShared(Shared):

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.workloads.clip import LAYERS, MANY, Update
 from bench.workloads.dense import Net
-from bench.workloads.lstm import SMALL, Lstm
+from bench.workloads.lstm import SMALL, Gru, Lstm
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,19 @@ class TorchLstm(Lstm):
         return f"fgt.LSTM, {super().title}"
 
 
+@dataclass(frozen=True)
+class TorchGru(Gru):
+    """fgt.GRU in the place of PyTorch's."""
+
+    runner: str = "TorchGru"
+
+    kind = "torch"
+
+    @property
+    def title(self):
+        return f"fgt.GRU, {super().title}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call(Net):
     """A chain so small that its time is the cost of the call: fastgrad's function, the PyTorch module, the JAX function."""
@@ -112,4 +125,5 @@ ADAPTERS = [
     TorchUpdate("torch-update-many", MANY, target_ratio=4),
     TorchLstm("torch-lstm", *SMALL, target_ratio=1.4),
     TorchLstm("torch-lstm-packed", *SMALL, shortest=10, target_ratio=6),
+    TorchGru("torch-gru", *SMALL, target_ratio=1.3),
 ]  # fmt: skip
