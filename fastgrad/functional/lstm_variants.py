@@ -23,8 +23,6 @@ from fastgrad.kernels.types import (
     lstm_variant_buffers,
 )
 
-NO_FACTORS = LSTMVariant().factors
-
 
 def checked_variant(
     op: str, zoneout: Any, recurrent_dropout: Any, key: Any = None, eps: float = 1e-5, eps_name: str = "eps"

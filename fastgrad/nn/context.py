@@ -37,9 +37,9 @@ class ForwardContext(NamedTuple):
     # running statistics that training does not move
     frozen: Sequence[np.ndarray] = ()
 
-    def is_frozen(self, statistics: Sequence[np.ndarray]) -> bool:
-        """Whether one of these running statistics is frozen; then their layer takes them all as they are."""
-        return any(a is statistic for a in self.frozen for statistic in statistics)
+    def is_frozen(self, layer: Any) -> bool:
+        """Whether one of the layer's running statistics is frozen; then the layer takes them all as they are."""
+        return any(a is statistic for a in self.frozen for statistic in layer.statistics().values())
 
     def observe(self, first: np.ndarray, y: np.ndarray, activation: Activation) -> None:
         """Pass the output of the layer whose first parameter is `first` to the observer, if there is one."""

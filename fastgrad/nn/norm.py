@@ -27,7 +27,7 @@ class Norm(ResidualLayer):
         x = self._array(op, "x", x, "(..., C)", (*x.shape[:-1], self.n_in))
         if residual is not None:
             residual = self._array(op, "residual", residual, "like x", x.shape)
-        training = context.training and not context.is_frozen(list(self.statistics().values()))
+        training = context.training and not context.is_frozen(self)
         y, backward = self._run(op, x, training, activation, residual)
         context.observe(self._weights.gamma, y, activation)
         return y, lambda dy: backward(dy, *self._gradients, context.want_dx)
