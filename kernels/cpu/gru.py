@@ -44,6 +44,7 @@ from .recurrence import (
     fill_panels,
     launch_product,
     pack_part,
+    sequences_before,
     step_product,
     step_sequences,
     thread_sequences,
@@ -72,7 +73,7 @@ GRU = np.dtype(
 def thread_states(gru, thread_index, thread_count, like):
     """Scratch of the thread's n sequences: the states (n, H), and products for them (n, H)."""
     sequences = thread_sequences(thread_index, thread_count, gru.n)
-    before = thread_index * (gru.n // thread_count) + min(thread_index, gru.n % thread_count)
+    before = sequences_before(thread_index, thread_count, gru.n)
     state = values_at(gru.states, 2 * gru.H * before, like)
     return state, advance(state, sequences * gru.H)
 

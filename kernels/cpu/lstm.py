@@ -55,6 +55,7 @@ from .recurrence import (
     fill_panels,
     launch_product,
     pack_part,
+    sequences_before,
     step_product,
     step_sequences,
     thread_sequences,
@@ -84,7 +85,7 @@ LSTM = np.dtype(
 def thread_states(lstm, thread_index, thread_count, like):
     """Scratch for the states of the thread's n sequences: x_t beside h_{t-1} (n, X + P), that h, c_{t-1} (n, H) and r (n, H)."""
     width, sequences = lstm.X + lstm.P, thread_sequences(thread_index, thread_count, lstm.n)
-    before = thread_index * (lstm.n // thread_count) + min(thread_index, lstm.n % thread_count)
+    before = sequences_before(thread_index, thread_count, lstm.n)
     state_x = values_at(lstm.states, (width + 2 * lstm.H) * before, like)
     state_c = advance(state_x, sequences * width)
     return state_x, advance(state_x, lstm.X), width, state_c, advance(state_c, sequences * lstm.H)

@@ -48,6 +48,7 @@ from .recurrence import (
     fill_panels,
     launch_product,
     pack_part,
+    sequences_before,
     step_product,
     step_sequences,
     thread_sequences,
@@ -82,7 +83,7 @@ INPUTS_PART = WEIGHTS_PART + 1
 def thread_states(variant, thread_index, thread_count, like):
     """Scratch of the thread's n sequences: h (n, H), c (n, H), and products for them (n, H)."""
     H, sequences = variant.H, thread_sequences(thread_index, thread_count, variant.n)
-    before = thread_index * (variant.n // thread_count) + min(thread_index, variant.n % thread_count)
+    before = sequences_before(thread_index, thread_count, variant.n)
     state_h = values_at(variant.states, 3 * H * before, like)
     return state_h, advance(state_h, sequences * H), advance(state_h, 2 * sequences * H)
 

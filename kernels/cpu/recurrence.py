@@ -63,6 +63,12 @@ def thread_sequences(thread_index, thread_count, n):
 
 
 @device_function
+def sequences_before(thread_index, thread_count, n):
+    """How many of the first n sequences are those of the threads before this one."""
+    return thread_index * (n // thread_count) + min(thread_index, n % thread_count)
+
+
+@device_function
 def step_sequences(offsets, steps, t):
     """How many sequences have step t; 0 before the first step and after the last."""
     return offsets[t + 1] - offsets[t] if 0 <= t < steps else 0
