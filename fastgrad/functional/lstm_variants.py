@@ -24,16 +24,14 @@ from fastgrad.kernels.types import (
 )
 
 
-def checked_variant(
-    op: str, zoneout: Any, recurrent_dropout: Any, key: Any = None, eps: float = 1e-5, eps_name: str = "eps"
-) -> LSTMVariant:
+def checked_variant(op: str, zoneout: Any, recurrent_dropout: Any, key: Any = None, eps: float = 1e-5) -> LSTMVariant:
     """The options as LSTMVariant."""
     check.sequence(op, "zoneout", zoneout, 2)
     zoneout_h, zoneout_c = (check.number(op, f"zoneout[{i}]", rate, below=1) for i, rate in enumerate(zoneout))
     dropout = check.number(op, "recurrent_dropout", recurrent_dropout, below=1)
     if key is not None:
         key = check.count(op, "key", key, 0, 2**64 - 1)
-    return LSTMVariant(dropout, zoneout_c, zoneout_h, key, check.number(op, eps_name, eps))
+    return LSTMVariant(dropout, zoneout_c, zoneout_h, key, check.number(op, "eps", eps))
 
 
 def check_combination(op: str, variant: LSTMVariant, layer_norm: bool, peephole: bool, projected: bool) -> bool:
