@@ -49,7 +49,6 @@ from .engine.compile import (
     device_function,
     driver,
     driver_function,
-    inline_function,
     kernel,
     routine,
 )
@@ -62,8 +61,6 @@ from .engine.intrinsics import (
     call,
     carray,
     copy,
-    data,
-    hide_alias,
     local,
     local_zeros,
     pointer,
@@ -72,28 +69,39 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import map_arrays, map_values, squares
+from .engine.vector_loops import map_values, squares
 from .health import CHANGE, sum_moved, update_change
 from .update_rules import BLOCK, HYPER, RULES, UPDATE, UPDATE_BYTES, describe_updates, rule_number
 
 # an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of n_groups UPDATE records;
-# kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, or 0, and from it masks: of a byte a value, or 0, groups: of
-# each array's record in `update`, or FROZEN, or 0: all have the first one; kind and limit; norm_sums,
-# norm_counts: of updated values by block, as in clip.py, for a constraint on norms; moved: (blocks, 2) as in health.py, or 0; scratch: of
-# `longest` values a thread, if moved; norm: of the gradients before scaling; size: bytes of a value; status: OK, NONFINITE, or at first
-# FAILED
+# kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, and from it masks: of a byte a value, or 0, groups: of each
+# array's record in `update`, or FROZEN, or 0: all have the first one; kind and limit; norm_sums, norm_counts: of updated values by block,
+# as in clip.py, for a constraint on norms; moved: (blocks, 2) as in health.py, or 0; scratch: of `longest` values a thread, if moved;
+# all_kept: `longest` bytes of 1, if there are no masks; norm: of the gradients before scaling; size: bytes of a value; status: OK,
+# NONFINITE, or at first FAILED
 ARRAYS = np.dtype(
     [
         (name, "i8")
         for name in "params grads n sums update kernels restriction masks groups kind norm_sums norm_counts moved".split()
     ]
-    + [(name, "i8") for name in "scratch longest size status n_groups".split()]
+    + [(name, "i8") for name in "scratch longest all_kept size status n_groups".split()]
     + [("limit", "f8"), ("norm", "f8")]
 )
 FAILED = -3
 # masks, constraint and groups of an update: addresses of masks, of the constraint's widths and of groups, or 0; kind and limit of the
 # constraint
 RESTRICTION = np.dtype([(name, "i8") for name in "masks widths groups kind".split()] + [("limit", "f8")])
+
+
+@device_function
+def describe_restriction(record, masks, widths, groups, kind, limit):
+    """Fill a RESTRICTION; returns its address, good for as long as the record."""
+    restriction = record[0]
+    restriction.masks, restriction.widths, restriction.groups = masks, widths, groups
+    restriction.kind, restriction.limit = kind, limit
+    return address(record)
+
+
 # an update costs about as much a value as this many multiplications and additions
 COST = 32
 # the square of a larger float64 has not vanished
@@ -131,21 +139,6 @@ def square_arrays_part(thread_index, thread_count, record, like):
             sum_of_squares = squares(advance(pointer(t[a, ADDRESS], like), at), block_size(t, a, at))
         sums[place] = sum_of_squares
         a, at = next_block(t, arrays.n, a, at)
-
-
-@inline_function
-def alive(x, mask):
-    """x, or 0 if it is pruned, even if x is NaN."""
-    return (x if mask else real(0, x),)
-
-
-@device_function
-def zero_pruned(n, params, row, stride, rows, mask):
-    """Make n values that are pruned 0, and their state in every row."""
-    map_arrays(alive, n, (hide_alias(params), mask), (params,), ())
-    for _ in range(rows):
-        map_arrays(alive, n, (hide_alias(row), mask), (row,), ())
-        row = advance(row, stride)
 
 
 # a block of n updated values in units of `width`, for a constraint on norms, and where its sums and its count go
@@ -200,12 +193,10 @@ def update_arrays_part(thread_index, thread_count, record, like):
         # the block's values of params, of grads and of the first row of state
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
         block.n, block.params, block.state = size, address_at(p), address_at(row)
+        block.masks = arrays.masks + flat if arrays.masks else arrays.all_kept
         block.grads, group = address_at(advance(pointer(grads[a, ADDRESS], like), at)), group_of(arrays.groups, a)
         update_block(arrays, rule, group, blocks, thread_index, place, like)
-        # masks, and constraints of values; of norms the sums for `project`
-        if arrays.masks and group != types.FROZEN:
-            mask = data(carray(void_pointer(arrays.masks + flat), size, np.uint8))
-            zero_pruned(size, p, row, t.stride, t.rows, mask)
+        # constraints of values; of norms the sums for `project`
         if arrays.kind == types.MAX_VALUE:
             if group != types.FROZEN:
                 map_values(clamped, size, p, p, (real(arrays.limit, carray(p, 1)[0]),))
@@ -226,7 +217,7 @@ def lacks_kernels(kernels, optimizer, rows, restriction, moved):
     """Whether the address of a kernel is missing that an update calls. kernels: as in UPDATE_KERNELS."""
     if optimizer == NO_UPDATE:
         return False
-    kind = carray(void_pointer(restriction), 1, RESTRICTION)[0].kind if restriction else types.FREE
+    kind = carray(void_pointer(restriction), 1, RESTRICTION)[0].kind
     of_norms = kind == types.MAX_NORM or kind == types.MAX_NORM_EACH
     if of_norms and not (kernels[NORMS] and kernels[SCALES] and kernels[UNIT_SUMS] and kernels[CONSTRAINED]):
         return True
@@ -250,14 +241,15 @@ def needed_kernels(rule, moved):
 def update_all(launcher, thread_count, record, params):
     """The update that a record describes, and its constraint."""
     arrays, longest = record[0], 0
-    for a in range(arrays.n if arrays.moved else 0):
+    for a in range(arrays.n):
         longest = max(longest, params[a, LENGTH])
-    scratch = np.empty(thread_count * longest)
-    arrays.scratch, arrays.longest = address(scratch), longest
+    scratch = np.empty(thread_count * longest if arrays.moved else 0)
+    all_kept = np.ones(0 if arrays.masks else longest, np.uint8)
+    arrays.scratch, arrays.longest, arrays.all_kept = address(scratch), longest, address(all_kept)
     if arrays.kind == types.MAX_NORM or arrays.kind == types.MAX_NORM_EACH:
-        run_kernel(kernels_of(arrays)[CONSTRAINED], launcher, thread_count, record, (scratch,))
+        run_kernel(kernels_of(arrays)[CONSTRAINED], launcher, thread_count, record, (scratch, all_kept))
         return
-    run_kernel(launcher, kernels_of(arrays)[BLOCKS], thread_count, record, (scratch,))
+    run_kernel(launcher, kernels_of(arrays)[BLOCKS], thread_count, record, (scratch, all_kept))
     arrays.status = types.OK
 
 
@@ -424,18 +416,17 @@ def checked_update(launcher, thread_count, record, like):
 def run_update(launcher, thread_count, kernels, params, grads, n, rules, restriction, moved, norm, size, totals):
     """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS; rules: the UPDATE records of all groups.
 
-    restriction: address of a RESTRICTION, or 0, which Python holds; moved: of sums of health.py by block, or 0; totals: the array that
-    they lie in; norm: of the gradients before scaling; size: bytes of a value.
+    restriction: address of a RESTRICTION; moved: of sums of health.py by block, or 0; totals: the array that they lie in;
+    norm: of the gradients before scaling; size: bytes of a value.
     """
     record = local_zeros(1, ARRAYS)
     arrays = record[0]
     arrays.params, arrays.grads, arrays.n = address(params), address(grads), n
     arrays.update, arrays.n_groups = address(rules), len(rules)
     arrays.kernels, arrays.moved, arrays.norm, arrays.size = address(kernels), moved, norm, size
-    if restriction:
-        h = carray(void_pointer(restriction), 1, RESTRICTION)[0]
-        arrays.restriction, arrays.masks, arrays.groups = restriction, h.masks, h.groups
-        arrays.kind, arrays.limit = h.kind, h.limit
+    restricted = carray(void_pointer(restriction), 1, RESTRICTION)[0]
+    arrays.restriction, arrays.masks, arrays.groups = restriction, restricted.masks, restricted.groups
+    arrays.kind, arrays.limit = restricted.kind, restricted.limit
     arrays.status = FAILED
     run_kernel(kernels[UPDATES], launcher, thread_count, record, (totals, rules))
     if arrays.status == FAILED:
@@ -445,16 +436,16 @@ def run_update(launcher, thread_count, kernels, params, grads, n, rules, restric
 
 @driver
 def _update_arrays(
-    launcher, thread_count, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, restriction, record, moved,
-    updates, size,
+    launcher, thread_count, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, masks, widths, groups,
+    constraint, limit, record, moved, updates, size,
 ):  # fmt: skip
+    restriction = describe_restriction(local(1, RESTRICTION), masks, widths, groups, constraint, limit)
     if lacks_kernels(kernels, optimizer, rows, restriction, moved):
         return MISSING
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
             return UNLIKE
     rules, scale, norm = np.empty(hyper.size // HYPER, UPDATE), 1.0, 0.0
-    groups = carray(void_pointer(restriction), 1, RESTRICTION)[0].groups if restriction else 0
     # without state nothing is kept that could be spoilt for good
     if record.size or rows:
         norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n, groups)
@@ -498,22 +489,25 @@ _NO_RECORD = np.empty(0)
 NO_UPDATES = np.empty(0, np.int64)
 
 
+_UNRESTRICTED = 0, 0, 0, types.FREE, np.inf
+
+
 def restriction_of(masks, constraint, groups):
-    """A RESTRICTION, or None. The caller keeps masks, widths and groups, whose addresses it has."""
+    """What a driver makes a RESTRICTION of. The caller keeps masks, widths and groups, whose addresses these are."""
     if masks is None and constraint is None and groups is None:
-        return None
+        return _UNRESTRICTED
     kind, limit, widths = constraint or (types.FREE, np.inf, None)
-    places = (0 if a is None else address_of(a) for a in (masks, widths, groups))
-    return np.array([(*places, kind, limit)], RESTRICTION).view(np.int64)
+    return (*(0 if a is None else address_of(a) for a in (masks, widths, groups)), kind, limit)
 
 
 def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
-    values before it. updates (1,), int64, or None: a counter, to which one is added in the same compiled call as the update, so that an
-    interrupt cannot separate the two. only_if, or None: a status; where it is not OK nothing is updated, and that status is returned.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
+    not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added in the same compiled
+    call as the update, so that an interrupt cannot separate the two. only_if, or None: a status; where it is not OK nothing is updated, and
+    that status is returned.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
     nothing is updated.
     Raises ValueError, and updates nothing, where sizes differ: kernels walk the table of params and find all other values by its offsets.
@@ -522,7 +516,7 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
         return only_if
     optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
     to, of, dtype = table(params, constraint.widths) if constraint else table(params), table(grads), params[0].dtype
-    restriction, size = restriction_of(masks, constraint, groups), int(to[-1, START])
+    size = int(to[-1, START])
     if len(params) != len(grads) or dtype != grads[0].dtype:
         raise ValueError("update_arrays: grads must be as many as params, and of their dtype")
     if state.size != len(state) * size or state.dtype != dtype or not state.flags.c_contiguous:
@@ -536,8 +530,7 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     arguments = (
         COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper if groups is None else hyper.reshape(-1), step, clip_norm,
-        0 if restriction is None else address_of(restriction),
-        _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
+        *restriction_of(masks, constraint, groups), _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
         NO_UPDATES if updates is None else updates, dtype.itemsize,
     )  # fmt: skip
     status = run(*arguments)

@@ -54,6 +54,7 @@ from .optim import (
     NO_UPDATES,
     RESTRICTION,
     UPDATE_KERNELS,
+    describe_restriction,
     group_of,
     lacks_kernels,
     needed_kernels,
@@ -194,8 +195,8 @@ def list_arrays(table, flat, size, widths, rows):
 @driver
 def _train(
     launcher, thread_count, kernels, x, rows, nonzeros, target, by_class, order, batch_size, table, parameters, kind, loss_parameter,
-    loss_weights, ignore_index, params, grads, work, optimizer, state, hyper, rates, clip_norm, restriction, step, record, row_weights,
-    l2, mean, health, updates, counts, tensors, panels,
+    loss_weights, ignore_index, params, grads, work, optimizer, state, hyper, rates, clip_norm, masks, widths, groups,
+    constraint, limit, step, record, row_weights, l2, mean, health, updates, counts, tensors, panels,
 ):  # fmt: skip
     """Steps on the rows of x, in batches by `order`, or on all `rows` in one where there is no order; (status, batches done).
 
@@ -203,11 +204,12 @@ def _train(
 
     hyper: flat, settings of each group. rates: the learning rates of each batch, one a group. updates (1,), or empty: counts them.
 
-    Addresses: x (rows, n_in); target (rows, n_out), or with by_class labels (rows,). Addresses, or 0: nonzeros, a NONZEROS with the values
-    of x, whose own address is 0 then; loss_weights, those of a types.Loss; restriction; row_weights (rows,); health, a HEALTH; counts
-    (B, 2); tensors, those of place_tensors, in place of params.
+    Addresses: x (rows, n_in); target (rows, n_out), or with by_class labels (rows,). Addresses, or 0: nonzeros, a NONZEROS with the
+    values of x, whose own address is 0 then; loss_weights, those of a types.Loss; masks, widths and groups, those of a RESTRICTION, as
+    are constraint and limit; row_weights (rows,); health, a HEALTH; counts (B, 2); tensors, those of place_tensors, in place of params.
     """
     depth, size = len(table), params.itemsize
+    restriction = describe_restriction(local(1, RESTRICTION), masks, widths, groups, constraint, limit)
     layers, n_groups = np.empty(depth, LAYER), hyper.size // HYPER
     rules = np.empty(n_groups, UPDATE)
     chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
@@ -239,10 +241,6 @@ def _train(
     tables = np.empty((2, 2 * depth + 1, COLUMNS), np.int64)
     arrays, gradients = tables[0], tables[1]
     list_arrays(table, address(grads), size, 0, gradients)
-    widths, groups = 0, 0
-    if restriction:
-        widths = carray(void_pointer(restriction), 1, RESTRICTION)[0].widths
-        groups = carray(void_pointer(restriction), 1, RESTRICTION)[0].groups
     n_arrays = list_arrays(table, address(params), size, widths, arrays)
     if tensors:
         weights = carray(void_pointer(tensors), n_arrays, np.int64)
@@ -366,7 +364,7 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     code, loss_parameter, loss_weights, ignore_index = loss
     optimizer, state, hyper, clip_norm, masks, constraint, groups = rule
     order, batch_size, rates = batches
-    tensors, restriction = 0, None
+    tensors = 0
     if groups is not None:
         hyper, rates = hyper.reshape(-1), rates.reshape(-1)
     if type(params) is AddressList:
@@ -378,8 +376,6 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
     # those of each launch, on average: what a thread has to be worth waking for
     operations, char, rows, at, nonzeros = 2 * batch_size * size, grads.dtype.char, x.shape[0], 0, 0
-    if not (masks is None and constraint is None and groups is None):
-        restriction = restriction_of(masks, constraint, groups)
     if isinstance(x, types.Nonzeros):
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
         nonzeros = address_of(values)
@@ -390,7 +386,7 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
         operations, _train, _KERNELS.get(char, _NO_ORDER), at, rows, nonzeros, address_of(target), target.ndim == 1, order, batch_size,
         table, parameters, code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
         optimizer, state, hyper, rates, clip_norm,
-        0 if restriction is None else address_of(restriction), step, record,
+        *restriction_of(masks, constraint, groups), step, record,
         0 if row_weights is None else address_of(row_weights), l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
         0 if counts is None else address_of(counts), tensors,

@@ -200,15 +200,15 @@ def update_chunks(
         if rows > 2:
             state[2 * size + at] = third
         value = shrink * old - step
-        if measured:
-            change = float64(value) - float64(old)
-            change_squares += change * change
-            weight_squares += float64(old) * float64(old)
         if masked and not masks[at]:
             # what is pruned stays 0
             value = dtype(0)
             for state_row in range(rows):
                 state[state_row * size + at] = dtype(0)
+        if measured:
+            change = float64(value) - float64(old)
+            change_squares += change * change
+            weight_squares += float64(old) * float64(old)
         p[a][row] = limit if value > limit else -limit if value < -limit else value
         row += BLOCK
     if measured:
@@ -296,9 +296,9 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
-    values before it. updates (1,), int64, or None: one is added to it with the launch, whatever the status. only_if, or None: a status, an
-    array () on the device or an int; where it is not OK nothing is updated, and it is returned.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
+    not by a constraint, and of the values before it. updates (1,), int64, or None: one is added to it with the launch, whatever the status.
+    only_if, or None: a status, an array () on the device or an int; where it is not OK nothing is updated, and it is returned.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or
     NaN; then nothing is updated. The status lies on the device if there is a record, state or only_if.
     """

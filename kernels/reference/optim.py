@@ -73,9 +73,9 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
     The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the optimiser's change, and of the
-    values before it. updates (1,), int64, or None: a counter, to which one is added with the update. only_if, or None: the status of
-    another call; where it is not OK nothing is updated or counted, and that status is returned.
+    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
+    not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added with the update.
+    only_if, or None: the status of another call; where it is not OK nothing is updated or counted, and that status is returned.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
     nothing is updated.
     """
@@ -95,10 +95,9 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
         before = None if moved is None else p.copy()
         if group != FROZEN:
             update(p, g.reshape(-1), optimizer, state[:, rows], hyper[group], step, scale)
+            zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
         if moved is not None:
             moved[a] = change(before, p)
-        if group != FROZEN:
-            zero_pruned(p, state[:, rows], None if masks is None else masks[rows])
         at += p.size
     apply_constraint(params, constraint, groups)
     if not is_sound(params, grads, state, copies):

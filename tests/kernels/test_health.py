@@ -134,12 +134,14 @@ def test_lists_are_described_with_the_same_bits_on_any_number_of_threads(cpu, dt
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.01), fg.optim.RMSprop(0.01)])
-def test_moved_is_what_changed(backend, dtype, rng, optimizer):
+@pytest.mark.parametrize("masked", [False, True])
+def test_moved_is_what_changed(backend, dtype, rng, optimizer, masked):
     params = [rng.standard_normal(shape).astype(dtype) for shape in ((30, 700), (5,), (0,))]
     params.append(np.zeros(9, dtype))
     before, grads = [p.copy() for p in params], [rng.standard_normal(p.shape).astype(dtype) for p in params]
     state, moved = np.zeros((optimizer.state_rows, sum(p.size for p in params)), dtype), np.full((4, 2), np.nan)
-    rule = types.UpdateRule(optimizer.code, state, optimizer.hyper, np.inf, None, None)
+    masks = rng.random(state.shape[1]) < 0.5 if masked else None
+    rule = types.UpdateRule(optimizer.code, state, optimizer.hyper, np.inf, masks, None)
     backend.update_arrays(params, grads, rule, 1, None, moved=moved)
     expected = [
         [((p.astype(float) - b) ** 2).sum(), (b.astype(float) ** 2).sum()] for p, b in zip(params, before, strict=True)
