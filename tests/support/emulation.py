@@ -34,7 +34,9 @@ class Arrays:
 
 
 class Emulator:
-    """Compiled PTX, executed by ptxsim with all its checks. `launches`: the kernels' names, and bytes read and written by argument."""
+    """Compiled PTX, executed by ptxsim with all its checks: data races, which cost as much as all else, at the first launch of a kernel
+    with the same sizes. `launches`: the kernels' names, and bytes read and written by argument.
+    """
 
     counts = None
 
@@ -42,6 +44,7 @@ class Emulator:
         self.xp = Arrays()
         self.launches = []
         self._modules = {}
+        self._checked = set()
 
     def address(self, array):
         return array.ctypes.data
@@ -59,7 +62,11 @@ class Emulator:
         module = self._modules.get((kernel, dtype.char))
         if module is None:
             module = self._modules[kernel, dtype.char] = Module(kernel.ptx(dtype, CAPABILITY))
-        statistics = launch(module, grid, BLOCK, arguments, pointers=True, approximate=APPROXIMATE)
+        sizes = kernel, dtype.char, grid, *(a for a in arguments if isinstance(a, int | np.integer))
+        statistics = launch(
+            module, grid, BLOCK, arguments, pointers=True, approximate=APPROXIMATE, check_races=sizes not in self._checked
+        )  # fmt: skip
+        self._checked.add(sizes)
         self.launches.append((kernel.name, statistics.traffic))
 
 

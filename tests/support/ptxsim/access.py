@@ -167,7 +167,7 @@ def call(machine, i, active):
         machine.returned = 1
     elif "cudaCGSynchronize" in text:
         machine.returned = 0
-        machine.at_grid_barrier[slice(None) if active is None else active] = True
+        machine.wait_for_grid(active)
     else:
         raise PTXError(f"call of an external function: {i.text}")
 

@@ -13,6 +13,18 @@ from ptxsim.races import Races, Threads
 from ptxsim.warps import WARP
 
 
+class Registers(dict):
+    """Values by register, 0 at first; most of those that a kernel declares are not in what runs."""
+
+    def __init__(self, dtypes, size):
+        super().__init__()
+        self._dtypes, self._size = dtypes, size
+
+    def __missing__(self, name):
+        values = self[name] = np.zeros(self._size, self._dtypes[name])
+        return values
+
+
 class Machine:
     """A kernel over a grid of blocks, (x, y, z) each. shared: bytes of dynamic shared memory."""
 
@@ -25,12 +37,14 @@ class Machine:
         self.lane = self.place % WARP
         self.warp = self.block * -(-self.block_size // WARP) + self.place // WARP
         self.special = self._special_registers(grid, block, shared)
-        self.registers = {name: np.zeros(self.size, dtype) for name, dtype in kernel.registers.items()}
+        self.registers = Registers(kernel.registers, self.size)
         self._lay_out(shared)
         self.races = {}
         if check_races:
             self.races = {"global": Races(memory.top), "shared": Races(self.shared.size)}
-        self.epoch, self.warp_epoch, self.grid_epoch = np.zeros(self.size, np.int64), np.zeros(self.size, np.int64), 0
+        self.epoch, self.warp_epoch, self.grid_epoch = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32), 0
+        # as races.py numbers them
+        self._who = [(numbers + 1).astype(np.int32) for numbers in (self.thread, self.warp, self.block)]
         self.at_grid_barrier = np.zeros(self.size, bool)
         self.carry = np.zeros(self.size, bool)
         self.returned = 0
@@ -93,7 +107,7 @@ class Machine:
         return self.size if active is None else active.size
 
     def threads(self, active):
-        every = self.thread, self.warp, self.block, self.epoch, self.warp_epoch
+        every = *self._who, self.epoch, self.warp_epoch
         return Threads(*(every if active is None else (values[active] for values in every)))
 
     def write(self, operand, values, active):
@@ -110,6 +124,8 @@ class Machine:
         self.end = len(self.kernel.code)
         self.counter = np.zeros(self.size, np.int64)
         self.waiting = np.zeros(self.size, bool)
+        # where all threads are, if they are known to be together; and whether some have come to a barrier or to the end
+        self._together, self._stopped = 0, False
         self._vote = None
         with np.errstate(all="ignore"):
             while self._step():
@@ -120,21 +136,25 @@ class Machine:
 
     def _step(self):
         """Run one basic block, or let a grid barrier go; False at the end."""
-        ready = (self.counter < self.end) & ~self.waiting & ~self.at_grid_barrier
-        if not ready.any():
-            return self._nobody_is_ready()
+        at, active = self._together, None
+        if at is None or at == self.end:
+            ready = (self.counter < self.end) & ~self.waiting & ~self.at_grid_barrier
+            if not ready.any():
+                return self._nobody_is_ready()
+            at = int(self.counter[ready].min())
+            chosen = ready & (self.counter == at)
+            active = None if chosen.all() else np.flatnonzero(chosen)
         self.steps += 1
         if self.steps > self.max_steps:
             raise PTXError(f"not done after {self.max_steps} basic blocks")
-        at = int(self.counter[ready].min())
-        chosen = ready & (self.counter == at)
-        active = None if chosen.all() else np.flatnonzero(chosen)
         end = self.kernel.block_end[at]
+        self._together = end if active is None else None
         # where the threads go on, unless the last instruction sets their counters itself
         self.counter[slice(None) if active is None else active] = end
         for instruction in self.kernel.code[at:end]:
             self._execute(instruction, active)
-        if self.waiting.any():
+        if self._stopped:
+            self._stopped = False
             self._release()
         return True
 
@@ -152,14 +172,17 @@ class Machine:
         match instruction.op:
             case "bra":
                 self.counter[chosen] = instruction.target
+                self._together = instruction.target if active is None else None
             case "ret" | "exit":
                 self.counter[chosen] = self.end
+                self._together, self._stopped = None, True
             case "trap":
                 raise PTXError("trap executed")
             case "bar" | "barrier" if instruction.modifiers[0] == "warp":
                 self.warp_epoch[chosen] += 1
             case "bar" | "barrier":
                 self.waiting[chosen] = True
+                self._together, self._stopped = None, True
                 if "red" in instruction.modifiers:
                     self._contribute(instruction, active)
             case _:
@@ -197,6 +220,11 @@ class Machine:
             self._deliver(np.flatnonzero(freed))
         self.waiting &= ~complete[self.block]
         self.epoch[complete[self.block]] += 1
+
+    def wait_for_grid(self, active):
+        """Stop these threads at a barrier of the grid."""
+        self.at_grid_barrier[slice(None) if active is None else active] = True
+        self._together = None
 
     def _contribute(self, instruction, active):
         """bar.red: each thread's predicate on arrival; its result on release."""

@@ -2,6 +2,7 @@
 
 Threads of a block are ordered by its barriers (their `epoch`), lanes of a warp by warp barriers, shuffles and votes (`warp_epoch`),
 blocks by a barrier of the grid. Per word and kind of access the last one is kept: who, in which warp and block, at which epochs.
+Threads, warps and blocks are numbered from 1 here.
 Accesses of less than a word are recorded and not judged.
 """
 
@@ -9,27 +10,28 @@ import numpy as np
 
 KINDS = {"R": "read", "W": "write", "A": "atomic"}
 # of a record: nobody yet; several threads, warps or blocks
-NOBODY, SEVERAL = -1, -2
+NOBODY, SEVERAL = 0, -1
 
 
 class Threads:
-    """Who is at an access: a value for each of its threads."""
+    """Who is at an access: an int32 for each of its threads."""
 
     def __init__(self, thread, warp, block, epoch, warp_epoch):
         self.thread, self.warp, self.block, self.epoch, self.warp_epoch = thread, warp, block, epoch, warp_epoch
 
 
 class Records:
-    """The last accesses of one kind, by word."""
+    """The last accesses of one kind, by word. Zeros of large arrays cost nothing until they are written to."""
 
     def __init__(self, words):
-        self.thread, self.warp, self.block, self.epoch, self.warp_epoch = (np.full(words, NOBODY) for _ in range(5))
+        self.thread, self.warp, self.block, self.epoch, self.warp_epoch = np.zeros((5, words), np.int32)
 
 
 class Races:
     def __init__(self, size):
-        words = size // 4 + 2
-        self._records = {kind: Records(words) for kind in KINDS}
+        self._words = size // 4 + 2
+        # of the kinds that there were
+        self._records = {}
         self.found = {}
 
     def note(self, kind, offsets, size, threads, grid_epoch, instruction):
@@ -60,12 +62,14 @@ class Races:
     def _report(self, kind, bad, threads, instruction):
         i = int(np.flatnonzero(bad)[0])
         self.found[instruction.line] = (
-            f"{KINDS[kind]} hazard: '{instruction.text}' block {int(threads.block[i])} thread {int(threads.thread[i])} "
+            f"{KINDS[kind]} hazard: '{instruction.text}' block {threads.block[i] - 1} thread {threads.thread[i] - 1} "
             f"({int(bad.sum())} threads)"
         )
 
     def _record(self, kind, words, threads, grid_epoch, repeated):
-        last = self._records[kind]
+        last = self._records.get(kind)
+        if last is None:
+            last = self._records[kind] = Records(self._words)
         who = threads.thread, threads.warp, threads.block
         epoch, warp_epoch = threads.epoch, threads.warp_epoch
         if repeated:
@@ -84,7 +88,7 @@ class Races:
 
 def _joined(values, place, count):
     """The one value of each group, or SEVERAL."""
-    low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, np.iinfo(np.int64).min)
+    low, high = np.full(count, np.iinfo(np.int32).max, np.int32), np.zeros(count, np.int32)
     np.minimum.at(low, place, values)
     np.maximum.at(high, place, values)
     return np.where(low == high, low, SEVERAL)
