@@ -1,4 +1,4 @@
-"""Packing of sequences (N, T, C) to rows (R, C) without padding, in the order of steps, as the LSTM kernels take them; and unpacking.
+"""Packing of sequences (N, T, C) to rows (R, C) without padding, in the order of steps, as recurrent kernels take them; and unpacking.
 
 kernels/reference/packing.py defines the order of the rows.
 """
@@ -53,7 +53,7 @@ def above(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def pack(x: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """Rows (R, C) of x (N, T, C): a view where x is in the order of steps in memory, as the output of another LSTM is."""
+    """Rows (R, C) of x (N, T, C): a view where x is in the order of steps in memory, as the output of another recurrent layer is."""
     (n, steps, columns), rows = x.shape, int(batch.offsets[-1])
     if rows == n * steps:
         by_step = x.transpose(1, 0, 2)

@@ -23,7 +23,7 @@ def fans(shape: Shape, gates: int = 1) -> tuple[int, int]:
 
     Args:
         shape: (C_in, C_out) or (kh, kw, C_in / groups, C_out), each axis at least 1.
-        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh.
+        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh, 3 for a GRU's.
 
     Returns:
         (fan_in, fan_out), two integers.

@@ -49,7 +49,7 @@ def xavier_uniform(
         rng: A numpy Generator, or a seed: an integer from 0.
         dtype: float32 or float64.
         activation: The activation that follows, by whose gain the values are scaled.
-        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh.
+        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh, 3 for a GRU's.
 
     Returns:
         The array, of this shape and dtype.
@@ -81,7 +81,7 @@ def xavier_normal(
         rng: A numpy Generator, or a seed: an integer from 0.
         dtype: float32 or float64.
         activation: The activation that follows, by whose gain the values are scaled.
-        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh.
+        gates: How many matrices lie side by side in the last axis: 4 for an LSTM's w_ih and w_hh, 3 for a GRU's.
 
     Returns:
         The array, of this shape and dtype.
@@ -232,7 +232,8 @@ def orthogonal(
         rng: A numpy Generator, or a seed: an integer from 0.
         dtype: float32 or float64.
         gain: The factor, at least 0. As a model's init: ("orthogonal", gain).
-        gates: How many matrices lie side by side in the last axis, each drawn apart: 4 for an LSTM's w_ih and w_hh.
+        gates: How many matrices lie side by side in the last axis, each drawn apart: 4 for an LSTM's w_ih and w_hh,
+            3 for a GRU's.
 
     Returns:
         The array, of this shape and dtype.

@@ -91,7 +91,8 @@ class Sequential(Container):
 
     The layers' parameters move into the flat arrays of this model, named "0.w", "0.b", "1.w", ...: views taken from a
     layer before are not its parameters any more. Neighbouring dense layers run as one call. Layers of rows beside an
-    LSTM that does not pool are applied to every step of the sequences' own. A state is a list of the layers' states.
+    LSTM or a GRU that does not pool are applied to every step within the sequences' lengths. A state is a list of the
+    layers' states.
 
     Args:
         *layers: Layers and other models of fg.nn, of one dtype, each part of no other model and not on a GPU.
@@ -190,7 +191,7 @@ class Sequential(Container):
             check.sequence(op, "state", starts, len(self.layers))
             for i, (layer, start) in enumerate(zip(self.layers, starts, strict=True)):
                 if start is not None and not layer.recurrent:
-                    raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM")
+                    raise ValueError(f"{op}: state[{i}] must be None, for layers[{i}] has no LSTM and no GRU")
             starts = iter([start for layer, start in zip(self.layers, starts, strict=True) if layer.recurrent])
         inner, last = context._replace(logits=False, state=None), len(self._plan) - 1
         for i, step in enumerate(self._plan):
@@ -207,7 +208,7 @@ class Sequential(Container):
                 inner = inner._replace(packed=None)
 
     def _state_of(self, ends: list[Any]) -> list[Any] | None:
-        """The state of each layer, from the states that the steps of the plan returned; None without an LSTM."""
+        """The state of each layer, from the states that the steps of the plan returned; None if none is recurrent."""
         if not self.recurrent:
             return None
         states = iter([end for step, end in zip(self._plan, ends, strict=True) if step.recurrent])
@@ -231,7 +232,7 @@ def _compact_copy(layer: Model) -> Model:
 def _leaves(layers: Sequence[Model], path: str = "") -> list[tuple[str, Model]]:
     """The layers in order, each after its path.
 
-    The layers of inner Sequentials stand in their place, unless they have an LSTM: then their state is a list.
+    The layers of inner Sequentials stand in their place, unless they have an LSTM or a GRU: then their state is a list.
     """
     leaves: list[tuple[str, Model]] = []
     for i, layer in enumerate(layers):

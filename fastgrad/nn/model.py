@@ -151,7 +151,7 @@ class Model:
             x: The inputs, of the model's dtype and on its device: rows (N, C), sequences (N, T, C) or images (N, H, W,
                 C).
             training: Whether batch norm takes the batch's statistics, and moves the running ones, and dropout drops.
-                The backward of an LSTM then runs once only: it reuses the memory of what it reads.
+                The backward of an LSTM or a GRU then runs once only: it reuses the memory of what it reads.
             logits: Leave out a last softmax or sigmoid.
 
         Returns:

@@ -24,8 +24,8 @@ class Residual(Container):
     y = act(body(x) + shortcut(x))
 
     A body's last layer without an activation adds the shortcut and applies act in its own call. Body and shortcut may
-    be layers of rows or of images, without an LSTM. Parameters are named "body.w", or "body.0.w", ... of a Sequential,
-    and "shortcut.w".
+    be layers of rows or of images, without an LSTM or a GRU. Parameters are named "body.w", or "body.0.w", ... of a
+    Sequential, and "shortcut.w".
 
     Args:
         body: The layers, a model whose outputs are like its inputs, or like those of shortcut.
@@ -34,8 +34,8 @@ class Residual(Container):
         seed: The seed by which layers that have none draw their initial weights; None as 0.
 
     Raises:
-        ValueError: The widths of body and shortcut differ, one has an LSTM, is part of a model or on a GPU, or the
-            activation is unknown.
+        ValueError: The widths of body and shortcut differ, one has an LSTM or a GRU, is part of a model or on a GPU,
+            or the activation is unknown.
         TypeError: body or shortcut is no model of fg.nn, or they are of different dtypes.
 
     Example:
@@ -61,7 +61,7 @@ class Residual(Container):
         check_children(op, children)
         for name, child in children.items():
             if child.recurrent:
-                raise ValueError(f"{op}: {name} must be without an LSTM")
+                raise ValueError(f"{op}: {name} must be without an LSTM or a GRU")
         widths = [body.n_out, body.n_in if shortcut is None else shortcut.n_out]
         if None not in widths and widths[0] != widths[1]:
             hint = "; a layer as shortcut makes them equal" if shortcut is None else ""

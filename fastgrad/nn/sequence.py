@@ -1,8 +1,8 @@
-"""SequenceModel, the base of models that take sequences (N, T, C) with lengths and states; TimeRows; and the pools of an LSTM's steps.
+"""SequenceModel, the base of models that take sequences (N, T, C) with lengths and states; TimeRows; and pools over the time steps.
 
-TimeRows gives layers of rows every time step as a row. A pool is a function (h, h_n, batch): h (R, D P) are packed rows of the LSTM's
-outputs, the directions side by side, and h_n (D, N, P) the last output of each direction. It returns (y, backward); backward(dy) returns
-the gradients of h and of h_n, the latter as (N, D P); one of them is None.
+TimeRows gives layers of rows every time step as a row. A pool is a function (h, h_n, batch): h (R, D P) are packed rows of a recurrent
+layer's outputs, the directions side by side, and h_n (D, N, P) the last output of each direction. It returns (y, backward);
+backward(dy) returns the gradients of h and of h_n, the latter as (N, D P); one of them is None.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class SequenceModel(Model):
 
         Args:
             x: The inputs, of the model's dtype and on its device: sequences (N, T, C), or rows or images without an
-                LSTM.
+                LSTM or a GRU.
             training: Whether batch norm takes the batch's statistics, and dropout drops.
             logits: Leave out a last softmax or sigmoid.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
@@ -44,7 +44,7 @@ class SequenceModel(Model):
             (y, backward). backward(dy) overwrites the gradients and returns dx.
 
         Raises:
-            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM or a GRU.
             TypeError: x is no array, or of another dtype or device than the model.
         """
         before = StateSnapshot(self) if training else None
@@ -72,7 +72,7 @@ class SequenceModel(Model):
             (y, state).
 
         Raises:
-            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM.
+            ValueError: A shape or a length does not fit, or lengths or state come without an LSTM or a GRU.
             TypeError: x is no array, or of another dtype or device than the model.
 
         Example:
@@ -90,7 +90,7 @@ class SequenceModel(Model):
         """The output alone, as of Model.predict.
 
         Args:
-            x: The inputs: sequences (N, T, C), or rows or images without an LSTM.
+            x: The inputs: sequences (N, T, C), or rows or images without an LSTM or a GRU.
             batch_size: Compute so many rows at a time; None computes all at once.
             logits: Leave out a last softmax or sigmoid.
             lengths: Steps of each sequence (N,), integers from 0 to T; None is T for all.
@@ -99,7 +99,7 @@ class SequenceModel(Model):
             y, a new array.
 
         Raises:
-            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM.
+            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM or a GRU.
             TypeError: x is no array, or of another dtype than the model.
         """
         if self._chain is not None and batch_size is None and lengths is None:
@@ -148,7 +148,7 @@ class SequenceModel(Model):
 
     def _check_recurrent(self, lengths: Any, state: Any) -> None:
         if not self.recurrent and (lengths is not None or state is not None):
-            raise ValueError(f"{type(self).__name__}: lengths and state are for models with an LSTM")
+            raise ValueError(f"{type(self).__name__}: lengths and state are for models with an LSTM or a GRU")
 
 
 class TimeRows:
@@ -157,7 +157,7 @@ class TimeRows:
     def __init__(self, op: str, x: Any, model: Model) -> None:
         x = model._array(op, "x", x, "(N, T, C)", (None, None, model.n_in))
         self.op, self.shape = op, x.shape[:2]
-        # step by step, as an LSTM's output does
+        # step by step, as a recurrent layer's output does
         self.by_step = x.transpose(1, 0, 2).flags.c_contiguous
 
     def rows(self, x: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def checked_data(
                 f"{op}: model must make a row of known length of each image; GlobalAvgPool2d() and Flatten(n_out) do"
             )
         if lengths is not None:
-            raise ValueError(f"{op}: lengths are for models with an LSTM")
+            raise ValueError(f"{op}: lengths are for models with an LSTM or a GRU")
     if not len(x):
         raise ValueError(f"{op}: x must have at least one row, got {x.shape}")
     shape = *(x.shape[:1] if model.pools else x.shape[:-1]), model.n_out
@@ -98,7 +98,7 @@ def window_size(op: str, model: Model, window: Any) -> int | None:
     if window is None:
         return None
     if not model.recurrent or model.pools or model.reads_ahead:
-        raise ValueError(f"{op}: window is for models with an LSTM that runs forwards only and pools nothing")
+        raise ValueError(f"{op}: window is for models with an LSTM or a GRU that runs forwards only and pools nothing")
     return check.count(op, "window", window)
 
 

@@ -430,13 +430,13 @@ class Trainer:
             y, a new array.
 
         Raises:
-            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM.
+            ValueError: A shape or a length does not fit, batch_size is below 1, or lengths come without an LSTM or a GRU.
             TypeError: x is no array, or of another dtype than the model.
         """
         if lengths is None:
             return self.model.predict(x, batch_size)
         if not isinstance(self.model, SequenceModel):
-            raise ValueError("Trainer.predict: lengths are for models with an LSTM")
+            raise ValueError("Trainer.predict: lengths are for models with an LSTM or a GRU")
         return self.model.predict(x, batch_size, lengths=lengths)
 
     def _rebind_if_changed(self) -> None:

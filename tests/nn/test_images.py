@@ -435,7 +435,7 @@ def test_bad_parts_of_models():
     refuses(ValueError, message, Residual, conv)
     refuses(ValueError, "Residual: body makes 3 columns and shortcut 4", Residual, conv, Conv2d(2, 4, 1))
     refuses(ValueError, "Residual: shortcut must take 2 columns as body, got 1", Residual, conv, Conv2d(1, 3, 1))
-    refuses(ValueError, "Residual: body must be without an LSTM", Residual, LSTM(3, 3))
+    refuses(ValueError, "Residual: body must be without an LSTM or a GRU", Residual, LSTM(3, 3))
     refuses(TypeError, "Residual: shortcut must be float32, got float64", Residual, conv, Conv2d(2, 3, 1, dtype="f8"))
     message = "Residual: shortcut is part of a Residual already; a layer belongs to one"
     refuses(ValueError, message, Residual, conv, conv)
@@ -471,7 +471,7 @@ def test_bad_input_of_layers(in_force):
     refuses(ValueError, message, block, x)
     message = "Residual.body: Conv2d: residual must be (N, H', W', K) = (4, 5, 4, 2), got (4, 7, 6, 2)"
     refuses(ValueError, message, Residual(Conv2d(2, 2, 3)), x)
-    message = "Residual: lengths and state are for models with an LSTM"
+    message = "Residual: lengths and state are for models with an LSTM or a GRU"
     refuses(ValueError, message, block.predict, x, lengths=[1, 2, 3, 4])
 
 
@@ -483,7 +483,7 @@ def test_bad_input_of_a_trainer():
     refuses(ValueError, message, trainer.step, x.reshape(4, -1), y)
     message = "Trainer.fit: x must be (N, H, W, C) = (_, _, _, 2), got (4, 2, 7, 6)"
     refuses(ValueError, message, trainer.fit, x.transpose(0, 3, 1, 2), y)
-    refuses(ValueError, "Trainer.fit: lengths are for models with an LSTM", trainer.fit, x, y, lengths=[1] * 4)
+    refuses(ValueError, "Trainer.fit: lengths are for models with an LSTM or a GRU", trainer.fit, x, y, lengths=[1] * 4)
     message = "Trainer.step: y must be integers (4,) or float32 (4, 3), got integers (3,)"
     refuses(ValueError, message, trainer.step, x, y[:-1])
     assert state_of(trainer) == before

@@ -96,7 +96,7 @@ def test_an_error_of_the_model_itself_keeps_its_words():
     model = Sequential(LSTM(3, 4), Dense(4, 2))
     x = np.zeros((2, 5, 3), np.float32)
     refuses(ValueError, "Sequential: state must have length 2, got 1", model.run, x, [None])
-    message = "Sequential: state[1] must be None, for layers[1] has no LSTM"
+    message = "Sequential: state[1] must be None, for layers[1] has no LSTM and no GRU"
     refuses(ValueError, message, model.run, x, [None, 3])
     message = "Sequential.layers[0]: LSTM: state must have length 2, got 1"
     refuses(ValueError, message, model.run, x, [[None], None])

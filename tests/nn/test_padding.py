@@ -213,5 +213,6 @@ def test_a_state_goes_on_through_sequentials_within_sequentials(in_force):
     second, _ = model.run(x[:, 1:], state)
     assert_close("lstm", np.concatenate([first, second], axis=1), whole, size=1)
     fg.Trainer(model).fit(x, np.zeros((N, LONGEST), np.int64), window=2)
-    with pytest.raises(ValueError, match=r"Sequential: state\[1\] must be None, for layers\[1\] has no LSTM"):
+    message = r"Sequential: state\[1\] must be None, for layers\[1\] has no LSTM and no GRU"
+    with pytest.raises(ValueError, match=message):
         model.run(x, [state[0], (1, 2)])

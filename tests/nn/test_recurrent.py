@@ -141,7 +141,7 @@ def test_reverse_reads_ahead_and_refuses_windows_and_a_second_direction(numpy_ba
     assert_close("lstm", layer.predict(x), both.predict(x)[..., 5:], size=1)
     assert bits(copy.deepcopy(layer).predict(x)) == bits(pickle.loads(pickle.dumps(layer)).predict(x))
     assert bits(copy.deepcopy(layer).predict(x)) == bits(layer.predict(x))
-    message = "Trainer.fit: window is for models with an LSTM that runs forwards only and pools nothing"
+    message = "Trainer.fit: window is for models with an LSTM or a GRU that runs forwards only and pools nothing"
     trainer = fg.Trainer(Sequential(layer, Dense(5, 2)))
     refuses(ValueError, message, trainer.fit, x, np.zeros((4, 7), np.int64), window=3)
 
@@ -440,7 +440,7 @@ def test_bad_input_changes_nothing(in_force):
     refuses(TypeError, message, backward, None)
     assert (bits(layer.params), bits(layer.grads)) == before
     rows = Sequential(Dense(3, 2))
-    message = "Sequential: lengths and state are for models with an LSTM"
+    message = "Sequential: lengths and state are for models with an LSTM or a GRU"
     refuses(ValueError, message, rows.forward, x[:, 0].astype(np.float32), lengths=[1] * 4)
     refuses(ValueError, message, rows.run, x[:, 0].astype(np.float32), [None])
     model = Sequential(LSTM(3, 2), Dense(2, 2))

@@ -408,7 +408,7 @@ def test_bad_input_changes_nothing(in_force):
     message = "Trainer.fit: validation: lengths must be integers (N,) = (20,), got (2,)"
     refuses(ValueError, message, fit, x, y, validation=(x, y, [1, 2]))
     assert state_of(trainer) == before
-    message = "Trainer.fit: window is for models with an LSTM that runs forwards only and pools nothing"
+    message = "Trainer.fit: window is for models with an LSTM or a GRU that runs forwards only and pools nothing"
     for other in (model("last"), model(bidirectional=True)):
         target = y[:, 0] if other.pools else y
         refuses(ValueError, message, fg.Trainer(other).fit, x, target, window=2)
@@ -416,9 +416,10 @@ def test_bad_input_changes_nothing(in_force):
     refuses(ValueError, message, rows.fit, x[:, 0], y[:, 0], window=2)
     for call in (rows.step, rows.fit, rows.evaluate):
         name = call.__name__
-        message = f"Trainer.{name}: lengths are for models with an LSTM"
+        message = f"Trainer.{name}: lengths are for models with an LSTM or a GRU"
         refuses(ValueError, message, call, x[:, 0], y[:, 0], lengths=[1] * N)
-    refuses(ValueError, "Trainer.predict: lengths are for models with an LSTM", rows.predict, x[:, 0], lengths=[1] * N)
+    message = "Trainer.predict: lengths are for models with an LSTM or a GRU"
+    refuses(ValueError, message, rows.predict, x[:, 0], lengths=[1] * N)
     mse = fg.Trainer(model(), "mse")
     refuses(ValueError, "Trainer.step: y must be (N, T, K) = (20, 7, 4), got (20, 7, 3)", mse.step, x, x)
 
