@@ -26,16 +26,17 @@ def is_available() -> bool:
 def capture(function: Any) -> Any:
     """Record the calls of function(), over arrays on the GPU, as a CUDA graph, which runs them again in one launch.
 
-    function is called twice for that, and its work is done once. Arrays are where they were, so new values are written
-    into them. Numbers, as an update's rate, are as they were; but updates are counted. A Trainer's step_count knows
-    nothing of these runs, and a step with health cannot be captured.
+    The graph reads and writes the same arrays at every run, so write new values into them. Numbers, such as a learning
+    rate, stay those of the recording; the updates of an optimiser are counted on, but a Trainer's step_count does not
+    count these runs. function itself is called twice by capture, which does its work once. A step with health cannot
+    be captured.
 
     Args:
         function: A function without arguments. It may not wait for values: losses and norms are read outside.
 
     Returns:
-        A callable without arguments that runs the work again. It returns what function() did, whose arrays are written
-        anew.
+        A callable without arguments that runs the work again. It returns what function() returned, with new values in
+        the same arrays.
 
     Raises:
         BackendError: The backend "cuda" cannot run here.

@@ -1,4 +1,6 @@
-"""Models and weights of recurrent layers from and to other libraries, which are imported only to make a model of theirs."""
+"""Conversion from and to PyTorch, Keras and ONNX: whole models, and the weights of LSTM and GRU layers.
+
+A library is imported only where a model of its own is made."""
 
 from fastgrad.convert.keras_source import model_from_keras
 from fastgrad.convert.keras_target import model_to_keras

@@ -1,4 +1,4 @@
-"""The layers of a model in their order, those of inner Sequentials in their place, for libraries that have them one by one."""
+"""A model as a flat list of its layers: those of an inner Sequential or a DenseChain one by one. The writers of other libraries use it."""
 
 from collections.abc import Iterator
 from typing import Any

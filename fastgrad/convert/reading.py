@@ -1,7 +1,7 @@
-"""Reading: a model of another library on its way to fg.nn, layer after layer.
+"""Reading: the layers of a model of another library, collected one after the other, and the model of fg.nn made of them.
 
-A layer of fg.nn is made last, for only then it has its activation, which is a layer of its own in other libraries. Every error names the
-layer by its path.
+The layers of fg.nn are made when all have been read: their activations are layers of their own in other libraries, and come after them.
+Every error names the layer by its path.
 """
 
 from collections.abc import Callable

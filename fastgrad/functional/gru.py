@@ -37,8 +37,8 @@ def gru(
 ) -> tuple[Arrays, Callable[..., Arrays]]:
     """A GRU over whole sequences.
 
-    r, z = sigmoid of the first two parts of x_t w_ih + h_{t-1} w_hh + b, and of the third
-    n = tanh(x_t w_in + b_n + r (h_{t-1} w_hn + b_hn)), or without reset_after n = tanh(x_t w_in + b_n + (r h_{t-1}) w_hn);
+    r = sigmoid(x_t w_ir + h_{t-1} w_hr + b_r), z = sigmoid(x_t w_iz + h_{t-1} w_hz + b_z),
+    n = tanh(x_t w_in + b_n + r (h_{t-1} w_hn + b_hn)), or without reset_after n = tanh(x_t w_in + b_n + (r h_{t-1}) w_hn),
     h_t = (1 - z) n + z h_{t-1}
 
     N is the batch, T the steps, C the inputs and H the hidden size.

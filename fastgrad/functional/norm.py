@@ -1,4 +1,4 @@
-"""What batch norm and layer norm share: arguments as rows, and the backwards, over rows and as users call it."""
+"""What batch norm and layer norm share: arrays as rows, the backward over rows, and the backward that users call."""
 
 from collections.abc import Callable
 from math import prod

@@ -5,10 +5,10 @@ A float32 array gets the values of a float64 one, rounded. A model's `init` is a
 
 fan_in is how many values go into one output, fan_out how many outputs one value goes into: C_in and C_out of a dense w (C_in, C_out), and
 kh kw times as much of a convolution's (kh, kw, C_in / groups, C_out), where C_out counts whole, as in PyTorch. An LSTM's w_ih (C, 4H)
-and w_hh (H, 4H) are four matrices side by side: with gates=4, fan_out is H, and orthogonal draws each apart.
+and w_hh (H, 4H) are four matrices side by side, a GRU's three: with gates=4 or 3, fan_out is H, and orthogonal draws each apart.
 
-Weights from normal with an L2 term in the loss: weight_decay of fg.optim's SGD and Adam is that term,
-0.5 * weight_decay * (params**2).sum(), whose gradient is added to the loss's; the loss that is reported is without it.
+An L2 term of the weights in the loss, 0.5 * weight_decay * (params**2).sum(), is a setting of the optimiser, weight_decay: its gradient
+is added to the loss's, and the loss that is reported is without it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The file that fit writes every some epochs, and goes on from: a trainer's file, with the history and the best weights so far."""
+"""The checkpoint that Trainer.fit writes and resumes from: a trainer's file, with the history and the best weights so far."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""TrainerInterface: what files need of a Trainer, which itself imports fit, and so the writing of files."""
+"""TrainerInterface: the attributes of a Trainer that checkpoint.py saves and loads. It cannot import Trainer, which imports it."""
 
 import threading
 from typing import Protocol, runtime_checkable
