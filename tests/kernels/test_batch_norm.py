@@ -10,6 +10,7 @@ from emulation import emulated
 from error_messages import refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from norms import FLOAT64, NormProblem, norm_problem, norm_problems, streamed_shape
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -26,46 +27,24 @@ from fastgrad.kernels.types import (
 pytestmark = pytest.mark.cuda
 
 EVERY = list(ACTIVATIONS)
-FLOAT64 = np.dtype(np.float64)
 # the ends of a vector, of the 256 columns that rows are joined up to, of a chunk of 8192 values
 CHANNELS = (1, 3, 5, 17, 64, 255, 256, 257, 300, 1024, 9000)
 ROWS = (2, 3, 31, 32, 33, 129, 1025, 5000)
 
 
 @dataclass
-class Problem:
+class Problem(NormProblem):
     """The arrays of fg.batch_norm, and an upstream gradient."""
 
-    x: np.ndarray
-    gamma: np.ndarray
-    beta: np.ndarray
     running_mean: np.ndarray
     running_var: np.ndarray
-    residual: np.ndarray | None
-    dy: np.ndarray
-
-    def map(self, function):
-        return replace(self, **{name: None if a is None else function(a) for name, a in vars(self).items()})
-
-    def arrays(self):
-        return [a for a in vars(self).values() if a is not None]
 
 
 def problem(rng, shape, dtype=FLOAT64, residual=True, mean=0.0):
-    """Random everything: zeros and ones hide swaps."""
-    channels = shape[-1]
-
-    def normal(*shape, scale=1.0, mean=0.0):
-        return (scale * rng.standard_normal(shape) + mean).astype(dtype)
-
     return Problem(
-        x=normal(*shape, scale=2.0, mean=mean),
-        gamma=normal(channels),
-        beta=normal(channels, scale=0.5),
-        running_mean=normal(channels, mean=mean),
-        running_var=rng.uniform(0.5, 2, channels).astype(dtype),
-        residual=normal(*shape) if residual else None,
-        dy=normal(*shape),
+        **vars(norm_problem(rng, shape, dtype, residual, mean)),
+        running_mean=(rng.standard_normal(shape[-1]) + mean).astype(dtype),
+        running_var=rng.uniform(0.5, 2, shape[-1]).astype(dtype),
     )
 
 
@@ -269,22 +248,13 @@ def test_matches_the_reference_past_the_caches(backend, dtype, columns, residual
     """Outputs so large that they are streamed, in rows of whole cache lines and others."""
     if backend is reference:
         pytest.skip("it streams nothing")
-    p = problem(rng, ((17 << 20) // dtype.itemsize // columns + 3, columns), dtype, residual)
+    p = problem(rng, streamed_shape(columns, dtype), dtype, residual)
     assert_matches_reference(backend, p, ACTIVATIONS[name])
-
-
-@st.composite
-def problems(draw):
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = draw(st.integers(0, 300)), draw(st.integers(1, 40))
-    # as many values as are far enough from each other for a variance that is none of rounding
-    mean = draw(st.sampled_from([0.0, 1.0, -30.0]))
-    return problem(rng, shape, np.dtype(draw(st.sampled_from(["f4", "f8"]))), draw(st.booleans()), mean)
 
 
 @pytest.mark.emulated(0)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(p=problems(), name=st.sampled_from(EVERY), of_batch=st.booleans())
+@given(p=norm_problems(problem, 300, 40), name=st.sampled_from(EVERY), of_batch=st.booleans())
 def test_any_shapes_and_activations(backend, p, name, of_batch):
     assert_matches_reference(backend, p, ACTIVATIONS[name], of_batch and len(p.x) != 1)
 

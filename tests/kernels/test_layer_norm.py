@@ -1,6 +1,6 @@
 """Layer normalisation: the reference against central differences and PyTorch, every backend against the reference."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from emulation import emulated
 from error_messages import refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from norms import FLOAT64, norm_problem, norm_problems, streamed_shape
 from tolerances import assert_close
 
 import fastgrad as fg
@@ -19,42 +20,9 @@ from fastgrad.kernels.types import ACTIVATIONS, Affine, LayerSaved, NormGradient
 pytestmark = pytest.mark.cuda
 
 EVERY = list(ACTIVATIONS)
-FLOAT64 = np.dtype(np.float64)
 # the ends of vectors, of the 32 values that sums take at once, of the 2048 that are taken at a time, of a block of 32768 values
 FEATURES = (1, 3, 17, 31, 32, 33, 64, 257, 512, 2049, 33_000)
 ROWS = (1, 2, 31, 33, 65, 1025, 5000)
-
-
-@dataclass
-class Problem:
-    """The arrays of fg.layer_norm, and an upstream gradient."""
-
-    x: np.ndarray
-    gamma: np.ndarray
-    beta: np.ndarray
-    residual: np.ndarray | None
-    dy: np.ndarray
-
-    def map(self, function):
-        return replace(self, **{name: None if a is None else function(a) for name, a in vars(self).items()})
-
-    def arrays(self):
-        return [a for a in vars(self).values() if a is not None]
-
-
-def problem(rng, shape, dtype=FLOAT64, residual=True, mean=0.0):
-    """Random everything: zeros and ones hide swaps."""
-
-    def normal(*shape, scale=1.0, mean=0.0):
-        return (scale * rng.standard_normal(shape) + mean).astype(dtype)
-
-    return Problem(
-        x=normal(*shape, scale=2.0, mean=mean),
-        gamma=normal(shape[-1]),
-        beta=normal(shape[-1], scale=0.5),
-        residual=normal(*shape) if residual else None,
-        dy=normal(*shape),
-    )
 
 
 def run(p, **options):
@@ -127,7 +95,7 @@ def assert_matches_reference(backend, p, activation):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_central_differences(in_force, name, residual, rng):
-    p = problem(rng, (4, 5), residual=residual)
+    p = norm_problem(rng, (4, 5), residual=residual)
     found = run(p, activation=name)
     given = {"x": p.x, "gamma": p.gamma, "beta": p.beta} | ({"residual": p.residual} if residual else {})
     for argument, array in given.items():
@@ -140,7 +108,7 @@ def test_gradients_are_central_differences(in_force, name, residual, rng):
 @pytest.mark.parametrize("name", ["identity", "relu", "silu", "softmax"])
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
 def test_matches_pytorch(in_force, dtype, shape, name, eps, rng, torch):
-    p = problem(rng, shape, dtype)
+    p = norm_problem(rng, shape, dtype)
     found = run(p, eps=eps, activation=name)
     exact = p.map(in_float64)
     leaves = [torch.tensor(a, requires_grad=True) for a in (exact.x, exact.gamma, exact.beta, exact.residual)]
@@ -166,7 +134,7 @@ def test_matches_the_reference_at_awkward_shapes(backend, dtype, features, rng):
         kinds = ("identity", False), ("relu", True), ("relu", False), ("silu", True), ("identity", True)
         # of large arrays one kind, another one for the next
         for name, residual in kinds if count * features < 20_000 else kinds[ROWS.index(count) % 5 :][:1]:
-            assert_matches_reference(backend, problem(rng, (count, features), dtype, residual), ACTIVATIONS[name])
+            assert_matches_reference(backend, norm_problem(rng, (count, features), dtype, residual), ACTIVATIONS[name])
 
 
 @pytest.mark.pairwise
@@ -174,7 +142,7 @@ def test_matches_the_reference_at_awkward_shapes(backend, dtype, features, rng):
 @pytest.mark.parametrize("name", EVERY)
 def test_every_activation(backend, dtype, name, residual, rng):
     for shape in ((45, 19), (7, 257)):
-        assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name])
+        assert_matches_reference(backend, norm_problem(rng, shape, dtype, residual), ACTIVATIONS[name])
 
 
 @pytest.mark.emulated(0)
@@ -186,22 +154,13 @@ def test_matches_the_reference_past_the_caches(backend, dtype, columns, residual
     """Outputs so large that they are streamed, in rows of whole cache lines and others."""
     if backend is reference:
         pytest.skip("it streams nothing")
-    p = problem(rng, ((17 << 20) // dtype.itemsize // columns + 3, columns), dtype, residual)
+    p = norm_problem(rng, streamed_shape(columns, dtype), dtype, residual)
     assert_matches_reference(backend, p, ACTIVATIONS[name])
-
-
-@st.composite
-def problems(draw):
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = draw(st.integers(0, 80)), draw(st.integers(1, 150))
-    # as many values as are far enough from each other for a variance that is none of rounding
-    mean = draw(st.sampled_from([0.0, 1.0, -30.0]))
-    return problem(rng, shape, np.dtype(draw(st.sampled_from(["f4", "f8"]))), draw(st.booleans()), mean)
 
 
 @pytest.mark.emulated(0)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(p=problems(), name=st.sampled_from(EVERY))
+@given(p=norm_problems(norm_problem, 80, 150), name=st.sampled_from(EVERY))
 def test_any_shapes_and_activations(backend, p, name):
     # of two values near each other, all digits of what is left may be of rounding
     if p.x.shape[1] != 2:
@@ -211,7 +170,7 @@ def test_any_shapes_and_activations(backend, p, name):
 @pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, layout, rng):
-    p = problem(rng, (5, 7, 3, 19), dtype)
+    p = norm_problem(rng, (5, 7, 3, 19), dtype)
     laid = p.map(lambda a: laid_out(a, layout))
     found, expected = (run(each, activation="silu") for each in (laid, p))
     assert {n: bits(a) for n, a in found.items()} == {n: bits(a) for n, a in expected.items()}
@@ -219,7 +178,7 @@ def test_layouts_do_not_matter_and_inputs_are_not_written(in_force, dtype, layou
 
 
 def test_backward_may_be_called_again_and_its_results_are_independent(in_force, dtype, rng):
-    p = problem(rng, (9, 4), dtype)
+    p = norm_problem(rng, (9, 4), dtype)
     y, backward = fg.layer_norm(p.x, p.gamma, p.beta, residual=p.residual, activation="relu")
     before = bits(y)
     first, second = backward(p.dy), backward(p.dy)
@@ -230,7 +189,7 @@ def test_backward_may_be_called_again_and_its_results_are_independent(in_force, 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 1), (0, 9000)])
 def test_no_rows(in_force, dtype, shape, rng):
-    found = run(problem(rng, shape, dtype), activation="relu")
+    found = run(norm_problem(rng, shape, dtype), activation="relu")
     assert found["y"].shape == found["dx"].shape == found["dresidual"].shape == shape
     assert not found["dgamma"].any()
     assert not found["dbeta"].any()
@@ -240,7 +199,7 @@ def test_no_rows(in_force, dtype, shape, rng):
 @pytest.mark.parametrize("mean", [1e4, -1e6])
 def test_a_large_mean_leaves_its_digits_to_the_rest(in_force, rng, features, mean):
     """Deviation 1 in float32: around 1e6 values are 1/16 apart, and y is right to 4 digits and more."""
-    p = problem(rng, (100, features), np.float32, residual=False)
+    p = norm_problem(rng, (100, features), np.float32, residual=False)
     p.x[...] = rng.standard_normal(p.x.shape) + mean
     found = run(p)
     with fg.use_backend("numpy"):
@@ -253,7 +212,7 @@ def test_a_large_mean_leaves_its_digits_to_the_rest(in_force, rng, features, mea
 @pytest.mark.parametrize("first", [1e8, -3e4])
 def test_a_first_value_far_from_the_others_costs_no_digits(in_force, rng, first):
     """The sums are of distances from it."""
-    p = problem(rng, (20, 300), np.float32, residual=False)
+    p = norm_problem(rng, (20, 300), np.float32, residual=False)
     p.x[:, 0] = first
     found = run(p)
     with fg.use_backend("numpy"):
@@ -266,7 +225,7 @@ def test_a_first_value_far_from_the_others_costs_no_digits(in_force, rng, first)
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e6 / 3, 1e6 / 3, 1e-30, 3e30])
 @pytest.mark.parametrize("features", [1, 2, 3, 7, 33, 1000])
 def test_a_constant_row_gives_exactly_beta(in_force, dtype, value, features, rng):
-    p = problem(rng, (5, features), dtype, residual=False)
+    p = norm_problem(rng, (5, features), dtype, residual=False)
     p.x[2] = value
     found = run(p)
     assert bits(found["y"][2]) == bits(p.beta)
@@ -279,7 +238,7 @@ def test_a_constant_row_gives_exactly_beta(in_force, dtype, value, features, rng
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 2, 299])
 def test_nan_and_infinity_stay_in_their_row(in_force, dtype, bad, place, rng):
-    p = problem(rng, (40, 300), dtype)
+    p = norm_problem(rng, (40, 300), dtype)
     clean = run(p)
     p.x[7, place] = bad
     found = run(p)
@@ -294,7 +253,7 @@ def test_nan_and_infinity_stay_in_their_row(in_force, dtype, bad, place, rng):
 
 
 def test_nan_upstream_stays_in_its_row_and_column(in_force, dtype, rng):
-    p = problem(rng, (40, 5), dtype)
+    p = norm_problem(rng, (40, 5), dtype)
     clean = run(p)
     p.dy[7, 2] = np.nan
     found = run(p)
@@ -307,7 +266,7 @@ def test_nan_upstream_stays_in_its_row_and_column(in_force, dtype, rng):
 
 def test_an_eps_of_0(in_force, dtype, rng):
     """A constant row is NaN, and nothing warns."""
-    p = problem(rng, (9, 4), dtype, residual=False)
+    p = norm_problem(rng, (9, 4), dtype, residual=False)
     p.x[2] = 3
     np.testing.assert_array_equal(np.isnan(run(p, eps=0)["y"]).all(axis=1), np.arange(9) == 2)
 
@@ -316,7 +275,7 @@ def test_an_eps_of_0(in_force, dtype, rng):
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 def test_values_whose_squares_float32_cannot_hold(backend, name, size, rng):
     """As in float64."""
-    p = problem(rng, (30, 70), np.dtype(np.float32))
+    p = norm_problem(rng, (30, 70), np.dtype(np.float32))
     p.x = (p.x * size).astype(np.float32)
     found = []
     for kernels, q in ((reference, p.map(in_float64)), (backend, p)):
@@ -330,7 +289,7 @@ def test_values_whose_squares_float32_cannot_hold(backend, name, size, rng):
 
 def test_distances_that_float32_cannot_hold(cpu, rng):
     """Values of both signs near the largest one: their distance is no number of float32."""
-    p = problem(rng, (3, 64), np.dtype(np.float32), residual=False)
+    p = norm_problem(rng, (3, 64), np.dtype(np.float32), residual=False)
     p.x[...] = np.where(rng.random((3, 64)) < 0.5, -1.0, 1.0) * 2.5e38
     found, exact = (
         kernel_results(k, q, ACTIVATIONS["identity"])[0] for k, q in ((cpu, p), (reference, p.map(in_float64)))
@@ -345,7 +304,7 @@ def test_distances_that_float32_cannot_hold(cpu, rng):
 )
 @pytest.mark.parametrize(("name", "residual"), [("identity", False), ("relu", True), ("relu", False), ("gelu", True)])
 def test_the_same_bits_on_any_number_of_threads(cpu, dtype, shape, name, residual, rng):
-    p = problem(rng, shape, dtype, residual)
+    p = norm_problem(rng, shape, dtype, residual)
     first, *others = with_threads(lambda: all_bits(run(p, activation=name)))
     assert all(other == first for other in others)
 
@@ -353,7 +312,7 @@ def test_the_same_bits_on_any_number_of_threads(cpu, dtype, shape, name, residua
 @pytest.mark.parametrize("features", [1, 3, 17, 64, 300, 5000])
 @pytest.mark.parametrize("name", ["relu", "silu", "softmax"])
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(cpu, dtype, features, name, rng):
-    p = problem(rng, (41, 3, features), dtype)
+    p = norm_problem(rng, (41, 3, features), dtype)
     together = run(p, activation=name)
     for rows in (slice(0, 1), slice(17, 18), slice(38, 41)):
         part = replace(p, x=p.x[rows], residual=p.residual[rows], dy=p.dy[rows])
@@ -363,7 +322,7 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(cpu, dtype, features, name, 
 
 
 def test_bad_input_is_named(in_force, rng):
-    p = problem(rng, (4, 5, 3), np.float32)
+    p = norm_problem(rng, (4, 5, 3), np.float32)
     arguments = {"x": p.x, "gamma": p.gamma, "beta": p.beta}
 
     def fails(kind, message, **changed):
@@ -391,5 +350,5 @@ def test_layer_norm_of_more_rows_than_blocks_have(emulated, monkeypatch, dtype):
 
     for most in (1, 2, 1024):
         monkeypatch.setattr(batch_norm, "MOST_BLOCKS", most)
-        p = problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
+        p = norm_problem(np.random.default_rng(1), (300, 40), dtype, residual=False, mean=3.0)
         assert_matches_reference(emulated, p, ACTIVATIONS["relu"])
