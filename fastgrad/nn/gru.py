@@ -1,4 +1,4 @@
-"""The GRU layer: directions, layers on top of each other, dropout between them, and states."""
+"""The GRU layer: its options, its weights and their shapes. Layers, directions and states are in recurrent.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The LSTM layer: directions, layers on top of each other, dropout between them, states, and variants."""
+"""The LSTM layer: its options and variants, its weights and their shapes. Layers, directions and states are in recurrent.py."""
 
 from typing import Any
 

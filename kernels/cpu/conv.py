@@ -2,10 +2,10 @@
 
     z (N H' W', K) = im2row(x) (N H' W', kh kw C) @ w (kh kw C, K)
 
-A thread takes a block of pixels and lowers it: patches.py copies their patches into scratch, some values of a patch at a time. It packs
+A thread takes a block of pixels: patches.py copies their patches (im2row) into scratch, some values of a patch at a time. It packs
 the part of w that these values meet into panels, multiplies, and goes on to the next part. So w is read once a block of pixels, and its
 panels stay in the second-level cache. A 1 x 1 kernel of stride 1 reads x in place. Where pixels are few, the threads share the outputs
-instead, so that each packs only its own part of w; all patches are lowered before. The order of an output's sum is that of w's rows,
+instead, so that each packs only its own part of w; all patches are copied before. The order of an output's sum is that of w's rows,
 however the work is shared. Bias, residual and activation follow while z is in cache.
 
 dx is a convolution of dz with the kernel rotated by 180 degrees. With a stride, the pixels of dx form stride x stride phases. A phase uses

@@ -1,8 +1,8 @@
 """GRU over whole sequences; formulas and layout of rows: kernels/reference/gru.py.
 
 Passes: x w_ih is one product over all steps. Then a thread takes its sequences through all time steps, forward or backward, without a
-barrier, as in lstm.py. A step is two products, with the columns of w_hh of r and z and with those of n, and the gates, row by row while
-they are in cache. After the steps dx is one product over all steps, and one launch computes the gradients of the weights.
+barrier, as in lstm.py. A step is two products, one with the columns of w_hh that belong to r and z, one with those of n; then the gates,
+row by row while they are in cache. After the steps dx is one product over all steps, and one launch computes the gradients of the weights.
 
 w_hh is packed into panels once a call, or read in place where there are few steps or sequences: recurrence.py.
 """

@@ -1,4 +1,5 @@
-"""What the recurrent ops share, LSTM and GRU: the step before, gradients of the step after, rows' norms, gradients that add up."""
+"""What the recurrent ops share, LSTM and GRU: values of the step before, the gradient of a step's h, norms of rows, and weights' gradients
+that are added to earlier ones."""
 
 import contextlib
 

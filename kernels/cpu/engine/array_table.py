@@ -4,20 +4,20 @@ A table, int64 (n + 1, COLUMNS), has a row for each array: its address, how many
 last row has the totals.
 
 In Python: `rows = table(arrays)` for C-contiguous arrays of one dtype, or an AddressList. Put the number of arrays and `address_of(rows)`
-into the job, and keep arrays and rows until the launch returns. In the kernel a part takes the blocks that begin in its range of all
+into the record, and keep arrays and rows until the launch returns. In the kernel a thread takes the blocks that begin in its range of all
 values:
 
-    t = rows_at(job.table, job.n)
-    lo, hi = thread_range(part, parts, t[job.n, START], 64)
-    a, at = first_block(t, job.n, lo)
-    while a < job.n and t[a, START] + at < hi:
-        size = block_size(t, a, at)  # of array number a, values at .. at + size
-        ...                          # advance(pointer(t[a, ADDRESS], like), at)
-        a, at = next_block(t, job.n, a, at)
+    table = rows_at(record.table, record.n)
+    lo, hi = thread_range(thread_index, thread_count, table[record.n, START], 64)
+    a, at = first_block(table, record.n, lo)
+    while a < record.n and table[a, START] + at < hi:
+        size = block_size(table, a, at)  # of array number a, values at .. at + size
+        ...                              # advance(pointer(table[a, ADDRESS], like), at)
+        a, at = next_block(table, record.n, a, at)
 
-A block is in one array and one part. Blocks do not depend on the number of threads, so what is summed by block has one order. An op over
-several lists of equal sizes (params, grads, state) walks the table of one and reads the addresses of the others from theirs. Machine code
-fills the table: see object_memory.py.
+A block is in one array, and one thread takes it. Blocks do not depend on the number of threads, so what is summed by block has one order.
+An op over several lists of equal sizes (params, grads, state) walks the table of one and reads the addresses of the others from theirs.
+Machine code fills the table: see object_memory.py.
 """
 
 import numpy as np

@@ -214,8 +214,8 @@ def carray(typingctx, pointer, shape, dtype=None):
 
 
 @intrinsic
-def call(typingctx, function, a, b, job):
-    """Call the C function at an address with two integers and a job, an array of one record or its address.
+def call(typingctx, function, a, b, record):
+    """Call the C function at an address with two integers and a record: an array of one, or its address.
 
     A kernel takes its fourth argument, a null, for its type only. A driver launches with run_kernel instead.
     """
@@ -224,30 +224,30 @@ def call(typingctx, function, a, b, job):
         _emit_call(context, builder, signature.args[3], *args)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, job), codegen
+    return types.void(types.int64, types.int64, types.int64, record), codegen
 
 
 @intrinsic
-def run_kernel(typingctx, launcher, function, parts, job, keep):
-    """Run the kernel at `function` over its parts by the launcher. keep: a tuple of the arrays whose addresses the job has.
+def run_kernel(typingctx, launcher, function, parts, record, keep):
+    """Run the kernel at `function` over its parts by the launcher. keep: a tuple of the arrays whose addresses the record has.
 
     Numba frees an array after its last use, and a use of its address does not count. So each array that a driver allocates, and that a
     kernel reads or writes, is an argument of the launch. The caller keeps the driver's own arguments alive.
     """
 
     def codegen(context, builder, signature, args):
-        launcher, function, parts, job, _ = args
-        _emit_call(context, builder, signature.args[3], launcher, function, parts, job)
+        launcher, function, parts, record, _ = args
+        _emit_call(context, builder, signature.args[3], launcher, function, parts, record)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, job, keep), codegen
+    return types.void(types.int64, types.int64, types.int64, record, keep), codegen
 
 
-def _emit_call(context, builder, job_type, function, a, b, job):
-    if isinstance(job_type, types.Array):
-        job = builder.ptrtoint(context.make_array(job_type)(context, builder, job).data, _I64)
+def _emit_call(context, builder, record_type, function, a, b, record):
+    if isinstance(record_type, types.Array):
+        record = builder.ptrtoint(context.make_array(record_type)(context, builder, record).data, _I64)
     kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-    builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, job, ir.Constant(_I64, 0)])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [a, b, record, ir.Constant(_I64, 0)])
 
 
 def _stack_array(n, kind, zeroed):

@@ -1,6 +1,6 @@
 """The number of threads, and the thread pool that runs kernels on them.
 
-A launch publishes a kernel, its job and the number of parts. Then the caller and all workers that are awake take part after part until
+A launch publishes a kernel, its record and the number of parts. Then the caller and all workers that are awake take part after part until
 none is left. A worker that comes late finds no part left, and delays nobody.
 
 Workers wait in a loop, since waking a thread takes some 50 us, longer than most launches. A worker that has seen no launch for a while goes
@@ -35,9 +35,9 @@ SMALL = 1_000_000
 # a thread that waits lets others have its core after so many pauses, a microsecond or two; a worker sleeps after so many times that
 PAUSES, PATIENCE = 100, 800
 # places in the pool's memory, each on a cache line of its own: NEXT holds the launch's number, its parts and the next part in one value,
-# so that no part is taken of another launch than was looked at; DONE counts finished parts; JOB follows FUNCTION;
+# so that no part is taken of another launch than was looked at; DONE counts finished parts; RECORD follows FUNCTION;
 # BUSY is 1 during a launch
-NEXT, DONE, FUNCTION, JOB, OPENMP, MEMBER, BUSY, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192, 256
+NEXT, DONE, FUNCTION, RECORD, OPENMP, MEMBER, BUSY, POOL_BYTES = 0, 64, 128, 136, 144, 152, 192, 256
 # more than any machine has, and fewer than the 16 bits hold in which a launch counts its parts
 MOST_THREADS = 4096
 _threads = min(numba.config.NUMBA_NUM_THREADS, MOST_THREADS)
@@ -77,16 +77,16 @@ def take_parts(pool):
         part, parts = seen & 0xFFFF, (seen >> 16) & 0xFFFF
         if part >= parts:
             return
-        function, job = atomics.load(pool + FUNCTION), atomics.load(pool + JOB)
+        function, record = atomics.load(pool + FUNCTION), atomics.load(pool + RECORD)
         if atomics.replace(pool + NEXT, seen, seen + 1):
-            call(function, part, parts, job)
+            call(function, part, parts, record)
             atomics.add(pool + DONE, 1)
 
 
 @device_function
-def launch_parts(pool, function, parts, job):
+def launch_parts(pool, function, parts, record):
     atomics.store(pool + FUNCTION, function)
-    atomics.store(pool + JOB, job)
+    atomics.store(pool + RECORD, record)
     atomics.store(pool + DONE, 0)
     number = (atomics.load(pool + NEXT) >> 32) + 1
     atomics.store(pool + NEXT, ((number & 0x7FFFFFFF) << 32) + (parts << 16))
@@ -118,36 +118,36 @@ def wait(pauses):
     return pauses + 1
 
 
-def _pool(function, parts, job):
+def _pool(function, parts, record):
     """The launcher. It owns the pool's memory, and so it has two more tasks, with function 0: without parts it is a worker's loop, and
-    `job` is the address of the worker's flag; with parts it clears the pool and stores the pool's address at `job`.
+    `record` is the address of the worker's flag; with parts it clears the pool and stores the pool's address at `record`.
     """
     pool = atomics.memory(POOL_BYTES)
     if not function and parts:
         atomics.store(pool + NEXT, 0)
         atomics.store(pool + BUSY, 0)
-        atomics.store(job, pool)
+        atomics.store(record, pool)
     elif not function:
-        worker_loop(pool, job)
+        worker_loop(pool, record)
     elif atomics.replace(pool + BUSY, 0, 1):
-        launch_parts(pool, function, parts, job)
+        launch_parts(pool, function, parts, record)
         atomics.store(pool + BUSY, 0)
     else:
         for part in range(parts):
-            call(function, part, parts, job)
+            call(function, part, parts, record)
 
 
-def _openmp_launcher(function, parts, job):
+def _openmp_launcher(function, parts, record):
     """The launcher onto OpenMP's threads: see use_openmp. With function 0 it stores two addresses: parts is that of
-    GOMP_parallel, job that of _openmp_thread.
+    GOMP_parallel, record that of _openmp_thread.
     """
     pool = atomics.memory(POOL_BYTES)
     if not function:
         atomics.store(pool + OPENMP, parts)
-        atomics.store(pool + MEMBER, job)
+        atomics.store(pool + MEMBER, record)
         return
     atomics.store(pool + FUNCTION, function)
-    atomics.store(pool + JOB, job)
+    atomics.store(pool + RECORD, record)
     atomics.store(pool + NEXT, parts << 16)
     call(atomics.load(pool + OPENMP), atomics.load(pool + MEMBER), pool, parts)
 
@@ -157,9 +157,9 @@ def _openmp_thread(pool):
     take_parts(pool)
 
 
-def _serial(function, parts, job):
+def _serial(function, parts, record):
     for part in range(parts):
-        call(function, part, parts, job)
+        call(function, part, parts, record)
 
 
 @lru_cache
@@ -173,8 +173,8 @@ def _launcher_address(function):
     return _launcher(function).address
 
 
-def _call(launcher, function, parts, job):
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(launcher).address)(function, parts, job)
+def _call(launcher, function, parts, record):
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(_launcher(launcher).address)(function, parts, record)
 
 
 def use_openmp(parallel: int, count: Callable[[], int]) -> None:
@@ -287,10 +287,10 @@ def _call_driver(scratch, pool, driver, launcher, parts, arguments):
 
 
 @driver
-def _launch(launcher, parts, function, job):
-    run_kernel(launcher, function, parts, job, ())
+def _launch(launcher, parts, function, record):
+    run_kernel(launcher, function, parts, record, ())
 
 
-def launch(kernel, dtype, job, operations):
-    """Run one kernel over its parts. job: an array of one record."""
-    run(operations, _launch, kernel.address(dtype), job.view(np.int64))
+def launch(kernel, dtype, record, operations):
+    """Run one kernel over its parts. record: an array of one record."""
+    run(operations, _launch, kernel.address(dtype), record.view(np.int64))

@@ -1,7 +1,7 @@
 """CUDA graphs: the launches of a function are recorded once, and then started together for the cost of one.
 
-Between two launches kernels' code neither waits, nor reads values of the device, nor copies from the host. So every call on arrays of the
-device can be recorded. Its intermediate arrays come from a memory pool that belongs to the graph. A first run, before the recorded one,
+Between its launches no op waits, reads a value of the device, or copies from the host. So every call on arrays of the device can be
+recorded. Its intermediate arrays come from a memory pool that belongs to the graph. A first run, before the recorded one,
 fills the pool, compiles the kernels and leaves addresses and tables on the device. Numbers are those of the recorded call, an update's
 learning rate too; only the count of updates advances, on the device, with each replay.
 """
