@@ -70,7 +70,7 @@ class Update(Clip):
         """Weights, two moments and, twice, gradients are read; the first three are written."""
         return 32 * self.size if self.size > 4 << 20 else 0
 
-    def max_norm(self, call=0):
+    def max_norm(self):
         return 0.5 * self.size**0.5
 
     def outcome(self, params):

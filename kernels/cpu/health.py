@@ -1,6 +1,6 @@
 """Health statistics of gradients, outputs and updates; definitions: kernels/reference/health.py.
 
-The kernels of a training step call layer_output, layer_gradient and update_change, if health is request for, on values that they have just
+The kernels of a training step call layer_output, layer_gradient and update_change, if health is asked for, on values that they have just
 written and that are still in cache; a WATCH record collects the results, and layers_report and updates_report write them. array_health and
 output_health measure lists of arrays in a pass of their own.
 
@@ -187,7 +187,7 @@ WORDS = len(WATCH.names)
 
 
 @device_function
-def sizes_of(table, batch_size, thread_count):
+def sizes_of(table, batch_size):
     """Blocks of rows, and units of all layers, in whole vectors."""
     units = 0
     for l in range(len(table)):
@@ -198,7 +198,7 @@ def sizes_of(table, batch_size, thread_count):
 @device_function
 def watch_size(table, batch_size, thread_count, changes):
     """Words of a WATCH and of the arrays behind it."""
-    blocks, units = sizes_of(table, batch_size, thread_count)
+    blocks, units = sizes_of(table, batch_size)
     return WORDS + len(table) * (3 * blocks + 2 * thread_count) + thread_count * units + 2 * changes
 
 
@@ -207,7 +207,7 @@ def describe_watch(watch, health, table, batch_size, thread_count, changes):
     """Fill in a WATCH at the beginning of an array of float64; its arrays lie behind it."""
     w, request, depth = watch_of(address(watch)), carray(void_pointer(health), 1, HEALTH)[0], len(table)
     w.depth, w.bands, w.rows = depth, request.bands, request.rows
-    w.blocks, w.units = sizes_of(table, batch_size, thread_count)
+    w.blocks, w.units = sizes_of(table, batch_size)
     w.sums = address(watch) + 8 * WORDS
     w.extremes = w.sums + 24 * depth * w.blocks
     w.moved = w.extremes + 16 * thread_count * depth

@@ -58,20 +58,20 @@ def _net(dtype):
     )
 
 
-def _rule(dtype, state):
+def _rule(state):
     return types.UpdateRule(types.SGD, state, np.zeros(7), np.inf, None, None)
 
 
 def _step(dtype):
     one, flat, net = _net(dtype)
-    dense_chain_step(one, one, net, _rule(dtype, np.zeros((0, 2), dtype)), 0, np.empty(2))
+    dense_chain_step(one, one, net, _rule(np.zeros((0, 2), dtype)), 0, np.empty(2))
     dense_chain_gradients(one, one, net, np.empty(1))
     dense_chain_infer(one, net.table, net.parameters, flat, one.copy())
 
 
 def _update(dtype):
     one = np.ones((1, 1), dtype)
-    update_arrays([one], [one.copy()], _rule(dtype, np.zeros((0, 1), dtype)), 1, np.empty(1))
+    update_arrays([one], [one.copy()], _rule(np.zeros((0, 1), dtype)), 1, np.empty(1))
     addresses = AddressList(np.array([intrinsics.address_of(one)]), np.ones(1, np.int64), dtype)
     for arrays in (addresses, [one]):
         array_norms(arrays, None, 2.0, np.empty(1), np.empty(1, np.int64))

@@ -22,7 +22,6 @@ CASES = {
     "clipped_relu(0.7)": Activation(CLIPPED_RELU, 0.7),
     "elu(0.5)": Activation(ELU, 0.5),
 }
-ELEMENTWISE = [name for name in CASES if name != "softmax"]
 
 
 @pytest.fixture(params=CASES)

@@ -41,7 +41,6 @@ WINDOWS = {
 }
 # whose padding PyTorch's pools have as their own, where windows end past it
 PYTORCHS = {name: windows for name, windows in WINDOWS.items() if name not in ("ceil_sides", "ceil_same")}
-WINDOWED = POOLS[:3]
 CHANNELS = (1, 5, 8, 17, 64)
 IMAGES = ((1, 1), (1, 7), (5, 4), (9, 11))
 # past the threading threshold

@@ -6,10 +6,10 @@ A block goes over TILE_ROWS tiles of rows. All threads of a block must call a re
 again when it returns.
 """
 
-from numba import cuda, float64
+from numba import cuda
 
 from . import device
-from .device import BLOCK, Integer, Real, Values, Wide, device_function, kernel, launch, wide_kernel
+from .device import BLOCK, Integer, Real, Values, device_function, kernel, launch
 
 # tiles of rows of a block: enough that sums by column are about a hundredth of the values read
 TILE_ROWS = 16
@@ -112,24 +112,6 @@ def sum_before_thread(shared, value):
     before, total = shared[thread] - value, shared[BLOCK - 1]
     cuda.syncthreads()
     return before, total
-
-
-@wide_kernel
-def add_partials(dtype: Real, n: Integer, partials: Wide, total: Wide):
-    """total (1,) of partials (n,), by one block."""
-    shared, thread_total = cuda.shared.array(BLOCK, float64), 0.0
-    for i in range(cuda.threadIdx.x, n, BLOCK):
-        thread_total += partials[i]
-    thread_total = add_down(shared, thread_total, 1)
-    if cuda.threadIdx.x == 0:
-        total[0] = thread_total
-
-
-def total_of(partials, dtype):
-    """The sum () of float64 partials (n,), on the device."""
-    total = device.xp.zeros(1)
-    launch(add_partials, dtype, min(partials.size, 1), partials.size, partials, total)
-    return total.reshape(())
 
 
 @kernel
