@@ -73,6 +73,8 @@ def pytest_configure(config):
     # most of JAX's time in tests is that of XLA, which makes fast code for small arrays; benchmarks measure that code
     if not config.getoption("benchmark_only", False):
         os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+        # of PyTorch and of NumPy's products: with small arrays a second thread only waits, for long beside a busy process
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -246,12 +248,8 @@ def rng():
 
 @pytest.fixture
 def torch():
-    """PyTorch as an oracle. On one thread: with small arrays a second one only waits, for long beside a busy process."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(before)
+    """PyTorch as an oracle."""
+    return pytest.importorskip("torch")
 
 
 def pytest_sessionfinish(session):
