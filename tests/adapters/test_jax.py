@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from backends import BACKENDS
 
 pytest.importorskip("jax", "0.5")
 
@@ -39,15 +40,17 @@ def whole(outputs):
 
 
 def assert_same_function(ours, theirs, *arrays, **tolerance):
-    """Values and the gradients of all arrays, under jit and without."""
+    """Values and the gradients of all arrays, under jit and without, on every backend. XLA compiles theirs once, which takes a second."""
 
     def of(f):
         gradient = jax.grad(lambda *a: whole(f(*a)), tuple(range(len(arrays))))
         return lambda *a: (f(*a), gradient(*a))
 
     expected = jax.jit(of(theirs))(*arrays)
-    assert_alike(jax.jit(of(ours))(*arrays), expected, **tolerance)
-    assert_alike(of(ours)(*arrays), expected, **tolerance)
+    for name in BACKENDS:
+        with fg.use_backend(name):
+            assert_alike(jax.jit(of(ours))(*arrays), expected, **tolerance)
+            assert_alike(of(ours)(*arrays), expected, **tolerance)
 
 
 ACTIVATIONS = {
@@ -71,7 +74,7 @@ def chain(x, weights, biases, activations):
     "activations", [["relu", "identity"], ["gelu", "tanh"], ["silu", "softmax"], ["sigmoid", "gelu"]]
 )
 @pytest.mark.parametrize("n", [1, 33])
-def test_dense_chain(in_force, activations, n):
+def test_dense_chain(activations, n):
     x, ws, bs = normal(n, 9), [normal(9, 17, scale=0.3), normal(17, 5, scale=0.3)], [normal(17), normal(5)]
     assert_same_function(
         lambda *a: fgj.dense_chain(*a, activations), lambda *a: chain(*a, activations), x, ws, bs, rtol=1e-4, atol=1e-4
@@ -129,7 +132,7 @@ def lstm_arrays(projected=None, **more):
     "given", [{}, {"b": 1, "h_0": 1, "c_0": 1}, {"c_0": 1, "peephole": 1}, {"b": 1, "w_proj": 1, "h_0": 1}]
 )
 @pytest.mark.parametrize(("lengths", "reverse"), [(None, False), ([4, 3, 0, 1, 2], True)])
-def test_lstm(in_force, given, lengths, reverse):
+def test_lstm(given, lengths, reverse):
     arrays = lstm_arrays(6 if "w_proj" in given else None, **given)
     lengths = None if lengths is None else np.array(lengths)
     names = list(arrays)
@@ -175,7 +178,7 @@ def gru_arrays(*names):
     ("names", "reset_after"), [((), True), (("b", "b_hn", "h_0"), True), (("b", "h_0"), False), (("b_hn",), True)]
 )
 @pytest.mark.parametrize(("lengths", "reverse"), [(None, False), ([4, 3, 0, 1, 2], True)])
-def test_gru(in_force, names, reset_after, lengths, reverse):
+def test_gru(names, reset_after, lengths, reverse):
     arrays = gru_arrays(*names)
     settings = {"lengths": None if lengths is None else np.array(lengths), "reverse": reverse}
     ours, theirs = (
@@ -207,7 +210,7 @@ def batch_norm(x, gamma, beta, mean=None, var=None, residual=None, *, training=T
 @pytest.mark.parametrize(
     ("activation", "shape"), [("identity", (13, 6)), ("relu", (3, 5, 4, 6)), ("gelu", (3, 5, 4, 6))]
 )
-def test_batch_norm(in_force, training, activation, shape):
+def test_batch_norm(training, activation, shape):
     mean, var = normal(6, seed=2), jnp.abs(normal(6, seed=3)) + 0.5
     arrays = normal(*shape), normal(6, seed=1), normal(6, seed=4), normal(*shape, seed=5)
     settings = {"training": training, "activation": activation}
@@ -241,7 +244,7 @@ def layer_norm(x, gamma, beta, residual=None, *, activation="identity", eps=1e-5
     ("activation", "shape", "eps"),
     [("identity", (13, 6), 1e-5), ("relu", (3, 5, 4, 6), 0.5), ("gelu", (3, 5, 6), 1e-3), ("softmax", (6,), 1e-5)],
 )
-def test_layer_norm(in_force, activation, shape, eps):
+def test_layer_norm(activation, shape, eps):
     arrays = normal(*shape), normal(6, seed=1), normal(6, seed=2), normal(*shape, seed=3)
     for count in (3, 4):
         ours, theirs = (
