@@ -232,6 +232,7 @@ def test_every_activation(backend, dtype, name, residual, of_batch, rng):
         assert_matches_reference(backend, problem(rng, shape, dtype, residual), ACTIVATIONS[name], of_batch)
 
 
+@pytest.mark.pairwise
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     ("columns", "residual", "name"),

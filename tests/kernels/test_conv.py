@@ -139,7 +139,8 @@ def pixels_under(problem, i, j):
         yield a, b, i * sh + a * dh - top, j * sw + b * dw - left
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# to the reference, what is made in tiles elsewhere is a convolution like the others, with so many weights that it takes seconds
+@pytest.mark.parametrize("name", [name for name in OPTIONS if not name.startswith("tiles")])
 def test_reference_gradients_are_central_differences(numpy_backend, name, rng):
     problem = option(rng, name, image=(4, 4), residual=True, activation="tanh")
     found = conv_run(problem)
@@ -240,6 +241,8 @@ def test_matches_the_reference_in_groups(in_force, dtype, groups, each_channels,
 
 @pytest.mark.parametrize("name", LARGE)
 def test_matches_the_reference_at_large_shapes(in_force, dtype, name, rng):
+    if in_force == "numpy":
+        pytest.skip("it has no blocks")
     assert_matches_reference(large(rng, name, dtype))
 
 

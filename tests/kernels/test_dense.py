@@ -316,6 +316,7 @@ def chains(draw):
     return chain.map(lambda a: laid_out(a, next(layouts)))
 
 
+@pytest.mark.emulated(0)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(chain=chains())
 def test_any_shapes_strides_values_and_activations(backend, chain):

@@ -76,10 +76,9 @@ def check(transposes, M, N, K, dtype, accumulate, rng, **threads):
 
 
 @pytest.mark.parametrize("transposes", TRANSPOSES)
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_small_products_are_exact(transposes, dtype, accumulate, rng):
+def test_small_products_are_exact(transposes, dtype, rng):
     for M, N, K in itertools.product(SMALL, repeat=3):
-        check(transposes, M, N, K, dtype, accumulate, rng, threads=(1,))
+        check(transposes, M, N, K, dtype, (M + N + K) % 2 == 1, rng, threads=(1,))
 
 
 @pytest.mark.parametrize("transposes", TRANSPOSES)

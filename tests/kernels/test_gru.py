@@ -85,6 +85,7 @@ def test_matches_the_formulas_step_by_step_and_norms_of_steps(
 
 
 @RESETS
+@pytest.mark.pairwise
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize("hidden", [1, 5, 8, 9, 31, 33])
 @pytest.mark.parametrize("n", [1, 2, 5, 7, 13, 33])

@@ -145,6 +145,7 @@ def test_every_activation(backend, dtype, name, residual, rng):
         assert_matches_reference(backend, norm_problem(rng, shape, dtype, residual), ACTIVATIONS[name])
 
 
+@pytest.mark.pairwise
 @pytest.mark.emulated(0)
 @pytest.mark.parametrize(
     ("columns", "residual", "name"),

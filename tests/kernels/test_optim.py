@@ -129,6 +129,7 @@ def test_matches_keras_formula_for_100_updates(backend, name, rng):
     np.testing.assert_allclose(params, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 def test_adam_with_eps_hat_matches_keras_formula_for_100_updates(backend, eps, rng):
     """Keras 3, optimizers/adam.py, and scikit-learn's: eps goes to the root of the uncorrected moment."""

@@ -47,6 +47,7 @@ def rule_of(optimizer, state, clip_norm=math.inf, masks=None, constraint=None):
 
 
 @pytest.mark.pairwise
+@pytest.mark.emulated(1)
 @pytest.mark.parametrize("clip_norm", [math.inf, 1.5])
 @pytest.mark.parametrize("name", PYTORCHS)
 def test_matches_param_groups_of_pytorch_with_a_schedule(backend, name, dtype, clip_norm, rng, torch):

@@ -98,7 +98,9 @@ def test_gradients_are_central_differences(in_force, options, pool):
         return float((layer.predict(x, lengths=[4, 0, 7, 1]) * dy).sum())
 
     assert_close("numerical", dx, numerical_gradient(value, x), size=10)
-    assert_close("numerical", gradients, numerical_gradient(value, layer.params), size=10)
+    for i in np.random.default_rng(5).permutation(layer.params.size)[:120]:
+        one = layer.params[i : i + 1]
+        assert_close("numerical", gradients[i : i + 1], numerical_gradient(value, one), size=10)
 
 
 def test_windows_that_pass_their_state_on_are_the_whole_sequence(in_force, dtype):
