@@ -235,6 +235,7 @@ def compiled_files(folder):
     return [file.name for version in folder.iterdir() for file in version.iterdir()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("interpreter", INTERPRETERS)
 def test_every_kind_of_interpreter_compiles_and_leaves_no_process(tmp_path, interpreter):
     if interpreter == "a forked child" and not hasattr(os, "fork"):
