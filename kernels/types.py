@@ -263,7 +263,7 @@ class LSTMVariantWeights(NamedTuple):
 
 class LSTMVariantSaved(NamedTuple):
     """gates (R, 4H) = i, f, g, o; c, tanh_c and h (R, H). With layer norm what is normalised: u = x w_ih and v = h w_hh (R, 4H), cell
-    (R, H), and mean and rstd (3, R) of these, float64; else None.
+    (R, H), and mean and rstd (3, R) of these, float64; else None. All but gates and h are None if they are not kept.
     """
 
     gates: Any
@@ -292,15 +292,31 @@ class LSTMVariantGradients(NamedTuple):
     squares: Any
 
 
-def lstm_variant_buffers(h: Any, layer_norm: bool, empty: Callable, empty_float64: Callable) -> LSTMVariantSaved:
-    """The arrays that a forward writes: its output h (R, H), and others from empty(shape, like) and empty_float64(size, like)."""
+def lstm_variant_buffer_size(rows: int, hidden: int, layer_norm: bool, keep: bool = True) -> int:
+    """Values in the buffer of an LSTM variant's forward: gates and, with keep, what backward needs; an even number of them."""
+    if not keep:
+        return 4 * rows * hidden
+    # mean and rstd (3, R) have the room of two float32 a value
+    size = 15 * rows * hidden + 12 * rows if layer_norm else 6 * rows * hidden
+    return size + size % 2
+
+
+def lstm_variant_buffers(buffer: Any, h: Any, layer_norm: bool, keep: bool = True) -> LSTMVariantSaved:
+    """The arrays that a forward writes: its output h (R, H), and views into a buffer of lstm_variant_buffer_size values.
+
+    mean and rstd come first, so that they are aligned as float64 in one of several buffers behind each other.
+    """
     rows, hidden = h.shape
-    gates, c, tanh_c = (empty((rows, k * hidden), h) for k in (4, 1, 1))
-    if not layer_norm:
+    has_statistics = keep and layer_norm
+    arrays, at = [], 12 * rows if has_statistics else 0
+    for gates in (4, 1, 1, 4, 4, 1) if has_statistics else (4, 1, 1) if keep else (4,):
+        arrays.append(buffer[at : at + gates * rows * hidden].reshape(rows, gates * hidden))
+        at += gates * rows * hidden
+    gates, c, tanh_c, u, v, cell = arrays + [None] * (6 - len(arrays))
+    if not has_statistics:
         return LSTMVariantSaved(gates, c, tanh_c, h, None, None, None, None, None)
-    normalised = (empty((rows, k * hidden), h) for k in (4, 4, 1))
-    statistics = (empty_float64(3 * rows, h).reshape(3, rows) for _ in range(2))
-    return LSTMVariantSaved(gates, c, tanh_c, h, *normalised, *statistics)
+    mean, rstd = buffer[: 12 * rows].view(np.float64)[: 6 * rows].reshape(2, 3, rows)
+    return LSTMVariantSaved(gates, c, tanh_c, h, u, v, cell, mean, rstd)
 
 
 class GRUWeights(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.core.allocator import empty, empty_float64, zeros
+from fastgrad.core.allocator import empty, zeros
 from fastgrad.core.backend import kernels
 from fastgrad.kernels.types import (
     LSTMUpstream,
@@ -20,6 +20,7 @@ from fastgrad.kernels.types import (
     LSTMWeights,
     PackedBatch,
     States,
+    lstm_variant_buffer_size,
     lstm_variant_buffers,
 )
 
@@ -74,15 +75,17 @@ def run_rows(
     end: States,
     *,
     variant: LSTMVariant,
+    keep: bool = True,
     once: bool = False,
 ) -> tuple[LSTMVariantSaved, Callable[..., States]]:
-    """The variant over packed rows xs (R, C), written to h (R, H) and end.
+    """The variant over packed rows xs (R, C), written to h (R, H) and end. Without keep nothing is saved, and backward cannot run.
 
     backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, dxs and squares unless these two are None, and returns
     the gradients of the initial states. With once it runs once only, and uses the memory of the gates for dz.
     """
-    ops = kernels(xs)
-    saved = lstm_variant_buffers(h, weights.gamma_x is not None, empty, empty_float64)
+    ops, has_norm = kernels(xs), weights.gamma_x is not None
+    size = lstm_variant_buffer_size(len(xs), h.shape[1], has_norm, keep)
+    saved = lstm_variant_buffers(empty((size,), xs), h, has_norm, keep)
     ops.lstm_variant_forward(xs, weights, start, batch, variant, saved, end)
     ran = False
 

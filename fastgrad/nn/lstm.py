@@ -154,7 +154,7 @@ class LSTM(RecurrentModel):
         arrays = xs, weights, States(*start), batch, h, States(*end)
         if self._is_variant:
             key = draw_key(self._rng) if once and any(self._variant[:3]) else None
-            _, backward = run_variant_rows(*arrays, variant=self._variant._replace(key=key), once=once)
+            _, backward = run_variant_rows(*arrays, variant=self._variant._replace(key=key), keep=keep, once=once)
         else:
             _, backward = run_rows(*arrays, keep=keep, once=once)
         return lambda gradients, dh, dh_n, dxs: backward(gradients, LSTMUpstream(dh, dh_n, None), dxs)

@@ -60,7 +60,8 @@ from .recurrence import (
 VARIANT = np.dtype(
     # N, T, R; C and H; ones: 1 if there is a gradient of b to sum
     [(name, "i8") for name in "n steps rows C H ones itemsize reverse accumulate order offsets".split()]
-    # of each thread gemm_part's panels (SCRATCH,), and m, k_c, k_h and dcell of a row (4, H); all threads' states
+    # of each thread gemm_part's panels (SCRATCH,), and m, k_c, k_h of a row, and dcell, or c, tanh c and the cell if they are not kept
+    # (6, H); all threads' states
     + [(name, "i8") for name in "gemm scratch cells states".split()]
     # as the products in time read it
     + [("w_hh", MATRIX)]
@@ -81,18 +82,18 @@ INPUTS_PART = WEIGHTS_PART + 1
 
 @device_function
 def thread_states(variant, thread_index, thread_count, like):
-    """Scratch of the thread's n sequences: h (n, H), c (n, H), and products for them (n, H)."""
+    """Scratch of the thread's n sequences: h (n, H), c (n, H), and products for them (n, 4H)."""
     H, sequences = variant.H, thread_sequences(thread_index, thread_count, variant.n)
     before = sequences_before(thread_index, thread_count, variant.n)
-    state_h = values_at(variant.states, 3 * H * before, like)
+    state_h = values_at(variant.states, 6 * H * before, like)
     return state_h, advance(state_h, sequences * H), advance(state_h, 2 * sequences * H)
 
 
 @device_function
 def constant_factors(variant, thread_index, like):
-    """The thread's m, k_c and k_h (H,) each, with the factors that hold for all rows where nothing is drawn; and dcell (H,)."""
+    """The thread's m, k_c and k_h (H,) each, with the factors that hold for all rows where nothing is drawn; and a row's cells (3, H)."""
     H = variant.H
-    m = values_at(variant.cells, thread_index * 4 * H, like)
+    m = values_at(variant.cells, thread_index * 6 * H, like)
     k_c, k_h = advance(m, H), advance(m, 2 * H)
     factors = carray(m, 3 * H)
     for j in range(H):
@@ -167,10 +168,11 @@ def saved_factors(variant, k, row, one):
 
 @device_function
 def measure(variant, k, row, x, columns):
-    """Write mean and rstd of a row of u, v or the cells, k = 0, 1 or 2, and return its factors."""
+    """Write mean and rstd of a row of u, v or the cells, k = 0, 1 or 2, if they are kept, and return its factors."""
     at, n = k * variant.rows + row, 3 * variant.rows
     mean, rstd = mean_and_rstd(x, columns, variant.eps)
-    float64s(variant.mean, n)[at], float64s(variant.rstd, n)[at] = mean, rstd
+    if variant.mean:
+        float64s(variant.mean, n)[at], float64s(variant.rstd, n)[at] = mean, rstd
     return factors_of(mean, rstd, carray(x, 1)[0])
 
 
@@ -192,8 +194,8 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
         pointer(variant.b, like),
     )  # (4H,)
     gamma_c, beta_c = pointer(variant.gamma_c, like), pointer(variant.beta_c, like)  # (H,)
-    state_h, state_c, _ = thread_states(variant, thread_index, thread_count, like)
-    m, k_c, k_h, _ = constant_factors(variant, thread_index, like)
+    state_h, state_c, products = thread_states(variant, thread_index, thread_count, like)
+    m, k_c, k_h, row_cells = constant_factors(variant, thread_index, like)
     copy_states(variant, thread_index, thread_count, H, state_h, H, variant.h_0, False)
     copy_states(variant, thread_index, thread_count, H, state_c, H, variant.c_0, False)
     for step in range(variant.steps):
@@ -202,9 +204,11 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
         first = offsets[t] + thread_index
         # v = h_{t-1} w_hh, or z = x_t w_ih + b + h_{t-1} w_hh; the step's rows are thread_count rows apart
         apart = thread_count * 4 * H
+        step_v, v_row = products, 4 * H  # (rows, 4H)
+        if variant.v:
+            step_v, v_row = values_at(variant.v, first * 4 * H, like), apart
         if variant.gamma_x:
-            v = values_at(variant.v, first * 4 * H, like)  # (rows, 4H)
-            step_product(variant, thread_index, rows, 4 * H, H, state_h, H, variant.w_hh, null, 0, v, apart)
+            step_product(variant, thread_index, rows, 4 * H, H, state_h, H, variant.w_hh, null, 0, step_v, v_row)
         else:
             z = values_at(variant.gates, first * 4 * H, like)  # (rows, 4H)
             step_product(variant, thread_index, rows, 4 * H, H, state_h, H, variant.w_hh, z, apart, z, apart)
@@ -217,7 +221,7 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
             )  # (4H,), (H,), (H,)
             # z = LN(u) gamma_x + LN(v) gamma_h + b, and the gates
             if variant.gamma_x:
-                u, v = values_at(variant.u, row * 4 * H, like), values_at(variant.v, row * 4 * H, like)  # (4H,) each
+                u, v = values_at(variant.u, row * 4 * H, like), advance(step_v, i * v_row)  # (4H,) each
                 factors = measure(variant, 0, row, u, 4 * H) + measure(variant, 1, row, v, 4 * H)
                 map_arrays(normalise_gates, 4 * H, (u, v, gamma_x, gamma_h, b), (z,), factors)
             f, g, o = advance(z, H), advance(z, 2 * H), advance(z, 3 * H)  # (H,) each
@@ -226,8 +230,12 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
             map_values(vector_math.sigmoid, H, o, o, ())
             # the cell and c_t
             draw_factors(variant, sequence, t, m, k_c, k_h)
-            c, tanh_c = values_at(variant.c, row * H, like), values_at(variant.tanh_c, row * H, like)  # (H,) each
-            cell = values_at(variant.cell, row * H, like) if variant.gamma_x else tanh_c  # (H,)
+            c, tanh_c, cell = row_cells, advance(row_cells, H), advance(row_cells, 2 * H)  # (H,) each
+            if variant.c:
+                c, tanh_c = values_at(variant.c, row * H, like), values_at(variant.tanh_c, row * H, like)
+                cell = values_at(variant.cell, row * H, like)
+            if variant.gamma_x == 0:
+                cell = tanh_c
             map_arrays(next_cell, H, (z, f, g, m, k_c, c_before), (cell, c, c_before), ())
             # tanh_c and h_t
             if variant.gamma_x:
@@ -329,7 +337,7 @@ def weights_part(thread_index, thread_count, record, like):
 def scratch_sizes(n, H):
     """Sizes of the scratch that forward and backward share: all threads' states; w_hh as products read it, and zeros in b's place."""
     # the last panel may have more columns than w
-    return 3 * n * H, 4 * H * H + 64 * 4 * H
+    return 6 * n * H, 4 * H * H + 64 * 4 * H
 
 
 @device_function
@@ -383,8 +391,10 @@ def _forward(
     describe_factors(variant, key, limits, factors)
     variant.H, variant.c_0, variant.h_n, variant.c_n = h_0.shape[1], address(c_0), address(h_n), address(c_n)
     variant.b, variant.beta_c, variant.eps = address_or_null(b), address_or_null(beta_c), eps
-    variant.c, variant.tanh_c = address(c), address(tanh_c)
+    variant.c, variant.tanh_c = address_or_null(c), address_or_null(tanh_c)
     variant.cells = describe_steps(variant, launcher, thread_count, kernels, False, w_hh, scratch)
+    # what is not kept is normalised in place
+    variant.u = variant.u if variant.u else variant.gates
     start, target = (0, variant.u) if variant.gamma_x else (variant.b, variant.gates)
     launch_product(launcher, thread_count, kernels, False, w_ih, variant, variant.xs, variant.xs_row, start, target)
     # a sequence is one thread's
@@ -455,9 +465,9 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
     run(
         8 * rows * H * (C + H), _forward, _KERNELS[dtype.char], xs[:0], w_ih[:0], w_hh[:0],
         *(vector if a is None else a for a in (b, *norms)), *start, *batch, *_factor_arguments(variant), variant.eps,
-        gates, c, tanh_c, h[:0], *(matrix if a is None else a for a in (u, v, cell)),
+        gates, *(matrix if a is None else a for a in (c, tanh_c)), h[:0], *(matrix if a is None else a for a in (u, v, cell)),
         *(wide if a is None else a for a in (mean, rstd)), *end,
-        scratch=(dtype, sum(scratch_sizes.py_func(n, H)), SCRATCH + 4 * H),
+        scratch=(dtype, sum(scratch_sizes.py_func(n, H)), SCRATCH + 6 * H),
     )  # fmt: skip
 
 
@@ -477,7 +487,7 @@ def lstm_variant_backward(upstream, xs, weights, start, batch, variant, saved, g
         *_factor_arguments(variant), gates, c, tanh_c, h[:0], *(matrix if a is None else a for a in (u, v, cell)),
         *(wide if a is None else a for a in (mean, rstd)), dz, dv, matrix if dn is None else dn, *dstart,
         wide_vector if squares is None else squares,
-        scratch=(dtype, sum(scratch_sizes.py_func(n, H)), SCRATCH + 4 * H),
+        scratch=(dtype, sum(scratch_sizes.py_func(n, H)), SCRATCH + 6 * H),
     )  # fmt: skip
     if has_norm:
         sums = (dweights.gamma_x, dweights.b), (dweights.gamma_h, np.empty_like(b)), (dweights.gamma_c, dweights.beta_c)

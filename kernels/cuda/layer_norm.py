@@ -53,14 +53,17 @@ def normalise_rows(
     lane = cuda.threadIdx.x & (width - 1)
     row = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     first, end = row * columns, columns if row < rows else 0
-    total, squares = 0.0, 0.0
+    start, total, squares = 0.0, 0.0, 0.0
+    # before y, which may be x, is written
+    if end:
+        start = float64(x[first])
     for column in range(lane, end, width):
-        distance = float64(x[first + column]) - float64(x[first])
+        distance = float64(x[first + column]) - start
         total += distance
         squares += distance * distance
     total, squares = add_across(shared, total, width), add_across(shared, squares, width)
     if row < rows:
-        row_mean = float64(x[first]) + total / columns
+        row_mean = start + total / columns
         var = (squares - total * (total / columns)) / columns
         # rounding may leave a little less than nothing
         row_rstd = 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)

@@ -53,8 +53,8 @@ from .recurrence import (
     whole_gradient,
 )
 
-# further options of a launch: layer norm
-NORM = FURTHER
+# further options of a launch: layer norm; what backward needs to keep
+NORM, KEEP = FURTHER, FURTHER << 1
 IDENTITY = ACTIVATIONS["identity"]
 
 
@@ -82,10 +82,10 @@ def tile_moments(shared, values, first, lane, end, width, eps):
 
 @wide_kernel
 def lstm_variant_products(
-    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, eps: WideNumber, offsets: Integers,
+    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, options: Integer, eps: WideNumber, offsets: Integers,
     product: Values, gamma_h: Values, v: Values, mean: Wide, rstd: Wide,
 ):  # fmt: skip
-    """v (R, 4H) from the product h w_hh (N, 4H), and LN(v) gamma_h in its place."""
+    """v (R, 4H) from the product h w_hh (N, 4H), if it is kept, and LN(v) gamma_h in its place."""
     shared = cuda.shared.array(BLOCK, float64)
     lane = cuda.threadIdx.x & (width - 1)
     p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
@@ -93,11 +93,12 @@ def lstm_variant_products(
     end = 4 * hidden if row < offsets[t + 1] else 0
     row_mean, row_rstd = tile_moments(shared, product, first, lane, end, width, eps)
     high, factor, low = row_factors(dtype, row_mean, row_rstd)
-    if lane == 0 and end:
+    if options & KEEP and lane == 0 and end:
         mean[rows + row], rstd[rows + row] = row_mean, row_rstd
     for column in range(lane, end, width):
         value = product[first + column]
-        v[row * 4 * hidden + column] = value
+        if options & KEEP:
+            v[row * 4 * hidden + column] = value
         product[first + column] = ((value - high) * factor + low) * gamma_h[column]
 
 
@@ -111,13 +112,13 @@ def lstm_variant_cells(
 ):  # fmt: skip
     """The gates from what x_t has of z, in their place, and what h_{t-1} has of it, product (N, 4H); the new state_c and state_h (N, H).
 
-    Without layer norm the array cell is tanh_c.
+    Without layer norm the array cell is tanh_c. What is not kept has no c and tanh_c, and the cell stands in the place of g.
     """
     shared = cuda.shared.array(BLOCK, float64)
     lane = cuda.threadIdx.x & (width - 1)
     p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     row, high, factor, low = offsets[t] + p, dtype(0), dtype(1), dtype(0)
-    end, sequence = 0, 0
+    end, sequence, cells = 0, 0, row * hidden if options & KEEP else (row * 4 + 2) * hidden
     if row < offsets[t + 1]:
         end, sequence = hidden, order[p]
     for j in range(lane, end, width):
@@ -140,20 +141,24 @@ def lstm_variant_cells(
         k_c = draw(dtype, key, 1, sequence, number, limit_c, factor_c)
         new = forget * c_before + in_gate * (m * g)
         value = k_c * new + (dtype(1) - k_c) * c_before
-        cell[row * hidden + j], c[row * hidden + j], state_c[i] = new, value, value
+        cell[cells + j], state_c[i] = new, value
+        if options & KEEP:
+            c[row * hidden + j] = value
     if options & NORM:
         cuda.syncthreads()
-        row_mean, row_rstd = tile_moments(shared, cell, row * hidden, lane, end, width, eps)
+        row_mean, row_rstd = tile_moments(shared, cell, cells, lane, end, width, eps)
         high, factor, low = row_factors(dtype, row_mean, row_rstd)
-        if lane == 0 and end:
+        if options & KEEP and lane == 0 and end:
             mean[2 * rows + row], rstd[2 * rows + row] = row_mean, row_rstd
     for j in range(lane, end, width):
-        i, value = p * hidden + j, cell[row * hidden + j]
+        i, value = p * hidden + j, cell[cells + j]
         if options & NORM:
             value = ((value - high) * factor + low) * gamma_c[j] + beta_c[j]
         tanh, k_h = math.tanh(value), draw(dtype, key, 2, sequence, t * hidden + j, limit_h, factor_h)
         value = k_h * (gates[row * 4 * hidden + 3 * hidden + j] * tanh) + (dtype(1) - k_h) * state_h[i]
-        tanh_c[row * hidden + j], state_h[i], h[row * h_row + j] = tanh, value, value
+        state_h[i], h[row * h_row + j] = value, value
+        if options & KEEP:
+            tanh_c[row * hidden + j] = tanh
 
 
 @kernel
@@ -260,21 +265,23 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
         xp.empty((n, 4 * hidden), dtype),
         tile_width(hidden),
     )
+    options = KEEP * (c is not None)
     if gamma_x is None:
-        options, cell = BIAS * (b is not None), tanh_c
+        options, cell = options | BIAS * (b is not None), tanh_c
         matmul(xs, w_ih, out=gates)
     else:
-        options = NORM
+        options, u = options | NORM, gates if u is None else u
         matmul(xs, w_ih, out=u)
-        statistics = Statistics(mean[0], rstd[0])
+        statistics = Statistics(*(xp.empty(len(xs)) if a is None else a[0] for a in (mean, rstd)))
         layer_norm_forward(u, Affine(gamma_x, b), variant.eps, None, IDENTITY, statistics, LayerSaved(gates, gates))
+    cell = cell if options & KEEP else gates
     grid = tile_blocks(n, width)
     sizes = len(xs), hidden, width, row_stride(h), options, variant.eps, *factor_numbers(variant)
     for t in steps(batch):
         matmul(state_h, w_hh, out=product)
         if options & NORM:
             arrays = offsets, product, gamma_h, v, mean, rstd
-            launch(lstm_variant_products, dtype, grid, t, len(xs), hidden, width, variant.eps, *arrays)
+            launch(lstm_variant_products, dtype, grid, t, len(xs), hidden, width, options, variant.eps, *arrays)
         arrays = product, b, gamma_c, beta_c, gates, state_h, state_c, cell, mean, rstd, c, tanh_c, h
         launch(lstm_variant_cells, dtype, grid, t, *sizes, order, offsets, *arrays)
     end.h[order], end.c[order] = state_h, state_c

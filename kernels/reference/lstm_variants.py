@@ -42,9 +42,10 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
     state_h, state_c = start.h[order], start.c[order]
     gates[...] = xs @ w_ih
     if has_norm:
-        u[...] = gates
-        mean[0], rstd[0] = row_statistics(u, variant.eps)
-        gates[...] = normalised(u, mean[0], rstd[0]) * gamma_x
+        numbers = row_statistics(gates, variant.eps)
+        if u is not None:
+            u[...], mean[0], rstd[0] = gates, *numbers
+        gates[...] = normalised(gates, *numbers) * gamma_x
     if b is not None:
         gates += b
     for t in steps(batch):
@@ -52,21 +53,25 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
         h_before, c_before = state_h[:n].copy(), state_c[:n].copy()
         product = h_before @ w_hh
         if has_norm:
-            v[rows] = product
-            mean[1, rows], rstd[1, rows] = row_statistics(v[rows], variant.eps)
-            product = normalised(v[rows], mean[1, rows], rstd[1, rows]) * gamma_h
+            numbers = row_statistics(product, variant.eps)
+            if v is not None:
+                v[rows], mean[1, rows], rstd[1, rows] = product, *numbers
+            product = normalised(product, *numbers) * gamma_h
         gates[rows] += product
         i, f, g, o = (gates[rows, k * hidden : (k + 1) * hidden] for k in range(4))
         i[...], f[...], g[...], o[...] = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
         m, k_c, k_h = step_factors(variant, order[:n], t, hidden, xs.dtype)
         new = f * c_before + i * (m * g)
-        state_c[:n] = c[rows] = k_c * new + (1 - k_c) * c_before
+        state_c[:n] = k_c * new + (1 - k_c) * c_before
         if has_norm:
-            cell[rows] = new
-            mean[2, rows], rstd[2, rows] = row_statistics(cell[rows], variant.eps)
-            new = normalised(cell[rows], mean[2, rows], rstd[2, rows]) * gamma_c + beta_c
-        tanh_c[rows] = np.tanh(new)
-        state_h[:n] = h[rows] = k_h * (o * tanh_c[rows]) + (1 - k_h) * h_before
+            numbers = row_statistics(new, variant.eps)
+            if cell is not None:
+                cell[rows], mean[2, rows], rstd[2, rows] = new, *numbers
+            new = normalised(new, *numbers) * gamma_c + beta_c
+        tanh_now = np.tanh(new).astype(xs.dtype)
+        if c is not None:
+            c[rows], tanh_c[rows] = state_c[:n], tanh_now
+        state_h[:n] = h[rows] = k_h * (o * tanh_now) + (1 - k_h) * h_before
     end.h[order], end.c[order] = state_h, state_c
 
 

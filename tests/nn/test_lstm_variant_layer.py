@@ -9,6 +9,7 @@ from lstms import lstm_layer, random_states, sequences
 from tolerances import assert_close
 
 import fastgrad as fg
+from fastgrad.core.backend import kernels
 
 pytestmark = [pytest.mark.cuda, pytest.mark.emulated(1)]
 
@@ -41,6 +42,27 @@ def test_a_prediction_is_the_function_without_a_key(in_force, dtype, variant):
     (y, *_), _ = fg.lstm(x, w["w_ih"], w["w_hh"], w["b"], h_0=h_0[0], c_0=c_0[0], lengths=[4, 0, 7, 1], **options)
     found, _ = layer.run(x, (h_0, c_0), [4, 0, 7, 1])
     assert bits(found) == bits(y)
+
+
+@pytest.mark.parametrize("variant", ["zoneout", "all"])
+@pytest.mark.parametrize("n", [4, 40])
+def test_evaluation_keeps_nothing_for_backward(in_force, dtype, monkeypatch, variant, n):
+    """It has the bits of a run that does. 40 sequences: past the threading threshold, and several rows of a thread."""
+    layer, x = variant_layer(dtype, num_layers=2, bidirectional=True, **VARIANTS[variant]), sequences(dtype, n)
+    lengths, state, buffers = np.arange(n) % 8, random_states(layer, n), []
+    forward = kernels().lstm_variant_forward
+
+    def seen(*arguments):
+        buffers.append(arguments[5])
+        return forward(*arguments)
+
+    monkeypatch.setattr(kernels(), "lstm_variant_forward", seen)
+    y, _ = layer.run(x, state, lengths)
+    assert len(buffers) == 4
+    assert all(a is None for saved in buffers for name, a in saved._asdict().items() if name not in ("gates", "h"))
+    kept, _ = layer.forward(x, False, lengths=lengths, state=state)
+    assert all(a is not None for saved in buffers[4:] for a in saved[: 4 if variant == "zoneout" else 9])
+    assert bits(y) == bits(kept)
 
 
 @pytest.mark.emulated(0)
