@@ -292,12 +292,11 @@ class LSTMVariantGradients(NamedTuple):
     squares: Any
 
 
-def lstm_variant_buffer_size(rows: int, hidden: int, layer_norm: bool, keep: bool = True) -> int:
+def lstm_variant_buffer_size(rows: int, hidden: int, layer_norm: bool, itemsize: int, keep: bool = True) -> int:
     """Values in the buffer of an LSTM variant's forward: gates and, with keep, what backward needs; an even number of them."""
     if not keep:
         return 4 * rows * hidden
-    # mean and rstd (3, R) have the room of two float32 a value
-    size = 15 * rows * hidden + 12 * rows if layer_norm else 6 * rows * hidden
+    size = 15 * rows * hidden + 6 * rows * (8 // itemsize) if layer_norm else 6 * rows * hidden
     return size + size % 2
 
 
@@ -308,14 +307,14 @@ def lstm_variant_buffers(buffer: Any, h: Any, layer_norm: bool, keep: bool = Tru
     """
     rows, hidden = h.shape
     has_statistics = keep and layer_norm
-    arrays, at = [], 12 * rows if has_statistics else 0
+    arrays, at = [], 6 * rows * (8 // h.itemsize) if has_statistics else 0
     for gates in (4, 1, 1, 4, 4, 1) if has_statistics else (4, 1, 1) if keep else (4,):
         arrays.append(buffer[at : at + gates * rows * hidden].reshape(rows, gates * hidden))
         at += gates * rows * hidden
     gates, c, tanh_c, u, v, cell = arrays + [None] * (6 - len(arrays))
     if not has_statistics:
         return LSTMVariantSaved(gates, c, tanh_c, h, None, None, None, None, None)
-    mean, rstd = buffer[: 12 * rows].view(np.float64)[: 6 * rows].reshape(2, 3, rows)
+    mean, rstd = buffer[: 6 * rows * (8 // h.itemsize)].view(np.float64).reshape(2, 3, rows)
     return LSTMVariantSaved(gates, c, tanh_c, h, u, v, cell, mean, rstd)
 
 

@@ -66,6 +66,16 @@ def empty_gradients(weights: LSTMVariantWeights) -> LSTMVariantWeights:
     return LSTMVariantWeights(*(None if w is None else empty(w.shape, w) for w in weights))
 
 
+def written_arrays(
+    saved: LSTMVariantSaved, dz: Any, dxs: Any, gradients: LSTMVariantWeights, dstart: States, squares: Any = None
+) -> LSTMVariantGradients:
+    """What backward writes, with new arrays for the gradients of what is normalised."""
+    du, dv, dn = (None if a is None else empty(a.shape, dz) for a in (saved.u, saved.v, saved.cell))
+    return LSTMVariantGradients(
+        dz, dz if du is None else du, dz if dv is None else dv, dn, dxs, gradients, dstart, squares
+    )
+
+
 def run_rows(
     xs: np.ndarray,
     weights: LSTMVariantWeights,
@@ -84,7 +94,7 @@ def run_rows(
     the gradients of the initial states. With once it runs once only, and uses the memory of the gates for dz.
     """
     ops, has_norm = kernels(xs), weights.gamma_x is not None
-    size = lstm_variant_buffer_size(len(xs), h.shape[1], has_norm, keep)
+    size = lstm_variant_buffer_size(len(xs), h.shape[1], has_norm, xs.itemsize, keep)
     saved = lstm_variant_buffers(empty((size,), xs), h, has_norm, keep)
     ops.lstm_variant_forward(xs, weights, start, batch, variant, saved, end)
     ran = False
@@ -101,10 +111,7 @@ def run_rows(
         ran = once
         dz = saved.gates if once else empty(saved.gates.shape, xs)
         dstart = States(empty(start.h.shape, xs), empty(start.c.shape, xs))
-        du, dv, dn = (None if a is None else empty(a.shape, xs) for a in (saved.u, saved.v, saved.cell))
-        written = LSTMVariantGradients(
-            dz, dz if du is None else du, dz if dv is None else dv, dn, dxs, gradients, dstart, squares
-        )
+        written = written_arrays(saved, dz, dxs, gradients, dstart, squares)
         ops.lstm_variant_backward(upstream, xs, weights, start, batch, variant, saved, written)
         return dstart
 

@@ -12,13 +12,25 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_sequence  # noqa: E402
-from torch_inputs import ACTS, chain_inputs, conv_inputs, draw, gru_inputs, lstm_inputs, norm_inputs, same  # noqa: E402
+from torch_inputs import (  # noqa: E402
+    ACTS,
+    chain_inputs,
+    conv_inputs,
+    draw,
+    gru_inputs,
+    lstm_inputs,
+    lstm_variant_inputs,
+    norm_inputs,
+    same,
+)
 
 import fastgrad.torch as fgt  # noqa: E402
 from fastgrad.core.backend import kernels  # noqa: E402
 from fastgrad.kernels.types import ACTIVATIONS  # noqa: E402
 from fastgrad.torch import tensors  # noqa: E402
 from fastgrad.torch.ops import conv  # noqa: E402
+
+LSTM_VARIANT = {"directions": 2, "layer_norm": True, "zoneout": (0.3, 0.2), "recurrent_dropout": 0.4}
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -199,6 +211,10 @@ CASES = {
         lambda x, *weights: fgt.lstm(x, weights, directions=2, projects=True)[0],
         (lstm_inputs()[0], *lstm_inputs()[1]),
     ),
+    "lstm_variant": lambda: (
+        lambda x, *weights: fgt.lstm(x, weights, key=torch.tensor([3, -4]), **LSTM_VARIANT)[0],
+        lstm_variant_inputs(),
+    ),
     "gru": lambda: (
         lambda x, h_0, *weights: fgt.gru(x, weights, h_0, directions=2)[0],
         (gru_inputs()[0], draw(2, 3, 5), *gru_inputs()[1]),
@@ -232,7 +248,17 @@ def registered():
         "lstm",
         (packed.data.detach(), weights, *states, packed.batch_sizes, packed.sorted_indices, 2, True, True, True),
     )
+    x, *weights = lstm_variant_inputs()
+    states, numbers = (draw(2, 4, 5), draw(2, 4, 5, seed=1)), (0.2, 0.3, 0.4, 1e-5)
+    rows, key = (packed.data.detach(), packed.batch_sizes, packed.sorted_indices), torch.tensor([3, -4])
+    yield "lstm_variant", (x, weights, None, None, None, None, None, 2, True, True, *numbers, True)
+    yield "lstm_variant", (rows[0], weights, *states, *rows[1:], key, 2, True, True, *numbers, True)
+    yield (
+        "lstm_variant",
+        (x, [w for w in weights if w.dim() == 2], None, None, None, None, key, 2, False, False, *numbers, True),
+    )
     x, weights = gru_inputs()
+    states = draw(2, 4, 3), draw(2, 4, 5)
     yield "gru", (x, weights, None, None, None, 2, True, True)
     yield "gru", (packed.data.detach(), weights, states[1], packed.batch_sizes, packed.sorted_indices, 2, True, True)
     x, gamma, beta, *running = norm_inputs(2, 3, 4, 5)
@@ -263,10 +289,11 @@ def test_registrations_pass_opcheck(name, arguments):
 @pytest.mark.parametrize("case", CASES)
 def test_a_second_derivative_and_transforms_are_refused(case):
     function, inputs = CASES[case]()
-    with pytest.raises(NotImplementedError, match=f"{case}: there is no second derivative"):
+    op = case.removesuffix("_variant")
+    with pytest.raises(NotImplementedError, match=f"{op}: there is no second derivative"):
         torch.autograd.grad(function(*inputs).sum(), inputs[0], create_graph=True)
     for transform in (torch.func.vmap, torch.func.jacrev):
-        with pytest.raises(NotImplementedError, match=f"{case}: torch.func's transforms"):
+        with pytest.raises(NotImplementedError, match=f"{op}: torch.func's transforms"):
             transform(function)(*(a.detach()[None] for a in inputs))
 
 

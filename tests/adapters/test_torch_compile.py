@@ -55,6 +55,7 @@ ENTRIES = {
     "packing": lambda: (Entry(packed, (3, (3,))), SEQUENCE),
     "MLP": lambda: (fgt.MLP([3, 5, 2], "gelu"), ROWS),
     "LSTM": lambda: (fgt.LSTM(3, 4, 2, batch_first=True), SEQUENCE),
+    "LSTM with layer norm": lambda: (fgt.LSTM(3, 4, 2, batch_first=True, layer_norm=True), SEQUENCE),
     "GRU": lambda: (fgt.GRU(3, 4, 2, batch_first=True), SEQUENCE),
     "BatchNorm1d": lambda: (fgt.BatchNorm1d(3, activation="silu"), ROWS),
     "BatchNorm2d": lambda: (fgt.BatchNorm2d(3, activation="relu"), IMAGE),

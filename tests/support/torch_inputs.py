@@ -35,6 +35,11 @@ def lstm_inputs():
     return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(20, 4), (20, 3), (20,), (20,), (3, 5)] * 2)]
 
 
+def lstm_variant_inputs():
+    shapes = [(20, 4), (20, 5), (20,), (20,), (20,), (20,), (5,), (5,)] * 2
+    return draw(3, 6, 4), *(draw(*s, seed=i) for i, s in enumerate(shapes))
+
+
 def gru_inputs():
     return draw(3, 6, 4), [draw(*s, seed=i) for i, s in enumerate([(15, 4), (15, 5), (15,), (15,)] * 2)]
 

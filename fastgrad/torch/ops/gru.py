@@ -13,7 +13,7 @@ from fastgrad.core.errstate import silent
 from fastgrad.functional.gru_weights import empty_gradients
 from fastgrad.kernels.types import GRUGradients, GRUUpstream, GRUWeights, gru_buffer_size, gru_buffers
 from fastgrad.torch.ops.recurrent import RecurrentOperator
-from fastgrad.torch.ops.recurrent_layer import Arrays, Direction, Layer
+from fastgrad.torch.ops.recurrent_layer import Arrays, Call, Direction, Layer
 
 Tensor = torch.Tensor
 
@@ -70,12 +70,12 @@ class GRULayer(Layer):
     states: ClassVar = {"h_0": "(D, N, H)"}
 
     @staticmethod
-    def buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
+    def buffer_size(call: Call, rows: int, hidden: int, keep: bool = True) -> int:
         return gru_buffer_size(rows, hidden)
 
     @silent
     def group(
-        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], w_proj: np.ndarray | None
+        self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], others: list[np.ndarray]
     ) -> GRUWeights:
         if not biases:
             return GRUWeights(w_ih, w_hh)
@@ -87,12 +87,12 @@ class GRULayer(Layer):
         return GRUWeights(w_ih, w_hh, b, check.contiguous(b_hh[gates:]))
 
     def run(self, direction: Direction, keep: bool, end: Arrays) -> None:
-        w, batch, (h_0,), h, buffer = direction
+        _, w, batch, (h_0,), h, buffer = direction
         saved = gru_buffers(buffer, h, self.hidden)
         kernels().gru_forward(self.xs, w, h_0, batch, saved, end[0], reset_after=True)
 
     def run_backward(self, direction: Direction, upstream: Any, dxs: np.ndarray | None, dstart: Arrays) -> list:
-        w, batch, (h_0,), h, buffer = direction
+        _, w, batch, (h_0,), h, buffer = direction
         saved, dw = gru_buffers(buffer, h, self.hidden), empty_gradients(w)
         arrays = GRUGradients(empty(saved.gates.shape, h.dtype), dxs, dw, dstart[0], None)
         kernels().gru_backward(GRUUpstream(*upstream), self.xs, w, h_0, batch, saved, arrays, False, reset_after=True)
@@ -103,6 +103,7 @@ class GRULayer(Layer):
 
 
 _operator = RecurrentOperator(
+    "gru",
     GRULayer,
     "Tensor x, Tensor[] weights, Tensor? h_0, Tensor? batch_sizes, Tensor? order, int directions, bool bias",
 )

@@ -1,4 +1,6 @@
-"""RecurrentOperator: the PyTorch operator of a recurrent layer, its derivative and its fake. lstm.py and gru.py have one each."""
+"""RecurrentOperator: the PyTorch operator of a recurrent layer, its derivative and its fake. lstm.py, lstm_variants.py and gru.py have one
+each.
+"""
 
 from typing import Any
 
@@ -21,14 +23,16 @@ Tensor = torch.Tensor
 class RecurrentOperator:
     """The operator of a cell's Layer. Its arguments are those of a Call, each state alone; it returns y and the end states."""
 
-    def __init__(self, layer: type[Layer], arguments: str) -> None:
-        """arguments: the operator's, as a schema of torch.library has them."""
+    def __init__(self, name: str, layer: type[Layer], arguments: str) -> None:
+        """arguments: the operator's, as a schema of torch.library has them: x, weights, tensors that may be None, and numbers."""
         self.layer, self.op, self.state_count = layer, layer.op, len(layer.states)
+        # tensors that may be None: the states, of rows batch_sizes and order, and of a variant the keys
+        self.tensor_count = arguments.count("Tensor? ")
         ends = "".join(f", Tensor? d{name[0]}_n" for name in layer.states)
         results = ", ".join(["Tensor"] * (self.state_count + 2))
-        self.forward = Operator(f"{self.op}({arguments}, bool keep) -> ({results})", self._run, self._fake)
+        self.forward = Operator(f"{name}({arguments}, bool keep) -> ({results})", self._run, self._fake)
         self.backward = Operator(
-            f"{self.op}_backward(Tensor? dy{ends}, {arguments}, Tensor saved, bool wants_dx) -> Tensor[]",
+            f"{name}_backward(Tensor? dy{ends}, {arguments}, Tensor saved, bool wants_dx) -> Tensor[]",
             self._run_backward,
             self._fake_backward,
         ).without_derivative()
@@ -55,16 +59,16 @@ class RecurrentOperator:
 
     def save(self, ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         x, weights, *others, _ = inputs
-        form = self.state_count + 2
-        ctx.save_for_backward(x, output[-1], *others[:form], *weights)
-        ctx.form = others[form:]
+        count = self.tensor_count
+        ctx.save_for_backward(x, output[-1], *others[:count], *weights)
+        ctx.form = others[count:]
         ctx.set_materialize_grads(False)
 
     def gradients(self, ctx: Any, upstream: tuple) -> tuple[Any, list[Any], list[Tensor]]:
         """dx, and those of the initial states and of the weights."""
         x, saved, *tensors = ctx.saved_tensors
         count = self.state_count
-        states, rows, weights = tensors[:count], tensors[count : count + 2], tensors[count + 2 :]
+        states, optional, weights = tensors[:count], tensors[: self.tensor_count], tensors[self.tensor_count :]
         wants_dx = ctx.needs_input_grad[0]
         # the arrays of the forward serve one backward: see dense.py
         layer = ctx.__dict__.pop("layer", None)
@@ -74,7 +78,7 @@ class RecurrentOperator:
             # upstream gradients may be missing, so that it is x that says who is to be called
             direct = skips_dispatcher(self.op, x) and not torch.is_grad_enabled()
             run = self.backward.run if direct else self.backward.op
-            gradients = run(*upstream, x, weights, *states, *rows, *ctx.form, saved, wants_dx)
+            gradients = run(*upstream, x, weights, *optional, *ctx.form, saved, wants_dx)
         dx = gradients.pop(0) if wants_dx else None
         dstates = [None if h is None else dh for h, dh in zip(states, gradients, strict=False)]
         return dx, dstates, gradients[count:]
@@ -89,7 +93,8 @@ class RecurrentOperator:
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:
         *flat, keep = arguments
-        x, weights, (h_0, *_), batch_sizes, order, directions, *_ = self.layer.call(flat)
+        call = self.layer.call(flat)
+        x, weights, (h_0, *_), batch_sizes, order, directions, *_ = call
         hidden, width = weights[0].shape[0] // self.layer.gates, weights[1].shape[1]
         if batch_sizes is None:
             n, steps, _ = x.shape
@@ -103,7 +108,7 @@ class RecurrentOperator:
             n = order.shape[0] if h_0 is None else h_0.shape[1]  # type: ignore[union-attr]
             rows, y = x.shape[0], x.new_empty(x.shape[0], directions * width)
         ends = [x.new_empty(directions, n, size) for size in (width, hidden)[: self.state_count]]
-        saved = x.new_empty(directions * (self.layer.buffer_size(rows, hidden) + rows * width) if keep else 0)
+        saved = x.new_empty(directions * (self.layer.buffer_size(call, rows, hidden) + rows * width) if keep else 0)
         return y, *ends, saved
 
     def _fake_backward(self, *arguments: Any) -> list[Tensor]:
@@ -120,8 +125,8 @@ class RecurrentOperator:
 
     def _differentiate(self, ctx: Any, *upstream: Any) -> tuple:
         dx, dstates, dweights = self.gradients(ctx, upstream[:-1])
-        # none of the rows' two tensors, the form and keep
-        return dx, dweights, *dstates, *[None] * (3 + len(ctx.form))
+        # none of the other tensors, the form and keep
+        return dx, dweights, *dstates, *[None] * (self.tensor_count - self.state_count + len(ctx.form) + 1)
 
 
 class _Recurrent(Function):
@@ -141,4 +146,5 @@ class _Recurrent(Function):
         operator = ctx.operator
         refuse_second_derivative(operator.op)
         dx, dstates, dweights = operator.gradients(ctx, upstream)
-        return dx, None, None, *dweights, *dstates, *[None] * (2 + len(ctx.form))
+        others = operator.tensor_count - operator.state_count + len(ctx.form)
+        return dx, None, None, *dweights, *dstates, *[None] * others

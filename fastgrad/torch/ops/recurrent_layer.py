@@ -13,15 +13,20 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
 from fastgrad.functional.packing import pack, packed_batch, unpack
-from fastgrad.kernels.types import PackedBatch
+from fastgrad.kernels.types import LSTMVariant, PackedBatch
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
 Arrays = Sequence[np.ndarray]
+# the weights of layer norms in an LSTM
+NORMS = "gamma_x", "gamma_h", "gamma_c", "beta_c"
 
 
 class Call(NamedTuple):
-    """The arguments of a call: tensors as of `lstm` or `gru`, 1 or 2 directions, and whether there are biases and a projection."""
+    """The arguments of a call: tensors as of `lstm` or `gru`, 1 or 2 directions, and whether there are biases, a projection and norms.
+
+    Of a variant of the LSTM, variant has a tensor of a key for each direction, or None.
+    """
 
     x: Tensor
     weights: Sequence[Tensor]
@@ -31,11 +36,14 @@ class Call(NamedTuple):
     directions: int
     bias: bool
     projects: bool = False
+    layer_norm: bool = False
+    variant: LSTMVariant | None = None
 
 
 class Direction(NamedTuple):
-    """One direction of a call: its weights, the order of its steps, its initial states, h (R, P), and the buffer of what is saved."""
+    """One direction of a call: its number, weights, the order of its steps, initial states, h (R, P), and the buffer of what is saved."""
 
+    number: int
     weights: Any
     batch: PackedBatch
     start: Arrays
@@ -54,12 +62,12 @@ class Layer:
     states: ClassVar[dict[str, str]]
 
     @staticmethod
-    def buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
+    def buffer_size(call: Call, rows: int, hidden: int, keep: bool = True) -> int:
         """Values in the buffer of a direction."""
         raise NotImplementedError
 
-    def group(self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], w_proj: np.ndarray | None) -> Any:
-        """The weights of a direction in the kernels' form. biases: none, or PyTorch's two."""
+    def group(self, w_ih: np.ndarray, w_hh: np.ndarray, biases: list[np.ndarray], others: list[np.ndarray]) -> Any:
+        """The weights of a direction in the kernels' form. biases: none, or PyTorch's two; others: weight_hr, or those of norms."""
         raise NotImplementedError
 
     def run(self, direction: Direction, keep: bool, end: Arrays) -> None:
@@ -78,12 +86,13 @@ class Layer:
         return Call(x, weights, others[:count], *others[count:])
 
     def __init__(self, call: Call) -> None:
+        self.arguments = call
         x = array(self.op, "x", call.x)
         self.packed = call.batch_sizes is not None
         batch = _batch(self.op, x, call.batch_sizes, call.order)
         self.xs = check.contiguous(x) if self.packed else pack(x, batch)
-        # tensors of a direction: weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
-        weights, count = call.weights, 2 + 2 * call.bias + call.projects
+        # tensors of a direction: weight_ih, weight_hh, bias_ih, bias_hh, weight_hr or gamma_x, gamma_h, gamma_c, beta_c
+        weights, count = call.weights, 2 + 2 * call.bias + call.projects + 4 * call.layer_norm
         if len(weights) != call.directions * count:
             raise ValueError(f"{self.op}: weights must have length {call.directions * count}, got {len(weights)}")
         self.weights = [self._weights(weights[i : i + count], x, call) for i in range(0, len(weights), count)]
@@ -108,18 +117,23 @@ class Layer:
         ]
         forms += [(name, f"({gates}H,)", (columns,)) for name in ("bias_ih", "bias_hh")] if call.bias else []
         forms += [("weight_hr", "(P, H)", (width, hidden))] if call.projects else []
+        forms += [
+            (name, f"({gates}H,)" if size == columns else "(H,)", (size,))
+            for name, size in zip(NORMS, (columns, columns, hidden, hidden), strict=True)
+            if call.layer_norm
+        ]
         op, dtype = self.op, x.dtype
         w_ih, w_hh, *others = [
             check.array(op, name, array(op, name, w), form, shape, dtype)
             for (name, form, shape), w in zip(forms, tensors, strict=True)
         ]
-        w_proj = check.contiguous(others.pop().T) if call.projects else None
-        return self.group(check.contiguous(w_ih).T, check.contiguous(w_hh).T, others, w_proj)
+        count = 2 * call.bias
+        return self.group(check.contiguous(w_ih).T, check.contiguous(w_hh).T, others[:count], others[count:])
 
     def direction(self, i: int, h: np.ndarray, buffer: np.ndarray) -> Direction:
         """A direction of a call with output h (R, D P)."""
         columns = slice(i * self.width, (i + 1) * self.width)
-        return Direction(self.weights[i], self.batches[i], [state[i] for state in self.start], h[:, columns], buffer)
+        return Direction(i, self.weights[i], self.batches[i], [state[i] for state in self.start], h[:, columns], buffer)
 
     def outputs(self, saved: np.ndarray) -> np.ndarray:
         """h (R, D P), a copy of y's rows: PyTorch lets y be written to."""
@@ -130,7 +144,7 @@ class Layer:
         """y, the end states and, with keep, what backward needs: each direction's buffer, and a copy of y's rows."""
         rows, dtype, directions = len(self.xs), self.xs.dtype, len(self.weights)
         h, ends = empty((rows, directions * self.width), dtype), [empty(state.shape, dtype) for state in self.start]
-        size = self.buffer_size(rows, self.hidden, keep)
+        size = self.buffer_size(self.arguments, rows, self.hidden, keep)
         saved = empty((directions * size + h.size if keep else size,), dtype)
         for i in range(directions):
             direction = self.direction(i, h, saved[i * size :] if keep else saved)
@@ -152,7 +166,7 @@ class Layer:
         dstarts = [empty(state.shape, dtype) for state in self.start]
         dxs: list[Any] = [empty(self.xs.shape, dtype) if wants_dx else None for _ in self.weights]
         gradients: list[np.ndarray] = []
-        h, size = self.outputs(flat), self.buffer_size(len(self.xs), self.hidden)
+        h, size = self.outputs(flat), self.buffer_size(self.arguments, len(self.xs), self.hidden)
         for i in range(len(self.weights)):
             direction = self.direction(i, h, flat[i * size :])
             dh = None if dy is None else dy[:, i * self.width : (i + 1) * self.width]
