@@ -16,7 +16,7 @@ import numpy as np
 
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, zeros
-from fastgrad.kernels.types import GRUWeights, States
+from fastgrad.kernels.types import GRUWeights, LSTMVariantWeights, States
 from fastgrad.kernels.types import LSTMWeights as LSTMWeights
 
 Weights = TypeVar("Weights", LSTMWeights, GRUWeights)
@@ -56,7 +56,14 @@ def contiguous(op: str, name: str, value: Any, form: str, shape: tuple[int, ...]
     return check.contiguous(check.array(op, name, value, form, shape, like))
 
 
-def states(op: str, n: int, weights: LSTMWeights, h: Any, c: Any, names: tuple[str, str] = ("h_0", "c_0")) -> States:
+def states(
+    op: str,
+    n: int,
+    weights: LSTMWeights | LSTMVariantWeights,
+    h: Any,
+    c: Any,
+    names: tuple[str, str] = ("h_0", "c_0"),
+) -> States:
     """The states h and c, checked and C-contiguous; zeros in place of None."""
     w_hh = weights.w_hh
     h_shape, c_shape = (n, len(w_hh)), (n, w_hh.shape[1] // 4)

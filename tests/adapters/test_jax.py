@@ -14,6 +14,7 @@ pytest.importorskip("jax", "0.5")
 import jax
 import jax.numpy as jnp
 from jax.test_util import check_grads
+from lstm_variants import NORMS, drawn
 
 import fastgrad as fg
 import fastgrad.jax as fgj
@@ -141,6 +142,107 @@ def test_lstm(given, lengths, reverse):
         for f in (fgj.lstm, lstm)
     )
     assert_same_function(ours, theirs, *arrays.values())
+
+
+VARIANTS = {
+    "layer_norm": ({}, ("b",)),
+    "layer_norm_no_bias": ({"eps": 0.1}, ("h_0", "c_0")),
+    "zoneout": ({"zoneout": (0.3, 0.2)}, ("b", "c_0")),
+    "zoneout_in_evaluation": ({"zoneout": (0.3, 0.2)}, ()),
+    "all": ({"zoneout": (0.3, 0.2), "recurrent_dropout": 0.4}, ("b", "h_0", "c_0")),
+}
+
+
+def factors_of(key, zoneout, dropout, n, steps, hidden):
+    """m, k_c and k_h (N, T, H) of lstm_variant, from the words that jax.random gives for the key."""
+    if key is None:
+        return [jnp.full((n, steps, hidden), value) for value in (1, 1 - zoneout[1], 1 - zoneout[0])]
+    high, low = (int(word) for word in jax.random.bits(key, (2,), jnp.uint32))
+    rates = dropout, zoneout[1], zoneout[0]
+    keeps = [drawn(high << 32 | low, kind, rate, n, steps, hidden) for kind, rate in enumerate(rates)]
+    return [jnp.asarray(keeps[0] / (1 - dropout), "f4"), *(jnp.asarray(k, "f4") for k in keeps[1:])]
+
+
+def lstm_variant(x, w_ih, w_hh, b=0, gamma_x=None, gamma_h=None, gamma_c=None, beta_c=0, h_0=None, c_0=None, *,
+                 lengths, reverse, factors, eps):  # fmt: skip
+    """By lax.scan."""
+
+    def norm(a, gamma, beta=0):
+        return a if gamma is None else layer_norm(a, gamma, beta, eps=eps)
+
+    def step(state, of_step):
+        (h, c), (t, x_t, m, k_c, k_h) = state, of_step
+        i, f, g, o = jnp.split(norm(x_t @ w_ih, gamma_x) + norm(h @ w_hh, gamma_h) + b, 4, axis=1)
+        cell = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g) * m
+        new_h = k_h * jax.nn.sigmoid(o) * jnp.tanh(norm(cell, gamma_c, beta_c)) + (1 - k_h) * h
+        new_c, live = k_c * cell + (1 - k_c) * c, (t < lengths)[:, None]
+        return (jnp.where(live, new_h, h), jnp.where(live, new_c, c)), jnp.where(live, new_h, 0)
+
+    (n, steps, _), hidden = x.shape, w_hh.shape[0]
+    zero = jnp.zeros((n, hidden))
+    start = zero if h_0 is None else h_0, zero if c_0 is None else c_0
+    by_step = jnp.arange(steps), *(jnp.moveaxis(a, 1, 0) for a in (x, *factors))
+    (h_n, c_n), y = jax.lax.scan(step, start, by_step, reverse=reverse)
+    return jnp.moveaxis(y, 0, 1), h_n, c_n
+
+
+def ours_of_variant(arrays, **settings):
+    """fgj.lstm, whose layer norm has its arrays in a tuple."""
+    norms = tuple(arrays[name] for name in NORMS) if "gamma_x" in arrays else None
+    return fgj.lstm(**{n: a for n, a in arrays.items() if n not in NORMS}, layer_norm=norms, **settings)
+
+
+def variant_arrays(norms, names):
+    arrays = lstm_arrays(**dict.fromkeys(names, 1))
+    shapes = {"gamma_x": 32, "gamma_h": 32, "gamma_c": 8, "beta_c": 8} if norms else {}
+    return arrays | {name: normal(size, scale=0.3, seed=2) + (name != "beta_c") for name, size in shapes.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("lengths", "reverse"), [(None, False), ([4, 3, 0, 1, 2], True)])
+def test_lstm_variants(in_force, variant, lengths, reverse):
+    options, names = VARIANTS[variant]
+    arrays, key = variant_arrays("zoneout" not in variant, names), jax.random.key(7)
+    key = None if variant in ("layer_norm", "layer_norm_no_bias", "zoneout_in_evaluation") else key
+    rates = options.get("zoneout", (0, 0)), options.get("recurrent_dropout", 0)
+    factors = factors_of(key, *rates, 5, 4, 8)
+    settings = {"reverse": reverse, "lengths": None if lengths is None else np.array(lengths)}
+    theirs = {**settings, "lengths": np.array(lengths or [4] * 5), "factors": factors, "eps": options.get("eps", 1e-5)}
+    assert_same_function(
+        lambda *a: ours_of_variant(dict(zip(arrays, a, strict=True)), key=key, **settings, **options),
+        lambda *a: lstm_variant(**dict(zip(arrays, a, strict=True)), **theirs),
+        *arrays.values(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_keys_of_an_lstm_may_be_traced_and_mapped():
+    arrays, keys = variant_arrays(True, ("b",)), jax.random.split(jax.random.key(3), 3)
+    settings = {"zoneout": (0.3, 0.2), "recurrent_dropout": 0.4}
+
+    def gradient(arrays, key):
+        return jax.grad(lambda a: whole(ours_of_variant(a, key=key, **settings)))(arrays)
+
+    mapped = jax.jit(jax.vmap(gradient, (None, 0)))(arrays, keys)
+    each = [gradient(arrays, key) for key in keys]
+    assert_alike(mapped, jax.tree.map(lambda *a: jnp.stack(a), *each))
+    assert not np.allclose(each[0]["w_ih"], each[1]["w_ih"])
+    # keys of the older kind, and another generator's
+    assert_alike(gradient(arrays, jax.random.key_data(keys[1])), each[1])
+    assert np.isfinite(gradient(arrays, jax.random.key(3, impl="rbg"))["w_ih"]).all()
+
+
+def test_a_variant_that_does_not_fit_is_named():
+    arrays = variant_arrays(False, ())
+    for options, text in (
+        ({"zoneout": (0.1, 1)}, r"lstm: zoneout\[1\] must be at least 0 and below 1"),
+        ({"layer_norm": [normal(32)] * 3}, "lstm: layer_norm must have length 4"),
+        ({"layer_norm": [normal(32)] * 4}, r"lstm: gamma_c of layer_norm must be \(H,\) = \(8,\)"),
+        ({"zoneout": (0.1, 0.1), "peephole": normal(3, 8)}, "lstm: layer_norm.* come without peepholes"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            fgj.lstm(**arrays, **options)
 
 
 def gru(x, w_ih, w_hh, b=None, b_hn=None, *, h_0=None, lengths=None, reverse=False, reset_after=True):

@@ -68,6 +68,7 @@ def gru(
 class GRULayer(Layer):
     """A call of gru but for its arrays."""
 
+    kind: ClassVar = "gru"
     op: ClassVar = "gru"
     gates: ClassVar = 3
     state_count: ClassVar = 1
@@ -75,8 +76,7 @@ class GRULayer(Layer):
 
     reset_after: bool
 
-    @staticmethod
-    def buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
+    def buffer_size(self, rows: int, hidden: int, keep: bool = True) -> int:
         return gru_buffer_size(rows, hidden)
 
     def check(self, x: np.ndarray, weights: Sequence[Any], initial: Sequence[Any]) -> None:

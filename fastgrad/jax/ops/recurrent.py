@@ -1,6 +1,6 @@
 """Recurrent layers as JAX functions over whole sequences: `run`, its derivative, and the host functions that XLA calls.
 
-The layers, subclasses of Layer, are in lstm.py and gru.py.
+The layers, subclasses of Layer, are in lstm.py, lstm_variants.py and gru.py.
 """
 
 from abc import ABC, abstractmethod
@@ -25,11 +25,12 @@ LAYERS: dict[str, "type[Layer]"] = {}
 
 @dataclass(frozen=True)
 class Layer(ABC):
-    """A kind of recurrent layer, of so many gates and initial states, h first, and the settings of a call.
+    """A kind of recurrent layer, of so many gates and initial states, h first, and the settings of a call. op: its name in errors.
 
-    Weights: LSTMWeights or GRUWeights, whose first two are w_ih (C, G H) and w_hh (P, G H).
+    Weights: LSTMWeights, LSTMVariantWeights or GRUWeights, whose first two are w_ih (C, G H) and w_hh (P, G H).
     """
 
+    kind: ClassVar[str]
     op: ClassVar[str]
     gates: ClassVar[int]
     state_count: ClassVar[int]
@@ -38,11 +39,10 @@ class Layer(ABC):
     reverse: bool
 
     def __init_subclass__(cls) -> None:
-        LAYERS[cls.op] = cls
+        LAYERS[cls.kind] = cls
 
-    @staticmethod
     @abstractmethod
-    def buffer_size(rows: int, hidden: int, keep: bool = True) -> int:
+    def buffer_size(self, rows: int, hidden: int, keep: bool = True) -> int:
         """Values in the buffer of what backward needs."""
 
     @abstractmethod
@@ -72,11 +72,12 @@ class Layer(ABC):
 
 
 class Rows:
-    """What the kernels take: rows xs (R, C) of x (N, T, C), the weights, the initial states and the order of the rows."""
+    """What the kernels take: rows xs (R, C) of x (N, T, C), the weights, the initial states, the order of the rows, and a key or None."""
 
     def __init__(self, layer: Layer, x: np.ndarray, arrays: Sequence[Any]) -> None:
-        """arrays: the weights, the initial states and the lengths."""
-        *weights_and_states, lengths = arrays
+        """arrays: the weights, the initial states, the lengths and the words of the key."""
+        *weights_and_states, lengths, words = arrays
+        self.key = None if words is None else int(words[0]) << 32 | int(words[1])
         count = len(layer.Weights._fields)
         self.weights: Any = layer.Weights(*weights_and_states[:count])
         self.start = layer.start(len(x), self.weights, weights_and_states[count:])
@@ -84,8 +85,11 @@ class Rows:
         self.xs = pack(x, self.batch)
 
 
-def run(layer: Layer, arrays: dict[str, Any], lengths: Any) -> tuple[jax.Array, ...]:
-    """y (N, T, P) and the end states. arrays: x, the weights and the initial states by their names; all but x may be None."""
+def run(layer: Layer, arrays: dict[str, Any], lengths: Any, words: Any = None) -> tuple[jax.Array, ...]:
+    """y (N, T, P) and the end states. arrays: x, the weights and the initial states by their names; all but x may be None.
+
+    words: the two halves of a variant's key, (2,) uint32, or None.
+    """
     op, count = layer.op, 1 + len(layer.Weights._fields)
     x, *others = (None if a is None else checkable(op, name, a) for name, a in arrays.items())
     x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
@@ -96,15 +100,15 @@ def run(layer: Layer, arrays: dict[str, Any], lengths: Any) -> tuple[jax.Array, 
         elif lengths.shape != x.shape[:1] or lengths.dtype.kind not in "iu":
             raise ValueError(f"{op}: lengths must be integers (N,) = ({len(x)},), got {lengths.dtype} {lengths.shape}")
     values = tuple(None if a is None else jnp.asarray(a) for a in arrays.values())
-    return _run(layer, *varying((values, lengths), axes_of((values, lengths))))
+    return _run(layer, *varying((values, (lengths, words)), axes_of((values, lengths, words))))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(layer: Layer, arrays: tuple, lengths: Any) -> tuple:
-    return tuple(_forward(layer, arrays, lengths, keep=False))
+def _run(layer: Layer, arrays: tuple, integers: tuple) -> tuple:
+    return tuple(_forward(layer, arrays, integers, keep=False))
 
 
-def _forward(layer: Layer, arrays: tuple, lengths: Any, keep: bool) -> list:
+def _forward(layer: Layer, arrays: tuple, integers: tuple, keep: bool) -> list:
     """y, the end states and, with keep, what backward needs: a buffer, and h as rows (N T, P), of which packed ones fill the first."""
     x, _, w_hh, *_ = arrays
     (n, steps, _), (width, columns) = x.shape, w_hh.shape
@@ -113,19 +117,19 @@ def _forward(layer: Layer, arrays: tuple, lengths: Any, keep: bool) -> list:
     if keep:
         shapes += [(layer.buffer_size(n * steps, hidden),), (n * steps, width)]
     results = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
-    return call(layer.op, host_recurrent_forward, results, [*arrays, lengths], kind=layer.op, **asdict(layer))
+    return call(layer.op, host_recurrent_forward, results, [*arrays, *integers], kind=layer.kind, **asdict(layer))
 
 
-def _vjp_forward(layer: Layer, arrays: tuple, lengths: Any) -> tuple[tuple, tuple]:
-    outputs = _forward(layer, arrays, lengths, keep=True)
+def _vjp_forward(layer: Layer, arrays: tuple, integers: tuple) -> tuple[tuple, tuple]:
+    outputs = _forward(layer, arrays, integers, keep=True)
     count = 1 + layer.state_count
-    return tuple(outputs[:count]), (arrays, lengths, outputs[count:])
+    return tuple(outputs[:count]), (arrays, integers, outputs[count:])
 
 
 def _vjp_backward(layer: Layer, saved: tuple, gradients: tuple) -> tuple:
-    arrays, lengths, kept = saved
-    arguments = [*gradients, *arrays, lengths, *kept]
-    return tuple(call(layer.op, host_recurrent_backward, arrays, arguments, kind=layer.op, **asdict(layer))), None
+    arrays, integers, kept = saved
+    arguments = [*gradients, *arrays, *integers, *kept]
+    return tuple(call(layer.op, host_recurrent_backward, arrays, arguments, kind=layer.kind, **asdict(layer))), None
 
 
 _run.defvjp(_vjp_forward, _vjp_backward)
