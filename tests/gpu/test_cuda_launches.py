@@ -141,6 +141,21 @@ def test_clipping_and_adam_are_two_launches_whatever_the_number_of_arrays(emulat
     assert (p, g, moments) == ((n, n), (n, 0), (2 * n, 2 * n))
 
 
+def test_each_group_of_parameters_has_two_launches_and_a_frozen_one_none(emulated, launches, dtype, rng):
+    params, grads = ([rng.standard_normal((i + 3, 7)).astype(dtype) for i in range(6)] for _ in range(2))
+    sizes = [p.size for p in params]
+    state, hyper = np.zeros((2, sum(sizes)), dtype), np.stack([fg.optim.Adam().hyper] * 2)
+    groups, before = np.array([0, 1, types.FROZEN, 1, 0, types.FROZEN]), [p.copy() for p in params]
+    rule = UpdateRule(fg.optim.Adam.code, state, hyper, 0.5, None, None, groups)
+    emulated.update_arrays(params, grads, rule, 1, np.empty(1))
+    assert names_of(launches) == ["square_chunks"] * 2 + ["update_chunks"] * 2
+    # gradients, once in each: those of the two groups, and none of frozen arrays
+    read = [traffic_of(launch, dtype)[2][0] for launch in launches]
+    assert read == 2 * [sum(size for size, group in zip(sizes, groups, strict=True) if group == g) for g in (0, 1)]
+    changed = [bool((p != was).any()) for p, was in zip(params, before, strict=True)]
+    assert changed == [group != types.FROZEN for group in groups]
+
+
 def test_norms_are_two_launches_and_read_once(emulated, launches, dtype, rng):
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((40, 30), (5000,), (3, 3, 7, 9))]
     emulated.joint_norm(np.ones(5), 2.0)
