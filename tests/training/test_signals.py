@@ -30,6 +30,12 @@ def test_after_interrupts_as_many_updates_are_counted_as_were_made(times):
     assert run("interrupts.py", times) == "whole"
 
 
+@pytest.mark.parametrize("times", ["24", pytest.param("150", marks=pytest.mark.full)])
+def test_an_interrupted_fit_is_whole_and_goes_on_to_the_same_end(times):
+    """Chains and layers with groups, masks, clipping, schedules, iterables, early stopping and checkpoints."""
+    assert run("interrupted_fits.py", times) == "whole"
+
+
 def test_a_handler_saves_whole_updates_and_predicts_and_does_not_step():
     assert run("handlers.py") == "ok"
 
