@@ -164,6 +164,20 @@ def test_ignored_rows_cost_nothing_even_of_nan(backend, dtype, smoothing, rng):
     assert counts == [weight, right] == [8, right]
 
 
+@pytest.mark.parametrize(
+    "case", [("labels", True, True, 0.1), ("labels", False, False, 0.0), ("probabilities", True, False, 0.1)]
+)
+def test_the_mean_does_not_depend_on_the_size_of_weights(backend, dtype, case, rng):
+    """A power of two changes no bit of it, however small it is."""
+    loss, logits, target = class_problem(rng, case, dtype)
+    row_weights = weights_of_rows(rng, 33, dtype)
+    total, _, gradient, *_ = run_loss(backend, loss, logits, target, True, row_weights)
+    small = np.array(2.0**-60, dtype)
+    found, _, slope, *_ = run_loss(backend, loss, logits, target, True, row_weights * small)
+    assert found == total != 0
+    assert bits(slope) == bits(gradient)
+
+
 @pytest.mark.parametrize("case", [("labels", True, True, 0.1), ("labels", False, True, 0.0)])
 def test_without_any_weight_loss_and_gradient_are_0(backend, dtype, case, rng):
     loss, logits, target = class_problem(rng, case, dtype)

@@ -105,10 +105,14 @@ def test_a_function_gets_the_epoch_and_a_fit_goes_on_at_the_next(in_force, tmp_p
     assert state_of(second) == state_of(whole)
 
 
+RAISED = {"raises": (KeyError, "row"), "exits": (SystemExit, 3), "stops": (StopIteration, None)}
+
+
 def failing(batches, kind):
     yield from batches[:2]
-    if kind == "raises":
-        raise KeyError("row")
+    if kind in RAISED:
+        error, argument = RAISED[kind]
+        raise error(argument)
     x, y = batches[2]
     if kind == "short row":
         x = x[:, :3]
@@ -116,7 +120,17 @@ def failing(batches, kind):
         y = y + 9
     if kind == "not finite":
         x = x * np.float32(np.inf)
-    yield {"no tuple": x, "no y": (x,), "dtype": (x.astype("f8"), y)}.get(kind, (x, y))
+    yield {
+        "no tuple": x,
+        "no y": (x,),
+        "dtype": (x.astype("f8"), y),
+        "axes": (x[:, None], y),
+        "no rows": (x[:0], y[:0]),
+        "rows of y": (x, y[1:]),
+        "negative": (x, y, None, -np.ones(len(x))),
+        "NaN": (x, y, None, np.full(len(x), np.nan)),
+        "rows of weights": (x, y, None, np.ones(len(x) + 1)),
+    }.get(kind, (x, y))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +143,14 @@ def failing(batches, kind):
         ("no tuple", TypeError, r"epoch 1, batch 3: a batch must be a list or tuple, got ndarray"),
         ("no y", ValueError, r"epoch 1, batch 3: a batch must be \(x, y\), .*, got 1 values"),
         ("dtype", TypeError, r"epoch 1, batch 3: x must be float32 like the model, got float64"),
+        ("exits", SystemExit, "3"),
+        ("stops", RuntimeError, "generator raised StopIteration"),
+        ("axes", ValueError, r"epoch 1, batch 3: x must be \(N, C\) = \(_, 4\), got \(4, 1, 4\)"),
+        ("no rows", ValueError, r"epoch 1, batch 3: x must have at least one row, got \(0, 4\)"),
+        ("rows of y", ValueError, r"epoch 1, batch 3: y must be integers \(4,\)"),
+        ("negative", ValueError, r"epoch 1, batch 3: sample_weight must be at least 0 and finite, got -1.0 at index 0"),
+        ("NaN", ValueError, r"epoch 1, batch 3: sample_weight must be at least 0 and finite, got nan at index 0"),
+        ("rows of weights", ValueError, r"epoch 1, batch 3: sample_weight must be \(N,\) = \(4,\), got \(5,\)"),
     ],
 )
 @pytest.mark.parametrize("make", [layers, model])
@@ -143,6 +165,24 @@ def test_after_a_bad_batch_the_trainer_is_as_after_the_last_update(in_force, mak
     if kind == "raises":
         (note,) = caught.value.__notes__
         assert note.startswith("Trainer.fit: epoch 1, batch 3: this came out of the iterable; the 2 batches before it")
+
+
+def test_a_keyboard_interrupt_in_the_iterable_ends_the_fit_after_whole_updates(in_force):
+    """Also out of one whose epoch was whole before: the history has that epoch."""
+    x, y = data()
+
+    def batches(epoch):
+        yield from batches_of(x, y)[: 3 if epoch == 1 else 2]
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    trainer, expected = fg.Trainer(layers()), fg.Trainer(layers())
+    for batch in [*batches_of(x, y), *batches_of(x, y)[:2]]:
+        expected.step(*batch)
+    with pytest.warns(UserWarning, match=r"Training interrupted by user.*1 of 4 epochs.*step_count is 5"):
+        history = trainer.fit(batches, epochs=4, progress=False)
+    assert state_of(trainer) == state_of(expected)
+    assert len(history.loss) == 1
 
 
 def test_iterables_that_end_early_are_named(in_force):
