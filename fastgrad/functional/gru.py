@@ -201,13 +201,12 @@ def run_rows(
     """The GRU over packed rows xs (R, C), written to h (R, H) and end (N, H).
 
     backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, or with accumulate adds to them, overwrites dxs and
-    squares unless they are None, and returns the gradient of the initial state. With once it runs once only, and uses the memory of the
-    gates, the largest array, for dz.
+    squares unless they are None, and returns the gradient of the initial state. With once it must run once only, since it uses the memory
+    of the gates, the largest array, for dz.
     """
     ops, hidden = kernels(xs), start.shape[1]
     saved = gru_buffers(empty((gru_buffer_size(len(xs), hidden),), xs), h, hidden)
     ops.gru_forward(xs, weights, start, batch, saved, end, reset_after=reset_after)
-    ran = False
 
     def backward(
         gradients: GRUWeights,
@@ -216,10 +215,6 @@ def run_rows(
         squares: np.ndarray | None = None,
         accumulate: bool = False,
     ) -> np.ndarray:
-        nonlocal ran
-        if ran:
-            raise RuntimeError("GRU: backward has run; it runs once for each forward in training")
-        ran = once
         dz = saved.gates if once else empty(saved.gates.shape, xs)
         dstart = empty(start.shape, xs)
         written = GRUGradients(dz, dxs, gradients, dstart, squares)

@@ -283,13 +283,12 @@ def run_rows(
     """The LSTM over packed rows xs (R, C), written to h (R, P) and end. Without keep nothing is saved, and backward cannot run.
 
     backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, or with accumulate adds to them, overwrites dxs and
-    squares unless they are None, and returns the gradients of the initial states. With once it runs once only, and uses the memory of the
-    gates, the largest array, for dz.
+    squares unless they are None, and returns the gradients of the initial states. With once it must run once only, since it uses the memory
+    of the gates, the largest array, for dz.
     """
     ops, hidden = kernels(xs), start.c.shape[1]
     saved = lstm_buffers(empty((lstm_buffer_size(len(xs), hidden, keep),), xs), h, hidden, keep)
     ops.lstm_forward(xs, weights, start, batch, saved, end)
-    ran = False
 
     def backward(
         gradients: LSTMWeights,
@@ -298,10 +297,6 @@ def run_rows(
         squares: np.ndarray | None = None,
         accumulate: bool = False,
     ) -> States:
-        nonlocal ran
-        if ran:
-            raise RuntimeError("LSTM: backward has run; it runs once for each forward in training")
-        ran = once
         dz = saved.gates if once else empty(saved.gates.shape, xs)
         dstart = States(empty(start.h.shape, xs), empty(start.c.shape, xs))
         written = LSTMGradients(dz, dxs, gradients, dstart, squares)

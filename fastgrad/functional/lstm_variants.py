@@ -91,13 +91,12 @@ def run_rows(
     """The variant over packed rows xs (R, C), written to h (R, H) and end. Without keep nothing is saved, and backward cannot run.
 
     backward(gradients, upstream, dxs, squares) overwrites the weights' gradients, dxs and squares unless these two are None, and returns
-    the gradients of the initial states. With once it runs once only, and uses the memory of the gates for dz.
+    the gradients of the initial states. With once it must run once only, since it uses the memory of the gates for dz.
     """
     ops, has_norm = kernels(xs), weights.gamma_x is not None
     size = lstm_variant_buffer_size(len(xs), h.shape[1], has_norm, xs.itemsize, keep)
     saved = lstm_variant_buffers(empty((size,), xs), h, has_norm, keep)
     ops.lstm_variant_forward(xs, weights, start, batch, variant, saved, end)
-    ran = False
 
     def backward(
         gradients: LSTMVariantWeights,
@@ -105,10 +104,6 @@ def run_rows(
         dxs: np.ndarray | None,
         squares: np.ndarray | None = None,
     ) -> States:
-        nonlocal ran
-        if ran:
-            raise RuntimeError("LSTM: backward has run; it runs once for each forward in training")
-        ran = once
         dz = saved.gates if once else empty(saved.gates.shape, xs)
         dstart = States(empty(start.h.shape, xs), empty(start.c.shape, xs))
         written = written_arrays(saved, dz, dxs, gradients, dstart, squares)

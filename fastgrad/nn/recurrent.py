@@ -104,10 +104,16 @@ class RecurrentModel(SequenceModel):
         whole = context.packed is None
         if whole and not self.pools:
             y = unpack(y, batch)
+        ran = False
 
         @silent
         def backward(dy: np.ndarray) -> np.ndarray:
-            dy = check.array(type(self).__name__, "dy", dy, "like the output", y.shape, y)
+            nonlocal ran
+            name = type(self).__name__
+            dy = check.array(name, "dy", dy, "like the output", y.shape, y)
+            if ran:
+                raise RuntimeError(f"{name}: backward has run; it runs once for each forward in training")
+            ran = context.training
             dh, dh_n = unpool(pack(dy, batch) if whole and not self.pools else dy)
             for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
                 dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
