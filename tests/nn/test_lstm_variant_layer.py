@@ -146,6 +146,8 @@ def test_saved_and_loaded_a_trainer_goes_on_with_the_same_masks(tmp_path, dtype)
     assert bits(second.model.params) == bits(whole.model.params)
 
 
+# emulated, its kernels are held against the reference, which learns
+@pytest.mark.emulated(0)
 def test_training_lowers_the_loss(in_force):
     model = fg.nn.Sequential(
         lstm_layer("float32", pool="last", **VARIANTS["all"]), fg.nn.Dense(5, 2, "softmax"), seed=0
