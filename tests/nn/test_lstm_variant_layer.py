@@ -67,7 +67,7 @@ def test_evaluation_keeps_nothing_for_backward(in_force, dtype, monkeypatch, var
 
 @pytest.mark.emulated(0)
 # the pools are those of every recurrent layer
-@pytest.mark.parametrize(("variant", "pool"), zip(VARIANTS, (None, "last", "mean", None), strict=True))
+@pytest.mark.parametrize(("variant", "pool"), list(zip(VARIANTS, (None, "last", "mean", None), strict=True)))
 def test_gradients_in_training_are_central_differences(in_force, variant, pool):
     """Of two layers in two directions with lengths, each with masks of its own; every pass begins with the same generator."""
     layer = variant_layer(num_layers=2, bidirectional=True, pool=pool, **VARIANTS[variant])

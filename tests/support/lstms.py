@@ -165,9 +165,9 @@ def sequences(dtype="float64", n=4, steps=7):
     return np.random.default_rng(2).standard_normal((n, steps, 3)).astype(dtype)
 
 
-def random_states(layer):
-    """h and c of a layer, for the batch of `sequences`."""
+def random_states(layer, n=4):
+    """h and c of a layer, for n sequences."""
     rng = np.random.default_rng(6)
-    rows = layer.num_layers * layer.directions, 4
+    rows = layer.num_layers * layer.directions, n
     width = layer.proj_size or layer.hidden_size
     return tuple(rng.standard_normal((*rows, w)).astype(layer.dtype) for w in (width, layer.hidden_size))
