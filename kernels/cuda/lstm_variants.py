@@ -105,20 +105,21 @@ def lstm_variant_products(
 @bounded
 @wide_kernel
 def lstm_variant_cells(
-    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, h_row: Integer, options: Integer, eps: WideNumber,
-    key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
+    dtype: Real, t: Integer, rows: Integer, hidden: Integer, width: Integer, h_row: Integer, cell_row: Integer, options: Integer,
+    eps: WideNumber, key: Bits, factor_g: Number, limit_g: Bits, factor_c: Number, limit_c: Bits, factor_h: Number, limit_h: Bits,
     order: Integers, offsets: Integers, product: Values, b: Values, gamma_c: Values, beta_c: Values,
     gates: Values, state_h: Values, state_c: Values, cell: Values, mean: Wide, rstd: Wide, c: Values, tanh_c: Values, h: Values,
 ):  # fmt: skip
     """The gates from what x_t has of z, in their place, and what h_{t-1} has of it, product (N, 4H); the new state_c and state_h (N, H).
 
-    Without layer norm the array cell is tanh_c. What is not kept has no c and tanh_c, and the cell stands in the place of g.
+    Without layer norm the array cell is tanh_c. What is not kept has no c and tanh_c, and the cell stands in the place of g. The rows of
+    cell are cell_row values apart.
     """
     shared = cuda.shared.array(BLOCK, float64)
     lane = cuda.threadIdx.x & (width - 1)
     p = cuda.blockIdx.x * (BLOCK // width) + cuda.threadIdx.x // width
     row, high, factor, low = offsets[t] + p, dtype(0), dtype(1), dtype(0)
-    end, sequence, cells = 0, 0, row * hidden if options & KEEP else (row * 4 + 2) * hidden
+    end, sequence = 0, 0
     if row < offsets[t + 1]:
         end, sequence = hidden, order[p]
     for j in range(lane, end, width):
@@ -141,17 +142,17 @@ def lstm_variant_cells(
         k_c = draw(dtype, key, 1, sequence, number, limit_c, factor_c)
         new = forget * c_before + in_gate * (m * g)
         value = k_c * new + (dtype(1) - k_c) * c_before
-        cell[cells + j], state_c[i] = new, value
+        cell[row * cell_row + j], state_c[i] = new, value
         if options & KEEP:
             c[row * hidden + j] = value
     if options & NORM:
         cuda.syncthreads()
-        row_mean, row_rstd = tile_moments(shared, cell, cells, lane, end, width, eps)
+        row_mean, row_rstd = tile_moments(shared, cell, row * cell_row, lane, end, width, eps)
         high, factor, low = row_factors(dtype, row_mean, row_rstd)
         if options & KEEP and lane == 0 and end:
             mean[2 * rows + row], rstd[2 * rows + row] = row_mean, row_rstd
     for j in range(lane, end, width):
-        i, value = p * hidden + j, cell[cells + j]
+        i, value = p * hidden + j, cell[row * cell_row + j]
         if options & NORM:
             value = ((value - high) * factor + low) * gamma_c[j] + beta_c[j]
         tanh, k_h = math.tanh(value), draw(dtype, key, 2, sequence, t * hidden + j, limit_h, factor_h)
@@ -274,9 +275,9 @@ def lstm_variant_forward(xs, weights, start, batch, variant, saved, end):
         matmul(xs, w_ih, out=u)
         statistics = Statistics(*(xp.empty(len(xs)) if a is None else a[0] for a in (mean, rstd)))
         layer_norm_forward(u, Affine(gamma_x, b), variant.eps, None, IDENTITY, statistics, LayerSaved(gates, gates))
-    cell = cell if options & KEEP else gates
+    cell = cell if options & KEEP else gates[:, 2 * hidden :]
     grid = tile_blocks(n, width)
-    sizes = len(xs), hidden, width, row_stride(h), options, variant.eps, *factor_numbers(variant)
+    sizes = len(xs), hidden, width, row_stride(h), row_stride(cell), options, variant.eps, *factor_numbers(variant)
     for t in steps(batch):
         matmul(state_h, w_hh, out=product)
         if options & NORM:

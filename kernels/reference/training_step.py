@@ -100,9 +100,8 @@ def dense_chain_step(
     scale = min(1.0, clip_norm / (norm + 1e-6))
     for part, group in trained:
         update(params[part], grads[part], optimizer, state[:, part], hyper[group], step + 1, scale)
-    params_after = params.copy() if measured else None
-    for part, _ in trained:
         zero_pruned(params[part], state[:, part], None if masks is None else masks[part])
+    params_after = params.copy() if measured else None
     apply_constraint([a for layer in _arrays_by_layer(table, parameters, params) for a in layer], constraint, groups)
     if not is_sound([params], [grads], state, copies):
         return types.NONFINITE
