@@ -77,14 +77,13 @@ from .update_rules import BLOCK, HYPER, RULES, UPDATE, UPDATE_BYTES, describe_up
 # kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, and from it masks: of a byte a value, or 0, groups: of each
 # array's record in `update`, or FROZEN, or 0: all have the first one; kind and limit; norm_sums, norm_counts: of updated values by block,
 # as in clip.py, for a constraint on norms; moved: (blocks, 2) as in health.py, or 0; scratch: of `longest` values a thread, if moved;
-# all_kept: `longest` bytes of 1, if there are no masks; norm: of the gradients before scaling; size: bytes of a value; status: OK,
-# NONFINITE, or at first FAILED
+# norm: of the gradients before scaling; size: bytes of a value; status: OK, NONFINITE, or at first FAILED
 ARRAYS = np.dtype(
     [
         (name, "i8")
         for name in "params grads n sums update kernels restriction masks groups kind norm_sums norm_counts moved".split()
     ]
-    + [(name, "i8") for name in "scratch longest all_kept size status n_groups".split()]
+    + [(name, "i8") for name in "scratch longest size status n_groups".split()]
     + [("limit", "f8"), ("norm", "f8")]
 )
 FAILED = -3
@@ -185,7 +184,7 @@ def update_arrays_part(thread_index, thread_count, record, like):
     arrays, blocks, unit_blocks = carray(record, 1)[0], local(1, BLOCK), local(1, UNITS_BLOCK)
     t, block = carray(void_pointer(arrays.update), 1, UPDATE)[0], blocks[0]
     params, grads, state = rows_at(arrays.params, arrays.n), rows_at(arrays.grads, arrays.n), pointer(t.state, like)
-    rule = kernels_of(arrays)[FIRST_RULE + rule_index(t.optimizer, t.rows)]
+    rule = kernels_of(arrays)[FIRST_RULE + rule_index(t.optimizer, t.rows, arrays.masks != 0)]
     lo, hi = thread_range(thread_index, thread_count, params[arrays.n, START], 64)
     a, at = previous_block(params, *first_block(params, arrays.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
@@ -193,7 +192,7 @@ def update_arrays_part(thread_index, thread_count, record, like):
         # the block's values of params, of grads and of the first row of state
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
         block.n, block.params, block.state = size, address_at(p), address_at(row)
-        block.masks = arrays.masks + flat if arrays.masks else arrays.all_kept
+        block.masks = arrays.masks + flat
         block.grads, group = address_at(advance(pointer(grads[a, ADDRESS], like), at)), group_of(arrays.groups, a)
         update_block(arrays, rule, group, blocks, thread_index, place, like)
         # constraints of values; of norms the sums for `project`
@@ -217,21 +216,22 @@ def lacks_kernels(kernels, optimizer, rows, restriction, moved):
     """Whether the address of a kernel is missing that an update calls. kernels: as in UPDATE_KERNELS."""
     if optimizer == NO_UPDATE:
         return False
-    kind = carray(void_pointer(restriction), 1, RESTRICTION)[0].kind
-    of_norms = kind == types.MAX_NORM or kind == types.MAX_NORM_EACH
+    restricted = carray(void_pointer(restriction), 1, RESTRICTION)[0]
+    of_norms = restricted.kind == types.MAX_NORM or restricted.kind == types.MAX_NORM_EACH
     if of_norms and not (kernels[NORMS] and kernels[SCALES] and kernels[UNIT_SUMS] and kernels[CONSTRAINED]):
         return True
     if moved and not kernels[CHANGES]:
         return True
     common = kernels[BLOCKS] and kernels[SQUARES] and kernels[UPDATES]
-    return not (common and kernels[FIRST_RULE + rule_index(optimizer, rows)])
+    return not (common and kernels[FIRST_RULE + rule_index(optimizer, rows, restricted.masks != 0)])
 
 
 def needed_kernels(rule, moved):
     """Places in UPDATE_KERNELS of those that an update calls."""
-    if rule[0] == NO_UPDATE:
+    optimizer, state, _, _, masks, constraint, _ = rule
+    if optimizer == NO_UPDATE:
         return []
-    places, constraint = [BLOCKS, SQUARES, UPDATES, FIRST_RULE + rule_number(rule[0], len(rule[1]))], rule[5]
+    places = [BLOCKS, SQUARES, UPDATES, FIRST_RULE + rule_number(optimizer, len(state), masks is not None)]
     if constraint and constraint[0] in (types.MAX_NORM, types.MAX_NORM_EACH):
         places += NORMS, SCALES, UNIT_SUMS, CONSTRAINED
     return [*places, CHANGES] if moved else places
@@ -241,15 +241,14 @@ def needed_kernels(rule, moved):
 def update_all(launcher, thread_count, record, params):
     """The update that a record describes, and its constraint."""
     arrays, longest = record[0], 0
-    for a in range(arrays.n):
+    for a in range(arrays.n if arrays.moved else 0):
         longest = max(longest, params[a, LENGTH])
-    scratch = np.empty(thread_count * longest if arrays.moved else 0)
-    all_kept = np.ones(0 if arrays.masks else longest, np.uint8)
-    arrays.scratch, arrays.longest, arrays.all_kept = address(scratch), longest, address(all_kept)
+    scratch = np.empty(thread_count * longest)
+    arrays.scratch, arrays.longest = address(scratch), longest
     if arrays.kind == types.MAX_NORM or arrays.kind == types.MAX_NORM_EACH:
-        run_kernel(kernels_of(arrays)[CONSTRAINED], launcher, thread_count, record, (scratch, all_kept))
+        run_kernel(kernels_of(arrays)[CONSTRAINED], launcher, thread_count, record, (scratch,))
         return
-    run_kernel(launcher, kernels_of(arrays)[BLOCKS], thread_count, record, (scratch, all_kept))
+    run_kernel(launcher, kernels_of(arrays)[BLOCKS], thread_count, record, (scratch,))
     arrays.status = types.OK
 
 

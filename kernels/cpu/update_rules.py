@@ -1,9 +1,9 @@
 """Update rules of the optimisers; formulas: kernels/reference/optim.py.
 
-A rule is an inline function of one value, which `map_arrays` turns into a loop, in a kernel of its own: it is compiled at its first use and
-called by address for each block of values. The numbers of a rule are computed once an update, in float64: `lr` and `correction` hold
-Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays are in cache; beyond the
-cache memory does, with 28 bytes a float32 value.
+A rule is an inline function of one value, which `map_kept` turns into a loop, in a kernel of its own, with masks another one: it is
+compiled at its first use and called by address for each block of values. The numbers of a rule are computed once an update, in float64:
+`lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays
+are in cache; beyond the cache memory does, with 28 bytes a float32 value.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from .. import types
 from .engine.compile import device_function, inline_function, kernel
 from .engine.intrinsics import advance, carray, data, pointer, real, void_pointer
-from .engine.vector_loops import map_arrays
+from .engine.vector_loops import map_kept
 
 # one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
 # rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
@@ -29,64 +29,56 @@ HYPER = 7
 
 
 @inline_function
-def kept(mask, x):
-    """x, or 0 if it is pruned, even if x is NaN."""
-    return x if mask else real(0, x)
-
-
-@inline_function
 def gradient(g, p, scale, decay):
     """The clipped gradient, with L2 decay where there is any: 0 * p would turn an infinite p into NaN."""
     return g * scale + decay * p if decay != real(0, p) else g * scale
 
 
 @inline_function
-def sgd(p, g, mask, scale, decay, shrink, lr):
-    return (kept(mask, shrink * p - lr * gradient(g, p, scale, decay)),)
+def sgd(p, g, scale, decay, shrink, lr):
+    return (shrink * p - lr * gradient(g, p, scale, decay),)
 
 
 @inline_function
-def momentum_sgd(p, g, v, mask, scale, decay, shrink, lr, momentum, keep, nesterov):
+def momentum_sgd(p, g, v, scale, decay, shrink, lr, momentum, keep, nesterov):
     """keep: the factor of the old velocity, 0 at the first step, when the velocity is the gradient."""
     d = gradient(g, p, scale, decay)
     v = keep * v + d if keep != real(0, d) else d
-    p = shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v)
-    return kept(mask, p), kept(mask, v)
+    return shrink * p - lr * (d + momentum * v if nesterov != real(0, d) else v), v
 
 
 @inline_function
-def adam(p, g, m, v, mask, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
+def adam(p, g, m, v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
     d = gradient(g, p, scale, decay)
     m = beta1 * m + rest1 * d
     v = beta2 * v + rest2 * d * d
-    return kept(mask, shrink * p - lr * m / (np.sqrt(v) * correction + eps)), kept(mask, m), kept(mask, v)
+    return shrink * p - lr * m / (np.sqrt(v) * correction + eps), m, v
 
 
 @inline_function
-def amsgrad(p, g, m, v, most, mask, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
+def amsgrad(p, g, m, v, most, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
     d = gradient(g, p, scale, decay)
     m = beta1 * m + rest1 * d
     v = beta2 * v + rest2 * d * d
     # NaN in either stays NaN
     most = most if most >= v or most != most else v
-    p = shrink * p - lr * m / (np.sqrt(most) * correction + eps)
-    return kept(mask, p), kept(mask, m), kept(mask, v), kept(mask, most)
+    return shrink * p - lr * m / (np.sqrt(most) * correction + eps), m, v, most
 
 
 @inline_function
-def rmsprop(p, g, v, mask, scale, decay, shrink, lr, beta2, rest2, inside, outside):
+def rmsprop(p, g, v, scale, decay, shrink, lr, beta2, rest2, inside, outside):
     """Adagrad's too, with 1 for beta2 and for rest2."""
     d = gradient(g, p, scale, decay)
     v = beta2 * v + rest2 * d * d
-    return kept(mask, shrink * p - lr * (d / (np.sqrt(v + inside) + outside))), kept(mask, v)
+    return shrink * p - lr * (d / (np.sqrt(v + inside) + outside)), v
 
 
 @inline_function
-def momentum_rmsprop(p, g, m, v, mask, scale, decay, shrink, lr, beta2, rest2, inside, outside, momentum):
+def momentum_rmsprop(p, g, m, v, scale, decay, shrink, lr, beta2, rest2, inside, outside, momentum):
     d = gradient(g, p, scale, decay)
     v = beta2 * v + rest2 * d * d
     m = momentum * m + d / (np.sqrt(v + inside) + outside)
-    return kept(mask, shrink * p - lr * m), kept(mask, m), kept(mask, v)
+    return shrink * p - lr * m, m, v
 
 
 # n values and their gradients; state: of its first row; masks: of n bytes, 0 where a value is pruned; update: address of an UPDATE
@@ -101,25 +93,25 @@ def rule_of(record):
 
 @device_function
 def arrays_of(record, like):
-    """n; pointers to params, grads, two rows of state and masks; and the numbers that all rules begin with."""
+    """n; pointers to params, grads and two rows of state; and the numbers that all rules begin with."""
     block, t = carray(record, 1)[0], rule_of(record)
     params, grads, state = pointer(block.params, like), pointer(block.grads, like), pointer(block.state, like)  # (n,)
-    masks, one = data(carray(void_pointer(block.masks), block.n, np.uint8)), carray(params, 1)[0]
+    one = carray(params, 1)[0]
     numbers = real(t.scale, one), real(t.decay, one), real(t.shrink, one), real(t.lr, one)
-    return block.n, (params, grads, state, advance(state, t.stride), masks), numbers
+    return block.n, (params, grads, state, advance(state, t.stride)), numbers
 
 
-@kernel(BLOCK)
-def sgd_block(_, __, record, like):
-    n, (params, grads, _, _, masks), numbers = arrays_of(record, like)
-    map_arrays(sgd, n, (params, grads, masks), (params,), numbers)
+@inline_function
+def sgd_loop(record, mask, like):
+    n, (params, grads, _, _), numbers = arrays_of(record, like)
+    map_kept(sgd, n, mask, (params, grads), (params,), numbers)
 
 
-@kernel(BLOCK)
-def momentum_sgd_block(_, __, record, like):
-    t, (n, (params, grads, v, _, masks), numbers) = rule_of(record), arrays_of(record, like)
+@inline_function
+def momentum_sgd_loop(record, mask, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
     velocity = real(t.beta1, numbers[0]), real(t.keep1, numbers[0]), real(t.nesterov, numbers[0])
-    map_arrays(momentum_sgd, n, (params, grads, v, masks), (params, v), numbers + velocity)
+    map_kept(momentum_sgd, n, mask, (params, grads, v), (params, v), numbers + velocity)
 
 
 @device_function
@@ -130,18 +122,18 @@ def moment_numbers(t, one):
     return betas + (real(t.correction, one), real(t.outside, one))  # noqa: RUF005
 
 
-@kernel(BLOCK)
-def adam_block(_, __, record, like):
-    t, (n, (params, grads, m, v, masks), numbers) = rule_of(record), arrays_of(record, like)
-    map_arrays(adam, n, (params, grads, m, v, masks), (params, m, v), numbers + moment_numbers(t, numbers[0]))
+@inline_function
+def adam_loop(record, mask, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    map_kept(adam, n, mask, (params, grads, m, v), (params, m, v), numbers + moment_numbers(t, numbers[0]))
 
 
-@kernel(BLOCK)
-def amsgrad_block(_, __, record, like):
-    t, (n, (params, grads, m, v, masks), numbers) = rule_of(record), arrays_of(record, like)
+@inline_function
+def amsgrad_loop(record, mask, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
     most = advance(v, t.stride)
-    map_arrays(
-        amsgrad, n, (params, grads, m, v, most, masks), (params, m, v, most), numbers + moment_numbers(t, numbers[0])
+    map_kept(
+        amsgrad, n, mask, (params, grads, m, v, most), (params, m, v, most), numbers + moment_numbers(t, numbers[0])
     )
 
 
@@ -151,30 +143,101 @@ def root_numbers(t, one):
     return real(t.beta2, one), real(t.rest2, one), real(t.inside, one), real(t.outside, one)
 
 
+@inline_function
+def rmsprop_loop(record, mask, like):
+    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    map_kept(rmsprop, n, mask, (params, grads, v), (params, v), numbers + root_numbers(t, numbers[0]))
+
+
+@inline_function
+def momentum_rmsprop_loop(record, mask, like):
+    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    roots = root_numbers(t, numbers[0]) + (real(t.beta1, numbers[0]),)  # noqa: RUF005
+    map_kept(momentum_rmsprop, n, mask, (params, grads, m, v), (params, m, v), numbers + roots)
+
+
+@device_function
+def mask_of(record):
+    block = carray(record, 1)[0]
+    return data(carray(void_pointer(block.masks), block.n, np.uint8))  # (n,)
+
+
+@kernel(BLOCK)
+def sgd_block(_, __, record, like):
+    sgd_loop(record, None, like)
+
+
+@kernel(BLOCK)
+def masked_sgd_block(_, __, record, like):
+    sgd_loop(record, mask_of(record), like)
+
+
+@kernel(BLOCK)
+def momentum_sgd_block(_, __, record, like):
+    momentum_sgd_loop(record, None, like)
+
+
+@kernel(BLOCK)
+def masked_momentum_sgd_block(_, __, record, like):
+    momentum_sgd_loop(record, mask_of(record), like)
+
+
+@kernel(BLOCK)
+def adam_block(_, __, record, like):
+    adam_loop(record, None, like)
+
+
+@kernel(BLOCK)
+def masked_adam_block(_, __, record, like):
+    adam_loop(record, mask_of(record), like)
+
+
+@kernel(BLOCK)
+def amsgrad_block(_, __, record, like):
+    amsgrad_loop(record, None, like)
+
+
+@kernel(BLOCK)
+def masked_amsgrad_block(_, __, record, like):
+    amsgrad_loop(record, mask_of(record), like)
+
+
 @kernel(BLOCK)
 def rmsprop_block(_, __, record, like):
-    t, (n, (params, grads, v, _, masks), numbers) = rule_of(record), arrays_of(record, like)
-    map_arrays(rmsprop, n, (params, grads, v, masks), (params, v), numbers + root_numbers(t, numbers[0]))
+    rmsprop_loop(record, None, like)
+
+
+@kernel(BLOCK)
+def masked_rmsprop_block(_, __, record, like):
+    rmsprop_loop(record, mask_of(record), like)
 
 
 @kernel(BLOCK)
 def momentum_rmsprop_block(_, __, record, like):
-    t, (n, (params, grads, m, v, masks), numbers) = rule_of(record), arrays_of(record, like)
-    roots = root_numbers(t, numbers[0]) + (real(t.beta1, numbers[0]),)  # noqa: RUF005
-    map_arrays(momentum_rmsprop, n, (params, grads, m, v, masks), (params, m, v), numbers + roots)
+    momentum_rmsprop_loop(record, None, like)
 
 
-def rule_number(optimizer, rows):
+@kernel(BLOCK)
+def masked_momentum_rmsprop_block(_, __, record, like):
+    momentum_rmsprop_loop(record, mask_of(record), like)
+
+
+def rule_number(optimizer, rows, masked):
     """Which of these kernels an optimiser with so many rows of state has, as a place in RULES."""
+    first = 6 if masked else 0
     if optimizer == types.ADAM:
-        return 2 if rows == 2 else 3
+        return first + (2 if rows == 2 else 3)
     if optimizer == types.SGD:
-        return 1 if rows else 0
-    return 4 if rows == 1 else 5
+        return first + (1 if rows else 0)
+    return first + (4 if rows == 1 else 5)
 
 
 # one for each kind of state
-RULES = sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block
+RULES = (
+    sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block,
+    masked_sgd_block, masked_momentum_sgd_block, masked_adam_block, masked_amsgrad_block, masked_rmsprop_block,
+    masked_momentum_rmsprop_block,
+)  # fmt: skip
 
 
 @device_function

@@ -99,10 +99,20 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
 
     A target is one of the sources, or overlaps none of them. Metadata says so: LLVM would not check so many pointers itself.
     """
+    return _map_arrays(typingctx, f, count, types.none, sources, targets, parameters, masked=False)
+
+
+@intrinsic
+def map_kept(typingctx, f, count, mask, sources, targets, parameters):
+    """map_arrays, with 0 where the mask, a pointer to a byte a value, has 0; mask may be None."""
+    return _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked=True)
+
+
+def _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked):
     inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
     def codegen(context, builder, signature, args):
-        _, count, sources, targets, parameters = args
+        count, *given, sources, targets, parameters = args[1:]
         parameters = cgutils.unpack_tuple(builder, parameters)
         sources, targets = (cgutils.unpack_tuple(builder, pointers) for pointers in (sources, targets))
         function, module = context.get_function(f, inner), builder.module
@@ -115,7 +125,13 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
         i = builder.phi(_I64)
         loads = [_marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
         results = function(builder, [*loads, *parameters])
+        kept = None
+        if mask is not types.none:
+            byte = _marked(builder.load(builder.gep(given[0], [i])), read, written)
+            kept = builder.icmp_unsigned("!=", byte, byte.type(0))
         for k, (value, target) in enumerate(zip(cgutils.unpack_tuple(builder, results), targets, strict=True)):
+            if kept:
+                value = builder.select(kept, value, value.type(0))
             others = [read, *(scope for j, scope in enumerate(written) if j != k)]
             _marked(builder.store(value, builder.gep(target, [i])), written[k], others)
         following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
@@ -125,7 +141,8 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(f, types.int64, sources, targets, parameters), codegen
+    given = (mask,) if masked else ()
+    return types.void(f, types.int64, *given, sources, targets, parameters), codegen
 
 
 @intrinsic
