@@ -192,6 +192,7 @@ def update_arrays_part(thread_index, thread_count, record, like):
         # the block's values of params, of grads and of the first row of state
         p, row = advance(pointer(params[a, ADDRESS], like), at), advance(state, flat)
         block.n, block.params, block.state = size, address_at(p), address_at(row)
+        # nothing reads it where there are no masks
         block.masks = arrays.masks + flat
         block.grads, group = address_at(advance(pointer(grads[a, ADDRESS], like), at)), group_of(arrays.groups, a)
         update_block(arrays, rule, group, blocks, thread_index, place, like)

@@ -222,9 +222,13 @@ def masked_momentum_rmsprop_block(_, __, record, like):
     momentum_rmsprop_loop(record, mask_of(record), like)
 
 
+# the place in RULES of the first kernel with masks
+MASKED = 6
+
+
 def rule_number(optimizer, rows, masked):
     """Which of these kernels an optimiser with so many rows of state has, as a place in RULES."""
-    first = 6 if masked else 0
+    first = MASKED if masked else 0
     if optimizer == types.ADAM:
         return first + (2 if rows == 2 else 3)
     if optimizer == types.SGD:
@@ -232,7 +236,7 @@ def rule_number(optimizer, rows, masked):
     return first + (4 if rows == 1 else 5)
 
 
-# one for each kind of state
+# one for each kind of state, and again with masks
 RULES = (
     sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block,
     masked_sgd_block, masked_momentum_sgd_block, masked_adam_block, masked_amsgrad_block, masked_rmsprop_block,

@@ -1,6 +1,6 @@
 """One call of a recurrent operator: Call, its tensors, and Layer, their checked arrays with forward and backward.
 
-forward and backward call the kernels once for each direction. The cell, a subclass of Layer, is in lstm.py and gru.py.
+forward and backward call the kernels once for each direction. The cells, subclasses of Layer, are in lstm.py, lstm_variants.py and gru.py.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from fastgrad.core import check
 from fastgrad.core.allocator import empty
 from fastgrad.core.errstate import silent
 from fastgrad.functional.packing import pack, packed_batch, unpack
-from fastgrad.kernels.types import LSTMVariant, PackedBatch
+from fastgrad.kernels.types import LSTMVariant, LSTMVariantWeights, PackedBatch
 from fastgrad.torch.tensors import array, integers
 
 Tensor = torch.Tensor
 Arrays = Sequence[np.ndarray]
 # the weights of layer norms in an LSTM
-NORMS = "gamma_x", "gamma_h", "gamma_c", "beta_c"
+NORMS = LSTMVariantWeights._fields[3:]
 
 
 class Call(NamedTuple):

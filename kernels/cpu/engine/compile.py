@@ -348,21 +348,21 @@ def driver(function):
 
 def device_function(function):
     """A function called from kernels and drivers, whose machine code holds it; it allocates nothing."""
-    return _one_kind(njit(pipeline_class=InnerCompiler, **UNCOUNTED, **_INNER)(function))
+    return _compiled_once(njit(pipeline_class=InnerCompiler, **UNCOUNTED, **_INNER)(function))
 
 
 def driver_function(function):
     """A function called from drivers and routines, whose machine code holds it; it may allocate arrays."""
-    return _one_kind(njit(pipeline_class=InnerCompiler, _nrt=True, **_INNER)(function))
+    return _compiled_once(njit(pipeline_class=InnerCompiler, _nrt=True, **_INNER)(function))
 
 
 def inline_function(function):
     """A small function that must disappear into its caller's loop for the loop to vectorise."""
-    return _one_kind(njit(pipeline_class=InnerCompiler, forceinline=True, **UNCOUNTED, **_INNER)(function))
+    return _compiled_once(njit(pipeline_class=InnerCompiler, forceinline=True, **UNCOUNTED, **_INNER)(function))
 
 
-def _one_kind(dispatcher):
-    """A function that is compiled once for a constant and a variable; LLVM knows the constant where it takes the function in."""
+def _compiled_once(dispatcher):
+    """The function, compiled once for a constant and a variable argument: LLVM sees the constant where it inlines the function."""
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
     return dispatcher

@@ -99,20 +99,21 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
 
     A target is one of the sources, or overlaps none of them. Metadata says so: LLVM would not check so many pointers itself.
     """
-    return _map_arrays(typingctx, f, count, types.none, sources, targets, parameters, masked=False)
+    return _map_arrays(typingctx, f, (), sources, targets, parameters)
 
 
 @intrinsic
 def map_kept(typingctx, f, count, mask, sources, targets, parameters):
     """map_arrays, with 0 where the mask, a pointer to a byte a value, has 0; mask may be None."""
-    return _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked=True)
+    return _map_arrays(typingctx, f, (mask,), sources, targets, parameters)
 
 
-def _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked):
+def _map_arrays(typingctx, f, masks, sources, targets, parameters):
+    """The signature and code of map_arrays, masks (), and of map_kept, which has the type of its mask in masks."""
     inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
     def codegen(context, builder, signature, args):
-        count, *given, sources, targets, parameters = args[1:]
+        _, count, *given, sources, targets, parameters = args
         parameters = cgutils.unpack_tuple(builder, parameters)
         sources, targets = (cgutils.unpack_tuple(builder, pointers) for pointers in (sources, targets))
         function, module = context.get_function(f, inner), builder.module
@@ -126,7 +127,7 @@ def _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked)
         loads = [_marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
         results = function(builder, [*loads, *parameters])
         kept = None
-        if mask is not types.none:
+        if masks and masks[0] is not types.none:
             byte = _marked(builder.load(builder.gep(given[0], [i])), read, written)
             kept = builder.icmp_unsigned("!=", byte, byte.type(0))
         for k, (value, target) in enumerate(zip(cgutils.unpack_tuple(builder, results), targets, strict=True)):
@@ -141,8 +142,7 @@ def _map_arrays(typingctx, f, count, mask, sources, targets, parameters, masked)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    given = (mask,) if masked else ()
-    return types.void(f, types.int64, *given, sources, targets, parameters), codegen
+    return types.void(f, types.int64, *masks, sources, targets, parameters), codegen
 
 
 @intrinsic
