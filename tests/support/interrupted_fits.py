@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from interrupting import on_timer
 
 import fastgrad as fg
 from fastgrad import nn
@@ -207,11 +208,6 @@ def place(frame):
     return "between steps" if names & {"_train_epoch", "steps"} else "around the epochs"
 
 
-def interrupt(signum, frame):
-    places.append(place(frame))
-    raise KeyboardInterrupt
-
-
 def is_free(lock):
     """Whether another thread gets it."""
     got = []
@@ -262,7 +258,7 @@ def main():
     fg.set_num_threads(1)
     # the warning of an interrupted fit ends it as an error; of files in the middle of opening nobody needs one
     warnings.simplefilter("error", UserWarning)
-    signal.signal(signal.SIGALRM, interrupt)
+    on_timer(lambda frame: places.append(place(frame)))
     random.seed(SEED)
     expected, seconds = {}, {}
     for name, (make, train) in WAYS.items():

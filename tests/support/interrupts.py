@@ -8,6 +8,7 @@ import threading
 import warnings
 
 import numpy as np
+from interrupting import on_timer
 
 import fastgrad as fg
 
@@ -75,10 +76,6 @@ WAYS = {
 }
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
 def wrong_of(make, train):
     """How often of so many times a trainer was not as after the updates that it had counted."""
     once = step if train in (fit, fit_batches) else train
@@ -110,7 +107,7 @@ def wrong_of(make, train):
     return wrong
 
 
-signal.signal(signal.SIGALRM, interrupt)
+on_timer()
 random.seed(1)
 for name, way in WAYS.items():
     assert wrong_of(*way) == 0, name
