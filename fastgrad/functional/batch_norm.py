@@ -126,11 +126,14 @@ def run(
 
 def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:
     """The kernels' batch_norm_statistics, for running mean and var of any strides."""
-    mean, var = (None if r is None else check.contiguous(r) for r in running[:2])
-    kernels(x).batch_norm_statistics(x, running._replace(mean=mean, var=var), training, eps, statistics)
-    for r, new in ((running.mean, mean), (running.var, var)):
-        if training and new is not r:
-            r[...] = new
+    mean, var, momentum, unbiased = running
+    if mean is None or (check.is_contiguous(mean) and check.is_contiguous(var)):
+        kernels(x).batch_norm_statistics(x, running, training, eps, statistics)
+        return
+    moved = Running(check.contiguous(mean), check.contiguous(var), momentum, unbiased)
+    kernels(x).batch_norm_statistics(x, moved, training, eps, statistics)
+    if training:
+        mean[...], var[...] = moved.mean, moved.var
 
 
 def check_running(

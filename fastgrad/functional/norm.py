@@ -26,10 +26,10 @@ def rows_backward(
 
     def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
         dys = check.upstream(op, dy, y).reshape(xs.shape)
-        dz, dx = (empty(xs.shape, xs) if wanted else None for wanted in (has_residual, want_dx))
+        dz = empty(xs.shape, xs) if has_residual else None
+        dx = empty(xs.shape, xs) if want_dx else None
         differentiate(dys, NormGradients(dz, dx, dgamma, dbeta))
-        dx, dz = (None if d is None else d.reshape(y.shape) for d in (dx, dz))
-        return dx, dz
+        return dx if dx is None else dx.reshape(y.shape), dz if dz is None else dz.reshape(y.shape)
 
     return backward
 
@@ -38,8 +38,8 @@ def full_backward(backward: RowsBackward, affine: Any) -> Callable[[np.ndarray],
     """The backward that users call: the gradients of x, gamma and beta, and of a residual."""
 
     def full(dy: np.ndarray) -> tuple[np.ndarray, ...]:
-        dgamma, dbeta = (empty(a.shape, a) for a in affine)
+        dgamma, dbeta = empty(affine.gamma.shape, affine.gamma), empty(affine.beta.shape, affine.beta)
         dx, dresidual = backward(dy, dgamma, dbeta)
-        return (dx, dgamma, dbeta, *(() if dresidual is None else (dresidual,)))
+        return (dx, dgamma, dbeta) if dresidual is None else (dx, dgamma, dbeta, dresidual)
 
     return full
