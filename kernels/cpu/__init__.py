@@ -20,7 +20,7 @@ from .packing import gather_rows, scatter_rows
 from .pool import avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward
 from .pruning import prune_below, prune_smallest
 from .training_step import dense_chain_epoch, dense_chain_gradients, dense_chain_step
-from .weights import weights_from_taps, weights_to_taps
+from .weight_layout import weights_from_taps, weights_to_taps
 
 __all__ = [
     "activation_backward",

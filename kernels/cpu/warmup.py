@@ -27,7 +27,7 @@ from .pool import max_pool2d_forward
 from .pruning import prune_smallest
 from .sparse import compressed
 from .training_step import dense_chain_gradients, dense_chain_step
-from .weights import weights_from_taps
+from .weight_layout import weights_from_taps
 
 
 class CallJob(NamedTuple):
@@ -178,7 +178,16 @@ def _sparse(dtype):
     compressed(np.ones((1, 1), dtype), 1.0)
 
 
-CONVOLUTIONS = "conv", "conv_inputs", "conv_weights", "depthwise", "winograd", "winograd_weights", "pool", "weights"
+CONVOLUTIONS = (
+    "conv",
+    "conv_inputs",
+    "conv_weights",
+    "depthwise",
+    "winograd",
+    "winograd_weights",
+    "pool",
+    "weight_layout",
+)
 # by what a user asks for: the files whose kernels it needs, and calls of its drivers with the seconds that they compile
 GROUPS = {
     "chain": (("training_step", "dense", "dropout"), {_step: 8.0, _dense: 4.0}),

@@ -1,7 +1,7 @@
 """The CUDA backend: Numba-CUDA kernels on CuPy arrays."""
 
 # a strided copy, which CuPy has as NumPy has it
-from ..reference.weights import weights_from_taps, weights_to_taps
+from ..reference.weight_layout import weights_from_taps, weights_to_taps
 from .activation import activation_backward, activation_forward
 from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
