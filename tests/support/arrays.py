@@ -44,9 +44,9 @@ def unwritten(shape, dtype):
     return array
 
 
-def numerical_gradient(function, array, step=1e-6):
+def numerical_gradient(function, array):
     """Central differences of the scalar function() in every element of float64 `array`, which is restored."""
-    gradient = np.empty_like(array)
+    gradient, step = np.empty_like(array), 1e-6
     for index in np.ndindex(array.shape):
         value = array[index]
         array[index] = value + step
