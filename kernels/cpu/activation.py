@@ -12,7 +12,8 @@ import numpy as np
 
 from .engine import vector_math
 from .engine.compile import Choice, device_function, inline_function, kernel
-from .engine.intrinsics import address_at, address_of, advance, call, carray, copy, local, pointer, real
+from .engine.intrinsics import address_at, advance, call, carray, copy, local, pointer, real
+from .engine.object_memory import address_of
 from .engine.thread_pool import launch, thread_range
 from .engine.vector_loops import map_values, map_values_times
 

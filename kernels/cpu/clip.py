@@ -24,7 +24,6 @@ from .engine.array_table import (
 from .engine.compile import device_function, driver, driver_function, inline_function, kernel
 from .engine.intrinsics import (
     address,
-    address_of,
     advance,
     carray,
     data,
@@ -35,6 +34,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.object_memory import address_of
 from .engine.thread_pool import launch, run, thread_range
 from .engine.vector_loops import map_arrays, map_values, squares
 

@@ -29,7 +29,6 @@ from .chain import (
 from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, kernel
 from .engine.intrinsics import (
     address,
-    address_of,
     address_or_null,
     advance,
     call,
@@ -44,7 +43,7 @@ from .engine.intrinsics import (
 )
 from .engine.matrix import field_matrix, rows_apart, rows_from, transposed
 from .engine.microkernel import ROWS
-from .engine.object_memory import readable
+from .engine.object_memory import address_of, readable
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays, squares
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part

@@ -6,7 +6,8 @@ No mask is stored: the loop computes the random number of value i from the key a
 import numpy as np
 
 from .engine.compile import kernel
-from .engine.intrinsics import address_of, advance, carray, pointer, real
+from .engine.intrinsics import advance, carray, pointer, real
+from .engine.object_memory import address_of
 from .engine.random import random
 from .engine.thread_pool import launch, thread_range
 

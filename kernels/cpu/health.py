@@ -18,19 +18,9 @@ import numpy as np
 from .. import types
 from .engine.array_table import ADDRESS, START, SUMS, block_size, first_block, next_block, rows_at, sums_of, table
 from .engine.compile import device_function, driver, kernel
-from .engine.intrinsics import (
-    address,
-    address_of,
-    advance,
-    carray,
-    data,
-    local,
-    pointer,
-    real,
-    run_kernel,
-    void_pointer,
-)
+from .engine.intrinsics import address, advance, carray, data, local, pointer, real, run_kernel, void_pointer
 from .engine.microkernel import ROWS
+from .engine.object_memory import address_of
 from .engine.reductions import about_first, change, change_wide, max_and_zero_count, output_statistics, value_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares

@@ -10,7 +10,8 @@ import numpy as np
 from ..reference import orthogonal
 from ..reference.init import MANTISSA, ONE, ROOT_HALF, STEP, TWO_LN2, WIDE_ONE, C, L, S
 from .engine.compile import inline_function, kernel
-from .engine.intrinsics import address_of, advance, carray, local, pointer, real
+from .engine.intrinsics import advance, carray, local, pointer, real
+from .engine.object_memory import address_of
 from .engine.random import GAMMA, mixed
 from .engine.thread_pool import launch, thread_range
 

@@ -13,7 +13,6 @@ from .engine import vector_math
 from .engine.compile import device_function, driver, inline_function, kernel, or_empty
 from .engine.intrinsics import (
     address,
-    address_of,
     address_or_null,
     advance,
     call,
@@ -26,6 +25,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.object_memory import address_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_values
 

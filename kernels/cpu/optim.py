@@ -55,7 +55,6 @@ from .engine.compile import (
 from .engine.intrinsics import (
     address,
     address_at,
-    address_of,
     address_or_null,
     advance,
     call,
@@ -68,6 +67,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.object_memory import address_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_values, squares
 from .health import CHANGE, sum_moved, update_change

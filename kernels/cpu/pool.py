@@ -7,7 +7,8 @@ images, since windows that overlap add to the same pixels of dx.
 import numpy as np
 
 from .engine.compile import device_function, driver, inline_function, kernel
-from .engine.intrinsics import address, address_of, advance, carray, copy, pointer, real, run_kernel
+from .engine.intrinsics import address, advance, carray, copy, pointer, real, run_kernel
+from .engine.object_memory import address_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, add_times, map_arrays, times
 from .gemm import clear

@@ -23,7 +23,6 @@ from .engine.array_table import (
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel
 from .engine.intrinsics import (
     address,
-    address_of,
     advance,
     carray,
     data,
@@ -35,6 +34,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
+from .engine.object_memory import address_of
 from .engine.thread_pool import launch, run, thread_range
 from .engine.vector_loops import map_arrays
 

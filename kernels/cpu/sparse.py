@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 
 from .. import types as names
 from .engine.compile import device_function, kernel
-from .engine.intrinsics import Emitter, address_of, advance, carray, lanes, many_registers, pointer, void_pointer
+from .engine.intrinsics import Emitter, advance, carray, lanes, many_registers, pointer, void_pointer
+from .engine.object_memory import address_of
 from .engine.thread_pool import launch, thread_range
 from .gemm import LONG
 

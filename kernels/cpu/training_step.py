@@ -21,7 +21,6 @@ from .engine.array_table import ADDRESS, COLUMNS, SUMS, AddressList, add_array
 from .engine.compile import EMPTY, MISSING, Addresses, device_function, driver, kernel
 from .engine.intrinsics import (
     address,
-    address_of,
     advance,
     call,
     carray,
@@ -33,6 +32,7 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.microkernel import ROWS
+from .engine.object_memory import address_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares
 from .gemm import SCRATCH, gemm_part

@@ -11,9 +11,9 @@ from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_stat
 from .clip import array_norms, joint_norm
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
-from .engine import compile, intrinsics, thread_pool
+from .engine import compile, thread_pool
 from .engine.array_table import AddressList
-from .engine.object_memory import plain
+from .engine.object_memory import address_of, plain
 from .engine.workers import longest_first
 from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
@@ -72,7 +72,7 @@ def _step(dtype):
 def _update(dtype):
     one = np.ones((1, 1), dtype)
     update_arrays([one], [one.copy()], _rule(np.zeros((0, 1), dtype)), 1, np.empty(1))
-    addresses = AddressList(np.array([intrinsics.address_of(one)]), np.ones(1, np.int64), dtype)
+    addresses = AddressList(np.array([address_of(one)]), np.ones(1, np.int64), dtype)
     for arrays in (addresses, [one]):
         array_norms(arrays, None, 2.0, np.empty(1), np.empty(1, np.int64))
     joint_norm(np.zeros(1), 2.0)

@@ -24,8 +24,8 @@ import numpy as np
 
 from . import object_memory
 from .compile import device_function, driver
-from .intrinsics import address_of, carray, void_pointer
-from .object_memory import DATA, HEAD, ITEMS, NDIM, SHAPE, low_word, word
+from .intrinsics import carray, void_pointer
+from .object_memory import DATA, HEAD, ITEMS, NDIM, SHAPE, address_of, low_word, word
 
 # columns of a table: address; values in all arrays before; values in a block, whole rows of `width`, which is 1 but for units; how many
 # sums the blocks before have, `width` each, and how many units the arrays before; and where the array's values begin in a flat one that

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import device_function, driver
+from .compile import device_function
 
 _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -364,16 +364,3 @@ class Emitter:
 
     def fma(self, a, b, c):
         return self.call(f"llvm.fma.{self.suffix}", self.vector, a, b, c)
-
-
-@driver
-def _address(array):
-    return address(array)
-
-
-def address_of(array) -> int:
-    """Address of an array's first value, good for as long as the caller holds the array.
-
-    Its empty slice has one layout in numba's eyes, and costs a fifth of `.ctypes.data`.
-    """
-    return _address(array[:0])
