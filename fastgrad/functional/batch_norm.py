@@ -9,7 +9,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, empty_float64, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.functional.norm import RowsBackward, as_rows, full_backward, rows_backward
+from fastgrad.functional.norm import NormBackward, as_rows, full_backward, rows_backward
 from fastgrad.kernels.types import Activation, Affine, NormGradients, Running, Statistics
 
 
@@ -99,10 +99,10 @@ def run(
     eps: float,
     activation: Activation,
     residual: np.ndarray | None = None,
-) -> tuple[np.ndarray, RowsBackward]:
+) -> tuple[np.ndarray, NormBackward]:
     """Batch norm over checked arrays: (y, backward).
 
-    backward: see RowsBackward.
+    backward: see NormBackward.
     """
     ops, shape = kernels(x), x.shape
     count, channels = prod(shape[:-1]), shape[-1]
@@ -115,7 +115,7 @@ def run(
     added = None if residual is None else as_rows(residual)
     statistics = Statistics(empty_float64(channels, x), empty_float64(channels, x))
     xs, affine = as_rows(x), Affine(check.contiguous(affine.gamma), check.contiguous(affine.beta))
-    move_statistics(xs, running, training, eps, statistics)
+    update_statistics(xs, running, training, eps, statistics)
     ops.batch_norm_forward(xs, statistics, affine, added, activation, saved)
 
     def differentiate(dys: Any, gradients: NormGradients) -> None:
@@ -124,7 +124,7 @@ def run(
     return y, rows_backward(op, y, xs, residual is not None, differentiate)
 
 
-def move_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:
+def update_statistics(x: np.ndarray, running: Running, training: bool, eps: float, statistics: Statistics) -> None:
     """The kernels' batch_norm_statistics, for running mean and var of any strides."""
     mean, var, momentum, unbiased = running
     if mean is None or (check.is_contiguous(mean) and check.is_contiguous(var)):

@@ -48,15 +48,16 @@ def gru(
         w_ih: The weights of x (C, 3H), gates in the order r, z, n: reset, update, new.
         w_hh: The weights of h (H, 3H).
         b: The bias (3H,), or None.
-        b_hn: The bias of the product of h in n (H,), or None, which it is without reset_after.
+        b_hn: The bias of the product of h in n (H,), or None; it must be None without reset_after.
         h_0: The first h (N, H); None is 0.
         lengths: Steps of each sequence (N,), integers 0 to T; None is T for all. x past a sequence's end is not read.
         reverse: Run every sequence from its last step to its first.
-        reset_after: Whether r multiplies the product of h, as in PyTorch and by default in Keras; else h before it.
+        reset_after: Whether r multiplies h_{t-1} w_hn + b_hn, as in PyTorch and by default in Keras; if not, it
+            multiplies h_{t-1} before that product.
 
     Returns:
         ((y, h_n), backward). y (N, T, H) is h of every step, 0 past a sequence's end; h_n (N, H) is the state after each
-        sequence's last step, the first one if it is empty. backward(dy, dh_n, step_norms=None), either gradient of which
+        sequence's last step, the first one if it is empty. backward(dy, dh_n, step_norms=None), one gradient of which
         may be None, returns the gradients of the given inputs, in the order x, w_ih, w_hh, b, b_hn, h_0; step_norms, a
         float64 array (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y: write to none
         before it.
@@ -111,8 +112,8 @@ def gru_cell(
         w_ih: The weights of x (C, 3H), gates in the order r, z, n.
         w_hh: The weights of h (H, 3H).
         b: The bias (3H,), or None.
-        b_hn: The bias of the product of h in n (H,), or None, which it is without reset_after.
-        reset_after: Whether r multiplies the product of h; else h before it.
+        b_hn: The bias of the product of h in n (H,), or None; it must be None without reset_after.
+        reset_after: Whether r multiplies h w_hn + b_hn; if not, it multiplies h before that product.
 
     Returns:
         (h, backward) with the new state. backward(dh) returns the gradients of the given inputs, in the order x, h, w_ih,

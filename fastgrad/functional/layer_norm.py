@@ -9,7 +9,7 @@ import numpy as np
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, empty_float64, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.functional.norm import RowsBackward, as_rows, full_backward, rows_backward
+from fastgrad.functional.norm import NormBackward, as_rows, full_backward, rows_backward
 from fastgrad.kernels.types import Activation, Affine, NormGradients, Statistics
 
 
@@ -71,10 +71,10 @@ def layer_norm(
 
 def run(
     op: str, x: np.ndarray, affine: Affine, eps: float, activation: Activation, residual: np.ndarray | None = None
-) -> tuple[np.ndarray, RowsBackward]:
+) -> tuple[np.ndarray, NormBackward]:
     """Layer norm over checked arrays: (y, backward).
 
-    backward: see RowsBackward.
+    backward: see NormBackward.
     """
     ops, shape = kernels(x), x.shape
     count = prod(shape[:-1])

@@ -11,7 +11,7 @@ from fastgrad.core.allocator import empty
 from fastgrad.kernels.types import NormGradients
 
 # backward(dy, dgamma, dbeta) overwrites the gradients given to it and returns (dx, dresidual); without want_dx dx is None
-RowsBackward = Callable[..., tuple[Any, Any]]
+NormBackward = Callable[..., tuple[Any, Any]]
 
 
 def as_rows(a: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def as_rows(a: np.ndarray) -> np.ndarray:
 
 def rows_backward(
     op: str, y: np.ndarray, xs: np.ndarray, has_residual: bool, differentiate: Callable[[Any, NormGradients], None]
-) -> RowsBackward:
+) -> NormBackward:
     """The backward of y from the rows xs. differentiate(dys, gradients) runs the kernel over rows."""
 
     def backward(dy: Any, dgamma: np.ndarray, dbeta: np.ndarray, want_dx: bool = True) -> tuple[Any, Any]:
@@ -34,7 +34,7 @@ def rows_backward(
     return backward
 
 
-def full_backward(backward: RowsBackward, affine: Any) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+def full_backward(backward: NormBackward, affine: Any) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
     """The backward that users call: the gradients of x, gamma and beta, and of a residual."""
 
     def full(dy: np.ndarray) -> tuple[np.ndarray, ...]:

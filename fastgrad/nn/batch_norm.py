@@ -9,7 +9,7 @@ from fastgrad.core import check
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.batch_norm import run
-from fastgrad.functional.norm import RowsBackward
+from fastgrad.functional.norm import NormBackward
 from fastgrad.kernels.types import Activation, Running
 from fastgrad.nn.norm import Norm
 
@@ -93,7 +93,7 @@ class BatchNorm(Norm):
 
     def _run(
         self, op: str, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None
-    ) -> tuple[np.ndarray, RowsBackward]:
+    ) -> tuple[np.ndarray, NormBackward]:
         running = Running(*self._running, self.momentum, self.unbiased)
         return run(op, x, self._weights, running, training, self.eps, activation, residual)
 

@@ -8,7 +8,7 @@ from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.gru import run_rows
 from fastgrad.kernels.types import GRUUpstream, GRUWeights, PackedBatch
-from fastgrad.nn.recurrent import RecurrentModel, RowsBackward, States
+from fastgrad.nn.recurrent import DirectionBackward, RecurrentModel, States
 
 
 @foreign_keywords
@@ -29,15 +29,15 @@ class GRU(RecurrentModel):
         bidirectional: Whether a second direction runs every sequence from its last step to its first.
         dropout: The share of values between layers that training sets to 0, from 0 and below 1; the others are divided
             by what is left. It needs num_layers of at least 2.
-        reset_after: Whether the gate r multiplies the product of h, as in PyTorch and by default in Keras; else h
-            before it, as in the paper.
+        reset_after: Whether the gate r multiplies h_{t-1} w_hn + b_hn, as in PyTorch and by default in Keras; if not, it
+            multiplies h_{t-1} before that product, as in the paper.
         pool: None for every step's output; "last", that after each sequence's last step; or "mean", the mean over each
             sequence's steps, 0 if it has none.
         reverse: Whether the only direction runs every sequence from its last step to its first. y stays in the order of
             the steps, and "last" is the output after the first step. It comes without bidirectional.
         dtype: "float32" or "float64", of parameters and inputs.
-        seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
-            becomes part of.
+        seed: The seed of the initial weights and of dropout; None is 0. In a Sequential, the Sequential
+            draws the weights.
 
     Raises:
         ValueError: A number is out of its range, dropout comes with one layer, reverse with bidirectional, or pool or
@@ -97,9 +97,9 @@ class GRU(RecurrentModel):
         h: np.ndarray,
         end: States,
         keep: bool,
-        once: bool,
-    ) -> RowsBackward:
-        backward = run_rows(xs, weights, start[0], batch, h, end[0], self.reset_after, once=once)
+        training: bool,
+    ) -> DirectionBackward:
+        backward = run_rows(xs, weights, start[0], batch, h, end[0], self.reset_after, once=training)
         return lambda gradients, dh, dh_n, dxs: backward(gradients, GRUUpstream(dh, dh_n), dxs)
 
     def _state_of(self, states: States) -> np.ndarray:

@@ -8,7 +8,7 @@ from fastgrad.core import check
 from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.functional.layer_norm import run
-from fastgrad.functional.norm import RowsBackward
+from fastgrad.functional.norm import NormBackward
 from fastgrad.kernels.types import Activation
 from fastgrad.nn.norm import Norm
 
@@ -70,5 +70,5 @@ class LayerNorm(Norm):
 
     def _run(
         self, op: str, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None
-    ) -> tuple[np.ndarray, RowsBackward]:
+    ) -> tuple[np.ndarray, NormBackward]:
         return run(op, x, self._weights, self.eps, activation, residual)

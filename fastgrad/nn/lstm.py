@@ -19,7 +19,7 @@ from fastgrad.kernels.types import (
     PackedBatch,
     States,
 )
-from fastgrad.nn.recurrent import RecurrentModel, RowsBackward
+from fastgrad.nn.recurrent import DirectionBackward, RecurrentModel
 
 
 @foreign_keywords
@@ -57,8 +57,8 @@ class LSTM(RecurrentModel):
         recurrent_dropout: The share of values of g that training sets to 0, from 0 and below 1; the others are divided by
             what is left.
         dtype: "float32" or "float64", of parameters and inputs.
-        seed: The seed of the initial weights and of dropout; None as 0, or as the Sequential draws them that the layer
-            becomes part of.
+        seed: The seed of the initial weights and of dropout; None is 0. In a Sequential, the Sequential
+            draws the weights.
 
     Raises:
         ValueError: A number is out of its range, dropout comes with one layer, reverse with bidirectional, layer_norm,
@@ -149,14 +149,14 @@ class LSTM(RecurrentModel):
         h: np.ndarray,
         end: Any,
         keep: bool,
-        once: bool,
-    ) -> RowsBackward:
+        training: bool,
+    ) -> DirectionBackward:
         arrays = xs, weights, States(*start), batch, h, States(*end)
         if self._is_variant:
-            key = draw_key(self._rng) if once and any(self._variant[:3]) else None
-            _, backward = run_variant_rows(*arrays, variant=self._variant._replace(key=key), keep=keep, once=once)
+            key = draw_key(self._rng) if training and any(self._variant[:3]) else None
+            _, backward = run_variant_rows(*arrays, variant=self._variant._replace(key=key), keep=keep, once=training)
         else:
-            _, backward = run_rows(*arrays, keep=keep, once=once)
+            _, backward = run_rows(*arrays, keep=keep, once=training)
         return lambda gradients, dh, dh_n, dxs: backward(gradients, LSTMUpstream(dh, dh_n, None), dxs)
 
     def _generators(self) -> list[np.random.Generator]:

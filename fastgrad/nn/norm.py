@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastgrad.core import check
-from fastgrad.functional.norm import RowsBackward
+from fastgrad.functional.norm import NormBackward
 from fastgrad.kernels.types import Activation, Affine
 from fastgrad.nn.context import ForwardContext
 from fastgrad.nn.model import views
@@ -15,7 +15,7 @@ class Norm(ResidualLayer):
 
     def _run(
         self, op: str, x: np.ndarray, training: bool, activation: Activation, residual: np.ndarray | None
-    ) -> tuple[np.ndarray, RowsBackward]:
+    ) -> tuple[np.ndarray, NormBackward]:
         """The norm over checked arrays: (y, backward)."""
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ from fastgrad.nn.sequence import POOLS, SequenceModel, Unpool
 # the states of a direction, one or two arrays (N, width)
 States = tuple[np.ndarray, ...]
 # backward(gradients, dh, dh_n, dxs) of the rows of a direction
-RowsBackward = Callable[..., Any]
+DirectionBackward = Callable[..., Any]
 
 
 class RecurrentModel(SequenceModel):
@@ -36,7 +36,7 @@ class RecurrentModel(SequenceModel):
     group: Any
     # the activation of h
     _activation: Activation = ACTIVATIONS["tanh"]
-    # what a cell's states are called in an error
+    # the shapes of a cell's states, as errors write them
     _forms: ClassVar[tuple[str, ...]]
 
     def _set_options(
@@ -74,7 +74,9 @@ class RecurrentModel(SequenceModel):
         self.n_out = self.directions * widths[0]
         # prefixes of the names, for each direction of each layer
         self._prefixes = [
-            f"{layer}.{way}" for layer in range(self.num_layers) for way in ("", "reverse.")[: self.directions]
+            f"{layer}.{direction}"
+            for layer in range(self.num_layers)
+            for direction in ("", "reverse.")[: self.directions]
         ]
         shapes: dict[str, tuple[int, ...]] = {}
         for i, prefix in enumerate(self._prefixes):
@@ -91,15 +93,15 @@ class RecurrentModel(SequenceModel):
         h: np.ndarray,
         end: States,
         keep: bool,
-        once: bool,
-    ) -> RowsBackward:
-        """A direction over packed rows, as run_rows of the functions; backward(gradients, dh, dh_n, dxs)."""
+        training: bool,
+    ) -> DirectionBackward:
+        """A direction over packed rows, as run_rows of the functions; backward(gradients, dh, dh_n, dxs), in training once only."""
         raise NotImplementedError
 
     def _forward(self, x: np.ndarray, context: ForwardContext) -> tuple[np.ndarray, Any, Backward]:
         rows, batch, state = self._check_input(x, context)
         y, ends, layers, unpool = self._run(rows, batch, state, context, True)
-        dx = context.want_dx
+        want_dx = context.want_dx
         # without packing x is (N, T, C), and so is y unless it is pooled
         whole = context.packed is None
         if whole and not self.pools:
@@ -115,21 +117,21 @@ class RecurrentModel(SequenceModel):
                 raise RuntimeError(f"{name}: backward has run; it runs once for each forward in training")
             ran = context.training
             dh, dh_n = unpool(pack(dy, batch) if whole and not self.pools else dy)
-            for layer, (shape, ways_back, key) in reversed(list(enumerate(layers))):
-                dxs: list[Any] = [empty(shape, dy) if layer or dx else None for _ in ways_back]
-                for way, way_back in enumerate(ways_back):
-                    part = self._columns(way)
+            for layer, (shape, backwards, key) in reversed(list(enumerate(layers))):
+                dxs: list[Any] = [empty(shape, dy) if layer or want_dx else None for _ in backwards]
+                for direction, direction_backward in enumerate(backwards):
+                    part = self._columns(direction)
                     upper = (
                         None if dh is None else dh[:, part],
                         None if dh_n is None else check.contiguous(dh_n[:, part]),
                     )
-                    way_back(self._gradients[layer * self.directions + way], *upper, dxs[way])
+                    direction_backward(self._gradients[layer * self.directions + direction], *upper, dxs[direction])
                 if len(dxs) == 2 and dxs[0] is not None:
                     dxs[0] += dxs[1]
                 if key is not None:
                     kernels(dy).dropout_forward(dxs[0], self.dropout, key, dxs[0])
                 dh, dh_n = dxs[0], None
-            if not dx:
+            if not want_dx:
                 return dy
             return unpack(dxs[0], batch) if whole else dxs[0]
 
@@ -157,23 +159,23 @@ class RecurrentModel(SequenceModel):
             if layer and training and self.dropout:
                 xs, key = empty(h.shape, h), draw_key(self._rng)
                 kernels(h).dropout_forward(h, self.dropout, key, xs)
-            h, ways_back = empty((len(xs), self.n_out), xs), []
-            for way in range(self.directions):
-                i = layer * self.directions + way
+            h, backwards = empty((len(xs), self.n_out), xs), []
+            for direction in range(self.directions):
+                i = layer * self.directions + direction
                 start, end = (tuple(values[i] for values in states) for states in (starts, ends))
-                output = h[:, self._columns(way)]
-                arrays = xs, self._weights[i], start, batches[way], output, end
-                ways_back.append(self._run_rows(*arrays, keep, training))
+                output = h[:, self._columns(direction)]
+                arrays = xs, self._weights[i], start, batches[direction], output, end
+                backwards.append(self._run_rows(*arrays, keep, training))
                 context.observe(self._weights[i].w_ih, output, self._activation)
             if keep:
-                layers.append((xs.shape, ways_back, key))
+                layers.append((xs.shape, backwards, key))
         y, unpool = POOLS[self.pool](h, ends[0][-self.directions :], batch)
         return y, self._state_of(tuple(ends)), layers, unpool
 
-    def _columns(self, way: int) -> slice:
+    def _columns(self, direction: int) -> slice:
         """The columns of a direction in the rows (R, D P)."""
         width = self._widths[0]
-        return slice(way * width, (way + 1) * width)
+        return slice(direction * width, (direction + 1) * width)
 
     def _check_input(self, x: Any, context: ForwardContext) -> tuple[np.ndarray, PackedBatch, Any]:
         """(packed rows, their batch, state), checked."""

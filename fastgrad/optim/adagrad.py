@@ -23,7 +23,7 @@ class Adagrad(Optimizer):
         eps: What is added to the root, at least 0.
         weight_decay: The factor of the L2 term in the gradient, at least 0.
         eps_inside: Divide by sqrt(v + eps), as Keras does.
-        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        decoupled: Subtract lr weight_decay p from p at each update, in place of the L2 term.
         groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:

@@ -26,7 +26,7 @@ class Adam(Optimizer):
         eps: What is added to the root, at least 0.
         weight_decay: The factor of the L2 term in the gradient, at least 0.
         amsgrad: Take the largest v so far in place of v.
-        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        decoupled: Subtract lr weight_decay p from p at each update, in place of the L2 term.
         eps_hat: Add eps to the root of v before its bias is corrected, as Keras and scikit-learn do.
         groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 

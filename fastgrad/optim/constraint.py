@@ -22,10 +22,11 @@ class Constraint:
             arrays: The parameters, or arrays of their shapes.
 
         Returns:
-            The kind, the limit, and of each array how many units it has, 0 where it is left alone.
+            The kind, the limit, and for MaxNorm the number of units of each array, 0 where it is left alone; MaxValue
+            limits all arrays.
 
         Raises:
-            ValueError: An array has no units.
+            ValueError: An array whose units are limited has not 1, 2 or 4 axes.
         """
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """Optimizer, the base class of the optimisers: settings, their checks, and the settings as kernels read them.
 
-lr is a number or a schedule of fastgrad.schedule. weight_decay is an L2 term in the gradient. With decoupled, each update takes
-lr weight_decay p from a parameter p instead, whatever the gradient (Loshchilov & Hutter 2019).
+lr is a number or a schedule of fastgrad.schedule. weight_decay is an L2 term in the gradient. With decoupled, each update
+subtracts lr weight_decay p from a parameter p, in place of that term (Loshchilov & Hutter 2019).
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ class Optimizer:
     of a model's parameters as fg.save writes them, "0.w", "1.gamma": `*` is any text, `?` any one character, `[ab]` one
     of these. For an Updater the names are "0", "1", ..., the numbers of its arrays. The settings are:
 
-    - `lr`, at least 0. With a schedule it is what the group has in place of the schedule's first rate, a warm-up left
-      out: each of the group's rates is the schedule's times lr over that (PyTorch's LambdaLR).
+    - `lr`, at least 0. With a schedule, the group's rate is the schedule's rate times lr / first, where first is the
+      schedule's first rate after its warm-up (PyTorch's LambdaLR).
     - `weight_decay`, at least 0.
     - `frozen`, True or False: parameters that are frozen stay as they are, pruned and constrained or not, and so does
       their state. Their gradient is not in the norm that clip_norm limits, as with PyTorch's requires_grad = False.
-      With lr = 0 the state moves, and the gradient counts.
+      With lr = 0 the state is updated, and the gradient counts.
 
-    Where several patterns meet a name, each setting is that of the last one that has it. `frozen` may also meet running
-    statistics, "1.running_mean": that batch norm then takes its running statistics in training, as it does in
-    evaluation, and moves neither. So {"1.*": {"frozen": True}} freezes all of a batch norm.
+    Where several patterns match a name, each setting is that of the last one that has it. `frozen` may also match
+    running statistics, "1.running_mean": that batch norm then normalises with its running statistics in training, as it
+    does in evaluation, and updates neither. So {"1.*": {"frozen": True}} freezes all of a batch norm.
 
     Example:
         >>> isinstance(fg.optim.SGD(0.1), fg.optim.Optimizer)

@@ -18,30 +18,30 @@ DECAY = 4
 class ParameterGroups(NamedTuple):
     """The groups of arrays, as kernels read them.
 
-    hyper (G, 7) and numbers (n,): hyper and groups of UpdateRule; of a single group (7,) and None. factors (G,): the rate of each group
-    over that of the optimiser, if that has a schedule. The first group has the optimiser's own settings. statistics: the names of those
-    that are frozen.
+    hyper (G, 7) and groups (n,): those of UpdateRule; of a single group (7,) and None. factors (G,): the rate of each group
+    over that of the optimiser, if that has a schedule. The first group has the optimiser's own settings. frozen_statistics: their
+    names.
     """
 
     hyper: np.ndarray
-    numbers: np.ndarray | None
+    groups: np.ndarray | None
     factors: np.ndarray
-    statistics: list[str]
+    frozen_statistics: list[str]
 
     def set_rate(self, rate: float) -> None:
         """Set the rates of the next update from the optimiser's, which is a schedule's."""
-        if self.numbers is None:
+        if self.groups is None:
             self.hyper[0] = rate
         else:
             self.hyper[:, 0] = rate * self.factors
 
     def rates(self, rates: np.ndarray) -> np.ndarray:
         """The rates of some updates (U,), or of each group (U, G), from the optimiser's (U,), which are a schedule's."""
-        return rates if self.numbers is None else rates[:, None] * self.factors
+        return rates if self.groups is None else rates[:, None] * self.factors
 
     def constant_rates(self, updates: int) -> np.ndarray:
         """The rates of this many updates, where they are not a schedule's."""
-        return np.full(updates, self.hyper[0]) if self.numbers is None else np.tile(self.hyper[:, 0], (updates, 1))
+        return np.full(updates, self.hyper[0]) if self.groups is None else np.tile(self.hyper[:, 0], (updates, 1))
 
 
 def parameter_groups(
@@ -50,7 +50,7 @@ def parameter_groups(
     """The groups of an optimiser over arrays with these names.
 
     Raises:
-        ValueError: A pattern meets no name, or a schedule that begins with 0 has no rate to compare a group's with.
+        ValueError: A pattern matches no name, or a schedule that begins with 0 has no rate to compare a group's with.
     """
     groups, hyper = optimizer.groups, optimizer.hyper
     if not groups:
@@ -80,14 +80,14 @@ def parameter_groups(
 def _settings(
     op: str, groups: Groups, parameters: Sequence[str], statistics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The settings of each name: each is that of the last pattern which meets the name and has it."""
+    """The settings of each name: each is that of the last pattern that matches the name and has it."""
     settings: dict[str, dict[str, Any]] = {name: {} for name in (*parameters, *statistics)}
     for pattern, values in groups.items():
         # rates and decays are those of parameters
         known = settings if "frozen" in values else parameters
         names = [name for name in known if fnmatchcase(name, pattern)]
         if not names:
-            raise ValueError(f"{op}: optimizer.groups[{pattern!r}] must meet one of {', '.join(known)}")
+            raise ValueError(f"{op}: optimizer.groups[{pattern!r}] must match one of {', '.join(known)}")
         for name in names:
             settings[name].update(values)
     return settings

@@ -26,7 +26,7 @@ class RMSprop(Optimizer):
         weight_decay: The factor of the L2 term in the gradient, at least 0.
         momentum: The factor of the velocity m, at least 0. With 0 there is none.
         eps_inside: Divide by sqrt(v + eps), as Keras does.
-        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        decoupled: Subtract lr weight_decay p from p at each update, in place of the L2 term.
         groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:

@@ -24,7 +24,7 @@ class SGD(Optimizer):
         momentum: The factor of the velocity v, at least 0. With 0 there is no state.
         nesterov: Nesterov's momentum. It needs a momentum above 0.
         weight_decay: The factor of the L2 term in the gradient, at least 0.
-        decoupled: Each update takes lr weight_decay p from p instead, whatever the gradient.
+        decoupled: Subtract lr weight_decay p from p at each update, in place of the L2 term.
         groups: Settings of some parameters by patterns of their names, see Optimizer; None for none.
 
     Raises:

@@ -1,7 +1,7 @@
 """BatchSource and ArraySource: where the batches of a fit come from, an iterable or arrays, as parts of an epoch.
 
-A part is an EpochPlan: a whole epoch of arrays, or a batch of an iterable. The next batch of an iterable is made, and copied, in a thread
-while this one trains: a generator may yield one buffer again and again, and the rows of a memory-mapped array are read there.
+A part makes an EpochPlan: of a whole epoch of arrays, or of a batch of an iterable. The next batch of an iterable is made, and copied, in a
+thread while this one trains: a generator may yield one buffer again and again, and the rows of a memory-mapped array are read there.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -9,7 +9,7 @@ from contextlib import closing
 from contextvars import copy_context
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,13 @@ from fastgrad.core import check, device
 from fastgrad.schedule import Schedule
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data
 
-# a plan of the updates after so many others, with what its updates are called in errors and the number of the first
-Part = tuple[Callable[[int], EpochPlan], str, int]
+
+class Part(NamedTuple):
+    """plan(step): the EpochPlan after `step` updates; label, first: what errors call its updates, and the number of the first."""
+
+    plan: Callable[[int], EpochPlan]
+    label: str
+    first: int
 
 
 class ArraySource:
@@ -33,7 +38,7 @@ class ArraySource:
         self.updates: int | None = batches * window_count(data, window)
 
     def parts(self, op: str) -> Generator[Part, None, None]:
-        yield self._plan, f"{op}, {'window' if self._window else 'batch'}", 1
+        yield Part(self._plan, f"{op}, {'window' if self._window else 'batch'}", 1)
 
     def _plan(self, step: int) -> EpochPlan:
         if self._shuffle:
@@ -107,7 +112,9 @@ class BatchSource:
             self._check_batch(label, data, trainer, self._window)
             return plan_of(trainer, data, np.arange(len(data.x)), len(data.x), self._window, step)
 
-        return (plan, f"{label}, window", 1) if self._window else (plan, label.removesuffix(f" {number}"), number)
+        if self._window:
+            return Part(plan, f"{label}, window", 1)
+        return Part(plan, label.removesuffix(f" {number}"), number)
 
 
 def check_arguments(op: str, name: str, value: Any) -> None:
@@ -119,7 +126,7 @@ def check_arguments(op: str, name: str, value: Any) -> None:
         )
 
 
-def is_source(x: Any, y: Any) -> bool:
+def is_batches(x: Any, y: Any) -> bool:
     """Whether x is an iterable of batches, or a function that returns one, in place of an array."""
     return (
         y is None
@@ -193,5 +200,5 @@ def _copy(item: Any) -> Any:
 def _copy_array(value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray) or device.on_gpu(value) or not hasattr(value, "__array__"):
         return value
-    # of a tensor an array over its memory, which np.array would ask for a copy in a way that it has not
+    # np.asarray shares a tensor's memory; np.array would call its __array__ with copy=, which PyTorch does not take
     return np.array(np.asarray(value), order="C")

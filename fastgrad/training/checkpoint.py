@@ -22,7 +22,7 @@ from fastgrad.training.trainer_interface import TrainerInterface as Trainer
 MASK = "mask."
 # the best weights of a fit with patience
 BEST = "best."
-# float64, in which Adam's corrections are computed, has no larger whole numbers in a row
+# the largest step count: float64, in which Adam's corrections are computed, holds every integer up to it
 STEPS = 2**53
 
 
@@ -93,7 +93,7 @@ def load(path: str | os.PathLike, model: Model | Trainer, *, strict: bool = True
     Args:
         path: The file.
         model: A model of fg.nn with the same names and shapes, or a Trainer with such a model and an optimiser of the
-            same kind.
+            same class.
         strict: Whether all names must be the same. With False what the file has not stays as it was, and what the model
             has not is left out. A trainer then also reads a model's file, and keeps its optimiser's state.
 

@@ -24,13 +24,13 @@ class EarlyStopping:
         """Whether as many epochs as patience has came after the best one."""
         return self._epochs_since >= self._patience
 
-    def measure(self, loss: float) -> None:
-        """Take the validation loss of the epoch that the model comes from."""
-        if self.count(loss):
+    def record(self, loss: float) -> None:
+        """Take the validation loss of the epoch that the model comes from; if it is the best, its arrays are copied."""
+        if self.is_new_best(loss):
             self.best = {name: a.copy() for name, a in self.arrays().items()}
 
-    def count(self, loss: float) -> bool:
-        """Count an epoch with this validation loss; whether it is the best one so far."""
+    def is_new_best(self, loss: float) -> bool:
+        """Count an epoch with this validation loss, and say whether it is the best one so far."""
         # NaN is never better
         is_best = loss == loss if self._loss is None else loss < self._loss
         self._epochs_since = 0 if is_best else self._epochs_since + 1

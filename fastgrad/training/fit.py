@@ -17,7 +17,7 @@ from fastgrad.nn.model import Model
 from fastgrad.nn.sequence import SequenceModel
 from fastgrad.nn.state_snapshot import StateSnapshot
 from fastgrad.schedule import Schedule
-from fastgrad.training.batches import ArraySource, BatchSource, Part, check_arguments, is_source
+from fastgrad.training.batches import ArraySource, BatchSource, Part, check_arguments, is_batches
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.evaluate import evaluate
@@ -60,7 +60,7 @@ def fit(
     if callback is not None and not callable(callback):
         raise TypeError(f"{OP}: callback must be callable, got {type(callback).__name__}")
     source: ArraySource | BatchSource
-    if is_source(x, y):
+    if is_batches(x, y):
         if lengths is not None or sample_weight is not None or drop_last:
             raise ValueError(
                 f"{OP}: lengths, sample_weight and drop_last are for arrays; batches of an iterable are (x, y, lengths, sample_weight)"
@@ -104,12 +104,12 @@ def fit(
                     trainer.val_losses.append(val_loss)
                     result = result._replace(val_loss=val_loss, val_accuracy=accuracy)
                     if stopping is not None:
-                        stopping.measure(val_loss)
+                        stopping.record(val_loss)
                 history.append(result)
                 if bar is not None:
                     show(bar, history)
                 answer = None if callback is None else callback(result)
-                # a number or an array is no answer
+                # only True stops, not another value that is truthy
                 stop = isinstance(answer, bool | np.bool_) and bool(answer)
                 is_last = stop or epoch == epochs or (stopping is not None and stopping.is_over)
                 if checkpoint is not None and (is_last or epoch % every == 0):
@@ -119,8 +119,8 @@ def fit(
         if stopping is not None:
             stopping.restore()
     except KeyboardInterrupt:
-        message = f"Training interrupted by user. {OP}: {history.whole_epochs()} of {epochs} epochs were made"
-        # below this function, Trainer.fit and foreign_keywords
+        message = f"Training interrupted by user. {OP}: {history.drop_unfinished_epoch()} of {epochs} epochs were made"
+        # above the frames of fit, Trainer.fit and foreign_keywords
         warnings.warn(f"{message}; step_count is {trainer.step_count}", stacklevel=4)
     return history
 
@@ -222,7 +222,7 @@ def _check_batch(op: str, data: TrainingData, trainer: Any, window: int | None) 
 def _check_batch_norm(message: str, trainer: Any, data: TrainingData, steps: int | None) -> None:
     """Raise before the first update if one row is too few for a batch norm: later, that would end the epoch."""
     model = trainer.model
-    if set(model.statistics()) <= set(trainer._groups.statistics):
+    if set(model.statistics()) <= set(trainer._groups.frozen_statistics):
         return
     x, lengths, row = data.x[:1], None, 0
     if model.recurrent:

@@ -52,7 +52,7 @@ def read_checkpoint(op: str, path: Any, trainer: Any, stopping: EarlyStopping | 
     if stopping is not None:
         stopping.best = {name: device.to_gpu(a) if trainer.model.on_gpu else a for name, a in best.items()}
         for loss in history.val_loss:
-            stopping.count(loss)
+            stopping.is_new_best(loss)
     return history
 
 

@@ -75,8 +75,8 @@ class History:
             if (value := getattr(result, name)) is not None:
                 values.append(value)
 
-    def whole_epochs(self) -> int:
-        """The number of epochs, after the values of an epoch that was interrupted are taken off."""
+    def drop_unfinished_epoch(self) -> int:
+        """Take off the values of an epoch that was interrupted; returns the number of whole epochs."""
         epochs = len(self.seconds)
         for values in vars(self).values():
             del values[epochs:]

@@ -83,14 +83,14 @@ def bind(trainer: Any) -> None:
         # of a model that was moved
         trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
     trainer._groups = groups = groups_over(optimizer, model)
-    constraint = constraint_over(trainer._constraint, model, groups.numbers)
+    constraint = constraint_over(trainer._constraint, model, groups.groups)
     trainer._rule = UpdateRule(
-        optimizer.code, trainer._state, groups.hyper, trainer._clip_norm, model._mask, constraint, groups.numbers
+        optimizer.code, trainer._state, groups.hyper, trainer._clip_norm, model._mask, constraint, groups.groups
     )
     all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model, trainer._kernel_loss)
     observer = HealthObserver(model, health) if health is not None and health.layers else None
     trainer._steps = TrainStep(
-        model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer, groups.statistics
+        model, trainer._kernel_loss, trainer._rule, trainer._count, all_reduce, observer, groups.frozen_statistics
     )
 
 

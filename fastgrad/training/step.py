@@ -172,7 +172,7 @@ class TrainStep:
                 self._state, batch = None, select_rows(plan.data, plan.order[start : start + plan.batch_size])
                 # sequences of another process may be longer
                 for window in windows(batch, plan.window, self._all_reduce is not None):
-                    # of a single group, or of each
+                    # lr of hyper (7,), or of each row of hyper (G, 7)
                     self._rule.hyper[..., 0] = plan.rates[update]
                     measuring = observer and observer.begin(plan.step + update, update)
                     result = self._update(window, records[update], measuring, self._state, status)

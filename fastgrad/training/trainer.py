@@ -48,8 +48,9 @@ class Trainer:
     cross_entropy over a softmax output and binary_cross_entropy over a sigmoid output are taken from the logits before
     it; any other output is itself the logits. Of outputs (N, T, K) the loss is the mean over every step.
 
-    All settings but model and health may be assigned between steps, and are checked as here; an optimizer must be of
-    the kind whose state there is. fit adds to val_losses, a list, which a schedule of the learning rate may read.
+    All settings but model and health may be assigned between steps, and are checked as here; a new
+    optimizer must have the same rule, with as many rows of state. fit adds to val_losses, a list, which a schedule of the
+    learning rate may read.
 
     step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
     state and generators are those of a whole number of updates. A copy by copy.deepcopy or pickle has a copy of the
@@ -77,7 +78,7 @@ class Trainer:
             the array is CuPy's.
 
     Raises:
-        ValueError: A setting is unknown or out of its range, or a pattern of the optimiser's groups meets no name.
+        ValueError: A setting is unknown or out of its range, or a pattern of the optimiser's groups matches no name.
         TypeError: A setting is of another type.
 
     Example:
@@ -329,7 +330,7 @@ class Trainer:
                 the optimiser's state, step_count and generators go on from the last epoch. Ctrl-C restores nothing.
                 With reduce, all processes must come to the same validation loss. None stops never.
             checkpoint: A file that the trainer, the history and the best weights are written to; None for none. load
-                reads it too. A crash leaves the file of before, or the new one, whole.
+                reads it too. After a crash the file is the old one or the new one, complete.
             checkpoint_every: Write the file after every so many epochs; after the last one it is always written.
             resume: Go on after the epoch at which the file was written, if it is there, up to `epochs` in all. With the
                 same data and settings the bits are those of a fit that was never stopped.

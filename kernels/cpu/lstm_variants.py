@@ -60,8 +60,8 @@ from .recurrence import (
 VARIANT = np.dtype(
     # N, T, R; C and H; ones: 1 if there is a gradient of b to sum
     [(name, "i8") for name in "n steps rows C H ones itemsize reverse accumulate order offsets".split()]
-    # of each thread gemm_part's panels (SCRATCH,), and m, k_c, k_h of a row, and dcell, or c, tanh c and the cell if they are not kept
-    # (6, H); all threads' states
+    # gemm: address of gemm_part; scratch: its panels, (SCRATCH,) a thread; cells: (6, H) a thread, m, k_c, k_h of a row, then dcell in
+    # backward, or c, tanh c and the cell where they are not kept; states: of all threads
     + [(name, "i8") for name in "gemm scratch cells states".split()]
     # as the products in time read it
     + [("w_hh", MATRIX)]
@@ -161,13 +161,13 @@ def cell_gradients(i, f, g, m, k_c, c_before, dcell, dc):
 
 @device_function
 def saved_factors(variant, k, row, one):
-    """The factors of u, v or the cell, k = 0, 1 or 2, of a row."""
+    """(high, rstd, low) of the norm of u, v or the cell, k = 0, 1 or 2, in a row: see factors_of in layer_norm.py."""
     at, n = k * variant.rows + row, 3 * variant.rows
     return factors_of(float64s(variant.mean, n)[at], float64s(variant.rstd, n)[at], one)
 
 
 @device_function
-def measure(variant, k, row, x, columns):
+def row_factors(variant, k, row, x, columns):
     """Write mean and rstd of a row of u, v or the cells, k = 0, 1 or 2, if they are kept, and return its factors."""
     at, n = k * variant.rows + row, 3 * variant.rows
     mean, rstd = mean_and_rstd(x, columns, variant.eps)
@@ -222,7 +222,7 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
             # z = LN(u) gamma_x + LN(v) gamma_h + b, and the gates
             if variant.gamma_x:
                 u, v = values_at(variant.u, row * 4 * H, like), advance(step_v, i * v_row)  # (4H,) each
-                factors = measure(variant, 0, row, u, 4 * H) + measure(variant, 1, row, v, 4 * H)
+                factors = row_factors(variant, 0, row, u, 4 * H) + row_factors(variant, 1, row, v, 4 * H)
                 map_arrays(normalise_gates, 4 * H, (u, v, gamma_x, gamma_h, b), (z,), factors)
             f, g, o = advance(z, H), advance(z, 2 * H), advance(z, 3 * H)  # (H,) each
             map_values(vector_math.sigmoid, 2 * H, z, z, ())
@@ -239,7 +239,7 @@ def lstm_variant_forward_part(thread_index, thread_count, record, like):
             map_arrays(next_cell, H, (z, f, g, m, k_c, c_before), (cell, c, c_before), ())
             # tanh_c and h_t
             if variant.gamma_x:
-                map_arrays(normalise, H, (cell, gamma_c, beta_c), (tanh_c,), measure(variant, 2, row, cell, H))
+                map_arrays(normalise, H, (cell, gamma_c, beta_c), (tanh_c,), row_factors(variant, 2, row, cell, H))
             map_values(vector_math.tanh, H, tanh_c, tanh_c, ())
             h = values_at(variant.h, row * variant.h_row, like)  # (H,)
             map_arrays(next_output, H, (o, tanh_c, k_h, h_before), (h, h_before), ())

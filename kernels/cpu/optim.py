@@ -1,7 +1,7 @@
 """Optimisers over lists of arrays: norm, clipping, weight decay, update, masks and constraints; formulas: kernels/reference/optim.py.
 
-Passes: one over the gradients for their norm, if it is needed; one over params, grads and state, which clips, decays, updates,
-masks and limits. Constraints on norms take one more pass where a norm is above its limit.
+Passes: one over the gradients for their norm, for clipping and to bound the update; one over params, grads and state, which clips, decays,
+updates, masks and limits. Constraints on norms take one more pass where a norm is above its limit.
 
 update_rules.py has the arithmetic of each optimiser, a kernel that is called by address for each block of values.
 
@@ -71,7 +71,7 @@ from .engine.object_memory import address_of
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_values, squares
 from .health import CHANGE, sum_moved, update_change
-from .update_rules import BLOCK, HYPER, RULES, UPDATE, UPDATE_BYTES, describe_updates, rule_number
+from .update_rules import BLOCK, BLOCK_KERNELS, HYPER_SIZE, UPDATE, UPDATE_BYTES, block_kernel_number, describe_updates
 
 # an update of lists of arrays. params, grads: tables; sums: of grads' squares by block; update: address of n_groups UPDATE records;
 # kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, and from it masks: of a byte a value, or 0, groups: of each
@@ -103,19 +103,19 @@ def describe_restriction(record, masks, widths, groups, kind, limit):
 
 # an update costs about as much a value as this many multiplications and additions
 COST = 32
-# the square of a larger float64 has not vanished
+# the square of a float64 above this does not underflow to 0
 SMALL = 1e-130
-# of float32 and float64: a value whose square, or which itself, is lost when it is added to the largest one, so that no sum overflows by
-# it; and the least normal one
+# of float32 and float64. SAFE: a value whose square is lost when it is added to the largest finite value; LOST: a value that is lost
+# itself, so that neither sum overflows; LEAST: the smallest normal value
 SAFE, LOST, LEAST = (2.0**50, 2.0**484), (2.0**100, 2.0**968), (2.0**-126, 2.0**-1022)
-# an update's length over the rate is at most the largest gradient, or where it is divided by a root about this
+# bound of |update| / lr where the optimiser divides by a root; else |update| / lr is at most the largest gradient
 STEP = 1e4
 
 
-# places in UPDATE_KERNELS; and from the last one on RULES
-BLOCKS, SQUARES, NORMS, SCALES, UNIT_SUMS, CHANGES, UPDATES, CONSTRAINED, FIRST_RULE = range(9)
-N_KERNELS = FIRST_RULE + len(RULES)
-rule_index = device_function(rule_number)
+# places in UPDATE_KERNELS; at the last one BLOCK_KERNELS begin
+BLOCKS, SQUARES, NORMS, SCALES, UNIT_SUMS, CHANGES, CHECKED_UPDATE, CONSTRAINED, FIRST_BLOCK_KERNEL = range(9)
+N_KERNELS = FIRST_BLOCK_KERNEL + len(BLOCK_KERNELS)
+compiled_kernel_number = device_function(block_kernel_number)
 
 
 @device_function
@@ -160,18 +160,18 @@ def kernels_of(arrays):
 
 
 @device_function
-def update_block(arrays, rule, group, block, thread_index, place, like):
+def update_block(arrays, block_kernel, group, block, thread_index, place, like):
     """Update a block of values, unless it is frozen; and if health asks for it, the sums of its change."""
     # a frozen block has no record, and nothing reads its address
     block[0].update = arrays.update + group * UPDATE_BYTES
     if not arrays.moved:
         if group != types.FROZEN:
-            call(rule, 0, 1, block)
+            call(block_kernel, 0, 1, block)
         return
     before, changes = pointer(arrays.scratch + 8 * thread_index * arrays.longest, like), local(1, CHANGE)
     copy(block[0].n, pointer(block[0].params, like), before)
     if group != types.FROZEN:
-        call(rule, 0, 1, block)
+        call(block_kernel, 0, 1, block)
     change = changes[0]
     change.n, change.before, change.after = block[0].n, address_at(before), block[0].params
     change.totals = arrays.moved + 16 * place
@@ -184,7 +184,9 @@ def update_arrays_part(thread_index, thread_count, record, like):
     arrays, blocks, unit_blocks = carray(record, 1)[0], local(1, BLOCK), local(1, UNITS_BLOCK)
     t, block = carray(void_pointer(arrays.update), 1, UPDATE)[0], blocks[0]
     params, grads, state = rows_at(arrays.params, arrays.n), rows_at(arrays.grads, arrays.n), pointer(t.state, like)
-    rule = kernels_of(arrays)[FIRST_RULE + rule_index(t.optimizer, t.rows, arrays.masks != 0)]
+    block_kernel = kernels_of(arrays)[
+        FIRST_BLOCK_KERNEL + compiled_kernel_number(t.optimizer, t.rows, arrays.masks != 0)
+    ]
     lo, hi = thread_range(thread_index, thread_count, params[arrays.n, START], 64)
     a, at = previous_block(params, *first_block(params, arrays.n, hi))
     while a >= 0 and params[a, START] + at >= lo:
@@ -195,8 +197,8 @@ def update_arrays_part(thread_index, thread_count, record, like):
         # nothing reads it where there are no masks
         block.masks = arrays.masks + flat
         block.grads, group = address_at(advance(pointer(grads[a, ADDRESS], like), at)), group_of(arrays.groups, a)
-        update_block(arrays, rule, group, blocks, thread_index, place, like)
-        # constraints of values; of norms the sums for `project`
+        update_block(arrays, block_kernel, group, blocks, thread_index, place, like)
+        # constraints on values; for those on norms, the sums that constrained_update reads
         if arrays.kind == types.MAX_VALUE:
             if group != types.FROZEN:
                 map_values(clamped, size, p, p, (real(arrays.limit, carray(p, 1)[0]),))
@@ -223,8 +225,8 @@ def lacks_kernels(kernels, optimizer, rows, restriction, moved):
         return True
     if moved and not kernels[CHANGES]:
         return True
-    common = kernels[BLOCKS] and kernels[SQUARES] and kernels[UPDATES]
-    return not (common and kernels[FIRST_RULE + rule_index(optimizer, rows, restricted.masks != 0)])
+    common = kernels[BLOCKS] and kernels[SQUARES] and kernels[CHECKED_UPDATE]
+    return not (common and kernels[FIRST_BLOCK_KERNEL + compiled_kernel_number(optimizer, rows, restricted.masks != 0)])
 
 
 def needed_kernels(rule, moved):
@@ -232,7 +234,12 @@ def needed_kernels(rule, moved):
     optimizer, state, _, _, masks, constraint, _ = rule
     if optimizer == NO_UPDATE:
         return []
-    places = [BLOCKS, SQUARES, UPDATES, FIRST_RULE + rule_number(optimizer, len(state), masks is not None)]
+    places = [
+        BLOCKS,
+        SQUARES,
+        CHECKED_UPDATE,
+        FIRST_BLOCK_KERNEL + block_kernel_number(optimizer, len(state), masks is not None),
+    ]
     if constraint and constraint[0] in (types.MAX_NORM, types.MAX_NORM_EACH):
         places += NORMS, SCALES, UNIT_SUMS, CONSTRAINED
     return [*places, CHANGES] if moved else places
@@ -304,7 +311,7 @@ def norm_of(launcher, thread_count, kernel, arrays, n, groups):
 
 
 @device_function
-def updates_of(arrays):
+def group_updates_of(arrays):
     """The UPDATE records of all groups."""
     return carray(void_pointer(arrays.update), arrays.n_groups, UPDATE)
 
@@ -312,9 +319,9 @@ def updates_of(arrays):
 @device_function
 def may_overflow(launcher, thread_count, arrays, params):
     """Whether the update may turn finite values into infinity or NaN: a bound, by the norm of the gradients before scaling."""
-    k, updates, weights = 0 if arrays.size == 4 else 1, updates_of(arrays), -1.0
+    k, group_updates, weights = 0 if arrays.size == 4 else 1, group_updates_of(arrays), -1.0
     for group in range(arrays.n_groups):
-        update = updates[group]
+        update = group_updates[group]
         largest = arrays.norm * update.scale
         if update.optimizer != types.SGD:
             if max(update.inside, update.outside) < LEAST[k]:
@@ -364,9 +371,9 @@ def loses_finite_values(params, copies, grads, n, state, state_copy, stride, row
 @device_function
 def set_state(arrays, state):
     """Let the update read and write its state at this address."""
-    updates = updates_of(arrays)
+    group_updates = group_updates_of(arrays)
     for group in range(arrays.n_groups):
-        updates[group].state = state
+        group_updates[group].state = state
 
 
 @device_function
@@ -403,7 +410,7 @@ def checked_update(launcher, thread_count, record, like):
     """
     record = carray(record, 1)
     arrays = record[0]
-    params, update = rows_at(arrays.params, arrays.n), updates_of(arrays)[0]
+    params, update = rows_at(arrays.params, arrays.n), group_updates_of(arrays)[0]
     if may_overflow(launcher, thread_count, arrays, params):
         size = (params[arrays.n, START] + update.rows * update.stride) * arrays.size
         copies, scratch = params.copy(), np.empty((size + 7) // 8)
@@ -413,8 +420,10 @@ def checked_update(launcher, thread_count, record, like):
 
 
 @device_function
-def run_update(launcher, thread_count, kernels, params, grads, n, rules, restriction, moved, norm, size, totals):
-    """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS; rules: the UPDATE records of all groups.
+def run_update(
+    launcher, thread_count, kernels, params, grads, n, group_updates, restriction, moved, norm, size, totals
+):
+    """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS; group_updates: the UPDATE records of all groups.
 
     restriction: address of a RESTRICTION; moved: of sums of health.py by block, or 0; totals: the array that they lie in;
     norm: of the gradients before scaling; size: bytes of a value.
@@ -422,13 +431,13 @@ def run_update(launcher, thread_count, kernels, params, grads, n, rules, restric
     record = local_zeros(1, ARRAYS)
     arrays = record[0]
     arrays.params, arrays.grads, arrays.n = address(params), address(grads), n
-    arrays.update, arrays.n_groups = address(rules), len(rules)
+    arrays.update, arrays.n_groups = address(group_updates), len(group_updates)
     arrays.kernels, arrays.moved, arrays.norm, arrays.size = address(kernels), moved, norm, size
     restricted = carray(void_pointer(restriction), 1, RESTRICTION)[0]
     arrays.restriction, arrays.masks, arrays.groups = restriction, restricted.masks, restricted.groups
     arrays.kind, arrays.limit = restricted.kind, restricted.limit
     arrays.status = FAILED
-    run_kernel(kernels[UPDATES], launcher, thread_count, record, (totals, rules))
+    run_kernel(kernels[CHECKED_UPDATE], launcher, thread_count, record, (totals, group_updates))
     if arrays.status == FAILED:
         raise MemoryError
     return arrays.status
@@ -444,8 +453,8 @@ def _update_arrays(
         return MISSING
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
-            return UNLIKE
-    rules, scale, norm = np.empty(hyper.size // HYPER, UPDATE), 1.0, 0.0
+            return SIZES_DIFFER
+    group_updates, scale, norm = np.empty(hyper.size // HYPER_SIZE, UPDATE), 1.0, 0.0
     # without state nothing is kept that could be spoilt for good
     if record.size or rows:
         norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n, groups)
@@ -454,7 +463,7 @@ def _update_arrays(
         if not math.isfinite(norm):
             return types.NONFINITE
         scale = min(1.0, clip_norm / (norm + 1e-6))
-    describe_updates(rules, params[n, START], state, rows, optimizer, hyper, hyper[::HYPER], step, scale)
+    describe_updates(group_updates, params[n, START], state, rows, optimizer, hyper, hyper[::HYPER_SIZE], step, scale)
     totals = np.zeros((params[n, SUMS] if moved else 0, 2))
     status = run_update(
         launcher,
@@ -463,7 +472,7 @@ def _update_arrays(
         params,
         grads,
         n,
-        rules,
+        group_updates,
         restriction,
         address_or_null(totals),
         norm,
@@ -478,11 +487,11 @@ def _update_arrays(
     return status
 
 
-# gradients that are not as many as their parameters
-UNLIKE = -1
+# a gradient has another number of values than its parameter
+SIZES_DIFFER = -1
 UPDATE_KERNELS = (
     update_arrays_part, square_arrays_part, norms_part, scale_part, unit_sums, update_change, checked_update, constrained_update,
-    *RULES,
+    *BLOCK_KERNELS,
 )  # fmt: skip
 _KERNELS = Addresses(choices=UPDATE_KERNELS)
 _NO_RECORD = np.empty(0)
@@ -503,11 +512,11 @@ def restriction_of(masks, constraint, groups):
 def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
-    not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added in the same compiled
-    call as the update, so that an interrupt cannot separate the two. only_if, or None: a status; where it is not OK nothing is updated, and
-    that status is returned.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm of the grads of all arrays that are not
+    frozen; without it nothing is clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and
+    masks but not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added in the same
+    compiled call as the update, so that an interrupt cannot separate the two. only_if, or None: a status; where it is not OK nothing is
+    updated, and that status is returned.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
     nothing is updated.
     Raises ValueError, and updates nothing, where sizes differ: kernels walk the table of params and find all other values by its offsets.
@@ -537,6 +546,6 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     if status == MISSING:
         _KERNELS.provide(dtype.char, needed_kernels(rule, moved is not None))
         status = run(*arguments)
-    if status == UNLIKE:
+    if status == SIZES_DIFFER:
         raise ValueError("update_arrays: grads must have the sizes of params")
     return status

@@ -62,21 +62,21 @@ from .optim import (
     run_update,
 )
 from .sparse import NONZEROS, sparse_forward_part, sparse_gradient_part
-from .update_rules import HYPER, UPDATE, describe_updates
+from .update_rules import HYPER_SIZE, UPDATE, describe_updates
 
 # the addresses of a CHAIN and of the LOSS of all rows. rows_x, rows_target: where the batch is gathered from, by the row
 # numbers at `order`, which is 0 for rows as they are; target_row: values of a target row
 TRAIN = np.dtype([(name, "i8") for name in "chain loss order rows_x rows_target target_row".split()])
 
-# values in a block of the update: fewer than of lists, which are larger, so that threads' shares are even
-BLOCK = 4096
+# values of a block of the update: fewer than for lists of arrays, so that a small net's blocks divide evenly among threads
+BLOCK_VALUES = 4096
 
 
-# places in _KERNELS, the last three of the first ones of their kind
+# places in _KERNELS; at each of the last three a group of kernels begins
 ROWS_KERNEL, GRADIENTS_KERNEL, GEMM_KERNEL, SPARSE_FORWARD, SPARSE_GRADIENT = range(5)
 LAYER_OUTPUT, LAYER_GRADIENT, LAYERS_REPORT, UPDATES_REPORT, LOSS_KERNELS = range(5, 10)
-ACTIVATIONS = LOSS_KERNELS + len(LOSSES)
-UPDATES = ACTIVATIONS + len(FORWARD) + len(BACKWARD)
+FIRST_ACTIVATION = LOSS_KERNELS + len(LOSSES)
+FIRST_UPDATE_KERNEL = FIRST_ACTIVATION + len(FORWARD) + len(BACKWARD)
 
 
 @device_function
@@ -184,10 +184,10 @@ def list_arrays(table, flat, size, widths, rows):
     n, units = 0, carray(void_pointer(widths), 2 * len(table) if widths else 0, np.int64)
     for l in range(len(table)):
         n_in, n_out, w, b = table[l, 0], table[l, 1], table[l, 2], table[l, 3]
-        add_array(rows, n, flat + w * size, n_in * n_out, units[n] if widths else 1, w, BLOCK)
+        add_array(rows, n, flat + w * size, n_in * n_out, units[n] if widths else 1, w, BLOCK_VALUES)
         n += 1
         if b >= 0:
-            add_array(rows, n, flat + b * size, n_out, units[n] if widths else 1, b, BLOCK)
+            add_array(rows, n, flat + b * size, n_out, units[n] if widths else 1, b, BLOCK_VALUES)
             n += 1
     return n
 
@@ -210,8 +210,8 @@ def _train(
     """
     depth, size = len(table), params.itemsize
     restriction = describe_restriction(local(1, RESTRICTION), masks, widths, groups, constraint, limit)
-    layers, n_groups = np.empty(depth, LAYER), hyper.size // HYPER
-    rules = np.empty(n_groups, UPDATE)
+    layers, n_groups = np.empty(depth, LAYER), hyper.size // HYPER_SIZE
+    group_updates = np.empty(n_groups, UPDATE)
     chain_record, train_record, loss_record = local_zeros(1, CHAIN), local_zeros(1, TRAIN), local_zeros(1, LOSS)
     chain, train, loss = chain_record[0], train_record[0], loss_record[0]
     flat_layers(layers, table, parameters, address(params), address(grads), size)
@@ -219,14 +219,14 @@ def _train(
         place_tensors(layers, tensors)
     layers[depth - 1].code = fused_code(kind, layers[depth - 1].code)
     # kernels that this net is the first one to use, see Addresses
-    if not find_activations(layers, kernels, ACTIVATIONS, True) or not kernels[LOSS_KERNELS + kind]:
+    if not find_activations(layers, kernels, FIRST_ACTIVATION, True) or not kernels[LOSS_KERNELS + kind]:
         return MISSING, 0
     if nonzeros and not (kernels[SPARSE_FORWARD] and kernels[SPARSE_GRADIENT]):
         return MISSING, 0
     for place in range(LAYER_OUTPUT, UPDATES_REPORT + 1 if health else LAYER_OUTPUT):
         if not kernels[place]:
             return MISSING, 0
-    if lacks_kernels(kernels[UPDATES:], optimizer, len(state), restriction, health):
+    if lacks_kernels(kernels[FIRST_UPDATE_KERNEL:], optimizer, len(state), restriction, health):
         return MISSING, 0
     n_in, n_out = table[0, 0], table[depth - 1, 1]
     if len(order):
@@ -320,11 +320,11 @@ def _train(
         if not math.isfinite(norm):
             return types.NONFINITE, batch
         describe_updates(
-            rules, grads.size, address(state), len(state), optimizer, hyper, rates[batch * n_groups :], step + batch + 1,
+            group_updates, grads.size, address(state), len(state), optimizer, hyper, rates[batch * n_groups :], step + batch + 1,
             min(1.0, clip_norm / (norm + 1e-6)),
         )  # fmt: skip
         status = run_update(
-            launcher, thread_count, kernels[UPDATES:], arrays, gradients, n_arrays, rules, restriction,
+            launcher, thread_count, kernels[FIRST_UPDATE_KERNEL:], arrays, gradients, n_arrays, group_updates, restriction,
             watch_of(chain.watch).moved if chain.watch else 0, norm, size, scratch,
         )  # fmt: skip
         if status != types.OK:
@@ -348,12 +348,12 @@ _KERNELS = Addresses(
 def _needed_kernels(table, loss, rule, nonzeros, watch):
     """Places in _KERNELS of those of its choices that a call uses."""
     codes = {*table[:-1, 4].tolist(), fused(loss, table[-1, 4])}
-    places = [LOSS_KERNELS + loss, *(ACTIVATIONS + code + n for code in codes for n in (0, len(FORWARD)))]
+    places = [LOSS_KERNELS + loss, *(FIRST_ACTIVATION + code + n for code in codes for n in (0, len(FORWARD)))]
     if nonzeros:
         places += SPARSE_FORWARD, SPARSE_GRADIENT
     if watch:
         places += range(LAYER_OUTPUT, UPDATES_REPORT + 1)
-    return places + [UPDATES + place for place in needed_kernels(rule, watch)]
+    return places + [FIRST_UPDATE_KERNEL + place for place in needed_kernels(rule, watch)]
 
 
 _NO_ORDER, _NO_HYPER = np.empty(0, np.int64), np.zeros(7)
@@ -374,7 +374,7 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     if state.size != len(state) * size or grads.size != size:
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
-    # those of each launch, on average: what a thread has to be worth waking for
+    # of a launch, on average: the pool wakes threads only for enough of them
     operations, char, rows, at, nonzeros = 2 * batch_size * size, grads.dtype.char, x.shape[0], 0, 0
     if isinstance(x, types.Nonzeros):
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
@@ -415,7 +415,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
 def dense_chain_step(
     x, target, net, rule, step, record, *, row_weights=None, l2=0.0, watch=None, updates=None, counts=None
 ):
-    """Training step number `step`, counted from 0; record (2,) = mean loss and norm, or with l2 (3,).
+    """Training step after `step` others; record (2,) = mean loss and norm, or with l2 (3,), the third the sum of squares of every w.
 
     updates (1,), int64, or None: one is added to it with the update. counts (2,), or None.
 

@@ -1,7 +1,8 @@
 """Update rules of the optimisers; formulas: kernels/reference/optim.py.
 
-A rule is an inline function of one value, which `map_kept` turns into a loop, in a kernel of its own, with masks another one: it is
-compiled at its first use and called by address for each block of values. The numbers of a rule are computed once an update, in float64:
+A rule (`sgd`, `adam`, ...) is an inline function that updates one parameter. Each has two kernels, without masks and with masks, in which
+map_masked runs it over a block of values; a kernel is compiled at its first use and called by its address. What a rule takes besides
+parameter, gradient and state is computed once an update, in float64:
 `lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays
 are in cache; beyond the cache memory does, with 28 bytes a float32 value.
 """
@@ -13,7 +14,7 @@ import numpy as np
 from .. import types
 from .engine.compile import device_function, inline_function, kernel
 from .engine.intrinsics import advance, carray, data, pointer, real, void_pointer
-from .engine.vector_loops import map_kept
+from .engine.vector_loops import map_masked
 
 # one update of some values. rows: of state, which are `stride` values apart; keep1: the factor of the momentum, 0 at the first step;
 # rest1, rest2: 1 - beta; inside, outside: eps inside and outside the root, one of them 0; decay: of the L2 term; shrink: the factor of a
@@ -25,7 +26,7 @@ UPDATE = np.dtype(
 )
 UPDATE_BYTES = UPDATE.itemsize
 # settings of a group in hyper
-HYPER = 7
+HYPER_SIZE = 7
 
 
 @inline_function
@@ -56,13 +57,13 @@ def adam(p, g, m, v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, corre
 
 
 @inline_function
-def amsgrad(p, g, m, v, most, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
+def amsgrad(p, g, m, v, largest_v, scale, decay, shrink, lr, beta1, beta2, rest1, rest2, correction, eps):
     d = gradient(g, p, scale, decay)
     m = beta1 * m + rest1 * d
     v = beta2 * v + rest2 * d * d
     # NaN in either stays NaN
-    most = most if most >= v or most != most else v
-    return shrink * p - lr * m / (np.sqrt(most) * correction + eps), m, v, most
+    largest_v = largest_v if largest_v >= v or largest_v != largest_v else v
+    return shrink * p - lr * m / (np.sqrt(largest_v) * correction + eps), m, v, largest_v
 
 
 @inline_function
@@ -86,7 +87,7 @@ BLOCK = np.dtype([(name, "i8") for name in "n params grads state masks update".s
 
 
 @device_function
-def rule_of(record):
+def update_of(record):
     """The UPDATE record of a block."""
     return carray(void_pointer(carray(record, 1)[0].update), 1, UPDATE)[0]
 
@@ -94,7 +95,7 @@ def rule_of(record):
 @device_function
 def arrays_of(record, like):
     """n; pointers to params, grads and two rows of state; and the numbers that all rules begin with."""
-    block, t = carray(record, 1)[0], rule_of(record)
+    block, t = carray(record, 1)[0], update_of(record)
     params, grads, state = pointer(block.params, like), pointer(block.grads, like), pointer(block.state, like)  # (n,)
     one = carray(params, 1)[0]
     numbers = real(t.scale, one), real(t.decay, one), real(t.shrink, one), real(t.lr, one)
@@ -104,14 +105,14 @@ def arrays_of(record, like):
 @inline_function
 def sgd_loop(record, mask, like):
     n, (params, grads, _, _), numbers = arrays_of(record, like)
-    map_kept(sgd, n, mask, (params, grads), (params,), numbers)
+    map_masked(sgd, n, mask, (params, grads), (params,), numbers)
 
 
 @inline_function
 def momentum_sgd_loop(record, mask, like):
-    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
+    t, (n, (params, grads, v, _), numbers) = update_of(record), arrays_of(record, like)
     velocity = real(t.beta1, numbers[0]), real(t.keep1, numbers[0]), real(t.nesterov, numbers[0])
-    map_kept(momentum_sgd, n, mask, (params, grads, v), (params, v), numbers + velocity)
+    map_masked(momentum_sgd, n, mask, (params, grads, v), (params, v), numbers + velocity)
 
 
 @device_function
@@ -124,16 +125,21 @@ def moment_numbers(t, one):
 
 @inline_function
 def adam_loop(record, mask, like):
-    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
-    map_kept(adam, n, mask, (params, grads, m, v), (params, m, v), numbers + moment_numbers(t, numbers[0]))
+    t, (n, (params, grads, m, v), numbers) = update_of(record), arrays_of(record, like)
+    map_masked(adam, n, mask, (params, grads, m, v), (params, m, v), numbers + moment_numbers(t, numbers[0]))
 
 
 @inline_function
 def amsgrad_loop(record, mask, like):
-    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
-    most = advance(v, t.stride)
-    map_kept(
-        amsgrad, n, mask, (params, grads, m, v, most), (params, m, v, most), numbers + moment_numbers(t, numbers[0])
+    t, (n, (params, grads, m, v), numbers) = update_of(record), arrays_of(record, like)
+    largest_v = advance(v, t.stride)
+    map_masked(
+        amsgrad,
+        n,
+        mask,
+        (params, grads, m, v, largest_v),
+        (params, m, v, largest_v),
+        numbers + moment_numbers(t, numbers[0]),
     )
 
 
@@ -145,15 +151,15 @@ def root_numbers(t, one):
 
 @inline_function
 def rmsprop_loop(record, mask, like):
-    t, (n, (params, grads, v, _), numbers) = rule_of(record), arrays_of(record, like)
-    map_kept(rmsprop, n, mask, (params, grads, v), (params, v), numbers + root_numbers(t, numbers[0]))
+    t, (n, (params, grads, v, _), numbers) = update_of(record), arrays_of(record, like)
+    map_masked(rmsprop, n, mask, (params, grads, v), (params, v), numbers + root_numbers(t, numbers[0]))
 
 
 @inline_function
 def momentum_rmsprop_loop(record, mask, like):
-    t, (n, (params, grads, m, v), numbers) = rule_of(record), arrays_of(record, like)
+    t, (n, (params, grads, m, v), numbers) = update_of(record), arrays_of(record, like)
     roots = root_numbers(t, numbers[0]) + (real(t.beta1, numbers[0]),)  # noqa: RUF005
-    map_kept(momentum_rmsprop, n, mask, (params, grads, m, v), (params, m, v), numbers + roots)
+    map_masked(momentum_rmsprop, n, mask, (params, grads, m, v), (params, m, v), numbers + roots)
 
 
 @device_function
@@ -222,13 +228,13 @@ def masked_momentum_rmsprop_block(_, __, record, like):
     momentum_rmsprop_loop(record, mask_of(record), like)
 
 
-# the place in RULES of the first kernel with masks
-MASKED = 6
+# the place in BLOCK_KERNELS of the first kernel with masks
+FIRST_MASKED = 6
 
 
-def rule_number(optimizer, rows, masked):
-    """Which of these kernels an optimiser with so many rows of state has, as a place in RULES."""
-    first = MASKED if masked else 0
+def block_kernel_number(optimizer, rows, masked):
+    """Which of these kernels an optimiser with so many rows of state has, as a place in BLOCK_KERNELS."""
+    first = FIRST_MASKED if masked else 0
     if optimizer == types.ADAM:
         return first + (2 if rows == 2 else 3)
     if optimizer == types.SGD:
@@ -237,7 +243,7 @@ def rule_number(optimizer, rows, masked):
 
 
 # one for each kind of state, and again with masks
-RULES = (
+BLOCK_KERNELS = (
     sgd_block, momentum_sgd_block, adam_block, amsgrad_block, rmsprop_block, momentum_rmsprop_block,
     masked_sgd_block, masked_momentum_sgd_block, masked_adam_block, masked_amsgrad_block, masked_rmsprop_block,
     masked_momentum_rmsprop_block,
@@ -248,7 +254,7 @@ RULES = (
 def describe_updates(records, size, state, rows, optimizer, hyper, rates, step, scale):
     """Fill an UPDATE record for each group from its row of hyper, flat; rates (G,) are those of this update, whatever hyper says."""
     for group in range(len(records)):
-        settings = hyper[HYPER * group : HYPER * (group + 1)]
+        settings = hyper[HYPER_SIZE * group : HYPER_SIZE * (group + 1)]
         describe_update(records[group], size, state, rows, optimizer, settings, rates[group], step, scale)
 
 

@@ -10,8 +10,8 @@ al. 2016), each of which may be absent.
 LN(a) = (a - mean) rstd over a row, as in layer_norm.py. One bias is enough: those of the two norms would only be added to it.
 
 m, k_c and k_h are the factors of recurrent dropout and zoneout, drawn anew for every step and unit. In training, m is 1 / (1 - p) where the
-random number is at least p, else 0: what is new is dropped, and the memory c never is. k is 1 where it is at least zoneout's p, else 0:
-the unit keeps its value. In evaluation m = 1 and k = 1 - p, the expectations. The number of unit j at step t is number t H + j of a key of
+random number is at least p, else 0: only g is dropped, never c. k is 0 where it is below zoneout's p, and the unit keeps its value; else
+k is 1. In evaluation m = 1 and k = 1 - p, the expectations. The number of unit j at step t is number t H + j of a key of
 the sequence and the factor, itself number 3 n + 0, 1 or 2 of `key`, for m, k_c and k_h: see dropout.py. n is the sequence's place in the
 batch. So backward computes the factors again, and they depend neither on other sequences nor on lengths.
 

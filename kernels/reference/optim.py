@@ -72,10 +72,10 @@ def update(params, grads, optimizer, state, hyper, step, grad_scale):
 def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
-    not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added with the update.
-    only_if, or None: the status of another call; where it is not OK nothing is updated or counted, and that status is returned.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm of the grads of all arrays that are not
+    frozen; without it nothing is clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and
+    masks but not by a constraint, and of the values before it. updates (1,), int64, or None: a counter, to which one is added with the
+    update. only_if, or None: the status of another call; where it is not OK nothing is updated or counted, and that status is returned.
     Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN; then
     nothing is updated.
     """

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from interrupting import on_timer
+from interrupt_handler import install_interrupt_handler
 
 import fastgrad as fg
 from fastgrad import nn
@@ -258,7 +258,7 @@ def main():
     fg.set_num_threads(1)
     # the warning of an interrupted fit ends it as an error; of files in the middle of opening nobody needs one
     warnings.simplefilter("error", UserWarning)
-    on_timer(lambda frame: places.append(place(frame)))
+    install_interrupt_handler(lambda frame: places.append(place(frame)))
     random.seed(SEED)
     expected, seconds = {}, {}
     for name, (make, train) in WAYS.items():

@@ -8,7 +8,7 @@ import threading
 import warnings
 
 import numpy as np
-from interrupting import on_timer
+from interrupt_handler import install_interrupt_handler
 
 import fastgrad as fg
 
@@ -107,7 +107,7 @@ def wrong_of(make, train):
     return wrong
 
 
-on_timer()
+install_interrupt_handler()
 random.seed(1)
 for name, way in WAYS.items():
     assert wrong_of(*way) == 0, name

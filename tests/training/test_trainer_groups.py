@@ -244,7 +244,7 @@ def test_groups_may_be_assigned_between_steps(in_force):
     before = {name: bits(a) for name, a in {**model.parameters(), **model.statistics()}.items()}
     trainer.step(X, Y)
     optimizer = trainer.optimizer
-    with pytest.raises(ValueError, match=r"optimizer.groups\['4.\*'\] must meet one of 0.w, 0.b, 1.gamma"):
+    with pytest.raises(ValueError, match=r"optimizer.groups\['4.\*'\] must match one of 0.w, 0.b, 1.gamma"):
         trainer.optimizer = Adam(0.1, groups={"4.*": {"frozen": True}})
     assert trainer.optimizer is optimizer
     trainer.step(X, Y)
@@ -369,7 +369,7 @@ def test_an_updater_takes_the_numbers_of_its_arrays_as_names(in_force, name, tor
     for p, theirs in zip(params, named.values(), strict=True):
         np.testing.assert_allclose(p, theirs.detach().numpy(), rtol=1e-10, atol=1e-12)
     assert bits(params[3]) == before
-    message = "Updater: optimizer.groups['w'] must meet one of 0, 1, 2, 3"
+    message = "Updater: optimizer.groups['w'] must match one of 0, 1, 2, 3"
     refuses(ValueError, message, fg.Updater, params, SGD(0.1, groups={"w": {"lr": 0.0}}))
 
 
@@ -390,7 +390,7 @@ def test_errors_say_what_a_group_may_have(numpy_backend):
 
 def test_a_pattern_that_meets_nothing_lists_the_names(numpy_backend):
     names = "0.w, 0.b, 1.gamma, 1.beta, 3.w, 3.b"
-    message = "Trainer: optimizer.groups['2.*'] must meet one of "
+    message = "Trainer: optimizer.groups['2.*'] must match one of "
     refuses(ValueError, message + names, fg.Trainer, layers(), optimizer=SGD(0.1, groups={"2.*": {"lr": 0.0}}))
     # a rate is no setting of statistics, which may be frozen
     rates = SGD(0.1, groups={"1.running_*": {"lr": 0.0}})

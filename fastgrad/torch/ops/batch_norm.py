@@ -9,7 +9,7 @@ import torch
 from fastgrad.core import check
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.functional.batch_norm import move_statistics
+from fastgrad.functional.batch_norm import update_statistics
 from fastgrad.kernels.types import Activation, Affine, LayerSaved, NormGradients, Running, Statistics
 from fastgrad.torch.registration import Operator, autocast_dtype, autograd_function, refuse_tangents, skips_dispatcher
 from fastgrad.torch.tensors import (
@@ -147,7 +147,7 @@ def _run(
     y = empty(shape, dtype)
     saved = layer_saved(y.reshape(xs.shape), f)
     statistics = Statistics(np.empty(width), np.empty(width))
-    move_statistics(xs, Running(running[0], running[1], momentum, True), training, eps, statistics)
+    update_statistics(xs, Running(running[0], running[1], momentum, True), training, eps, statistics)
     if in_place and training:
         for _, tensor in named:
             torch.autograd.graph.increment_version(tensor)

@@ -11,7 +11,7 @@ import torch
 
 from fastgrad.core.allocator import empty, layer_saved
 from fastgrad.core.backend import kernels
-from fastgrad.functional.batch_norm import move_statistics
+from fastgrad.functional.batch_norm import update_statistics
 from fastgrad.kernels.types import (
     Affine,
     ConvGradients,
@@ -70,7 +70,7 @@ def _normalise(
         Affine(vector(gamma), vector(beta)),
         None if residual is None else image(residual).reshape(rows.shape),
     )
-    move_statistics(rows, Running(mean, var, momentum, True), layer.training, norm.eps, statistics)
+    update_statistics(rows, Running(mean, var, momentum, True), layer.training, norm.eps, statistics)
     if layer.training and layer.has_running:
         for name in RUNNING:
             torch.autograd.graph.increment_version(buffers[name])

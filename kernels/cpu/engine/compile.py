@@ -1,4 +1,5 @@
-"""Compilation: the decorators `kernel`, `driver`, `device_function` and `inline_function`. cache.py stores the machine code.
+"""Compilation: the decorators `kernel`, `routine`, `driver`, `driver_function`, `device_function` and `inline_function`; cache.py stores
+the machine code.
 
 A kernel is a C function (thread_index, thread_count, record, like): it does the work of one of so many threads. `record` has addresses,
 strides and sizes; `like` is a null pointer whose type carries the dtype. So a kernel is compiled once a dtype, whatever the layout, depth
@@ -55,7 +56,7 @@ def uninterrupted(function, *arguments):
     An exception out of a signal handler would leave Numba, LLVM or the thread pool in an undefined state. Python runs
     handlers on the main thread alone, so there another thread does the work. What a handler raises comes out of here at once.
     """
-    # the main thread waits in vain for another where it has the compiler's lock itself
+    # if the main thread holds the compiler's lock, another thread would wait for it for ever
     if threading.get_ident() != threading.main_thread().ident or compiler_lock._is_owned():
         return function(*arguments)
     outcome, done = [], threading.Lock()
@@ -266,7 +267,9 @@ class Addresses(dict):
         return self.setdefault(char, addresses)
 
     def provide(self, char, numbers, driver=None, arguments=()):
-        """Look up the kernels of these numbers; one that is None has no address. driver, arguments: a call that follows."""
+        """Compile or load the kernels of these numbers, and write their addresses; one that is None keeps 0. driver, arguments: a call that
+        follows.
+        """
         kernels = (*self.kernels[: self.always], *(self.kernels[number] for number in numbers))
         jobs = [KernelJob(kernel.name, char) for kernel in kernels if kernel is not None]
         prepare([driver_job(driver, *arguments), *jobs] if driver else jobs)
@@ -303,7 +306,7 @@ class _Empty(dict):
         return array
 
 
-# an empty array by (dtype's character, ndim), as drivers take None, who know arrays of one type only: see address_or_null of intrinsics.py
+# an empty array by (dtype's character, ndim): what a driver gets for None, since its arguments have one type; see address_or_null
 EMPTY = _Empty()
 
 

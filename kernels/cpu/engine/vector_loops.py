@@ -14,7 +14,7 @@ from .compile import device_function, inline_function
 from .intrinsics import address_or_null, advance, carray, hide_value
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-# bytes of a cache line, and of an array from which on its reader will not find it in cache
+# bytes of a cache line; an output of at least so many bytes has left the cache before it is read
 LINE, STREAMED = 64, 1 << 24
 
 
@@ -55,8 +55,8 @@ def _map(typingctx, f, source, parameters, times):
         function = context.get_function(f, inner)
         for library in getattr(function, "libs", ()):
             context.active_code_library.add_linking_library(library)
-        # in place, LLVM would make masked stores of a choice between a value and what is there, which AMD's cores take 14 cycles for: it
-        # must not see that the two are the same, and be told that it need not mind
+        # when source and target are one array, LLVM turns a choice between f(x) and x into a masked store, which takes 14 cycles on AMD:
+        # hide_value hides that they are one, and the alias scopes say that the loop may be vectorised all the same
         source = hide_value(builder, source)
         read, written = _scopes(builder.module, 2)
         entry, loop, done = builder.block, builder.append_basic_block("values"), builder.append_basic_block("done")
@@ -82,7 +82,7 @@ def _map(typingctx, f, source, parameters, times):
 def map_values(typingctx, f, count, source, target, parameters):
     """target[i] = f(source[i], *parameters) for i < count; the two arrays are the same, or do not overlap.
 
-    Four vectors are interleaved: f is one long chain of operations, and two or three of them fill a scheduler.
+    Four vectors are interleaved: f is one long chain of operations, each of which waits for the one before.
     """
     return _map(typingctx, f, source, parameters, times=False)
 
@@ -103,13 +103,13 @@ def map_arrays(typingctx, f, count, sources, targets, parameters):
 
 
 @intrinsic
-def map_kept(typingctx, f, count, mask, sources, targets, parameters):
+def map_masked(typingctx, f, count, mask, sources, targets, parameters):
     """map_arrays, with 0 where the mask, a pointer to a byte a value, has 0; mask may be None."""
     return _map_arrays(typingctx, f, (mask,), sources, targets, parameters)
 
 
 def _map_arrays(typingctx, f, masks, sources, targets, parameters):
-    """The signature and code of map_arrays, masks (), and of map_kept, which has the type of its mask in masks."""
+    """The signature and code of map_arrays, masks (), and of map_masked, which has the type of its mask in masks."""
     inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
     def codegen(context, builder, signature, args):

@@ -1,4 +1,4 @@
-"""Interrupts by a timer's signal, as Ctrl-C makes them, and never where Python drops an exception."""
+"""A handler of SIGALRM that raises KeyboardInterrupt, as Ctrl-C does, and never where Python drops an exception."""
 
 import _weakrefset
 import signal
@@ -6,7 +6,7 @@ import weakref
 
 
 def is_dropped(frame):
-    """Whether an exception raised here reaches no caller: those of a weak reference's callback and of a finalizer are only told."""
+    """Whether an exception raised here reaches no caller: Python only prints those of a weak reference's callback and of a finalizer."""
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__del__" or code.co_filename in (weakref.__file__, _weakrefset.__file__):
@@ -15,11 +15,12 @@ def is_dropped(frame):
     return False
 
 
-def on_timer(interrupted=None):
-    """From now on the timer raises KeyboardInterrupt; `interrupted`, if given, is called with the frame just before."""
+def install_interrupt_handler(interrupted=None):
+    """Let SIGALRM raise KeyboardInterrupt; the caller sets the timer. `interrupted`, if given, is called with the frame just before."""
 
     def interrupt(_, frame):
         if is_dropped(frame):
+            # again a little later, outside the callback
             signal.setitimer(signal.ITIMER_REAL, 1e-5)
             return
         if interrupted is not None:
