@@ -109,7 +109,7 @@ class Updater:
         if constraint is None:
             return None
         arrays = ArrayList("Updater", "params", self.params, self.state).flat
-        return kernel_constraint("Updater", constraint, "params", arrays, self._groups.numbers)
+        return kernel_constraint("Updater", constraint, "params", arrays, self._groups.groups)
 
     def __repr__(self) -> str:
         count, plural = len(self.params), "s" * (len(self.params) != 1)
@@ -149,8 +149,9 @@ class Updater:
             not made counts as a step.
 
         Raises:
-            FloatingPointError: The update would make state or parameters infinite or NaN, or with clip_norm the norm is
-                not finite. Then all is as before, as after every error.
+            FloatingPointError: The update would make a value infinite or NaN whose parameter, state and gradient are
+                finite, or with clip_norm the norm is not finite. Then all is as before, as after every error. Without
+                clip_norm NaN or infinity in a gradient is no error, and reaches its own parameters.
             ValueError: A shape does not fit.
             TypeError: grads are no arrays of the dtype of params.
         """
@@ -174,7 +175,7 @@ class Updater:
             groups.set_rate(self.optimizer.rate(self.step_count, self.val_losses))
         clips = clip_norm < math.inf
         # on a GPU the host waits neither for the norm nor for the status
-        lazy = (clips or len(self.state) > 0) and not isinstance(self.state, np.ndarray)
+        lazy = not isinstance(self.state, np.ndarray)
         record = empty_float64(1, self.state) if lazy and clips else self._record
         before = self.step_count
         try:
@@ -188,7 +189,7 @@ class Updater:
                     clip_norm,
                     self._mask,
                     self._kernel_constraint,
-                    groups.numbers,
+                    groups.groups,
                 ),
                 before + 1,
                 record if clips else None,
@@ -204,7 +205,7 @@ class Updater:
             raise
         if lazy:
             return LazyScalar(record[0], status, lambda: self._fail(op, gradients.flat))
-        return self._record.item(0)
+        return self._record.item(0) if clips else math.nan
 
     def _check_state(self, op: str) -> None:
         """Check `state`, which a caller may have replaced: kernels take its layout from params and optimiser."""

@@ -454,10 +454,9 @@ def _update_arrays(
     for a in range(n):
         if params[a + 1, START] != grads[a + 1, START]:
             return SIZES_DIFFER
-    group_updates, scale, norm = np.empty(hyper.size // HYPER_SIZE, UPDATE), 1.0, 0.0
-    # without state nothing is kept that could be spoilt for good
-    if record.size or rows:
-        norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n, groups)
+    group_updates, scale = np.empty(hyper.size // HYPER_SIZE, UPDATE), 1.0
+    # without clipping it still bounds the update, see may_overflow
+    norm = norm_of(launcher, thread_count, kernels[SQUARES], grads, n, groups)
     if record.size:
         record[0] = norm
         if not math.isfinite(norm):

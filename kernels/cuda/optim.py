@@ -1,7 +1,7 @@
 """Optimisers over lists of arrays: clipping, weight decay, update, masks and limits in one pass. Formulas: kernels/reference/optim.py.
 
-Launches: square_chunks, for clipping and for optimisers with state, computes sums of squares of the gradients, one for each of at most
-NORM_BLOCKS blocks; for very large gradients it also tries the update, and reports one that would turn finite values into infinity or NaN.
+Launches: square_chunks computes sums of squares of the gradients, for clipping and to bound the update, one for each of at most NORM_BLOCKS
+blocks; for very large gradients it also tries the update, and reports one that would turn finite values into infinity or NaN.
 update_chunks updates: each of its blocks adds up those sums, in the same order, which costs less than a launch. So a step is two launches
 for any number of arrays; it reads gradients twice and the rest once. Constraints on norms take more launches.
 
@@ -163,21 +163,18 @@ def update_chunks(
     """The update of each chunk's values, unless the status is not OK; the status and, with clips, the norm."""
     if captured:
         lr, correction, eps = captured_numbers[0], captured_numbers[1], captured_numbers[2]
-    scale = dtype(1)
-    if block_count:
-        squares = squares_of(cuda.shared.array(BLOCK, float64), block_count, sums)
-        outcome, is_sound = last_status[0] if has_status else types.OK, squares != -math.inf
-        total = math.sqrt(squares) if is_sound else math.inf
-        if outcome == types.OK and not (is_sound and (total < math.inf or not clips)):
-            outcome = types.NONFINITE
-        if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
-            if clips:
-                norm[0] = total
-            status[0] = outcome
-        if outcome != types.OK:
-            return
+    squares = squares_of(cuda.shared.array(BLOCK, float64), block_count, sums)
+    outcome, is_sound = last_status[0] if has_status else types.OK, squares != -math.inf
+    total = math.sqrt(squares) if is_sound else math.inf
+    if outcome == types.OK and not (is_sound and (total < math.inf or not clips)):
+        outcome = types.NONFINITE
+    if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 0:
         if clips:
-            scale = dtype(min(1.0, clip_norm / (total + 1e-6)))
+            norm[0] = total
+        status[0] = outcome
+    if outcome != types.OK:
+        return
+    scale = dtype(min(1.0, clip_norm / (total + 1e-6))) if clips else dtype(1)
     if cuda.blockIdx.x >= count:
         # a grid for no values has one block, for the norm
         return
@@ -295,23 +292,21 @@ def doubtful(optimizer, numbers, dtype):
 def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
     """Update number `step` of a list of C-contiguous params from grads of the same shapes, times min(1, clip_norm / (norm + 1e-6)).
 
-    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm over all of grads; without it no norm
-    is computed, and nothing clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and masks but
-    not by a constraint, and of the values before it. updates (1,), int64, or None: one is added to it with the launch, whatever the status.
-    only_if, or None: a status, an array () on the device or an int; where it is not OK nothing is updated, and it is returned.
-    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or
-    NaN; then nothing is updated. The status lies on the device if there is a record, state or only_if.
+    The rule's state (S, P) and masks: the values of all arrays in their order. record (1,) = norm of the grads of all arrays that are not
+    frozen; without it nothing is clipped. moved (n, 2), or None: for each array the sum of squares of the change, by the optimiser and
+    masks but not by a constraint, and of the values before it. updates (1,), int64, or None: one is added to it with the launch, whatever
+    the status. only_if, or None: a status, an array () on the device or an int; where it is not OK nothing is updated, and it is returned.
+    Returns OK, or NONFINITE for a norm that is not finite, or for an update that would turn finite values into infinity or NaN, an array ()
+    on the device; then nothing is updated.
     """
     xp = device.xp
-    norm = None if record is None else xp.empty(1)
-    # without state nothing is kept that could be spoilt for good
-    status = xp.empty(1, np.int64) if record is not None or len(rule.state) or only_if is not None else None
+    norm, status = None if record is None else xp.empty(1), xp.empty(1, np.int64)
     last_status = None if only_if is None else xp.asarray(only_if, np.int64).reshape(1)
     update_all(params, grads, rule, step, norm, status, moved, last_status)
     count(updates, status)
     if record is not None:
         fetch(norm, record)
-    return types.OK if status is None else status.reshape(())
+    return status.reshape(())
 
 
 def count(updates, status):
@@ -369,27 +364,25 @@ def update_all(params, grads, rule, step, norm, status, moved=None, last_status=
     """update_arrays with norm (1,) and status (1,) on the device; where last_status (1,) is not OK, it is the status."""
     optimizer, state, _, clip_norm, masks, constraint, _ = rule
     xp, dtype, groups = device.xp, params[0].dtype, groups_of(params, grads, rule, step)
-    sums, clips = None, norm is not None
+    clips = norm is not None
     limit = constraint.limit if constraint is not None and constraint.kind == types.MAX_VALUE else math.inf
     flags = None if masks is None else masks.view("u1")
     # blocks of sums before each group's
-    firsts = [0] * (len(groups) + 1)
-    if status is not None:
-        most = max(NORM_BLOCKS // len(groups), 1)
-        firsts = [0, *accumulate(min(max(group.chunks.count, 1), most) for group in groups)]
-        sums = xp.empty(firsts[-1])
-        for group, (first, last) in zip(groups, pairwise(firsts), strict=True):
-            _, values, gradients, chunks, form, numbers, captured_numbers = group
-            launch(
-                square_chunks, dtype, last - first, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
-                len(state), form, state.shape[1], *numbers, limit, masks is not None, captured_numbers is not None, chunks.chunks,
-                values, gradients, state, flags, captured_numbers, sums[first:last],
-            )  # fmt: skip
+    most = max(NORM_BLOCKS // len(groups), 1)
+    firsts = [0, *accumulate(min(max(group.chunks.count, 1), most) for group in groups)]
+    sums = xp.empty(firsts[-1])
+    for group, (first, last) in zip(groups, pairwise(firsts), strict=True):
+        _, values, gradients, chunks, form, numbers, captured_numbers = group
+        launch(
+            square_chunks, dtype, last - first, chunks.count, doubtful(optimizer, numbers, dtype), clip_norm, optimizer,
+            len(state), form, state.shape[1], *numbers, limit, masks is not None, captured_numbers is not None, chunks.chunks,
+            values, gradients, state, flags, captured_numbers, sums[first:last],
+        )  # fmt: skip
     by_array = None if moved is None else unchanged(params, rule.groups)
     for indices, values, gradients, chunks, form, numbers, captured_numbers in groups:
         changes = None if moved is None else xp.zeros(2 * chunks.count)
         launch(
-            update_chunks, dtype, max(chunks.count, 1) if status is not None else chunks.count, firsts[-1], clips, clip_norm, optimizer,
+            update_chunks, dtype, max(chunks.count, 1), firsts[-1], clips, clip_norm, optimizer,
             len(state), form, state.shape[1], *numbers, limit, masks is not None, moved is not None, last_status is not None,
             captured_numbers is not None, chunks.count, chunks.chunks, values, gradients, state, flags, sums, norm, last_status, status,
             changes, captured_numbers,
@@ -426,6 +419,6 @@ def apply_constraint(params, constraint, status):
     widths = widths[widths > 0]
     norms = norms_of(limited_params, widths, 2.0)
     norms_to_limit = norms_of([norms], None, 2.0) if kind == types.MAX_NORM else norms
-    exceeds = norms_to_limit > limit if status is None else (norms_to_limit > limit) & (status == types.OK)
+    exceeds = (norms_to_limit > limit) & (status == types.OK)
     scales = xp.where(exceeds, limit / xp.where(exceeds, norms_to_limit, 1.0), 1.0)
     scale_arrays(limited_params, widths, xp.broadcast_to(scales, norms.shape).copy())

@@ -290,7 +290,7 @@ def test_a_norm_that_is_not_finite_updates_nothing(backend, optimizer, dtype, pl
     assert not state.any()
 
 
-# an optimiser, and a gradient and state whose next second moment, or velocity, float32 cannot hold
+# an optimiser, and a gradient and state whose next second moment, velocity or parameter float32 cannot hold
 OVERFLOWS = {
     "adam": (Adam(0.1), 1e21, 0.0),
     "amsgrad": (Adam(0.1, amsgrad=True), 1e21, 0.0),
@@ -299,6 +299,7 @@ OVERFLOWS = {
     "rmsprop, momentum": (RMSprop(0.1, momentum=0.5), 1e21, 0.0),
     "adagrad": (Adagrad(0.1), 1e20, 0.0),
     "adagrad, sum": (Adagrad(0.1), 1.2e19, 3e38),
+    "sgd": (SGD(100.0), 1e37, 0.0),
     "momentum": (SGD(0.1, 0.9), 3e38, 3e38),
     "momentum above 1": (SGD(0.1, 10.0), 1.0, 1e38),
     "no eps": (Adam(0.1, eps=0.0), 0.0, 0.0),

@@ -243,6 +243,13 @@ def test_an_update_whose_state_float32_cannot_hold_raises_and_changes_nothing(in
     assert updater.step_count == 2
 
 
+def test_without_clipping_there_is_no_norm(in_force):
+    updater = fg.Updater(np.ones(3, np.float32), SGD(0.1), 1.0)
+    assert updater.step(np.full(3, 2.0, np.float32)) == pytest.approx(math.sqrt(12))
+    updater.clip_norm = None
+    assert math.isnan(updater.step(np.full(3, 2.0, np.float32)))
+
+
 def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(fake_gpu):
     params = fake_gpu.array(np.ones(3, np.float32))
     updater = fg.Updater(params, Adam(0.1))
