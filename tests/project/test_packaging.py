@@ -113,7 +113,8 @@ def test_mypy_finds_the_types_of_the_installed_package_and_of_its_kernels(wheel,
     paths = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
     site, scripts = (Path(sysconfig.get_path(name, "venv", paths)) for name in ("purelib", "scripts"))
     zipfile.ZipFile(wheel).extractall(site)
-    (site / "numpy.pth").write_text(str(Path(np.__file__).parents[1]))
+    # alone: mypy would read what else fastgrad can use
+    (site / "numpy").symlink_to(Path(np.__file__).parent, target_is_directory=True)
     (tmp_path / "program.py").write_text(TYPED_PROGRAM)
     command = [sys.executable, "-m", "mypy", "--config-file=", "--python-executable", scripts / "python", "program.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -156,13 +157,19 @@ print(fg.__version__)
 
 @pytest.mark.full
 def test_import_takes_at_most_as_long_again_as_its_dependencies():
-    """The best of ten, in turns: a busy machine only adds, and not to one alone."""
+    """The best of four, each of both in one process: a busy machine only adds, and not to one alone."""
+    code = """
+from time import perf_counter
+start = perf_counter()
+import numpy, numba
+between = perf_counter()
+import fastgrad
+print(between - start, perf_counter() - between)
+"""
 
-    def seconds(imports):
-        code = f"import time; start = time.perf_counter(); import {imports}; print(time.perf_counter() - start)"
-        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    def seconds():
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return map(float, result.stdout.split())
 
-    without, with_it = zip(
-        *((seconds("numpy, numba"), seconds("numpy, numba, fastgrad")) for _ in range(10)), strict=True
-    )
-    assert min(with_it) < 2 * min(without)
+    dependencies, own = zip(*(seconds() for _ in range(4)), strict=True)
+    assert min(own) < min(dependencies)
