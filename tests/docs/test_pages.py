@@ -13,6 +13,7 @@ each a program of its own.
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^( *)```python(?: title=.*?)?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 HEAD = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 SECONDS = 300
+# they start no threads when they are imported
+HEAVY = "jax", "matplotlib", "sklearn", "torch"
+# what is imported at a first use: of History.plot, and of PyTorch's optimizers
+LATER = {".plot(": "matplotlib.figure", "torch.optim": "torch._dynamo"}
 PEERS = {"torch", "jax", "keras", "onnxruntime"}
 
 
@@ -51,16 +56,25 @@ def whole_program(text):
     return program
 
 
-def run(program, name, folder):
-    """Run it as a reader would, with warnings as errors."""
-    path = folder / f"{name.replace('/', '_')}.py"
-    path.write_text(program, "utf-8")
+@pytest.fixture(scope="module")
+def server():
+    """Runs programs as a reader would, with warnings as errors, and imports the packages that take seconds once for all of them."""
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT), "FASTGRAD_BACKEND": "cpu"}
     if importlib.util.find_spec("jax"):
         environment.setdefault("KERAS_BACKEND", "jax")
-    command = [sys.executable, "-W", "error", str(path)]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    assert result.returncode == 0, f"{name}: {result.stderr[-4000:]}"
+    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "support" / "program_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as server:
+        yield server
+
+
+def run(server, program, name, folder):
+    path = folder / f"{name.replace('/', '_')}.py"
+    path.write_text(program, "utf-8")
+    modules = ["fastgrad.kernels.cpu", *(module for module in modules_of(program) if module.startswith(HEAVY))]
+    modules += [module for word, module in LATER.items() if word in program]
+    print(json.dumps([str(path), modules, SECONDS]), file=server.stdin, flush=True)
+    status = server.stdout.readline()
+    assert status == "0\n", f"{name}: {status}{path.with_suffix('.txt').read_text('utf-8')[-4000:]}"
 
 
 def skip_without(packages):
@@ -69,11 +83,16 @@ def skip_without(packages):
             pytest.skip(f"the page needs {package}")
 
 
-def imported(program):
-    """The packages that a program imports."""
+def modules_of(program):
+    """The modules that a program imports."""
     nodes = list(ast.walk(ast.parse(program)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return {name.split(".")[0] for name in names + [n.module for n in nodes if isinstance(n, ast.ImportFrom)]}
+    return {*names, *(node.module for node in nodes if isinstance(node, ast.ImportFrom))}
+
+
+def imported(program):
+    """The packages that a program imports."""
+    return {name.split(".")[0] for name in modules_of(program)}
 
 
 def cases():
@@ -84,16 +103,16 @@ def cases():
 
 
 @pytest.mark.parametrize("path", list(cases()))
-def test_the_python_of_every_page_runs(path, tmp_path):
+def test_the_python_of_every_page_runs(server, path, tmp_path):
     text = path.read_text("utf-8")
     skip_without(head(text).get("needs", "").split())
-    run(whole_program(text), str(path.relative_to(ROOT)), tmp_path)
+    run(server, whole_program(text), str(path.relative_to(ROOT)), tmp_path)
 
 
 README = list(programs((ROOT / "README.md").read_text("utf-8")))
 
 
 @pytest.mark.parametrize("number", range(len(README)))
-def test_every_block_of_the_readme_runs_by_itself(number, tmp_path):
+def test_every_block_of_the_readme_runs_by_itself(server, number, tmp_path):
     skip_without(imported(README[number]) - {"fastgrad"})
-    run(README[number], f"README, block {number}", tmp_path)
+    run(server, README[number], f"README, block {number}", tmp_path)
