@@ -1,5 +1,6 @@
 """Compilation in several processes, and the line that tells of it: what workers compile is loaded, and nothing depends on a worker."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from processes import environment
 pytest.importorskip("fastgrad.kernels.cpu", reason="the backend cannot run here")
 
 import compilations
+from numba.core.bytecode import FunctionIdentity
 
 from fastgrad.kernels import disk_cache
 from fastgrad.kernels.cpu import warmup
@@ -345,6 +347,32 @@ def test_a_function_that_returns_what_it_was_given_counts_references():
     before = sys.getrefcount(values)
     assert caller(values) == 2
     assert sys.getrefcount(values) == before
+
+
+def test_kernels_of_two_processes_do_not_call_each_others_functions(monkeypatch):
+    """Numba counts functions from one in each process, so that two of them get one name."""
+
+    def three_sums(shift):
+        @compile.device_function
+        def large(x):
+            # more than LLVM copies into three callers
+            total = x + shift
+            for n in range(x):
+                total += (
+                    (total << 3 ^ n) % (total + 7) + (total >> 2 ^ n) % (total + 11) + (total << 1 ^ n) % (total + 13)
+                )
+            return total
+
+        return compile.driver(lambda x: large(x) + large(x - 1) + large(x - 2))
+
+    for shift in 10, 100:
+        # as in a new process
+        monkeypatch.setattr(FunctionIdentity, "_unique_ids", itertools.count(10**6))
+        driver = three_sums(shift)
+        assert driver(0) == 3 * shift - 3
+        (compiled,) = driver.overloads.values()
+        names = [f.name for f in compiled.library._final_module.functions if not f.is_declaration]
+        assert any("large" in name for name in names)
 
 
 RECORD = np.dtype([("n", "i8")])

@@ -87,6 +87,17 @@ def _size_of(kind):
     return kind.get_abi_size(cpu_target.target_context.target_data)
 
 
+def _hide_inner_functions(module):
+    """Keep the functions that a kernel calls and LLVM has not inlined to its own machine code.
+
+    Numba names them by numbers of the process: of the function, and of the types of records. Where processes share files, the code of
+    two kernels may so have functions of one name for records of two kinds, and the first to be loaded would be called by both.
+    """
+    for function in module.functions:
+        if not function.is_declaration and function.linkage.name in ("linkonce_odr", "linkonce_any"):
+            function.linkage = "internal"
+
+
 class _Library(JITCodeLibrary):
     """The code of a kernel, which is optimised once, when all functions that it calls are linked in."""
 
@@ -95,6 +106,7 @@ class _Library(JITCodeLibrary):
 
     def _optimize_final_module(self):
         super()._optimize_final_module()
+        _hide_inner_functions(self._final_module)
         if any(function.name.startswith("NRT_") for function in self._final_module.functions):
             raise TypeError(f"{self.name} allocates or counts references, which only drivers and routines can")
 
@@ -105,6 +117,7 @@ class _DriverLibrary(_Library):
     def _optimize_final_module(self):
         passes, builder = self._codegen._module_pass_manager(opt=1)
         passes.run(self._final_module, builder)
+        _hide_inner_functions(self._final_module)
 
 
 class KernelCompiler(Compiler):
