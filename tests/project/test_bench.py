@@ -121,7 +121,8 @@ def test_no_file_of_a_peer_hides_a_library():
 @pytest.mark.parametrize(("contender", "package"), OTHERS)
 def test_a_peer_finds_the_lstms_gradients(contender, package, agrees):
     pytest.importorskip(package)
-    for lstm in LSTMS:
+    # some differ in sizes alone
+    for lstm in {replace(lstm, **small(lstm)).title: lstm for lstm in LSTMS}.values():
         agrees(contender, lstm, small(lstm), rtol=1e-12, atol=1e-14)
 
 

