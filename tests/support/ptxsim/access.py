@@ -30,7 +30,8 @@ def _place(machine, i, operand, active, size, kind):
     """Where the operand points, checked and noted as an access of this kind."""
     addresses = operand.value(machine, active)
     space = i.option(*SPACES) or _space_of(int(addresses[0]))
-    if (addresses % size).any():
+    # a power of two
+    if int(np.bitwise_or.reduce(addresses)) & size - 1:
         raise PTXError(f"{i.text}: misaligned address")
     if space in ("global", "const"):
         offsets = addresses - GLOBAL_BASE
@@ -53,17 +54,23 @@ def _space_of(address):
     return "global"
 
 
+def _offsets(addresses, window):
+    """Offsets in a space from its own addresses or generic ones."""
+    inside = addresses >= window
+    return np.where(inside, addresses - window, addresses) if inside.any() else addresses
+
+
 def _shared(machine, i, addresses, active, size):
-    addresses = np.where(addresses >= SHARED_WINDOW, addresses - SHARED_WINDOW, addresses)
-    if (addresses < 0).any() or (addresses + size > machine.shared_used).any():
+    addresses = _offsets(addresses, SHARED_WINDOW)
+    if addresses.min() < 0 or addresses.max() + size > machine.shared_used:
         raise PTXError(f"{i.text}: shared access out of bounds")
-    block = machine.block if active is None else machine.block[active]
-    return Place(machine.shared, block * machine.shared_stride + addresses, "shared")
+    start = machine.shared_start if active is None else machine.shared_start[active]
+    return Place(machine.shared, start + addresses, "shared")
 
 
 def _local(machine, i, addresses, active, size):
-    addresses = np.where(addresses >= LOCAL_WINDOW, addresses - LOCAL_WINDOW, addresses)
-    if (addresses < 0).any() or (addresses + size > machine.kernel.local_size).any():
+    addresses = _offsets(addresses, LOCAL_WINDOW)
+    if addresses.min() < 0 or addresses.max() + size > machine.kernel.local_size:
         raise PTXError(f"{i.text}: local access out of bounds")
     thread = machine.thread if active is None else active
     return Place(machine.local, thread * machine.local_stride + addresses, "local")

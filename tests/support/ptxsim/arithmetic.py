@@ -212,6 +212,9 @@ def _shift(function):
         a = i.operands[1].value(machine, i.dtype, active)
         by = i.operands[2].value(machine, TYPES["u32"], active)
         bits = 8 * i.dtype.itemsize
+        if by.ndim == 0 and by < bits:
+            _write(machine, i, active, function(a, by.astype(i.dtype)))
+            return
         result = function(a, np.minimum(by, bits - 1).astype(i.dtype))
         if i.op == "shl" or i.dtype.kind == "u":
             result = np.where(by >= bits, 0, result)

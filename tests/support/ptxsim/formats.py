@@ -20,7 +20,7 @@ class PTXError(RuntimeError):
 
 def reinterpret(values, dtype):
     """A register's values as an instruction of this type sees them: the low bytes where it is narrower."""
-    if values.dtype == PREDICATE or dtype == PREDICATE or values.dtype == dtype:
+    if values.dtype is dtype or values.dtype == PREDICATE or dtype == PREDICATE:
         return values
     if values.itemsize < dtype.itemsize:
         raise PTXError(f"a register of {8 * values.itemsize} bits is narrower than {dtype}")
@@ -31,7 +31,7 @@ def reinterpret(values, dtype):
 
 def stored(values, dtype):
     """Values as bits of a register of this unsigned type: integers are extended as their sign asks."""
-    if values.dtype == dtype:
+    if values.dtype is dtype:
         return values
     if values.dtype == PREDICATE or dtype == PREDICATE:
         return values.astype(dtype)

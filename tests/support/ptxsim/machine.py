@@ -24,6 +24,16 @@ class Registers(dict):
         values = self[name] = np.zeros(self._size, self._dtypes[name])
         return values
 
+    def write(self, name, values, active):
+        """Set it in the active threads (None: in all of them)."""
+        values = stored(np.asarray(values), self._dtypes[name])
+        if active is not None:
+            self[name][active] = values
+        elif values.shape == (self._size,):
+            self[name] = values.copy()
+        else:
+            self[name][:] = values
+
 
 class Machine:
     """A kernel over a grid of blocks, (x, y, z) each. shared: bytes of dynamic shared memory."""
@@ -45,7 +55,6 @@ class Machine:
         self.epoch, self.warp_epoch, self.grid_epoch = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32), 0
         # as races.py numbers them
         self._who = [(numbers + 1).astype(np.int32) for numbers in (self.thread, self.warp, self.block)]
-        self.at_grid_barrier = np.zeros(self.size, bool)
         self.carry = np.zeros(self.size, bool)
         self.returned = 0
         self.steps = self.instructions = 0
@@ -86,6 +95,7 @@ class Machine:
         self.shared_used = used + dynamic
         self.shared_stride = max(-(-self.shared_used // 8) * 8, 8)
         self.shared = np.zeros(self.blocks * self.shared_stride, np.uint8)
+        self.shared_start = self.block * self.shared_stride
         self.local_stride = max(-(-self.kernel.local_size // 8) * 8, 8)
         self.local = np.zeros(self.size * self.local_stride if self.kernel.local_size else 8, np.uint8)
 
@@ -113,18 +123,18 @@ class Machine:
     def write(self, operand, values, active):
         """Set a register of the active threads."""
         name = getattr(operand, "name", "_")
-        if name == "_":
-            return
-        register = self.registers[name]
-        register[slice(None) if active is None else active] = stored(np.asarray(values), register.dtype)
+        if name != "_":
+            self.registers.write(name, values, active)
 
     def run(self, arguments):
         """Run to the end with these bytes of parameters; raises PTXError for what a GPU does not allow."""
         self.arguments = np.frombuffer(arguments, np.uint8)
         self.end = len(self.kernel.code)
-        self.counter = np.zeros(self.size, np.int64)
-        self.waiting = np.zeros(self.size, bool)
-        # where all threads are, if they are known to be together; and whether some have come to a barrier or to the end
+        # where the threads are: those at a barrier at the end, and in `resume` where they go on
+        self.counter, self.resume = np.zeros((2, self.size), np.int64)
+        self.waiting, self.at_grid_barrier = np.zeros((2, self.size), bool)
+        # where all threads are, if they are known to be together, and then their counters are not kept; and whether some have come to a
+        # barrier or to the end
         self._together, self._stopped = 0, False
         self._vote = None
         with np.errstate(all="ignore"):
@@ -138,19 +148,20 @@ class Machine:
         """Run one basic block, or let a grid barrier go; False at the end."""
         at, active = self._together, None
         if at is None or at == self.end:
-            ready = (self.counter < self.end) & ~self.waiting & ~self.at_grid_barrier
-            if not ready.any():
+            self._part()
+            at = int(self.counter.min())
+            if at == self.end:
                 return self._nobody_is_ready()
-            at = int(self.counter[ready].min())
-            chosen = ready & (self.counter == at)
-            active = None if chosen.all() else np.flatnonzero(chosen)
+            active = np.flatnonzero(self.counter == at)
+            active = None if active.size == self.size else active
         self.steps += 1
         if self.steps > self.max_steps:
             raise PTXError(f"not done after {self.max_steps} basic blocks")
         end = self.kernel.block_end[at]
+        # where the threads go on, unless the last instruction says another place
         self._together = end if active is None else None
-        # where the threads go on, unless the last instruction sets their counters itself
-        self.counter[slice(None) if active is None else active] = end
+        if active is not None:
+            self.counter[active] = end
         for instruction in self.kernel.code[at:end]:
             self._execute(instruction, active)
         if self._stopped:
@@ -168,63 +179,86 @@ class Machine:
             if active is not None and active.size == 0:
                 return
         self.instructions += 1
+        if instruction.run is None:
+            self._control(instruction, active)
+        else:
+            instruction.run(self, instruction, active)
+
+    def _control(self, instruction, active):
         chosen = slice(None) if active is None else active
         match instruction.op:
+            case "bra" if active is None:
+                self._together = instruction.target
             case "bra":
+                self._part()
                 self.counter[chosen] = instruction.target
-                self._together = instruction.target if active is None else None
             case "ret" | "exit":
+                self._part()
                 self.counter[chosen] = self.end
-                self._together, self._stopped = None, True
+                self._stopped = True
             case "trap":
                 raise PTXError("trap executed")
             case "bar" | "barrier" if instruction.modifiers[0] == "warp":
                 self.warp_epoch[chosen] += 1
+            case "bar" | "barrier" if active is None and "red" not in instruction.modifiers:
+                # all are here
+                self.epoch += 1
             case "bar" | "barrier":
-                self.waiting[chosen] = True
-                self._together, self._stopped = None, True
+                self._wait(self.waiting, chosen)
+                self._stopped = True
                 if "red" in instruction.modifiers:
                     self._contribute(instruction, active)
-            case _:
-                instruction.run(self, instruction, active)
+
+    def _wait(self, flags, chosen):
+        self._part()
+        flags[chosen] = True
+        self.resume[chosen] = self.counter[chosen]
+        self.counter[chosen] = self.end
+
+    def _part(self):
+        """From here on threads have counters of their own."""
+        if self._together is not None:
+            self.counter[:] = self._together
+            self._together = None
 
     def _nobody_is_ready(self):
         if self.at_grid_barrier.all():
             self.at_grid_barrier[:] = False
+            self.counter[:] = self.resume
             self.grid_epoch = int(self.epoch.max()) + 1
             self.epoch[:] = self.grid_epoch
             return True
         if self.at_grid_barrier.any():
             raise PTXError("deadlock: a barrier of the grid is not reached by every thread")
         if self.waiting.any():
-            where = sorted({self.kernel.code[int(at) - 1].text for at in self.counter[self.waiting]})
+            where = sorted({self.kernel.code[int(at) - 1].text for at in self.resume[self.waiting]})
             raise PTXError(f"deadlock: some threads wait at {where} which others of the block never reach")
         return False
 
     def _release(self):
         """Let blocks go on all of whose threads wait, at one barrier."""
-        alive = (self.counter < self.end) | self.waiting
+        alive = (self.counter < self.end) | self.waiting | self.at_grid_barrier
         waiting = np.bincount(self.block, weights=self.waiting, minlength=self.blocks)
         complete = (waiting == np.bincount(self.block, weights=alive, minlength=self.blocks)) & (waiting > 0)
         if not complete.any():
             return
         freed = complete[self.block] & self.waiting
         low, high = np.full(self.blocks, self.end + 1), np.full(self.blocks, -1)
-        np.minimum.at(low, self.block[freed], self.counter[freed])
-        np.maximum.at(high, self.block[freed], self.counter[freed])
+        np.minimum.at(low, self.block[freed], self.resume[freed])
+        np.maximum.at(high, self.block[freed], self.resume[freed])
         if (complete & (low != high)).any():
             raise PTXError("divergent barrier: threads of one block wait at different barriers")
         if (complete & (waiting != self.block_size)).any():
             raise PTXError("divergent barrier: reached by only part of a block (the rest has exited)")
         if self._vote is not None:
             self._deliver(np.flatnonzero(freed))
-        self.waiting &= ~complete[self.block]
+        self.counter[freed] = self.resume[freed]
+        self.waiting &= ~freed
         self.epoch[complete[self.block]] += 1
 
     def wait_for_grid(self, active):
         """Stop these threads at a barrier of the grid."""
-        self.at_grid_barrier[slice(None) if active is None else active] = True
-        self._together = None
+        self._wait(self.at_grid_barrier, slice(None) if active is None else active)
 
     def _contribute(self, instruction, active):
         """bar.red: each thread's predicate on arrival; its result on release."""

@@ -95,7 +95,8 @@ class Address:
     def value(self, machine, active):
         """int64, one for each active thread."""
         values = self.base.value(machine, TYPES["u64"], active).view(np.int64) + self.offset
-        return np.broadcast_to(values, machine.count(active))
+        n = machine.count(active)
+        return values if values.shape == (n,) else np.broadcast_to(values, n)
 
 
 _ADDRESS = re.compile(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\d+))?\s*\]")

@@ -20,6 +20,7 @@ _VARIABLE = re.compile(
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr\s*(?:\.\w+\s*)*(?:\.align\s+\d+)?)?\s+([\w$]+)(?:\[(\d+)\])?"
 )
+_BRACKET, _BRACE = re.compile(r"[\[\](){}]"), re.compile(r"[{}]")
 _LOCAL = re.compile(r"\.local\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\[(\d+)\]")
 
 
@@ -51,6 +52,9 @@ class Instruction:
         self.dtype = self.types[-1] if self.types else None
         self.texts = split(rest)
         self.operands = []
+        # what executes it; None where the scheduler does
+        self.run = None
+        self._options = {}
 
     def decode(self, registers, labels):
         if self.op == "bra":
@@ -58,14 +62,17 @@ class Instruction:
         elif self.op not in CONTROL or self.op in ("bar", "barrier"):
             if self.op not in CONTROL and self.op not in OPERATIONS:
                 raise PTXError(f"unknown instruction: {self.text}")
-            self.run = OPERATIONS.get(self.op)
+            if self.op in OPERATIONS:
+                self.run = OPERATIONS[self.op]
             # a call names its function and its arguments in brackets, which no operation reads
             texts = [] if self.op == "call" else self.texts
             self.operands = [operands.decode(t, registers) for text in texts for t in text.split("|")]
 
     def option(self, *names):
         """The one of these modifiers that it has, or None."""
-        return next((m for m in self.modifiers if m in names), None)
+        if names not in self._options:
+            self._options[names] = next((m for m in self.modifiers if m in names), None)
+        return self._options[names]
 
 
 class Module:
@@ -159,6 +166,9 @@ class Kernel:
 
 def split(text):
     """Operands, at the commas outside brackets."""
+    if not _BRACKET.search(text):
+        parts = [part.strip() for part in text.split(",")]
+        return parts if parts[-1] else parts[:-1]
     parts, depth, part = [], 0, ""
     for character in text:
         depth += (character in "[{(") - (character in "]})")
@@ -190,7 +200,8 @@ def _rounded(offset, align):
 def _closing(text, start):
     """The place after the brace that closes the one before start."""
     depth = 1
-    while depth:
-        depth += (text[start] == "{") - (text[start] == "}")
-        start += 1
-    return start
+    for brace in _BRACE.finditer(text, start):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.end()
+    raise PTXError("a brace is not closed")
