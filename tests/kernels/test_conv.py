@@ -5,7 +5,7 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, all_bits, bits, laid_out, numerical_gradient, with_threads
+from arrays import LAYOUTS, all_bits, assert_is_gradient, bits, laid_out, with_threads
 from convs import (
     INPUTS,
     conv_forward,
@@ -145,8 +145,7 @@ def test_reference_gradients_are_central_differences(numpy_backend, name, rng):
     problem = option(rng, name, image=(4, 4), residual=True, activation="tanh")
     found = conv_run(problem)
     for which, array in problem.named(INPUTS).items():
-        numerical = numerical_gradient(lambda: conv_loss(problem), array)
-        assert_close("numerical", found[f"d{which}"], numerical, size=10)
+        assert_is_gradient(found[f"d{which}"], lambda: conv_loss(problem), array)
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, ("leaky_relu", 0.3), ("clipped_relu", 0.5), ("elu", 0.7)])
@@ -154,8 +153,7 @@ def test_reference_gradients_of_every_activation_are_central_differences(numpy_b
     problem = random_conv(rng, 2, (2, 3), 2, 3, 2, residual=True, padding=1, activation=activation)
     found = conv_run(problem)
     for which, array in problem.named(INPUTS).items():
-        numerical = numerical_gradient(lambda: conv_loss(problem), array)
-        assert_close("numerical", found[f"d{which}"], numerical, size=10)
+        assert_is_gradient(found[f"d{which}"], lambda: conv_loss(problem), array)
 
 
 @pytest.mark.emulated(0)
@@ -168,7 +166,7 @@ def test_gradients_come_in_the_order_of_the_given_inputs(in_force, given, activa
     gradients = backward(problem.dy)
     assert isinstance(gradients, tuple)
     for gradient, array in zip(gradients, problem.named(INPUTS).values(), strict=True):
-        assert_close("numerical", gradient, numerical_gradient(lambda: conv_loss(problem), array), size=10)
+        assert_is_gradient(gradient, lambda: conv_loss(problem), array)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -1,6 +1,7 @@
 """Arrays in every memory layout, outputs filled with NaN, numerical gradients, and the same bits on any number of threads."""
 
 import numpy as np
+from tolerances import assert_close
 
 import fastgrad as fg
 from fastgrad.core import allocator
@@ -56,6 +57,23 @@ def numerical_gradient(function, array):
         array[index] = value
         gradient[index] = (above - below) / (2 * step)
     return gradient
+
+
+def assert_is_gradient(gradient, function, array, directions=8):
+    """gradient is that of the scalar function() in float64 `array`, which is restored: along random directions of length 1, each of which
+    changes all elements, its products with them are central differences. In many elements that takes fewer calls than one at a time.
+    """
+    assert gradient.shape == array.shape
+    rng, start, step = np.random.default_rng(6), array.copy(), 1e-6
+    for _ in range(min(directions, array.size)):
+        direction = rng.standard_normal(array.shape)
+        direction /= np.linalg.norm(direction)
+        array[...] = start + step * direction
+        above = function()
+        array[...] = start - step * direction
+        below = function()
+        array[...] = start
+        assert_close("numerical", np.vdot(gradient, direction), (above - below) / (2 * step), size=10)
 
 
 def bits(array):
