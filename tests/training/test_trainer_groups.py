@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def torch_step(torch, optimizer, named, lr):
         case AdamW():
             return torch.optim.AdamW(groups, lr, optimizer.betas, optimizer.eps)
         case Adam():
-            return torch.optim.Adam(groups, lr, optimizer.betas, optimizer.eps)
+            return torch.optim.Adam(groups, lr, optimizer.betas, optimizer.eps, amsgrad=optimizer.amsgrad)
         case SGD():
             return torch.optim.SGD(groups, lr, optimizer.momentum, nesterov=optimizer.nesterov)
         case Adagrad():
@@ -371,6 +372,54 @@ def test_an_updater_takes_the_numbers_of_its_arrays_as_names(in_force, name, tor
     assert bits(params[3]) == before
     message = "Updater: optimizer.groups['w'] must match one of 0, 1, 2, 3"
     refuses(ValueError, message, fg.Updater, params, SGD(0.1, groups={"w": {"lr": 0.0}}))
+
+
+# one for each kind of state, with masks a kernel each
+MASKED = {name: OPTIMIZERS[name] for name in ("sgd", "nesterov", "adam", "adagrad", "rmsprop")}
+MASKED["amsgrad"] = replace(OPTIMIZERS["adam"], amsgrad=True)
+
+
+@pytest.mark.emulated(0)
+@pytest.mark.parametrize("name", MASKED)
+def test_an_updater_prunes_and_limits_groups_as_a_loop_in_pytorch(in_force, name, torch):
+    """Clip, step, zeros where the mask has False, and last the norms of the columns, or of all weights, that are not frozen."""
+    shapes = [(4, 8), (8,), (3,), (8, 3), (2, 19)]
+    groups = {
+        "0": {"lr": 0.003},
+        "1": {"lr": 0.02, "weight_decay": 0.0},
+        "2": {"weight_decay": 0},
+        "3": {"frozen": True},
+    }
+    for per, limit in (("unit", 1.2), ("all", 4.0)):
+        params, masks = [RNG.standard_normal(s) for s in shapes], [RNG.random(s) < 0.6 for s in shapes]
+        names = "0.w", "0.b", "3.b", "3.w", "5.w"
+        named = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in zip(names, params, strict=True)}
+        step = torch_step(torch, MASKED[name], named, LR.lr)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(step, LR.factor)
+        ours = replace(MASKED[name], groups=groups)
+        updater = fg.Updater(params, ours, 2.0, masks, fg.optim.MaxNorm(limit, per))
+        limited = 0
+        for _ in range(4):
+            grads = [RNG.standard_normal(shape) for shape in shapes]
+            for p, grad in zip(named.values(), grads, strict=True):
+                p.grad = torch.tensor(grad) if p.requires_grad else None
+            torch.nn.utils.clip_grad_norm_(named.values(), 2.0)
+            step.step()
+            schedule.step()
+            trained = [(p.data, torch.tensor(m)) for p, m in zip(named.values(), masks, strict=True) if p.requires_grad]
+            for p, mask in trained:
+                p *= mask
+            weights = [p for p, _ in trained if p.ndim == 2]
+            norms = [p.norm(dim=0) for p in weights]
+            if per == "all":
+                norms = [torch.cat(norms).norm()] * len(weights)
+            for p, norm in zip(weights, norms, strict=True):
+                limited += int((norm > limit).sum())
+                p *= (limit / norm).clamp(max=1)
+            updater.step(grads)
+            for p, theirs in zip(params, named.values(), strict=True):
+                np.testing.assert_allclose(p, theirs.detach().numpy(), rtol=1e-10, atol=1e-12)
+        assert limited
 
 
 def test_errors_say_what_a_group_may_have(numpy_backend):
