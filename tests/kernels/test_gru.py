@@ -155,6 +155,20 @@ def test_closed_and_open_gates_reach_their_limits(in_force, dtype, size, reset_a
 
 
 @RESETS
+def test_infinite_inputs_do_as_in_pytorch(in_force, dtype, reset_after, rng, torch):
+    """What is infinite and what is NaN then, and all that stays finite."""
+    for name, value in product(("x", "w_ih", "w_hh", "b", "h_0"), (np.inf, -np.inf)):
+        problem = random_gru(rng, 3, 3, 2, 9, dtype, reset_after=reset_after)
+        array = getattr(problem, name)
+        array[tuple(n // 2 for n in array.shape)] = value
+        expected, _ = torch_steps(torch, problem)
+        for key, found in run(problem).items():
+            np.testing.assert_allclose(
+                found, expected[key], rtol=1e-4, atol=1e-4, err_msg=f"{key} of {value} in {name}"
+            )
+
+
+@RESETS
 @REVERSE
 @pytest.mark.parametrize("lengths", [None, [4, 6, 5, 0, 6, 3, 1]], ids=["full", "ragged"])
 def test_nan_stays_in_its_sequence_and_goes_on_from_its_step(in_force, dtype, lengths, reverse, reset_after, rng):

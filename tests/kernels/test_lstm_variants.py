@@ -1,11 +1,12 @@
 """LSTMs with layer norm, zoneout and recurrent dropout: the reference against central differences, every backend against PyTorch."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from arrays import all_bits, assert_is_gradient, bits, with_threads
-from lstm_variants import INPUTS, KEY, OPTIONS, drawn, forward, loss, random_variant, run, torch_run
+from lstm_variants import INPUTS, KEY, NORMS, OPTIONS, drawn, forward, loss, random_variant, run, torch_run
 from recurrent_problem import assert_arrays_close
 from tolerances import assert_close
 
@@ -93,6 +94,32 @@ def test_nan_in_gives_nan_out_for_its_sequence_alone(in_force, dtype, rng):
     assert np.isnan(found["h_n"][1]).any()
     assert not np.isnan(found["y"][[0, 2, 3]]).any()
     assert np.isnan(found["dw_ih"]).any()
+
+
+@pytest.mark.parametrize("options", ["layer_norm", "all"])
+def test_infinite_inputs_do_as_in_pytorch(in_force, dtype, options, rng, torch):
+    """What is infinite and what is NaN then, and all that stays finite."""
+    for name, value in product(("x", "w_ih", "w_hh", "b", "h_0", "c_0"), (np.inf, -np.inf)):
+        problem = random_variant(rng, 3, 3, 2, 9, dtype, **OPTIONS[options])
+        array = getattr(problem, name)
+        array[tuple(n // 2 for n in array.shape)] = value
+        expected, *_ = torch_run(torch, problem)
+        for key, found in run(problem).items():
+            np.testing.assert_allclose(
+                found, expected[key], rtol=1e-3, atol=1e-3, err_msg=f"{key} of {value} in {name}"
+            )
+
+
+@pytest.mark.parametrize("options", ["layer_norm", "all"])
+@pytest.mark.parametrize(("n", "steps", "c"), [(0, 4, 3), (4, 0, 3), (4, 3, 0), (0, 0, 0)])
+def test_no_sequences_no_steps_and_no_inputs(in_force, dtype, options, n, steps, c, rng):
+    """States pass through no steps, and nothing gives zero gradients."""
+    problem = random_variant(rng, n, steps, c, 9, dtype, **OPTIONS[options])
+    found = assert_matches_reference(problem)
+    if n * steps == 0:
+        for name, start in {"h_n": problem.h_0, "c_n": problem.c_0, "dh_0": problem.dh_n, "dc_0": problem.dc_n}.items():
+            assert bits(found[name]) == bits(start)
+        assert not any(found[f"d{name}"].any() for name in problem.named(("w_ih", "w_hh", "b", *NORMS)))
 
 
 def test_an_empty_sequence_passes_its_states_through(in_force, dtype, rng):
