@@ -107,6 +107,12 @@ def test_a_model_that_is_no_chain_is_refused_by_the_name_of_the_layer(model, mes
         fgt.training_step(model, nn.MSELoss(), optimizer)
 
 
+def hooked_loss():
+    loss = nn.MSELoss()
+    loss.register_forward_hook(lambda *_: None)
+    return loss
+
+
 ONES = torch.ones(4, dtype=torch.float64)
 LOSSES_REFUSED = [
     (nn.SmoothL1Loss(), ValueError, r"loss must be one of nn\.CrossEntropyLoss, .*; got SmoothL1Loss"),
@@ -124,6 +130,7 @@ LOSSES_REFUSED = [
     (nn.HuberLoss(delta=0.0), ValueError, "delta must be above 0"),
     (fg.loss.CrossEntropy([1.0, 2.0]), ValueError, "the weights of CrossEntropy must be .*got .2,."),
     (nn.BCELoss(), ValueError, "BCELoss needs a sigmoid as the last layer"),
+    (hooked_loss(), ValueError, "MSELoss has hooks, which are not called"),
 ]
 
 
