@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent.parent
 # of the tests of ops, which all run on a device, some: what they reach of the executor is the same in every case
 OPS = [
     "kernels/test_activation.py::test_any_shape[float32-device-shape4]",
-    "kernels/test_clip.py::test_zeros_are_left_without_a_division",
+    "kernels/test_clip.py::test_zeros_are_left_without_a_division[float32-device]",
     "kernels/test_pruning.py::test_a_model_stays_pruned_in_steps_and_epochs[float32-device-chain]",
     "training/test_updater.py::test_a_list_is_updated_as_one_flat_array[float32-device-adamw]",
 ]
@@ -45,7 +45,9 @@ def on_a_fake_device(*arguments, **variables):
 @pytest.mark.full
 def test_what_is_for_a_device_runs():
     tests = [str(TESTS / name) for name in ("gpu/test_cuda_device.py", *OPS)]
-    done = on_a_fake_device("-m", "device and not full", *tests, FASTGRAD_DEVICE_POOL="0")
+    # PyTorch has no fake GPU
+    chosen = "-m", "device and not full", "-k", "not pytorch"
+    done = on_a_fake_device(*chosen, *tests, FASTGRAD_DEVICE_POOL="0")
     assert done.returncode == 0, done.stdout[-4000:]
     assert "failed" not in done.stdout
 
