@@ -17,7 +17,7 @@ from summary import CUDA_RESOURCES, resource_table
 pytest.importorskip("numba_cuda", reason="needs the extra [cuda]")
 
 from emulation import CAPABILITY
-from ptxsim.compile import CAPABILITIES, assembled, ptxas
+from ptxsim.compile import CAPABILITIES, assembled, lowered_once, ptxas
 
 from fastgrad.kernels import disk_cache
 from fastgrad.kernels.cuda.engine import device
@@ -85,7 +85,7 @@ def test_compiles_for_a_gpu(kernel, dtype, request):
     dtype = np.dtype(dtype)
     # what a capability changes shows in float32
     capabilities = CAPABILITIES if dtype == np.float32 else [CAPABILITY]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, lowered_once(kernel):
         # ptxas, a process, works while the next capability is compiled for
         found = [(cc, ptx := kernel.ptx(dtype, cc), pool.submit(assembled, ptx, cc)) for cc in capabilities]
     for cc, ptx, job in found:
@@ -103,6 +103,19 @@ def test_compiles_for_a_gpu(kernel, dtype, request):
         assert needs.registers <= MOST_REGISTERS, cc
         assert needs.shared <= MOST_SHARED, cc
         request.config.stash.setdefault(CUDA_RESOURCES, {})[kernel.name, dtype.name, cc] = needs.registers, needs.shared
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (10, 0)])
+def test_a_kernel_lowered_for_another_capability_differs_in_names_alone(cc):
+    def code(ptx):
+        assert re.search(rf"^\.target sm_{cc[0]}{cc[1]}$", ptx, re.MULTILINE)
+        return re.sub(r"_ZN\w+|_cudapy_smem_\d+|//.*", "", ptx)
+
+    (kernel,), dtype = (k for k in device.KERNELS if k.name == "join_sums"), np.dtype("f4")
+    with lowered_once(kernel):
+        kernel._compile(dtype, CAPABILITY)
+        once = kernel._compile(dtype, cc)
+    assert code(once) == code(kernel._compile(dtype, cc))
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Kernels to PTX, and through ptxas, on a machine without a GPU."""
 
+import contextlib
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from numba import cuda
+from numba.cuda.cudadrv import nvvm
 
 from fastgrad.kernels.cuda.engine.device import offline
 
@@ -17,6 +20,29 @@ def compiled(function, signature, cc=(9, 0), **options):
     """The PTX of a kernel of these argument types."""
     with offline(cc):
         return cuda.compile_ptx(getattr(function, "py_func", function), signature, cc=cc, device=False, **options)[0]
+
+
+@contextlib.contextmanager
+def lowered_once(kernel):
+    """Inside, what Numba makes of a kernel for one capability is compiled by NVVM for the others too: it differs in names alone.
+
+    Numba takes several times as long as NVVM.
+    """
+    compile_whole, compile_ir, lowered = kernel._compile, nvvm.compile_ir, {}
+
+    def compile_once(dtype, cc):
+        def keep(source, **options):
+            lowered[dtype] = source, options
+            return compile_ir(source, **options)
+
+        if dtype in lowered:
+            source, options = lowered[dtype]
+            return compile_ir(source, **{**options, "arch": f"compute_{cc[0]}{cc[1]}"}).decode().strip("\0\n")
+        with patch.object(nvvm, "compile_ir", keep):
+            return compile_whole(dtype, cc)
+
+    with patch.object(kernel, "_compile", compile_once):
+        yield
 
 
 def ptxas():
