@@ -315,6 +315,8 @@ def test_changes_between_steps_are_seen(change):
                 o.param_groups[0]["params"][:] = model.parameters()
     pair.run(batches(3))
     np.testing.assert_allclose(*pair.losses, rtol=1e-10)
+    for ours, theirs in zip(*(m.parameters() for m in pair.models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_another_dtype_needs_other_data():
