@@ -364,6 +364,21 @@ def test_an_update_that_overflows_does_as_in_pytorch(in_force):
     assert all(p.grad is None for p in pair.models[0].parameters())
 
 
+def last_apart(parameters):
+    *others, last = parameters
+    return [{"params": others, "lr": 0.1}, {"params": [last]}]
+
+
+def test_an_update_that_overflows_leaves_other_groups_their_gradients(in_force):
+    """PyTorch's optimizer makes the update of one group, and none from gradients that lie in the others."""
+    pair = Pair(network(dtype=torch.float32), SGD, {"lr": 1e38}, loss=F.mse_loss, groups=last_apart)
+    kept = torch.ones(9)
+    pair.models[0][0].bias.grad = kept
+    pair.run([(x, 1e3 * y) for x, y in batches(1, "mse", torch.float32)])
+    assert pair.models[0][0].bias.grad is kept
+    torch.testing.assert_close(*(m[0].bias for m in pair.models))
+
+
 def test_steps_under_no_grad_inference_mode_and_compile():
     pair = Pair(network(), *OPTIMIZERS["adam"])
     with torch.no_grad():
