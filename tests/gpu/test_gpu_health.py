@@ -111,7 +111,7 @@ def test_an_epoch_waits_once_more_for_what_it_has_looked_at(fake_gpu, make):
     for every in (False, True):
         trainer = fg.Trainer(make().to("cuda"), health=every)
         with fake_gpu.counted() as counts:
-            trainer.fit(x, y, batch_size=2)
+            trainer.fit(x, y, batch_size=7)
         waits.append(counts["waits"])
     assert waits[1] == waits[0] + 1
 
@@ -188,7 +188,7 @@ def test_the_history_of_steps_is_bounded_without_waiting(fake_gpu, cpu, monkeypa
     x, y = data()
     trainers = pair(make)
     with fake_gpu.counted() as counts:
-        for _ in range(11):
+        for _ in range(9):
             for trainer in trainers:
                 trainer.step(x, y)
     assert counts["waits"] == 0
@@ -219,9 +219,9 @@ def test_windows_are_updates_of_their_own(fake_gpu, cpu, monkeypatch):
 
     trainers = pair(make)
     for trainer in trainers:
-        trainer.fit(x, y, epochs=2, batch_size=10, shuffle=False, lengths=lengths, window=2)
-    assert trainers[0].step_count == trainers[1].step_count == 12
-    assert alike(*trainers).steps.tolist() == list(range(12))
+        trainer.fit(x, y, batch_size=10, shuffle=False, lengths=lengths, window=2)
+    assert trainers[0].step_count == trainers[1].step_count == 6
+    assert alike(*trainers).steps.tolist() == list(range(6))
 
 
 def test_health_follows_its_model(fake_gpu, cpu):
