@@ -40,11 +40,11 @@ class Net:
 
 
 NETS = {
-    "20-10-1": Net((20, 10, 1), "relu", "sigmoid", "binary_cross_entropy", Adam(), 32, 200, (breast_cancer,)),
+    "20-10-1": Net((20, 10, 1), "relu", "sigmoid", "binary_cross_entropy", Adam(), 32, 60, (breast_cancer,)),
     "784-64-64-10": Net(
         (784, 64, 64, 10), "relu", "softmax", "cross_entropy", Adam(), 128, 5, (digits, 28), "xavier_uniform"
     ),
-    "100-100-100-10": Net((100, 100, 100, 10), "relu", "identity", "cross_entropy", Adam(1e-3), 32, 10, (digits, 10)),
+    "100-100-100-10": Net((100, 100, 100, 10), "relu", "identity", "cross_entropy", Adam(1e-3), 32, 5, (digits, 10)),
     "50 x 256": Net(
         (*[256] * 51, 10),
         "tanh",
@@ -56,10 +56,10 @@ NETS = {
         (digits, 16),
         "xavier_uniform",
         1.0,
-        512,
+        256,
     ),
-    "xor, logistic": Net((2, 1), "relu", "sigmoid", "binary_cross_entropy", SGD(0.5), 4, 1000, (xor,)),
-    "xor, 2-4-1": Net((2, 4, 1), "tanh", "sigmoid", "binary_cross_entropy", SGD(0.5), 4, 1000, (xor,)),
+    "xor, logistic": Net((2, 1), "relu", "sigmoid", "binary_cross_entropy", SGD(0.5), 4, 400, (xor,)),
+    "xor, 2-4-1": Net((2, 4, 1), "tanh", "sigmoid", "binary_cross_entropy", SGD(0.5), 4, 400, (xor,)),
 }
 # the held-out accuracy that a trained net has, at least and at most
 ACCURACY = {

