@@ -203,7 +203,7 @@ def variant_arrays(norms, names):
     ("variant", "lengths", "reverse"),
     [*((variant, None, False) for variant in VARIANTS), ("all", [4, 3, 0, 1, 2], True)],
 )
-def test_lstm_variants(in_force, variant, lengths, reverse):
+def test_lstm_variants(variant, lengths, reverse):
     options, names = VARIANTS[variant]
     arrays, key = variant_arrays("zoneout" not in variant, names), jax.random.key(7)
     key = None if variant in ("layer_norm", "layer_norm_no_bias", "zoneout_in_evaluation") else key
