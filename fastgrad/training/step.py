@@ -84,13 +84,13 @@ class TrainStep:
                 last = before_loss(chain.output, loss.is_fused_with(chain.output))
                 self._watch = observer.watch([*chain._activations[:-1], last])
 
-    def step(self, x: Any, target: Any, lengths: Any = None, weights: Any = None) -> StepResult:
-        """One update, on checked data."""
+    def step(self, x: Any, target: Any, lengths: Any = None, weights: Any = None) -> tuple[Any, Any]:
+        """One update, on checked data: the loss before it, and a status."""
         step = self._count.item(0)
         observer = self._observer and self._observer.begin(step, 0)
         record = empty_float64(2, self.params) if self._on_gpu else self._record
         if self._compiled:
-            counts, watch = None, self._watch if observer else None
+            watch = self._watch if observer else None
             if len(x) > self._rows:
                 self._reserve(len(x))
             status = kernels(x).dense_chain_step(
@@ -101,11 +101,10 @@ class TrainStep:
                 observer.history.reserve(1, self.params)
             result = self._update(TrainingData(x, target, lengths, weights), record, observer)
             assert result is not None, "the check of data refuses sequences without a step"
-            counts, status = result.counts, result.status
+            status = result.status
         if observer is not None:
             observer.history.add(step, observer.history.rows[0], status)
-        loss, norm = record if self._on_gpu else record.tolist()
-        return StepResult(loss, norm, counts, status)
+        return record[0] if self._on_gpu else record.item(0), status
 
     def epoch(self, plan: EpochPlan) -> int:
         """The updates of a plan, up to the first that fails; returns its status, or OK."""

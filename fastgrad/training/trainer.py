@@ -267,7 +267,7 @@ class Trainer:
             self._shapes = (None, None) if on_gpu else (x.shape, y.shape)
         if self._has_schedule:
             self._groups.set_rate(self._optimizer.rate(self.step_count, self.val_losses))
-        loss, _, _, status = self._steps.step(x, y, lengths, sample_weight)
+        loss, status = self._steps.step(x, y, lengths, sample_weight)
         if type(loss) is not float:
             return LazyScalar(loss, status, lambda: self._fail("Trainer.step", int(status), y))
         if status != types.OK:
