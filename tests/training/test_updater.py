@@ -250,12 +250,13 @@ def test_without_clipping_there_is_no_norm(in_force):
     assert math.isnan(updater.step(np.full(3, 2.0, np.float32)))
 
 
-def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(fake_gpu):
+@pytest.mark.parametrize(("optimizer", "gradient"), [(Adam(0.1), 1e21), (SGD(100.0), 1e37)])
+def test_on_a_gpu_such_an_update_raises_where_it_is_looked_at(fake_gpu, optimizer, gradient):
     params = fake_gpu.array(np.ones(3, np.float32))
-    updater = fg.Updater(params, Adam(0.1))
+    updater = fg.Updater(params, optimizer)
     assert math.isnan(updater.step(fake_gpu.array(np.full(3, 0.5, np.float32))))
     before = bits(params.get()), bits(updater.state.get())
-    outcome = updater.step(fake_gpu.array(np.array([0, 1e21, 0], np.float32)))
+    outcome = updater.step(fake_gpu.array(np.array([0, gradient, 0], np.float32)))
     with pytest.raises(FloatingPointError, match="would not be finite in float32"):
         float(outcome)
     assert (bits(params.get()), bits(updater.state.get())) == before
