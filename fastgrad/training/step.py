@@ -31,10 +31,8 @@ from fastgrad.training.gradients import layer_gradients
 
 
 class StepResult(NamedTuple):
-    """Mean loss before the update, gradient norm, counts of a plan or None, and status: numbers, or arrays on the GPU."""
+    """Counts of a plan or None, and status: numbers, or arrays on the GPU."""
 
-    loss: Any
-    norm: Any
     counts: Any
     status: Any
 
@@ -221,7 +219,7 @@ class TrainStep:
                     self._model, self._loss, batch, state, observer, self._all_reduce is None, self._frozen
                 )
             if not self._on_gpu and status != types.OK:
-                return StepResult(np.nan, np.nan, counts, status)
+                return StepResult(counts, status)
             if self._all_reduce is not None:
                 rule = self._rule
                 groups = () if rule.groups is None else rule.groups
@@ -245,7 +243,7 @@ class TrainStep:
             status = np.where(self._all_reduce.agreed, status, DISAGREED)
         if self._on_gpu and before is not None:
             before.restore_unless(status == types.OK)
-        return StepResult(record[0], record[1], counts, status)
+        return StepResult(counts, status)
 
     def _restore_after_failure(self) -> None:
         """Restore what a step without an update has changed; if an interrupt stops this, the next step does it again."""
