@@ -58,9 +58,9 @@ def lstm(
     N is the batch, T the steps, C the inputs, H the hidden size, and P the size of h: H, or the columns of w_proj.
 
     With layer_norm the gates are those of LN(x_t w_ih) gamma_x + LN(h_{t-1} w_hh) gamma_h + b, and
-    h_t = o tanh(LN(c_t) gamma_c + beta_c), where LN subtracts the mean of a row and divides by sqrt(var + eps). c_t itself
-    stays as it is, as in the paper. With zoneout the new cell is f c_{t-1} + i g, h_t is computed from that one, and a unit
-    of c_t or h_t then is the new value or the one of the step before.
+    h_t = o tanh(LN(c_t) gamma_c + beta_c), where LN subtracts the mean of a row and divides by sqrt(var + eps). c_t
+    itself stays as it is, as in the paper. With zoneout the new cell is f c_{t-1} + i g, h_t is computed from that one,
+    and a unit of c_t or h_t then is the new value or the one of the step before.
 
     Args:
         x: The sequences (N, T, C), float32 or float64.
@@ -87,9 +87,9 @@ def lstm(
         ((y, h_n, c_n), backward). y (N, T, P) is h of every step, 0 past a sequence's end; h_n (N, P) and c_n (N, H)
         are the states after each sequence's last step, the first ones if it is empty. With cells the results end with c
         (N, T, H). backward(dy, dh_n, dc_n, step_norms=None), of which some but not all gradients may be None, returns
-        the gradients of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj, and those of layer_norm;
-        step_norms, a float64 array (T,), is filled with the norm of dL/dh_t at each step. It reads the inputs and y:
-        write to none before it.
+        the gradients of the given inputs, in the order x, w_ih, w_hh, b, h_0, c_0, peephole, w_proj, and those of
+        layer_norm; step_norms, a float64 array (T,), is filled with the norm of dL/dh_t at each step. It reads the
+        inputs and y: write to none before it.
 
     Raises:
         ValueError: A shape does not fit, a number is out of its range, or a variant comes with peephole or w_proj.

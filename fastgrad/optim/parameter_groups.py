@@ -18,30 +18,32 @@ DECAY = 4
 class ParameterGroups(NamedTuple):
     """The groups of arrays, as kernels read them.
 
-    hyper (G, 7) and groups (n,): those of UpdateRule; of a single group (7,) and None. factors (G,): the rate of each group
-    over that of the optimiser, if that has a schedule. The first group has the optimiser's own settings. frozen_statistics: their
+    hyper (G, 7) and group_numbers (n,): hyper and groups of UpdateRule; of a single group (7,) and None. factors (G,): the rate of each
+    group over that of the optimiser, if that has a schedule. The first group has the optimiser's own settings. frozen_statistics: their
     names.
     """
 
     hyper: np.ndarray
-    groups: np.ndarray | None
+    group_numbers: np.ndarray | None
     factors: np.ndarray
     frozen_statistics: list[str]
 
     def set_rate(self, rate: float) -> None:
         """Set the rates of the next update from the optimiser's, which is a schedule's."""
-        if self.groups is None:
+        if self.group_numbers is None:
             self.hyper[0] = rate
         else:
             self.hyper[:, 0] = rate * self.factors
 
     def rates(self, rates: np.ndarray) -> np.ndarray:
         """The rates of some updates (U,), or of each group (U, G), from the optimiser's (U,), which are a schedule's."""
-        return rates if self.groups is None else rates[:, None] * self.factors
+        return rates if self.group_numbers is None else rates[:, None] * self.factors
 
     def constant_rates(self, updates: int) -> np.ndarray:
         """The rates of this many updates, where they are not a schedule's."""
-        return np.full(updates, self.hyper[0]) if self.groups is None else np.tile(self.hyper[:, 0], (updates, 1))
+        return (
+            np.full(updates, self.hyper[0]) if self.group_numbers is None else np.tile(self.hyper[:, 0], (updates, 1))
+        )
 
 
 def parameter_groups(

@@ -109,7 +109,7 @@ class Updater:
         if constraint is None:
             return None
         arrays = ArrayList("Updater", "params", self.params, self.state).flat
-        return kernel_constraint("Updater", constraint, "params", arrays, self._groups.groups)
+        return kernel_constraint("Updater", constraint, "params", arrays, self._groups.group_numbers)
 
     def __repr__(self) -> str:
         count, plural = len(self.params), "s" * (len(self.params) != 1)
@@ -189,7 +189,7 @@ class Updater:
                     clip_norm,
                     self._mask,
                     self._kernel_constraint,
-                    groups.groups,
+                    groups.group_numbers,
                 ),
                 before + 1,
                 record if clips else None,

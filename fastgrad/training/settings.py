@@ -83,9 +83,9 @@ def bind(trainer: Any) -> None:
         # of a model that was moved
         trainer._state = (device.to_gpu if model.on_gpu else device.to_host)(trainer._state)
     trainer._groups = groups = groups_over(optimizer, model)
-    constraint = constraint_over(trainer._constraint, model, groups.groups)
+    constraint = constraint_over(trainer._constraint, model, groups.group_numbers)
     trainer._rule = UpdateRule(
-        optimizer.code, trainer._state, groups.hyper, trainer._clip_norm, model._mask, constraint, groups.groups
+        optimizer.code, trainer._state, groups.hyper, trainer._clip_norm, model._mask, constraint, groups.group_numbers
     )
     all_reduce = None if trainer._reduce is None else AllReduce(trainer._reduce, model, trainer._kernel_loss)
     observer = HealthObserver(model, health) if health is not None and health.layers else None

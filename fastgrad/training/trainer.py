@@ -48,9 +48,9 @@ class Trainer:
     cross_entropy over a softmax output and binary_cross_entropy over a sigmoid output are taken from the logits before
     it; any other output is itself the logits. Of outputs (N, T, K) the loss is the mean over every step.
 
-    All settings but model and health may be assigned between steps, and are checked as here; a new
-    optimizer must have the same rule, with as many rows of state. fit adds to val_losses, a list, which a schedule of the
-    learning rate may read.
+    All settings but model and health may be assigned between steps, and are checked as here; a new optimizer
+    must have the same rule, with as many rows of state. fit adds to val_losses, a list, which a schedule of the learning
+    rate may read.
 
     step_count counts the updates that were made. After an exception, KeyboardInterrupt too, parameters, statistics,
     state and generators are those of a whole number of updates. A copy by copy.deepcopy or pickle has a copy of the

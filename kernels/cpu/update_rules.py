@@ -2,9 +2,9 @@
 
 A rule (`sgd`, `adam`, ...) is an inline function that updates one parameter. Each has two kernels, without masks and with masks, in which
 map_masked runs it over a block of values; a kernel is compiled at its first use and called by its address. What a rule takes besides
-parameter, gradient and state is computed once an update, in float64:
-`lr` and `correction` hold Adam's bias corrections. Adam needs a square root and a division a value, which bound its speed while the arrays
-are in cache; beyond the cache memory does, with 28 bytes a float32 value.
+parameter, gradient and state is computed once an update, in float64: `lr` and `correction` hold Adam's bias corrections. Adam needs a
+square root and a division a value, which bound its speed while the arrays are in cache; beyond the cache memory does, with 28 bytes a
+float32 value.
 """
 
 import math

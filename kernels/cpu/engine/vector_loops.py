@@ -113,7 +113,7 @@ def _map_arrays(typingctx, f, masks, sources, targets, parameters):
     inner = typingctx.resolve_function_type(f, (*(source.dtype for source in sources), *parameters), {})
 
     def codegen(context, builder, signature, args):
-        _, count, *given, sources, targets, parameters = args
+        _, count, *mask_pointer, sources, targets, parameters = args
         parameters = cgutils.unpack_tuple(builder, parameters)
         sources, targets = (cgutils.unpack_tuple(builder, pointers) for pointers in (sources, targets))
         function, module = context.get_function(f, inner), builder.module
@@ -126,13 +126,13 @@ def _map_arrays(typingctx, f, masks, sources, targets, parameters):
         i = builder.phi(_I64)
         loads = [_marked(builder.load(builder.gep(source, [i])), read, written) for source in sources]
         results = function(builder, [*loads, *parameters])
-        kept = None
+        is_kept = None
         if masks and masks[0] is not types.none:
-            byte = _marked(builder.load(builder.gep(given[0], [i])), read, written)
-            kept = builder.icmp_unsigned("!=", byte, byte.type(0))
+            byte = _marked(builder.load(builder.gep(mask_pointer[0], [i])), read, written)
+            is_kept = builder.icmp_unsigned("!=", byte, byte.type(0))
         for k, (value, target) in enumerate(zip(cgutils.unpack_tuple(builder, results), targets, strict=True)):
-            if kept:
-                value = builder.select(kept, value, value.type(0))
+            if is_kept:
+                value = builder.select(is_kept, value, value.type(0))
             others = [read, *(scope for j, scope in enumerate(written) if j != k)]
             _marked(builder.store(value, builder.gep(target, [i])), written[k], others)
         following = builder.add(i, ir.Constant(_I64, 1), flags=["nsw"])
