@@ -95,9 +95,12 @@ def chain_buffers(
     rows: int, widths: Iterable[int], activations: Iterable[Activation], empty: Callable, like: Any
 ) -> ChainSaved:
     """The arrays that a forward of so many rows writes, from empty((N, K), like): every y, and z where its activation needs it."""
-    outputs = [empty((rows, width), like) for width in widths]
-    pairs = zip(outputs, activations, strict=True)
-    return ChainSaved([empty(y.shape, like) if needs_input(f.code) else y for y, f in pairs], outputs)
+    zs, outputs = [], []
+    for width, f in zip(widths, activations, strict=True):
+        y = empty((rows, width), like)
+        outputs.append(y)
+        zs.append(empty((rows, width), like) if needs_input(f.code) else y)
+    return ChainSaved(zs, outputs)
 
 
 class ChainGradients(NamedTuple):

@@ -374,28 +374,29 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     if state.size != len(state) * size or grads.size != size:
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
-    # of a launch, on average: the pool wakes threads only for enough of them
-    operations, char, rows, at, nonzeros = 2 * batch_size * size, grads.dtype.char, x.shape[0], 0, 0
-    if isinstance(x, types.Nonzeros):
+    if type(x) is types.Nonzeros:
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
-        nonzeros = address_of(values)
+        at, nonzeros = 0, address_of(values)
     else:
-        at = address_of(x)
-    # arrays of more than one type by their addresses, so that the driver is compiled once a dtype
+        at, nonzeros = address_of(x), 0
+    dtype = grads.dtype
+    char = dtype.char
+    # operations of a launch, on average: the pool wakes threads only for enough of them.
+    # Arrays of more than one type by their addresses, so that the driver is compiled once a dtype
     arguments = (
-        operations, _train, _KERNELS.get(char, _NO_ORDER), at, rows, nonzeros, address_of(target), target.ndim == 1, order, batch_size,
-        table, parameters, code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index, params, grads, work,
-        optimizer, state, hyper, rates, clip_norm,
+        2 * batch_size * size, _train, _KERNELS.get(char, _NO_ORDER), at, len(x), nonzeros, address_of(target), target.ndim == 1, order,
+        batch_size, table, parameters, code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index,
+        params, grads, work, optimizer, state, hyper, rates, clip_norm,
         *restriction_of(masks, constraint, groups), step, record,
         0 if row_weights is None else address_of(row_weights), l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
         0 if counts is None else address_of(counts), tensors,
     )  # fmt: skip
-    result = run(*arguments, scratch=(grads.dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
+    result = run(*arguments, scratch=(dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
         needed = _needed_kernels(table, code, rule, nonzeros != 0, watch is not None)
         _KERNELS.provide(char, needed, _train, (0, 1, *arguments[2:], EMPTY[char, 1]))
-        result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(grads.dtype, 0, SCRATCH))
+        result = run(*arguments[:2], _KERNELS[char], *arguments[3:], scratch=(dtype, 0, SCRATCH))
     return result
 
 

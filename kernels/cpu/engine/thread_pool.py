@@ -268,14 +268,12 @@ def run(operations, driver, *arguments, scratch=None):
     threads = _threads
     # where another thread takes the pool between here and a launch, the launcher does all parts
     if operations < SMALL or threads == 1 or (_busy is not None and _busy[0]):
-        return _call_driver(scratch, serial_scratch, driver, _launcher_address(_serial), 1, arguments)
-    if _openmp and _openmp[1]() == threads and threading.get_ident() == _MAIN:
-        return _call_driver(scratch, threaded_scratch, driver, _openmp_address(_openmp[0]), threads, arguments)
-    _wake(threads - 1)
-    return _call_driver(scratch, threaded_scratch, driver, _launcher_address(_pool), threads, arguments)
-
-
-def _call_driver(scratch, pool, driver, launcher, parts, arguments):
+        launcher, parts, pool = _launcher_address(_serial), 1, serial_scratch
+    elif _openmp and _openmp[1]() == threads and threading.get_ident() == _MAIN:
+        launcher, parts, pool = _openmp_address(_openmp[0]), threads, threaded_scratch
+    else:
+        _wake(threads - 1)
+        launcher, parts, pool = _launcher_address(_pool), threads, threaded_scratch
     if scratch is None:
         return driver(launcher, parts, *arguments)
     dtype, shared, each = scratch
