@@ -34,7 +34,7 @@ class ArrayList:
         if written and not known and len(set(map(id, arrays))) < len(arrays):
             first, second = _duplicate(arrays)
             raise ValueError(f"{op}: {name} must be arrays of their own, got {name}[{first}] as {name}[{second}] again")
-        if not self.kernels.plain(arrays) or not (
+        if not self.kernels.are_uniform(arrays) or not (
             like is None or (arrays[0].dtype == like.dtype and type(arrays[0]) is type(like))
         ):
             arrays = self._contiguous(op, name, arrays, like, written)

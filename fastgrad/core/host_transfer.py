@@ -17,7 +17,7 @@ class HostArrayAdapter:
     """A module of kernels as one that takes NumPy arrays. direct: the module itself, for arrays on the GPU."""
 
     # a test of the caller's own arrays, not of their copies
-    plain = staticmethod(reference.plain)
+    are_uniform = staticmethod(reference.are_uniform)
 
     def __init__(self, module: Any) -> None:
         self.direct, self.__all__, self.__name__ = module, module.__all__, module.__name__

@@ -163,7 +163,7 @@ class ParameterBlock:
         gradients = address_list(grads, self._address_list) if self._address_list is not None else None
         if gradients is None:
             gradients = arrays(OP, "gradients", grads)
-            if not self.is_contiguous or not kernels().plain(gradients):
+            if not self.is_contiguous or not kernels().are_uniform(gradients):
                 gradients = self._ordered(grads)
         try:
             update_parameters(self._arrays, gradients, self.state.numpy(), hyper, self.step_count + 1, self.updates)

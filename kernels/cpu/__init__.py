@@ -7,7 +7,7 @@ from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout_forward
 from .engine.array_table import AddressList as AddressList
-from .engine.object_memory import plain
+from .engine.object_memory import are_uniform
 from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
@@ -25,6 +25,7 @@ from .weight_layout import weights_from_taps, weights_to_taps
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "are_uniform",
     "array_health",
     "array_norms",
     "avg_pool2d_backward",
@@ -58,7 +59,6 @@ __all__ = [
     "normal",
     "orthogonal",
     "output_health",
-    "plain",
     "prune_below",
     "prune_smallest",
     "scale_arrays",

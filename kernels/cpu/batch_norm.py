@@ -46,7 +46,7 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import add, fence, map_arrays, stream, streams, times
+from .engine.vector_loops import add, fence, map_arrays, store_nontemporal, stores_nontemporal, times
 from .gemm import clear
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
@@ -58,15 +58,15 @@ PADDING = 48
 STEP = 2048
 # sets of rows (rows, W) of x, whole ones: means and squares (n_blocks, W), float64, of blocks of them
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
-# x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
-# dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu,
-# leaky_relu or clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; streams: whether what
-# is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's kernel, forward or
-# backward; dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and batch_norm_backward, null for None
+# x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of dx = scale (dz + (x -
+# high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu, leaky_relu or
+# clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; nontemporal: whether what is
+# written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's kernel, forward or backward;
+# dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and batch_norm_backward, null for None
 NORM = np.dtype(
     [
         (name, "i8")
-        for name in "M C W n_blocks code function is_relu has_dz batch_statistics streams scratch scratch_size".split()
+        for name in "M C W n_blocks code function is_relu has_dz batch_statistics nontemporal scratch scratch_size".split()
     ]
     + [(name, "i8") for name in "x dy residual z y dz dx high scale shift slope offset sums".split()]
     + [("parameter", "f8")]
@@ -257,12 +257,12 @@ def batch_norm_forward_part(thread_index, thread_count, record, like):
     step, scratch = max(1, STEP // norm.W) * norm.W, thread_scratch(norm, thread_index, like)
     for at in range(lo + (hi - lo - 1) // step * step, lo - 1, -step):
         n, y = min(step, hi - at), advance(pointer(norm.y, like), at)  # (n,)
-        target = scratch if norm.streams else y
+        target = scratch if norm.nontemporal else y
         z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target  # (n,)
         normalise_rows(norm, at, n, z, like)
         activate(norm.function, norm.parameter, n // norm.C, norm.C, z, target)
-        if norm.streams:
-            stream(n, target, y)
+        if norm.nontemporal:
+            store_nontemporal(n, target, y)
     fence()
 
 
@@ -281,10 +281,10 @@ def add_rows(norm, at, n, total, products, scratch, like):
         if norm.has_dz:
             sources = total, products, dy, x, high, advance(pointer(norm.y, like), at + j)
             target = advance(pointer(norm.dz, like), at + j)  # (W,)
-            targets = total, products, scratch if norm.streams else target
+            targets = total, products, scratch if norm.nontemporal else target
             map_products_by_y(norm, columns, sources, targets)
-            if norm.streams:
-                stream(columns, scratch, target)
+            if norm.nontemporal:
+                store_nontemporal(columns, scratch, target)
         else:
             map_products(norm, columns, (total, products, dy, x, high, scale, shift), sums)
 
@@ -311,7 +311,7 @@ def batch_norm_sums_part(thread_index, thread_count, record, like):
 
 @device_function
 def input_gradient_rows(norm, at, n, scratch, scratch_row, like):
-    """dx of n values from `at` on; scratch_row (W,): its place before it is streamed."""
+    """dx of n values from `at` on; scratch_row (W,): its place before it is stored."""
     high, scale, shift = pointer(norm.high, like), pointer(norm.scale, like), pointer(norm.shift, like)  # (W,) each
     slope, offset = pointer(norm.slope, like), pointer(norm.offset, like)  # (W,) each
     fuse, dz = norm.is_relu and norm.batch_statistics, scratch
@@ -321,7 +321,7 @@ def input_gradient_rows(norm, at, n, scratch, scratch_row, like):
         dz = activation_gradient(norm, at, n, scratch, like)
     for j in range(0, n, norm.W):
         columns, dz_row, target = min(norm.W, n - j), advance(dz, j), advance(pointer(norm.dx, like), at + j)  # (W,)
-        dx = scratch_row if norm.streams else target
+        dx = scratch_row if norm.nontemporal else target
         x = advance(pointer(norm.x, like), at + j)  # (W,)
         if fuse:
             sources = advance(pointer(norm.dy, like), at + j), x, high, scale, shift, slope, offset
@@ -330,8 +330,8 @@ def input_gradient_rows(norm, at, n, scratch, scratch_row, like):
             map_arrays(input_gradient, columns, (dz_row, x, high, scale, slope, offset), (dx,), ())
         else:
             map_arrays(times, columns, (dz_row, scale), (dx,), ())
-        if norm.streams:
-            stream(columns, dx, target)
+        if norm.nontemporal:
+            store_nontemporal(columns, dx, target)
 
 
 @kernel(NORM)
@@ -455,7 +455,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
     norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
-    norm.streams = streams(y, norm.W)
+    norm.nontemporal = stores_nontemporal(y, norm.W)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -471,12 +471,12 @@ def _backward(
     W, depth = norm.W, BLOCK * chunk_size(norm.W)
     norm.n_blocks, norm.has_dz, norm.batch_statistics = (x.size + depth - 1) // depth, min(1, dz.size), batch_statistics
     norm.is_relu = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
-    norm.streams = streams(dz, norm.W)
+    norm.nontemporal = stores_nontemporal(dz, norm.W)
     norm.dy, norm.z, norm.y, norm.sums = address(dy), address(z), address(y), address(sums)
     norm.dz, norm.dx = address(dz), address(dx)
     run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
     slope, offset = vectors[3], vectors[4]
-    norm.slope, norm.offset, norm.streams = address(slope), address(offset), streams(dx, norm.W)
+    norm.slope, norm.offset, norm.nontemporal = address(slope), address(offset), stores_nontemporal(dx, norm.W)
     first = data(sums)
     for block in range(1, norm.n_blocks):
         map_arrays(add, 2 * W, (first, advance(first, 2 * W * block)), (first,), ())

@@ -43,7 +43,7 @@ from .engine.intrinsics import (
 )
 from .engine.matrix import field_matrix, rows_apart, rows_from, transposed
 from .engine.microkernel import ROWS
-from .engine.object_memory import address_of, readable
+from .engine.object_memory import address_of, readable_objects
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays, squares
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part
@@ -283,7 +283,7 @@ def _functions(char, activations, backward):
 def _run_chain(driver, kernels, x, weights, activations, lists, ends):
     """lists: weights, biases, zs, outputs, dzs, dweights, dbiases, each None for none; ends: the addresses that the driver takes last."""
     char = x.dtype.char
-    _held, array, places = readable(x, lists)
+    _held, array, places = readable_objects(x, lists)
     run(
         2 * len(x) * sum(w.size for w in weights), driver, kernels[char], array, places,
         *_functions(char, tuple(activations), kernels is _BACKWARD), id(None), x.itemsize, *ends, scratch=(x.dtype, 0, SCRATCH),

@@ -31,7 +31,7 @@ from .engine.intrinsics import (
 )
 from .engine.reductions import about_first, weighted_sums
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import add, fence, map_arrays, stream, streams
+from .engine.vector_loops import add, fence, map_arrays, store_nontemporal, stores_nontemporal
 from .gemm import clear
 
 # values that are taken at a time; rows whose sums are added up in the dtype; values of a block of rows at least, and blocks at most
@@ -39,10 +39,10 @@ STEP, CHUNK, BLOCK, MOST_BLOCKS = 2048, 32, 32768, 128
 # values between rows of the scratch: at a power of two from each other they would share sets of the first-level cache
 PADDING = 48
 # x (M, C), gamma and beta (C,); mean and rstd (M,), float64; block: rows of a block; sums (n_blocks, 2, C), float64, of dz xhat and of dz;
-# streams: whether what is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's
+# nontemporal: whether what is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's
 # kernel, forward or backward; saved: z where the activation needs its input, else y; dy, residual, z, y, dz and dx (M, C), null for None
 LAYER_NORM = np.dtype(
-    [(name, "i8") for name in "M C block n_blocks function streams scratch scratch_size mean rstd sums".split()]
+    [(name, "i8") for name in "M C block n_blocks function nontemporal scratch scratch_size mean rstd sums".split()]
     + [(name, "i8") for name in "x gamma beta residual z y dy saved dz dx".split()]
     + [(name, "f8") for name in ("parameter", "eps")]
 )
@@ -143,7 +143,7 @@ def layer_norm_forward_part(thread_index, thread_count, record, like):
     for first in range(lo, hi, step_rows(norm)):
         rows, at = min(step_rows(norm), hi - first), first * C
         y = advance(pointer(norm.y, like), at)  # (rows, C)
-        target = scratch if norm.streams else y
+        target = scratch if norm.nontemporal else y
         z = advance(pointer(norm.z, like), at) if norm.z != norm.y else target  # (rows, C)
         for i in range(rows):
             x, z_row = advance(pointer(norm.x, like), at + i * C), (advance(z, i * C),)  # (C,) each
@@ -156,8 +156,8 @@ def layer_norm_forward_part(thread_index, thread_count, record, like):
             else:
                 map_arrays(normalise, C, (x, gamma, beta), z_row, factors)
         activate(norm.function, norm.parameter, rows, C, z, target)
-        if norm.streams:
-            stream(rows * C, target, y)
+        if norm.nontemporal:
+            store_nontemporal(rows * C, target, y)
     fence()
 
 
@@ -206,14 +206,14 @@ def layer_norm_backward_part(thread_index, thread_count, record, like):
                 advance(pointer(norm.dz, like), at),
                 advance(pointer(norm.dx, like), at),
             )  # (rows, C) each
-            dz = activation_gradient(norm, at, rows, dz_place if norm.dz and not norm.streams else dz_scratch, like)
-            dx = dx_scratch if norm.streams else dx_place
+            dz = activation_gradient(norm, at, rows, dz_place if norm.dz and not norm.nontemporal else dz_scratch, like)
+            dx = dx_scratch if norm.nontemporal else dx_place
             for i in range(rows):
                 add_row(norm, first + i, advance(dz, i * C), advance(dx, i * C), products, total, like)
-            if norm.streams and norm.dz:
-                stream(rows * C, dz, dz_place)
-            if norm.streams and norm.dx:
-                stream(rows * C, dx, dx_place)
+            if norm.nontemporal and norm.dz:
+                store_nontemporal(rows * C, dz, dz_place)
+            if norm.nontemporal and norm.dx:
+                store_nontemporal(rows * C, dx, dx_place)
             left += rows
             # so few values are added up in the dtype
             if left + step > CHUNK or first + rows == end:
@@ -242,7 +242,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, (address(gamma), address(beta)), function, parameter, mean, rstd, scratch, thread_count)
     norm.eps, norm.residual, norm.z, norm.y = eps, address_or_null(residual), address(z), address(y)
-    norm.streams = streams(y, norm.C)
+    norm.nontemporal = stores_nontemporal(y, norm.C)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -258,8 +258,10 @@ def _backward(
     describe(norm, x, (address(gamma), 0), function, parameter, mean, rstd, values, thread_count)
     norm.block, norm.n_blocks, norm.sums = block, n_blocks, address(sums)
     norm.dy, norm.saved, norm.dz, norm.dx = address(dy), address(saved), address_or_null(dz), address_or_null(dx)
-    norm.streams = (
-        (dz.size or dx.size) and (not dz.size or streams(dz, norm.C)) and (not dx.size or streams(dx, norm.C))
+    norm.nontemporal = (
+        (dz.size or dx.size)
+        and (not dz.size or stores_nontemporal(dz, norm.C))
+        and (not dx.size or stores_nontemporal(dx, norm.C))
     )
     run_kernel(launcher, kernels[BACKWARD_PART], thread_count, record, ())
     first = data(sums)

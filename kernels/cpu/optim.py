@@ -77,13 +77,13 @@ from .update_rules import BLOCK, BLOCK_KERNELS, HYPER_SIZE, UPDATE, UPDATE_BYTES
 # kernels: of the addresses of UPDATE_KERNELS; restriction: of a RESTRICTION, and from it masks: of a byte a value, or 0, groups: of each
 # array's record in `update`, or FROZEN, or 0: all have the first one; kind and limit; norm_sums, norm_counts: of updated values by block,
 # as in clip.py, for a constraint on norms; moved: (blocks, 2) as in health.py, or 0; scratch: of `longest` values a thread, if moved;
-# norm: of the gradients before scaling; size: bytes of a value; status: OK, NONFINITE, or at first FAILED
+# norm: of the gradients before scaling; itemsize: bytes of a value; status: OK, NONFINITE, or at first FAILED
 ARRAYS = np.dtype(
     [
         (name, "i8")
         for name in "params grads n sums update kernels restriction masks groups kind norm_sums norm_counts moved".split()
     ]
-    + [(name, "i8") for name in "scratch longest size status n_groups".split()]
+    + [(name, "i8") for name in "scratch longest itemsize status n_groups".split()]
     + [("limit", "f8"), ("norm", "f8")]
 )
 FAILED = -3
@@ -319,7 +319,7 @@ def group_updates_of(arrays):
 @device_function
 def may_overflow(launcher, thread_count, arrays, params):
     """Whether the update may turn finite values into infinity or NaN: a bound, by the norm of the gradients before scaling."""
-    k, group_updates, weights = 0 if arrays.size == 4 else 1, group_updates_of(arrays), -1.0
+    k, group_updates, weights = 0 if arrays.itemsize == 4 else 1, group_updates_of(arrays), -1.0
     for group in range(arrays.n_groups):
         update = group_updates[group]
         largest = arrays.norm * update.scale
@@ -338,9 +338,9 @@ def may_overflow(launcher, thread_count, arrays, params):
 
 
 @device_function
-def value_at(address, i, size):
+def value_at(address, i, itemsize):
     """Value number i of an array of float32 or float64."""
-    if size == 4:
+    if itemsize == 4:
         return np.float64(carray(void_pointer(address + 4 * i), 1, np.float32)[0])
     return carray(void_pointer(address + 8 * i), 1, np.float64)[0]
 
@@ -353,16 +353,19 @@ def copy_bytes(n, source, target):
 
 
 @device_function
-def loses_finite_values(params, copies, grads, n, state, state_copy, stride, rows, size):
+def loses_finite_values(params, copies, grads, n, state, state_copy, stride, rows, itemsize):
     """Whether a value with finite parameter, gradient and state has a parameter or state in the copies that is not finite."""
     for a in range(n):
         for i in range(params[a + 1, START] - params[a, START]):
-            before, after = value_at(params[a, ADDRESS], i, size), value_at(copies[a, ADDRESS], i, size)
-            was, still = np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, size)), np.isfinite(after)
+            before, after = value_at(params[a, ADDRESS], i, itemsize), value_at(copies[a, ADDRESS], i, itemsize)
+            was, still = (
+                np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, itemsize)),
+                np.isfinite(after),
+            )
             for row in range(rows):
                 place = row * stride + params[a, PLACE] + i
-                was &= np.isfinite(value_at(state, place, size))
-                still &= np.isfinite(value_at(state_copy, place, size))
+                was &= np.isfinite(value_at(state, place, itemsize))
+                still &= np.isfinite(value_at(state_copy, place, itemsize))
             if was and not still:
                 return True
     return False
@@ -382,23 +385,25 @@ def update_copies(launcher, thread_count, record, update, params, copies, scratc
 
     copies: a table like params; scratch: for the values of params, and then of state.
     """
-    arrays, size, n, values = record[0], record[0].size, record[0].n, params[record[0].n, START]
-    state, length = update.state, update.rows * update.stride * size
+    arrays, itemsize, n, values = record[0], record[0].itemsize, record[0].n, params[record[0].n, START]
+    state, length = update.state, update.rows * update.stride * itemsize
     for a in range(n):
-        copies[a, ADDRESS] = address(scratch) + params[a, START] * size
-        copy_bytes((params[a + 1, START] - params[a, START]) * size, params[a, ADDRESS], copies[a, ADDRESS])
-    set_state(arrays, address(scratch) + values * size)
+        copies[a, ADDRESS] = address(scratch) + params[a, START] * itemsize
+        copy_bytes((params[a + 1, START] - params[a, START]) * itemsize, params[a, ADDRESS], copies[a, ADDRESS])
+    set_state(arrays, address(scratch) + values * itemsize)
     arrays.params = address(copies)
     copy_bytes(length, state, update.state)
     update_all(launcher, thread_count, record, copies)
     grads, stride, rows = rows_at(arrays.grads, n), update.stride, update.rows
     if arrays.status == types.OK:
-        if loses_finite_values(params, copies, grads, n, state, address(scratch) + values * size, stride, rows, size):
+        if loses_finite_values(
+            params, copies, grads, n, state, address(scratch) + values * itemsize, stride, rows, itemsize
+        ):
             arrays.status = types.NONFINITE
         else:
             for a in range(n):
-                copy_bytes((params[a + 1, START] - params[a, START]) * size, copies[a, ADDRESS], params[a, ADDRESS])
-            copy_bytes(length, address(scratch) + values * size, state)
+                copy_bytes((params[a + 1, START] - params[a, START]) * itemsize, copies[a, ADDRESS], params[a, ADDRESS])
+            copy_bytes(length, address(scratch) + values * itemsize, state)
     set_state(arrays, state)
 
 
@@ -412,8 +417,8 @@ def checked_update(launcher, thread_count, record, like):
     arrays = record[0]
     params, update = rows_at(arrays.params, arrays.n), group_updates_of(arrays)[0]
     if may_overflow(launcher, thread_count, arrays, params):
-        size = (params[arrays.n, START] + update.rows * update.stride) * arrays.size
-        copies, scratch = params.copy(), np.empty((size + 7) // 8)
+        n_bytes = (params[arrays.n, START] + update.rows * update.stride) * arrays.itemsize
+        copies, scratch = params.copy(), np.empty((n_bytes + 7) // 8)
         update_copies(launcher, thread_count, record, update, params, copies, scratch)
     else:
         update_all(launcher, thread_count, record, params)
@@ -421,18 +426,18 @@ def checked_update(launcher, thread_count, record, like):
 
 @device_function
 def run_update(
-    launcher, thread_count, kernels, params, grads, n, group_updates, restriction, moved, norm, size, totals
+    launcher, thread_count, kernels, params, grads, n, group_updates, restriction, moved, norm, itemsize, totals
 ):
     """Update arrays by checked_update; OK or NONFINITE. kernels: as in UPDATE_KERNELS; group_updates: the UPDATE records of all groups.
 
     restriction: address of a RESTRICTION; moved: of sums of health.py by block, or 0; totals: the array that they lie in;
-    norm: of the gradients before scaling; size: bytes of a value.
+    norm: of the gradients before scaling; itemsize: bytes of a value.
     """
     record = local_zeros(1, ARRAYS)
     arrays = record[0]
     arrays.params, arrays.grads, arrays.n = address(params), address(grads), n
     arrays.update, arrays.n_groups = address(group_updates), len(group_updates)
-    arrays.kernels, arrays.moved, arrays.norm, arrays.size = address(kernels), moved, norm, size
+    arrays.kernels, arrays.moved, arrays.norm, arrays.itemsize = address(kernels), moved, norm, itemsize
     restricted = carray(void_pointer(restriction), 1, RESTRICTION)[0]
     arrays.restriction, arrays.masks, arrays.groups = restriction, restricted.masks, restricted.groups
     arrays.kind, arrays.limit = restricted.kind, restricted.limit
@@ -446,7 +451,7 @@ def run_update(
 @driver
 def _update_arrays(
     launcher, thread_count, kernels, params, grads, n, state, rows, optimizer, hyper, step, clip_norm, masks, widths, groups,
-    constraint, limit, record, moved, updates, size,
+    constraint, limit, record, moved, updates, itemsize,
 ):  # fmt: skip
     restriction = describe_restriction(local(1, RESTRICTION), masks, widths, groups, constraint, limit)
     if lacks_kernels(kernels, optimizer, rows, restriction, moved):
@@ -475,7 +480,7 @@ def _update_arrays(
         restriction,
         address_or_null(totals),
         norm,
-        size,
+        itemsize,
         totals,
     )
     if status == types.OK and len(updates):

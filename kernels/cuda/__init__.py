@@ -8,7 +8,7 @@ from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
 from .dense import dense_chain_backward, dense_chain_forward, dense_chain_infer
 from .dropout import dropout_forward
-from .engine.array_table import plain
+from .engine.array_table import are_uniform
 from .gru import gru_backward, gru_forward
 from .health import array_health, output_health
 from .init import normal, orthogonal, uniform
@@ -25,6 +25,7 @@ from .training_step import dense_chain_epoch, dense_chain_gradients, dense_chain
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "are_uniform",
     "array_health",
     "array_norms",
     "avg_pool2d_backward",
@@ -58,7 +59,6 @@ __all__ = [
     "normal",
     "orthogonal",
     "output_health",
-    "plain",
     "prune_below",
     "prune_smallest",
     "scale_arrays",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .activation import activation_backward, activation_forward
-from .array_list import plain
+from .array_list import are_uniform
 from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_statistics
 from .clip import array_norms, clamp_arrays, joint_norm, scale_arrays
 from .conv import conv2d_backward, conv2d_forward
@@ -26,6 +26,7 @@ from .weight_layout import weights_from_taps, weights_to_taps
 __all__ = [
     "activation_backward",
     "activation_forward",
+    "are_uniform",
     "array_health",
     "array_norms",
     "avg_pool2d_backward",
@@ -59,7 +60,6 @@ __all__ = [
     "normal",
     "orthogonal",
     "output_health",
-    "plain",
     "prune_below",
     "prune_smallest",
     "scale_arrays",

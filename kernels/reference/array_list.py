@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def plain(arrays):
+def are_uniform(arrays):
     """Whether all of a list (not empty) are NumPy's own arrays, C-contiguous, aligned and writable, of one dtype, float32 or float64."""
     first = getattr(arrays[0], "dtype", None)
     return first in (np.float32, np.float64) and all(

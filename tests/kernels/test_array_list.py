@@ -1,4 +1,4 @@
-"""Lists of arrays: plain lists are told from others, copies are written back, and what is no such list is refused."""
+"""Lists of arrays: lists of uniform arrays are told from others, copies are written back, and what is no such list is refused."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fastgrad.core.array_list import ArrayList, check_same_shapes
 def test_plain_lists_are_told_from_others(backend):
     single, double = np.zeros((2, 3), np.float32), np.zeros(2)
     for arrays in ([single], [single, single[:0], single[0]], [double] * 20):
-        assert backend.plain(arrays)
+        assert backend.are_uniform(arrays)
     read_only, text = laid_out(single, "read_only"), "no array"
     for other in (
         single.T,
@@ -23,10 +23,10 @@ def test_plain_lists_are_told_from_others(backend):
         single.astype(int),
         single.astype(">f4"),
     ):
-        assert not backend.plain([single, other])
-        assert not backend.plain([other, other]) or other is double
+        assert not backend.are_uniform([single, other])
+        assert not backend.are_uniform([other, other]) or other is double
     for other in (np.zeros(2).view(np.recarray), np.ma.zeros(2), np.zeros(2, np.int64), laid_out(double, "misaligned")):
-        assert not backend.plain([other])
+        assert not backend.are_uniform([other])
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "read_only"])

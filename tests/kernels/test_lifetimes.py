@@ -437,9 +437,9 @@ def test_an_unknown_layout_of_arrays_gives_the_same_bits(monkeypatch):
     names = "dense_chain", "adam", "max_norm", "clip_grad_norm", "train"
     with fg.use_backend("cpu"):
         known = [flattened(ops[name]()) for name in names]
-        monkeypatch.setattr(object_memory, "READABLE", False)
+        monkeypatch.setattr(object_memory, "LAYOUT_IS_KNOWN", False)
         assert [flattened(ops[name]()) for name in names] == known
         x = np.ones((2, 3), F4)
-        assert object_memory.plain([x, x])
-        assert not object_memory.plain([x, x.T])
-        assert not object_memory.plain([x, [1]])
+        assert object_memory.are_uniform([x, x])
+        assert not object_memory.are_uniform([x, x.T])
+        assert not object_memory.are_uniform([x, [1]])

@@ -122,7 +122,8 @@ class OnDevice:
         from fastgrad.kernels.cuda.engine import device
 
         self._ferry, self.gpu = HostArrayAdapter(module), device.GPU()
-        self.plain, self.__all__, self.__name__ = self._ferry.plain, self._ferry.__all__, self._ferry.__name__
+        self.are_uniform = self._ferry.are_uniform
+        self.__all__, self.__name__ = self._ferry.__all__, self._ferry.__name__
 
     def __getattr__(self, name):
         function = getattr(self._ferry, name)

@@ -473,7 +473,7 @@ class HostKernels:
         from fastgrad.kernels import cpu, cuda
 
         self._gpu, self._kernels = gpu, cpu
-        self.plain, self.__all__, self.__name__ = cuda.plain, cuda.__all__, cuda.__name__
+        self.are_uniform, self.__all__, self.__name__ = cuda.are_uniform, cuda.__all__, cuda.__name__
         self.calls = 0
 
     def __getattr__(self, name):

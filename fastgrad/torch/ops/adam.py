@@ -30,7 +30,7 @@ def update_parameters(
 def _run(params: Sequence[Tensor], grads: Sequence[Tensor], state: Tensor, hyper: Sequence[float], step: int) -> None:
     """hyper: lr, beta1, beta2, eps, weight_decay, 0, and whether the decay is decoupled."""
     lists = arrays(OP, "params", [p.detach() for p in params]), arrays(OP, "grads", grads)
-    if not all(map(kernels().plain, lists)):
+    if not all(map(kernels().are_uniform, lists)):
         raise ValueError(f"{OP}: params and grads must be contiguous and of one dtype")
     update_parameters(*lists, array(OP, "state", state), np.array(hyper, np.float64), step)
 

@@ -91,7 +91,7 @@ ONES = np.empty(0, np.int64)
 def table(arrays, widths=ONES):
     """(n + 1, COLUMNS) of a list of C-contiguous arrays; widths (n,): how many values a row of each has, 0 and none: 1."""
     rows = np.empty((len(arrays) + 1, COLUMNS), np.int64)
-    if not object_memory.READABLE and not isinstance(arrays, AddressList):
+    if not object_memory.LAYOUT_IS_KNOWN and not isinstance(arrays, AddressList):
         addresses, sizes = [address_of(a) for a in arrays], [a.size for a in arrays]
         arrays = AddressList(np.array(addresses, np.int64), np.array(sizes, np.int64), arrays[0].dtype)
     if isinstance(arrays, AddressList):

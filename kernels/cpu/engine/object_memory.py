@@ -2,7 +2,7 @@
 
 Python takes longer to read the addresses of 1,000 arrays than their norms take. The offsets of the fields are those of NumPy's C interface
 (PyArrayObject_fields in ndarraytypes.h), which are part of its ABI. The import compares them with an example array. Where they differ,
-Python writes an Image of the objects that a driver reads.
+Python writes a MemoryImage of the objects that a driver reads.
 """
 
 import ctypes
@@ -42,16 +42,16 @@ def layout_is_known(head=HEAD):
     )
 
 
-READABLE = layout_is_known()
+LAYOUT_IS_KNOWN = layout_is_known()
 _word_at, _DATA = ctypes.c_int64.from_address, HEAD + 8 * DATA
 
 
 def address_of(array: np.ndarray) -> int:
     """Address of an array's first value, good for as long as the caller holds the array; `.ctypes.data` takes ten times as long."""
-    return _word_at(id(array) + _DATA).value if READABLE else array.ctypes.data
+    return _word_at(id(array) + _DATA).value if LAYOUT_IS_KNOWN else array.ctypes.data
 
 
-class Image:
+class MemoryImage:
     """An array, or a list of arrays and None, in words as CPython would lay it out; machine code reads it while it is held."""
 
     def __init__(self, value):
@@ -64,28 +64,28 @@ class Image:
             words[[first + place for place in kind]] = fields
             self.held = words, value
         else:
-            images = [None if item is None else Image(item) for item in value]
-            items = np.array([place_of(image) for image in images], np.int64)
+            images = [None if item is None else MemoryImage(item) for item in value]
+            items = np.array([address_of_image(image) for image in images], np.int64)
             words = np.zeros(first + ITEMS + 1, np.int64)
             words[first + ITEMS] = items.ctypes.data
             self.held = words, images, items
         self.address = words.ctypes.data
 
 
-def place_of(value):
-    """Where a driver reads an Image or None."""
+def address_of_image(value):
+    """Where a driver reads a MemoryImage or None."""
     return id(None) if value is None else value.address
 
 
-def readable(array, lists):
+def readable_objects(array, lists):
     """What a driver can read while the caller holds it: the array and copies of lists of arrays, where Python's lock does not keep others
     from changing them; and their places. A list may be None, and its items too.
     """
-    if READABLE:
+    if LAYOUT_IS_KNOWN:
         lists = [a if a is None else list(a) for a in lists]
         return (array, lists), id(array), tuple(map(id, lists))
-    array, lists = Image(array), [a if a is None else Image(a) for a in lists]
-    return (array, lists), array.address, tuple(map(place_of, lists))
+    array, lists = MemoryImage(array), [a if a is None else MemoryImage(a) for a in lists]
+    return (array, lists), array.address, tuple(map(address_of_image, lists))
 
 
 @device_function
@@ -101,7 +101,7 @@ def low_word(address, place):
 
 
 @driver
-def _all_plain(items, n, kind, float32, float64):
+def _all_uniform(items, n, kind, float32, float64):
     items = word(items + HEAD, ITEMS)
     first = word(word(items, 0) + HEAD, DTYPE)
     if first != float32 and first != float64:
@@ -116,11 +116,11 @@ def _all_plain(items, n, kind, float32, float64):
     return True
 
 
-def plain(arrays):
+def are_uniform(arrays):
     """Whether all of a list (not empty) are NumPy's own arrays, C-contiguous, aligned and writable, of one dtype, float32 or float64."""
-    if not READABLE:
+    if not LAYOUT_IS_KNOWN:
         dtype = getattr(arrays[0], "dtype", None)
         return dtype in (np.float32, np.float64) and all(
             type(a) is np.ndarray and a.dtype is dtype and a.flags.num & NEEDED == NEEDED for a in arrays
         )
-    return type(arrays[0]) is np.ndarray and _all_plain(id(arrays), len(arrays), KIND, FLOAT32, FLOAT64)
+    return type(arrays[0]) is np.ndarray and _all_uniform(id(arrays), len(arrays), KIND, FLOAT32, FLOAT64)

@@ -15,7 +15,7 @@ from .intrinsics import address_or_null, advance, carray, hide_value
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 # bytes of a cache line; an output of at least so many bytes has left the cache before it is read
-LINE, STREAMED = 64, 1 << 24
+LINE, LARGE_OUTPUT = 64, 1 << 24
 
 
 class _Distinct(ir.MDValue):
@@ -201,7 +201,7 @@ def squares(values, n):
 
 
 @intrinsic
-def stream(typingctx, count, source, target):
+def store_nontemporal(typingctx, count, source, target):
     """Copy `count` values, whole cache lines of them past the caches: a line that is only written need not come from memory first.
 
     target is at a line's beginning. Before others read it: fence.
@@ -211,7 +211,7 @@ def stream(typingctx, count, source, target):
         count, source, target = args
         scalar = signature.args[1].dtype
         whole = ir.VectorType(context.get_value_type(scalar), 8 * LINE // scalar.bitwidth)
-        entry, loop, done = builder.block, builder.append_basic_block("stream"), builder.append_basic_block("done")
+        entry, loop, done = builder.block, builder.append_basic_block("lines"), builder.append_basic_block("done")
         n = ir.Constant(_I64, whole.count)
         lines = builder.sub(count, builder.and_(count, builder.sub(n, ir.Constant(_I64, 1))))
         builder.cbranch(builder.icmp_signed("<", ir.Constant(_I64, 0), lines), loop, done)
@@ -241,7 +241,7 @@ def stream(typingctx, count, source, target):
 
 @intrinsic
 def fence(typingctx):
-    """Order streamed stores before all later ones."""
+    """Order nontemporal stores before all later ones."""
 
     def codegen(context, builder, signature, args):
         builder.fence("seq_cst")
@@ -251,10 +251,10 @@ def fence(typingctx):
 
 
 @device_function
-def streams(array, columns):
+def stores_nontemporal(array, columns):
     """Whether an output is written past the caches: if it is large, and its rows of so many values are whole cache lines."""
     size = array.itemsize
-    return array.size * size >= STREAMED and columns * size % LINE == 0 and address_or_null(array) % LINE == 0
+    return array.size * size >= LARGE_OUTPUT and columns * size % LINE == 0 and address_or_null(array) % LINE == 0
 
 
 @inline_function

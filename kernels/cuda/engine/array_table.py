@@ -96,7 +96,7 @@ def flat(arrays):
     return [device.flat(a).reshape(-1) for a in arrays]
 
 
-def plain(arrays):
+def are_uniform(arrays):
     """Whether all of a list (not empty) are arrays of the current device, C-contiguous, aligned and writable, and float32 or float64."""
     dtype, array_type, number = getattr(arrays[0], "dtype", None), device.xp.ndarray, device.device_number()
     return dtype in (np.float32, np.float64) and all(
