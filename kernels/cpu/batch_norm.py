@@ -498,7 +498,7 @@ def _backward(
 
 _KERNELS = Addresses(statistics_part, batch_norm_forward_part, batch_norm_sums_part, batch_norm_backward_part)
 # a value costs about as much as this many multiplications and additions
-COST = 16
+COST = 64
 DOUBLE = np.dtype(np.float64)
 
 
