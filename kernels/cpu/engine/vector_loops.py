@@ -15,7 +15,7 @@ from .intrinsics import address_or_null, advance, carray, hide_value
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 # bytes of a cache line; an output of at least so many bytes has left the cache before it is read
-LINE, LARGE_OUTPUT = 64, 1 << 24
+LINE, LARGE_OUTPUT = 64, 1 << 23
 
 
 class _Distinct(ir.MDValue):
