@@ -43,7 +43,7 @@ from .engine.intrinsics import (
 )
 from .engine.matrix import field_matrix, rows_apart, rows_from, transposed
 from .engine.microkernel import ROWS
-from .engine.object_memory import address_of, readable_objects
+from .engine.object_memory import address_of, address_or_zero, readable_objects
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import add, map_arrays, squares
 from .gemm import GEMM, SCRATCH, TURNED_AT, TURNED_SIZE, clear, describe, gemm_part
@@ -332,7 +332,7 @@ def dense_chain_forward(chain, saved):
         return
     biases = [b if b is None or b.flags.c_contiguous else b.copy() for b in biases]
     lists = weights, biases, zs, outputs, None, None, None
-    ends = [0 if residual is None else address_of(residual)]
+    ends = [address_or_zero(residual)]
     _run_chain(_forward_chain, _FORWARD, x, weights, activations, lists, ends)
 
 
@@ -351,7 +351,7 @@ def dense_chain_backward(dy, chain, saved, gradients):
         )  # fmt: skip
         return
     lists = weights, None, zs, outputs, dzs, dweights, dbiases
-    ends = address_of(dy), 0 if dx is None else address_of(dx)
+    ends = address_of(dy), address_or_zero(dx)
     _run_chain(_backward_chain, _BACKWARD, x, weights, activations, lists, ends)
 
 

@@ -67,7 +67,7 @@ from .engine.intrinsics import (
     run_kernel,
     void_pointer,
 )
-from .engine.object_memory import address_of
+from .engine.object_memory import address_of, address_or_zero
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import map_values, squares
 from .health import CHANGE, sum_moved, update_change
@@ -510,7 +510,7 @@ def restriction_of(masks, constraint, groups):
     if masks is None and constraint is None and groups is None:
         return _UNRESTRICTED
     kind, limit, widths = constraint or (types.FREE, np.inf, None)
-    return (*(0 if a is None else address_of(a) for a in (masks, widths, groups)), kind, limit)
+    return address_or_zero(masks), address_or_zero(widths), address_or_zero(groups), kind, limit
 
 
 def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None, only_if=None):
@@ -543,7 +543,7 @@ def update_arrays(params, grads, rule, step, record, *, moved=None, updates=None
     arguments = (
         COST * size, _update_arrays, _KERNELS[dtype.char], to, of, len(params), address_of(state.reshape(-1)),
         len(state), optimizer, hyper if groups is None else hyper.reshape(-1), step, clip_norm,
-        *restriction_of(masks, constraint, groups), _NO_RECORD if record is None else record, 0 if moved is None else address_of(moved),
+        *restriction_of(masks, constraint, groups), _NO_RECORD if record is None else record, address_or_zero(moved),
         NO_UPDATES if updates is None else updates, dtype.itemsize,
     )  # fmt: skip
     status = run(*arguments)

@@ -51,6 +51,11 @@ def address_of(array: np.ndarray) -> int:
     return _word_at(id(array) + _DATA).value if LAYOUT_IS_KNOWN else array.ctypes.data
 
 
+def address_or_zero(array: np.ndarray | None) -> int:
+    """address_of, or 0 for None."""
+    return 0 if array is None else address_of(array)
+
+
 class MemoryImage:
     """An array, or a list of arrays and None, in words as CPython would lay it out; machine code reads it while it is held."""
 
