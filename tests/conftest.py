@@ -73,7 +73,8 @@ def pytest_configure(config):
     # most of JAX's time in tests is that of XLA, which makes fast code for small arrays; benchmarks measure that code
     if not config.getoption("benchmark_only", False):
         os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
-        # of PyTorch and of NumPy's products: with small arrays a second thread only waits, for long beside a busy process
+        # of PyTorch, and in processes of pytest-xdist of NumPy's products, which read it when NumPy is imported: with small arrays a
+        # second thread only waits, for long beside a busy process
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
