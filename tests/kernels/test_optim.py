@@ -335,6 +335,21 @@ def test_decay_of_a_vast_parameter_can_overflow_as_well(backend):
     assert not state.any()
 
 
+@pytest.mark.parametrize("what", ["params", "grads", "state"])
+def test_a_value_that_was_not_finite_before_stops_no_update(backend, what):
+    optimizer = Adam(0.1)
+    params, grads = np.ones(40, np.float32), np.full(40, 1e18, np.float32)
+    state = np.zeros((2, 40), np.float32)
+    {"params": params, "grads": grads, "state": state[1]}[what][3] = np.inf
+    rule = UpdateRule(optimizer.code, state, optimizer.hyper, math.inf, None, None)
+    assert backend.update_arrays([params], [grads], rule, 1, None) == OK
+    others = np.arange(40) != 3
+    # the first step of Adam is the learning rate
+    np.testing.assert_allclose(params[others], 0.9, rtol=1e-6)
+    assert np.isfinite(state[:, others]).all()
+    assert {"params": params[3] == np.inf, "grads": np.isnan(params[3]), "state": params[3] == 1}[what]
+
+
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "adagrad", "momentum"])
 def test_a_vast_gradient_that_fits_is_updated_as_in_float64(backend, name, rng):
     optimizer = OPTIMIZERS[name]
