@@ -4,8 +4,9 @@ A part makes an EpochPlan: of a whole epoch of arrays, or of a batch of an itera
 thread while this one trains: a generator may yield one buffer again and again, and the rows of a memory-mapped array are read there.
 """
 
+import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 from threading import Thread
@@ -75,6 +76,8 @@ class BatchSource:
                 f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}; "
                 "a function of the epoch that returns an iterable has one for each"
             )
+        if not isinstance(batches, Iterable):
+            _check_takes_epoch(op, batches)
 
     def start_at(self, epoch: int) -> None:
         """Go on with this epoch."""
@@ -115,6 +118,20 @@ class BatchSource:
         if self._window:
             return Part(plan, f"{label}, window", 1)
         return Part(plan, label.removesuffix(f" {number}"), number)
+
+
+def _check_takes_epoch(op: str, function: Callable[..., Any]) -> None:
+    """The function must take one argument, as far as Python can tell."""
+    # a callable of C may have no signature
+    with suppress(ValueError):
+        signature = inspect.signature(function)
+        try:
+            signature.bind(1)
+        except TypeError as error:
+            name = getattr(function, "__name__", type(function).__name__)
+            raise TypeError(
+                f"{op}: the function of batches is called with the number of the epoch, which {name}{signature} does not take: {error}"
+            ) from None
 
 
 def check_arguments(op: str, name: str, value: Any) -> None:

@@ -201,6 +201,17 @@ def test_iterables_that_end_early_are_named(in_force):
     assert trainer.step_count == 3
     message = "Trainer.fit: epoch 1: the function must return an iterable of batches, got NoneType"
     refuses(TypeError, message, fit, lambda epoch: None)
+
+    def no_arguments():
+        return batches
+
+    message = (
+        "Trainer.fit: the function of batches is called with the number of the epoch, which no_arguments() does not take: "
+        "too many positional arguments"
+    )
+    refuses(TypeError, message, fit, no_arguments)
+    # a callable without a signature that Python can read is called
+    refuses(TypeError, "Trainer.fit: epoch 1: the function must return an iterable of batches, got int", fit, int)
     message = (
         "Trainer.fit: lengths, sample_weight and drop_last are for arrays; "
         "batches of an iterable are (x, y, lengths, sample_weight)"
