@@ -231,7 +231,8 @@ class Trainer:
             1
         """
         with self.lock:
-            self._refuse_nested("Trainer.step")
+            if self._running:
+                self._refuse_nested("Trainer.step")
             self._running = True
             try:
                 return self._step(x, y, lengths, sample_weight)

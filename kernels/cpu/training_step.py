@@ -409,7 +409,7 @@ def dense_chain_gradients(x, target, net, record, *, row_weights=None, l2=0.0, m
     # the row numbers of Nonzeros are always read
     order = np.arange(len(x)) if isinstance(x, types.Nonzeros) else _NO_ORDER
     rule = NO_UPDATE, np.empty((0, net.grads.size), x.dtype), _NO_HYPER, math.inf, None, None, None
-    batches, record = (order, len(x), _NO_HYPER), record.reshape(1, -1)
+    batches, record = (order, len(x), _NO_HYPER), record[None]
     return _run(x, target, batches, net, rule, 0, record, row_weights, l2, None, None, counts, mean)[0]
 
 
@@ -423,8 +423,9 @@ def dense_chain_step(
     Returns OK, BAD_LABEL or NONFINITE.
     """
     # hyper begins with the rate
-    rates = rule.hyper if rule.groups is None else rule.hyper[:, 0].copy()
-    batches, record = (_NO_ORDER, len(x), rates), record.reshape(1, -1)
+    hyper = rule.hyper
+    rates = hyper if hyper.ndim == 1 else hyper[:, 0].copy()
+    batches, record = (_NO_ORDER, len(x), rates), record[None]
     return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)[0]
 
 
