@@ -231,8 +231,7 @@ class Trainer:
             1
         """
         with self.lock:
-            if self._running:
-                self._refuse_nested("Trainer.step")
+            self._refuse_nested("Trainer.step")
             self._running = True
             try:
                 return self._step(x, y, lengths, sample_weight)

@@ -236,6 +236,12 @@ def copies_a(N, k_block, a_row, a_col, itemsize):
     return not reads_well(k_block, a_col, itemsize)
 
 
+@inline_function
+def panel_depth(kc):
+    """The depth of panels of kc rows. It is odd: panels 4 KiB or a multiple apart would share few sets of the first-level cache."""
+    return kc | 1
+
+
 @device_function
 def blocked(M, N, K, a, b, start, c, panels):
     """C[M, N] = start + A[M, K] @ B[K, N], matrices; a start of row 0 is a bias, start = c accumulates; panels: SCRATCH values."""
@@ -244,7 +250,7 @@ def blocked(M, N, K, a, b, start, c, panels):
     depth = min(K_MOST, max(DEEP, B_BYTES // ((N + width - 1) // width * width * itemsize)))
     k_blocks = max(1, (K + depth - 1) // depth)
     k_block = max(1, (K + k_blocks - 1) // k_blocks)
-    n_block = max(1, B_BYTES // ((k_block | 1) * itemsize * width)) * width
+    n_block = max(1, B_BYTES // (panel_depth(k_block) * itemsize * width)) * width
     b_in_place = b.col == 1 and (M < 4 * ROWS or (k_blocks == 1 and reads_well(K, b.row, itemsize)))
     if b_in_place and M <= 3:
         few_rows(M, N, K, a, b, start, c)
@@ -263,10 +269,8 @@ def blocked(M, N, K, a, b, start, c, panels):
                 nc = min(n_block, N - j0)
                 b_k = Panels(submatrix(b, k0, j0).at, b.row, width)
                 if not b_in_place:
-                    # an odd depth: panels 4 KiB or a multiple apart would share few sets of the first-level cache
-                    panel_depth = kc | 1
-                    pack_b(kc, nc, submatrix(b, k0, j0), advance(panels, A_SCRATCH), panel_depth)
-                    b_k = Panels(advance(panels, A_SCRATCH), width, width * panel_depth)
+                    pack_b(kc, nc, submatrix(b, k0, j0), advance(panels, A_SCRATCH), panel_depth(kc))
+                    b_k = Panels(advance(panels, A_SCRATCH), width, width * panel_depth(kc))
                 tiles(mc, nc, kc, a_k, b_k, submatrix(c if k0 > 0 else start, i0, j0), submatrix(c, i0, j0))
 
 

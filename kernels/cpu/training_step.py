@@ -32,7 +32,7 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.microkernel import ROWS
-from .engine.object_memory import address_of
+from .engine.object_memory import address_of, address_or_zero
 from .engine.thread_pool import run, thread_range
 from .engine.vector_loops import squares
 from .gemm import SCRATCH, gemm_part
@@ -374,23 +374,23 @@ def _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, up
     if state.size != len(state) * size or grads.size != size:
         # kernels take from the table of layers where the values of all three lie
         raise ValueError(f"dense_chain_step: state and grads must have {size} values a row like params")
-    if type(x) is types.Nonzeros:
+    if isinstance(x, types.Nonzeros):
         values = np.array([address_of(a) for a in (x.starts, x.columns, x.values, order)])
         at, nonzeros = 0, address_of(values)
     else:
         at, nonzeros = address_of(x), 0
     dtype = grads.dtype
     char = dtype.char
-    # operations of a launch, on average: the pool wakes threads only for enough of them.
-    # Arrays of more than one type by their addresses, so that the driver is compiled once a dtype
+    # operations of a launch, on average: the pool wakes threads only for enough of them; arrays of more than one type by their addresses,
+    # so that the driver is compiled once a dtype
     arguments = (
         2 * batch_size * size, _train, _KERNELS.get(char, _NO_ORDER), at, len(x), nonzeros, address_of(target), target.ndim == 1, order,
-        batch_size, table, parameters, code, loss_parameter, 0 if loss_weights is None else address_of(loss_weights), ignore_index,
+        batch_size, table, parameters, code, loss_parameter, address_or_zero(loss_weights), ignore_index,
         params, grads, work, optimizer, state, hyper, rates, clip_norm,
         *restriction_of(masks, constraint, groups), step, record,
-        0 if row_weights is None else address_of(row_weights), l2, mean,
+        address_or_zero(row_weights), l2, mean,
         0 if watch is None else health_record(watch), NO_UPDATES if updates is None else updates,
-        0 if counts is None else address_of(counts), tensors,
+        address_or_zero(counts), tensors,
     )  # fmt: skip
     result = run(*arguments, scratch=(dtype, 0, SCRATCH)) if char in _KERNELS else (MISSING, 0)
     if result[0] == MISSING:
@@ -423,8 +423,7 @@ def dense_chain_step(
     Returns OK, BAD_LABEL or NONFINITE.
     """
     # hyper begins with the rate
-    hyper = rule.hyper
-    rates = hyper if hyper.ndim == 1 else hyper[:, 0].copy()
+    rates = rule.hyper if rule.groups is None else rule.hyper[:, 0].copy()
     batches, record = (_NO_ORDER, len(x), rates), record[None]
     return _run(x, target, batches, net, rule, step, record, row_weights, l2, watch, updates, counts)[0]
 
