@@ -46,7 +46,7 @@ from .engine.intrinsics import (
     void_pointer,
 )
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import add, fence, map_arrays, store_nontemporal, stores_nontemporal, times
+from .engine.vector_loops import add, fence, is_stored_nontemporal, map_arrays, store_nontemporal, times
 from .gemm import clear
 
 # columns that make loops over them worth starting; values of a chunk; chunks whose sums are kept in one block of partial sums
@@ -58,11 +58,11 @@ PADDING = 48
 STEP = 2048
 # sets of rows (rows, W) of x, whole ones: means and squares (n_blocks, W), float64, of blocks of them
 STATISTICS = np.dtype([(name, "i8") for name in "x rows W n_blocks means squares".split()])
-# x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of dx = scale (dz + (x -
-# high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu, leaky_relu or
-# clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; nontemporal: whether what is
-# written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's kernel, forward or backward;
-# dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and batch_norm_backward, null for None
+# x (M, C) in rows of W values; high, scale and shift (W,) of z = (x - high) scale + shift; slope and offset (W,) of
+# dx = scale (dz + (x - high) slope + offset); sums (n_blocks, 2, W), float64, of dz and of dz (x - high); is_relu: whether f is relu,
+# leaky_relu or clipped_relu; has_dz: whether dz is stored; batch_statistics: whether mean and rstd are the batch's; nontemporal: whether
+# what is written goes past the caches; scratch: scratch_size values a thread; function: address of the activation's kernel, forward or
+# backward; dy, residual, z, y, dz, dx, code and parameter: as in batch_norm_forward and batch_norm_backward, null for None
 NORM = np.dtype(
     [
         (name, "i8")
@@ -455,7 +455,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, code, function, parameter, mean, rstd, gamma, beta, 3, scratch, thread_count)
     norm.z, norm.y, norm.residual = address(z), address(y), address_or_null(residual)
-    norm.nontemporal = stores_nontemporal(y, norm.W)
+    norm.nontemporal = is_stored_nontemporal(y, norm.W)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -471,12 +471,12 @@ def _backward(
     W, depth = norm.W, BLOCK * chunk_size(norm.W)
     norm.n_blocks, norm.has_dz, norm.batch_statistics = (x.size + depth - 1) // depth, min(1, dz.size), batch_statistics
     norm.is_relu = code == types.RELU or code == types.LEAKY_RELU or code == types.CLIPPED_RELU
-    norm.nontemporal = stores_nontemporal(dz, norm.W)
+    norm.nontemporal = is_stored_nontemporal(dz, norm.W)
     norm.dy, norm.z, norm.y, norm.sums = address(dy), address(z), address(y), address(sums)
     norm.dz, norm.dx = address(dz), address(dx)
     run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
     slope, offset = vectors[3], vectors[4]
-    norm.slope, norm.offset, norm.nontemporal = address(slope), address(offset), stores_nontemporal(dx, norm.W)
+    norm.slope, norm.offset, norm.nontemporal = address(slope), address(offset), is_stored_nontemporal(dx, norm.W)
     first = data(sums)
     for block in range(1, norm.n_blocks):
         map_arrays(add, 2 * W, (first, advance(first, 2 * W * block)), (first,), ())

@@ -31,7 +31,7 @@ from .engine.intrinsics import (
 )
 from .engine.reductions import about_first, weighted_sums
 from .engine.thread_pool import run, thread_range
-from .engine.vector_loops import add, fence, map_arrays, store_nontemporal, stores_nontemporal
+from .engine.vector_loops import add, fence, is_stored_nontemporal, map_arrays, store_nontemporal
 from .gemm import clear
 
 # values that are taken at a time; rows whose sums are added up in the dtype; values of a block of rows at least, and blocks at most
@@ -242,7 +242,7 @@ def _forward(
     norm = record[0]
     describe(norm, x, (address(gamma), address(beta)), function, parameter, mean, rstd, scratch, thread_count)
     norm.eps, norm.residual, norm.z, norm.y = eps, address_or_null(residual), address(z), address(y)
-    norm.nontemporal = stores_nontemporal(y, norm.C)
+    norm.nontemporal = is_stored_nontemporal(y, norm.C)
     run_kernel(launcher, kernels[FORWARD_PART], thread_count, record, ())
 
 
@@ -260,8 +260,8 @@ def _backward(
     norm.dy, norm.saved, norm.dz, norm.dx = address(dy), address(saved), address_or_null(dz), address_or_null(dx)
     norm.nontemporal = (
         (dz.size or dx.size)
-        and (not dz.size or stores_nontemporal(dz, norm.C))
-        and (not dx.size or stores_nontemporal(dx, norm.C))
+        and (not dz.size or is_stored_nontemporal(dz, norm.C))
+        and (not dx.size or is_stored_nontemporal(dx, norm.C))
     )
     run_kernel(launcher, kernels[BACKWARD_PART], thread_count, record, ())
     first = data(sums)

@@ -358,10 +358,8 @@ def loses_finite_values(params, copies, grads, n, state, state_copy, stride, row
     for a in range(n):
         for i in range(params[a + 1, START] - params[a, START]):
             before, after = value_at(params[a, ADDRESS], i, itemsize), value_at(copies[a, ADDRESS], i, itemsize)
-            was, still = (
-                np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, itemsize)),
-                np.isfinite(after),
-            )
+            was = np.isfinite(before) and np.isfinite(value_at(grads[a, ADDRESS], i, itemsize))
+            still = np.isfinite(after)
             for row in range(rows):
                 place = row * stride + params[a, PLACE] + i
                 was &= np.isfinite(value_at(state, place, itemsize))

@@ -7,7 +7,7 @@ from arrays import LAYOUTS, laid_out
 from fastgrad.core.array_list import ArrayList, check_same_shapes
 
 
-def test_plain_lists_are_told_from_others(backend):
+def test_uniform_lists_are_told_from_others(backend):
     single, double = np.zeros((2, 3), np.float32), np.zeros(2)
     for arrays in ([single], [single, single[:0], single[0]], [double] * 20):
         assert backend.are_uniform(arrays)

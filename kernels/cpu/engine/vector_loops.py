@@ -251,7 +251,7 @@ def fence(typingctx):
 
 
 @device_function
-def stores_nontemporal(array, columns):
+def is_stored_nontemporal(array, columns):
     """Whether an output is written past the caches: if it is large, and its rows of so many values are whole cache lines."""
     size = array.itemsize
     return array.size * size >= LARGE_OUTPUT and columns * size % LINE == 0 and address_or_null(array) % LINE == 0
