@@ -61,6 +61,10 @@ class HealthHistory:
         if failed and status != types.NONFINITE:
             return
         self._last = Measurement(step, row.copy(), status)
+        if not failed and self._earlier and self._earlier[-1].step >= step:
+            # a load or an assignment has set the count back: what came after that is of another run
+            self._earlier = [m for m in self._earlier if m.step < step]
+            self._stride = self._stride if self._earlier else self.every
         if not failed and step % self._stride == 0:
             self._earlier.append(self._last)
             while len(self._earlier) > CAPACITY:

@@ -146,6 +146,26 @@ def test_history_is_bounded_and_covers_the_whole_run(in_force):
     assert report.steps[-1] > 5 * CAPACITY - 20
 
 
+def test_history_goes_on_where_the_count_of_updates_was_set_back(in_force, monkeypatch):
+    monkeypatch.setattr("fastgrad.health.history.CAPACITY", 4)
+    x, y = data(4)
+    trainer = fg.Trainer(DenseChain([12, 3, 5], seed=0), health=2)
+    trainer.fit(x, y, epochs=10, batch_size=2)
+    trainer.step_count = 10
+    trainer.fit(x, y, epochs=1, batch_size=2)
+    steps = trainer.health().steps
+    # what came after update 10 is of another run
+    assert 0 < len(steps) <= 3
+    assert (np.diff(steps) > 0).all()
+    assert steps[-1] <= 11
+    for _ in range(6):
+        trainer.step_count = 0
+        trainer.step(x, y)
+    np.testing.assert_array_equal(trainer.health().steps, [0])
+    trainer.fit(x, y, epochs=3, batch_size=2)
+    np.testing.assert_array_equal(trainer.health().steps, [0, 2, 4, 6])
+
+
 @pytest.mark.parametrize("kind", ["chain", "layers"])
 def test_a_gradient_that_is_not_finite_is_reported_with_its_layer(in_force, kind):
     x, y = data()
