@@ -101,3 +101,17 @@ def test_settings_that_cannot_be_are_refused_and_change_nothing(in_force):
         trainer.model = model()
     assert (trainer.clip_norm, trainer.loss, trainer.constraint, trainer.reduce) == (2.0, "cross_entropy", None, None)
     assert trainer.step_count == 0
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("0", TypeError)])
+def test_a_bad_seed_is_named(seed, error):
+    trainer = fg.Trainer(fg.nn.Dense(4, 3, seed=0), seed=5)
+    for make in (
+        lambda: fg.nn.Dense(4, 3, seed=seed),
+        lambda: fg.nn.Dropout(0.5, seed=seed),
+        lambda: fg.Trainer(trainer.model, seed=seed),
+        lambda: setattr(trainer, "seed", seed),
+    ):
+        with pytest.raises(error, match="seed must be an integer of at least 0, got "):
+            make()
+    assert trainer.seed == 5
