@@ -43,6 +43,11 @@ class Container(SequenceModel):
     def __repr__(self) -> str:
         return summary.table(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for child in self.children.values():
+            child.container_type = type(self).__name__
+
     def statistics(self) -> dict[str, np.ndarray]:
         return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
 
@@ -143,7 +148,6 @@ class Sequential(Container):
         """
         if self.on_gpu:
             on_host: Sequential = deepcopy(self)
-            on_host.container_type = ""
             on_host.to("cpu")
             small = on_host.compact()
             small.to("cuda")

@@ -250,6 +250,20 @@ def test_copies_are_whole_and_apart(in_force, model, copied):
     assert not model.grads.any()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_layer_belongs_to_no_model(copied):
+    model = Sequential(Sequential(Dense(4, 3, seed=0)), Dense(3, 2, seed=1))
+    before = bits(model.params)
+    small = Sequential(copied(model.layers[0]))
+    assert bits(small.params) == bits(model.layers[0].params)
+    small.params[...] = 0
+    assert bits(model.params) == before
+    # the layers of a copy are part of the copy
+    message = "Sequential: layers[0] is part of a Sequential already; a layer belongs to one"
+    for layer in (copied(model).layers[1], copied(model.layers[0]).layers[0]):
+        refuses(ValueError, message, Sequential, layer)
+
+
 def test_bad_settings_of_layers():
     refuses(ValueError, "DenseChain: sizes must have length at least 2, got 1", DenseChain, [4])
     refuses(TypeError, "DenseChain: sizes must be a list or tuple, got int", DenseChain, 4)
