@@ -37,8 +37,10 @@ class Container(SequenceModel):
             self._set_mask(np.concatenate([mask_of(child) for child in children.values()]))
         rng = generator(seed)
         for child in children.values():
-            child.container_type = type(self).__name__
+            # an `init` of the user's may fail
             child._restart(rng)
+        for child in children.values():
+            child.container_type = type(self).__name__
 
     def __repr__(self) -> str:
         return summary.table(self)

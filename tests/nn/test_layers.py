@@ -300,6 +300,24 @@ def test_bad_layers_of_a_sequential():
     refuses(ValueError, message.format(0), Sequential, layer)
 
 
+def test_layers_stay_free_where_a_sequential_fails():
+    draws = []
+
+    def init(shape, rng):
+        draws.append(shape)
+        # the fourth is that of the second layer for the Sequential
+        if len(draws) == 4:
+            raise RuntimeError("no weights")
+        return rng.normal(size=shape)
+
+    layers = Dense(4, 3, init=init), Dense(3, 2, init=init)
+    with pytest.raises(RuntimeError, match=r"^no weights$"):
+        Sequential(*layers)
+    model = Sequential(*layers)
+    assert len(draws) == 6
+    assert all(layer.w.all() for layer in model.layers)
+
+
 def test_bad_input_of_models():
     chain = models()["chain"]
     x = batch()
