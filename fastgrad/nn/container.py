@@ -35,7 +35,7 @@ class Container(SequenceModel):
         self._params[...] = values
         if any(child._mask is not None for child in children.values()):
             self._set_mask(np.concatenate([mask_of(child) for child in children.values()]))
-        rng = generator(seed)
+        rng = generator(seed, type(self).__name__)
         for child in children.values():
             # an `init` of the user's may fail
             child._restart(rng)

@@ -287,6 +287,22 @@ def test_bad_settings_of_layers():
         DenseChain([4, 3], output="max")
 
 
+@pytest.mark.parametrize(("seed", "kind"), [("x", TypeError), (1.5, TypeError), (-1, ValueError)])
+def test_bad_seeds(seed, kind):
+    makers = {
+        "Dense": lambda: Dense(4, 3, seed=seed),
+        "Conv2d": lambda: fg.nn.Conv2d(3, 4, 3, seed=seed),
+        "LSTM": lambda: fg.nn.LSTM(3, 4, seed=seed),
+        "GRU": lambda: fg.nn.GRU(3, 4, seed=seed),
+        "Dropout": lambda: fg.nn.Dropout(0.5, seed=seed),
+        "Sequential": lambda: Sequential(Dense(4, 3), seed=seed),
+        "Residual": lambda: fg.nn.Residual(Dense(3, 3), seed=seed),
+        "Trainer": lambda: fg.Trainer(Dense(4, 3), "mse", seed=seed),
+    }
+    for op, make in makers.items():
+        refuses(kind, f"{op}: seed must be an integer of at least 0, got {seed!r}", make)
+
+
 def test_bad_layers_of_a_sequential():
     refuses(ValueError, "Sequential: layers must have length at least 1, got 0", Sequential)
     refuses(TypeError, "Sequential: layers[1] must be a layer of fastgrad.nn, got str", Sequential, Dense(4, 3), "relu")
