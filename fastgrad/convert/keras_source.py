@@ -141,7 +141,7 @@ def _zero_padding(reading: KerasReading, layer: Any) -> None:
 
 def _batch_norm(reading: KerasReading, layer: Any) -> None:
     last = layer.input_spec.ndim - 1
-    reading.need(layer.axis in (-1, last), f"axis {layer.axis}, not the last,")
+    reading.need(layer.axis in (-1, last), f"axis {layer.axis}, not the last")
     reading.need(layer.center and layer.scale, "center=False or scale=False")
     arrays = _arrays(layer, "gamma", "beta", "running_mean", "running_var")
     # without the last digit of 1 - 0.99
@@ -155,7 +155,7 @@ def _layer_norm(reading: KerasReading, layer: Any) -> None:
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     reading.need(
         axes in ([-1], [layer.input_spec.ndim - 1 if layer.input_spec else -1]),
-        f"axis {axes[0] if len(axes) == 1 else axes}, not the last,",
+        f"axis {axes[0] if len(axes) == 1 else axes}, not the last",
     )
     reading.need(layer.center and layer.scale, "center=False or scale=False")
     arrays = _arrays(layer, "gamma", "beta")
@@ -180,7 +180,7 @@ def _recurrent(reading: KerasReading, layer: Any, bidirectional: bool = False) -
         reading.need(layer.merge_mode == "concat", f"merge_mode {layer.merge_mode!r}")
         reading.need(not first.go_backwards, "go_backwards of the first direction")
     reading.need(
-        not (first.go_backwards and first.return_sequences), "go_backwards with sequences, which come out reversed,"
+        not (first.go_backwards and first.return_sequences), "go_backwards with sequences, which come out reversed"
     )
     arguments = {"input_size": weights[0].shape[0], "hidden_size": first.units, "bidirectional": bidirectional}
     arguments |= {"reverse": first.go_backwards, "pool": None if first.return_sequences else "last"}

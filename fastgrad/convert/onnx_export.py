@@ -206,7 +206,7 @@ def _avg_pool(graph: Graph, model: AvgPool2d, x: Value) -> Value:
 def _pool_windows(model: MaxPool2d) -> dict[str, Any]:
     windows = _windows(model, model.size, model.size, half=True)
     # with "same" no window ends past the padding
-    return windows | ({"ceil_mode": 1} if model.ceil_mode and "pads" in windows else {})
+    return windows | ({"ceil_mode": 1} if model.ceil_mode and model.padding != "same" else {})
 
 
 def _global_avg_pool(graph: Graph, model: GlobalAvgPool2d, x: Value) -> Value:
@@ -224,13 +224,20 @@ def _images(graph: Graph, kind: str, x: Value, *inputs: str, **attributes: Any) 
 
 
 def _windows(model: Conv2d | MaxPool2d, reach: tuple[int, int], size: tuple[int, int], *, half: bool) -> dict[str, Any]:
-    """The attributes of a node's windows. Only "same" with a stride depends on the image, and is ONNX's SAME_UPPER."""
+    """The attributes of a node's windows. Where "same" depends on the image, it is ONNX's SAME_UPPER."""
     windows: dict[str, Any] = {"kernel_shape": size, "strides": model.stride}
-    if model.padding == "same" and model.stride != (1, 1):
-        return windows | {"auto_pad": "SAME_UPPER"}
-    op = type(model).__name__
-    pads, _ = geometry.windows(op, "size", reach, reach, model.stride, model.padding, half=half)
-    return windows | {"pads": pads}
+    if model.padding != "same":
+        pads, _ = geometry.windows(type(model).__name__, "size", reach, reach, model.stride, model.padding, half=half)
+        return windows | {"pads": pads}
+    axes = list(zip(reach, model.stride, strict=True))
+    # a stride of 1 has k - 1 zeros, and windows of 1 or 2 pixels begin at the first; zeros that no window reaches do not count
+    if all(stride == 1 or k <= 2 for k, stride in axes):
+        before = [(k - 1) // 2 for k, _ in axes]
+        return windows | {"pads": (*before, *(k - 1 - n for (k, _), n in zip(axes, before, strict=True)))}
+    if any(k < stride for k, stride in axes):
+        # where the last window ends before the image, SAME_UPPER is a padding below 0
+        raise ValueError('has padding "same" with a stride above its size, which runtimes of ONNX have not')
+    return windows | {"auto_pad": "SAME_UPPER"}
 
 
 LAYERS: dict[type[Model], Callable[[Graph, Any, Value], Value]] = {

@@ -33,6 +33,8 @@ class Spec:
     def __init__(self, place: str, kind: type[Model], arguments: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.place, self.kind, self.arguments, self.arrays = place, kind, arguments, arrays
         self.write: Callable[[Any], None] | None = None
+        # whether it has a softmax over the dimension 1 of PyTorch, which is the steps of sequences
+        self.over_dim_1 = False
 
 
 class Reading:
@@ -98,10 +100,14 @@ class Reading:
         """The dtype of an array, which is that of all arrays of the model."""
         return check.floating(self.op, f"{name} of {self.place}", array, self.dtype).dtype
 
+    def has_rows(self) -> bool:
+        """Whether a layer so far has made rows, or takes them."""
+        return any(spec.kind in (GlobalAvgPool2d, Dense, Flatten) for spec in self.specs)
+
     def flatten(self) -> None:
         """Add a Flatten, unless rows come in."""
         before = [spec.kind for spec in self.specs]
-        if GlobalAvgPool2d in before or Dense in before or Flatten in before:
+        if self.has_rows():
             return
         if LSTM in before or GRU in before:
             if any(spec.arguments.get("pool") for spec in self.specs):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastgrad.convert.reading import Reading
+from fastgrad.convert.reading import Reading, Spec
 from fastgrad.convert.recurrent_arrays import cell_of, kind, on_host, with_article
 from fastgrad.convert.recurrent_torch import from_torch
 from fastgrad.nn.batch_norm import BatchNorm
@@ -108,8 +108,13 @@ def _linear(reading: Reading, module: Any) -> None:
     reading.add(Dense, arguments, arrays)
 
 
+def _need_channels(reading: Reading) -> None:
+    """Refuse a layer of images after a LayerNorm, whose last axis is the width of images and not their channels."""
+    reading.need(LayerNorm not in [spec.kind for spec in reading.specs], "a LayerNorm before it, over the last axis")
+
+
 def _conv(reading: Reading, module: Any) -> None:
-    reading.need(LayerNorm not in [spec.kind for spec in reading.specs], "a LayerNorm before it, over the last axis,")
+    _need_channels(reading)
     reading.need(module.padding_mode == "zeros", f"padding_mode {module.padding_mode!r}")
     arrays = _arrays(reading, w=module.weight, b=module.bias)
     # (C_out, C_in, kh, kw) there and (kh, kw, C_in, C_out) here
@@ -125,6 +130,8 @@ def _batch_norm(reading: Reading, module: Any) -> None:
     reading.need(module.affine, "affine=False")
     reading.need(module.running_mean is not None, "track_running_stats=False")
     reading.need(module.momentum is not None, "momentum=None")
+    if type(module).__name__ == "BatchNorm2d":
+        _need_channels(reading)
     arrays = _arrays(
         reading,
         gamma=module.weight,
@@ -135,18 +142,27 @@ def _batch_norm(reading: Reading, module: Any) -> None:
     reading.add(BatchNorm, {"n": module.num_features, "momentum": module.momentum, "eps": module.eps}, arrays)
 
 
+def _is_batch_norm_2d(spec: Spec) -> bool:
+    return spec.place.endswith("(BatchNorm2d)")
+
+
 def _layer_norm(reading: Reading, module: Any) -> None:
     reading.need(len(module.normalized_shape) == 1, f"normalized_shape {tuple(module.normalized_shape)}")
     reading.need(module.elementwise_affine, "elementwise_affine=False")
     kinds = [spec.kind for spec in reading.specs]
-    rows = Flatten in kinds or GlobalAvgPool2d in kinds or not any(k in kinds for k in (Conv2d, MaxPool2d, AvgPool2d))
-    reading.need(rows, "images, of which it normalises the last axis and no channels,")
+    images = any(kind in kinds for kind in (Conv2d, MaxPool2d, AvgPool2d)) or any(map(_is_batch_norm_2d, reading.specs))
+    rows = Flatten in kinds or GlobalAvgPool2d in kinds or not images
+    reading.need(rows, "images, of which it normalises the last axis and no channels")
     arrays = _arrays(reading, gamma=module.weight, beta=module.bias)
     arrays.setdefault("beta", 0 * arrays["gamma"])
     reading.add(LayerNorm, {"n": module.normalized_shape[0], "eps": module.eps}, arrays)
 
 
 def _recurrent(reading: Reading, module: Any, layer: type[LSTM | GRU], *options: str) -> None:
+    kinds = [spec.kind for spec in reading.specs]
+    reading.need(BatchNorm not in kinds, "a BatchNorm1d before it, over dim 1, which is the steps of sequences")
+    softmax = any(spec.over_dim_1 for spec in reading.specs)
+    reading.need(not softmax, "a Softmax before it, over dim 1, which is the steps of sequences")
     state_dict = _arrays(reading, **module.state_dict())
     names = "input_size", "hidden_size", "num_layers", "bidirectional", *options
     arguments = {name: getattr(module, name) for name in names}
@@ -164,23 +180,28 @@ def _pool(module: Any) -> dict[str, Any]:
 
 
 def _max_pool(reading: Reading, module: Any) -> None:
+    _need_channels(reading)
     reading.need(module.dilation in (1, (1, 1)), f"dilation {module.dilation}")
     reading.need(not module.return_indices, "return_indices=True")
     reading.add(MaxPool2d, _pool(module))
 
 
 def _avg_pool(reading: Reading, module: Any) -> None:
+    _need_channels(reading)
     reading.need(module.divisor_override is None, f"divisor_override {module.divisor_override}")
     reading.add(AvgPool2d, {**_pool(module), "include_pad": module.count_include_pad})
 
 
 def _global_pool(reading: Reading, module: Any) -> None:
+    _need_channels(reading)
     reading.need(module.output_size in (1, (1, 1)), f"output_size {module.output_size}")
     reading.add(GlobalAvgPool2d, {})
 
 
 def _flatten(reading: Reading, module: Any) -> None:
     reading.need((module.start_dim, module.end_dim) == (1, -1), f"dimensions {module.start_dim} to {module.end_dim}")
+    if not reading.has_rows():
+        _need_channels(reading)
     reading.flatten()
 
 
@@ -202,9 +223,11 @@ def _softplus(reading: Reading, module: Any) -> str:
 def _softmax(reading: Reading, module: Any) -> str:
     last = reading.last()
     # channels are the dimension 1 of rows and of images
-    images = last is not None and (last.kind is Conv2d or last.place.endswith("(BatchNorm2d)"))
+    images = last is not None and (last.kind is Conv2d or _is_batch_norm_2d(last))
     if module.dim not in ((1, -3) if images else (1, -1)):
         reading.refuse(f"has dim {module.dim}; the softmax of fg.nn is over the channels, dim 1")
+    if last is not None:
+        last.over_dim_1 = module.dim == 1
     return "softmax"
 
 

@@ -79,6 +79,10 @@ def model_to_torch(model: Model, image_size: int | tuple[int, int] | None = None
                 raise ValueError(f"{op}: {place} comes after {recurrent}, whose outputs in PyTorch are a tuple")
             if isinstance(layer, (LSTM, GRU)):
                 recurrent = with_article(cell_of(type(layer)))
+            if isinstance(layer, BatchNorm) and model.recurrent:
+                raise ValueError(
+                    f"{op}: {place} is of sequences, whose steps are the channels of PyTorch's BatchNorm1d"
+                )
             if isinstance(layer, Flatten):
                 images.flattened = place
             rows = rows or layer.pools

@@ -3,14 +3,12 @@
 import numpy as np
 
 
-def generator(seed: int | None) -> np.random.Generator:
-    """The generator of this seed; 0 for None."""
+def generator(seed: int | None, op: str = "") -> np.random.Generator:
+    """The generator of this seed; 0 for None. op: the caller, for errors."""
     try:
-        bits = np.random.PCG64(0 if seed is None else seed)
+        return np.random.Generator(np.random.PCG64(0 if seed is None else seed))
     except (ValueError, TypeError) as error:
-        # NumPy's message does not say what it is about
-        raise type(error)(f"seed must be an integer of at least 0, got {seed!r}") from None
-    return np.random.Generator(bits)
+        raise type(error)(f"{op}: seed must be an integer of at least 0, got {seed!r}") from None
 
 
 def draw_key(rng: np.random.Generator) -> int:

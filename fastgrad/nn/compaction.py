@@ -68,7 +68,6 @@ def compact_layers(
         else:
             copies += [copied(layer) for layer in run]
     for layer in copies:
-        layer.container_type = ""
         _keep(layer)
     return copies
 

@@ -35,13 +35,20 @@ class Container(SequenceModel):
         self._params[...] = values
         if any(child._mask is not None for child in children.values()):
             self._set_mask(np.concatenate([mask_of(child) for child in children.values()]))
-        rng = generator(seed)
+        rng = generator(seed, type(self).__name__)
+        for child in children.values():
+            # an `init` of the user's may fail
+            child._restart(rng)
         for child in children.values():
             child.container_type = type(self).__name__
-            child._restart(rng)
 
     def __repr__(self) -> str:
         return summary.table(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for child in self.children.values():
+            child.container_type = type(self).__name__
 
     def statistics(self) -> dict[str, np.ndarray]:
         return {f"{name}.{key}": a for name, child in self.children.items() for key, a in child.statistics().items()}
@@ -143,7 +150,6 @@ class Sequential(Container):
         """
         if self.on_gpu:
             on_host: Sequential = deepcopy(self)
-            on_host.container_type = ""
             on_host.to("cpu")
             small = on_host.compact()
             small.to("cuda")

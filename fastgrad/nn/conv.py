@@ -91,7 +91,7 @@ class Conv2d(ResidualLayer):
         if bias:
             shapes["b"] = (self.n_out,)
         super().__init__(shapes, dtype, seed)
-        self._start(generator(seed))
+        self._start(generator(seed, type(self).__name__))
 
     @property
     def w(self) -> np.ndarray:

@@ -76,7 +76,7 @@ class DenseChain(ResidualLayer):
         self._init = init_function(op, init)
         counts, layers = [check.count(op, f"sizes[{i}]", n) for i, n in enumerate(sizes)], len(sizes) - 1
         self._set_layers(counts, _activations(op, activation, output, layers), [bool(bias)] * layers, dtype, seed)
-        self._start(generator(seed))
+        self._start(generator(seed, type(self).__name__))
 
     def _set_layers(
         self, sizes: list[int], activations: list[Activation], has_bias: list[bool], dtype: Any, seed: int | None

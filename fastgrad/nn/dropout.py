@@ -45,7 +45,7 @@ class Dropout(ParameterFreeLayer):
         self.rate = check.number(type(self).__name__, "rate", rate, below=1)
         super().__init__()
         self.seed = seed
-        self._start(generator(seed))
+        self._start(generator(seed, type(self).__name__))
 
     def forward(self, x: np.ndarray, training: bool = False, *, logits: bool = False) -> tuple[np.ndarray, Backward]:
         op = type(self).__name__

@@ -86,7 +86,7 @@ class GRU(RecurrentModel):
             return shapes | {"b_hn": (hidden,)} if self.reset_after else shapes
 
         super().__init__(self._set_shapes((hidden,), shapes_of), dtype, seed)
-        self._start(generator(seed))
+        self._start(generator(seed, type(self).__name__))
 
     def _run_rows(
         self,

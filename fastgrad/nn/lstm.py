@@ -138,7 +138,7 @@ class LSTM(RecurrentModel):
             return shapes
 
         super().__init__(self._set_shapes((projected, hidden), shapes_of), dtype, seed)
-        self._start(generator(seed))
+        self._start(generator(seed, type(self).__name__))
 
     def _run_rows(
         self,

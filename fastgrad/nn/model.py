@@ -261,13 +261,13 @@ class Model:
         return [summary.Row(name, repr(self), shape, self.params.size)], shape
 
     def __getstate__(self) -> dict[str, Any]:
-        # left out of copies and pickles: views that are copied are no views of the flat arrays
-        rebuilt = "_weights", "_biases", "_gradients", "_plan", "_chain"
+        # left out of copies and pickles: views that are copied are no views of the flat arrays, and a copy is part of no container
+        rebuilt = "_weights", "_biases", "_gradients", "_plan", "_chain", "container_type"
         return {name: value for name, value in vars(self).items() if name not in rebuilt}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # an unpickled dtype is another object than that of arrays, and predict compares objects
-        vars(self).update(state, dtype=np.dtype(state["dtype"].name))
+        vars(self).update(state, dtype=np.dtype(state["dtype"].name), container_type="")
         self._bind_parameters(self._params, self._grads)
         self._set_mask(self._mask)
 

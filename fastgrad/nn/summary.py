@@ -30,8 +30,8 @@ def call(kind: type, settings: dict[str, Any]) -> str:
         if isinstance(value, np.dtype):
             value = value.name
         is_pair = isinstance(value, tuple) and len(value) == 2 and not isinstance(parameter.default, tuple)
-        if is_pair and value[0] == value[1]:
-            # of pixels, which one number may stand for
+        if is_pair and value[0] == value[1] and not isinstance(value[0], tuple | list):
+            # of pixels, which one number may stand for; a pair of equal pairs has two sides apart
             value = value[0]
         # a name tells more, but for what must be there, an activation and an only number
         known = i == 0 or name == "activation" or parameter.default is parameter.empty

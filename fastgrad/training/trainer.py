@@ -181,7 +181,7 @@ class Trainer:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self.rng, self._seed = generator(seed), seed
+        self.rng, self._seed = generator(seed, "Trainer"), seed
 
     @property
     def state(self) -> np.ndarray:

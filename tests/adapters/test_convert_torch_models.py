@@ -297,11 +297,33 @@ REFUSED = {
     ),
     "layer norm of images": (
         lambda nn: nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4)),
-        f'layer "1" (LayerNorm) has images, of which it normalises the last axis and no channels,{NOT}',
+        f'layer "1" (LayerNorm) has images, of which it normalises the last axis and no channels{NOT}',
     ),
-    "layer norm before images": (
-        lambda nn: nn.Sequential(nn.LayerNorm(3), nn.Conv2d(3, 4, 3)),
-        f'layer "1" (Conv2d) has a LayerNorm before it, over the last axis,{NOT}',
+    "layer norm after a batch norm of images": (
+        lambda nn: nn.Sequential(nn.BatchNorm2d(4), nn.LayerNorm(4)),
+        f'layer "1" (LayerNorm) has images, of which it normalises the last axis and no channels{NOT}',
+    ),
+    **{
+        f"layer norm before {name}": (
+            lambda nn, name=name, arguments=arguments: nn.Sequential(nn.LayerNorm(4), getattr(nn, name)(*arguments)),
+            f'layer "1" ({name}) has a LayerNorm before it, over the last axis{NOT}',
+        )
+        for name, arguments in {
+            "Conv2d": (4, 4, 3),
+            "BatchNorm2d": (4,),
+            "MaxPool2d": (2,),
+            "AvgPool2d": (2,),
+            "AdaptiveAvgPool2d": (1,),
+            "Flatten": (),
+        }.items()
+    },
+    "batch norm of steps": (
+        lambda nn: nn.Sequential(nn.BatchNorm1d(3), nn.GRU(3, 4)),
+        f'layer "1" (GRU) has a BatchNorm1d before it, over dim 1, which is the steps of sequences{NOT}',
+    ),
+    "softmax of steps": (
+        lambda nn: nn.Sequential(nn.Linear(3, 3), nn.Softmax(1), nn.LSTM(3, 4)),
+        f'layer "2" (LSTM) has a Softmax before it, over dim 1, which is the steps of sequences{NOT}',
     ),
     "dilated pool": (
         lambda nn: nn.Sequential(nn.Sequential(nn.MaxPool2d(2, dilation=2))),
@@ -431,6 +453,10 @@ def test_what_pytorch_has_not_is_an_error_that_names_the_layer(torch):
     refuses(ValueError, message, convert, LSTM(2, 3, pool="mean"))
     message = "model_to_torch: the model (LSTM): to_torch: the layer has peephole, which PyTorch's LSTM has not"
     refuses(ValueError, message, convert, LSTM(2, 3, peephole=True))
+    message = (
+        'model_to_torch: layer "0" (BatchNorm) is of sequences, whose steps are the channels of PyTorch\'s BatchNorm1d'
+    )
+    refuses(ValueError, message, convert, Sequential(BatchNorm(2), LSTM(2, 3)))
     message = 'model_to_torch: layer "1" (Dense) comes after an LSTM, whose outputs in PyTorch are a tuple'
     refuses(ValueError, message, convert, Sequential(LSTM(2, 3), Dense(3, 2)))
     message = "model_to_torch: the model (GRU) has pool 'last', which PyTorch's GRU has not"

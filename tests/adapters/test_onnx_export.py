@@ -32,6 +32,8 @@ from fastgrad.nn import (
 
 # two shapes of each: every axis but the channels' is of any size
 ROWS, SEQUENCES, IMAGES = ((5, 4), (1, 4)), ((3, 6, 4), (1, 1, 4)), ((2, 9, 12, 4), (1, 16, 11, 4))
+# a stride of 2 to 5 pixels leaves every rest
+SAME_IMAGES = tuple((1, size, size + 1, 4) for size in range(4, 16))
 NETS = {
     "chain": (lambda d: DenseChain([4, 8, 7, 3], ["relu", "tanh", "softmax"], dtype=d), ROWS),
     "chain without biases": (lambda d: DenseChain([4, 8, 3], bias=False, dtype=d), ROWS),
@@ -89,6 +91,8 @@ IMAGE_NETS = {
     "conv": (lambda d: Conv2d(4, 6, (3, 2), padding=(2, 1), activation="gelu", dtype=d), IMAGES),
     "same": (lambda d: Conv2d(4, 6, (3, 2), padding="same", dilation=2, dtype=d), IMAGES),
     "same and stride": (lambda d: Conv2d(4, 6, 3, padding="same", stride=(2, 3), dtype=d), IMAGES),
+    "same of one pixel": (lambda d: Conv2d(4, 6, 1, padding="same", stride=(4, 5), dtype=d), SAME_IMAGES),
+    "same of two pixels": (lambda d: Conv2d(4, 6, (2, 1), padding="same", stride=(5, 1), dtype=d), SAME_IMAGES),
     "sides": (lambda d: Conv2d(4, 6, 3, padding=((2, 0), (0, 1)), stride=2, dtype=d), IMAGES),
     "groups": (lambda d: Conv2d(4, 6, 3, groups=2, bias=False, activation="softmax", dtype=d), IMAGES),
     "batch norm": (lambda d: Sequential(Conv2d(4, 3, 1, dtype=d), BatchNorm(3, "leaky_relu", dtype=d)), IMAGES),
@@ -107,6 +111,13 @@ POOLS = {
     "max": (lambda d: MaxPool2d(2), IMAGES),
     "max with padding": (lambda d: MaxPool2d((3, 2), stride=2, padding=1), IMAGES),
     "max of same": (lambda d: MaxPool2d(3, stride=2, padding="same"), IMAGES),
+    "max of same of one pixel": (lambda d: MaxPool2d(1, stride=2, padding="same", ceil_mode=True), SAME_IMAGES),
+    "max of same of two pixels": (lambda d: MaxPool2d(2, stride=(3, 2), padding="same", ceil_mode=True), SAME_IMAGES),
+    "mean of same of two pixels": (lambda d: AvgPool2d(2, stride=3, padding="same", ceil_mode=True), SAME_IMAGES),
+    "mean of same of two pixels without zeros": (
+        lambda d: AvgPool2d(2, stride=(3, 4), padding="same", include_pad=False),
+        SAME_IMAGES,
+    ),
     "mean": (lambda d: AvgPool2d((2, 3), stride=1), IMAGES),
     "mean with padding": (lambda d: AvgPool2d(3, stride=2, padding=1), IMAGES),
     "mean without padding's zeros": (lambda d: AvgPool2d(3, stride=2, padding=1, include_pad=False), IMAGES),
@@ -248,6 +259,9 @@ def test_what_onnx_has_not_is_an_error_that_names_the_layer(onnx, tmp_path):
     conv = Conv2d(3, 4, 3, padding="same", stride=2, dilation=2)
     message = 'export_onnx: layer "body.1" (Conv2d) has padding "same" with a stride and a dilation, which runtimes of ONNX have not'
     refuses(ValueError, message, fg.export_onnx, Residual(Sequential(Conv2d(3, 3, 1), conv), Conv2d(3, 4, 1)), path)
+
+    message = 'export_onnx: the model (MaxPool2d) has padding "same" with a stride above its size, which runtimes of ONNX have not'
+    refuses(ValueError, message, fg.export_onnx, MaxPool2d(3, stride=(2, 4), padding="same"), path)
 
     message = "export_onnx: the model (AvgPool2d) has ceil_mode with include_pad and a padding, of which runtimes of ONNX have other means"
     refuses(ValueError, message, fg.export_onnx, AvgPool2d(3, padding=1, ceil_mode=True), path)

@@ -392,6 +392,11 @@ def test_one_seed_gives_one_net():
     assert bits(conv.w) == bits(kept)
 
 
+@pytest.mark.parametrize("layer", [Conv2d(3, 4, 3, padding=((0, 1), (0, 1))), MaxPool2d(3, padding=((1, 0), (1, 0)))])
+def test_equal_paddings_of_unequal_sides_are_printed_whole(layer):
+    assert eval(repr(layer)).padding == layer.padding
+
+
 def test_pools_to_the_end_of_images_and_paddings_of_sides_are_pytorchs(torch):
     x = batch("float32", shape=(7, 6, 3))
     sides = (2, 1), (0, 1)

@@ -250,6 +250,20 @@ def test_copies_are_whole_and_apart(in_force, model, copied):
     assert not model.grads.any()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_layer_belongs_to_no_model(copied):
+    model = Sequential(Sequential(Dense(4, 3, seed=0)), Dense(3, 2, seed=1))
+    before = bits(model.params)
+    small = Sequential(copied(model.layers[0]))
+    assert bits(small.params) == bits(model.layers[0].params)
+    small.params[...] = 0
+    assert bits(model.params) == before
+    # the layers of a copy are part of the copy
+    message = "Sequential: layers[0] is part of a Sequential already; a layer belongs to one"
+    for layer in (copied(model).layers[1], copied(model.layers[0]).layers[0]):
+        refuses(ValueError, message, Sequential, layer)
+
+
 def test_bad_settings_of_layers():
     refuses(ValueError, "DenseChain: sizes must have length at least 2, got 1", DenseChain, [4])
     refuses(TypeError, "DenseChain: sizes must be a list or tuple, got int", DenseChain, 4)
@@ -273,6 +287,22 @@ def test_bad_settings_of_layers():
         DenseChain([4, 3], output="max")
 
 
+@pytest.mark.parametrize(("seed", "kind"), [("x", TypeError), (1.5, TypeError), (-1, ValueError)])
+def test_bad_seeds(seed, kind):
+    makers = {
+        "Dense": lambda: Dense(4, 3, seed=seed),
+        "Conv2d": lambda: fg.nn.Conv2d(3, 4, 3, seed=seed),
+        "LSTM": lambda: fg.nn.LSTM(3, 4, seed=seed),
+        "GRU": lambda: fg.nn.GRU(3, 4, seed=seed),
+        "Dropout": lambda: fg.nn.Dropout(0.5, seed=seed),
+        "Sequential": lambda: Sequential(Dense(4, 3), seed=seed),
+        "Residual": lambda: fg.nn.Residual(Dense(3, 3), seed=seed),
+        "Trainer": lambda: fg.Trainer(Dense(4, 3), "mse", seed=seed),
+    }
+    for op, make in makers.items():
+        refuses(kind, f"{op}: seed must be an integer of at least 0, got {seed!r}", make)
+
+
 def test_bad_layers_of_a_sequential():
     refuses(ValueError, "Sequential: layers must have length at least 1, got 0", Sequential)
     refuses(TypeError, "Sequential: layers[1] must be a layer of fastgrad.nn, got str", Sequential, Dense(4, 3), "relu")
@@ -284,6 +314,24 @@ def test_bad_layers_of_a_sequential():
     refuses(ValueError, message.format(1), Sequential, layer, layer)
     Sequential(layer)
     refuses(ValueError, message.format(0), Sequential, layer)
+
+
+def test_layers_stay_free_where_a_sequential_fails():
+    draws = []
+
+    def init(shape, rng):
+        draws.append(shape)
+        # the fourth is that of the second layer for the Sequential
+        if len(draws) == 4:
+            raise RuntimeError("no weights")
+        return rng.normal(size=shape)
+
+    layers = Dense(4, 3, init=init), Dense(3, 2, init=init)
+    with pytest.raises(RuntimeError, match=r"^no weights$"):
+        Sequential(*layers)
+    model = Sequential(*layers)
+    assert len(draws) == 6
+    assert all(layer.w.all() for layer in model.layers)
 
 
 def test_bad_input_of_models():

@@ -95,10 +95,12 @@ def run(layer: Layer, arrays: dict[str, Any], lengths: Any, words: Any = None) -
     x = check.array(op, "x", x, "(N, T, C)", (None, None, None))
     layer.check(x, others[: count - 1], others[count - 1 :])
     if lengths is not None:
-        if not isinstance(lengths, jax.Array):
-            lengths = jnp.asarray(checked_lengths(op, "lengths", lengths, *x.shape[:2]), jnp.int32)
-        elif lengths.shape != x.shape[:1] or lengths.dtype.kind not in "iu":
+        if isinstance(lengths, jax.Array) and (lengths.shape != x.shape[:1] or lengths.dtype.kind not in "iu"):
             raise ValueError(f"{op}: lengths must be integers (N,) = ({len(x)},), got {lengths.dtype} {lengths.shape}")
+        if not isinstance(lengths, jax.core.Tracer):
+            numbers = np.asarray(lengths) if isinstance(lengths, jax.Array) else lengths
+            numbers = checked_lengths(op, "lengths", numbers, *x.shape[:2])
+            lengths = lengths if isinstance(lengths, jax.Array) else jnp.asarray(numbers, jnp.int32)
     values = tuple(None if a is None else jnp.asarray(a) for a in arrays.values())
     return _run(layer, *varying((values, (lengths, words)), axes_of((values, lengths, words))))
 
