@@ -156,6 +156,8 @@ class ChainModel:
                 )
             if not p.numel() or not p.is_contiguous():
                 raise _unsupported(name, "the parameter has no values or is not contiguous")
+            if p.is_neg():
+                raise _unsupported(name, "the parameter is a negated view")
             if p._backward_hooks or p._post_accumulate_grad_hooks:
                 raise _unsupported(name, "the parameter has hooks")
             if (other := addresses.setdefault(p.data_ptr(), name)) is not name:

@@ -195,6 +195,8 @@ def check_rows(op: str, p: Tensor, entry: dict[str, Any], rows: Sequence[str]) -
 def memory_order(p: Tensor) -> list[int]:
     """The axes of a tensor as they follow each other in memory."""
     strides = p.stride()
+    if p.is_neg():
+        raise ValueError(f"{OP}: a parameter must be no negated view, as of conj() and imag; its resolve_neg() is none")
     order = sorted(range(p.dim()), key=lambda axis: (-strides[axis], axis))
     if not p.permute(order).is_contiguous():
         raise ValueError(f"{OP}: a parameter must be dense in memory, got {tuple(p.shape)} with strides {strides}")

@@ -230,6 +230,7 @@ def test_bad_settings_are_refused(error, message, make):
     [
         (torch.ones(2, dtype=torch.float16), r"Adam: a parameter must be torch\.float32 or torch\.float64, got torch\.float16"),
         (torch.ones(2, device="meta"), "Adam: a parameter must be on the CPU, got meta"),
+        (torch._neg_view(torch.ones(2)), "adam_step: a parameter must be no negated view"),
         (torch.ones(4)[::2], r"adam_step: a parameter must be dense in memory, got \(2,\) with strides \(2,\)"),
     ],
 )  # fmt: skip
@@ -238,6 +239,17 @@ def test_parameters_that_kernels_cannot_take_are_refused(value, message):
     p.grad = torch.ones_like(p)
     with pytest.raises((TypeError, ValueError), match=message):
         fgt.Adam([p]).step()
+
+
+def test_gradients_that_are_negated_views_have_their_sign(in_force):
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for p in params:
+        p.grad = torch._neg_view(torch.tensor([3.0, 4.0]))
+    assert fgt.clip_grad_norm_(params[0], 1.0) == 5
+    torch.testing.assert_close(params[0].grad, torch.tensor([-0.6, -0.8]))
+    fgt.Adam(params, 0.1).step()
+    for p in params:
+        torch.testing.assert_close(p.detach(), torch.full((2,), 0.1))
 
 
 def test_a_sparse_gradient_is_refused_and_nothing_written():

@@ -199,6 +199,9 @@ REFUSED_LATER = {
     "2.weight: the parameter has no values or is not contiguous": lambda model, _: setattr(
         model[2].weight, "data", model[2].weight.data.t().contiguous().t()
     ),
+    "2.weight: the parameter is a negated view": lambda model, _: setattr(
+        model[2].weight, "data", torch._neg_view(model[2].weight.data.clone())
+    ),
     "optimizer has hooks on its step": lambda _, optimizer: optimizer.register_step_pre_hook(lambda *_: None),
     "maximize of optimizer.param_groups[0] must be False": lambda _, optimizer: optimizer.param_groups[0].update(maximize=True),
 }  # fmt: skip
