@@ -125,7 +125,8 @@ class ChainModel:
         """Read the forward of a module that is no nn.Sequential."""
         kind = type(module).__name__
         try:
-            nodes = _Tracer().trace(module).nodes
+            with torch.enable_grad():
+                nodes = _Tracer().trace(module).nodes
         except Exception as error:
             raise _unsupported(name, f"the forward of {kind} cannot be traced ({error})") from error
         last = None
@@ -156,6 +157,8 @@ class ChainModel:
                 )
             if not p.numel() or not p.is_contiguous():
                 raise _unsupported(name, "the parameter has no values or is not contiguous")
+            if p.is_neg():
+                raise _unsupported(name, "the parameter is a negated view")
             if p._backward_hooks or p._post_accumulate_grad_hooks:
                 raise _unsupported(name, "the parameter has hooks")
             if (other := addresses.setdefault(p.data_ptr(), name)) is not name:
@@ -175,8 +178,20 @@ class ChainModel:
 class _Tracer(fx.Tracer):
     """Traces one forward; the modules that it calls are read by themselves."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_autocast = torch.is_autocast_enabled("cpu")
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        # a graph does not tell what is inside of these
+        if not torch.is_grad_enabled():
+            raise ValueError("it calls layers without gradients")
+        if torch.is_autocast_enabled("cpu") != self._is_autocast:
+            raise ValueError("it turns autocast on or off")
+        return super().create_node(*args, **kwargs)
 
 
 def _activation(layer: Any) -> str | tuple[str, float] | None:

@@ -190,6 +190,7 @@ def normalises_rows(norm: Any, x: Any, residual: Any = None) -> bool:
     return (
         x.shape[-len(shape) :] == shape
         and all(a is None or a.dtype is x.dtype for a in others)
+        and all(a is None or a.shape == shape for a in (norm.weight, norm.bias))
         and (
             residual is None
             # a sum may have the strides of a residual that is not contiguous

@@ -60,9 +60,9 @@ class Graph:
         fused = dict.fromkeys(layer for node in self.fused for layer in node.layers)
         tensors = [part for layer in fused for part in (layer._parameters, layer._buffers)]
         items = [(part, name, p) for part in tensors for name, p in part.items() if name != "num_batches_tracked"]
-        self._parameters = [(parameters, name) for parameters, name, p in items if p is not None]
+        self._parameters = [(parameters, name, p.shape) for parameters, name, p in items if p is not None]
         self._nothing = [(parameters, name) for parameters, name, p in items if p is None]
-        dtypes = {parameters[name].dtype for parameters, name in self._parameters}
+        dtypes = {p.dtype for _, _, p in items if p is not None}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
     def is_valid(self) -> bool:
@@ -93,11 +93,12 @@ class Graph:
         for function, code in self._codes:
             if function.__code__ is not code:
                 return False
-        for parameters, name in self._parameters:
+        for parameters, name, shape in self._parameters:
             p = parameters[name]
             if (
                 type(p) not in TENSOR_TYPES
                 or p.dtype is not self.dtype
+                or p.shape != shape
                 or not p.is_cpu
                 or p.layout is not torch.strided
             ):

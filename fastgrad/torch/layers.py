@@ -107,7 +107,24 @@ def known_class(layer: Any, patches: frozenset[str] = PATCHES) -> type[nn.Module
         is_norm = kind is nn.LayerNorm or kind in NORMS
         if not (is_dense(weight) or (weight is None and is_norm)) or not (bias is None or is_dense(bias)):
             return None
+        if kind is nn.Conv2d and not _is_known_convolution(layer, weight, bias):
+            return None
     return kind
+
+
+def _is_known_convolution(conv: Any, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a convolution's settings are pairs, as nn.Conv2d makes them, the weight and the bias have the sizes that they say, and
+    no window lies in the padding alone, which kernels do not know. PyTorch takes others, if someone sets them."""
+    size, padding, dilation = conv.kernel_size, conv.padding, conv.dilation
+    is_text = isinstance(padding, str)
+    for setting in (size, conv.stride, dilation, size if is_text else padding):
+        if not isinstance(setting, tuple) or len(setting) != 2:
+            return False
+    if weight.shape != (conv.out_channels, conv.in_channels // conv.groups, *size):
+        return False
+    if bias is not None and bias.shape != (conv.out_channels,):
+        return False
+    return is_text or (padding[0] <= dilation[0] * (size[0] - 1) and padding[1] <= dilation[1] * (size[1] - 1))
 
 
 def is_dense(value: Any) -> bool:

@@ -47,7 +47,9 @@ class CallNode:
         self.operation, self.output, self.dead = operation, operation.output, list[int]()
         self.inputs = list(dict.fromkeys(values_of((operation.args, operation.kwargs))))
         self.is_agnostic = is_agnostic(operation)
-        self._is_flat = not operation.kwargs and all(isinstance(a, Value) for a in operation.args)
+        is_flat = not operation.kwargs and all(isinstance(a, Value) for a in operation.args)
+        # of values alone their indices, each as often as it is an argument
+        self._flat = [a.fg_index for a in operation.args] if is_flat else None
 
     def run(self, values: list[Any], hidden: list[bool]) -> None:
         """Write the output into values, and whether it is hidden."""
@@ -57,8 +59,8 @@ class CallNode:
             shown(self.inputs, values, hidden)
             is_hidden = False
         y = (
-            function(*[values[i] for i in self.inputs])
-            if self._is_flat
+            function(*[values[i] for i in self._flat])
+            if self._flat is not None
             else function(*filled(args, values), **filled(kwargs, values))
         )
         if is_hidden and isinstance(y, tuple):

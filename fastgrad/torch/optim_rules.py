@@ -161,9 +161,10 @@ class OptimizerUpdates:
             # fastgrad.torch's own step makes its blocks again
             state.changed = True
         self._optimizer, self._groups, self._state = optimizer, optimizer.param_groups, state
+        self._lists = [(group, group["params"]) for group in self._groups]
         entries = [entry.values() for update in self.updates for entry in update.entries]
         self.views: list[Iterable[Any]] = [
-            self._groups, *(g["params"] for g in self._groups), state.values(), *entries
+            self._groups, *(params for _, params in self._lists), state.values(), *entries
         ]  # fmt: skip
 
     def read_settings(self) -> bool:
@@ -171,5 +172,6 @@ class OptimizerUpdates:
         return (
             self._optimizer.state is self._state
             and self._optimizer.param_groups is self._groups
+            and all([group["params"] is params for group, params in self._lists])
             and all([update.read_settings() for update in self.updates])
         )

@@ -90,7 +90,7 @@ class ParameterBlock:
         self.params, self.rows = params, tuple(rows)
         self._orders = [memory_order(p) for p in params]
         self._sizes = [p.numel() for p in params]
-        self.is_contiguous = all(p.is_contiguous() for p in params)
+        self.is_contiguous, self._strides = all(p.is_contiguous() for p in params), [p.stride() for p in params]
         self.state = torch.zeros(len(rows), sum(p.numel() for p in params), dtype=params[0].dtype)  # (S, P)
         # steps of the parameters, and last how many updates of this block are counted in them: one addition counts all
         dtype = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
@@ -119,12 +119,22 @@ class ParameterBlock:
         return int(self._steps.item(0))
 
     def matches(self, rows: Sequence[str]) -> bool:
-        """Whether the state has these rows, and all parameters have one number of steps.
+        """Whether the state has these rows and the parameters' order in memory, and all parameters have one number of steps.
 
         The step tensors are compared again if someone has written to them.
         """
         self.count_update()
-        return self.rows == rows and (self._steps.tobytes() == self._equal_steps or self._have_equal_steps())
+        return (
+            self.rows == rows
+            and (self._steps.tobytes() == self._equal_steps or self._have_equal_steps())
+            and self._has_order_of_params()
+        )
+
+    def _has_order_of_params(self) -> bool:
+        """Whether the parameters lie in memory as they did: the state is in the same order."""
+        if self.is_contiguous:
+            return all(map(Tensor.is_contiguous, self.params))
+        return list(map(Tensor.stride, self.params)) == self._strides
 
     def _have_equal_steps(self) -> bool:
         equal = bool((self._steps[:-1] == self._steps[0]).all())
@@ -159,6 +169,8 @@ class ParameterBlock:
                 i, size, got = next((i, size, t.numel()) for i, (t, size) in pairs if t.numel() != size)
                 raise ValueError(f"{OP}: {name}[{i}] must have {size} values like its state, got {got}")
         if self._addresses != list(map(Tensor.data_ptr, self.params)):
+            if others := [p.dtype for p in self.params if p.dtype is not self.state.dtype]:
+                raise TypeError(f"{OP}: params must be {self.state.dtype} like their state, got {others[0]}")
             self._read_addresses()
         gradients = address_list(grads, self._address_list) if self._address_list is not None else None
         if gradients is None:
@@ -183,6 +195,8 @@ def check_rows(op: str, p: Tensor, entry: dict[str, Any], rows: Sequence[str]) -
 def memory_order(p: Tensor) -> list[int]:
     """The axes of a tensor as they follow each other in memory."""
     strides = p.stride()
+    if p.is_neg():
+        raise ValueError(f"{OP}: a parameter must be no negated view, as of conj() and imag; its resolve_neg() is none")
     order = sorted(range(p.dim()), key=lambda axis: (-strides[axis], axis))
     if not p.permute(order).is_contiguous():
         raise ValueError(f"{OP}: a parameter must be dense in memory, got {tuple(p.shape)} with strides {strides}")

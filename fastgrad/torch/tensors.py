@@ -22,13 +22,18 @@ RESULT_SAVED = frozenset({types.RELU, types.SIGMOID, types.TANH, types.SOFTMAX})
 
 
 def array(op: str, name: str, value: Any) -> np.ndarray:
-    """A tensor's values, shared, with its strides. Raises TypeError for what is no dense tensor of floats on the CPU."""
+    """A tensor's values, shared, with its strides. Raises TypeError for what is no dense tensor of floats on the CPU.
+
+    Those of a negated view, such as conj().imag, are a copy: in memory they have the other sign.
+    """
     try:
         # most tensors are as they should be, and to ask takes longer than to have it done
         values = value.detach().numpy() if value.requires_grad else value.numpy()
     except (AttributeError, TypeError, RuntimeError):
         check_tensor(op, name, value)
-        raise
+        if not value.is_neg():
+            raise
+        values = value.detach().resolve_neg().numpy()
     if values.dtype not in check.FLOATS:
         check_tensor(op, name, value)
     return values
@@ -128,14 +133,14 @@ def arrays(op: str, name: str, tensors: Iterable[torch.Tensor]) -> list[np.ndarr
 def address_list(tensors: list[torch.Tensor], like: Any = None) -> Any:
     """The addresses of many tensors, as an AddressList for kernels: arrays take longer to make than a small parameter's update.
 
-    None if the kernels of the backend take arrays only, or a tensor is not contiguous or no dense float on the CPU. like: an earlier
-    result, of the parameters of which these tensors are the gradients: they have the same sizes, dtype and device.
+    None if the kernels of the backend take arrays only, or a tensor is not contiguous, is negated or is no dense float on the CPU. like: an
+    earlier result, of the parameters of which these tensors are the gradients: they have the same sizes, dtype and device.
     """
     address_list_class = getattr(kernels(), "AddressList", None)
     if address_list_class is None or not set(map(type, tensors)) <= TENSOR_TYPES:
         return None
     try:
-        if not all(map(torch.Tensor.is_contiguous, tensors)):
+        if not all(map(torch.Tensor.is_contiguous, tensors)) or any(map(torch.Tensor.is_neg, tensors)):
             return None
         addresses = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
     except RuntimeError:

@@ -150,6 +150,18 @@ def test_what_the_kernels_do_not_take_is_pytorchs(model, fused):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_parameters_of_fewer_axes_are_refused_as_by_pytorch(model, fused):
+    net = MODELS[model](NORMS["several axes"])
+    fgt.accelerate(net)
+    for layer in net.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.weight, layer.bias = (nn.Parameter(torch.ones(6, dtype=DOUBLE)) for _ in range(2))
+    with pytest.raises(RuntimeError, match="Expected weight"):
+        net(drawn(3, 5, 6))
+    assert not fused
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_a_patched_or_hooked_norm_runs_as_pytorchs(model, fused):
     theirs, x = randomise(MODELS[model](NORMS["affine"])), drawn(4, 6)
     ours = copy.deepcopy(theirs)

@@ -248,3 +248,76 @@ def test_layers_of_our_residual_block_can_be_changed(change):
         torch.manual_seed(1)
         change(model)
     assert_the_same(theirs, ours, input_of(Block))
+
+
+def in_a_row():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU()
+    ).double()
+
+
+class Written(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)
+        self.double()
+
+    def forward(self, x):
+        return torch.relu(self.conv2(torch.relu(self.bn(self.conv1(x)))))
+
+
+def first_convolutions(model):
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)][:2]
+
+
+def set_numbers(model):
+    """Numbers in the place of pairs."""
+    conv, other = first_convolutions(model)
+    conv.stride, conv.padding, other.dilation = 1, 1, 1
+
+
+def pad_beyond_the_window(model):
+    conv, _ = first_convolutions(model)
+    conv.padding = 3, 1
+
+
+def cut_channels(model):
+    """Weights of other sizes than the settings say, as of channels that are pruned."""
+    norm = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    conv, following = first_convolutions(model)
+    for layer in (conv, norm):
+        layer.weight, layer.bias = (nn.Parameter(p.detach()[:2].clone()) for p in (layer.weight, layer.bias))
+    norm.running_mean, norm.running_var = norm.running_mean[:2].clone(), norm.running_var[:2].clone()
+    following.weight = nn.Parameter(following.weight.detach()[:, :2].clone())
+
+
+def cut_data(model):
+    """The same, of parameters that stay."""
+    conv, following = first_convolutions(model)
+    conv.weight.data, conv.bias.data = conv.weight.data[:2].clone(), conv.bias.data[:2].clone()
+    norm = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    for values in (*norm.parameters(), norm.running_mean, norm.running_var):
+        values.data = values.data[:2].clone()
+    following.weight.data = following.weight.data[:, :2].clone()
+
+
+def cut_windows(model):
+    conv, _ = first_convolutions(model)
+    conv.weight = nn.Parameter(conv.weight.detach()[:, :, 1:2, 1:2].clone())
+
+
+@pytest.mark.parametrize("choose", [True, False])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("make", [in_a_row, Written])
+@pytest.mark.parametrize("change", [set_numbers, pad_beyond_the_window, cut_channels, cut_data, cut_windows])
+def test_convolutions_that_are_set_to_what_kernels_do_not_know_run_as_pytorchs(change, make, when, choose):
+    theirs = make()
+    ours, x = copy.deepcopy(theirs), input_of(in_a_row)
+    if when == "before":
+        change(ours)
+    fgt.accelerate(ours, choose=choose)
+    if when == "after":
+        assert_the_same(theirs, ours, x)
+        change(ours)
+    change(theirs)
+    assert_the_same(theirs, ours, x)

@@ -154,6 +154,13 @@ def viewed(self, x):
     return h.view(h.size(0), -1)
 
 
+@attributes(conv=conv(3, 4), bn=nn.BatchNorm2d(4))
+def squared(self, x):
+    """An operation takes a value twice."""
+    h = F.relu(self.bn(self.conv(x)))
+    return h * h + torch.maximum(h, h)
+
+
 NETS = [
     mnist,
     bottleneck,
@@ -169,6 +176,7 @@ NETS = [
     row_norms,
     lists,
     viewed,
+    squared,
 ]
 
 

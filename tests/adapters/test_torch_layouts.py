@@ -69,3 +69,49 @@ def test_sequences_through_a_norm_are_contiguous():
     norm = fgt.BatchNorm1d(3, dtype=DOUBLE)
     for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
         assert norm(layout).is_contiguous()
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc, self.last = (
+            nn.Conv2d(3, 3, 1),
+            nn.BatchNorm2d(3),
+            nn.Linear(4, 4),
+            nn.LayerNorm(4),
+        )
+        self.double()
+
+    def forward(self, x):
+        h = F.relu(self.norm(self.conv(x)) + x)
+        return F.silu(self.last(torch.tanh(self.fc(h))) + x)
+
+
+NEGATED = {
+    "dense": (lambda: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)).double(), (6, 4)),
+    "images": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double(), (2, 3, 5, 4)),
+    "a graph": (Sums, (2, 3, 5, 4)),
+    "rows": (lambda: nn.Sequential(nn.LayerNorm(4), nn.ReLU()).double(), (6, 4)),
+    "sequences": (lambda: nn.Sequential(nn.GRU(4, 3, batch_first=True, dtype=DOUBLE)), (2, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", NEGATED)
+def test_negated_views_have_their_sign(in_force, name, last):
+    """conj().imag is one, and so is the gradient of the imaginary part of what is conjugated."""
+    make, shape = NEGATED[name]
+    theirs = make()
+    ours, x = copy.deepcopy(theirs), torch.randn(shape, dtype=DOUBLE)
+    if last and len(shape) == 4:
+        x, ours, theirs = (a.to(memory_format=torch.channels_last) for a in (x, ours, theirs))
+    fgt.accelerate(ours, choose=False)
+    results = []
+    for net in (ours, theirs):
+        inputs = torch._neg_view(x).requires_grad_()
+        y = net(inputs)
+        y = y[0] if isinstance(y, tuple) else y
+        dy = torch._neg_view(torch.ones_like(y))
+        y.backward(dy)
+        results.append([y, inputs.grad, *(p.grad for p in net.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)

@@ -156,6 +156,37 @@ def test_a_closure_and_exchanged_values():
     assert params[1]._version > version
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_parameters_may_lie_in_another_order_from_a_step_on(in_force, pair):
+    lists = [[nn.Parameter(p.detach().contiguous()) for p in parameters()] for _ in pair]
+    optimizers = [kind(params, 0.1, amsgrad=True) for kind, params in zip(pair, lists, strict=True)]
+    orders = (
+        torch.Tensor.contiguous,
+        lambda p: p.contiguous(memory_format=torch.channels_last if p.dim() == 4 else torch.preserve_format),
+        lambda p: p.t().contiguous().t() if p.dim() == 2 else p,
+        torch.Tensor.contiguous,
+    )
+    for i, order in enumerate(orders):
+        for params, optimizer in zip(lists, optimizers, strict=True):
+            for p in params:
+                p.data = order(p.data)
+            train(optimizer, params, 2, 2 * i)
+        same(*lists)
+
+
+def test_parameters_of_another_dtype_than_their_state_are_refused(in_force):
+    p = nn.Parameter(torch.ones(3))
+    optimizer = fgt.Adam([p])
+    draw_gradients([p], 0)
+    optimizer.step()
+    p.grad, p.data = None, p.data.double()
+    draw_gradients([p], 1)
+    before = p.detach().clone()
+    with pytest.raises(TypeError, match=r"params must be torch\.float32 like their state, got torch\.float64"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
 def test_clipping_and_adam_train_as_pytorchs():
     torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -199,6 +230,7 @@ def test_bad_settings_are_refused(error, message, make):
     [
         (torch.ones(2, dtype=torch.float16), r"Adam: a parameter must be torch\.float32 or torch\.float64, got torch\.float16"),
         (torch.ones(2, device="meta"), "Adam: a parameter must be on the CPU, got meta"),
+        (torch._neg_view(torch.ones(2)), "adam_step: a parameter must be no negated view"),
         (torch.ones(4)[::2], r"adam_step: a parameter must be dense in memory, got \(2,\) with strides \(2,\)"),
     ],
 )  # fmt: skip
@@ -207,6 +239,17 @@ def test_parameters_that_kernels_cannot_take_are_refused(value, message):
     p.grad = torch.ones_like(p)
     with pytest.raises((TypeError, ValueError), match=message):
         fgt.Adam([p]).step()
+
+
+def test_gradients_that_are_negated_views_have_their_sign(in_force):
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for p in params:
+        p.grad = torch._neg_view(torch.tensor([3.0, 4.0]))
+    assert fgt.clip_grad_norm_(params[0], 1.0) == 5
+    torch.testing.assert_close(params[0].grad, torch.tensor([-0.6, -0.8]))
+    fgt.Adam(params, 0.1).step()
+    for p in params:
+        torch.testing.assert_close(p.detach(), torch.full((2,), 0.1))
 
 
 def test_a_sparse_gradient_is_refused_and_nothing_written():

@@ -319,6 +319,18 @@ def test_changes_between_steps_are_seen(change):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_another_list_of_a_groups_parameters_is_seen(optimizer):
+    pair = Pair(network(), *OPTIMIZERS[optimizer])
+    pair.run(batches(3))
+    for o in pair.optimizers:
+        group = o.param_groups[0]
+        group["params"] = group["params"][1:]
+    pair.run(batches(3))
+    for ours, theirs in zip(*(m.parameters() for m in pair.models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_another_dtype_needs_other_data():
     pair = Pair(network(), *OPTIMIZERS["adam"])
     pair.run(batches(2))

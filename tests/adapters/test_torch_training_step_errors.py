@@ -51,6 +51,19 @@ class Skips(Written):
         return self.last(self.body(self.first(x))) + x[:, :4]
 
 
+class Freezes(nn.Sequential):
+    """A context of autograd, which the calls of layers do not tell."""
+
+    def __init__(self, context):
+        super().__init__(nn.Linear(6, 6), nn.Linear(6, 6))
+        self.context = context
+
+    def forward(self, x):
+        with self.context:
+            x = self[0](x)
+        return self[1](x)
+
+
 class Branches(Written):
     def forward(self, x):
         return self.first(x) if x.sum() > 0 else self.last(x)
@@ -93,6 +106,8 @@ MODELS = [
     (nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), r"\(the model\): "),
     (Skips(), r"\(the model\): the forward of Skips calls getitem"),
     (Branches(), r"\(the model\): the forward of Branches cannot be traced"),
+    (Freezes(torch.no_grad()), r"\(the model\): the forward of Freezes cannot be traced \(it calls layers without gradients\)"),
+    (Freezes(torch.autocast("cpu", torch.bfloat16)), r"\(the model\): the forward of Freezes cannot be traced \(it turns autocast"),
     (Linear(6, 6), r"\(the model\): the forward of Linear reads weight, which takes something else"),
     (shared(), r"2\.weight: the parameter is shared with 0\.weight"),
     (hooked(), "2: Linear has hooks"),
@@ -198,6 +213,9 @@ REFUSED_LATER = {
     "2.weight: the parameter has hooks": lambda model, _: model[2].weight.register_hook(lambda g: g),
     "2.weight: the parameter has no values or is not contiguous": lambda model, _: setattr(
         model[2].weight, "data", model[2].weight.data.t().contiguous().t()
+    ),
+    "2.weight: the parameter is a negated view": lambda model, _: setattr(
+        model[2].weight, "data", torch._neg_view(model[2].weight.data.clone())
     ),
     "optimizer has hooks on its step": lambda _, optimizer: optimizer.register_step_pre_hook(lambda *_: None),
     "maximize of optimizer.param_groups[0] must be False": lambda _, optimizer: optimizer.param_groups[0].update(maximize=True),

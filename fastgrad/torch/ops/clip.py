@@ -97,7 +97,9 @@ class _TensorList:
 
 def clip_gradients(grads: Sequence[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     handling = "raise" if error_if_nonfinite else "ignore"
-    addresses = address_list(list(grads))
+    # a negated view is scaled where its values lie, and these have the same norm
+    grads = [torch._neg_view(grad) if grad.is_neg() else grad for grad in grads]
+    addresses = address_list(grads)
     gradients = (
         _TensorList(addresses) if addresses is not None else ArrayList(OP, "gradients", arrays(OP, "gradients", grads))
     )

@@ -45,18 +45,18 @@ class ConvNorm:
             same = [d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
             self.padding_numbers = same if conv.padding == "same" else self.padding
         if norm is not None:
+            vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+            # PyTorch takes others, or says what is wrong
+            self._has_known_sizes = all(v is None or v.shape == (norm.num_features,) for v in vectors)
             self.training = norm.training or norm.running_mean is None
             self.counts = norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
             self.has_running = norm.running_mean is not None and (not norm.training or norm.track_running_stats)
 
     @staticmethod
     def fits(conv: Any) -> bool:
-        """Whether the kernels compute a convolution: they know no padding that a window lies within."""
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if isinstance(conv.padding, str):
-            # PyTorch's gradients take the same padding on both sides
-            return conv.padding == "valid" or not any(r % 2 for r in reach)
-        return all(p <= r for p, r in zip(conv.padding, reach, strict=True))
+        """Whether PyTorch's gradients compute a known convolution too: they take the same padding on both sides."""
+        reach = zip(conv.dilation, conv.kernel_size, strict=True)
+        return conv.padding != "same" or not any(d * (k - 1) % 2 for d, k in reach)
 
     def space(self, shape: torch.Size) -> tuple[Any, tuple[int, ...] | None]:
         """For x of a shape: the geometry, and the shape of y; None for a shape that PyTorch's layers have to deal with."""
@@ -85,6 +85,8 @@ class ConvNorm:
                 return None, None
             y_shape, space = (shape[0], conv.out_channels, *size), Geometry(self.stride, pads, self.dilation)
         if norm is not None:
+            if not self._has_known_sizes:
+                return None, None
             ranks = (4,) if type(norm) is nn.BatchNorm2d else (2, 3)
             rows = prod(y_shape) // y_shape[1] if len(y_shape) > 1 else 0
             if len(y_shape) not in ranks or y_shape[1] != norm.num_features or rows <= self.training:

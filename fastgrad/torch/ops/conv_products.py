@@ -23,14 +23,14 @@ OUTPUT, OF_INPUT, OF_WEIGHT = "output", "gradient of the input", "gradient of th
 
 def image(t: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous; of (N, C, L) or (N, C) likewise."""
-    t = t.detach()
+    t = t.detach().resolve_neg()
     if t.dim() == 4:
         return check.contiguous(t.contiguous(memory_format=torch.channels_last).numpy().transpose(LAST_AXES[4]))
     return check.contiguous(t.numpy().transpose(LAST_AXES[t.dim()]))
 
 
 def vector(t: Tensor) -> np.ndarray:
-    return check.contiguous(t.detach().numpy())
+    return check.contiguous(t.detach().resolve_neg().numpy())
 
 
 def convolve(layer: Any, is_ours: bool, x: Tensor, weight: Tensor, bias: Any, residual: Any) -> tuple[Tensor, Any]:
@@ -40,7 +40,7 @@ def convolve(layer: Any, is_ours: bool, x: Tensor, weight: Tensor, bias: Any, re
         n, outputs, *size = layer.conv_shape(x.shape)
         added = None if residual is None else image(residual)
         saved = layer_saved(empty((n, *size, outputs), xs.dtype), f)
-        w, b = kernel_layout(weight.detach().numpy()), None if bias is None else vector(bias)
+        w, b = kernel_layout(weight.detach().resolve_neg().numpy()), None if bias is None else vector(bias)
         kernels().conv2d_forward(xs, w, b, layer.space(x.shape)[0], added, f, saved)
         return channels_second(saved.y), channels_second(saved.z) if f.needs_input else None
     with torch.no_grad():
@@ -59,7 +59,7 @@ def input_gradient(layer: Any, is_ours: bool, dz: Tensor, shape: torch.Size, wei
     if not is_ours:
         return _pytorchs(layer, dz, channels_second(xs), weight, [True, False, False])[0]
     dx = empty(xs.shape, xs)
-    _ours(layer, dzs, xs, shape, kernel_layout(weight.detach().numpy()), dx, None, None)
+    _ours(layer, dzs, xs, shape, kernel_layout(weight.detach().resolve_neg().numpy()), dx, None, None)
     return channels_second(dx)
 
 

@@ -54,7 +54,8 @@ class ChainWeights:
             self.biases.append(b)
         self.widths = tuple(w.shape[1] for w in self.weights)
         self.buffers = BufferPool()
-        self._memory = _memory(tensors)
+        # of a negated view there is a copy here, which later values would not reach
+        self._memory = None if any(t.is_neg() for t in tensors) else _memory(tensors)
 
     def match(self, tensors: Sequence[Tensor], x: np.ndarray) -> bool:
         """Whether these were made of these tensors, which have not moved, and for the width and dtype of x."""
