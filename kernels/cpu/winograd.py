@@ -53,11 +53,15 @@ ROOT, HALF_ROOT, QUARTER_ROOT, TWO_ROOTS = 2**0.5, 0.5**0.5, 0.125**0.5, 8**0.5
 TWO_THIRDS, THIRD, SIXTH, ROOT_THIRD, ROOT_SIXTH = 2 / 3, 1 / 3, 1 / 6, 2**0.5 / 3, 2**0.5 / 6
 # a convolution of x (N, H, W, C) to z (N, rows, columns, K), with the kernel's corner for its first pixel at -top, -left of x; for dx, x
 # is dz and w is rotated by 180 degrees, `flip`. Its fields: high, wide: tiles of an output; lines: N high of tiles; panels: w
-# through G, panel_size values a point; sums (2, 36, C, K): the points of dw; flags (N, high * wide), uint8: tiles with a
+# through G, panel_size values a point; sums (2, 36, channels, outputs): the points of dw, for so many
+# channels and outputs from `channel` and `output` on; flags (N, high * wide), uint8: tiles with a
 # value that is not finite; scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward
 # and conv2d_backward, null for None; v and m: all tiles' points before and after the products, where tiles are few
 WINOGRAD = np.dtype(
-    [(name, "i8") for name in "N H W C K rows columns top left high wide lines flip activate".split()]
+    [
+        (name, "i8")
+        for name in "N H W C K rows columns top left high wide lines flip activate channel channels output outputs".split()
+    ]
     + [(name, "i8") for name in "x w panels panel_size b residual z y dz dw sums v m flags".split()]
     + [(name, "i8") for name in "scratch scratch_size itemsize".split()]
     + [("parameter", "f8")]
@@ -119,6 +123,13 @@ def pointers6(first, step):
 
 
 @device_function
+def advance6(pointers, n):
+    """Six pointers, each n values further."""
+    a, b, c, d, e, f = pointers
+    return advance(a, n), advance(b, n), advance(c, n), advance(d, n), advance(e, n), advance(f, n)
+
+
+@device_function
 def image_row(pixels, height, row, size, zeros):
     """A row of an image of so many values a row, or zeros above and below it."""
     return advance(pixels, row * size) if 0 <= row < height else zeros
@@ -138,35 +149,41 @@ def thread_scratch(conv, thread_index, like):
 
 @device_function
 def line_size(conv):
-    """Values of a row of the image that a line of tiles reads, with its padding."""
-    return (TILE * conv.wide + 2) * conv.C
+    """Values of a row of the image that a line of tiles reads, with its padding, in the panel's channels."""
+    return (TILE * conv.wide + 2) * conv.channels
 
 
 @device_function
 def image_columns(conv, line, lines, zeros, like):
     """lines (6, line_size) = B^T x: the line's six rows of x, transformed from above to below, between zeros."""
     image, i = line // conv.high, line % conv.high
-    x = advance(pointer(conv.x, like), image * conv.H * conv.W * conv.C)  # (H, W, C)
+    x = advance(pointer(conv.x, like), image * conv.H * conv.W * conv.C + conv.channel)  # (H, W, C)
     row, size, n = TILE * i - conv.top, conv.W * conv.C, line_size(conv)
     rows = image_rows(x, conv.H, row, size, zeros) + image_rows(x, conv.H, row + 3, size, zeros)
-    left = conv.left * conv.C
-    values = min(size, n - left)
+    left = conv.left * conv.channels
+    values = min(conv.W * conv.channels, n - left)
     for r in range(SIDE):
         row_values = advance(lines, r * n)  # (line_size,)
         clear(left, row_values)
         clear(n - left - values, advance(row_values, left + values))
-    map_arrays(input_transform, values, rows, pointers6(advance(lines, left), n), ())
+    run = values if conv.channels == conv.C else conv.channels
+    for at in range(0, values, run):
+        pixels = advance6(rows, at // conv.channels * conv.C)
+        map_arrays(input_transform, run, pixels, pointers6(advance(lines, left + at), n), ())
 
 
 @device_function
-def image_points(lo, hi, conv, lines, channel, channels, tile, n, v):
-    """v (hi - lo rows of 6 points, n tiles, channels) = (B^T x) B: the lines' columns, as tiles from the tile-th on."""
+def image_points(lo, hi, conv, lines, channel, channels, tile, n, row, v):
+    """v (hi - lo rows of 6 points, n tiles, row) = (B^T x) B: the lines' columns, as tiles from the tile-th on.
+
+    channel, channels: those of the lines' that are used.
+    """
     size = line_size(conv)
     for i in range(lo, hi):
         for j in range(conv.wide):
-            pixels = pointers6(advance(lines, i * size + TILE * j * conv.C + channel), conv.C)
-            points = advance(v, ((i - lo) * SIDE * n + tile + j) * channels)  # (6, channels), n * channels apart
-            map_arrays(input_transform, channels, pixels, pointers6(points, n * channels), ())
+            pixels = pointers6(advance(lines, i * size + TILE * j * conv.channels + channel), conv.channels)
+            points = advance(v, ((i - lo) * SIDE * n + tile + j) * row)  # (6, row), n * row apart
+            map_arrays(input_transform, channels, pixels, pointers6(points, n * row), ())
 
 
 @device_function
@@ -291,7 +308,7 @@ def winograd_part(thread_index, thread_count, record, like):
         # B^T x B
         for line in range(count):
             image_columns(conv, first + line, lines, zeros, like)
-            image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, n, v)
+            image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, n, conv.C, v)
         # products with u
         for p in range(POINTS):
             a = rows_apart(advance(v, p * n * conv.C), conv.C)  # (n, C)
@@ -314,7 +331,7 @@ def winograd_points_part(thread_index, thread_count, record, like):
     for line in range(lo, hi):
         image_columns(conv, line, lines, zeros, like)
         tiles_n = conv.lines * conv.wide
-        image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, tiles_n, pointer(conv.v, like))
+        image_points(0, SIDE, conv, lines, 0, conv.C, line * conv.wide, tiles_n, conv.C, pointer(conv.v, like))
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
@@ -364,6 +381,7 @@ def describe(conv, x, K, rows, columns, top, left, scratch, thread_count):
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
     conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
     conv.lines, conv.x = conv.N * conv.high, address(x)
+    conv.channel, conv.channels, conv.output, conv.outputs = 0, conv.C, 0, K
     conv.scratch, conv.scratch_size, conv.itemsize = address(scratch), scratch.size // thread_count, x.itemsize
 
 

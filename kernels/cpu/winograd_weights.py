@@ -3,8 +3,11 @@
     dw = G^T [sum over tiles of (B^T x B) (A dz A^T)] G
 
 For each of the 36 points the sum is a matrix product over all tiles, in their order. A thread has some of the points, so the bits do not
-depend on the threads.
+depend on the threads. The sums of all points are four times as large as dw, so they are made a panel of channels and outputs at a time,
+which stays in the caches.
 """
+
+import math
 
 from .engine.compile import Addresses, device_function, driver, inline_function, kernel
 from .engine.intrinsics import address, advance, carray, lanes, local_zeros, pointer, real, run_kernel
@@ -45,6 +48,8 @@ from .winograd import (
 DEEP_TILES, MANY_TILES = 48, 16
 # tiles whose products are summed in one chain, about
 LONG = 8192
+# bytes of a panel's sums, about
+SUMS_BYTES = 3 << 20
 SUMS_PART, WEIGHTS_PART = range(2)
 
 
@@ -69,38 +74,56 @@ def gradient_transform(a, b, c, d, e, f):
 
 @device_function
 def upstream_columns(conv, line, lines, zeros, like):
-    """lines (6, 4 wide, K) = A dz: the line's four rows of dz, transformed from above to below, before zeros."""
+    """lines (6, 4 wide, outputs) = A dz: the line's four rows of dz, transformed from above to below, before zeros."""
     image, i = line // conv.high, line % conv.high
-    dz = advance(pointer(conv.dz, like), image * conv.rows * conv.columns * conv.K)  # (rows, columns, K)
-    n, size, row = TILE * conv.wide * conv.K, conv.columns * conv.K, TILE * i
-    rows = (advance(dz, row * size), *image_rows(dz, conv.rows, row + 1, size, zeros))
+    dz = advance(pointer(conv.dz, like), image * conv.rows * conv.columns * conv.K + conv.output)  # (rows, columns, K)
+    n, values, size, row = TILE * conv.wide * conv.outputs, conv.columns * conv.outputs, conv.columns * conv.K, TILE * i
+    first, (second, third, fourth) = advance(dz, row * size), image_rows(dz, conv.rows, row + 1, size, zeros)
     for r in range(SIDE):
-        clear(n - size, advance(lines, r * n + size))
-    map_arrays(upstream_transform, size, rows, pointers6(lines, n), ())
+        clear(n - values, advance(lines, r * n + values))
+    run = values if conv.outputs == conv.K else conv.outputs
+    for at in range(0, values, run):
+        step = at // conv.outputs * conv.K
+        pixels = advance(first, step), advance(second, step), advance(third, step), advance(fourth, step)
+        map_arrays(upstream_transform, run, pixels, pointers6(advance(lines, at), n), ())
 
 
 @device_function
-def upstream_points(lo, hi, conv, lines, tile, n, d):
-    """d (hi - lo rows of 6 points, n tiles, K) = (A dz) A^T: the line's columns, as its tiles from the tile-th on."""
-    size = TILE * conv.wide * conv.K
+def upstream_points(lo, hi, conv, lines, tile, n, row, d):
+    """d (hi - lo rows of 6 points, n tiles, row) = (A dz) A^T: the line's columns, as its tiles from the tile-th on."""
+    size = TILE * conv.wide * conv.outputs
     for i in range(lo, hi):
         for j in range(conv.wide):
-            pixels = pointers4(advance(lines, i * size + TILE * j * conv.K), conv.K)
-            points = advance(d, ((i - lo) * SIDE * n + tile + j) * conv.K)  # (6, K), n * K apart
-            map_arrays(upstream_transform, conv.K, pixels, pointers6(points, n * conv.K), ())
+            pixels = pointers4(advance(lines, i * size + TILE * j * conv.outputs), conv.outputs)
+            points = advance(d, ((i - lo) * SIDE * n + tile + j) * row)  # (6, row), n * row apart
+            map_arrays(upstream_transform, conv.outputs, pixels, pointers6(points, n * row), ())
+
+
+@device_function
+def chain_lines(block, wide):
+    """Lines of tiles that are summed in one chain, a multiple of block."""
+    return max(LONG // (block * wide), 1) * block
+
+
+@device_function
+def padded(n):
+    """n, rounded up to an odd number of cache lines of float32: rows 2 KiB apart would share few of a cache's sets."""
+    return (n + 15) // 16 * 16 | 16
 
 
 @device_function
 def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
-    """Sums over all tiles, for the rows lo..hi of points and so many channels."""
+    """Sums over all tiles, for the rows lo..hi of points and so many of the panel's channels."""
     block = (DEEP_TILES + conv.wide - 1) // conv.wide
     zeros, size = scratch, max(conv.W * conv.C, conv.columns * conv.K)  # zeros (size,)
-    lines = advance(zeros, size)  # (6, line_size), then (6, 4 wide, K)
-    v = advance(lines, SIDE * max(line_size(conv), TILE * conv.wide * conv.K))  # (6 rows of points, n, channels)
-    d = advance(v, POINTS * block * conv.wide * conv.C)  # (6 rows of points, n, K)
+    lines = advance(zeros, size)  # (6, line_size), then (6, 4 wide, outputs)
+    v_row, d_row = padded(channels), padded(conv.outputs)
+    v = advance(lines, SIDE * max(line_size(conv), TILE * conv.wide * conv.outputs))  # (6 rows of points, n, v_row)
+    d = advance(v, POINTS * block * conv.wide * v_row)  # (6 rows of points, n, d_row)
     width = VECTORS * lanes(like)
-    # lines that are summed in one chain, a multiple of block; later chains are summed behind the first one's sums, and added to them
-    chain = max(LONG // (block * conv.wide), 1) * block
+    # later chains are summed behind the first one's sums, and added to them
+    chain = chain_lines(block, conv.wide)
+    point_size = padded(conv.channels * conv.outputs)
     clear(size, zeros)
     for first in range(0, conv.lines, block):
         count = min(block, conv.lines - first)
@@ -108,24 +131,25 @@ def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
         # B^T x B and A dz A^T
         for line in range(count):
             image_columns(conv, first + line, lines, zeros, like)
-            image_points(lo, hi, conv, lines, channel, channels, line * conv.wide, n, v)
+            image_points(lo, hi, conv, lines, channel, channels, line * conv.wide, n, v_row, v)
             upstream_columns(conv, first + line, lines, zeros, like)
-            upstream_points(lo, hi, conv, lines, line * conv.wide, n, d)
+            upstream_points(lo, hi, conv, lines, line * conv.wide, n, d_row, d)
         # products, added up
         for p in range((hi - lo) * SIDE):
-            a = rows_apart(advance(v, p * n * channels), channels)  # (n, channels)
-            b = Panels(advance(d, p * n * conv.K), conv.K, width)  # (n, K)
-            sums = advance(pointer(conv.sums, like), ((SIDE * lo + p) * conv.C + channel) * conv.K)  # (channels, K)
-            c = sums if first < chain else advance(sums, POINTS * conv.C * conv.K)
-            start = null_matrix(like) if first % chain == 0 else rows_apart(c, conv.K)
-            tiles(channels, conv.K, n, tiles_in_place(transposed(a)), b, start, rows_apart(c, conv.K))
+            a = rows_apart(advance(v, p * n * v_row), v_row)  # (n, channels)
+            b = Panels(advance(d, p * n * d_row), d_row, width)  # (n, outputs)
+            at = (SIDE * lo + p) * point_size + channel * conv.outputs
+            sums = advance(pointer(conv.sums, like), at)  # (channels, outputs)
+            c = sums if first < chain else advance(sums, POINTS * point_size)
+            start = null_matrix(like) if first % chain == 0 else rows_apart(c, conv.outputs)
+            tiles(channels, conv.outputs, n, tiles_in_place(transposed(a)), b, start, rows_apart(c, conv.outputs))
             if first >= chain and ((first + block) % chain == 0 or first + block >= conv.lines):
-                map_arrays(add, channels * conv.K, (sums, c), (sums,), ())
+                map_arrays(add, channels * conv.outputs, (sums, c), (sums,), ())
 
 
 @kernel(WINOGRAD, needs=provide_microkernel)
 def winograd_sums_part(thread_index, thread_count, record, like):
-    """The thread's points of sums (36, C, K), which undoes the products: over all tiles in their order.
+    """The thread's points of the panel's sums (36, channels, outputs): over all tiles in their order.
 
     More than six threads share the channels too.
     """
@@ -134,39 +158,49 @@ def winograd_sums_part(thread_index, thread_count, record, like):
     begin, end = thread_range(thread_index, thread_count, SIDE * blocks, 1)
     for block in range(begin // SIDE, (end + SIDE - 1) // SIDE):
         lo, hi = max(begin - block * SIDE, 0), min(end - block * SIDE, SIDE)
-        channel, last = thread_range(block, blocks, conv.C, ROWS)
+        channel, last = thread_range(block, blocks, conv.channels, ROWS)
         if channel < last:
             add_block_sums(conv, lo, hi, channel, last - channel, thread_scratch(conv, thread_index, like), like)
 
 
 @kernel(WINOGRAD)
 def winograd_weights_part(thread_index, thread_count, record, like):
-    """G^T sums G: the thread's values of dw (3, 3, C, K), which undoes the transform of the kernel."""
+    """G^T sums G: the thread's channels of the panel's values of dw (3, 3, C, K), which undoes the transform of the kernel."""
     conv = carray(record, 1)[0]
-    size = conv.C * conv.K
-    lo, hi = thread_range(thread_index, thread_count, size, CHUNK)
+    size = padded(conv.channels * conv.outputs)
+    # channels that are one run of values, both in the sums and in dw
+    rows = max(CHUNK // conv.K, 1) if conv.outputs == conv.K else 1
+    lo, hi = thread_range(thread_index, thread_count, conv.channels, rows)
     scratch = thread_scratch(conv, thread_index, like)  # (3, 6, CHUNK)
-    sums, dw = pointer(conv.sums, like), pointer(conv.dw, like)  # (36, C, K) and (9, C, K)
-    for at in range(lo, hi, CHUNK):
-        n = min(CHUNK, hi - at)
-        # G^T sums, by columns of points
-        for j in range(SIDE):
-            points = pointers6(advance(sums, j * size + at), SIDE * size)
-            map_arrays(gradient_transform, n, points, pointers3(advance(scratch, j * CHUNK), SIDE * CHUNK), ())
-        # (G^T sums) G, by rows
-        for i in range(3):
-            points = pointers6(advance(scratch, i * SIDE * CHUNK), CHUNK)
-            map_arrays(gradient_transform, n, points, pointers3(advance(dw, 3 * i * size + at), size), ())
+    for channel in range(lo, hi, rows):
+        sums = advance(pointer(conv.sums, like), channel * conv.outputs)  # (36, channels, outputs)
+        dw = advance(pointer(conv.dw, like), (conv.channel + channel) * conv.K + conv.output)  # (9, C, K)
+        values = min(rows, hi - channel) * conv.outputs
+        for at in range(0, values, CHUNK):
+            n = min(CHUNK, values - at)
+            # G^T sums, by columns of points
+            for j in range(SIDE):
+                points = pointers6(advance(sums, j * size + at), SIDE * size)
+                map_arrays(gradient_transform, n, points, pointers3(advance(scratch, j * CHUNK), SIDE * CHUNK), ())
+            # (G^T sums) G, by rows
+            for i in range(3):
+                points = pointers6(advance(scratch, i * SIDE * CHUNK), CHUNK)
+                target = pointers3(advance(dw, 3 * i * conv.C * conv.K + at), conv.C * conv.K)
+                map_arrays(gradient_transform, n, points, target, ())
 
 
 @driver
-def _weight_gradient(launcher, thread_count, kernels, x, dz, top, left, dw, sums_size, scratch):
+def _weight_gradient(launcher, thread_count, kernels, x, dz, top, left, dw, channels, outputs, sums_size, scratch):
     record = local_zeros(1, WINOGRAD)
     conv = record[0]
     describe(conv, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, scratch[sums_size:], thread_count)
     conv.dz, conv.dw, conv.sums = address(dz), address(dw), address(scratch)
-    run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
-    run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, ())
+    for output in range(0, conv.K, outputs):
+        for channel in range(0, conv.C, channels):
+            conv.channel, conv.channels = channel, min(channels, conv.C - channel)
+            conv.output, conv.outputs = output, min(outputs, conv.K - output)
+            run_kernel(launcher, kernels[SUMS_PART], thread_count, record, ())
+            run_kernel(launcher, kernels[WEIGHTS_PART], thread_count, record, ())
 
 
 _KERNELS = Addresses(winograd_sums_part, winograd_weights_part)
@@ -182,15 +216,25 @@ def pays(x, w, geometry, dz):
 def weight_gradient(x, dz, pads, dw):
     """Write dw (3, 3, C, K) of x and dz, as in conv2d_backward; where one is not finite, others may be wrong."""
     dtype = x.dtype
-    _, _, width, channels = x.shape
-    columns, K = dz.shape[2:]
-    wide = (columns + TILE - 1) // TILE
-    tiles = (DEEP_TILES + wide - 1) // wide * wide
-    pixels = max(width * channels, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * K)
-    scratch_size = max(18 * CHUNK, pixels + POINTS * tiles * (channels + K))
-    # twice: see add_block_sums
-    sums = 2 * POINTS * channels * K
+    _, _, width, C = x.shape
+    _, rows, columns, K = dz.shape
+    lines, wide = len(x) * ((rows + TILE - 1) // TILE), (columns + TILE - 1) // TILE
+    # a panel's channels and outputs
+    parts = math.ceil(math.sqrt(POINTS * C * K * dtype.itemsize / SUMS_BYTES))
+    channels, outputs = share(C, parts, ROWS), share(K, parts, CHUNK // 8)
+    block = (DEEP_TILES + wide - 1) // wide
+    pixels = max(width * C, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * outputs)
+    scratch_size = max(
+        18 * CHUNK, pixels + POINTS * block * wide * (padded.py_func(channels) + padded.py_func(outputs))
+    )
+    # twice where there is more than one chain: see add_block_sums
+    sums = POINTS * padded.py_func(channels * outputs) * (1 + (lines > chain_lines.py_func(block, wide)))
     run(
-        2 * dz.size * 9 * channels, _weight_gradient, _KERNELS[dtype.char], x, dz, *pads[:2], dw, sums,
+        2 * dz.size * 9 * C, _weight_gradient, _KERNELS[dtype.char], x, dz, *pads[:2], dw, channels, outputs, sums,
         scratch=(dtype, sums, scratch_size),
     )  # fmt: skip
+
+
+def share(n, parts, unit):
+    """The size of a part of n, where each but the last is a multiple of unit."""
+    return min((-(-n // parts) + unit - 1) // unit * unit, n)

@@ -75,6 +75,8 @@ LARGE = {
     "depthwise_stride": (2, (30, 45), 40, 40, 5, {"groups": 40, "stride": 2, "padding": 2}),
     "wide": (1, (3, 400), 16, 16, (1, 9), {"padding": "same"}),
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
+    # of kernels/cpu/winograd_weights.py: channels and outputs in panels
+    "panels": (5, (9, 8), 190, 215, 3, {"padding": 1}),
     # of kernels/cpu/conv.py: outputs shared by threads, w in several blocks, and tiles of three vectors, in either dtype
     "few_pixels": (2, (5, 6), 130, 128, 3, {"stride": 2, "padding": 1}),
     "few_pixels_1x1": (1, 5, 200, 192, 1, {}),
