@@ -9,6 +9,7 @@ backward pass a gradient that has been read gives its memory to the next gradien
 step.
 """
 
+import contextlib
 import ctypes
 from itertools import islice
 from math import prod
@@ -55,6 +56,10 @@ class Allocator:
                 blocks.insert(0, block)
         return block
 
+    def clear(self) -> None:
+        """Drop all blocks. NumPy frees each once nothing refers to it."""
+        self._blocks.clear()
+
     @property
     def listed(self) -> int:
         """Bytes of all blocks in the lists."""
@@ -94,6 +99,16 @@ def _new(size: int) -> np.ndarray:
 
 
 _memory = Allocator()
+
+
+def release() -> None:
+    """Give free memory back to the system: after work the like of which does not come again.
+
+    With glibc that of other libraries too, whose freed arrays the C library keeps; other C libraries lack the call.
+    """
+    _memory.clear()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def empty(shape: tuple[int, ...], like: Any) -> np.ndarray:

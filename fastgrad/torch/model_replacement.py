@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.autograd import Variable
 
+from fastgrad.core import allocator
 from fastgrad.torch import timing
 from fastgrad.torch.choice import Choice, Key, can_time, has_key, key_of
 from fastgrad.torch.replacement import ForwardReplacement
@@ -122,6 +123,8 @@ class ModelReplacement(ForwardReplacement):
         if key not in self.choice.ways:
             ratio = ratio_of(times) if all(times) else None
             self.choice.keep(key, ratio is None or ratio >= 1, ratio)
+            # what the other way and the timed copies took
+            allocator.release()
 
 
 def _time_backward(nodes: Any, add: Callable[[float], None]) -> None:

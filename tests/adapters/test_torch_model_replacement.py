@@ -4,7 +4,10 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
+
+from fastgrad.core import allocator
 
 torch = pytest.importorskip("torch")
 
@@ -107,6 +110,16 @@ def test_the_model_goes_the_way_that_is_faster_in_the_whole(original, then, ways
     assert line.startswith(
         f"  PyTorch's is faster: {original:.2f}x on 5 x 4, float64" if then == "oo" else f"  {original:.2f}x on"
     )
+
+
+def test_once_chosen_free_memory_goes_back_to_the_system(ways):
+    net, ways.original = Net(), 0.25
+    report = fgt.accelerate(net)
+    allocator.empty((1 << 20,), np.dtype(np.float64))
+    while WHOLE not in report.to_dict():
+        assert allocator._memory.listed >= 8 << 20
+        calls(net, 1, ways)
+    assert allocator._memory.listed < 8 << 20
 
 
 def test_the_time_of_the_backward_pass_counts(ways):
