@@ -11,8 +11,8 @@ however the work is shared. Bias, residual and activation follow while z is in c
 dx is a convolution of dz with the kernel rotated by 180 degrees. With a stride, the pixels of dx form stride x stride phases. A phase uses
 only the taps of w that reach it, so nothing is multiplied with the zeros between the pixels of dz.
 
-depthwise.py computes convolutions with one kernel per channel, winograd.py those of 3 x 3 and stride 1, where that pays, conv_inputs.py
-dx of few channels, conv_weights.py dw. Tiles that winograd.py flags as not finite are recomputed here.
+depthwise.py computes convolutions with one kernel per channel, winograd.py those of 3 x 3, 5 x 5 and stride 1, where that pays,
+conv_inputs.py dx of few channels, conv_weights.py dw. Tiles that winograd.py flags as not finite are recomputed here.
 """
 
 import numpy as np
@@ -337,14 +337,14 @@ def conv2d_forward(x, w, b, geometry, residual, activation, saved):
             direct = types.LayerSaved(y if saved.z is saved.y else np.empty_like(y), y)
             _forward_by_patches(x, w, b, geometry, residual, activation, direct)
             for array, values in zip(saved, direct, strict=True):
-                winograd.replace_tiles(flags, array, values)
+                winograd.replace_tiles(flags, len(w), array, values)
     else:
         _forward_by_patches(x, w, b, geometry, residual, activation, saved)
 
 
 def _input_gradient_of_all_channels(dz, w, geometry, groups, dx):
     stride, pads, dilation = geometry
-    flipped = types.Geometry(stride, tuple(2 - pad for pad in pads), dilation)
+    flipped = types.Geometry(stride, tuple(len(w) - 1 - pad for pad in pads), dilation)
     if conv_inputs.applies(w, groups):
         conv_inputs.input_gradient(dz, w, geometry, dx)
     elif winograd.applies(w, flipped, groups, dx):
@@ -352,7 +352,7 @@ def _input_gradient_of_all_channels(dz, w, geometry, groups, dx):
         if flags.any():
             direct = np.empty_like(dx)
             _input_gradient_by_patches(dz, w, geometry, groups, direct)
-            winograd.replace_tiles(flags, dx, direct)
+            winograd.replace_tiles(flags, len(w), dx, direct)
     else:
         _input_gradient_by_patches(dz, w, geometry, groups, dx)
 

@@ -1,6 +1,7 @@
-"""Winograd convolution F(4 x 4, 3 x 3): 3 x 3 kernels of stride 1, a quarter of the multiplications (Winograd 1980; Lavin & Gray 2015).
+"""Winograd convolution F(4 x 4, 3 x 3) and F(2 x 2, 5 x 5): kernels of stride 1 by 0.25 and 0.36 of the multiplications (Winograd 1980;
+Lavin & Gray 2015).
 
-    y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a 3 x 3 kernel, y: a tile of 4 x 4 pixels of the output
+    y = A^T [(G w G^T) (B^T x B)] A     x: 6 x 6 pixels of the image, w: a kernel, y: a tile of 4 x 4 or 2 x 2 pixels of the output
 
 The product of the two 6 x 6 matrices is taken point by point. For each of the 36 points it is a matrix product over all tiles and
 channels. dx is the same with w rotated by 180 degrees; for dw see winograd_weights.py.
@@ -10,7 +11,8 @@ are few, w has far more values than they: then a thread has some outputs, and ma
 order of the sums is the same.
 
 The transforms evaluate polynomials at 0, +-1/sqrt(2), +-sqrt(2) and infinity. Their rounding errors are about those of the sums
-themselves; with 0, +-1, +-2 they are three times as large. The values of a tile depend on the pixels of that tile alone.
+themselves; with 0, +-1, +-2 they are three times as large. They are the same points for both kernels, and so the same B: where A and G
+differ, `tile` and `taps` decide. The values of a tile depend on the pixels of that tile alone.
 
 An infinity in x would turn the whole tile into NaN. So tiles of y with a value that is not finite are flagged, and conv.py computes them
 again, without transforms; it does the same with a dw that is not finite.
@@ -40,7 +42,9 @@ from .engine.vector_loops import add, map_arrays
 from .engine.vector_math import fma
 from .gemm import B_BYTES, Panels, clear, pack_b, panel_tiles, tiles, tiles_in_place
 
-TILE, SIDE, POINTS = 4, 6, 36
+# pixels of x that a tile is computed from, in a row; those of a tile and the taps of a kernel are SIDE + 1
+SIDE, POINTS = 6, 36
+SIZES = 3, 5
 # tiles that go through the products at a time and fit with them into the second-level cache
 TILES = 24
 # values of a kernel that are transformed at a time
@@ -52,16 +56,14 @@ CHANNELS = 8
 ROOT, HALF_ROOT, QUARTER_ROOT, TWO_ROOTS = 2**0.5, 0.5**0.5, 0.125**0.5, 8**0.5
 TWO_THIRDS, THIRD, SIXTH, ROOT_THIRD, ROOT_SIXTH = 2 / 3, 1 / 3, 1 / 6, 2**0.5 / 3, 2**0.5 / 6
 # a convolution of x (N, H, W, C) to z (N, rows, columns, K), with the kernel's corner for its first pixel at -top, -left of x; for dx, x
-# is dz and w is rotated by 180 degrees, `flip`. Its fields: high, wide: tiles of an output; lines: N high of tiles; panels: w
-# through G, panel_size values a point; sums (2, 36, channels, outputs): the points of dw, for so many
-# channels and outputs from `channel` and `output` on; flags (N, high * wide), uint8: tiles with a
-# value that is not finite; scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward
-# and conv2d_backward, null for None; v and m: all tiles' points before and after the products, where tiles are few
+# is dz and w is rotated by 180 degrees, `flip`. Its fields: tile: pixels of a tile in a row; taps: those of w in a row; high, wide: tiles
+# of an output; lines: N high of tiles; panels: w through G, panel_size values a point; sums (2, 36, channels, outputs): the points of dw,
+# for so many channels and outputs from `channel` and `output` on; flags (N, high * wide), uint8: tiles with a value that is not finite;
+# scratch: scratch_size values a thread; w, b, residual, z, y, dz, dw and parameter: as in conv2d_forward and conv2d_backward, null for
+# None; v and m: all tiles' points before and after the products, where tiles are few
 WINOGRAD = np.dtype(
-    [
-        (name, "i8")
-        for name in "N H W C K rows columns top left high wide lines flip activate channel channels output outputs".split()
-    ]
+    [(name, "i8") for name in "N H W C K rows columns top left tile taps high wide lines flip activate".split()]
+    + [(name, "i8") for name in "channel channels output outputs".split()]
     + [(name, "i8") for name in "x w panels panel_size b residual z y dz dw sums v m flags".split()]
     + [(name, "i8") for name in "scratch scratch_size itemsize".split()]
     + [("parameter", "f8")]
@@ -87,6 +89,16 @@ def kernel_transform(a, b, c):
 
 
 @inline_function
+def kernel_transform5(a, b, c, d, e):
+    """G, on five values."""
+    even = fma(real(-TWO_THIRDS, a), a, fma(real(-THIRD, a), c, real(-SIXTH, a) * e))
+    odd = fma(real(-ROOT_THIRD, a), b, real(-ROOT_SIXTH, a) * d)
+    far_even = fma(real(SIXTH, a), a, fma(real(THIRD, a), c, real(TWO_THIRDS, a) * e))
+    far_odd = fma(real(ROOT_SIXTH, a), b, real(ROOT_THIRD, a) * d)
+    return a, even + odd, even - odd, far_even + far_odd, far_even - far_odd, e
+
+
+@inline_function
 def output_transform(a, b, c, d, e, f):
     """A^T, on six values."""
     even, odd, far_even, far_odd = b + c, b - c, d + e, d - e
@@ -106,15 +118,40 @@ def output_transform_bias(a, b, c, d, e, f, bias, check):
     return first, second, third, fourth, fma(first + second + (third + fourth), real(0, a), check)
 
 
+@inline_function
+def output_transform2(a, b, c, d, e, f):
+    """A^T, on six values, for a tile of two."""
+    even, odd, far_even, far_odd = b + c, b - c, d + e, d - e
+    return a + even + far_even, fma(real(ROOT, a), far_odd, fma(real(HALF_ROOT, a), odd, f))
+
+
+@inline_function
+def output_transform2_bias(a, b, c, d, e, f, bias, check):
+    """output_transform_bias, for a tile of two."""
+    first, second = output_transform2(a, b, c, d, e, f)
+    first, second = first + bias, second + bias
+    return first, second, fma(first + second, real(0, a), check)
+
+
+@device_function
+def pointers2(first, step):
+    """Pointers `step` values apart."""
+    return first, advance(first, step)
+
+
 @device_function
 def pointers3(first, step):
-    """Pointers `step` values apart."""
     return first, advance(first, step), advance(first, 2 * step)
 
 
 @device_function
 def pointers4(first, step):
     return first, advance(first, step), advance(first, 2 * step), advance(first, 3 * step)
+
+
+@device_function
+def pointers5(first, step):
+    return pointers4(first, step) + (advance(first, 4 * step),)
 
 
 @device_function
@@ -150,7 +187,7 @@ def thread_scratch(conv, thread_index, like):
 @device_function
 def line_size(conv):
     """Values of a row of the image that a line of tiles reads, with its padding, in the panel's channels."""
-    return (TILE * conv.wide + 2) * conv.channels
+    return (conv.tile * conv.wide + conv.taps - 1) * conv.channels
 
 
 @device_function
@@ -158,7 +195,7 @@ def image_columns(conv, line, lines, zeros, like):
     """lines (6, line_size) = B^T x: the line's six rows of x, transformed from above to below, between zeros."""
     image, i = line // conv.high, line % conv.high
     x = advance(pointer(conv.x, like), image * conv.H * conv.W * conv.C + conv.channel)  # (H, W, C)
-    row, size, n = TILE * i - conv.top, conv.W * conv.C, line_size(conv)
+    row, size, n = conv.tile * i - conv.top, conv.W * conv.C, line_size(conv)
     rows = image_rows(x, conv.H, row, size, zeros) + image_rows(x, conv.H, row + 3, size, zeros)
     left = conv.left * conv.channels
     values = min(conv.W * conv.channels, n - left)
@@ -181,38 +218,56 @@ def image_points(lo, hi, conv, lines, channel, channels, tile, n, row, v):
     size = line_size(conv)
     for i in range(lo, hi):
         for j in range(conv.wide):
-            pixels = pointers6(advance(lines, i * size + TILE * j * conv.channels + channel), conv.channels)
+            pixels = pointers6(advance(lines, i * size + conv.tile * j * conv.channels + channel), conv.channels)
             points = advance(v, ((i - lo) * SIDE * n + tile + j) * row)  # (6, row), n * row apart
             map_arrays(input_transform, channels, pixels, pointers6(points, n * row), ())
+
+
+@device_function
+def transform_taps(taps, n, values, step, targets):
+    """G, on 3 or 5 arrays of n values, `step` apart."""
+    if taps == 3:
+        map_arrays(kernel_transform, n, pointers3(values, step), targets, ())
+    else:
+        map_arrays(kernel_transform5, n, pointers5(values, step), targets, ())
+
+
+@device_function
+def taps_size(taps):
+    """Values of scratch that kernel_points needs."""
+    return taps * (taps + SIDE) * CHUNK
 
 
 @device_function
 def kernel_points(conv, k, kc, j, nc, scratch, points, step, like):
     """points (36, kc, a panel's width), `step` apart: G w G^T of kc channels from the k-th on and nc outputs from the j-th on.
 
-    scratch: 27 * CHUNK values.
+    scratch: taps_size values.
     """
-    width = VECTORS * lanes(like)
-    size, middle = conv.C * conv.K, advance(scratch, 9 * CHUNK)  # taps (9, CHUNK) and (6, 3, CHUNK)
+    width, taps = VECTORS * lanes(like), conv.taps
+    size, middle = (
+        conv.C * conv.K,
+        advance(scratch, taps * taps * CHUNK),
+    )  # of taps (taps, taps, CHUNK) and (6, taps, CHUNK)
     row, column = (1, conv.C) if conv.flip else (conv.K, 1)
     for first in range(0, kc, CHUNK // width):
         m = min(CHUNK // width, kc - first)
-        for tap in range(9):
-            w = advance(pointer(conv.w, like), (8 - tap if conv.flip else tap) * size + (k + first) * row + j * column)
+        for tap in range(taps * taps):
+            place = taps * taps - 1 - tap if conv.flip else tap
+            w = advance(pointer(conv.w, like), place * size + (k + first) * row + j * column)
             if column == 1:
                 # of the next rows, which lie far from each other
                 for r in range(m, 2 * m):
                     prefetch(advance(w, r * row))
             pack_b(m, nc, Matrix(w, row, column), advance(scratch, tap * CHUNK), m)
         # G w, by columns of taps
-        for c in range(3):
-            taps = pointers3(advance(scratch, c * CHUNK), 3 * CHUNK)
-            map_arrays(kernel_transform, m * width, taps, pointers6(advance(middle, c * CHUNK), 3 * CHUNK), ())
+        for c in range(taps):
+            targets = pointers6(advance(middle, c * CHUNK), taps * CHUNK)
+            transform_taps(taps, m * width, advance(scratch, c * CHUNK), taps * CHUNK, targets)
         # (G w) G^T, by rows
         for i in range(SIDE):
-            taps = pointers3(advance(middle, 3 * i * CHUNK), CHUNK)
-            target = pointers6(advance(points, SIDE * i * step + first * width), step)
-            map_arrays(kernel_transform, m * width, taps, target, ())
+            targets = pointers6(advance(points, SIDE * i * step + first * width), step)
+            transform_taps(taps, m * width, advance(middle, taps * i * CHUNK), CHUNK, targets)
 
 
 @kernel(WINOGRAD)
@@ -244,9 +299,9 @@ def flag_tiles(conv, line, height, z, like):
     """Flag the line's tiles with a value that is not finite."""
     flags = carray(void_pointer(conv.flags + line * conv.wide), conv.wide, np.uint8)
     for j in range(conv.wide):
-        width = min(TILE, conv.columns - TILE * j) * conv.K
+        width = min(conv.tile, conv.columns - conv.tile * j) * conv.K
         for r in range(height):
-            if is_nonfinite(width, advance(z, (r * conv.columns + TILE * j) * conv.K)):
+            if is_nonfinite(width, advance(z, (r * conv.columns + conv.tile * j) * conv.K)):
                 flags[j] = 1
 
 
@@ -257,28 +312,30 @@ def line_outputs(conv, line, tile, n, m, sums, zeros, like):
     size = conv.wide * conv.K
     # A^T m, from above to below
     for j in range(SIDE):
-        points = pointers6(advance(m, (j * n + tile) * conv.K), SIDE * n * conv.K)
-        map_arrays(output_transform, size, points, pointers4(advance(sums, j * size), SIDE * size), ())
-    checks = advance(sums, SIDE * TILE * size)  # (K,)
-    outside, bias = advance(checks, conv.K), pointer(conv.b, like) if conv.b else zeros  # (3, K) and (K,)
+        points, target = pointers6(advance(m, (j * n + tile) * conv.K), SIDE * n * conv.K), advance(sums, j * size)
+        if conv.tile == 4:
+            map_arrays(output_transform, size, points, pointers4(target, SIDE * size), ())
+        else:
+            map_arrays(output_transform2, size, points, pointers2(target, SIDE * size), ())
+    checks = advance(sums, SIDE * conv.tile * size)  # (K,)
+    outside, bias = advance(checks, conv.K), pointer(conv.b, like) if conv.b else zeros  # (tile - 1, K) and (K,)
     clear(conv.K, checks)
-    at = (image * conv.rows + TILE * i) * conv.columns * conv.K
+    at = (image * conv.rows + conv.tile * i) * conv.columns * conv.K
     z = advance(pointer(conv.z, like), at)  # (height, columns, K)
-    height = min(TILE, conv.rows - TILE * i)
+    height = min(conv.tile, conv.rows - conv.tile * i)
     # (A^T m) A, from left to right, and the bias
     for r in range(height):
         for j in range(conv.wide):
-            points = pointers6(advance(sums, r * SIDE * size + j * conv.K), size)
-            pixel = advance(z, (r * conv.columns + TILE * j) * conv.K)  # (4, K)
-            left = conv.columns - TILE * j
-            targets = (
-                pixel,
-                advance(pixel, conv.K) if left > 1 else outside,
-                advance(pixel, 2 * conv.K) if left > 2 else advance(outside, conv.K),
-                advance(pixel, 3 * conv.K) if left > 3 else advance(outside, 2 * conv.K),
-                checks,
-            )
-            map_arrays(output_transform_bias, conv.K, (*points, bias, checks), targets, ())
+            points = pointers6(advance(sums, r * SIDE * size + j * conv.K), size) + (bias, checks)
+            pixel = advance(z, (r * conv.columns + conv.tile * j) * conv.K)  # (tile, K)
+            left = conv.columns - conv.tile * j
+            second = advance(pixel, conv.K) if left > 1 else outside
+            if conv.tile == 4:
+                third = advance(pixel, 2 * conv.K) if left > 2 else advance(outside, conv.K)
+                fourth = advance(pixel, 3 * conv.K) if left > 3 else advance(outside, 2 * conv.K)
+                map_arrays(output_transform_bias, conv.K, points, (pixel, second, third, fourth, checks), ())
+            else:
+                map_arrays(output_transform2_bias, conv.K, points, (pixel, second, checks), ())
     if is_nonfinite(conv.K, checks):
         flag_tiles(conv, line, height, z, like)
     # residual and activation
@@ -298,8 +355,8 @@ def winograd_part(thread_index, thread_count, record, like):
     # zeros for a row that is none of the image's, or a bias
     zeros = thread_scratch(conv, thread_index, like)  # (W C or K,)
     lines = advance(zeros, max(conv.W * conv.C, conv.K))  # (6, line_size)
-    sums = advance(lines, SIDE * line_size(conv))  # (4, 6, wide, K), and (5, K)
-    v = advance(sums, (SIDE * TILE * conv.wide + TILE + 1) * conv.K)  # (36, n, C)
+    sums = advance(lines, SIDE * line_size(conv))  # (tile, 6, wide, K), and (tile, K)
+    v = advance(sums, (SIDE * conv.wide + 1) * conv.tile * conv.K)  # (36, n, C)
     m = advance(v, POINTS * block * conv.wide * conv.C)  # (36, n, K)
     clear(max(conv.W * conv.C, conv.K), zeros)
     for first in range(lo, hi, block):
@@ -341,8 +398,8 @@ def winograd_products_part(thread_index, thread_count, record, like):
     width = VECTORS * lanes(like)
     lo, hi = thread_range(thread_index, thread_count, conv.K, width)
     n, depth = conv.lines * conv.wide, block_channels(conv, width)
-    scratch = thread_scratch(conv, thread_index, like)  # (27, CHUNK)
-    panels, step = advance(scratch, 27 * CHUNK), depth * width + 16  # (36, depth, width), step apart
+    scratch = thread_scratch(conv, thread_index, like)  # (taps_size,)
+    panels, step = advance(scratch, taps_size(conv.taps)), depth * width + 16  # (36, depth, width), step apart
     for j in range(lo, hi, width):
         nc = min(width, hi - j)
         for k in range(0, conv.C, depth):
@@ -361,7 +418,7 @@ def winograd_outputs_part(thread_index, thread_count, record, like):
     conv = carray(record, 1)[0]
     lo, hi = thread_range(thread_index, thread_count, conv.lines, 1)
     zeros = thread_scratch(conv, thread_index, like)  # (K,)
-    sums = advance(zeros, conv.K)  # (4, 6, wide, K), and (5, K)
+    sums = advance(zeros, conv.K)  # (tile, 6, wide, K), and (tile, K)
     clear(conv.K, zeros)
     for line in range(lo, hi):
         line_outputs(conv, line, line * conv.wide, conv.lines * conv.wide, pointer(conv.m, like), sums, zeros, like)
@@ -375,11 +432,24 @@ def block_channels(conv, width):
 
 
 @device_function
-def describe(conv, x, K, rows, columns, top, left, scratch, thread_count):
+def tile_of(taps):
+    """Pixels of a tile in a row."""
+    return SIDE + 1 - taps
+
+
+@device_function
+def tiles_of(pixels, taps):
+    """Tiles in a row of so many pixels."""
+    return (pixels + SIDE - taps) // (SIDE + 1 - taps)
+
+
+@device_function
+def describe(conv, x, taps, K, rows, columns, top, left, scratch, thread_count):
     """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
-    conv.high, conv.wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
+    conv.taps, conv.tile = taps, tile_of(taps)
+    conv.high, conv.wide = tiles_of(rows, taps), tiles_of(columns, taps)
     conv.lines, conv.x = conv.N * conv.high, address(x)
     conv.channel, conv.channels, conv.output, conv.outputs = 0, conv.C, 0, K
     conv.scratch, conv.scratch_size, conv.itemsize = address(scratch), scratch.size // thread_count, x.itemsize
@@ -392,7 +462,7 @@ def _convolve(
     record = local_zeros(1, WINOGRAD)
     conv = record[0]
     points = scratch[:points_size]
-    describe(conv, x, z.shape[3], z.shape[1], z.shape[2], top, left, scratch[points_size:], thread_count)
+    describe(conv, x, len(w), z.shape[3], z.shape[1], z.shape[2], top, left, scratch[points_size:], thread_count)
     conv.w, conv.flip = address(w), flip
     conv.b, conv.residual, conv.flags = address_or_null(b), address_or_null(residual), address(flags)
     conv.z, conv.y, conv.activate, conv.parameter = address(z), address_or_null(y), function, parameter
@@ -411,16 +481,22 @@ _KERNELS = Addresses(
 )
 
 
+def count_tiles(rows, columns, taps):
+    """Tiles of an output above each other and beside each other, and a tile's side."""
+    return tiles_of.py_func(rows, taps), tiles_of.py_func(columns, taps), tile_of.py_func(taps)
+
+
 def applies(w, geometry, groups, z):
     """Whether Winograd's convolution applies to z, and pays: enough channels, and few pixels of tiles beyond z's edges."""
-    (stride, pads, dilation), (_, rows, columns, _) = geometry, z.shape
-    whole = (rows + TILE - 1) // TILE * ((columns + TILE - 1) // TILE) * TILE * TILE
+    (stride, pads, dilation), (_, rows, columns, _), (taps, width) = geometry, z.shape, w.shape[:2]
+    if taps != width or taps not in SIZES:
+        return False
+    high, wide, tile = count_tiles(rows, columns, taps)
     return (
-        w.shape[:2] == (3, 3)
-        and (*stride, *dilation, groups) == (1, 1, 1, 1, 1)
+        (*stride, *dilation, groups) == (1, 1, 1, 1, 1)
         and min(pads) >= 0
         and min(w.shape[2:]) >= CHANNELS
-        and whole <= 2 * rows * columns
+        and high * wide * tile**2 <= 2 * rows * columns
     )
 
 
@@ -429,33 +505,33 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
     value is not finite.
     """
     z, y = saved
-    dtype, size = x.dtype, w[0, 0].size
+    dtype, taps, size = x.dtype, len(w), w[0, 0].size
     n, _, width, channels = x.shape
     rows, columns, K = z.shape[1:]
-    high, wide = (rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE
+    high, wide, tile = count_tiles(rows, columns, taps)
     n_tiles, tiles_at_once = n * high * wide, (TILES + wide - 1) // wide * wide
     few_tiles = n_tiles * (channels + K) * FEW < size
-    pixels = max(width * channels, K) + SIDE * (TILE * wide + 2) * channels + (SIDE * TILE * wide + TILE + 1) * K
+    pixels = max(width * channels, K) + SIDE * (tile * wide + taps - 1) * channels + (SIDE * wide + 1) * tile * K
     if few_tiles:
-        points, each = POINTS * n_tiles * (channels + K), max(pixels, 27 * CHUNK + POINTS_ROOM)
+        points, each = POINTS * n_tiles * (channels + K), max(pixels, taps_size.py_func(taps) + POINTS_ROOM)
     else:
         # the last panel has more columns than w
         points, each = (
             POINTS * (size + 64 * channels),
-            max(27 * CHUNK, pixels + POINTS * tiles_at_once * (channels + K)),
+            max(taps_size.py_func(taps), pixels + POINTS * tiles_at_once * (channels + K)),
         )
     flags = np.zeros((n, high * wide), np.uint8)
     run(
-        2 * z.size * 9 * channels, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], flip,
+        2 * z.size * w[..., 0].size, _convolve, _KERNELS[dtype.char], x, w, *or_empty(dtype, 1, b), *pads[:2], flip,
         *or_empty(dtype, 4, residual), forward_address[dtype.char, activation.code], activation.parameter,
         z, *or_empty(dtype, 4, y), flags, few_tiles, points, scratch=(dtype, points, each),
     )  # fmt: skip
     return flags
 
 
-def replace_tiles(flags, z, values):
+def replace_tiles(flags, taps, z, values):
     """Copy the flagged tiles from values to z (N, rows, columns, K)."""
     n, rows, columns, _ = z.shape
-    tiles = flags.reshape(n, (rows + TILE - 1) // TILE, -1).astype(bool)
-    pixels = tiles.repeat(TILE, axis=1).repeat(TILE, axis=2)[:, :rows, :columns]
+    high, wide, tile = count_tiles(rows, columns, taps)
+    pixels = flags.reshape(n, high, wide).astype(bool).repeat(tile, axis=1).repeat(tile, axis=2)[:, :rows, :columns]
     z[pixels] = values[pixels]

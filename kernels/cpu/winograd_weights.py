@@ -28,11 +28,11 @@ from .winograd import (
     SIDE,
     SIXTH,
     THIRD,
-    TILE,
     TWO_ROOTS,
     TWO_THIRDS,
     WINOGRAD,
     applies,
+    count_tiles,
     describe,
     image_columns,
     image_points,
@@ -40,6 +40,7 @@ from .winograd import (
     line_size,
     pointers3,
     pointers4,
+    pointers5,
     pointers6,
     thread_scratch,
 )  # fmt: skip
@@ -72,12 +73,51 @@ def gradient_transform(a, b, c, d, e, f):
     )
 
 
+@inline_function
+def upstream_transform2(a, b):
+    """A, on two values."""
+    odd, far_odd = real(HALF_ROOT, a) * b, real(ROOT, a) * b
+    return a, a + odd, a - odd, a + far_odd, a - far_odd, b
+
+
+@inline_function
+def gradient_transform5(a, b, c, d, e, f):
+    """G^T, on six values, of five taps."""
+    even, odd, far_even, far_odd = b + c, c - b, d + e, d - e
+    return (
+        fma(real(-TWO_THIRDS, a), even, fma(real(SIXTH, a), far_even, a)),
+        fma(real(ROOT_THIRD, a), odd, real(ROOT_SIXTH, a) * far_odd),
+        real(THIRD, a) * (far_even - even),
+        fma(real(ROOT_SIXTH, a), odd, real(ROOT_THIRD, a) * far_odd),
+        fma(real(-SIXTH, a), even, fma(real(TWO_THIRDS, a), far_even, f)),
+    )
+
+
+@device_function
+def transform_upstream(tile, n, values, targets):
+    """A, on four arrays of n values, or for a tile of two on the first two of them."""
+    if tile == 4:
+        map_arrays(upstream_transform, n, values, targets, ())
+    else:
+        map_arrays(upstream_transform2, n, (values[0], values[1]), targets, ())
+
+
+@device_function
+def transform_points(taps, n, points, target, step):
+    """G^T, on six arrays of n values, to 3 or 5 that are `step` apart."""
+    if taps == 3:
+        map_arrays(gradient_transform, n, points, pointers3(target, step), ())
+    else:
+        map_arrays(gradient_transform5, n, points, pointers5(target, step), ())
+
+
 @device_function
 def upstream_columns(conv, line, lines, zeros, like):
-    """lines (6, 4 wide, outputs) = A dz: the line's four rows of dz, transformed from above to below, before zeros."""
+    """lines (6, tile wide, outputs) = A dz: the line's rows of dz, transformed from above to below, before zeros."""
     image, i = line // conv.high, line % conv.high
     dz = advance(pointer(conv.dz, like), image * conv.rows * conv.columns * conv.K + conv.output)  # (rows, columns, K)
-    n, values, size, row = TILE * conv.wide * conv.outputs, conv.columns * conv.outputs, conv.columns * conv.K, TILE * i
+    row, size = conv.tile * i, conv.columns * conv.K
+    n, values = conv.tile * conv.wide * conv.outputs, conv.columns * conv.outputs
     first, (second, third, fourth) = advance(dz, row * size), image_rows(dz, conv.rows, row + 1, size, zeros)
     for r in range(SIDE):
         clear(n - values, advance(lines, r * n + values))
@@ -85,18 +125,18 @@ def upstream_columns(conv, line, lines, zeros, like):
     for at in range(0, values, run):
         step = at // conv.outputs * conv.K
         pixels = advance(first, step), advance(second, step), advance(third, step), advance(fourth, step)
-        map_arrays(upstream_transform, run, pixels, pointers6(advance(lines, at), n), ())
+        transform_upstream(conv.tile, run, pixels, pointers6(advance(lines, at), n))
 
 
 @device_function
 def upstream_points(lo, hi, conv, lines, tile, n, row, d):
     """d (hi - lo rows of 6 points, n tiles, row) = (A dz) A^T: the line's columns, as its tiles from the tile-th on."""
-    size = TILE * conv.wide * conv.outputs
+    size = conv.tile * conv.wide * conv.outputs
     for i in range(lo, hi):
         for j in range(conv.wide):
-            pixels = pointers4(advance(lines, i * size + TILE * j * conv.outputs), conv.outputs)
+            pixels = pointers4(advance(lines, i * size + conv.tile * j * conv.outputs), conv.outputs)
             points = advance(d, ((i - lo) * SIDE * n + tile + j) * row)  # (6, row), n * row apart
-            map_arrays(upstream_transform, conv.outputs, pixels, pointers6(points, n * row), ())
+            transform_upstream(conv.tile, conv.outputs, pixels, pointers6(points, n * row))
 
 
 @device_function
@@ -116,9 +156,11 @@ def add_block_sums(conv, lo, hi, channel, channels, scratch, like):
     """Sums over all tiles, for the rows lo..hi of points and so many of the panel's channels."""
     block = (DEEP_TILES + conv.wide - 1) // conv.wide
     zeros, size = scratch, max(conv.W * conv.C, conv.columns * conv.K)  # zeros (size,)
-    lines = advance(zeros, size)  # (6, line_size), then (6, 4 wide, outputs)
+    lines = advance(zeros, size)  # (6, line_size), then (6, tile wide, outputs)
     v_row, d_row = padded(channels), padded(conv.outputs)
-    v = advance(lines, SIDE * max(line_size(conv), TILE * conv.wide * conv.outputs))  # (6 rows of points, n, v_row)
+    v = advance(
+        lines, SIDE * max(line_size(conv), conv.tile * conv.wide * conv.outputs)
+    )  # (6 rows of points, n, v_row)
     d = advance(v, POINTS * block * conv.wide * v_row)  # (6 rows of points, n, d_row)
     width = VECTORS * lanes(like)
     # later chains are summed behind the first one's sums, and added to them
@@ -165,35 +207,34 @@ def winograd_sums_part(thread_index, thread_count, record, like):
 
 @kernel(WINOGRAD)
 def winograd_weights_part(thread_index, thread_count, record, like):
-    """G^T sums G: the thread's channels of the panel's values of dw (3, 3, C, K), which undoes the transform of the kernel."""
+    """G^T sums G: the thread's channels of the panel's values of dw (taps, taps, C, K), which undoes the transform of the kernel."""
     conv = carray(record, 1)[0]
-    size = padded(conv.channels * conv.outputs)
+    size, taps = padded(conv.channels * conv.outputs), conv.taps
     # channels that are one run of values, both in the sums and in dw
     rows = max(CHUNK // conv.K, 1) if conv.outputs == conv.K else 1
     lo, hi = thread_range(thread_index, thread_count, conv.channels, rows)
-    scratch = thread_scratch(conv, thread_index, like)  # (3, 6, CHUNK)
+    scratch = thread_scratch(conv, thread_index, like)  # (taps, 6, CHUNK)
     for channel in range(lo, hi, rows):
         sums = advance(pointer(conv.sums, like), channel * conv.outputs)  # (36, channels, outputs)
-        dw = advance(pointer(conv.dw, like), (conv.channel + channel) * conv.K + conv.output)  # (9, C, K)
+        dw = advance(pointer(conv.dw, like), (conv.channel + channel) * conv.K + conv.output)  # (taps taps, C, K)
         values = min(rows, hi - channel) * conv.outputs
         for at in range(0, values, CHUNK):
             n = min(CHUNK, values - at)
             # G^T sums, by columns of points
             for j in range(SIDE):
                 points = pointers6(advance(sums, j * size + at), SIDE * size)
-                map_arrays(gradient_transform, n, points, pointers3(advance(scratch, j * CHUNK), SIDE * CHUNK), ())
+                transform_points(taps, n, points, advance(scratch, j * CHUNK), SIDE * CHUNK)
             # (G^T sums) G, by rows
-            for i in range(3):
+            for i in range(taps):
                 points = pointers6(advance(scratch, i * SIDE * CHUNK), CHUNK)
-                target = pointers3(advance(dw, 3 * i * conv.C * conv.K + at), conv.C * conv.K)
-                map_arrays(gradient_transform, n, points, target, ())
+                transform_points(taps, n, points, advance(dw, taps * i * conv.C * conv.K + at), conv.C * conv.K)
 
 
 @driver
 def _weight_gradient(launcher, thread_count, kernels, x, dz, top, left, dw, channels, outputs, sums_size, scratch):
     record = local_zeros(1, WINOGRAD)
     conv = record[0]
-    describe(conv, x, dz.shape[3], dz.shape[1], dz.shape[2], top, left, scratch[sums_size:], thread_count)
+    describe(conv, x, len(dw), dz.shape[3], dz.shape[1], dz.shape[2], top, left, scratch[sums_size:], thread_count)
     conv.dz, conv.dw, conv.sums = address(dz), address(dw), address(scratch)
     for output in range(0, conv.K, outputs):
         for channel in range(0, conv.C, channels):
@@ -208,29 +249,30 @@ _KERNELS = Addresses(winograd_sums_part, winograd_weights_part)
 
 def pays(x, w, geometry, dz):
     """Whether Winograd's algorithm applies to dw, and pays, which for dw the batch may decide."""
-    _, rows, columns, _ = dz.shape
-    tiles = len(x) * ((rows + TILE - 1) // TILE) * ((columns + TILE - 1) // TILE)
-    return tiles >= MANY_TILES and applies(w, geometry, x.shape[3] // w.shape[2], dz)
+    if not applies(w, geometry, x.shape[3] // w.shape[2], dz):
+        return False
+    high, wide, _ = count_tiles(*dz.shape[1:3], len(w))
+    return len(x) * high * wide >= MANY_TILES
 
 
 def weight_gradient(x, dz, pads, dw):
-    """Write dw (3, 3, C, K) of x and dz, as in conv2d_backward; where one is not finite, others may be wrong."""
-    dtype = x.dtype
+    """Write dw (taps, taps, C, K) of x and dz, as in conv2d_backward; where one is not finite, others may be wrong."""
+    dtype, taps = x.dtype, len(dw)
     _, _, width, C = x.shape
     _, rows, columns, K = dz.shape
-    lines, wide = len(x) * ((rows + TILE - 1) // TILE), (columns + TILE - 1) // TILE
+    high, wide, tile = count_tiles(rows, columns, taps)
     # a panel's channels and outputs
     parts = math.ceil(math.sqrt(POINTS * C * K * dtype.itemsize / SUMS_BYTES))
     channels, outputs = share(C, parts, ROWS), share(K, parts, CHUNK // 8)
     block = (DEEP_TILES + wide - 1) // wide
-    pixels = max(width * C, columns * K) + SIDE * max((TILE * wide + 2) * channels, TILE * wide * outputs)
+    pixels = max(width * C, columns * K) + SIDE * max((tile * wide + taps - 1) * channels, tile * wide * outputs)
     scratch_size = max(
-        18 * CHUNK, pixels + POINTS * block * wide * (padded.py_func(channels) + padded.py_func(outputs))
+        SIDE * taps * CHUNK, pixels + POINTS * block * wide * (padded.py_func(channels) + padded.py_func(outputs))
     )
     # twice where there is more than one chain: see add_block_sums
-    sums = POINTS * padded.py_func(channels * outputs) * (1 + (lines > chain_lines.py_func(block, wide)))
+    sums = POINTS * padded.py_func(channels * outputs) * (1 + (len(x) * high > chain_lines.py_func(block, wide)))
     run(
-        2 * dz.size * 9 * C, _weight_gradient, _KERNELS[dtype.char], x, dz, *pads[:2], dw, channels, outputs, sums,
+        2 * dz.size * taps * taps * C, _weight_gradient, _KERNELS[dtype.char], x, dz, *pads[:2], dw, channels, outputs, sums,
         scratch=(dtype, sums, scratch_size),
     )  # fmt: skip
 

@@ -43,6 +43,8 @@ OPTIONS = {
     # enough channels for kernels/cpu/winograd.py
     "tiles": (9, 18, 3, {"padding": 1}),
     "tiles_within": (17, 8, 3, {}),
+    "tiles_5x5": (9, 18, 5, {"padding": 2}),
+    "tiles_5x5_sides": (9, 18, 5, {"padding": ((4, 1), (0, 3))}),
     "valid": (3, 4, (3, 2), {"padding": "valid"}),
     "sides": (3, 4, (3, 2), {"padding": ((2, 0), (0, 1))}),
     "sides_stride": (3, 4, (4, 3), {"padding": ((0, 3), 1), "stride": (3, 2)}),
@@ -77,6 +79,8 @@ LARGE = {
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
     # of kernels/cpu/winograd_weights.py: channels and outputs in panels
     "panels": (5, (9, 8), 190, 215, 3, {"padding": 1}),
+    "panels_5x5": (5, (7, 8), 190, 215, 5, {"padding": 2}),
+    "few_tiles_5x5": (1, (5, 4), 310, 130, 5, {"padding": 2}),
     # of kernels/cpu/conv.py: outputs shared by threads, w in several blocks, and tiles of three vectors, in either dtype
     "few_pixels": (2, (5, 6), 130, 128, 3, {"stride": 2, "padding": 1}),
     "few_pixels_1x1": (1, 5, 200, 192, 1, {}),
