@@ -4,6 +4,7 @@ All but the last ones skip without Keras.
 """
 
 import sys
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -397,6 +398,25 @@ def test_norms_alone_are_of_images_where_an_image_size_is_given(model, shape, mo
     monkeypatch.setitem(sys.modules, "keras", keras)
     fg.convert.model_to_keras(model, SIZE)
     keras.Input.assert_called_once_with(shape, dtype="float32")
+
+
+@pytest.mark.parametrize(("package", "slope"), [("tf_keras", "alpha"), ("keras", "alpha"), ("keras", "negative_slope")])
+def test_the_slope_of_leaky_relu_is_read_by_its_older_name_too(package, slope):
+    def layer(name, weights=(), **attributes):
+        kind = type(name, (SimpleNamespace,), {"__module__": f"{package}.src.layers", "get_weights": lambda _: weights})
+        return kind(name=name.lower(), built=True, **attributes)
+
+    def linear(x):
+        return x
+
+    linear.__module__ = f"{package}.src.activations"
+    weights = [np.ones((4, 3), np.float32), np.zeros(3, np.float32)]
+    dense = layer("Dense", weights, use_bias=True, activation=linear)
+    leaky = layer("LeakyReLU", **{slope: np.float32(0.25)})
+    model = fg.convert.model_from_keras(layer("Sequential", layers=[dense, leaky]))
+    assert repr(model.layers) == "(Dense(4, 3, ('leaky_relu', 0.25)),)"
+    dense.activation = leaky
+    assert repr(fg.convert.model_from_keras(dense)) == "Dense(4, 3, ('leaky_relu', 0.25))"
 
 
 def test_without_keras_the_error_says_what_to_install(monkeypatch):
