@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.functional.loss_arguments import checked_weights, class_loss, huber_loss
 from fastgrad.kernels import types
 
@@ -32,6 +33,7 @@ class Loss:
         raise NotImplementedError
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
     """fg.cross_entropy with options.
@@ -66,6 +68,7 @@ class CrossEntropy(Loss):
         return class_loss(op, weights, self.ignore_index, self.label_smoothing)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class BinaryCrossEntropy(Loss):
     """fg.binary_cross_entropy with options.
@@ -95,6 +98,7 @@ class BinaryCrossEntropy(Loss):
         return types.LOSSES["binary_cross_entropy"]._replace(weights=weights)
 
 
+@foreign_keywords
 @dataclass(frozen=True)
 class Huber(Loss):
     """fg.huber with options.

@@ -225,6 +225,12 @@ def _relu(reading: Reading, layer: Any) -> str | tuple[str, float]:
     return ("leaky_relu", float(layer.negative_slope)) if layer.negative_slope else "relu"
 
 
+def _leaky_relu(reading: Reading, layer: Any) -> tuple[str, float]:
+    # before Keras 3, and in tf_keras, the slope is called alpha
+    slope = layer.negative_slope if hasattr(layer, "negative_slope") else layer.alpha
+    return "leaky_relu", float(slope)
+
+
 def _softmax(reading: Reading, layer: Any) -> str:
     reading.need(layer.axis == -1, f"axis {layer.axis}")
     return "softmax"
@@ -250,7 +256,7 @@ LAYERS: dict[str, Callable[[KerasReading, Any], None]] = {
 ACTIVATIONS: dict[str, Callable[[Reading, Any], Any]] = {
     "Activation": lambda reading, layer: _function(reading, layer.activation),
     "ELU": lambda reading, layer: ("elu", float(layer.alpha)),
-    "LeakyReLU": lambda reading, layer: ("leaky_relu", float(layer.negative_slope)),
+    "LeakyReLU": _leaky_relu,
     "ReLU": _relu,
     "Softmax": _softmax,
 }

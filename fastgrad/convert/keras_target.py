@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.convert.keras_source import FUNCTIONS
-from fastgrad.convert.leaves import check_model, leaves, place_of
+from fastgrad.convert.leaves import check_model, leaves, place_of, takes_images
 from fastgrad.convert.recurrent_arrays import cell_of
 from fastgrad.convert.recurrent_keras import to_keras
 from fastgrad.functional import geometry
@@ -34,7 +34,7 @@ def model_to_keras(model: Model, image_size: int | tuple[int, int] | None = None
     Args:
         model: The model, not on a GPU. Nothing of it is changed.
         image_size: Height and width of the inputs, in pixels, an integer or a pair; needed where a Flatten makes rows
-            of images.
+            of images, or the model is norms and dropout alone, which without it are of rows.
 
     Returns:
         The keras.Sequential, built.
@@ -68,7 +68,7 @@ def model_to_keras(model: Model, image_size: int | tuple[int, int] | None = None
         if not own:
             raise TypeError(f"{op}: {place} has no equal among the layers of a keras.Sequential")
         pairs += own
-    shape = (None,) if model.recurrent else size if model.images else ()
+    shape = (None,) if model.recurrent else size if takes_images(model, image_size) else ()
     inputs = keras.Input((*shape, _columns(op, model, size)), dtype=str(model.dtype))
     theirs = keras.Sequential([inputs, *(layer for layer, _ in pairs)])
     for layer, weights in pairs:

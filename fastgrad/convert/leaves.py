@@ -37,6 +37,13 @@ def leaves(model: Model, path: str = "") -> Iterator[tuple[str, Model]]:
         yield path, model
 
 
+def takes_images(model: Model, image_size: Any) -> bool:
+    """Whether a model is one of images. Norms and dropout alone take any shape: then it is if an image_size is given."""
+    if model.images or image_size is None or model.recurrent:
+        return model.images
+    return not any(isinstance(layer, Dense) for _, layer in leaves(model))
+
+
 def place_of(path: str, layer: Model) -> str:
     kind = type(layer).__name__
     return f'layer "{path}" ({kind})' if path else f"the model ({kind})"

@@ -35,9 +35,10 @@ def export_onnx(model: Model, path: str | os.PathLike) -> None:
     """Write a model as an ONNX file, for inference in other runtimes.
 
     The file's input "x" and output "y" are those of model.predict: rows (N, C), sequences (N, T, C) with an LSTM or a
-    GRU, or images (N, H, W, C), and a last softmax or sigmoid is part of it. N, T, H and W are of any size. All layers
-    of fg.nn are known, as they are in evaluation, but for an LSTM with a projection, layer norm, zoneout or recurrent
-    dropout; sequences have all T steps. The operator set is 17.
+    GRU, or images (N, H, W, C), and a last softmax or sigmoid is part of it. N, T, H and W are of any size. Norms and
+    dropout alone, which take any shape, are written for rows. All layers of fg.nn are known, as they are in evaluation,
+    but for an LSTM with a projection, layer norm, zoneout or recurrent dropout; sequences have all T steps. The
+    operator set is 17.
 
     Args:
         model: The model, of either dtype, not on a GPU. Few runtimes have all operators in float64.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad.convert.images import ImageShape
-from fastgrad.convert.leaves import check_model, leaves, place_of
+from fastgrad.convert.leaves import check_model, leaves, place_of, takes_images
 from fastgrad.convert.recurrent_arrays import cell_of, with_article
 from fastgrad.convert.recurrent_torch import to_torch
 from fastgrad.nn.batch_norm import BatchNorm
@@ -47,7 +47,8 @@ def model_to_torch(model: Model, image_size: int | tuple[int, int] | None = None
     Args:
         model: The model, not on a GPU. Nothing of it is changed.
         image_size: Height and width of the inputs, in pixels, an integer or a pair; needed where a Flatten makes rows
-            of images, or padding is "same" with a stride.
+            of images, or padding is "same" with a stride, or the model is batch norms and dropout alone, which without
+            it are of rows.
 
     Returns:
         The nn.Sequential, in training mode as a new one.
@@ -70,7 +71,7 @@ def model_to_torch(model: Model, image_size: int | tuple[int, int] | None = None
         raise ImportError(f"{op}: PyTorch is needed; pip install fastgrad[torch] installs it") from error
     images = ImageShape(op, image_size, model.n_in if model.images else None)
     modules: list[Any] = []
-    rows, recurrent = not model.images, ""
+    rows, recurrent = not takes_images(model, image_size), ""
     # the initial weights, which are written over, leave PyTorch's generator as it is
     with torch.random.fork_rng(devices=[]):
         for path, layer in leaves(model):

@@ -116,6 +116,7 @@ KEYWORDS = {
     "beta_1": "betas",
     "beta_2": "betas",
     "decay": "weight_decay",
+    "decoupled_weight_decay": "decoupled",
     "in_features": "n_in",
     "in_channels": "n_in",
     "input_dim": "n_in input_size",
@@ -128,8 +129,12 @@ KEYWORDS = {
     "strides": "stride",
     "dilation_rate": "dilation",
     "use_bias": "bias",
+    "unit_forget_bias": "forget_bias",
     "kernel_initializer": "init",
     "num_features": "n",
+    "normalized_shape": "n",
+    "num_classes": "n_out",
+    "classes": "n_out",
     "count_include_pad": "include_pad",
     "p": "rate",
     "go_backwards": "reverse",
@@ -137,6 +142,8 @@ KEYWORDS = {
     "random_state": "seed",
     "criterion": "loss",
     "loss_fn": "loss",
+    "weight": "weights",
+    "ignore_class": "ignore_index",
     "clipnorm": "clip_norm",
     "global_clipnorm": "clip_norm",
     "max_grad_norm": "clip_norm",
@@ -145,6 +152,16 @@ KEYWORDS = {
     "n_epochs": "epochs",
     "max_iter": "epochs",
 }
+# sentences for several keywords
+CONSTRAINT = "constraint is an argument of the Trainer"
+INITIAL = "initial values are written into the arrays of parameters()"
+L2 = "weight_decay of an optimiser is the L2 term"
+NO_BIAS = "Dense, DenseChain and Conv2d alone can be without a bias"
+NORM = "a norm always has gamma, 1 at first, and beta, 0"
+PARAMETERS = "fg.Trainer(model, loss, optimizer), or fg.Updater(params, optimizer), has the parameters"
+SEQUENCES = "sequences are always (N, T, C)"
+STATES = "run of the model takes and returns states"
+USELESS = "leave it out: it changes no result"
 # where a function has none of these, and for those that are nowhere
 SENTENCES = {
     "clipnorm": "clip_norm is an argument of the Trainer and the Updater",
@@ -152,11 +169,38 @@ SENTENCES = {
     "clipvalue": "fg.clip_grad_value clips arrays",
     "validation_split": "validation=(x, y) is the data that is held out",
     "metrics": "evaluate and the history of fit have the accuracy",
-    "batch_first": "sequences are always (N, T, C)",
+    "batch_first": SEQUENCES,
+    "time_major": SEQUENCES,
+    "data_format": "images are always (N, H, W, C)",
+    "axis": "it is always the last axis",
     "input_shape": "the first argument is the number of columns or channels",
-    "activity_regularizer": "weight_decay of an optimiser is the L2 term",
-    "kernel_regularizer": "weight_decay of an optimiser is the L2 term",
-    "kernel_constraint": "constraint is an argument of the Trainer",
+    **{f"{name}_regularizer": L2 for name in "activity beta bias gamma kernel recurrent".split()},
+    **{f"{name}_constraint": CONSTRAINT for name in "beta bias gamma kernel recurrent".split()},
+    "activation": "Dense, DenseChain, Conv2d, Residual and the norms alone have one",
+    "recurrent_activation": "gates are sigmoids",
+    "bias": NO_BIAS,
+    "use_bias": NO_BIAS,
+    **{f"{name}_initializer": INITIAL for name in "beta bias gamma kernel recurrent".split()},
+    **dict.fromkeys("affine elementwise_affine center scale".split(), NORM),
+    "track_running_stats": "a batch norm always has running statistics",
+    "padding_mode": "the padding of a convolution is zeros",
+    "start_dim": "all axes but the first are joined",
+    "end_dim": "all axes but the first are joined",
+    "output_size": "it makes one value of each channel",
+    "return_state": STATES,
+    "stateful": STATES,
+    "name": "layers have no names; a parameter is named by its place in the model",
+    "trainable": 'groups={"0.*": {"frozen": True}} of an optimiser',
+    "params": PARAMETERS,
+    "parameters": PARAMETERS,
+    "dampening": "there is no dampening: it is 0",
+    "centered": "there is no centred RMSprop",
+    "beta": "SmoothL1Loss of beta is Huber of delta=beta, over beta",
+    "lr_decay": "lr may be a schedule of fg.schedule",
+    "initial_accumulator_value": "the sums of squares begin at 0",
+    "reduction": "a Trainer takes the mean; functions such as fg.cross_entropy have another reduction",
+    "from_logits": "losses are always of logits",
+    **dict.fromkeys("capturable foreach fused implementation inplace jit_compile unroll".split(), USELESS),
     "device": 'model.to("cuda") moves a model',
 }
 

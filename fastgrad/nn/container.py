@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.core.random import generator
 from fastgrad.nn import summary
 from fastgrad.nn.children import check_children, dtype_of, mask_of, slices
@@ -93,6 +94,7 @@ class Container(SequenceModel):
                 child._restart(rng)
 
 
+@foreign_keywords
 class Sequential(Container):
     """Layers one after the other.
 

@@ -118,6 +118,7 @@ class AvgPool2d(MaxPool2d):
         return avg_pool2d(x, self.size, **windows, include_pad=self.include_pad)
 
 
+@foreign_keywords
 class GlobalAvgPool2d(ParameterFreeLayer):
     """The mean of every channel over each image, as fg.global_avg_pool2d.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastgrad.core import check
+from fastgrad.core.foreign_names import foreign_keywords
 from fastgrad.nn.batch_norm import BatchNorm
 from fastgrad.nn.container import Sequential
 from fastgrad.nn.conv import Conv2d
@@ -14,6 +15,7 @@ from fastgrad.nn.residual import Residual
 STEMS = ("7x7", "3x3")
 
 
+@foreign_keywords
 class ResNet(Sequential):
     """A classifier of images: a stem, stages of residual blocks, the mean over each image, a dense layer of logits.
 

@@ -47,7 +47,8 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
     patched forward, a parametrisation or another dtype runs as PyTorch's, and so does all that is traced, exported or
-    transformed. Copies and pickles stay accelerated; a report of theirs undoes them too. torch.jit.script raises
+    transformed. Deep copies and pickles stay accelerated; a report of theirs undoes them too. A shallow copy, of copy.copy,
+    computes what the model does, whatever is set in the copy, until it is accelerated itself. torch.jit.script raises
     RuntimeError.
 
     Args:
@@ -78,6 +79,7 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     stored, chooses = {} if isinstance(choose, bool) else stored_choices(choose), choose is not False
+    _take_off_copies(model)
     before = _taken_off(model)
     report, graphs = Report(), graphs_of(model)
     # the modules that each replacement deals with
@@ -135,6 +137,14 @@ def _replace(name: str, module: nn.Module, report: Report, chooses: bool, in_gra
     elif not module._modules and (activation_of(module) is None or known_class(module) is None):
         report.left.append((name, _why_left(module)))
     return set()
+
+
+def _take_off_copies(model: nn.Module) -> None:
+    """Take off shallow copies the replacements of what they were copied from."""
+    for module in model.modules():
+        replacement = replacement_of(module)
+        if replacement is not None and replacement.module is not module:
+            replacement.take_off(module)
 
 
 def _taken_off(model: nn.Module) -> ModelReplacement | None:

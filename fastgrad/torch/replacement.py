@@ -68,6 +68,10 @@ class ForwardReplacement:
     def undo(self, module: nn.Module) -> None:
         """Delete from a module the attributes that `install` has set. An attribute that was set since stays."""
         self.stopped = True
+        self.take_off(module)
+
+    def take_off(self, module: nn.Module) -> None:
+        """The same for one module alone, such as a shallow copy of this one's: this one goes on."""
         for name, value in self._attributes().items():
             if module.__dict__.get(name) == value:
                 del module.__dict__[name]

@@ -1,6 +1,11 @@
-"""Whole models from Keras and to it: Keras's outputs and statistics from ours, and back to the same bits. They skip without Keras."""
+"""Whole models from Keras and to it: Keras's outputs and statistics from ours, and back to the same bits.
+
+All but the last ones skip without Keras.
+"""
 
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -9,7 +14,19 @@ from error_messages import refuses
 from keras_import import import_keras
 
 import fastgrad as fg
-from fastgrad.nn import GRU, LSTM, AvgPool2d, BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, Residual, Sequential
+from fastgrad.nn import (
+    GRU,
+    LSTM,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool2d,
+    Residual,
+    Sequential,
+)
 
 SIZE = 9, 12
 # name: (shape of the inputs without N, layers of keras.layers)
@@ -370,6 +387,36 @@ def test_what_keras_has_not_is_an_error_that_names_the_layer(keras):
     refuses(ValueError, message, convert, MaxPool2d(2))
     message = "model_to_keras: images of (5, 5) pixels do not give 26 columns"
     refuses(ValueError, message, convert, Sequential(Flatten(), Dense(26, 3)), 5)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(BatchNorm(3), (*SIZE, 3)), (Sequential(BatchNorm(3), Dropout()), (*SIZE, 3)), (Sequential(BatchNorm(3), Dense(3, 2)), (3,))],
+)  # fmt: skip
+def test_norms_alone_are_of_images_where_an_image_size_is_given(model, shape, monkeypatch):
+    keras = MagicMock()
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    fg.convert.model_to_keras(model, SIZE)
+    keras.Input.assert_called_once_with(shape, dtype="float32")
+
+
+@pytest.mark.parametrize(("package", "slope"), [("tf_keras", "alpha"), ("keras", "alpha"), ("keras", "negative_slope")])
+def test_the_slope_of_leaky_relu_is_read_by_its_older_name_too(package, slope):
+    def layer(name, weights=(), **attributes):
+        kind = type(name, (SimpleNamespace,), {"__module__": f"{package}.src.layers", "get_weights": lambda _: weights})
+        return kind(name=name.lower(), built=True, **attributes)
+
+    def linear(x):
+        return x
+
+    linear.__module__ = f"{package}.src.activations"
+    weights = [np.ones((4, 3), np.float32), np.zeros(3, np.float32)]
+    dense = layer("Dense", weights, use_bias=True, activation=linear)
+    leaky = layer("LeakyReLU", **{slope: np.float32(0.25)})
+    model = fg.convert.model_from_keras(layer("Sequential", layers=[dense, leaky]))
+    assert repr(model.layers) == "(Dense(4, 3, ('leaky_relu', 0.25)),)"
+    dense.activation = leaky
+    assert repr(fg.convert.model_from_keras(dense)) == "Dense(4, 3, ('leaky_relu', 0.25))"
 
 
 def test_without_keras_the_error_says_what_to_install(monkeypatch):

@@ -17,8 +17,10 @@ from fastgrad.nn import (
     Conv2d,
     Dense,
     DenseChain,
+    Dropout,
     Flatten,
     GlobalAvgPool2d,
+    LayerNorm,
     MaxPool2d,
     Residual,
     Sequential,
@@ -257,6 +259,24 @@ def test_parts_of_models_of_our_own(torch, rng):
     assert [type(module).__name__ for module in theirs] == names.split()
 
 
+@pytest.mark.parametrize(
+    "model", [BatchNorm(3, "softmax"), Sequential(Dropout(), BatchNorm(3, "softmax"))], ids=["alone", "two layers"]
+)
+def test_batch_norms_alone_are_of_images_where_an_image_size_is_given(model, torch, rng):
+    x = rng.standard_normal((2, *SIZE, 3), np.float32)
+    model.forward(x, training=True)
+    theirs = fg.convert.model_to_torch(model, SIZE).eval()
+    close(model.predict(x), ours_of(theirs(theirs_of(torch, x)).detach().numpy()))
+    theirs = fg.convert.model_to_torch(model).eval()
+    close(model.predict(x[:, 0, 0]), theirs(torch.from_numpy(x[:, 0, 0])).detach().numpy())
+
+
+def test_with_a_dense_layer_norms_are_of_rows_whatever_the_image_size(torch):
+    theirs = fg.convert.model_to_torch(Sequential(BatchNorm(3, "softmax"), Dense(3, 2)), SIZE)
+    assert [str(module).partition("(")[0] for module in theirs] == ["BatchNorm1d", "Softmax", "Linear"]
+    assert theirs[1].dim == -1
+
+
 def test_pytorchs_generator_is_left_alone(torch):
     state = torch.random.get_rng_state()
     fg.convert.model_to_torch(Dense(3, 4))
@@ -476,6 +496,10 @@ def test_what_pytorch_has_not_is_an_error_that_names_the_layer(torch):
     refuses(ValueError, message, convert, Sequential(Conv2d(3, 4, 3), Flatten()), SIZE)
     message = "model_to_torch: model must be a model of fastgrad.nn, got torch's Linear"
     refuses(TypeError, message, convert, torch.nn.Linear(3, 4))
+    message = (
+        "model_to_torch: the model (LayerNorm) is of images, whose channels PyTorch's LayerNorm does not normalise"
+    )
+    refuses(ValueError, message, convert, LayerNorm(3), SIZE)
 
 
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch):

@@ -11,9 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 import fastgrad.torch as fgt  # noqa: E402
 from fastgrad.torch import buffers, runs  # noqa: E402
+from fastgrad.torch.replacement import replacement_of  # noqa: E402
 
 
 class Block(nn.Module):
@@ -324,6 +326,37 @@ def test_a_pickled_model_stays_accelerated():
     again = pickle.loads(pickle.dumps(net))
     assert isinstance(again.forward.__self__, runs.SequentialReplacement)
     torch.testing.assert_close(again(torch.ones(2, 4)), net(torch.ones(2, 4)))
+
+
+class DroppedOut(nn.Module):
+    """Dropout that depends on the flag of the module, and a factor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.factor = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), 2.0
+
+    def forward(self, x):
+        return functional.dropout(functional.relu(self.norm(self.conv(x))), 0.5, self.training) * self.factor
+
+
+@pytest.mark.parametrize("choose", [False, True])
+def test_a_shallow_copy_is_accelerated_for_itself(choose):
+    theirs, x = DroppedOut(), torch.randn(2, 3, 6, 6)
+    ours = copy.deepcopy(theirs)
+    fgt.accelerate(ours, choose=choose)
+    replacement = ours.forward.__self__
+    copies = copy.copy(ours), copy.copy(theirs)
+    report = fgt.accelerate(copies[0], choose=choose)
+    assert replacement_of(copies[0]).module is copies[0]
+    for net in copies:
+        net.training, net.factor = False, 5.0
+    torch.testing.assert_close(copies[0](x), copies[1](x))
+    report.undo()
+    assert "forward" not in vars(copies[0])
+    # the original goes on
+    assert ours.forward.__self__ is replacement
+    assert not replacement.stopped
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
 @pytest.mark.parametrize(

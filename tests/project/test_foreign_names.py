@@ -55,7 +55,13 @@ def test_what_the_tables_name_is_there():
             value = fg
             for part in word.rstrip(".").split(".")[1:]:
                 value = getattr(value, part)
-    functions = [fg.Trainer, fg.Trainer.fit, *vars(fg.optim).values(), *(getattr(fg.nn, n) for n in fg.nn.__all__)]
+    functions = [
+        fg.Trainer,
+        fg.Trainer.fit,
+        *vars(fg.optim).values(),
+        fg.loss.CrossEntropy,
+        *(getattr(fg.nn, n) for n in fg.nn.__all__),
+    ]
     parameters = {
         p for f in functions if callable(f) and f is not fg.optim.Any for p in inspect.signature(f).parameters
     }
@@ -76,11 +82,54 @@ def test_what_the_tables_name_is_there():
         (fg.nn.LSTM, {"batch_first": True}, "LSTM: there is no argument 'batch_first'; sequences are always (N, T, C)"),
         (fg.nn.Conv2d, {"kernel_size": 3}, "Conv2d: there is no argument 'kernel_size'; here it is 'size'"),
         (fg.nn.Dropout, {"p": 0.1}, "Dropout: there is no argument 'p'; here it is 'rate'"),
+        (fg.nn.LayerNorm, {"normalized_shape": 3}, "LayerNorm: there is no argument 'normalized_shape'; here it is 'n'"),
+        (fg.nn.ResNet, {"num_classes": 3}, "ResNet: there is no argument 'num_classes'; here it is 'n_out'"),
+        (fg.nn.LSTM, {"unit_forget_bias": True}, "LSTM: there is no argument 'unit_forget_bias'; here it is 'forget_bias'"),
+        (fg.nn.Flatten, {"start_dim": 1}, "Flatten: there is no argument 'start_dim'; all axes but the first are joined"),
+        (fg.loss.CrossEntropy, {"weight": [1.0]}, "CrossEntropy: there is no argument 'weight'; here it is 'weights'"),
+        (fg.loss.Huber, {"beta": 1.0}, "Huber: there is no argument 'beta'; SmoothL1Loss of beta is Huber of delta=beta, over beta"),
     ],
 )  # fmt: skip
 def test_a_keyword_of_another_library_tells_the_one_here(function, arguments, message):
     refuses(TypeError, message, function, **arguments)
     refuses(TypeError, message, function, 3, **arguments)
+
+
+# of PyTorch's and Keras's classes, those that change what is computed or say where something is
+KEYWORDS_ELSEWHERE = {
+    fg.nn.Dense: "in_features out_features device units use_bias kernel_initializer bias_initializer kernel_regularizer "
+    "bias_regularizer activity_regularizer kernel_constraint bias_constraint name trainable input_shape input_dim",
+    fg.nn.Conv2d: "in_channels out_channels kernel_size padding_mode device filters strides data_format dilation_rate",
+    fg.nn.BatchNorm: "num_features affine track_running_stats device axis epsilon center scale beta_initializer "
+    "gamma_initializer beta_regularizer gamma_constraint",
+    fg.nn.LayerNorm: "normalized_shape elementwise_affine bias device axis epsilon center scale",
+    fg.nn.Dropout: "p inplace name",
+    fg.nn.LSTM: "bias batch_first device units activation recurrent_activation kernel_initializer recurrent_initializer "
+    "recurrent_regularizer recurrent_constraint unit_forget_bias return_sequences return_state go_backwards stateful time_major",
+    fg.nn.GRU: "bias batch_first device units activation recurrent_activation use_bias recurrent_initializer return_state",
+    fg.nn.MaxPool2d: "kernel_size pool_size strides data_format",
+    fg.nn.AvgPool2d: "kernel_size pool_size strides count_include_pad data_format",
+    fg.nn.GlobalAvgPool2d: "output_size data_format",
+    fg.nn.Flatten: "start_dim end_dim data_format",
+    fg.nn.Sequential: "name",
+    fg.loss.CrossEntropy: "weight reduction from_logits ignore_class axis",
+    fg.loss.BinaryCrossEntropy: "reduction from_logits",
+    fg.loss.Huber: "beta reduction",
+    fg.optim.SGD: "params dampening foreach fused learning_rate clipnorm",
+    Adam: "params foreach capturable fused decoupled_weight_decay beta_1 beta_2 epsilon jit_compile",
+    fg.optim.AdamW: "params foreach fused beta_1 epsilon",
+    fg.optim.RMSprop: "params centered rho epsilon",
+    fg.optim.Adagrad: "params lr_decay initial_accumulator_value epsilon",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), KEYWORDS_ELSEWHERE.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_every_class_knows_the_keywords_of_its_like_elsewhere(kind, names):
+    for name in names.split():
+        with pytest.raises(TypeError, match=f"^{kind.__name__}: there is no argument '{name}'; .+"):
+            kind(**{name: 1})
 
 
 def test_keywords_of_fit_tell_the_ones_here(numpy_backend):
