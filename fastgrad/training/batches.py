@@ -68,7 +68,6 @@ class BatchSource:
         op: str,
         trainer: Any,
         batches: Any,
-        epochs: int,
         window: int | None,
         check_batch: Callable[..., None],
         weighted: Callable[[TrainingData], TrainingData],
@@ -76,16 +75,17 @@ class BatchSource:
         self._trainer, self._batches, self._window, self._check_batch = trainer, batches, window, check_batch
         self._weighted = weighted
         self._epoch = 0
-        if isinstance(batches, Iterator) and epochs > 1:
-            raise ValueError(
-                f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}; "
-                "a function of the epoch that returns an iterable has one for each"
-            )
         if not isinstance(batches, Iterable):
             _check_takes_epoch(op, batches)
 
-    def start_at(self, epoch: int) -> None:
-        """Go on with this epoch."""
+    def start_after(self, op: str, epoch: int, epochs: int) -> None:
+        """Go on after this epoch, up to `epochs` in all."""
+        if isinstance(self._batches, Iterator) and epochs - epoch > 1:
+            left = f" and {epochs - epoch} are left" if epoch else ""
+            raise ValueError(
+                f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}{left}; "
+                "a function of the epoch that returns an iterable has one for each"
+            )
         self._epoch = epoch
 
     def parts(self, op: str) -> Generator[Part, None, None]:

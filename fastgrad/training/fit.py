@@ -67,7 +67,7 @@ def fit(
             )
         if isinstance(class_weight, str):
             raise ValueError(f'{OP}: class_weight "balanced" is for arrays; of an iterable the labels are not known')
-        source = BatchSource(OP, trainer, x, epochs, window, _check_batch, weighted)
+        source = BatchSource(OP, trainer, x, window, _check_batch, weighted)
     else:
         data = weighted(checked_data(OP, model, loss_of_data, x, y, lengths, sample_weight))
         source = _array_source(trainer, data, batch_size, window, shuffle, drop_last)
@@ -89,7 +89,7 @@ def fit(
         raise ValueError(f"{OP}: resume needs checkpoint, the file to go on from")
     first = len(history.seconds)
     if isinstance(source, BatchSource):
-        source.start_at(first)
+        source.start_after(OP, first, epochs)
     _check_schedule(trainer, max(epochs - first, 0) * source.updates if source.updates else None, held_out is not None)
     try:
         with epoch_bar(epochs, first) if has_bar(progress) else nullcontext() as bar:
