@@ -53,13 +53,15 @@ class GradualPruning:
 
     def __post_init__(self) -> None:
         op = "GradualPruning"
-        for name in ("final", "initial"):
-            check.number(op, name, getattr(self, name), most=1.0)
+        check.keep(
+            self, **{name: check.number(op, name, getattr(self, name), most=1.0) for name in ("final", "initial")}
+        )
         if self.initial > self.final:
             raise ValueError(f"{op}: initial must be at most final, {self.final}, got {self.initial}")
-        check.count(op, "begin", self.begin, least=0)
-        check.count(op, "end", self.end, least=self.begin + 1)
-        check.count(op, "every", self.every)
+        check.keep(
+            self, begin=check.count(op, "begin", self.begin, least=0), every=check.count(op, "every", self.every)
+        )
+        check.keep(self, end=check.count(op, "end", self.end, least=self.begin + 1))
         check.choice(op, "scope", self.scope, SCOPES)
 
     def share(self, step: int) -> float:

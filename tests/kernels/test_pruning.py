@@ -316,6 +316,9 @@ def test_the_schedule_is_zhu_and_guptas():
     assert schedule.share(10) == pytest.approx(0.1)
     assert schedule.share(110) == 0.9
     assert fg.GradualPruning(0.5, 0, 5, 2).next_due(0) == 2
+    small = fg.GradualPruning(np.float32(0.5), np.int8(0), np.int16(1000), np.int8(100), np.float32(0.25))
+    assert small == fg.GradualPruning(0.5, 0, 1000, 100, 0.25)
+    assert [small.next_due(step) for step in (0, 150, 999)] == [100, 200, 1000]
 
 
 @pytest.mark.emulated(0)

@@ -156,6 +156,37 @@ def test_a_schedule_without_a_rate_changes_nothing(in_force, lr, message):
     assert trainer.step_count == 5
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number, count: Steps(number(0.1), count(7), number(0.5)),
+        lambda number, count: Exponential(number(0.1), number(0.9)),
+        lambda number, count: Cosine(number(0.1), count(100), number(0.01)),
+        lambda number, count: WarmUp(count(100), number(0.1), number(0.25)),
+        lambda number, count: ReduceOnPlateau(number(0.1), number(0.5), count(1), number(0.01), number(0.001)),
+        lambda number, count: Rates([number(0.1)] * 501),
+        lambda number, count: SGD(number(0.1)),
+    ],
+)
+def test_numbers_of_numpy_are_those_of_python(make):
+    """An int8 holds no step above 127, and a float32 power has 24 bits."""
+    ours, theirs = make(np.float32, np.int8), make(lambda value: float(np.float32(value)), int)
+    assert ours == theirs
+    for step in (0, 60, 500):
+        rate = ours.rate(step, [1.0] * 5)
+        assert type(rate) is float
+        assert rate == theirs.rate(step, [1.0] * 5)
+
+
+@pytest.mark.parametrize("number", [float, np.float64, int])
+@pytest.mark.parametrize("make", [lambda n: Exponential(n(1), n(2)), lambda n: Steps(n(1), 1, n(2))])
+def test_a_rate_that_overflows_is_named(make, number):
+    """Warnings are errors here, those of NumPy's numbers too."""
+    for schedule in (make(number), WarmUp(3, make(number))):
+        with pytest.raises(ValueError, match=r"the rate of update \d+ must be at least 0 and finite, got inf"):
+            SGD(schedule).rate(5000)
+
+
 @pytest.mark.parametrize("source", ["arrays", "batches"])
 @pytest.mark.parametrize(("lengths", "updates"), [([2, 1, 2, 2], 2), ([8, 1, 2, 0], 5), ([8, 7, 3, 0], 6)])
 def test_windows_need_a_rate_for_each_update_and_no_more(numpy_backend, source, lengths, updates):
