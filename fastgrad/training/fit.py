@@ -21,7 +21,8 @@ from fastgrad.training.batches import ArraySource, BatchSource, Part, check_argu
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.evaluate import evaluate
-from fastgrad.training.fit_checkpoint import check_folder, read_checkpoint, write_checkpoint
+from fastgrad.training.file_replacement import check_folder
+from fastgrad.training.fit_checkpoint import read_checkpoint, write_checkpoint
 from fastgrad.training.history import EpochResult, History, accuracy_of, means
 from fastgrad.training.progress import epoch_bar, has_bar, show
 from fastgrad.training.row_weights import by_class, class_weights
@@ -82,7 +83,7 @@ def fit(
         stopping = EarlyStopping(model, check.count(OP, "patience", patience))
     history = History()
     if checkpoint is not None:
-        check_folder(OP, checkpoint)
+        check_folder(f"{OP}: checkpoint", checkpoint)
         if resume and os.path.exists(checkpoint):
             history = read_checkpoint(OP, checkpoint, trainer, stopping)
     elif resume:
