@@ -132,7 +132,6 @@ def label(shape):
 
 def write(ratios, machine, rounds, folder):
     """conv_grid.png and conv_grid.json in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     results = {GRID[cell].title: ratio for cell, ratio in ratios.items()}
     (folder / "conv_grid.json").write_text(json.dumps({"machine": machine, "ratios": results}, indent=1))
     if ratios:
@@ -150,6 +149,7 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results",
                         help="folder for conv_grid.png and conv_grid.json (default: bench/results)")  # fmt: skip
     options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
     shapes = {
         shape for (net, side), shapes in SHAPES.items() for shape in shapes
         if net in options.nets and options.images in (None, "large" if side >= LARGE else "small")

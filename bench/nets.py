@@ -119,10 +119,10 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results",
                         help="folder for nets.md, nets.json and nets.png (default: bench/results)")  # fmt: skip
     options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
     with Workers() as workers:
         about = machine(workers)
         results = measure(workers, [net for net in OUTSIDE if net.builder in options.nets], options.rounds)
-    options.output.mkdir(parents=True, exist_ok=True)
     seconds = {net.title: row for net, row in results.items()}
     (options.output / "nets.json").write_text(json.dumps({"machine": about, "seconds": seconds}, indent=1))
     if results:

@@ -96,7 +96,6 @@ def caption(machine, rounds):
 
 def write(panels, curves, machine, rounds, folder):
     """scaling.png and scaling.json in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     results = {
         title: {size: asdict(row) for size, row in curve.items()}
         for (title, *_), curve in zip(panels, curves, strict=True)
@@ -114,6 +113,7 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results",
                         help="folder for scaling.png and scaling.json (default: bench/results)")  # fmt: skip
     options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
     panels = PANELS
     if options.quick:
         panels = [(*words, {size: sizes[size] for size in spread(list(sizes), QUICK)}) for *words, sizes in PANELS]

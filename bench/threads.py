@@ -59,11 +59,11 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results",
                         help="folder for threads.png and threads.json (default: bench/results)")  # fmt: skip
     options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
     shown = panels(available_threads())
     with Workers() as workers:
         curves = measure(workers, shown, options.peers, options.rounds)
         about = machine(workers)
-    options.output.mkdir(parents=True, exist_ok=True)
     rows = {
         title: {n: asdict(row) for n, row in curve.items()} for (title, *_), curve in zip(shown, curves, strict=True)
     }

@@ -78,9 +78,12 @@ class Steps(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        check.number("Steps", "lr", self.lr, zero=False)
-        check.count("Steps", "every", self.every)
-        check.number("Steps", "factor", self.factor, zero=False)
+        check.keep(
+            self,
+            lr=check.number("Steps", "lr", self.lr, zero=False),
+            every=check.count("Steps", "every", self.every),
+            factor=check.number("Steps", "factor", self.factor, zero=False),
+        )
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
         return self.lr * self.factor ** (step // self.every)
@@ -110,8 +113,11 @@ class Exponential(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
-        check.number("Exponential", "lr", self.lr, zero=False)
-        check.number("Exponential", "factor", self.factor, zero=False)
+        check.keep(
+            self,
+            lr=check.number("Exponential", "lr", self.lr, zero=False),
+            factor=check.number("Exponential", "factor", self.factor, zero=False),
+        )
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
         return self.lr * self.factor**step
@@ -146,9 +152,12 @@ class Cosine(Schedule):
     least: float = 0.0
 
     def __post_init__(self) -> None:
-        check.number("Cosine", "lr", self.lr, zero=False)
-        check.count("Cosine", "steps", self.steps)
-        check.number("Cosine", "least", self.least, most=self.lr)
+        check.keep(
+            self,
+            lr=check.number("Cosine", "lr", self.lr, zero=False),
+            steps=check.count("Cosine", "steps", self.steps),
+            least=check.number("Cosine", "least", self.least, most=self.lr),
+        )
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
         share = (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
@@ -181,9 +190,12 @@ class WarmUp(Schedule):
     start: float = 0.01
 
     def __post_init__(self) -> None:
-        check.count("WarmUp", "steps", self.steps)
-        check_rate("WarmUp", "then", self.then, zero=False)
-        check.number("WarmUp", "start", self.start, most=1.0)
+        check.keep(
+            self,
+            steps=check.count("WarmUp", "steps", self.steps),
+            then=check_rate("WarmUp", "then", self.then, zero=False),
+            start=check.number("WarmUp", "start", self.start, most=1.0),
+        )
 
     @property
     def validates(self) -> bool:  # type: ignore[override]
@@ -232,11 +244,14 @@ class ReduceOnPlateau(Schedule):
     validates = True
 
     def __post_init__(self) -> None:
-        check.number("ReduceOnPlateau", "lr", self.lr, zero=False)
-        check.number("ReduceOnPlateau", "factor", self.factor, zero=False, below=1.0)
-        check.count("ReduceOnPlateau", "patience", self.patience, least=0)
-        check.number("ReduceOnPlateau", "threshold", self.threshold, below=1.0)
-        check.number("ReduceOnPlateau", "least", self.least, most=self.lr)
+        check.keep(
+            self,
+            lr=check.number("ReduceOnPlateau", "lr", self.lr, zero=False),
+            factor=check.number("ReduceOnPlateau", "factor", self.factor, zero=False, below=1.0),
+            patience=check.count("ReduceOnPlateau", "patience", self.patience, least=0),
+            threshold=check.number("ReduceOnPlateau", "threshold", self.threshold, below=1.0),
+            least=check.number("ReduceOnPlateau", "least", self.least, most=self.lr),
+        )
 
     def rate(self, step: int, losses: Sequence[float]) -> float:
         rate, best, waited = self.lr, math.inf, 0
@@ -270,7 +285,7 @@ class Rates(Schedule):
         rates = self.rates.tolist() if isinstance(self.rates, np.ndarray) else self.rates
         check.sequence("Rates", "rates", rates)
         # a copy: the list is the caller's
-        object.__setattr__(self, "rates", tuple(check.number("Rates", f"rates[{i}]", r) for i, r in enumerate(rates)))
+        check.keep(self, rates=tuple(check.number("Rates", f"rates[{i}]", rate) for i, rate in enumerate(rates)))
 
     def __repr__(self) -> str:
         return f"Rates({reprlib.repr(self.rates)})"
@@ -283,14 +298,13 @@ class Rates(Schedule):
         return self.rates[step]
 
 
-def check_rate(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> None:
-    """lr must be a number or a Schedule."""
+def check_rate(op: str, name: str, lr: float | Schedule, *, zero: bool = True) -> float | Schedule:
+    """lr as a float, or a Schedule."""
     if isinstance(lr, list | tuple | np.ndarray):
         raise TypeError(
             f"{op}: {name} must be a number or one of fastgrad.schedule, got {type(lr).__name__}; Rates takes a list"
         )
-    if not isinstance(lr, Schedule):
-        check.number(op, name, lr, zero=zero)
+    return lr if isinstance(lr, Schedule) else check.number(op, name, lr, zero=zero)
 
 
 def rate_of(lr: float | Schedule, step: int, losses: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ residuals.
 import argparse
 import functools
 import math
+import os
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -20,6 +21,7 @@ from fastgrad.init import normal as draw_normal
 from fastgrad.init.choice import INITS, init_function
 from fastgrad.nn.model import Model
 from fastgrad.optim import Adam
+from fastgrad.training.file_replacement import check_folder
 from fastgrad.training.trainer import Trainer
 
 
@@ -47,9 +49,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train one net, print its health report and draw it; or draw the heat map of a sweep."""
+    path = options.plot or ("health_map.png" if options.sweep else "health.png")
+    check_picture(path)
     x, y = digits()
     if options.sweep:
-        path = options.plot or "health_map.png"
         heat_map(sweep(x, y, options.width, options.batch_size, options.seed)).savefig(path, dpi=120)
         print(f"drawn in {path}")
         return
@@ -66,9 +69,23 @@ def run(options: argparse.Namespace) -> None:
     print(report)
     if losses:
         print(f"loss {losses[0]:.4g} at the first step, {losses[-1]:.4g} at step {len(losses)}")
-    path = options.plot or "health.png"
     report.plot(path)
     print(f"drawn in {path}")
+
+
+def check_picture(path: str) -> None:
+    """Raise before the work for a picture that could not be drawn after it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('health needs matplotlib for a picture: pip install "fastgrad[plot]"') from error
+    check_folder("health: plot", path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"health: plot must be a file, got the folder {path}")
+    suffix, kinds = os.path.splitext(path)[1].lower().removeprefix("."), Figure().canvas.get_supported_filetypes()
+    # without a suffix matplotlib draws its default kind
+    if suffix and suffix not in kinds:
+        raise ValueError(f"health: plot must end in one of {', '.join(f'.{kind}' for kind in kinds)}, got {path}")
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -179,10 +196,8 @@ def sweep(x: np.ndarray, y: np.ndarray, width: int, batch_size: int, seed: int) 
 
 def heat_map(found: dict[tuple[str, str], np.ndarray]) -> Any:
     """The sweep as a matplotlib Figure: blue where the gradient has vanished, red where it has exploded."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('health needs matplotlib for a picture: pip install "fastgrad[plot]"') from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(len(SWEPT_ACTIVATIONS), len(CURES), sharex=True, sharey=True)
     for axes, ((activation, cure), norms) in zip(panels.flat, found.items(), strict=True):

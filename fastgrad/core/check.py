@@ -202,6 +202,12 @@ def finite(op: str, name: str, value: Any) -> float:
     return number
 
 
+def keep(settings: Any, **values: Any) -> None:
+    """Set attributes of a frozen dataclass to what checks return: Python's numbers, which NumPy neither rounds nor wraps around."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+
+
 def _real(op: str, name: str, value: Any) -> float:
     """A number of Python or NumPy as a float, infinite where it is too large for one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

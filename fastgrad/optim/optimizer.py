@@ -76,9 +76,8 @@ class Optimizer:
     def _check(self, **numbers: float) -> None:
         """Raise for a setting that is no number from 0, or from 0 and below 1 where the name is that of a beta."""
         op = type(self).__name__
-        check_rate(op, "lr", self.lr)
-        # a copy: the dictionaries are the caller's
-        object.__setattr__(self, "groups", checked_groups(op, self.groups))
+        # a copy of groups: the dictionaries are the caller's
+        check.keep(self, lr=check_rate(op, "lr", self.lr), groups=checked_groups(op, self.groups))
         for name, value in {**numbers, "weight_decay": self.weight_decay}.items():
             check.number(op, name, value, below=1.0 if name.startswith(("betas", "alpha")) else np.inf)
 

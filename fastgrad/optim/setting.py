@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+
 from fastgrad.core import check
 from fastgrad.optim.optimizer import Optimizer
 
@@ -39,7 +41,9 @@ class _Setting(property):
 
 def clip_norm_of(op: str, clip_norm: Any) -> float:
     """The limit of a gradient's norm, infinity for None."""
-    return math.inf if clip_norm in (None, math.inf) else check.number(op, "clip_norm", clip_norm, zero=False)
+    if clip_norm is None or (isinstance(clip_norm, float | np.floating) and clip_norm == math.inf):
+        return math.inf
+    return check.number(op, "clip_norm", clip_norm, zero=False)
 
 
 def checked_optimizer(op: str, optimizer: Any, before: Optimizer | None = None) -> Optimizer:

@@ -15,7 +15,7 @@ class GradualPruning:
     share(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3 for begin <= t <= end
 
     It grows quickly while there is much to prune, and then ever more slowly. A Trainer prunes its model after the
-    updates that are due; other training code asks next_due and share.
+    updates that are due, with begin = 0 before the first one too; other training code asks next_due and share.
 
     Args:
         final: The last share, from 0 to 1.
@@ -35,8 +35,8 @@ class GradualPruning:
         >>> pruning = fg.GradualPruning(final=0.8, begin=0, end=100, every=50)
         >>> [round(pruning.share(step), 2) for step in (0, 50, 100, 200)]
         [0.0, 0.7, 0.8, 0.8]
-        >>> pruning.next_due(0), pruning.next_due(50), pruning.next_due(100)
-        (50, 100, None)
+        >>> [pruning.next_due(step) for step in (-1, 0, 50, 100)]
+        [0, 50, 100, None]
 
     References:
         Zhu & Gupta 2017, "To prune, or not to prune", section 3.
@@ -53,13 +53,15 @@ class GradualPruning:
 
     def __post_init__(self) -> None:
         op = "GradualPruning"
-        for name in ("final", "initial"):
-            check.number(op, name, getattr(self, name), most=1.0)
+        check.keep(
+            self, **{name: check.number(op, name, getattr(self, name), most=1.0) for name in ("final", "initial")}
+        )
         if self.initial > self.final:
             raise ValueError(f"{op}: initial must be at most final, {self.final}, got {self.initial}")
-        check.count(op, "begin", self.begin, least=0)
-        check.count(op, "end", self.end, least=self.begin + 1)
-        check.count(op, "every", self.every)
+        check.keep(
+            self, begin=check.count(op, "begin", self.begin, least=0), every=check.count(op, "every", self.every)
+        )
+        check.keep(self, end=check.count(op, "end", self.end, least=self.begin + 1))
         check.choice(op, "scope", self.scope, SCOPES)
 
     def share(self, step: int) -> float:
@@ -78,7 +80,7 @@ class GradualPruning:
         """The next number of updates after `step` at which to prune: begin, begin + every, ... and end.
 
         Args:
-            step: The number of updates so far.
+            step: The number of updates so far, or -1 for the first number of all.
 
         Returns:
             The number, or None from end on.

@@ -35,8 +35,13 @@ class ArraySource:
     ) -> None:
         self._trainer, self._data, self._batch_size, self._batches = trainer, data, batch_size, batches
         self._window, self._shuffle, self._order = window, shuffle, np.arange(len(data.x))
+        if shuffle:
+            # the most that an order can have: the longest sequences are each in another batch
+            counts = np.sort(window_counts(trainer, data, self._order, 1, window))[-batches:]
+        else:
+            counts = window_counts(trainer, data, self._order[: batches * batch_size], batch_size, window)
         # updates of an epoch
-        self.updates: int | None = batches * window_count(data, window)
+        self.updates: int | None = int(counts.sum())
 
     def parts(self, op: str) -> Generator[Part, None, None]:
         yield Part(self._plan, f"{op}, {'window' if self._window else 'batch'}", 1)
@@ -63,7 +68,6 @@ class BatchSource:
         op: str,
         trainer: Any,
         batches: Any,
-        epochs: int,
         window: int | None,
         check_batch: Callable[..., None],
         weighted: Callable[[TrainingData], TrainingData],
@@ -71,16 +75,17 @@ class BatchSource:
         self._trainer, self._batches, self._window, self._check_batch = trainer, batches, window, check_batch
         self._weighted = weighted
         self._epoch = 0
-        if isinstance(batches, Iterator) and epochs > 1:
-            raise ValueError(
-                f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}; "
-                "a function of the epoch that returns an iterable has one for each"
-            )
         if not isinstance(batches, Iterable):
             _check_takes_epoch(op, batches)
 
-    def start_at(self, epoch: int) -> None:
-        """Go on with this epoch."""
+    def start_after(self, op: str, epoch: int, epochs: int) -> None:
+        """Go on after this epoch, up to `epochs` in all."""
+        if isinstance(self._batches, Iterator) and epochs - epoch > 1:
+            left = f" and {epochs - epoch} are left" if epoch else ""
+            raise ValueError(
+                f"{op}: x is an iterator, which ends after one epoch, and epochs is {epochs}{left}; "
+                "a function of the epoch that returns an iterable has one for each"
+            )
         self._epoch = epoch
 
     def parts(self, op: str) -> Generator[Part, None, None]:
@@ -153,23 +158,32 @@ def is_batches(x: Any, y: Any) -> bool:
     )
 
 
-def window_count(data: TrainingData, window: int | None) -> int:
-    """The largest number of updates of a batch."""
-    return -(-data.x.shape[1] // window) if window else 1
+def window_counts(
+    trainer: Any, data: TrainingData, rows: np.ndarray, batch_size: int, window: int | None
+) -> np.ndarray:
+    """The number of updates of each batch of these rows: without windows 1, else the windows of its longest sequence."""
+    firsts = np.arange(0, len(rows), batch_size)
+    if window is None:
+        return np.ones(len(firsts), np.int64)
+    # sequences of another process may be longer
+    if data.lengths is None or trainer.reduce is not None:
+        return np.full(len(firsts), -(-data.x.shape[1] // window))
+    return -(-np.maximum.reduceat(data.lengths[rows], firsts) // window)
 
 
 def plan_of(
     trainer: Any, data: TrainingData, rows: np.ndarray, batch_size: int, window: int | None, step: int
 ) -> EpochPlan:
     """The plan of updates with these rows, after `step` others."""
-    updates, optimizer = -(-len(rows) // batch_size) * window_count(data, window), trainer.optimizer
+    counts, optimizer = window_counts(trainer, data, rows, batch_size, window), trainer.optimizer
+    updates = int(counts.sum())
     if isinstance(optimizer.lr, Schedule):
         rates = trainer._groups.rates(np.array([optimizer.rate(step + i, trainer.val_losses) for i in range(updates)]))
     else:
         rates = trainer._groups.constant_rates(updates)
-    return EpochPlan(
-        data, rows, batch_size, window, rates, step, np.zeros((updates, 2)), np.zeros((updates, 2)), updates
-    )
+    # each batch has room for as many as the longest
+    most = len(counts) * max(int(counts.max()), 1)
+    return EpochPlan(data, rows, batch_size, window, rates, step, np.zeros((most, 2)), np.zeros((most, 2)), most)
 
 
 def prefetched(items: Iterator[Any]) -> Generator[Any, None, None]:

@@ -160,9 +160,10 @@ def target_rows(target: np.ndarray, batch: PackedBatch) -> np.ndarray:
 class EpochPlan:
     """The updates of an epoch, or of a part of one: one for each batch of rows, or for each window of a batch.
 
-    order (N,): numbers of the data's rows, batch after batch. rates (U,): the learning rates, or (U, G) those of each group. step: the
+    order (N,): numbers of the data's rows, batch after batch. rates (V,): the learning rates, or (V, G) those of each group. step: the
     number of updates before. epoch_updates: the largest number of updates of the whole epoch. The updates write record (U, 2), mean losses
-    and norms, and counts (U, 2), the weights of the rows of each mean, and of its right rows. All are NumPy arrays.
+    and norms, and counts (U, 2), the weights of the rows of each mean, and of its right rows. There are at most V updates; U is V or more,
+    the same number for each batch. All are NumPy arrays.
     """
 
     data: TrainingData

@@ -56,6 +56,13 @@ def checked_path(op: str, path: Any) -> str:
     return name
 
 
+def check_folder(op: str, path: Any) -> None:
+    """Raise before the work for a file that could not be written after it."""
+    folder = os.path.dirname(os.path.realpath(checked_path(op, path)))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{op}: there is no folder {folder}")
+
+
 def check_regular(status: os.stat_result) -> None:
     """Raise OSError unless this is a regular file: for a folder, a pipe or a device."""
     if stat.S_ISDIR(status.st_mode):

@@ -21,7 +21,8 @@ from fastgrad.training.batches import ArraySource, BatchSource, Part, check_argu
 from fastgrad.training.data import EpochPlan, TrainingData, checked_data, window_size
 from fastgrad.training.early_stopping import EarlyStopping
 from fastgrad.training.evaluate import evaluate
-from fastgrad.training.fit_checkpoint import check_folder, read_checkpoint, write_checkpoint
+from fastgrad.training.file_replacement import check_folder
+from fastgrad.training.fit_checkpoint import read_checkpoint, write_checkpoint
 from fastgrad.training.history import EpochResult, History, accuracy_of, means
 from fastgrad.training.progress import epoch_bar, has_bar, show
 from fastgrad.training.row_weights import by_class, class_weights
@@ -67,7 +68,7 @@ def fit(
             )
         if isinstance(class_weight, str):
             raise ValueError(f'{OP}: class_weight "balanced" is for arrays; of an iterable the labels are not known')
-        source = BatchSource(OP, trainer, x, epochs, window, _check_batch, weighted)
+        source = BatchSource(OP, trainer, x, window, _check_batch, weighted)
     else:
         data = weighted(checked_data(OP, model, loss_of_data, x, y, lengths, sample_weight))
         source = _array_source(trainer, data, batch_size, window, shuffle, drop_last)
@@ -82,14 +83,14 @@ def fit(
         stopping = EarlyStopping(model, check.count(OP, "patience", patience))
     history = History()
     if checkpoint is not None:
-        check_folder(OP, checkpoint)
+        check_folder(f"{OP}: checkpoint", checkpoint)
         if resume and os.path.exists(checkpoint):
             history = read_checkpoint(OP, checkpoint, trainer, stopping)
     elif resume:
         raise ValueError(f"{OP}: resume needs checkpoint, the file to go on from")
     first = len(history.seconds)
     if isinstance(source, BatchSource):
-        source.start_at(first)
+        source.start_after(OP, first, epochs)
     _check_schedule(trainer, max(epochs - first, 0) * source.updates if source.updates else None, held_out is not None)
     try:
         with epoch_bar(epochs, first) if has_bar(progress) else nullcontext() as bar:

@@ -2,25 +2,16 @@
 
 import json
 import math
-import os
 from typing import Any
 
 from fastgrad.core import device
 from fastgrad.kernels.types import Loss
 from fastgrad.training.checkpoint import BEST, load, write
 from fastgrad.training.early_stopping import EarlyStopping
-from fastgrad.training.file_replacement import checked_path
 from fastgrad.training.history import History, accuracy_of
 from fastgrad.training.settings import kernel_loss
 
 HISTORY = "fit.history"
-
-
-def check_folder(op: str, path: Any) -> None:
-    """Raise before the first epoch for a file that could not be written after it."""
-    folder = os.path.dirname(os.path.realpath(checked_path(op, path)))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{op}: checkpoint: there is no folder {folder}")
 
 
 def write_checkpoint(op: str, path: Any, trainer: Any, history: History, stopping: EarlyStopping | None) -> None:

@@ -73,8 +73,8 @@ def bind(trainer: Any) -> None:
     """Make the update rule and the TrainStep of a trainer's next update, from its settings and the present arrays of its model."""
     model, optimizer, health = trainer._model, trainer._optimizer, trainer._health
     if trainer._pruning is not trainer._last_pruning:
-        # a new pruning begins now: earlier dates are skipped
-        trainer._pruning_step, trainer._last_pruning = trainer.step_count, trainer._pruning
+        # a new pruning begins now: earlier dates are skipped, but not that of this count
+        trainer._pruning_step, trainer._last_pruning = trainer.step_count - 1, trainer._pruning
     trainer._shapes = None, None
     trainer._has_schedule = isinstance(optimizer.lr, Schedule)
     trainer._kernel_loss = kernel_loss(trainer._loss, model)

@@ -140,8 +140,8 @@ class Trainer:
         self._health = HealthHistory(model, int(every)) if every else None
         # the number of updates, which the kernel that makes an update counts
         self._count = np.zeros(1, np.int64)
-        # the number of updates at the last pruning or check of it, and the pruning that it was
-        self._pruning_step, self._last_pruning = 0, self._pruning
+        # the number of updates up to which pruning was done or none was due, and the pruning that it was
+        self._pruning_step, self._last_pruning = -1, self._pruning
         self.val_losses: list[float] = []
         if hasattr(kernels(model.params), "direct"):
             # NumPy arrays would be copied to the GPU at each call, so the model moves there
@@ -201,7 +201,9 @@ class Trainer:
 
     @step_count.setter
     def step_count(self, count: int) -> None:
-        self._count[0] = self._pruning_step = check.count("Trainer", "step_count", count, least=0)
+        self._count[0] = check.count("Trainer", "step_count", count, least=0)
+        # what is due at this count is pruned before the next update
+        self._pruning_step = self.step_count - 1
 
     def step(self, x: np.ndarray, y: np.ndarray, lengths: Any = None, sample_weight: Any = None) -> float | LazyScalar:
         """One update from a batch.
@@ -446,7 +448,7 @@ class Trainer:
             self._bind()
 
     def _prune(self) -> None:
-        """Prune if that was due after one of the updates since the last call."""
+        """Prune if that was due after one of the updates since the last call, or is due before the first."""
         if self._pruning is None or self._pruning_step == self.step_count:
             return
         due = self._pruning.next_due(self._pruning_step)

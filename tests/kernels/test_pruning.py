@@ -316,6 +316,39 @@ def test_the_schedule_is_zhu_and_guptas():
     assert schedule.share(10) == pytest.approx(0.1)
     assert schedule.share(110) == 0.9
     assert fg.GradualPruning(0.5, 0, 5, 2).next_due(0) == 2
+    small = fg.GradualPruning(np.float32(0.5), np.int8(0), np.int16(1000), np.int8(100), np.float32(0.25))
+    assert small == fg.GradualPruning(0.5, 0, 1000, 100, 0.25)
+    assert [small.next_due(step) for step in (0, 150, 999)] == [100, 200, 1000]
+
+
+@pytest.mark.emulated(0)
+@pytest.mark.parametrize("form", ["chain", "layers"])
+def test_the_first_share_is_pruned_before_the_update_after_begin(in_force, form, rng, tmp_path):
+    """At 0 before any update, in steps, epochs and a trainer from a file; later where the pruning begins at the count of its assignment."""
+    x, y = digits(rng, np.float32, 40)
+
+    def trained(pruning=None):
+        return fg.Trainer(model_of(form, np.float32), optimizer=Adam(0.01), pruning=pruning)
+
+    schedule = fg.GradualPruning(0.9, begin=0, end=100, every=50, initial=0.5)
+    steps, epochs, loaded, expected = trained(schedule), trained(schedule), trained(schedule), trained()
+    fg.save(tmp_path / "file", steps)
+    fg.load(tmp_path / "file", loaded)
+    fg.prune(expected.model, 0.5)
+    for trainer in (steps, loaded, expected):
+        trainer.step(x, y)
+    epochs.fit(x, y, 1, 40, shuffle=False, progress=False)
+    for trainer in (steps, epochs, loaded):
+        assert bits(trainer.model._mask) == bits(expected.model._mask)
+        assert bits(trainer.model.params) == bits(expected.model.params)
+    assigned, expected = trained(), trained()
+    for trainer in (assigned, expected):
+        trainer.step(x, y)
+    assigned.pruning = fg.GradualPruning(0.9, begin=1, end=100, every=50, initial=0.5)
+    fg.prune(expected.model, 0.5)
+    for trainer in (assigned, expected):
+        trainer.step(x, y)
+    assert bits(assigned.model.params) == bits(expected.model.params)
 
 
 @pytest.mark.emulated(0)

@@ -73,6 +73,34 @@ def test_wrong_arguments_are_told_in_usage_lines(arguments):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("sweep", [(), ("--sweep",)])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none/a.png", "health: plot: there is no folder {folder}/none"),
+        ("a.xyz", "health: plot must end in one of ."),
+        (".", "health: plot must be a file, got the folder "),
+    ],
+)
+def test_health_refuses_a_picture_before_the_training(path, message, sweep, tmp_path, monkeypatch, capsys):
+    from fastgrad.__main__ import main
+    from fastgrad.cli import health as command
+
+    monkeypatch.setattr(command, "digits", lambda: pytest.fail("the training began"))
+    assert main(["health", "--plot", str(tmp_path / path), *sweep]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fastgrad: {message.format(folder=os.path.realpath(tmp_path))}")
+
+
+def test_health_draws_a_picture(tmp_path):
+    path = tmp_path / "a.svg"
+    status, out, _ = run("health", "--depth", "2", "--steps", "2", "--plot", str(path), FASTGRAD_BACKEND="numpy")
+    assert status == 0
+    assert out.endswith(f"drawn in {path}\n")
+    assert path.stat().st_size
+
+
 class Job:
     """A job of workers.py; too short for a process of its own."""
 

@@ -185,7 +185,25 @@ def test_a_keyboard_interrupt_in_the_iterable_ends_the_fit_after_whole_updates(i
     assert len(history.loss) == 1
 
 
-def test_iterables_that_end_early_are_named(in_force):
+def test_an_iterator_has_the_last_epoch_of_a_fit_that_goes_on(in_force, tmp_path):
+    x, y = data()
+    whole, first, second = (fg.Trainer(model(seed=seed)) for seed in (1, 1, 2))
+    path, batches = tmp_path / "run", batches_of(x, y)
+    whole.fit(batches, epochs=2)
+    first.fit(iter(batches), epochs=1, checkpoint=path)
+    history = second.fit(iter(batches), epochs=2, checkpoint=path, resume=True)
+    assert state_of(second) == state_of(whole)
+    assert len(history.loss) == 2
+    message = (
+        "Trainer.fit: x is an iterator, which ends after one epoch, and epochs is 4 and 2 are left; "
+        "a function of the epoch that returns an iterable has one for each"
+    )
+    refuses(ValueError, message, second.fit, iter(batches), epochs=4, checkpoint=path, resume=True)
+    # nothing is left to do
+    assert len(second.fit(iter(batches), epochs=2, checkpoint=path, resume=True).loss) == 2
+
+
+def test_iterables_that_end_early_are_named(in_force, tmp_path):
     x, y = data()
     trainer = fg.Trainer(layers())
     fit, batches = trainer.fit, batches_of(x, y)
@@ -195,6 +213,7 @@ def test_iterables_that_end_early_are_named(in_force):
         "a function of the epoch that returns an iterable has one for each"
     )
     refuses(ValueError, message, fit, iter(batches), epochs=2)
+    refuses(ValueError, message, fit, iter(batches), epochs=2, checkpoint=tmp_path / "missing", resume=True)
     assert trainer.step_count == 0
     message = "Trainer.fit: epoch 2: the iterable has no batch"
     refuses(ValueError, message, fit, lambda epoch: batches if epoch == 1 else [], epochs=2)

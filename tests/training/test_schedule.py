@@ -157,6 +157,69 @@ def test_a_schedule_without_a_rate_changes_nothing(in_force, lr, message):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda number, count: Steps(number(0.1), count(7), number(0.5)),
+        lambda number, count: Exponential(number(0.1), number(0.9)),
+        lambda number, count: Cosine(number(0.1), count(100), number(0.01)),
+        lambda number, count: WarmUp(count(100), number(0.1), number(0.25)),
+        lambda number, count: ReduceOnPlateau(number(0.1), number(0.5), count(1), number(0.01), number(0.001)),
+        lambda number, count: Rates([number(0.1)] * 501),
+        lambda number, count: SGD(number(0.1)),
+    ],
+)
+def test_numbers_of_numpy_are_those_of_python(make):
+    """An int8 holds no step above 127, and a float32 power has 24 bits."""
+    ours, theirs = make(np.float32, np.int8), make(lambda value: float(np.float32(value)), int)
+    assert ours == theirs
+    for step in (0, 60, 500):
+        rate = ours.rate(step, [1.0] * 5)
+        assert type(rate) is float
+        assert rate == theirs.rate(step, [1.0] * 5)
+
+
+@pytest.mark.parametrize("number", [float, np.float64, int])
+@pytest.mark.parametrize("make", [lambda n: Exponential(n(1), n(2)), lambda n: Steps(n(1), 1, n(2))])
+def test_a_rate_that_overflows_is_named(make, number):
+    """Warnings are errors here, those of NumPy's numbers too."""
+    for schedule in (make(number), WarmUp(3, make(number))):
+        with pytest.raises(ValueError, match=r"the rate of update \d+ must be at least 0 and finite, got inf"):
+            SGD(schedule).rate(5000)
+
+
+@pytest.mark.parametrize("source", ["arrays", "batches"])
+@pytest.mark.parametrize(("lengths", "updates"), [([2, 1, 2, 2], 2), ([8, 1, 2, 0], 5), ([8, 7, 3, 0], 6)])
+def test_windows_need_a_rate_for_each_update_and_no_more(numpy_backend, source, lengths, updates):
+    """Windows of 2 steps: a batch of two sequences has as many as the longer one, not as the padding."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((4, 8, 4)).astype(np.float32), np.zeros((4, 8, 3), np.float32)
+    kwargs = {"window": 2}
+    if source == "arrays":
+        kwargs |= {"y": y, "lengths": lengths, "batch_size": 2, "shuffle": False}
+    else:
+        x = [(x[i : i + 2], y[i : i + 2], lengths[i : i + 2]) for i in (0, 2)]
+    trainer = fg.Trainer(fg.nn.LSTM(4, 3, seed=0), "mse", SGD(Rates([0.1] * updates)))
+    trainer.fit(x, **kwargs)
+    assert trainer.step_count == updates
+    trainer = fg.Trainer(fg.nn.LSTM(4, 3, seed=0), "mse", SGD(Rates([0.1] * (updates - 1))))
+    with pytest.raises(ValueError, match=f"got {updates - 1}, none for update {updates}"):
+        trainer.fit(x, **kwargs)
+
+
+def test_shuffled_windows_need_the_rates_of_any_order(numpy_backend):
+    """The two sequences of four windows may come in one batch or in two."""
+    x, y = np.ones((4, 8, 4), np.float32), np.zeros((4, 8, 3), np.float32)
+    options = {"lengths": [8, 8, 2, 1], "window": 2, "batch_size": 2, "epochs": 6}
+    trainer = fg.Trainer(fg.nn.LSTM(4, 3, seed=0), "mse", SGD(Rates([0.1] * 48)))
+    trainer.fit(x, y, **options)
+    assert 30 < trainer.step_count < 48
+    trainer = fg.Trainer(fg.nn.LSTM(4, 3, seed=0), "mse", SGD(Rates([0.1] * 47)))
+    with pytest.raises(ValueError, match="got 47, none for update 48"):
+        trainer.fit(x, y, **options)
+    assert trainer.step_count == 0
+
+
+@pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: Steps(0.0, 3), ValueError, "Steps: lr must be above 0 and finite, got 0.0"),

@@ -83,6 +83,8 @@ def test_settings_that_cannot_be_are_refused_and_change_nothing(in_force):
     refuses(ValueError, message, assign("optimizer", SGD(0.1)))
     refuses(TypeError, "Trainer: optimizer must be one of fastgrad.optim, got str", assign("optimizer", "adam"))
     refuses(ValueError, "Trainer: clip_norm must be above 0 and finite, got -1", assign("clip_norm", -1))
+    refuses(TypeError, "Trainer: clip_norm must be a number, got ndarray", assign("clip_norm", np.array([1.0, 2.0])))
+    refuses(TypeError, "Trainer: clip_norm must be a number, got ndarray", assign("clip_norm", np.array(np.inf)))
     message = (
         "Trainer: loss must be one of cross_entropy, binary_cross_entropy, mse, poisson_nll, mae, huber; got 'hinge'"
     )

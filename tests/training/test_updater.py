@@ -177,6 +177,7 @@ def test_bad_input_changes_nothing(in_force):
         (([], Adam()), ValueError, "Updater: params must have length at least 1, got 0"),
         (([np.ones(2), np.ones(2, "f")], Adam()), TypeError, "Updater: params[1] must be float64, got float32 (one call has one dtype)"),
         (([np.ones(2)], "adam"), TypeError, "Updater: optimizer must be one of fastgrad.optim, got str"),
+        (([np.ones(2)], Adam(), np.ones(2)), TypeError, "Updater: clip_norm must be a number, got ndarray"),
         (([np.ones(2)], Adam(), 0), ValueError, "Updater: clip_norm must be above 0 and finite, got 0"),
         (([np.ones(2)], Adam(), math.nan), ValueError, "Updater: clip_norm must be above 0 and finite, got nan"),
         (
