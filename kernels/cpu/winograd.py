@@ -44,7 +44,8 @@ from .gemm import B_BYTES, Panels, clear, pack_b, panel_tiles, tiles, tiles_in_p
 
 # pixels of x that a tile is computed from, in a row; those of a tile and the taps of a kernel are SIDE + 1
 SIDE, POINTS = 6, 36
-SIZES = 3, 5
+# sizes of kernels, and the tiles of an image that each needs at least: 5 x 5 taps are many to take through G
+FEWEST_TILES = {3: 0, 5: 36}
 # tiles that go through the products at a time and fit with them into the second-level cache
 TILES = 24
 # values of a kernel that are transformed at a time
@@ -151,7 +152,7 @@ def pointers4(first, step):
 
 @device_function
 def pointers5(first, step):
-    return pointers4(first, step) + (advance(first, 4 * step),)
+    return pointers2(first, step) + pointers3(advance(first, 2 * step), step)
 
 
 @device_function
@@ -326,16 +327,16 @@ def line_outputs(conv, line, tile, n, m, sums, zeros, like):
     # (A^T m) A, from left to right, and the bias
     for r in range(height):
         for j in range(conv.wide):
-            points = pointers6(advance(sums, r * SIDE * size + j * conv.K), size) + (bias, checks)
+            sources = (*pointers6(advance(sums, r * SIDE * size + j * conv.K), size), bias, checks)
             pixel = advance(z, (r * conv.columns + conv.tile * j) * conv.K)  # (tile, K)
             left = conv.columns - conv.tile * j
             second = advance(pixel, conv.K) if left > 1 else outside
             if conv.tile == 4:
                 third = advance(pixel, 2 * conv.K) if left > 2 else advance(outside, conv.K)
                 fourth = advance(pixel, 3 * conv.K) if left > 3 else advance(outside, 2 * conv.K)
-                map_arrays(output_transform_bias, conv.K, points, (pixel, second, third, fourth, checks), ())
+                map_arrays(output_transform_bias, conv.K, sources, (pixel, second, third, fourth, checks), ())
             else:
-                map_arrays(output_transform2_bias, conv.K, points, (pixel, second, checks), ())
+                map_arrays(output_transform2_bias, conv.K, sources, (pixel, second, checks), ())
     if is_nonfinite(conv.K, checks):
         flag_tiles(conv, line, height, z, like)
     # residual and activation
@@ -487,9 +488,12 @@ def count_tiles(rows, columns, taps):
 
 
 def applies(w, geometry, groups, z):
-    """Whether Winograd's convolution applies to z, and pays: enough channels, and few pixels of tiles beyond z's edges."""
+    """Whether Winograd's convolution applies to z, and pays: enough channels and tiles, and few pixels of tiles beyond z's edges.
+
+    The batch does not decide: an image has the same bits alone.
+    """
     (stride, pads, dilation), (_, rows, columns, _), (taps, width) = geometry, z.shape, w.shape[:2]
-    if taps != width or taps not in SIZES:
+    if taps != width or taps not in FEWEST_TILES:
         return False
     high, wide, tile = count_tiles(rows, columns, taps)
     return (
@@ -497,6 +501,7 @@ def applies(w, geometry, groups, z):
         and min(pads) >= 0
         and min(w.shape[2:]) >= CHANNELS
         and high * wide * tile**2 <= 2 * rows * columns
+        and high * wide >= FEWEST_TILES[taps]
     )
 
 

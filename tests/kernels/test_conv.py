@@ -79,8 +79,8 @@ LARGE = {
     "images": (130, 4, 8, 12, 3, {"padding": 1}),
     # of kernels/cpu/winograd_weights.py: channels and outputs in panels
     "panels": (5, (9, 8), 190, 215, 3, {"padding": 1}),
-    "panels_5x5": (5, (7, 8), 190, 215, 5, {"padding": 2}),
-    "few_tiles_5x5": (1, (5, 4), 310, 130, 5, {"padding": 2}),
+    "panels_5x5": (2, (11, 12), 190, 215, 5, {"padding": 2}),
+    "few_tiles_5x5": (1, (12, 11), 150, 150, 5, {"padding": 2}),
     # of kernels/cpu/conv.py: outputs shared by threads, w in several blocks, and tiles of three vectors, in either dtype
     "few_pixels": (2, (5, 6), 130, 128, 3, {"stride": 2, "padding": 1}),
     "few_pixels_1x1": (1, 5, 200, 192, 1, {}),
@@ -93,6 +93,9 @@ LARGE = {
 
 
 def option(rng, name, dtype=np.float64, n=2, image=(6, 5), **more):
+    if name.startswith("tiles_5x5"):
+        # enough tiles for kernels/cpu/winograd.py
+        image = (12, 13)
     channels, outputs, size, options = OPTIONS[name]
     return random_conv(rng, n, image, channels, outputs, size, dtype, **options, **more)
 
