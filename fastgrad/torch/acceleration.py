@@ -40,9 +40,9 @@ def accelerate(model: nn.Module, *, choose: bool | Report | dict[str, Any] | str
     checkpoints go on; so do hooks on modules that are replaced as a whole.
 
     At its first call with a shape, in training or evaluation, each of them is timed both ways, on copies, and then goes the
-    faster way. The next calls of the model, about ten, go in turns with all of them and by PyTorch's layers alone: where
-    PyTorch is faster in the whole, it stays PyTorch. The report says which. Which one it is may differ from run to run, and
-    with it the last digits of results: give a stored report, or False. Nothing is timed under torch.compile, autocast, a
+    faster way. The next calls of the model, about ten, go in turns with all of them and by PyTorch's layers alone: unless
+    that is 5 % slower in the whole, the model stays PyTorch's. The report says which. Which one it is may differ from run to
+    run, and with it the last digits of results: give a stored report, or False. Nothing is timed under torch.compile, autocast, a
     checkpoint or torch.use_deterministic_algorithms: there all that is fused is, and layers alone are PyTorch's.
 
     A layer is fused as long as it is exactly PyTorch's own, which every call asks. One of a subclass, or with hooks, a
