@@ -433,15 +433,10 @@ def block_channels(conv, width):
 
 
 @device_function
-def tile_of(taps):
-    """Pixels of a tile in a row."""
-    return SIDE + 1 - taps
-
-
-@device_function
-def tiles_of(pixels, taps):
-    """Tiles in a row of so many pixels."""
-    return (pixels + SIDE - taps) // (SIDE + 1 - taps)
+def count_tiles(rows, columns, taps):
+    """Tiles of an output above each other and beside each other, and a tile's side."""
+    tile = SIDE + 1 - taps
+    return (rows + tile - 1) // tile, (columns + tile - 1) // tile, tile
 
 
 @device_function
@@ -449,8 +444,8 @@ def describe(conv, x, taps, K, rows, columns, top, left, scratch, thread_count):
     """Fill in sizes and scratch."""
     conv.N, conv.H, conv.W, conv.C = x.shape
     conv.K, conv.rows, conv.columns, conv.top, conv.left = K, rows, columns, top, left
-    conv.taps, conv.tile = taps, tile_of(taps)
-    conv.high, conv.wide = tiles_of(rows, taps), tiles_of(columns, taps)
+    conv.taps = taps
+    conv.high, conv.wide, conv.tile = count_tiles(rows, columns, taps)
     conv.lines, conv.x = conv.N * conv.high, address(x)
     conv.channel, conv.channels, conv.output, conv.outputs = 0, conv.C, 0, K
     conv.scratch, conv.scratch_size, conv.itemsize = address(scratch), scratch.size // thread_count, x.itemsize
@@ -482,11 +477,6 @@ _KERNELS = Addresses(
 )
 
 
-def count_tiles(rows, columns, taps):
-    """Tiles of an output above each other and beside each other, and a tile's side."""
-    return tiles_of.py_func(rows, taps), tiles_of.py_func(columns, taps), tile_of.py_func(taps)
-
-
 def applies(w, geometry, groups, z):
     """Whether Winograd's convolution applies to z, and pays: enough channels and tiles, and few pixels of tiles beyond z's edges.
 
@@ -495,7 +485,7 @@ def applies(w, geometry, groups, z):
     (stride, pads, dilation), (_, rows, columns, _), (taps, width) = geometry, z.shape, w.shape[:2]
     if taps != width or taps not in FEWEST_TILES:
         return False
-    high, wide, tile = count_tiles(rows, columns, taps)
+    high, wide, tile = count_tiles.py_func(rows, columns, taps)
     return (
         (*stride, *dilation, groups) == (1, 1, 1, 1, 1)
         and min(pads) >= 0
@@ -513,7 +503,7 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
     dtype, taps, size = x.dtype, len(w), w[0, 0].size
     n, _, width, channels = x.shape
     rows, columns, K = z.shape[1:]
-    high, wide, tile = count_tiles(rows, columns, taps)
+    high, wide, tile = count_tiles.py_func(rows, columns, taps)
     n_tiles, tiles_at_once = n * high * wide, (TILES + wide - 1) // wide * wide
     few_tiles = n_tiles * (channels + K) * FEW < size
     pixels = max(width * channels, K) + SIDE * (tile * wide + taps - 1) * channels + (SIDE * wide + 1) * tile * K
@@ -537,6 +527,6 @@ def convolve(x, w, b, pads, flip, residual, activation, saved):
 def replace_tiles(flags, taps, z, values):
     """Copy the flagged tiles from values to z (N, rows, columns, K)."""
     n, rows, columns, _ = z.shape
-    high, wide, tile = count_tiles(rows, columns, taps)
+    high, wide, tile = count_tiles.py_func(rows, columns, taps)
     pixels = flags.reshape(n, high, wide).astype(bool).repeat(tile, axis=1).repeat(tile, axis=2)[:, :rows, :columns]
     z[pixels] = values[pixels]
