@@ -21,6 +21,11 @@ NO_ACTIVATION = check.activation("conv_norm", "identity")
 OUTPUT, OF_INPUT, OF_WEIGHT = "output", "gradient of the input", "gradient of the weight"
 
 
+def values(t: Tensor) -> np.ndarray:
+    """The values of a tensor, of a negated view too."""
+    return t.detach().resolve_neg().numpy()
+
+
 def image(t: Tensor) -> np.ndarray:
     """(N, H, W, C), contiguous; of (N, C, L) or (N, C) likewise."""
     t = t.detach().resolve_neg()
@@ -30,7 +35,7 @@ def image(t: Tensor) -> np.ndarray:
 
 
 def vector(t: Tensor) -> np.ndarray:
-    return check.contiguous(t.detach().resolve_neg().numpy())
+    return check.contiguous(values(t))
 
 
 def convolve(layer: Any, is_ours: bool, x: Tensor, weight: Tensor, bias: Any, residual: Any) -> tuple[Tensor, Any]:
@@ -40,7 +45,7 @@ def convolve(layer: Any, is_ours: bool, x: Tensor, weight: Tensor, bias: Any, re
         n, outputs, *size = layer.conv_shape(x.shape)
         added = None if residual is None else image(residual)
         saved = layer_saved(empty((n, *size, outputs), xs.dtype), f)
-        w, b = kernel_layout(weight.detach().resolve_neg().numpy()), None if bias is None else vector(bias)
+        w, b = kernel_layout(values(weight)), None if bias is None else vector(bias)
         kernels().conv2d_forward(xs, w, b, layer.space(x.shape)[0], added, f, saved)
         return channels_second(saved.y), channels_second(saved.z) if f.needs_input else None
     with torch.no_grad():
@@ -59,7 +64,7 @@ def input_gradient(layer: Any, is_ours: bool, dz: Tensor, shape: torch.Size, wei
     if not is_ours:
         return _pytorchs(layer, dz, channels_second(xs), weight, [True, False, False])[0]
     dx = empty(xs.shape, xs)
-    _ours(layer, dzs, xs, shape, kernel_layout(weight.detach().resolve_neg().numpy()), dx, None, None)
+    _ours(layer, dzs, xs, shape, kernel_layout(values(weight)), dx, None, None)
     return channels_second(dx)
 
 
